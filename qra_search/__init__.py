@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qra_search import display
-
 if TYPE_CHECKING:
     from qra_search.errors import BadInput
-    from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Sensitivities
-    from qra_search.log import Proposal, StudyState, Trial, TrialLog
+    from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+    from qra_search.evaluation.sensitivities import Sensitivities
+    from qra_search.log.state import StudyState
+    from qra_search.log.trial import Proposal, Trial
+    from qra_search.log.trial_log import TrialLog
     from qra_search.space import (
         BudgetTooSmall,
         Group,
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
         StorageFormat,
     )
     from qra_search.strategies import Strategy
-    from qra_search.study import Callback, EvaluatedPlan, SearchResult, Study
+    from qra_search.study.forecast import EvaluatedPlan
+    from qra_search.study.result import SearchResult
+    from qra_search.study.study import Callback, Study
     from qra_search.workflow.run import Run, open_run, plan
     from qra_search.workflow.search import search
 
@@ -60,19 +63,23 @@ __all__ = [
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
     "errors": ("BadInput",),
-    "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Sensitivities"),
-    "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
+    "evaluation.evaluator": ("Evaluation", "EvaluationFailed", "Evaluator"),
+    "evaluation.sensitivities": ("Sensitivities",),
+    "log.state": ("StudyState",),
+    "log.trial": ("Proposal", "Trial"),
+    "log.trial_log": ("TrialLog",),
     "space": (
         "BudgetTooSmall", "Group", "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "SearchSpace",
         "StorageFormat",
     ),
     "strategies": ("Strategy",),
-    "study": ("Callback", "EvaluatedPlan", "SearchResult", "Study"),
+    "study.forecast": ("EvaluatedPlan",),
+    "study.result": ("SearchResult",),
+    "study.study": ("Callback", "Study"),
     "workflow.run": ("Run", "open_run", "plan"),
     "workflow.search": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-display.register_from("qra_search.report.reprs")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.loaders, .objects and .harnesses."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .loaders
+and .objects."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ Kind = Literal[
     "backends",
     "tasks",
     "exporters",
-    "importers",
     "loaders",
     "objects",
-    "harnesses",
 ]
 _SINGULAR = {
     "strategies": "strategy",
@@ -28,10 +26,8 @@ _SINGULAR = {
     "backends": "backend",
     "tasks": "task",
     "exporters": "export format",
-    "importers": "plan format",
     "loaders": "loader",
     "objects": "register of objects",
-    "harnesses": "harness",
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from qra_search.errors import shortened
-from qra_search.space.budgets import parse
+from qra_search.space.budgets import Budget
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -263,10 +263,14 @@ class SearchConfig(Section):
         "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
     )
     seed: int = Field(0, ge=0)
-    learn_from: str | None = Field(
-        None,
-        description="another run, or its log, whose trials give the sensitivities; default: they are measured",
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gone(cls, data: Any) -> Any:
+        """Configs of earlier runs say `learn_from: null`, which is no setting any more."""
+        if isinstance(data, dict) and data.get("learn_from", "") is None:
+            return {name: value for name, value in data.items() if name != "learn_from"}
+        return data
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -276,7 +280,5 @@ class SearchConfig(Section):
 
     @field_validator("memory")
     @classmethod
-    def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            parse(value)
-        return values
+    def _budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(Budget, values))

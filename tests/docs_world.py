@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from qra_backends.mixed import CALIBRATED_CHOICE
 
-from qra_search.config import EvaluationConfig, FinetuneConfig
+from qra_search.config import EvaluationConfig, FinetuneConfig, RunConfig
+from qra_search.workflow import run as runs
+from qra_search.workflow.settings import make_settings
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
 FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
+SMALL = {"evaluation": EVALUATION, "finetune": FINETUNE}
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),
@@ -36,12 +42,24 @@ def shrunk(code: str) -> str:
 
 
 def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluators made in Python train and test as briefly as those of shrunk commands."""
+    """Evaluators and runs made in Python train and test as briefly as those of shrunk commands."""
     from qra_eval import QuantizedLoRAEvaluator
 
+    def brief(config: Any = None, overrides: Mapping[str, Any] | None = None, **keywords: Any) -> RunConfig:
+        fields = {f"{name}.{field}": value for name, own in SMALL.items() for field, value in own.items()}
+        return make_settings(config, fields | dict(overrides or {}), **keywords)
+
+    monkeypatch.setattr(runs, "make_settings", brief)
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
     monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
+    cheap_levels(monkeypatch)
+
+
+def cheap_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default backend without trellis codes, which take three times as long to make and have tests of their own."""
+    for width in (2, 3, 4, 5):
+        monkeypatch.setitem(CALIBRATED_CHOICE, width, "reference-gptq")
 
 
 def run_command(words: list[str]) -> None:
@@ -53,7 +71,7 @@ def run_command(words: list[str]) -> None:
     from qra_search.cli.errors import run_safely
 
     if words[1] in TAKES_SETTINGS:
-        for section, fields in (("evaluation", EVALUATION), ("finetune", FINETUNE)):
+        for section, fields in SMALL.items():
             words = [
                 *words,
                 *(part for name, value in fields.items() for part in ("--set", f"{section}.{name}={value}")),
@@ -71,7 +89,6 @@ def build_world(folder: Path) -> None:
     examples = make_task("arithmetic", seed=1).split("calibration")[:400]
     rows = "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in examples)
     (folder / "train.jsonl").write_text(rows)
-    (folder / "evopress.txt").write_text("model.layers.0.self_attn.q_proj: 4\n")
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")

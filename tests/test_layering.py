@@ -17,6 +17,7 @@ PACKAGES = {
 HEAVY = {
     "accelerate",
     "botorch",
+    "filelock",
     "gpytorch",
     "jinja2",
     "matplotlib",
@@ -31,7 +32,7 @@ HEAVY = {
 }
 OPTIONAL = {
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
-    "llama_cpp_py_sync", "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
+    "llama_cpp_py_sync", "mlflow", "optimum", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.ggml.decode_triton",

@@ -26,10 +26,8 @@ NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
-    "optuna": ("optuna", set(), set(), {"optuna"}),
     "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),
-    "lm_eval": ("lm-eval", set(), set(), set()),
     "vllm": ("vllm", {"qra_backends.served.vllm_plugin"}, set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
 }

@@ -1,13 +1,11 @@
-"""An evaluator written outside the project, against the exported names alone, is searched by every strategy."""
+"""An evaluator written outside the project, against the exported names alone, is searched."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
-from qra_search import plugins
-
+STRATEGIES = ("uniform", "random", "additive", "qra", "nsga2")
 SCRIPT = """
 import sys
 from qra_search import Evaluation, Evaluator, Group, Linear, Plan, Sensitivities, SearchResult, SearchSpace, search
@@ -38,8 +36,8 @@ for strategy in sys.argv[1:]:
 """
 
 
-def test_a_foreign_evaluator_is_searched_by_every_strategy():
-    strategies = [name for name in plugins.names("strategies") if name != "optuna" or find_spec("optuna")]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *strategies], capture_output=True, text=True)
+def test_a_foreign_evaluator_is_searched():
+    """By the strategies that load no Gaussian processes: the contract tests hold all others to the same interface."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *STRATEGIES], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Plan(4 groups") == len(strategies)
+    assert done.stdout.count("Plan(4 groups") == len(STRATEGIES)

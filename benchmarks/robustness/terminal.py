@@ -55,7 +55,7 @@ SCREENS: tuple[tuple[str, str, int], ...] = (
     ("strategies", "qra strategies", 0),
     ("backends", "qra backends", 0),
     ("tasks", "qra tasks", 0),
-    ("bench", "qra bench --preset quick --help", 0),
+    ("bench", "qra bench --help", 0),
     ("wrong-option", "qra serch --model tiny", 2),
     ("wrong-size", f"qra plan {TINY} --memory 108", 2),
     ("run-exists", f"qra search {TINY} --memory 80% --out runs/b", 2),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, palette, ramp
-from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.canvas import SHAPES, fit, new_figure, put_label, style, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +69,17 @@ def sensitivity_figure() -> Figure:
     steps = [Patch(color=color, label=name) for color, name in zip(ramp("damage", DAMAGE_STEPS), names, strict=True)]
     figure.legend(handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
     return figure
+
+
+def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Lines with marks, named at the right in the order in which they end."""
+    lines = []
+    for i, (name, points) in enumerate(series.items()):
+        shape = SHAPES[(i + i // len(SHAPES)) % len(SHAPES)]  # the ninth has the first one's colour in another shape
+        lines += axes.plot(*zip(*points, strict=True), color=ORIGINS[i % len(ORIGINS)], linewidth=2, marker=shape,
+                           markersize=7, label=name, clip_on=False)  # fmt: skip
+    by_end = sorted(zip(series.values(), lines, strict=True), key=lambda pair: -pair[0][-1][1])
+    axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
 
 
 def quantizers_figure() -> Figure:

@@ -1,1 +1,1 @@
-"""The evaluators: real tuning, landscapes, recorded trials."""
+"""The evaluators: real tuning, landscapes."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from qra_search.bench.cell import CHECKPOINTS, run_cell
 from qra_search.bench.run import Progress, environment, read_rows, run_benchmark
 from qra_search.bench.tables import make_tables
-from qra_search.bench.tasks import PRESETS, Preset, Task, parse_strategy, task_budgets, task_named
+from qra_search.bench.tasks import Task, parse_strategy, task_budgets, task_named
 
 __all__ = [
     "CHECKPOINTS",
-    "PRESETS",
-    "Preset",
     "Progress",
     "Task",
     "environment",

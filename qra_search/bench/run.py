@@ -23,7 +23,7 @@ from qra_search.files import write_text
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
-PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", DISTRIBUTION)
+PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", DISTRIBUTION)
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,6 @@ BEST_MARGIN = 1e-9
 Cell = str | int | float | Interval | None
 
 
-class NoRows(ValueError):
-    """The folder holds no finished cell."""
-
-
 @dataclass(frozen=True)
 class Table:
     """A caption, the names of the columns, and rows of as many cells."""
@@ -69,12 +65,12 @@ def make_tables(out: str | Path) -> dict[str, Any]:
     """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns what the first holds.
 
     Raises:
-        NoRows: nothing has been run there.
+        ValueError: nothing has been run there.
     """
     folder = Path(out)
     rows = read_rows(folder)
     if not rows:
-        raise NoRows(f"{folder} holds no finished cell: run the benchmark first")
+        raise ValueError(f"{folder} holds no finished cell: run the benchmark first")
     settings = make_settings(rows)
     data = {"rows": len(rows), "settings": [asdict(setting) for setting in settings]}
     (folder / "tables.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")

@@ -1,11 +1,11 @@
-"""What strategies are compared on: tasks by name, the budgets of a task, and presets."""
+"""What strategies are compared on: tasks by name, the budgets of a task, and strategies by name or file."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,22 +55,19 @@ class Task:
 
 
 def task_named(text: str) -> Task:
-    """A task from `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` (`interaction-32-layer-measured`), or `recorded:LOG`.
+    """A task from `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, such as `interaction-32-layer-measured`.
 
-    With `-noiseless` behind it, every evaluation of a landscape shows the true loss; with `-noise0.1` two seeds of a
+    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a
     plan differ by so many nats (deviation) instead of as measured.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is none.
     """
-    kind, _, rest = text.partition(":")
-    if kind == "recorded" and rest:
-        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
     parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as "
-            f"interaction-32-layer-measured, or recorded:LOG (families: {', '.join(FAMILIES)})"
+            f"interaction-32-layer-measured (families: {', '.join(FAMILIES)})"
         )
     options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):
@@ -94,7 +91,7 @@ def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """A strategy from `NAME`, `NAME:ARGUMENT` or `FILE.py`, with options behind it: `NAME?OPTION=VALUE&OPTION=VALUE`.
+    """A strategy from `NAME` or `FILE.py`, with options behind it: `NAME?OPTION=VALUE&OPTION=VALUE`.
 
     Raises:
         BadInput, UnknownName: there is no such strategy, or it does not take these options.
@@ -152,28 +149,3 @@ def with_options(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
         options[key] = read_yaml(value)
     return name, options
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A benchmark by name."""
-
-    tasks: Sequence[str]
-    strategies: Sequence[str]
-    seeds: int
-    evaluations: float
-
-
-PRESETS = {
-    "quick": Preset(
-        ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
-    ),
-    "main": Preset(
-        [f"{family}-32-layer-measured" for family in FAMILIES],
-        ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "optuna:tpe", "optuna:nsgaii",
-         "qra"],
-        seeds=20,
-        evaluations=100,
-    ),
-}  # fmt: skip
-"""`quick` is for a first look; `main` compares the strategies at one size."""

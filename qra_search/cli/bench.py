@@ -5,26 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from qra_search.bench import PRESETS, make_tables, run_benchmark
+from qra_search.bench import make_tables, run_benchmark
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
-from qra_search.plugins import UnknownName, unknown_message
 
-DEFAULT_PRESET = "quick"
+TASKS = ("interaction-16-layer-measured", "misleading-16-layer-measured")
+STRATEGIES = ("additive", "qra")
+SEEDS, EVALUATIONS = 3, 25
+"""What is compared if nothing is said: a first look of under two minutes."""
 
 
 def bench(
-    preset: Annotated[
-        str, option("--preset P", "A benchmark by name: its tasks, strategies, seeds, evaluations.", show_default=True)
-    ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
-        option(
-            "--task T",
-            "A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times.",
-        ),
-    ] = None,  # fmt: skip
+        option("--task T", "A landscape, such as interaction-32-layer-measured; may be given several times."),
+    ] = None,
     names: Annotated[
         list[str] | None,
         option(
@@ -37,9 +33,6 @@ def bench(
     evaluations: common.Evaluations = None,
     out: Annotated[Path, option("--out -o FOLDER", "Rows and tables.", show_default=True)] = Path("bench"),
     workers: Annotated[int, option("--workers N", "Processes at a time.", show_default=True, min=1)] = 2,
-    tables_only: Annotated[
-        bool, option("--tables-only", "Run nothing: make the tables of the rows in the folder.")
-    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Compare search strategies on tasks whose best is known, and write tables with statistics.
@@ -50,17 +43,12 @@ def bench(
 
         qra bench --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
     """
-    if preset not in PRESETS:
-        raise UnknownName(unknown_message("preset", preset, PRESETS))
-    chosen = PRESETS[preset]
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
     with bad_input():
-        if not tables_only:
-            run_benchmark(
-                tasks or chosen.tasks, names or chosen.strategies,
-                chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
-                progress=say,
-            )  # fmt: skip
+        run_benchmark(
+            tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), evaluations or EVALUATIONS,
+            out, workers, progress=say,
+        )  # fmt: skip
         tables = make_tables(out)
     if as_json:
         common.emit({"folder": str(out), **tables})

@@ -18,10 +18,10 @@ from qra_search import plugins
 from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
-from qra_search.integrations import TRACKERS
 from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
-from qra_search.space.budgets import parse
+from qra_search.space.budgets import Budget
+from qra_search.trackers import TRACKERS
 from qra_search.workflow.settings import make_settings
 
 if TYPE_CHECKING:
@@ -106,11 +106,6 @@ EvaluatorName = Annotated[
            "trying out).", HOW, autocompletion=_names("evaluators")),
 ]  # fmt: skip
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
-LearnFrom = Annotated[
-    str | None,
-    option("--learn-from RUN", "Take the sensitivities from another run's trials (another budget or seed, or a "
-           "sibling model) instead of measuring them.", HOW),
-]  # fmt: skip
 Set = Annotated[
     list[str] | None,
     option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
@@ -121,10 +116,6 @@ Track = Annotated[
            "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
            autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
-Push = Annotated[
-    str | None,
-    option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
-]
 DryRun = Annotated[
     bool,
     option(
@@ -153,10 +144,10 @@ SETTINGS: dict[str, Any] = {
     "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "memory": Memory,
     "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
     "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
-    "learn_from": LearnFrom, "sets": Set,
+    "sets": Set,
 }  # fmt: skip
 """The options that say what a run is, in the order of the help."""
-OF_SEARCH = ("evaluations", "strategy", "learn_from")
+OF_SEARCH = ("evaluations", "strategy")
 """Those of them that only a search has."""
 
 
@@ -185,16 +176,8 @@ class Given:
         values = {name: value for name, value in self.values.items() if value is not None}
         file, sets = config or values.pop("config", None), values.pop("sets", ())
         values.pop("config", None)
-        for size in values.get("memory", ()):
-            check_unit(size)
         given = {name: _value(name, value) for name, value in values.items()}
         return make_settings(file, dict(map(pair, sets)), **given)
-
-
-def check_unit(size: str | None) -> None:
-    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
-    if size is not None:
-        parse(size, needs_unit=True)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -265,6 +248,8 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 
 def _value(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
+    if name == "memory":
+        return [Budget(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]

@@ -17,9 +17,7 @@ from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.workflow.costs import Costs
-from qra_search.workflow.dry_run import embeddings_hint, foretold
-from qra_search.workflow.rows import rows_text
+from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
 
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
@@ -32,7 +30,7 @@ def print_dry_run(
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
-        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+        begun: the search has begun, and so has a task.
     """
     facts = foretold(config, view, track=track, begun=begun)
     if as_json:

@@ -9,7 +9,6 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
-from qra_search.integrations.hub import check_hub, push_export
 from qra_search.report.table import TextTable
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
@@ -28,7 +27,6 @@ def export(
         option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
-    push_to_hub: common.Push = None,
     as_list: Annotated[bool, option("--list", "List the formats.")] = False,
     as_json: common.Json = False,
 ) -> None:
@@ -57,22 +55,15 @@ def export(
                 raise BadInput(f"{run} cannot be exported as {target.format}: " + "; ".join(reasons))
         print(f"{run} can be exported as {target.format}.")
         return
-    if push_to_hub is not None:
-        with bad_input():
-            check_hub(push_to_hub)
     done = export_run(folder, target)
-    serve = "" if target.engine is None else serve_command(target.engine, done.path)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
-    else:
-        print(f"{done.path}: {_compared(done)}")
-        for note in done.notes:
-            print(f"  - {note}")
-        if serve:
-            print(f"serve it with: {serve}")
-    if push_to_hub is not None:
-        address = push_export(folder, done.path, push_to_hub, serve=serve)
-        common.stderr().print(f"uploaded: {address}", soft_wrap=True)
+        return
+    print(f"{done.path}: {_compared(done)}")
+    for note in done.notes:
+        print(f"  - {note}")
+    if target.engine is not None:
+        print(f"serve it with: {serve_command(target.engine, done.path)}")
 
 
 def _compared(done: Any) -> str:

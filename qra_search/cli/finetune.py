@@ -8,14 +8,13 @@ from typing import Annotated, cast
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.errors import bad_input
-from qra_search.integrations.hub import check_hub, push_tuned
 from qra_search.launched import follows
 from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps, print_samples
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import Budget
 from qra_search.workflow.finetune import Finetuned, check_reloads
 from qra_search.workflow.run import open_run
 
@@ -54,7 +53,6 @@ def finetune(
         bool, option("--dry-run", "Tune nothing: print the settings, the cost and an example as it is tuned on.")
     ] = False,
     track: common.Track = None,
-    push_to_hub: common.Push = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans and the untuned model.
@@ -67,11 +65,8 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    common.check_unit(memory)
+    memory = None if memory is None else Budget(memory, needs_unit=True)
     changes = dict(map(common.pair, sets or []))
-    if push_to_hub is not None:
-        with bad_input():
-            check_hub(push_to_hub)
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
         if dry_run:
@@ -87,8 +82,6 @@ def finetune(
     else:
         print_tested(opened.folder, done)
     check_reloads(done)
-    if push_to_hub is not None:
-        common.stderr().print(f"uploaded: {push_tuned(done.folder, push_to_hub)}", soft_wrap=True)
 
 
 def print_tested(folder: RunFolder, done: Finetuned) -> None:

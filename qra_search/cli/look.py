@@ -1,16 +1,21 @@
-"""Commands that look at runs: the report, the plan in the terminal, and a folder of runs."""
+"""Commands that look at runs: the report, the plan in the terminal, a folder of runs; plans compared and edited."""
 
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input, describe
+from qra_search.files import write_json
+from qra_search.log.recorded import recorded_space
+from qra_search.log.trial_log import TrialLog
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
@@ -19,9 +24,12 @@ from qra_search.report.layout import heat_maps
 from qra_search.report.tables import overview_table
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
-from qra_search.runs.folder import RunFolder, find_runs
-from qra_search.space.budgets import describe_size, resolve
-from qra_search.space.serialization import plan_to_dict
+from qra_search.runs.folder import RunFolder, find_runs, plan_data, read_plan
+from qra_search.space.budgets import Budget, describe_size
+from qra_search.space.levels import level_words, read_name
+from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import choices_in, plan_to_dict
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.finetune import place_of
 from qra_search.workflow.run import write_reports
@@ -66,7 +74,7 @@ def show(
 
         qra show runs/a
     """
-    common.check_unit(memory)
+    memory = None if memory is None else Budget(memory, needs_unit=True)
     with bad_input():
         folder = RunFolder(run).check()
         result = folder.result()
@@ -99,7 +107,7 @@ def _headline(result: SearchResult, folder: RunFolder, memory: str | None) -> st
     """What was found, by the comparison on test data where that is of the plan that is shown."""
     if memory is None:
         return said(result, read_test(folder.test()))
-    (limit,) = resolve(result.space, memory)
+    limit = Budget(memory).bytes_in(result.space)
     return said(result, read_test(place_of(folder, result, limit, memory).test()), limit)
 
 
@@ -158,3 +166,115 @@ def _facts(run: RunData) -> dict[str, Any]:
 def _finite(x: float) -> float | None:
     """A figure as JSON has it: a tuning that failed has none."""
     return x if math.isfinite(x) else None
+
+
+# -- plans -----------------------------------------------------------------------------------------
+plans = typer.Typer(help="Compare and edit plans.", no_args_is_help=False)
+
+PlanPath = Annotated[Path, argument("PLAN", "A plan.json, or the folder of a run.")]
+
+
+@plans.command("diff")
+def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> None:
+    """Say in which groups two plans differ, and by how many bytes.
+
+    [bold]Example[/]
+
+        qra plans diff runs/a runs/b/plan.json
+    """
+    plans = [plan_data(path) for path in (first, second)]
+    with bad_input():
+        one, two = map(choices_in, plans)
+    sizes = [_bytes(*side) for side in zip((first, second), plans, strict=True)]
+    names = list(dict.fromkeys([*one, *two]))
+    differing = [name for name in names if one.get(name) != two.get(name)]
+    if as_json:
+        rows = [{"group": name, "first": one.get(name), "second": two.get(name)} for name in differing]
+        common.emit({"differences": rows, "first_bytes": sizes[0], "second_bytes": sizes[1]})
+        return
+    for name in differing:
+        before, after = (
+            f"{level_words(choice[0])}, rank {choice[1]}" if choice else "not there"
+            for choice in (one.get(name), two.get(name))
+        )
+        print(f"{name}: {before} -> {after}")
+    texts = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in sizes)
+    print(f"{len(differing)} of {len(names)} groups differ; the plans take {texts}.")
+
+
+@plans.command("edit")
+def edit(
+    plan: PlanPath,
+    changes: Annotated[
+        list[str],
+        option(
+            "--set GROUPS=BITS:RANK",
+            "A choice for the groups of a pattern, such as '*.v_proj=8:16' or 'layers.0.*=4:'.",
+        ),
+    ],  # fmt: skip
+    out: Annotated[Path, option("--out -o FILE", "Where to write it.")],
+    run: Annotated[Path | None, option("--run RUN", "The run whose space the plan is of.")] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Write a plan with other bits or ranks for some groups.
+
+    [bold]Example[/]
+
+        qra plans edit runs/a --set '*.v_proj=8:16' --out mine.json
+    """
+    space = _space(plan, run)
+    changed = read_plan(space, plan)
+    for change in changes:
+        changed = _changed(space, changed, change)
+    tuned = RunFolder(out.parent)
+    if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
+        raise BadInput(
+            f"{out} says which plan the adapter beside it was tuned for: give another file with --out, and tune that "
+            f"with `qra finetune {out.parent} --plan FILE`"
+        )
+    with bad_input():
+        write_json(out, plan_to_dict(space, changed))
+    size = space.memory_bytes(changed)
+    if as_json:
+        common.emit({"plan": str(out), "memory_bytes": size})
+    else:
+        print(f"{out}: {describe_size(space, size)}")
+
+
+def _bytes(path: Path, data: dict[str, Any]) -> int | None:
+    """Bytes of a plan: by the space of the run that it lies in, else as its file says; None if that says nothing."""
+    if RunFolder(path if path.is_dir() else path.parent).exists:
+        space = _space(path, None)
+        return space.memory_bytes(read_plan(space, path))
+    size = data.get("memory_bytes")
+    return size if isinstance(size, int) else None
+
+
+def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
+    pattern, equals, choice = change.rpartition("=")
+    bits_text, _, rank_text = choice.partition(":")
+    hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
+    # Embeddings have levels of their own: a pattern that meets linears too is meant for these.
+    hits = [i for i in hits if not space.groups[i].is_embedding] or hits
+    if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
+        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
+    if not hits:
+        raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")
+    with bad_input():
+        level = space.level(read_name(bits_text)).name if bits_text else None
+    bits, ranks = list(plan.bits), list(plan.ranks)
+    for i in hits:
+        bits[i] = bits[i] if level is None else level
+        ranks[i] = int(rank_text) if rank_text else ranks[i]
+    new = Plan(tuple(bits), tuple(ranks))
+    with bad_input():
+        space.encode(new)
+    return new
+
+
+def _space(plan: Path, run: Path | None) -> SearchSpace:
+    folder = RunFolder(run or (plan if plan.is_dir() else plan.parent))
+    if run is None and not folder.exists:
+        raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
+    with bad_input(), TrialLog(folder.check().log_file) as log:
+        return recorded_space(log)

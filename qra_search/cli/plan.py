@@ -19,10 +19,9 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
-from qra_search.workflow.costs import Costs, worth_text
-from qra_search.workflow.plan import check_plannable
+from qra_search.workflow.dry_run import Costs, worth_text
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import new_folder
+from qra_search.workflow.search import check_plannable, new_folder
 
 
 @common.with_settings(*common.OF_SEARCH)

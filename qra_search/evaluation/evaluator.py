@@ -185,7 +185,7 @@ class Evaluator(ABC):
         """Loss in nats of the model as it was loaded."""
         return None
 
-    # -- full tuning; `qra finetune` and `qra evaluate` need it ---------------------------------
+    # -- full tuning; `qra finetune` needs it --------------------------------------------------
     @property
     def tunes(self) -> bool:
         """Whether it can tune a plan in full."""

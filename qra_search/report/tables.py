@@ -1,10 +1,16 @@
-"""The tables of runs as texts; the terminal prints them, and the page has them as HTML."""
+"""The tables of runs as texts, which the terminal prints and the page has as HTML; how results show themselves."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.text import Text
 
 from qra_search.report.data import RunData
+from qra_search.report.finding import finding, headline, said
 from qra_search.report.formatting import (
     bits_counts,
     duration,
@@ -26,6 +32,9 @@ from qra_search.study.result import SearchResult
 
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
+NOTEBOOK_WIDTH = 110
+"""Columns in a notebook."""
+HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
 
 
 def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
@@ -149,3 +158,31 @@ def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = la
         ))  # fmt: skip
     heads = ("run", "budget", "loss", "best uniform", "gain", "evaluations", "time")
     return TextTable("The finding of every run", heads, rows)
+
+
+def result_rich(result: SearchResult, tested: Sequence[TestResult] = ()) -> Group:
+    """The finding in a sentence, and for every budget the best plan beside the best uniform one."""
+    failed = len(result.failures())
+    spent = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
+    spent += f"; spent {evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
+    parts: list[Any] = [Text(said(result, tested), style="bold"), Text()]
+    if result.comparisons:
+        parts += [comparison_table(result), Text()]
+    return Group(*parts, Text(spent, style="dim"))
+
+
+def tested_rich(result: SearchResult, tested: Sequence[TestResult], limit: int) -> Group:
+    """A comparison on test data: the finding in a sentence, and every plan that was tuned.
+
+    Args:
+        limit: bytes that the comparison keeps to.
+    """
+    found = headline(finding(result, tested, limit))
+    return Group(Text(found, style="bold"), Text(), tested_table(tested, result.space))
+
+
+def as_html(thing: Any) -> str:
+    """What rich prints of an object, as HTML for a notebook."""
+    console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
+    console.print(thing)
+    return console.export_html(inline_styles=True, code_format=HTML)

@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_json
-from qra_search.runs.intervals import paired_interval
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
 TEST_FORMAT = "qra-test/1"
 TWO_SIDED = 1.96
 """Standard errors on either side that hold 95%."""
+LEVEL = 0.95
+DRAWS = 2000
+LEAST_ROWS = 8
+"""Fewer rows say nothing about others of their kind."""
 TUNING = "tuning"
 """Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
 FOUND = "found"
@@ -92,6 +97,31 @@ def difference(found: TestResult, other: TestResult) -> tuple[float, float] | No
     if not math.isfinite(seeds):
         return rows
     return change - math.hypot(change - rows[0], seeds), change + math.hypot(rows[1] - change, seeds)
+
+
+def paired_interval(
+    nats: Sequence[float], other_nats: Sequence[float], tokens: Sequence[int], *, draws: int = DRAWS
+) -> tuple[float, float] | None:
+    """Interval at 95% of the difference of two losses, in nats a token, by paired bootstrap over rows (Efron 1979).
+
+    Args:
+        nats, other_nats: summed loss of each row (N,) under the one plan and the other.
+        tokens: labelled tokens of each row (N,), not all zero.
+        draws: resamplings of the rows; they follow from no seed but 0, so that an interval can be made again.
+
+    Returns:
+        Lowest and highest difference, the one less the other; None with fewer than `LEAST_ROWS` rows.
+    """
+    change, weight = np.subtract(nats, other_nats), np.asarray(tokens, dtype=float)
+    if len(change) < LEAST_ROWS:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = np.empty(draws)
+    for i in range(draws):
+        rows = rng.integers(len(change), size=len(change))
+        drawn[i] = change[rows].sum() / max(weight[rows].sum(), 1.0)
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
 
 
 def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:

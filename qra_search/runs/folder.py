@@ -18,7 +18,7 @@ from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.evaluated_plan import EvaluatedPlan
+from qra_search.study.forecast import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
@@ -26,8 +26,6 @@ WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
 EARLIER = "earlier-"
 """Likewise of one with what was tuned before, and was set aside."""
-BASELINES = "baselines"
-"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 
 
 class NoRun(BadInput):
@@ -121,10 +119,7 @@ class RunFolder:
 
     @property
     def run(self) -> RunFolder:
-        """The run that what is tuned here belongs to: of a record, of what was set aside and of a uniform plan the one
-        that it lies in."""
-        if self.path.parent.name == BASELINES:
-            return RunFolder(self.path.parents[1])
+        """The run that what is tuned here is part of: a record, or what was set aside, lies in its run's folder."""
         inside = self.path.name.startswith((WITHIN, EARLIER)) and not self.config_file.is_file()
         return RunFolder(self.path.parent) if inside else self
 

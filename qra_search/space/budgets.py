@@ -21,11 +21,13 @@ _PER_WEIGHT = re.compile(rf"\s*{NUMBER}\s*bpw\s*", re.IGNORECASE)
 _PERCENT = re.compile(rf"\s*{NUMBER}\s*%\s*")
 _UNIFORM = re.compile(r"\s*uniform\s*([0-9]+|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
 
-Budget = str | int | float
 
+class Budget(str):
+    """A memory budget, known to have one of the forms; which bytes it means depends on the space.
 
-def parse(budget: Budget, *, needs_unit: bool = False) -> Budget:
-    """The budget itself, if it has one of the forms; which bytes it means depends on the space, see `resolve`.
+    `3.5bpw`: so many bits for every searched weight, for weights, metadata and adapters together, plus the bytes that
+    are not searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the space's middle
+    rank. `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
 
     Args:
         needs_unit: refuse a number without a unit that is too small to be meant in bytes.
@@ -33,52 +35,61 @@ def parse(budget: Budget, *, needs_unit: bool = False) -> Budget:
     Raises:
         BadInput: it has none of the forms; the message names them.
     """
-    text = str(budget)
-    if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
-        return budget
-    if not isinstance(budget, (int, float)) and not SIZE.fullmatch(text):
-        raise BadInput(f"{shortened(budget)} is not a memory budget: write one such as {FORMS}")
-    size = parse_bytes(budget)
-    if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
-        raise BadInput(f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB")
-    return budget
+
+    def __new__(cls, given: str | int | float, *, needs_unit: bool = False) -> Budget:
+        if isinstance(given, Budget):
+            return given
+        text = str(given)
+        if not any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
+            if not isinstance(given, (int, float)) and not SIZE.fullmatch(text):
+                raise BadInput(f"{shortened(given)} is not a memory budget: write one such as {FORMS}")
+            size = parse_bytes(given)
+            if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
+                raise BadInput(
+                    f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB"
+                )
+        return super().__new__(cls, text)
+
+    def bytes_in(self, space: SearchSpace) -> int:
+        """The bytes that it means for a space.
+
+        Raises:
+            BadInput: the space has no such uniform plan.
+            BudgetTooSmall: no plan of the space fits.
+        """
+        if match := _PER_WEIGHT.fullmatch(self):
+            size = space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
+        elif match := _PERCENT.fullmatch(self):
+            size = math.floor(space.memory_bytes(_reference(space, self)) * float(match.group(1)) / 100)
+        else:
+            plan = uniform_in(space, self, what="memory budget")
+            size = parse_bytes(self) if plan is None else space.memory_bytes(plan)
+        return space.memory.check_budget(size)
 
 
-def resolve(space: SearchSpace, budgets: Budget | Sequence[Budget] | None) -> tuple[int, ...]:
-    """Bytes that a budget or several mean for a space, ascending and distinct; empty for None, the whole front.
-
-    `3.5bpw`: so many bits for every searched weight, for weights, metadata and adapters together, plus the
-    bytes that are not searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the
-    space's middle rank. `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
+def resolve(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
+    """Bytes that a `Budget` or several mean for a space, ascending and distinct; empty for None, the whole front.
 
     Raises:
-        BadInput: no such form, or the space has no such uniform plan.
-        BudgetTooSmall: no plan of the space fits.
+        BadInput, BudgetTooSmall: as `Budget` and its `bytes_in`.
     """
     if budgets is None:
         return ()
     several = [budgets] if isinstance(budgets, str) or not isinstance(budgets, Sequence) else budgets
-    return tuple(sorted({space.memory.check_budget(_bytes(space, budget)) for budget in several}))
+    return tuple(sorted({Budget(budget).bytes_in(space) for budget in several}))
 
 
-def _bytes(space: SearchSpace, budget: Budget) -> int:
-    text = str(parse(budget))
-    if match := _PER_WEIGHT.fullmatch(text):
-        return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
-    if match := _PERCENT.fullmatch(text):
-        if not space.uniform_ranks:
-            raise BadInput(
-                f"memory budget {text!r} is a share of a uniform plan, and the space has none, because no rank is "
-                f"allowed for every group: give it in bytes"
-            )
-        rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
-        names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
-        allowed = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
-        reference = next(allowed, next(iter(names), REFERENCE_BITS))
-        size = space.memory_bytes(_uniform(space, reference, rank, f"memory budget {text!r}"))
-        return math.floor(size * float(match.group(1)) / 100)
-    plan = uniform_in(space, text, what="memory budget")
-    return parse_bytes(budget) if plan is None else space.memory_bytes(plan)
+def _reference(space: SearchSpace, text: str) -> Plan:
+    """The uniform plan that a percentage is of."""
+    if not space.uniform_ranks:
+        raise BadInput(
+            f"memory budget {text!r} is a share of a uniform plan, and the space has none, because no rank is "
+            f"allowed for every group: give it in bytes"
+        )
+    rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
+    names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
+    allowed = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
+    return _uniform(space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}")
 
 
 def uniform_in(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qra_search.space.levels import LevelName
-from qra_search.space.lists import converted
+from qra_search.space.levels import LevelName, converted
 
 
 class Linear(BaseModel):

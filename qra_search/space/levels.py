@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from qra_search.space.lists import converted, whole
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_format
 
 LevelName = int | str
+Made = TypeVar("Made")
 _TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 
@@ -98,3 +99,27 @@ def _level(value: Any, formats: Mapping[int, StorageFormat] | None) -> Level:
     if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
         raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
     return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]
+
+
+def converted(values: Any, convert: Callable[[Any], Made], wanted: str) -> tuple[Made, ...]:
+    """What `convert` makes of each value.
+
+    Raises:
+        TypeError: `values` is no list, or `convert` raised one; the message begins with `wanted`.
+    """
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        raise TypeError(f"{wanted}, got {values!r}")
+    made = []
+    for value in values:
+        try:
+            made.append(convert(value))
+        except TypeError:
+            raise TypeError(f"{wanted}, got {value!r} among them") from None
+    return tuple(made)
+
+
+def whole(value: Any) -> int:
+    """A whole number of any type as an int; TypeError for everything else, `True` too."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return operator.index(value)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.space.levels import LevelName, check_name, level_words, read_name
-from qra_search.space.lists import converted, whole
+from qra_search.space.levels import LevelName, check_name, converted, level_words, read_name, whole
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,7 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
         lacks = f"it lacks {', '.join(sorted(missing)[:3])}" if missing else ""
         more = f"it has {', '.join(sorted(unknown)[:3])} besides" if unknown else ""
         raise ValueError(
-            f"the plan is of another space: {' and '.join(filter(None, (lacks, more)))}: give one of this run, or read "
-            "it into its space with `qra plans import --from plan`"
+            f"the plan is of another space: {' and '.join(filter(None, (lacks, more)))}: give one of this run"
         )
     try:
         plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))

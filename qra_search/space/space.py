@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.display import Displayed
 from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
-from qra_search.space.levels import Level, LevelName, make_levels
-from qra_search.space.lists import converted, whole
+from qra_search.space.levels import Level, LevelName, converted, make_levels, whole
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
@@ -26,7 +24,7 @@ DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
 
 
-class SearchSpace(Displayed):
+class SearchSpace:
     """The groups with their allowed levels and ranks, and the exact bytes of every choice.
 
     Args:

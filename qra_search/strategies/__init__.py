@@ -18,7 +18,7 @@ __all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "mean_estimat
 
 
 def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
-    """A strategy from its name (`additive`, or `optuna:tpe` with an argument after the colon), its class, or itself.
+    """A strategy from its name, its class, or itself.
 
     Args:
         options: keyword arguments of its constructor.
@@ -35,22 +35,21 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):
-        strategy = _made(spec.name or spec.__name__, spec, (), options)
+        strategy = _made(spec.name or spec.__name__, spec, options)
         strategy.name = strategy.name or spec.__name__
         return strategy
     if not isinstance(spec, str):
         raise needed("strategy", spec, "the name of a strategy, or a Strategy, is needed")
-    name, _, argument = spec.partition(":")
-    strategy = _made(name, plugins.load("strategies", name), (argument,) if argument else (), options)
+    strategy = _made(spec, plugins.load("strategies", spec), options)
     strategy.name = spec
     return strategy
 
 
-def _made(name: str, factory: Any, args: tuple[str, ...], options: Mapping[str, Any]) -> Strategy:
+def _made(name: str, factory: Any, options: Mapping[str, Any]) -> Strategy:
     typed = _typed_options(factory, f"strategy {name!r}", options)
     try:
         with bad_input():
-            strategy: Strategy = factory(*args, **typed)
+            strategy: Strategy = factory(**typed)
     except TypeError as error:
         raise BadInput(f"strategy {name!r} does not take these options: {error}") from None
     return strategy

@@ -1,4 +1,4 @@
-"""What the sensitivities foretell before anything is tuned: the exact plan of every budget against uniform plans."""
+"""What is known of plans: of those evaluated, and, before anything is tuned, what the sensitivities foretell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
-from qra_search.study.evaluated_plan import EvaluatedPlan
 from qra_search.surrogates.sensitivity_table import sensitivity_table, table_losses
 
 FACTOR = 0.4
@@ -23,6 +22,46 @@ WITHIN = 1.645
 """Deviations that hold 90% of a normal distribution. With the three numbers 95% of 1,035 differences between mixed and
 uniform plans of seventeen recorded searches lie within, all 133 of those four searches that came after they were chosen
 (`benchmarks/results/study/details.md`)."""
+
+
+@dataclass(frozen=True)
+class EvaluatedPlan:
+    """A plan that was evaluated at full fidelity, or is foretold to be better than all that were.
+
+    Attributes:
+        loss: posterior mean of the held-out loss, by the strategy's model if it has one.
+        loss_std: its posterior deviation; nan if nothing tells it.
+        memory_bytes: exact bytes.
+        observed: mean of the observed losses; nan if there are none.
+        evaluations: how many there are; 0 if its loss is only foretold.
+    """
+
+    plan: Plan
+    loss: float
+    loss_std: float
+    memory_bytes: int
+    observed: float
+    evaluations: int = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
+    is, as a share of the uniform plan's loss; nan without one, or if that is zero."""
+
+    budget: int
+    best: EvaluatedPlan
+    uniform: EvaluatedPlan | None
+
+    @property
+    def beats_uniform(self) -> bool:
+        return self.uniform is None or self.best.loss < self.uniform.loss
+
+    @property
+    def gain(self) -> float:
+        if self.uniform is None or not self.uniform.loss:
+            return float("nan")
+        return 1.0 - self.best.loss / self.uniform.loss
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from qra_search.display import Displayed
 from qra_search.errors import BadInput
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import Budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
-from qra_search.study.forecast import Forecast, forecast, surely_better
-from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
+from qra_search.study.forecast import Comparison, EvaluatedPlan, Forecast, forecast, surely_better
 
+RowsOf = Literal["candidates", "trials"]
+Row = dict[str, Any]
+SHOWN_BY = "qra_search.report.tables"
+"""Stands above this module, and is imported when a result is first shown."""
 __all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Displayed):
+class SearchResult:
     """Everything that a search leaves; made from the log alone.
 
     Attributes:
@@ -85,19 +88,18 @@ class SearchResult(Displayed):
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        fitting = self._within(self.candidates, memory_budget)
+        limit = self.limit(memory_budget)
+        fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
         if best is None or self.sensitivities is None:
             return best
-        limit = self._budget(memory_budget)
         return surely_better(self.space, self.sensitivities, limit, best, self.candidates) or best
 
     def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
         """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
-        best = self.best(memory_budget)
-        if best is None:
-            return None
-        return Comparison(self._budget(memory_budget), best, self._best_uniform(memory_budget))
+        limit = self.limit(memory_budget)
+        best = self.best(limit)
+        return None if best is None else Comparison(limit, best, self._best_uniform(limit))
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -113,11 +115,9 @@ class SearchResult(Displayed):
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        return (
-            None
-            if self.sensitivities is None
-            else forecast(self.space, self.sensitivities, self._budget(memory_budget))
-        )
+        if self.sensitivities is None:
+            return None
+        return forecast(self.space, self.sensitivities, self.limit(memory_budget))
 
     def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
@@ -148,12 +148,24 @@ class SearchResult(Displayed):
         raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
 
     def to_pandas(self, of: RowsOf = "candidates") -> Any:
-        """`rows` as a pandas frame."""
-        return to_pandas(self.rows(of))
+        """`rows` as a `pandas.DataFrame`, the metrics of trials in columns of their own, `metrics.NAME`.
 
-    def trials_dataframe(self) -> Any:
-        """All trials, oldest first, as a pandas frame."""
-        return self.to_pandas("trials")
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            hint = "a pandas frame needs pandas: pip install pandas, or take .rows()"
+            raise ImportError(hint, name="pandas") from None
+        # A None in place of the metrics would be a column of its own.
+        return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in self.rows(of)])
+
+    def __rich__(self) -> Any:
+        return import_module(SHOWN_BY).result_rich(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module(SHOWN_BY).as_html(self))
 
     def __repr__(self) -> str:
         best = self.best()
@@ -197,19 +209,14 @@ class SearchResult(Displayed):
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
-    def _budget(self, memory_budget: int | str | None) -> int:
+    def limit(self, memory_budget: int | str | None = None) -> int:
+        """Bytes of a budget as `best` takes it."""
         if memory_budget is not None:
-            return resolve(self.space, memory_budget)[0]
+            return Budget(memory_budget).bytes_in(self.space)
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
-    def _best_uniform(self, budget: int | str | None) -> EvaluatedPlan | None:
-        return min(self._within(self.uniform, budget), key=lambda c: c.loss, default=None)
-
-    def _within(
-        self, candidates: list[EvaluatedPlan] | tuple[EvaluatedPlan, ...], budget: int | str | None
-    ) -> list[EvaluatedPlan]:
-        limit = self._budget(budget)
-        return [c for c in candidates if c.memory_bytes <= limit]
+    def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
+        return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
 
 
 def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
@@ -219,3 +226,48 @@ def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def candidate_rows(
+    space: SearchSpace, candidates: Iterable[EvaluatedPlan], front: Iterable[EvaluatedPlan]
+) -> list[Row]:
+    """A row for each candidate, which says whether it is on the front."""
+    on_front = {c.plan.key for c in front}
+    return [
+        {
+            "loss": c.loss,
+            "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
+            "memory_bytes": c.memory_bytes,
+            "on_front": c.plan.key in on_front,
+            "uniform": space.uniform_choice(c.plan) is not None,
+            "mean_bits": space.mean_bits(c.plan),
+            "mean_rank": space.mean_rank(c.plan),
+            "observed": c.observed,
+            "evaluations": c.evaluations,
+            **c.plan.to_dict(),
+        }
+        for c in candidates
+    ]
+
+
+def trial_row(trial: Trial) -> Row:
+    """A trial; one that is running or failed has None for all that an evaluation says."""
+    proposal, evaluation = trial.proposal, trial.evaluation
+    return {
+        "id": trial.id,
+        "status": trial.status,
+        **trial.plan.to_dict(),
+        "fidelity": trial.fidelity,
+        "seed": trial.seed,
+        "origin": proposal.origin,
+        "predicted_loss": proposal.predicted_loss,
+        "predicted_std": proposal.predicted_std,
+        "reason": trial.reason,
+        "proposed_at": trial.proposed_at,
+        "finished_at": trial.finished_at,
+        "loss": evaluation.loss if evaluation else None,
+        "memory_bytes": evaluation.memory_bytes if evaluation else None,
+        "metrics": dict(evaluation.metrics) if evaluation else None,
+        "seconds": evaluation.seconds if evaluation else None,
+        "cost": evaluation.charged if evaluation else None,
+    }

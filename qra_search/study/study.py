@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from qra_search.space.budgets import resolve
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.arguments import check_evaluator, check_options
 from qra_search.study.result import SearchResult
 
 FIRST_FAILURES = 5
@@ -52,7 +53,7 @@ class Study:
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
-        sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_sensitivities`); a
+        sensitivities: taken in place of the evaluator's own, which are then not measured; a
             log that is resumed keeps those it has.
         charged: count what measuring the sensitivities costs among the evaluations, as fair comparisons of strategies
             do.
@@ -80,7 +81,7 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, sensitivities)
+        _check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
@@ -292,6 +293,25 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
         if proposal.fidelity not in state.fidelities:
             raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
         known.add(proposal.key)
+
+
+def check_evaluator(evaluator: Any) -> Evaluator:
+    """The evaluator itself, or BadInput if it is none."""
+    if isinstance(evaluator, Evaluator):
+        return evaluator
+    wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
+    raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
+
+
+def _check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
+    """Raises BadInput for the first option that is of another kind than a study takes."""
+    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
+        raise needed("evaluations", evaluations, "a positive number is needed")
+    if not (isinstance(seed, Integral) and int(seed) >= 0):
+        raise needed("seed", seed, "a whole number from 0 on is needed")
+    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
+        wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
+        raise needed("sensitivities", sensitivities, wanted)
 
 
 def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:

@@ -1,4 +1,4 @@
-"""What a config names and has to be there: its evaluator, and the run that it learns from."""
+"""The evaluator that a config names, and the live objects that it may be given."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
-from qra_search.runs.folder import RunFolder
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
-from qra_search.study.transfer import check_exists
 
 
 def object_names(config: RunConfig | None, model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
@@ -54,27 +52,6 @@ def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = Tr
         options = {"progress": progress, **({} if weights else {"weights": False})}
         evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
         return evaluator
-
-
-def learnt_log(config: RunConfig) -> Path | None:
-    """The trial log of the run that a config learns from; None if it learns from none.
-
-    Raises:
-        BadInput: there is no such log.
-    """
-    source = config.search.learn_from
-    if source is None:
-        return None
-    path = RunFolder(source).check().log_file if Path(source).is_dir() else Path(source)
-    check_exists(path)
-    return path
-
-
-def on_device(config: RunConfig, device: str | None) -> RunConfig:
-    """The config with another device, if one is given: a run may be tuned on another machine than it was searched."""
-    if device is None:
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
 
 
 def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:

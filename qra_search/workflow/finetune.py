@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import FinetuneConfig, RunConfig, differences
-from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed, Tuned
 from qra_search.files import write_json
-from qra_search.integrations.trackers import flat, tracked
 from qra_search.launched import standing
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
-from qra_search.report.reprs import as_html, tested_rich
 from qra_search.report.table import as_text
+from qra_search.report.tables import as_html, tested_rich
 from qra_search.runs.comparison import (
     FOUND,
     SIXTEEN,
@@ -37,22 +35,20 @@ from qra_search.runs.comparison import (
     tuned_entry,
     tuning_name,
 )
-from qra_search.runs.folder import BASELINES, RunFolder
-from qra_search.space.budgets import resolve
-from qra_search.space.levels import level_words
+from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import Budget
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
+from qra_search.trackers import tracked
+from qra_search.workflow.dry_run import rows_of_test, say_rows
 from qra_search.workflow.evaluator import check_tunes
-from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.search import write_report
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, repr=False)
-class Finetuned(Displayed):
+class Finetuned:
     """What `finetune` leaves: the plan found beside the uniform plans that it was compared with.
 
     Attributes:
@@ -77,14 +73,17 @@ class Finetuned(Displayed):
         """The uniform plans beside it, cheapest first."""
         return [t for t in self.tested if t.role == UNIFORM]
 
+    def __rich__(self) -> Any:
+        return tested_rich(self.result, self.tested, self.limit)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
     def __repr__(self) -> str:
         return f"Finetuned({str(self.folder.path)!r}, {len(self.tested)} plans tuned)"
 
     def __str__(self) -> str:
         return as_text(self)
-
-
-register(Finetuned, lambda done: tested_rich(done.result, done.tested, done.limit), as_html)
 
 
 def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
@@ -109,7 +108,7 @@ def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) 
         BudgetTooSmall: no plan of the space fits the budget.
     """
     if memory is not None:
-        return resolve(result.space, memory)[0]
+        return Budget(memory).bytes_in(result.space)
     return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
 
 
@@ -168,7 +167,7 @@ def tune_with(
     rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     settings = config.model_dump(mode="json", include={"training", "finetune"})
-    told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
+    told = {"steps": steps, "seeds": seeds, **settings}
     try:
         with tracked(track, place.path / TUNING, told, listener.say) as figures:
             compare_on_test(
@@ -286,46 +285,6 @@ def check_reloads(done: Finetuned) -> None:
             )
 
 
-def tuned_baselines(
-    folder: RunFolder,
-    plan: Plan,
-    against: Against,
-    config: RunConfig,
-    evaluator: Callable[[], Evaluator],
-    listener: Listener,
-) -> list[tuple[Plan, Path]]:
-    """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned here.
-
-    One that cannot be tuned, or not be loaded back as it was tuned, is left out, and the listener hears why.
-
-    Args:
-        evaluator: gives the run's, if something has to be tuned.
-
-    Raises:
-        BadInput: the run's evaluator cannot tune.
-    """
-    result = folder.result()
-    others = opponents(result.space, limit_of(result, plan), against, result)
-    places = [
-        (other, folder.path / BASELINES / _folder_name(other))
-        for other in others
-        if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
-    ]
-    steps = (folder.test() or {}).get("steps")
-    for other, place in places:
-        if (place / PLAN_FILE).is_file():
-            continue
-        listener.say(f"tuning {place.name}")
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            check_tunes(evaluator(), config)
-            evaluator().tune(other, steps=steps, folder=place, kept=place / TUNING, progress=listener.progress)
-        except (EvaluationFailed, ReloadFailed) as error:
-            (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
-            listener.say(f"{place.name} is left out: {error}")
-    return [(other, place) for other, place in places if (place / PLAN_FILE).is_file()]
-
-
 def tested_text(tested: TestResult, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
@@ -333,10 +292,6 @@ def tested_text(tested: TestResult, space: SearchSpace) -> str:
         f"{formatting.tested_name(tested, space)}: test loss {formatting.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {formatting.duration(tested.seconds)}"
     )
-
-
-def _folder_name(uniform: Plan) -> str:
-    return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
 def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
-from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.integrations.trackers import Tracker, check_tracker
 from qra_search.launched import follows
 from qra_search.report.finding import said
+from qra_search.report.notebook import Heard, listener_for
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.budgets import uniform_in
@@ -23,20 +22,12 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
-from qra_search.workflow.costs import Costs, foretold_costs
-from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
+from qra_search.trackers import Tracker, check_tracker
+from qra_search.workflow.dry_run import Costs, foretold_costs
+from qra_search.workflow.evaluator import build_evaluator, object_names
 from qra_search.workflow.export import export_run, export_target
-from qra_search.workflow.finetune import (
-    Finetuned,
-    check_reloads,
-    chosen_plan,
-    training_changes,
-    tune_with,
-    tuned_baselines,
-)
-from qra_search.workflow.listening import Heard, listener_for
-from qra_search.workflow.plan import check_plannable, plan_with
-from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
+from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
+from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, new_folder, plan_with, search_with
 from qra_search.workflow.settings import check_task, make_settings
 
 
@@ -67,7 +58,7 @@ def plan(
         settings: values by dotted field, such as `{"training.scales": True}`.
         progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
         keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
-            `evaluator`, `strategy`, `evaluations`, `learn_from`: as the command's options.
+            `evaluator`, `strategy`, `evaluations`: as the command's options.
 
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
@@ -101,7 +92,7 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
     return Run(there.path, config, objects=(model, tokenizer, task))
 
 
-class Run(Displayed):
+class Run:
     """One run: a folder, its settings, and what is done with it; made by `plan` or `open_run`.
 
     The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.
@@ -277,16 +268,6 @@ class Run(Displayed):
             check_reloads(done)
         return done
 
-    def baselines(
-        self, against: Against, *, device: str | None = None, progress: Heard = None
-    ) -> list[tuple[Plan, Path]]:
-        """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned."""
-        config = on_device(self.config, device)
-        with listener_for(progress) as listener:
-            return tuned_baselines(
-                self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
-            )
-
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
 
@@ -348,8 +329,9 @@ class Run(Displayed):
             BadInput: it is nothing that a tuning may be given.
         """
         known = self.folder.check().config()
-        given = dict(settings) | ({} if epochs is None else {"finetune.epochs": epochs})
-        config = make_config(on_device(known, device).model_dump(mode="json"), given, source="options")
+        given = {"finetune.epochs": epochs, "model.device": device}
+        given = {**settings, **{field: value for field, value in given.items() if value is not None}}
+        config = make_config(known.model_dump(mode="json"), given, source="options")
         training_changes(known, config)
         return config
 

@@ -1,4 +1,4 @@
-"""The search of a run, in a folder that holds all of it and can be resumed; `search` is one without a folder."""
+"""The plan and the search of a run, in a folder that can be resumed; `search` is one without a folder."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
+from qra_search.report.notebook import listener_for
 from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.arguments import check_evaluator
 from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study, StudyFailed
-from qra_search.study.transfer import learnt_sensitivities
-from qra_search.workflow.costs import foretold_costs, worth_text
-from qra_search.workflow.dry_run import embeddings_hint
-from qra_search.workflow.evaluator import learnt_log
-from qra_search.workflow.listening import listener_for
-from qra_search.workflow.rows import say_rows
+from qra_search.study.study import Callback, Study, StudyFailed, check_evaluator
+from qra_search.workflow.dry_run import embeddings_hint, foretold_costs, say_rows, worth_text
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -114,8 +109,6 @@ def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iter
         RunExists, BadInput: what was given cannot be used; nothing was spent.
     """
     fresh = not folder.exists
-    if fresh:
-        learnt_log(config)  # before a model is loaded for nothing
     before = folder.config_file.read_text() if folder.config_file.is_file() else None
     folder.begin(config, resume=resume)
     try:
@@ -199,6 +192,39 @@ def search_with(
     return result
 
 
+def check_plannable(config: RunConfig) -> None:
+    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
+    if not config.search.memory:
+        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
+
+
+def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
+    """Measure the sensitivities of a run that was begun, write what they choose, and evaluate nothing.
+
+    A run that has them already is not measured again. What it leaves is a run that `qra search` resumes.
+
+    Raises:
+        BadInput: the evaluator measures none, or a budget that no plan fits.
+    """
+    with bad_input():
+        log = TrialLog(folder.log_file)
+    with log:
+        study = make_study(evaluator, config, log=log)
+        if (found := resumed_text(study)) is not None:
+            listener.say(found)
+        result = study.measure()
+        identity: dict[str, Any] = identity_in(log)
+    if result.sensitivities is None:
+        if not result.trials:
+            folder.log_file.unlink()  # nothing came of it: no run is left
+        raise BadInput(
+            f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
+        )
+    folder.write(result)
+    write_report(folder, config, result, identity, read_test(folder.test()))
+    return result
+
+
 def resumed_text(study: Study) -> str | None:
     """What a study finds in its log, and what is left to do; None if it begins anew."""
     state = study.state
@@ -228,12 +254,8 @@ def make_study(
         BadInput: a budget that no plan fits, a log of another search.
     """
     with bad_input():
-        # A log keeps the sensitivities that it has: the other run may be gone by now.
-        source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        sensitivities = None if source is None else learnt_sensitivities(source, evaluator.space)
         return Study(
             evaluator,
-            sensitivities=sensitivities,
             strategy=make_strategy(config.search.strategy, **config.search.options),
             evaluations=config.search.evaluations,
             memory_budget=list(config.search.memory) or None,

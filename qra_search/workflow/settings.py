@@ -23,7 +23,6 @@ FIELDS = {
     "evaluations": "search.evaluations",
     "strategy": "search.strategy",
     "seed": "search.seed",
-    "learn_from": "search.learn_from",
     "evaluator": "evaluator",
     "engine": "engine",
 }

@@ -63,6 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("QRA_CACHE", str(folder.with_name("world-cache")))
         patch.chdir(folder)
         write_briefly(patch)
+        small.cheap_levels(patch)
         small.build_world(folder)
     return folder
 

@@ -58,6 +58,7 @@ def test_overrides_win_at_any_depth_and_leave_the_rest() -> None:
     config = make_config(data, {"search.options.moves": 9, "evaluator": "landscape"})
     assert config.search.options == {"draws": 3, "moves": 9}
     assert (config.search.seed, config.evaluator) == (4, "landscape")
+    assert make_config({"search": {"learn_from": None}}) == make_config({}), "as earlier versions wrote it"
     assert data == {"search": {"options": {"draws": 3}, "seed": 4}}
 
 
@@ -74,6 +75,7 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"evaluation": {"stepz": 1}}, "evaluation.stepz is no known field: did you mean steps?"),
         ({"training": {"final_steps": 1}}, "config: training.final_steps is now finetune.steps"),
         ({"training": {"hopeless": 1}}, "config: training.hopeless is now evaluation.hopeless"),
+        ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is no known field: allowed are strategy"),
         ({"serch": {}}, "serch is no known field: did you mean search? allowed are evaluator, model"),
         ({"search": None}, "search is None: a mapping of fields is needed"),
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),

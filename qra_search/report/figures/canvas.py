@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from qra_search.report.colors import ORIGINS, palette
+from qra_search.report.colors import palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,17 +121,6 @@ def put_label(
             taken.append(box)
             return
         note.remove()
-
-
-def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Lines with marks, named at the right in the order in which they end."""
-    lines = []
-    for i, (name, points) in enumerate(series.items()):
-        shape = SHAPES[(i + i // len(SHAPES)) % len(SHAPES)]  # the ninth has the first one's colour in another shape
-        lines += axes.plot(*zip(*points, strict=True), color=ORIGINS[i % len(ORIGINS)], linewidth=2, marker=shape,
-                           markersize=7, label=name, clip_on=False)  # fmt: skip
-    by_end = sorted(zip(series.values(), lines, strict=True), key=lambda pair: -pair[0][-1][1])
-    axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
 
 
 def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: str = "qra") -> str:

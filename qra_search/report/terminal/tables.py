@@ -12,11 +12,10 @@ from rich.text import Text
 
 from qra_search.errors import one_line
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.finding import Finding, said
-from qra_search.report.formatting import evaluations_text
+from qra_search.report.finding import Finding
 from qra_search.report.layout import HeatMap, layout
 from qra_search.report.next_steps import next_steps
-from qra_search.report.tables import comparison_table
+from qra_search.report.tables import result_rich
 from qra_search.runs.comparison import FOUND, TestResult, read_test
 from qra_search.space.space import SearchSpace
 
@@ -32,12 +31,8 @@ LABEL_EVERY = 5
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
-    console.print(f"\n[bold]{escape(said(result, read_test(folder.test())))}[/]\n")
-    if result.comparisons:
-        console.print(comparison_table(result))
-    failed = len(result.failures())
-    counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
-    console.print(f"\n{counts}; spent {evaluations_text(result.spent)} of the search's evaluations.")
+    console.print()
+    console.print(result_rich(result, read_test(folder.test())))
     if not complete:
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)

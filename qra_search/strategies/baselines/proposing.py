@@ -1,18 +1,12 @@
-"""What several baselines share: budgets in turn, plans that the log does not hold, and packages that may be missing."""
+"""What several baselines share: budgets in turn, and plans that the log does not hold."""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from qra_search.errors import install_hint
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.plan_codec import PlanCodec
@@ -70,49 +64,3 @@ def fresh_plans(
                 proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))
                 break
     return proposals
-
-
-class Places:
-    """Rows as optimizers of other packages see them: an integer for every variable that has a choice.
-
-    Attributes:
-        free: int (V,), variables with more than one allowed value.
-        counts: int (V,), their numbers of allowed values; place p of variable v is the p-th of these.
-    """
-
-    def __init__(self, codec: PlanCodec):
-        self._codec = codec
-        counts = codec.allowed.sum(1)
-        self.free = np.flatnonzero(counts > 1)
-        self.counts = counts[self.free]
-
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        """int (N, V): places of rows (N, 2 G)."""
-        return (self._codec.allowed.cumsum(1) - 1)[self.free, rows[:, self.free]]
-
-    def row(self, places: np.ndarray) -> np.ndarray:
-        """int (2 G,): the row of places (V,)."""
-        row = self._codec.allowed.argmax(1)
-        row[self.free] = [np.flatnonzero(self._codec.allowed[v])[p] for v, p in zip(self.free, places, strict=True)]
-        return row
-
-
-def optional_package(name: str, what: str) -> Any:
-    """The module of an optional package; the ImportError names the extra that brings it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ImportError(f"{what} need the package {name}: {install_hint(name)}") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the log and the warnings of an optimizer that is made anew for every proposal; as before afterwards."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

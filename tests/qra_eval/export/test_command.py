@@ -1,4 +1,4 @@
-"""`qra export` and `qra plans import`, as they are typed."""
+"""`qra export`, as it is typed."""
 
 from __future__ import annotations
 
@@ -42,22 +42,6 @@ def test_what_cannot_be_is_told_in_the_last_line_with_status_2(arguments, said, 
     assert shown.status == 2 and said in shown.err.splitlines()[-1] and "Traceback" not in shown.err
 
 
-def test_an_upload_is_checked_before_the_export_and_made_after(qra, runs, tmp_path, monkeypatch):
-    from qra_search.cli import export
-
-    pushed, out = [], tmp_path / "out"
-    command = ("export", str(runs["llama"].folder), "--format", "peft", "--out", str(out), "--push-to-hub", "me/plan")
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    refused = qra(*command)
-    assert refused.status == 2 and "hf auth login" in refused.err and not out.exists()
-    monkeypatch.setattr(export, "check_hub", lambda repo: None)
-    monkeypatch.setattr(
-        export, "push_export", lambda run, folder, repo, serve: pushed.append((folder, repo)) or "there"
-    )
-    assert "uploaded: there" in qra(*command).err
-    assert pushed == [(out, "me/plan")] and out.is_dir()
-
-
 def test_without_a_run_one_is_asked_for(qra):
     shown = qra("export", "--format", "gguf")
     assert shown.status == 2 and "RUN is missing" in shown.err
@@ -65,17 +49,3 @@ def test_without_a_run_one_is_asked_for(qra):
 
 def test_the_list_names_every_format(qra):
     assert "GGUF" in qra("export", "--list").out.upper()
-
-
-def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
-    run = tmp_path / "run"
-    search = ("search", "--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=3", "-n", "4")
-    assert qra(*search, "--strategy", "random", "--out", str(run)).status == 0
-    best = json.loads((run / "plan.json").read_text())
-    names = [name for group in best["groups"] for name in group["linears"]]
-    (tmp_path / "bits.json").write_text(json.dumps(dict.fromkeys(names, 4)))
-    command = ("plans", "import", str(tmp_path / "bits.json"), "--from", "autoround", "--run", str(run))
-    shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
-    assert shown.status == 0, shown.err
-    assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}
-    assert qra("plans", "diff", str(run), str(tmp_path / "mine.json")).status == 0

@@ -19,7 +19,6 @@ from qra_eval.models.gguf_families import FAMILIES, ROPES
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.engines import ENGINES
-from qra_search.integrations.plans import import_plan
 from qra_search.space.plan import Plan
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
@@ -120,11 +119,6 @@ def test_llama_cpp_computes_the_tuned_model(run: TunedRun, exported: Any) -> Non
     assert apart.mean() < 0.02 * torch.cat(mine).abs().mean()
     assert apart.mean() < 0.2 * untuned.mean(), "the adapter is in"
     assert any("loaded in llama.cpp" in note for note in exported.notes)
-
-
-def test_a_gguf_file_of_others_is_a_plan(evaluator: QuantizedLoRAEvaluator, run: TunedRun, exported: Any) -> None:
-    found = import_plan(exported.path / "model.gguf", "gguf", evaluator.space, rank=4).plan
-    assert found.bits == tuple(group["bits"] for group in run.plan["groups"]) and set(found.ranks) == {0, 4}
 
 
 def test_ollama_is_told_of_both_files(exported: Any) -> None:

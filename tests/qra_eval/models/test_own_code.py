@@ -62,7 +62,7 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
             assert exported.is_plain() and len(exported.linears) == len(evaluator.quantized.linears)
 
 
-@pytest.mark.parametrize("inside", ["", "within-90MiB", "earlier-1", "baselines/uniform-4-bit-rank-4"])
+@pytest.mark.parametrize("inside", ["", "within-90MiB", "earlier-1"])
 def test_whatever_lies_in_a_run_has_its_settings(tmp_path, inside):
     (tmp_path / "config.yaml").write_text(CONFIG.format(model="tiny", trust="true"))
     assert RunFolder(tmp_path / inside).trusts_code

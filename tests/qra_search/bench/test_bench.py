@@ -13,7 +13,7 @@ from qra_search import bench
 from qra_search.bench.cell import truncate
 from qra_search.bench.run import _cell
 from qra_search.bench.scores import best_known, share_left
-from qra_search.bench.tables import NoRows, make_settings
+from qra_search.bench.tables import make_settings
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.plugins import UnknownName
@@ -224,7 +224,7 @@ def test_the_plot_stands_alone_and_names_every_strategy(small: Path) -> None:
 
 
 def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoRows, match="holds no finished cell"):
+    with pytest.raises(ValueError, match="holds no finished cell"):
         bench.make_tables(tmp_path)
 
 

@@ -37,8 +37,8 @@ def test_the_commands_import_nothing_heavy() -> None:
 
 
 REFUSED = (
-    "search --learn-from none", "search --dry-run --learn-from none", "search --dry-run --track none",
-    "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none", "evaluate none",
+    "search --dry-run --track none",
+    "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none",
     "export none --format peft",
     "search --model tiny --task none.jsonl", "plan --model tiny --task arithmetic --memory 75% --device gpu",
     "plan --model tiny --memory 75%",

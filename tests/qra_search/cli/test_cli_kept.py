@@ -41,12 +41,8 @@ def edit(run: RunFolder, choice: str) -> Plan:
 
 def test_the_plan_file_of_what_was_tuned_is_not_edited_in_place(qra: Qra, tuned: RunFolder, tmp_path: Path) -> None:
     before = tuned.plan_file.read_text()
-    for command in (
-        ("edit", tuned.path, "--set", "*=2:4"),
-        ("import", tuned.plan_file, "--from", "plan", "--run", tuned.path),
-    ):
-        done = qra("plans", *command, "--out", tuned.plan_file)
-        assert done.status == 2 and "says which plan the adapter beside it was tuned for" in done.err
+    done = qra("plans", "edit", tuned.path, "--set", "*=2:4", "--out", tuned.plan_file)
+    assert done.status == 2 and "says which plan the adapter beside it was tuned for" in done.err
     assert tuned.plan_file.read_text() == before
     assert qra("plans", "edit", tuned.path, "--set", "*=2:4", "--out", tmp_path / "plan.json").status == 0
 
@@ -163,7 +159,6 @@ def test_plans_that_are_not_whole_are_refused_in_a_line(
     for command in (
         ("diff", tuned.path, tmp_path / "p.json"),
         ("edit", tmp_path / "p.json", "--run", tuned.path, "--set", "*=2:4", "--out", tmp_path / "out.json"),
-        ("import", tmp_path / "p.json", "--from", "plan", "--run", tuned.path, "--out", tmp_path / "out.json"),
     ):
         done = qra("plans", *command)
         assert done.status == 2 and message in done.err, done.err

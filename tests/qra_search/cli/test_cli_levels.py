@@ -9,7 +9,7 @@ import pytest
 from cli_runner import Qra
 from report_runs import make_run
 
-from qra_search.cli.plans import _changed
+from qra_search.cli.look import _changed
 from qra_search.testing.scenarios import TWO_WAYS, toy_space
 
 

@@ -10,7 +10,7 @@ import pytest
 from qra_eval import QuantizedLoRAEvaluator
 from qra_search import Plan, search
 from qra_search.errors import BadInput
-from qra_search.evaluation import Evaluator, Tuned
+from qra_search.evaluation.evaluator import Evaluator, Tuned
 from qra_search.testing.scenarios import ToyEvaluator
 
 

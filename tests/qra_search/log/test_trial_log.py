@@ -15,7 +15,7 @@ from fakes import AdditiveEvaluator, make_space
 from logs import OPTIONS, kill_a_search, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
-from qra_search.evaluation import EvaluationFailed
+from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 
 PLAN = Plan((2, 3), (4, 8))

@@ -14,7 +14,7 @@ from report_runs import EVIL, add_test, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -88,16 +88,6 @@ def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
         assert [text.xyann[1] for text in axes.texts] == [0, -16]
         put_label(axes, taken, "other side", (0.5, 0.5), (4, 0), side="left")
     assert len(axes.texts) == 3
-
-
-def test_lines_are_named_in_the_order_of_their_ends_and_none_looks_like_another() -> None:
-    series = {f"line {i}": [(1.0, 1.0), (2.0, float((7 * i) % 12))] for i in range(12)}
-    with style():
-        _, (axes,) = new_figure("", (380, 320))
-        draw_lines(axes, series)
-    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
-    named = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert named == sorted(series, key=lambda name: -series[name][-1][1])
 
 
 # -- how it is written ---------------------------------------------------------------------------------

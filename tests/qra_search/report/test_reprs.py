@@ -13,11 +13,9 @@ from rich.console import Console
 
 from qra_search import Plan, SearchResult, search
 from qra_search.report.notebook import in_notebook
-from qra_search.report.reprs import as_html
 from qra_search.report.table import TextTable
-from qra_search.report.terminal.live import View
+from qra_search.report.tables import as_html
 from qra_search.space.memory import format_bytes
-from qra_search.workflow import listening
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +61,6 @@ def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) ->
     assert empty.candidates == ()
     assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
-
-
-def test_an_evaluator_that_tells_of_its_own_work_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Telling(Bits):
-        progress: Any = None
-
-        def sensitivities(self) -> Any:
-            self.progress("measure", 1, 2)
-            return super().sensitivities()
-
-    told: list[tuple[str, int, int]] = []
-    view = View()
-    monkeypatch.setattr(view, "progress", lambda *a: told.append(a))
-    monkeypatch.setattr(listening, "progress_view", lambda: view)
-    search(Telling(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
-    assert told == [("measure", 1, 2)]
 
 
 def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from qra_search import Plan
-from qra_search.runs.comparison import TestResult, difference
-from qra_search.runs.intervals import LEAST_ROWS, paired_interval
+from qra_search.runs.comparison import LEAST_ROWS, TestResult, difference, paired_interval
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_rows_are_many() -> None:

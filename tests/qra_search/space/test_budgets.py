@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BudgetTooSmall, Group, Linear, SearchSpace
-from qra_search.space.budgets import describe_size, parse, resolve, uniform_in, uniform_text
+from qra_search.space.budgets import Budget, describe_size, resolve, uniform_in, uniform_text
 
 
 def space(**options: object) -> SearchSpace:
@@ -30,7 +30,7 @@ def space(**options: object) -> SearchSpace:
     ],
 )
 def test_every_form_means_bytes(text: str, expected: float) -> None:
-    assert parse(text) == text
+    assert Budget(text) == str(text)
     assert resolve(space(), text) == (int(expected),)
 
 
@@ -47,13 +47,13 @@ def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> Non
 @pytest.mark.parametrize("text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3"])
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
-        parse(text)
+        Budget(text)
 
 
 def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
-    assert parse("108") == "108" and parse("1048576", needs_unit=True) == "1048576"
+    assert Budget("108") == "108" and Budget("1048576", needs_unit=True) == "1048576"
     with pytest.raises(ValueError, match="108 means 108 bytes: write its unit, such as 108MiB or 108GiB"):
-        parse("108", needs_unit=True)
+        Budget("108", needs_unit=True)
 
 
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, plugins, search
-from qra_search.integrations.plans import import_plan
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve
 from qra_search.space.levels import read_name
@@ -96,26 +95,13 @@ def test_a_number_without_a_format_is_refused():
         SearchSpace(groups=toy_space().groups, bits=(2, 3, 16), formats={2: GroupwiseFormat(2)})
 
 
-def test_a_plan_on_disk_names_its_levels_and_comes_back(tmp_path):
+def test_a_plan_on_disk_names_its_levels_and_comes_back():
     space = two_ways()
     data = json.loads(json.dumps(plan_to_dict(space, PLAN)))
     assert [(g["bits"], g.get("width"), g.get("backend")) for g in data["groups"]] == [
         (2, None, None), ("hqq-4", 4, "hqq"), ("nf4", 4, "bitsandbytes"), (8, None, None), ("hqq-4", 4, "hqq"),
     ]  # fmt: skip
     assert plan_from_dict(space, data) == PLAN
-    (tmp_path / "plan.json").write_text(json.dumps(data))
-    assert import_plan(tmp_path / "plan.json", "plan", space).plan == PLAN
-    plain = toy_space(ranks=(4, 8))
-    assert import_plan(tmp_path / "plan.json", "plan", plain).plan.bits == (2, 4, 4, 8, 4)
-    (tmp_path / "plan.json").write_text(json.dumps(plan_to_dict(plain, plain.uniform(4, 8))))
-    assert import_plan(tmp_path / "plan.json", "plan", space).plan == space.uniform("nf4", 8)
-
-
-def test_a_plan_of_another_tool_gets_the_first_way_of_its_width(tmp_path):
-    space = two_ways()
-    rules = {linear.name: {"bits": 4} for group in space.groups for linear in group.linears}
-    (tmp_path / "layers.json").write_text(json.dumps(rules))
-    assert import_plan(tmp_path / "layers.json", "autoround", space).plan.bits == ("nf4",) * 5
 
 
 def test_the_record_of_a_space_keeps_them():

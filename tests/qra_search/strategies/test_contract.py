@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from qra_search import plugins
@@ -11,7 +9,7 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.testing import StrategyContract
 from qra_search.testing.strategy import assert_another_process_proposes_the_same
 
-SPECS = [name for name in plugins.names("strategies") if name != "optuna" or find_spec("optuna")]
+SPECS = plugins.names("strategies")
 FINITE = ("uniform",)
 
 

@@ -9,7 +9,6 @@ import pytest
 from report_runs import make_run
 
 from qra_search import SearchResult
-from qra_search.study import rows
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def test_rows_of_trials_keep_failures_with_their_reason(result: SearchResult) ->
 
 def test_a_frame_of_pandas_holds_the_same_table(result: SearchResult) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
-    frame = result.trials_dataframe()
+    frame = result.to_pandas("trials")
     done = frame[frame.status == "done"]
     assert list(done.loss) == [t.loss for t in result.trials if t.done]
     assert frame.loss.isna().sum() == len(result.failures())
@@ -44,10 +43,11 @@ def test_a_frame_of_pandas_holds_the_same_table(result: SearchResult) -> None:
     )
 
 
-def test_metrics_have_columns_of_their_own() -> None:
+def test_metrics_have_columns_of_their_own(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
     table = [{"id": 0, "metrics": {"a": 1.0}}, {"id": 1, "metrics": None}, {"id": 2, "metrics": {"a": 2.0, "b": 3.0}}]
-    frame = rows.to_pandas([*table, {"id": 3, "metrics": {}}])
+    monkeypatch.setattr(SearchResult, "rows", lambda self, of: [*table, {"id": 3, "metrics": {}}])
+    frame = result.to_pandas()
     assert list(frame.columns) == ["id", "metrics.a", "metrics.b"]
     known = frame.astype(object).where(frame.notna(), "unknown").to_numpy().tolist()
     assert known == [[0, 1.0, "unknown"], [1, "unknown", "unknown"], [2, 2.0, 3.0], [3, "unknown", "unknown"]]

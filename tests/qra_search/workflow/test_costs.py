@@ -8,7 +8,7 @@ from fakes import AdditiveEvaluator
 
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.study.forecast import forecast
-from qra_search.workflow.costs import Costs, foretold_costs, worth_text
+from qra_search.workflow.dry_run import Costs, foretold_costs, worth_text
 
 
 class Foretelling(AdditiveEvaluator):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import BadInput, BudgetTooSmall, Study
+from qra_search import BudgetTooSmall
 from qra_search.config import RunConfig, make_config
 from qra_search.workflow.dry_run import dry_run, embeddings_hint
 
@@ -24,20 +23,6 @@ class Estimating(AdditiveEvaluator):
 def test_the_time_counts_the_sensitivities_and_all_evaluations() -> None:
     estimate = dry_run(Estimating(), make_config({"search": {"evaluations": 12}}))["estimate"]
     assert estimate["total_seconds"] == 10 + 4 + 2 * 12 and estimate["sensitivities_charge"] == 3.0
-
-
-def test_a_prior_that_is_learnt_takes_no_time(tmp_path: Path) -> None:
-    Study(AdditiveEvaluator(), strategy="random", evaluations=12, log=tmp_path / "log.jsonl").run()
-    config = make_config({"search": {"evaluations": 12, "learn_from": str(tmp_path / "log.jsonl")}})
-    estimate = dry_run(Estimating(), config)["estimate"]
-    assert (estimate["sensitivities_charge"], estimate["total_seconds"]) == (0, 10 + 12 * 2)
-
-
-def test_a_search_that_has_begun_needs_no_run_to_learn_from_any_more() -> None:
-    config = make_config({"search": {"learn_from": "gone"}})
-    assert dry_run(AdditiveEvaluator(), config, begun=True)["groups"] == len(AdditiveEvaluator().space)
-    with pytest.raises(BadInput, match="gone does not exist"):
-        dry_run(AdditiveEvaluator(), config)
 
 
 def test_without_an_estimate_the_time_is_unknown() -> None:

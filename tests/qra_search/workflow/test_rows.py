@@ -8,7 +8,7 @@ from fakes import AdditiveEvaluator
 
 from qra_search.config import make_config
 from qra_search.evaluation.evaluator import Evaluator, RowCount
-from qra_search.workflow.rows import rows_of_test, rows_text, say_rows
+from qra_search.workflow.dry_run import rows_of_test, rows_text, say_rows
 
 
 class Counting(AdditiveEvaluator):

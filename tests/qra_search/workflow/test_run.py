@@ -169,7 +169,7 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
 
 
 def test_plan_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
-    import qra_search.workflow.plan
+    import qra_search.workflow.run
     import qra_search.workflow.search
 
     assert callable(qra_search.plan) and callable(qra_search.search)

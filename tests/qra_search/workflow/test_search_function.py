@@ -9,7 +9,6 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import Study, search
-from qra_search.config import RunConfig
 
 
 def test_it_takes_what_a_study_takes_with_the_same_defaults() -> None:
@@ -18,12 +17,6 @@ def test_it_takes_what_a_study_takes_with_the_same_defaults() -> None:
 
     own = {"progress": None, "charged": False}  # a view, and what only comparisons of strategies ask for
     assert options(search) | own == options(Study) | own
-
-
-def test_the_defaults_are_those_of_the_command() -> None:
-    given, config = inspect.signature(search).parameters, RunConfig().search
-    assert given["evaluations"].default == config.evaluations
-    assert (given["strategy"].default, given["seed"].default) == (config.strategy, config.seed)
 
 
 def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_elsewhere(
@@ -44,9 +37,3 @@ def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_
     evaluator.progress = lambda *what: told.append(what)
     search(evaluator, strategy="random", evaluations=3, progress=True)
     assert told and "measure the sensitivities" not in capsys.readouterr().err
-
-
-def test_an_option_that_a_search_lacks_is_refused() -> None:
-    wrong: Any = {"memory": "3MiB"}
-    with pytest.raises(TypeError, match="memory"):
-        search(AdditiveEvaluator(), **wrong)

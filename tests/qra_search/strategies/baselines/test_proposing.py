@@ -1,24 +1,13 @@
-"""Budgets take turns, proposals are new, and optimizers of other packages see the places of every choice."""
+"""Budgets take turns, and proposals are new."""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from qra_search.log.trial import Proposal
-from qra_search.strategies.baselines.proposing import (
-    Places,
-    budget_in_turn,
-    fresh_plans,
-    one_by_one,
-    optional_package,
-    quiet,
-)
+from qra_search.strategies.baselines.proposing import budget_in_turn, fresh_plans, one_by_one
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, scenario, toy_space
 
@@ -58,43 +47,3 @@ def test_one_by_one_shows_each_ask_the_earlier_proposals_as_running():
     assert asked[2].trials[-1].proposal == proposals[1]
     with pytest.raises(ValueError, match="has no loss"):
         _ = asked[2].trials[-1].loss
-
-
-def test_places_count_what_a_group_may_take():
-    space = toy_space(4, restricted=True)
-    codec = PlanCodec(space)
-    places, row = Places(codec), codec.random(np.random.default_rng(0))
-    choices = [len(g.bits or space.bits) for g in space.groups] + [len(g.ranks or space.ranks) for g in space.groups]
-    assert places.counts.tolist() == choices
-    point = places.of(row[None])[0]
-    assert (point < places.counts).all() and np.array_equal(places.row(point), row)
-    lowest = codec.decode(places.row(np.zeros(len(places.free), int)))
-    assert list(lowest.bits) == [(g.bits or space.bits)[0] for g in space.groups]
-
-
-def test_variables_without_a_choice_have_no_place():
-    codec = PlanCodec(toy_space(3, bits=(4,)))
-    places = Places(codec)
-    assert places.free.tolist() == [3, 4, 5]
-    assert places.row(np.array([0, 1, 2])).tolist() == [0, 0, 0, 0, 1, 2]
-
-
-def test_log_and_warnings_are_silent_within_and_as_before_afterwards():
-    logging.disable(logging.DEBUG)
-    try:
-        with pytest.raises(ZeroDivisionError), quiet(), warnings.catch_warnings():
-            warnings.warn("unheard", stacklevel=1)
-            assert not logging.getLogger("of an optimizer").isEnabledFor(logging.WARNING)
-            raise ZeroDivisionError
-        assert logging.root.manager.disable == logging.DEBUG
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install 'qra-toolkit\[optuna\]'"):
-        optional_package("optuna", "its optimizers")

@@ -15,9 +15,8 @@ from report_runs import Bits, Guessing, evil_space
 
 from qra_search import Study
 from qra_search.errors import BadInput
-from qra_search.integrations import TRACKERS
-from qra_search.integrations.trackers import Tracker, check_tracker, tracked
 from qra_search.space.memory import format_bytes
+from qra_search.trackers import TRACKERS, Tracker, check_tracker, tracked
 
 
 class Kept(GeneralTracker):
@@ -107,25 +106,14 @@ def test_settings_are_plain_and_name_search_space_and_evaluator(tmp_path: Path, 
     assert all(isinstance(v, (str, int, float)) for v in run.settings.values())
 
 
-def test_a_resumed_study_continues_the_same_run(tmp_path: Path, kept: type[Kept]) -> None:
-    log = tmp_path / "t.jsonl"
-    study(log, Tracker("wandb", tmp_path), evaluations=6).run()
-    running = study(log, Tracker("wandb", tmp_path), evaluations=12)
-    running.run()
-    first, second = kept.runs
-    assert first.options == second.options == {"name": tmp_path.name, "id": first.options["id"], "resume": "allow"}
-    assert first.settings and not second.settings
-    assert first.defined == [("*", "step")]  # its own step never goes back
-    losses = {at for run in kept.runs for at, row in run.rows.items() if "spent" in row}
-    assert sorted(losses) == [t.id for t in running.log.trials]
-    assert min(row["spent"] for row in second.rows.values() if "spent" in row) > 6
-
-
-def test_a_study_that_was_not_tracked_before_is_sent_from_its_first_trial_on(tmp_path: Path, kept: type[Kept]) -> None:
+def test_a_resumed_study_is_another_run_with_all_its_trials(tmp_path: Path, kept: type[Kept]) -> None:
     study(tmp_path / "t.jsonl", evaluations=6).run()
-    running = study(tmp_path / "t.jsonl", Tracker("kept", tmp_path), evaluations=12)
+    running = study(tmp_path / "t.jsonl", Tracker("wandb", tmp_path), evaluations=12)
     running.run()
-    assert sorted(kept.runs[0].rows)[:-1] == [t.id for t in running.log.trials]
+    (run,) = kept.runs
+    assert run.options == {"name": tmp_path.name} and run.settings
+    assert run.defined == [("*", "step")]  # its own step never goes back
+    assert sorted(run.rows)[:-1] == [t.id for t in running.log.trials]
 
 
 def test_a_tool_that_fails_is_sent_no_more_and_the_search_goes_on(
@@ -165,15 +153,12 @@ def test_a_stopped_study_ends_its_run(tmp_path: Path, kept: type[Kept]) -> None:
     assert kept.runs[0].ended and sorted(kept.runs[0].rows) == [0]  # the best is only foretold: no result
 
 
-def test_the_steps_of_tunings_are_one_run_that_is_continued(tmp_path: Path, kept: type[Kept]) -> None:
-    folder = tmp_path / "a" / "tuning"
-    for step in (1, 2):
-        with tracked(["wandb"], folder, {"steps": 9}, print) as figures:
-            figures("plan-1")(step, {"loss": 1.0, "validation_loss": math.nan})
-    first, second = kept.runs
-    assert first.options["id"] == second.options["id"] and first.options["name"] == "a-tuning"
-    assert first.settings == {"steps": 9} and second.rows == {2: {"plan-1/loss": 1.0, "step": 2}}
-    assert first.ended and second.ended
+def test_the_steps_of_tunings_are_one_run(tmp_path: Path, kept: type[Kept]) -> None:
+    with tracked(["wandb"], tmp_path / "a" / "tuning", {"training": {"steps": 9}}, print) as figures:
+        figures("plan-1")(2, {"loss": 1.0, "validation_loss": math.nan})
+    (run,) = kept.runs
+    assert run.options == {"name": "a-tuning"} and run.settings == {"training.steps": 9}
+    assert run.rows == {2: {"plan-1/loss": 1.0, "step": 2}} and run.ended
 
 
 def test_the_names_of_the_trackers_are_accelerates() -> None:
@@ -194,7 +179,6 @@ def test_tensorboard_reads_every_loss_from_the_runs_folder(tmp_path: Path) -> No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "a"
-    study(run / "t.jsonl", Tracker("tensorboard", run), evaluations=6).run()
     running = study(run / "t.jsonl", Tracker("tensorboard", run))
     result, trials = running.run(), list(running.log.trials)
     events = EventAccumulator(str(run / "tensorboard"))
