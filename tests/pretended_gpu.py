@@ -16,7 +16,6 @@ import torch
 from qra_backends.kernels import choice
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FREE = 8 << 30
@@ -73,7 +72,7 @@ class PretendedGpu(TorchDispatchMode):
         self.held[device] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _kind(t).type == "cpu"]
+        given = [t for t in tensors((args, kwargs)) if _kind(t).type == "cpu"]
         places = {place(t) for t in given if t.dim() or place(t).type == "cuda"}
         cards = [p for p in places if p.type == "cuda"]
         name = func._schema.name
@@ -88,10 +87,19 @@ class PretendedGpu(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if cards or self.sending:
             known = {t.untyped_storage()._cdata for t in given}
-            for tensor in tree_leaves(made):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+            for tensor in tensors(made):
+                if tensor.untyped_storage()._cdata not in known:
                     self.mark(tensor, self.sending[-1] if self.sending else cards[0])
         return made
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """Those among an operation's arguments or results; torch's own search for them takes twice as long as the rest."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, list | tuple | dict):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from tensors(each)
 
 
 class Sent(torch.autograd.Function):

@@ -22,7 +22,7 @@ class SecondMoment:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Add inputs (..., in)."""
-        rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
+        rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1])  # so a part of a batch is copied once
         size = rows.shape[1]
         if self._sum is None:
             self._sum = rows.new_zeros(size, size)

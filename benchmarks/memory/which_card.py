@@ -1,6 +1,7 @@
 """Which models fit which graphics cards, by the estimate of `qra doctor --model`: the table of docs/which-card.md.
 
-    python -m benchmarks.memory.which_card
+    python -m benchmarks.memory.which_card           # again: models without a row
+    python -m benchmarks.memory.which_card --anew    # all
 
 From published shapes alone: no weights and no GPU are needed.
 """
@@ -53,11 +54,13 @@ def models() -> dict[str, PretrainedConfig]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only-page", action="store_true", help="fill the page from what was estimated before")
-    if not parser.parse_args().only_page:
+    parser.add_argument("--anew", action="store_true", help="forget what was estimated before")
+    if parser.parse_args().anew:
         ROWS.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, config in models().items():
+    known = {row["model"] for row in read(ROWS)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in models().items():
+            if name not in known:
                 row = {"model": name, "tokens": TOKENS, "cards": fits(Path(folder) / name, config), "commit": commit()}
                 append(ROWS, row)
                 print(name, [cell(card) for card in row["cards"]], flush=True)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_eval.costs.phases import TRAINED_NUMBER
+from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tasks.losses import batch_loss, labelled_head

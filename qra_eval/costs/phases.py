@@ -14,24 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
-from qra_eval.models.device import has_matrix_units
-from qra_eval.models.embeddings import ROWS
+from qra_eval.costs.sizes import Sizes, largest_of
 from qra_eval.models.split import spread
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
-from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
-from qra_eval.tasks.batches import Batch, bucketed, passed_together
+from qra_eval.tasks.batches import bucketed, passed_together
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
-from qra_search.space.levels import LevelName
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -41,14 +36,8 @@ CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
 """Bytes of a GPU that its driver and its libraries take."""
-TRAINED_NUMBER = 24
-"""Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
-float32 (6 for each of a pair), and its copy as it is stored (2)."""
 MOMENTS = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
-DAMAGE_BYTES = 12
-"""Of a weight, beside its dequantized form, while a level's damage is measured: it and the unquantized one in float32,
-and their difference."""
 
 
 @dataclass(frozen=True)
@@ -90,59 +79,8 @@ def _foretold(tuner: FineTuner, run: _Run) -> dict[str, Peak]:
     }
 
 
-class _Run:
-    """The sizes of a run's model, plan and rows, and what each phase adds to what is always there.
-
-    A phase is given as bytes on the device and bytes on the host.
-
-    Args:
-        own: the layers on the device that is looked at; all else is where the first one is.
-    """
-
-    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None, own: Sequence[int]):
-        self.tuner, model = tuner, tuner.quantized
-        self.model, self.settings, space = model, tuner.settings, model.space
-        text = tuner.model.config.get_text_config()
-        self.vocabulary, self.width = text.vocab_size, text.hidden_size
-        self.gpu = model.device.type == "cuda" if gpu is None else gpu
-        compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
-        self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
-        self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
-        self.largest = max(rows * columns for rows, columns in self.shapes)
-        self.dense = sum(rows * columns for rows, columns in self.shapes)
-        self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
-        self.rest = tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
-        self.rank = max(space.ranks)
-        self.adapters = self.rank * sum(map(sum, self.shapes))
-        plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
-        self.packed = plan - self.adapters * space.adapter_bits // 8
-        ready = self.dense * len(model.levels) + self.tables * len(model.table_levels)
-        self.cache = min(model.room if gpu is None else 0, ready * self.wide)
-        self.kept = (self.dense + self.tables) * self.stored if gpu is None and model.blocks.keeps else 0
-        sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
-        self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
-        self.layer_weights = sizes[self.layer]
-        self.own, self.part = len(own), sum(sizes[at] for at in own) / sum(sizes)
-        if self.own < self.layers:
-            self._take_part(first=0 in own)
-        # Activations grow by the same for each layer that is added, if all layers are alike.
-        self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
-        self.layer_sketched = min(self.layer, self.depths[1] - 1)
-        looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
-        self.short, self.long = (
-            self._sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
-        )
-        self.bare = self._sketch(passing, self.depths[1])
-
-    def _take_part(self, *, first: bool) -> None:
-        """Of what lies on the device for long, the part of its layers; and what is outside of layers on the first."""
-        tables, stored = [t.linear for t in self.model.tables.values()], self.model.backend.storage
-        levels = self.model.table_levels or ((),)
-        packed = [sum(stored(b).bytes(t.out_features, t.in_features) for t in tables) for b in levels]
-        self.packed = int((self.packed - min(packed)) * self.part) + (max(packed) if first else 0)
-        self.rest, self.tables = (self.rest, self.tables) if first else (0, 0)
-        for name in ("adapters", "cache", "kept"):
-            setattr(self, name, int(getattr(self, name) * self.part))
+class _Run(Sizes):
+    """What each phase adds to what is always there: bytes on the device and bytes on the host."""
 
     def peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
         """Of a phase that adds so much on the device, and on the host, to what is always there."""
@@ -151,7 +89,6 @@ class _Run:
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         return Peak(0, libraries + copied + device + host)
 
-    # -- phases --------------------------------------------------------------------------------
     def quantizing(self) -> tuple[int, int]:
         """A layer, its Hessians and the rows' hidden states; then the work on linears that are quantized at once."""
         model, backend, levels = self.model, self.model.backend, self.model.levels
@@ -163,183 +100,83 @@ class _Run:
         shapes = [shape for some in inputs.values() for shape in some]
         calibrated = any(map(backend.calibrates, levels))
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
-        count = workers(backend, len(units), torch.device(self._place))
+        count = workers(backend, len(units), torch.device(self.place))
 
         def quantized(unit: list[tuple[int, int]]) -> int:
-            work = max(self._work(levels, shape) for shape in unit)
+            # What was made of a linear is on a GPU until all levels are: then it goes to the host.
+            work = max(
+                self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0) for shape in unit
+            )
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
         work = sum(sorted(map(quantized, units), reverse=True)[:count])
-        made = sum(backend.storage(level).bytes(*shape) for level in levels for shape in shapes)
+        made = sum(self.made(levels, shape) for shape in shapes)
         tables = [table.linear for table in model.tables.values()]
-        stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
-        made = max(made, sum(stored))
+        made = max(made, sum(self.made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
         work += max(m.weight.nbytes for m in linears.values()) if self.gpu and not self.kept else 0
-        table = max(map(self._table_work, tables), default=0)
-        made += self._pinned()
+        table = max(map(self.table_work, tables), default=0)
+        made += self.pinned()
         if not calibrated:
             return max(work, table), made
         batches = model.calibration_batches()
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
-        forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
+        forward = self.bare.calibration(self.layer_sketched, *largest_of(batches)) + experts + self.placed()
         tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
-        highest = max(self._casts(), forward, moments + work, table)
-        return self.kept + tokens + highest, made + self._hidden(batches)
+        highest = max(self.casts(), forward, moments + work, table)
+        return self.kept + tokens + highest, made + self.hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
-        """Of both halves the higher: gradients layer by layer; probes in float32."""
+        """Of both halves the higher: gradients layer by layer; probes in float32.
+
+        What is dequantized may be kept: linears in the first half, tables from the second on.
+        """
         rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
-        count, tokens = _largest(batches)
+        count, tokens = largest_of(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
-        level = max(self._damage(count * tokens, *shape) for shape in self.shapes)
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
+        linears = min(self.cache, self.dense * len(self.model.levels) * self.wide)
         gradients = (
-            self._casts()
-            + self._reordered(self.passed)
-            + max(self._placed() + both + level + self._levels_sent(), head),
-            (self.layers + 1) * self._hidden(batches) + self._pinned(),
+            linears + self.casts() + self.reordered(self.passed) + max(self.placed() + both + self.levels_sent(), head),
+            (self.layers + 1) * self.hidden(batches) + self.pinned(),
         )
-        sketched = self._sketch(torch.float32, self.depths[1])
+        sketched = self.sketch(torch.float32, self.depths[1])
         forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
         logits = labels * probe.input_ids.shape[0] // count * self.vocabulary * 4 * 5
-        wider = self._cast(4) + self._cast_tables(4)
-        probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
+        wider = self.cast(4) + self.cast_tables(4)
+        probing = self.cache + wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self._pinned())
+            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self.pinned())
         return max(gradients, (probing, waiting), key=sum)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:
         """Training a plan, or measuring it."""
         trained = 0
         if steps and self.rank:
-            trained = self._stretched("training_step", self.tuner.batches(steps, 0))
+            trained = self.stretched("training_step", self.tuner.batches(steps, 0))
         if steps:
-            trained += self._trained_scales(steps)
+            trained += self.trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
-        measured = self._stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
-        return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
+        measured = self.stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
+        return self.resident(adapters=4 + MOMENTS) + max(trained, measured) + self.reordered(self.wide)
 
     def passing_untuned(self) -> int:
         """A pass of the model as it was loaded, which says when a training is hopeless: searched tables visit it."""
         size = self.settings.batch_size
         batches = bucketed(self.tuner.rows("calibration", size), 2 * size)
-        forward, _ = self.bare.sensitivity(self.layer_sketched, *_largest(batches))
+        forward, _ = self.bare.sensitivity(self.layer_sketched, *largest_of(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        return self._cast_tables(self.passed) + max(self._placed() + forward, logits)
+        return self.cast_tables(self.passed) + max(self.placed() + forward, logits)
 
     def reloading(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
-        logits = 3 * 4 * CHECKED_TOKENS * self.vocabulary
-        head = min(ROWS, self.vocabulary) * self.width if self.tables else 0
-        made = max(self.largest, head) * (self.stored + DEQUANTIZE_BYTES)
-        computing = self.adapters * self.stored + made + logits
-        return self._resident(adapters=0) + max(4 * self.adapters, computing)
-
-    # -- parts ---------------------------------------------------------------------------------
-    def _resident(self, *, adapters: int) -> int:
-        """The plan in place, and what is kept dequantized."""
-        return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
-
-    def _trained_scales(self, steps: int) -> int:
-        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it.
-
-        Beside weights that are kept ready, scales of rows have their outputs wait instead.
-        """
-        model, outputs = self.model, sum(rows for rows, _ in self.shapes)
-        numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
-        numbers = int(numbers * self.part)
-        if not numbers:
-            return 0
-        if self.cache and numbers <= outputs:
-            count, tokens = _largest(self.tuner.batches(steps, 0))
-            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
-        kept = self.dense if self.cache else 0
-        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
-
-    def _damage(self, tokens: int, out_features: int, in_features: int) -> int:
-        """At a linear's gradient: the change of its weight by a level, then of its output; then the singular values."""
-        size, wider = out_features * in_features, 4 if self.passed < 4 else 0
-        gradient, whole = tokens * out_features * wider, 4 * size
-        weight = size * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
-        output = whole + size * self.passed + tokens * out_features * (self.passed + wider)
-        values = whole + tokens * in_features * wider
-        return gradient + max(weight, output, values)
-
-    def _stretched(self, what: str, batches: list[Batch]) -> int:
-        """What the whole model takes of batches, from what the sketches of two depths take."""
-        labels = max(len(b.targets) for b in batches)
-        short, long = (getattr(sketch, what)(*_largest(batches), labels) for sketch in (self.short, self.long))
-        return int(long + (long - short) * (self.own - self.depths[1]))
-
-    def _sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
-        return sketch(
-            Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
-            checkpointing=self.settings.gradient_checkpointing, layers=layers,
-        )  # fmt: skip
-
-    @property
-    def _place(self) -> str:
-        return "cuda" if self.gpu else "cpu"
-
-    def _work(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        """Of quantizing one linear."""
-        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self._place)
-
-    def _table_work(self, table: nn.Linear) -> int:
-        """A table, two matrices of its inputs, and the work of quantizing it."""
-        work = self._work(self.model.table_levels, (table.out_features, table.in_features))
-        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu and not self.kept else 0)
-
-    def _casts(self) -> int:
-        """All that lies outside the layers, in the dtype of passes through them."""
-        return (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
-
-    def _cast(self, item: int) -> int:
-        """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
-        return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
-
-    def _cast_tables(self, item: int) -> int:
-        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
-        return self.tables * item if (self.gpu and not self.kept) or item != self.stored else 0
-
-    def _reordered(self, item: int) -> int:
-        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
-        if self.gpu or item != 2 or not has_matrix_units():
-            return 0
-        return max(self.largest, self.vocabulary * self.width) * item
-
-    def _placed(self) -> int:
-        """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
-        there = not self.gpu or self.kept
-        return 0 if there and self.passed == self.stored else self.layer_weights * self.passed
-
-    def _levels_sent(self) -> int:
-        """Bytes of a layer's linears at all levels, sent once for all batches; on the host they are mapped."""
-        if not self.gpu or self.cache:
-            return 0
-        model, stored = self.model, self.model.backend.storage
-        linears = [m for name, m in model.linears.items() if model.layer_of[name] == self.layer]
-        return sum(stored(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
-
-    def _pinned(self) -> int:
-        """Bytes on the host from which a layer, or a table, is sent to a GPU."""
-        tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
-        return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
-
-    def _hidden(self, batches: list[Batch]) -> int:
-        """Hidden states of batches, which wait on the host."""
-        return sum(b.input_ids.numel() for b in batches) * self.width * self.passed
-
-
-def _largest(batches: list[Batch]) -> tuple[int, int]:
-    """Rows and tokens of the largest batch."""
-    rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
-    return rows, tokens
+        saved = self.sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
+        computing = self.adapters * self.stored + saved.held_out(1, CHECKED_TOKENS, CHECKED_TOKENS)
+        return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
@@ -14,20 +14,23 @@ import torch
 from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qra_eval.models.embeddings import install_tables
+from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import likeness, pass_through
+from qra_eval.sensitivities.fisher import taken_at
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
 DEQUANTIZE_BYTES = 5
 """Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
 CPU = torch.device("cpu")
+Work = tuple[tuple[tuple[int, int], int], ...]
 KEPT = 8
 """Sketches that are kept, the last used ones."""
 
@@ -42,6 +45,8 @@ class Sketch:
         rank: of the adapters, 0 for none.
         checkpointing: whether layers compute their activations again in the backward pass.
         layers: how many it has; default: as the config says.
+        work: bytes of dequantizing a weight of a shape, beside the result; of a table: so many rows of it as the head
+            takes at a time. `DEQUANTIZE_BYTES` of a shape that is not there.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Sketch:
         rank: int,
         checkpointing: bool,
         layers: int | None = None,
+        work: Work = (),
     ):
         from transformers import AutoModelForCausalLM
 
@@ -65,15 +71,15 @@ class Sketch:
             model.requires_grad_(False)
             normalise(model)
             if tables:
-                for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                for table in install_tables(model, _Shapes(dict(work))).values():  # type: ignore[arg-type]
                     assert table.own is not None  # it has just been installed
                     table.set_base(module=_PackedRows(table.own))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer or 0 for f in found}
-            self.model, self.dtype = model, dtype
+            self.model, self.dtype, self._work = model, dtype, dict(work)
             self.wrapped = adapters.install(model, list(self.layer_of))
             for wrapper in self.wrapped.values():
-                wrapper.set_base(module=_Packed(wrapper))
+                wrapper.set_base(module=_Packed(wrapper, dict(work)))
                 if rank:
                     A = torch.zeros(rank, wrapper.in_features)
                     wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0)
@@ -114,13 +120,24 @@ class Sketch:
 
     @cache  # noqa: B019
     def sensitivity(self, layer: int, rows: int, tokens: int) -> tuple[int, int]:
-        """Peak bytes of a layer's forward pass alone, and of one with the backward pass to its input."""
-        blocks, _ = self._whole(layer)
+        """Peak bytes of a layer's forward pass alone, and of one with the backward pass to its input, with what
+        `qra_eval.sensitivities.fisher` makes of each linear's gradient on the way."""
+        blocks, linears = self._whole(layer)
+
+        def take(name: str, x: Tensor, gradient: Tensor) -> None:
+            base: Any = linears[name]
+            x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
+            whole = torch.empty(base.out_features, base.in_features)
+            change = (_Packed(base, self._work).dequantize(x.dtype).float() - whole).to(x.dtype)
+            F.linear(x, change).float().mul_(g).sum(1)
+            del change
+            x.float()
+
         with self._mode:
             flow = blocks.enter(self._batch(rows, tokens, 1))
         with self._metered() as forward, torch.no_grad():
             blocks.step(layer, flow)
-        with self._metered() as both:
+        with self._metered() as both, taken_at(linears, take):
             start = flow.hidden.clone().requires_grad_(True)
             torch.autograd.grad(blocks.step(layer, flow, start).sum(), start)
         return forward.peak, both.peak
@@ -172,9 +189,11 @@ class Shape(str):
 
 
 @lru_cache(maxsize=KEPT)
-def sketch(shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, layers: int) -> Sketch:
+def sketch(
+    shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, layers: int, work: Work
+) -> Sketch:
     """The sketch of a shape, made once."""
-    return Sketch(shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, layers=layers)
+    return Sketch(shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, layers=layers, work=work)
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -190,15 +209,17 @@ def shortened(config: Any, layers: int) -> Any:
 class _Packed(nn.Module):
     """Stands for a quantized linear: holds nothing, and takes what dequantizing takes."""
 
-    def __init__(self, like: adapters.AdaptedLinear):
+    def __init__(self, like: adapters.AdaptedLinear, work: Mapping[tuple[int, int], int]):
         super().__init__()
         self.out_features, self.in_features = like.out_features, like.in_features
+        shape = (self.out_features, self.in_features)
+        self.work = work.get(shape, DEQUANTIZE_BYTES * shape[0] * shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         return dequantized_linear(x, self.dequantize)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        work = torch.empty(self.out_features * self.in_features * DEQUANTIZE_BYTES, dtype=torch.uint8)
+        work = torch.empty(self.work, dtype=torch.uint8)
         made = torch.empty(self.out_features, self.in_features, dtype=dtype)
         del work
         return made
@@ -215,8 +236,14 @@ class _PackedRows(nn.Module):
 class _Shapes:
     """Stands for the backend of a table: takes what dequantizing rows takes."""
 
+    def __init__(self, work: Mapping[tuple[int, int], int]):
+        self.work = work
+
     def rows(self, module: _PackedRows, at: Tensor) -> Tensor:
-        work = torch.empty(len(at) * module.shape[1] * DEQUANTIZE_BYTES, dtype=torch.uint8)
+        rows, columns = module.shape
+        at_once = min(ROWS, rows)
+        size = self.work.get((rows, columns), DEQUANTIZE_BYTES * at_once * columns) * len(at) // at_once
+        work = torch.empty(size, dtype=torch.uint8)
         made = torch.empty(len(at), module.shape[1], dtype=module.dtype)
         del work
         return made

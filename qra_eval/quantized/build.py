@@ -86,7 +86,7 @@ def _build(
             names = bank.names(layer)
             with claimed(bank.lock_file(layer)) if layer in layers else nullcontext(False) as own:
                 levels = bank.missing([layer]).get(layer) if own else None  # another may have made it since
-                if levels and layer == len(blocks):
+                if levels and flows and layer == len(blocks):
                     with blocks.running():
                         moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
                 elif flows and layer <= min(max(calibrated), len(blocks) - 1):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.pieces import Pieces
@@ -86,7 +85,7 @@ def _pass(tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch],
             with pieces.own(piece) as found.own, blocks.placed(layer), tuner.quantized.bank.modules_kept():
                 for n, flow in enumerate(flows):
                     start = inputs[layer][n].to(blocks.devices[layer]).requires_grad_(True)
-                    with found.taken_at(linears):
+                    with taken_at(linears, found.take):
                         output = blocks.step(layer, flow, start)
                     (gradient,) = torch.autograd.grad(output, start, gradients[n].to(output.device))
                     gradients[n] = gradient.cpu()
@@ -133,6 +132,25 @@ def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1)  # by the sum: it is 1 but for rounding
 
 
+@contextmanager
+def taken_at(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """What passes forward through linears within the context is taken when its gradient comes back."""
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach()
+            output.register_hook(lambda gradient: take(name, x, gradient))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Figures:
     """Gathers `Fisher`'s figures at the linears of one layer after another, while they are this process's `own`."""
 
@@ -148,25 +166,8 @@ class _Figures:
         self.spectrum: dict[str, np.ndarray] = {}
         self.done, self.total = 0, len(names) * len(batches)
 
-    @contextmanager
-    def taken_at(self, linears: Mapping[str, AdaptedLinear]) -> Iterator[None]:
-        """What passes forward through linears within the context is measured when its gradient comes back."""
-
-        def watch(name: str) -> Any:
-            def hook(module: AdaptedLinear, args: tuple[Tensor, ...], output: Tensor) -> None:
-                x = args[0].detach()
-                output.register_hook(lambda gradient: self._take(name, x, gradient))
-
-            return hook
-
-        handles = [module.register_forward_hook(watch(name)) for name, module in linears.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _take(self, name: str, x: Tensor, gradient: Tensor) -> None:
+    def take(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        """The figures of a linear, of what it read and the gradient at its output."""
         bank = self.tuner.quantized.bank
         # For the layers of others too: so all draw for a layer what one process draws.
         probe = sketch_probe(gradient.shape[-1], x.shape[-1], self.generator)

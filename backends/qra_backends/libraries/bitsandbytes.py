@@ -67,6 +67,9 @@ class BitsAndBytesBackend(TensorBackend):
         return "int8" if bits == 8 else FOUR_BIT_TYPE
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+        if device != "cpu":  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
+            half = 2 * out_features * in_features * (dtype != torch.float16)
+            return max(half if bits == 8 else self.storage(bits).bytes(out_features, in_features) for bits in levels)
         four = _FOUR_BIT_COPIES + (dtype != torch.float32)  # the library makes a copy in float32
         eight = _INT8_COPIES - 0.5 * (dtype == torch.float16)  # this backend makes one in float16
         copies = max(eight if bits == 8 else four for bits in levels)
@@ -117,12 +120,15 @@ class BitsAndBytesBackend(TensorBackend):
         return expected
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> nn.Module:
-        from bitsandbytes.functional import QuantState
+        from bitsandbytes.functional import QuantState, get_4bit_type
 
         from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
 
         if bits == 8:
             return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], form["bias"], form["dtype"])
+        levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["weight"].device)
+        if levels.device.type != "meta" and not torch.equal(tensors["quant_map"], levels):  # else there are no values
+            raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
         state = QuantState(
             tensors["absmax"],
             shape=torch.Size((form["out_features"], form["in_features"])),

@@ -51,7 +51,7 @@ class SteadyLinear4bit(Linear4bit, SteadyLayer):
             requires_grad=False,
             quant_state=state,
             blocksize=state.blocksize,
-            module=self,
+            module=None,  # which would be a circle: bytes of a layer that is let go would wait for the collector
             bnb_quantized=True,
             **kind,
         )
@@ -67,8 +67,7 @@ class SteadyLinear4bit(Linear4bit, SteadyLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A deep copy of Params4bit points to the original layer, and has a state of its own beside the layer's.
-        self.weight.module = self
+        # A deep copy of Params4bit has a state of its own beside the layer's.
         self.quant_state = self.weight.quant_state
 
 

@@ -48,7 +48,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     else:
         triples = F.pad(packed, (0, -len(packed) % 3)).view(-1, 3).T
         low, middle, high = triples.to(torch.int16, memory_format=torch.contiguous_format).unbind(0)  # eight codes
-        word = torch.stack([low, (low >> 6) | (middle << 2), (middle >> 4) | (high << 4), high >> 2], dim=1)
+        pairs = [low, (low >> 6).add_(middle, alpha=4), (middle >> 4).add_(high, alpha=16), high >> 2]
+        word = torch.stack(pairs, dim=1)
         word = word.bitwise_and_(0x3F)  # of two codes each
         word = word.bitwise_or_(word << 5).bitwise_and_(0x0707)
     return word.view(torch.uint8).view(-1)[:count]
@@ -62,6 +63,6 @@ def _unpack_eights(packed: Tensor, bits: int) -> Tensor:
         byte, shift = divmod(i * bits, 8)
         code = stream[:, byte] >> shift
         if shift + bits > 8:
-            code = code | (stream[:, byte + 1] << (8 - shift))
-        codes[:, i] = code & (2**bits - 1)
+            code.add_(stream[:, byte + 1], alpha=2 ** (8 - shift))  # their bits do not overlap
+        torch.bitwise_and(code, 2**bits - 1, out=codes[:, i])
     return codes

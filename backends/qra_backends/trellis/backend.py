@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from qra_backends.base import Expected, Level
 from qra_backends.calibration import check_hessian
+from qra_backends.kernels import choice
 from qra_backends.modules import Groups
+from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.gptq import factorize
 from qra_backends.tensors import TensorBackend
 from qra_backends.trellis.code import TrellisCode
@@ -101,7 +103,13 @@ class TrellisBackend(TensorBackend):
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         # Matrices while the rotated Hessian is factorized; the columns of one level.
-        return 4 * (4 * in_features**2 + out_features * in_features) + _BLOCKS
+        matrix, columns = 4 * in_features**2, 4 * out_features * in_features
+        if device == "cpu":
+            return 4 * matrix + columns + _BLOCKS
+        if torch.cuda.is_available() and not choice.usable(torch.device(device)):
+            return 0  # there is no compiler: it is quantized on the host, see `encode.device_for`
+        # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
+        return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device))
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         rows: Tensor = self.own(module).rows(at)

@@ -42,9 +42,10 @@ def decode(
         from qra_backends.trellis.decode_triton import decode_rows
 
         return decode_rows(codes, scale, unit, at, code, block, dtype, weights)
+    scale = (scale if at is None else scale[at]).float() * unit
     if at is None:
         at = torch.arange(len(scale), device=codes.device)
-    return plainly(codes.device.type)(codes, scale[at].float() * unit, at, code, block, dtype)
+    return plainly(codes.device.type)(codes, scale, at, code, block, dtype)
 
 
 @lru_cache

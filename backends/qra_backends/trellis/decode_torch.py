@@ -24,7 +24,7 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     for start in range(0, len(at), step):
         own = slice(start, start + step)
         whole = hadamard(state_values(codes, at[own], code).float(), block)
-        weight[own] = whole.mul_(factor[own, None]).mul_(sign)
+        torch.mul(whole.mul_(factor[own, None]), sign, out=weight[own])
     return weight
 
 
@@ -34,8 +34,8 @@ def state_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
     first = start >> 3
     word = codes[first].to(torch.int32)
     for later in (1, 2):  # 7 + 16 bits at most; the bytes that a short stream lacks would be masked
-        word |= codes[(first + later).clamp_max_(last)].to(torch.int32) << (8 * later)
-    state = (word >> (start & 7).to(torch.int32)[:, None]) & (2**code.L - 1)
+        word.add_(codes[(first + later).clamp_max_(last)], alpha=256**later)
+    state = word.bitwise_right_shift_((start & 7)[:, None]).bitwise_and_(2**code.L - 1)
     return value_table(code.L, codes.device)[state]
 
 

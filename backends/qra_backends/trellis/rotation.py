@@ -31,11 +31,16 @@ def rotated(rows: Tensor, block: int) -> Tensor:
     return hadamard(rows * signs(rows.shape[-1], rows.device), block).mul_(1 / math.sqrt(block))
 
 
+@lru_cache
+def _sum_above_difference(device: torch.device) -> Tensor:
+    return torch.tensor([[1.0], [-1.0]], device=device)
+
+
 def hadamard(rows: Tensor, block: int) -> Tensor:
     """Rows (..., in) times the Hadamard matrix of each block, of entries 1 and -1: log2(block) sums a number."""
-    size = 1
+    size, sign = 1, _sum_above_difference(rows.device)
     while size < block:
-        low, high = rows.unflatten(-1, (-1, 2, size)).unbind(-2)
-        rows = torch.stack([low + high, low - high], dim=-2).flatten(-3)
+        low, high = rows.unflatten(-1, (-1, 2, size)).split(1, dim=-2)
+        rows = torch.addcmul(low, high, sign).flatten(-3)  # both in one launch
         size *= 2
     return rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qra_eval.costs.peak_memory import ADAPTER_BYTES, saved_bytes, step_memory
-from qra_eval.costs.phases import TRAINED_NUMBER
+from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded

@@ -11,7 +11,8 @@ from cli_runner import Qra
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, PAIRS, cards
-from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
+from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, foretell
+from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears

@@ -1,0 +1,175 @@
+"""How large a run's model, plan and batches are on one of its devices: the numbers that phases are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from qra_eval.costs.decoding import decoding_bytes
+from qra_eval.costs.sketch import Shape, Sketch, sketch
+from qra_eval.models.device import has_matrix_units
+from qra_eval.models.embeddings import ROWS
+from qra_eval.quantized.weight_cache import tensor_bytes
+from qra_eval.tasks.batches import Batch
+from qra_eval.tuning.fine_tuner import FineTuner
+from qra_search.space.levels import LevelName
+
+TRAINED_NUMBER = 24
+"""Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
+float32 (6 for each of a pair), and its copy as it is stored (2)."""
+
+
+class Sizes:
+    """The sizes of a run's model, plan and rows.
+
+    Args:
+        own: the layers on the device that is looked at; all else is where the first one is.
+    """
+
+    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None, own: Sequence[int]):
+        self.tuner, model = tuner, tuner.quantized
+        self.model, self.settings, space = model, tuner.settings, model.space
+        text = tuner.model.config.get_text_config()
+        self.vocabulary, self.width = text.vocab_size, text.hidden_size
+        self.gpu = model.device.type == "cuda" if gpu is None else gpu
+        compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
+        self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
+        self.largest = max(rows * columns for rows, columns in self.shapes)
+        self.dense = sum(rows * columns for rows, columns in self.shapes)
+        self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
+        self.rest = tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
+        self.rank = max(space.ranks)
+        self.adapters = self.rank * sum(map(sum, self.shapes))
+        plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
+        self.packed = plan - self.adapters * space.adapter_bits // 8
+        ready = self.dense * len(model.levels) + self.tables * len(model.table_levels)
+        self.cache = min(model.room if gpu is None else 0, ready * self.wide)
+        self.kept = (self.dense + self.tables) * self.stored if gpu is None and model.blocks.keeps else 0
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
+        self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
+        self.layer_weights = sizes[self.layer]
+        self.own, self.part = len(own), sum(sizes[at] for at in own) / sum(sizes)
+        if self.own < self.layers:
+            self._take_part(first=0 in own)
+        # Activations grow by the same for each layer that is added, if all layers are alike.
+        self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
+        self.layer_sketched = min(self.layer, self.depths[1] - 1)
+        tables = {(m.out_features, m.in_features) for m in (t.linear for t in model.tables.values())}
+        work = {shape: decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
+        work |= {s: decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
+        self.decoding = tuple(sorted(work.items())) if self.gpu else ()
+        looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
+        self.short, self.long = (
+            self.sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
+        )
+        self.bare = self.sketch(passing, self.depths[1])
+
+    def _take_part(self, *, first: bool) -> None:
+        """Of what lies on the device for long, the part of its layers; and what is outside of layers on the first."""
+        tables, stored = [t.linear for t in self.model.tables.values()], self.model.backend.storage
+        levels = self.model.table_levels or ((),)
+        packed = [sum(stored(b).bytes(t.out_features, t.in_features) for t in tables) for b in levels]
+        self.packed = int((self.packed - min(packed)) * self.part) + (max(packed) if first else 0)
+        self.rest, self.tables = (self.rest, self.tables) if first else (0, 0)
+        for name in ("adapters", "cache", "kept"):
+            setattr(self, name, int(getattr(self, name) * self.part))
+
+    def resident(self, *, adapters: int) -> int:
+        """The plan in place, and what is kept dequantized."""
+        return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
+
+    def trained_scales(self, steps: int) -> int:
+        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it.
+
+        Beside weights that are kept ready, scales of rows have their outputs wait instead.
+        """
+        model, outputs = self.model, sum(rows for rows, _ in self.shapes)
+        numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        numbers = int(numbers * self.part)
+        if not numbers:
+            return 0
+        if self.cache and numbers <= outputs:
+            count, tokens = largest_of(self.tuner.batches(steps, 0))
+            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
+        kept = self.dense if self.cache else 0
+        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
+
+    def stretched(self, what: str, batches: list[Batch]) -> int:
+        """What the whole model takes of batches, from what the sketches of two depths take."""
+        labels = max(len(b.targets) for b in batches)
+        short, long = (getattr(sketch, what)(*largest_of(batches), labels) for sketch in (self.short, self.long))
+        return int(long + (long - short) * (self.own - self.depths[1]))
+
+    def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
+        return sketch(
+            Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
+            checkpointing=self.settings.gradient_checkpointing, layers=layers, work=self.decoding,
+        )  # fmt: skip
+
+    @property
+    def place(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+    def quantizing_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """Of quantizing one linear."""
+        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.place)
+
+    def made(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """Of a weight at all levels."""
+        return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
+
+    def table_work(self, table: nn.Linear) -> int:
+        """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
+        levels, shape = self.model.table_levels, (table.out_features, table.in_features)
+        work = self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0)
+        moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.calibrates, levels)) else 0
+        return work + moments + (table.weight.nbytes if self.gpu and not self.kept else 0)
+
+    def casts(self) -> int:
+        """All that lies outside the layers, in the dtype of passes through them."""
+        return (0 if self.gpu else self.cast(self.passed)) + self.cast_tables(self.passed)
+
+    def cast(self, item: int) -> int:
+        """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
+        return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
+
+    def cast_tables(self, item: int) -> int:
+        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
+        return self.tables * item if (self.gpu and not self.kept) or item != self.stored else 0
+
+    def reordered(self, item: int) -> int:
+        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
+        if self.gpu or item != 2 or not has_matrix_units():
+            return 0
+        return max(self.largest, self.vocabulary * self.width) * item
+
+    def placed(self) -> int:
+        """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
+        there = not self.gpu or self.kept
+        return 0 if there and self.passed == self.stored else self.layer_weights * self.passed
+
+    def levels_sent(self) -> int:
+        """Bytes of a layer's linears at all levels, sent once for all batches; on the host they are mapped."""
+        if not self.gpu or self.cache:
+            return 0
+        model, stored = self.model, self.model.backend.storage
+        linears = [m for name, m in model.linears.items() if model.layer_of[name] == self.layer]
+        return sum(stored(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+
+    def pinned(self) -> int:
+        """Bytes on the host from which a layer, or a table, is sent to a GPU."""
+        tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
+        return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
+
+    def hidden(self, batches: list[Batch]) -> int:
+        """Hidden states of batches, which wait on the host."""
+        return sum(b.input_ids.numel() for b in batches) * self.width * self.passed
+
+
+def largest_of(batches: list[Batch]) -> tuple[int, int]:
+    """Rows and tokens of the largest batch."""
+    rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
+    return rows, tokens
