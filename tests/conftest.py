@@ -13,6 +13,12 @@ from fakes import AdditiveEvaluator, make_space
 from qra_search import SearchSpace
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-xdist sets COLUMNS for its workers, and what is piped keeps to it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def space() -> SearchSpace:
     return make_space()
