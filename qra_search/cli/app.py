@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in about ten "
+    Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in about seven "
           "minutes on two cores."),
     Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
           "no training."),
