@@ -82,27 +82,39 @@ def from_state(model: Any, run: Path) -> Any:
     return other
 
 
+def cast(model: Any, *dtypes: torch.dtype) -> Any:
+    """Cast, with its rotary frequencies as they were: they are float32, and a cast rounds those of any model."""
+    kept = {name: value.clone() for name, value in model.named_buffers() if name.endswith("inv_freq")}
+    for dtype in dtypes:
+        model = model.to("cpu", dtype)
+    for name, value in kept.items():
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, value)
+    return model
+
+
 @pytest.mark.parametrize(
     "use",
     [
         lambda model, run: model.to("cpu"),
+        lambda model, run: cast(model, torch.bfloat16),
+        lambda model, run: cast(model, torch.float32, torch.bfloat16),
         lambda model, run: copy.deepcopy(model),
         from_state,
     ],
-    ids=["device", "copy", "state_dict"],
+    ids=["device", "dtype", "there_and_back", "copy", "state_dict"],
 )
-def test_moved_copied_or_filled_it_computes_the_same(
+def test_moved_cast_copied_or_filled_it_computes_the_same(
     use: Callable[[Any, Path], Any], model: Any, run: Path, expected: Tensor
 ) -> None:
     assert torch.equal(logits(use(model, run)), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_cast_it_computes_nearly_the_same(dtype: torch.dtype, model: Any, expected: Tensor) -> None:
-    """Nearly: a cast rounds rotary frequencies too, as it does in every model of transformers."""
-    cast = model.float().to(dtype)
-    assert logits(cast).dtype == dtype
-    assert (logits(cast).float() - expected.float()).abs().max() < ROUNDING
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_in_another_dtype_it_computes_nearly_the_same(dtype: torch.dtype, model: Any, expected: Tensor) -> None:
+    other = model.half() if dtype == torch.float16 else model.float()
+    assert logits(other).dtype == dtype
+    assert (logits(other).float() - expected.float()).abs().max() < ROUNDING
 
 
 def test_a_saved_adapter_is_loaded_on_the_base_of_the_run(
