@@ -19,7 +19,7 @@ import worker_evaluators as workers  # noqa: E402
 from qra_search import Callback, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
 from qra_search.log.errors import LogMismatch, LogUnwritable  # noqa: E402
-from qra_search.study.study import StudyFailed  # noqa: E402
+from qra_search.study.checks import StudyFailed  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
 OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}

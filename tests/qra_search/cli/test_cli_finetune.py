@@ -182,7 +182,7 @@ def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, searched: Path
 def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search.workflow import finetune as final
+    from qra_search.workflow import comparing as final
 
     tuned = final._measured
 

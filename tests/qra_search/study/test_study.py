@@ -25,7 +25,8 @@ from qra_search import (
     search,
 )
 from qra_search.log.errors import LogMismatch
-from qra_search.study.study import StudyFailed, uniform_design
+from qra_search.study.checks import StudyFailed
+from qra_search.study.study import uniform_design
 
 
 def budget_of(evaluator, bits=3, rank=8):
