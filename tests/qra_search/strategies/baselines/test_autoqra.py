@@ -24,15 +24,8 @@ from qra_search.strategies.baselines.autoqra import (
 )
 from qra_search.strategies.baselines.papers import WARM_START, Importance
 from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates import promotion
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """The promotion model is fitted roughly: what is told of the search holds with any."""
-    monkeypatch.setattr(promotion, "STEPS", 30)
 
 
 def run(evaluations, fidelities, **options):
@@ -42,7 +35,7 @@ def run(evaluations, fidelities, **options):
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1)
 
 
-def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(quick):
+def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(rough):
     result = run(24, (0.25, 1.0))
     stage = [t for t in result.trials if t.proposal.origin in (WARM_START, EVOLVED, PROMOTED)]
     screened = promoted = 0
@@ -68,7 +61,7 @@ class Contrary(ToyEvaluator):
         return done if fidelity == 1.0 else replace(done, loss=-done.loss)
 
 
-def test_screening_ends_once_it_was_seen_to_mislead(quick):
+def test_screening_ends_once_it_was_seen_to_mislead(rough):
     evaluator = Contrary(toy_space(6), fidelities=(0.25, 1.0))
     budgets = budgets_of(evaluator.space, 0.3, 0.6)
     strategy = AutoQRAStrategy(population=6, evolution=1.0)
@@ -123,7 +116,7 @@ def screened_state(pairs: int) -> StudyState:
     return replace(state, trials=(*low, *full))
 
 
-def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(quick):
+def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(rough):
     result = run(20, (1.0,), evolution=1.0)
     assert {t.fidelity for t in result.trials} == {1.0}
     origins = [t.proposal.origin for t in result.trials]
@@ -136,7 +129,7 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(quick):
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])
 
 
-def test_the_last_stage_refines_in_trust_regions():
+def test_the_last_stage_refines_in_trust_regions(rough):
     result = run(26, (1.0,), evolution=0.4)
     refined = [t for t in result.trials if t.proposal.origin.startswith(REFINED)]
     assert len(refined) > 10
