@@ -27,7 +27,7 @@ NEW_TOKENS = 320
 """Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
 TOGETHER = 64
 """Answers in a piece, written when all are there."""
-USUAL_TOKENS = 144
+USUAL_TOKENS = 208
 """Of most answers, at most. The few that are longer are asked for again, together: each would hold its piece up."""
 SPARE = 8
 """Tokens by which a text, read again, may have fewer than were written."""
