@@ -142,6 +142,7 @@ def _saved_by_batch(tuner: FineTuner, rows: int, tokens: int) -> tuple[list[int]
         one, two = (saved_bytes(model, collate([longest] * n).to(tuner.device)) for n in (1, 2))
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    tuner.switcher.unquantize()  # what comes first, the sensitivities, has no plan in place
     # The difference is a row's: what does not grow with rows, such as weights, falls out.
     stretch = rows * tokens / len(longest)
     row = {part: max(0, two[part] - one[part]) for part in two}
@@ -177,6 +178,7 @@ def saved_bytes(model: Any, batch: Batch) -> dict[str, int]:
         with labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             batch_loss(model, head, batch)
     finally:
+        kept.clear()  # these tensors hold `pack`, which holds them
         model.eval()
         for handle in handles:
             handle.remove()
