@@ -160,25 +160,23 @@ def saved_bytes(model: Any, batch: Batch) -> dict[str, int]:
     found: dict[str, int] = {name: 0 for name in ("", *layers)}
     where = [""]
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:  # nothing passes back, and a tensor kept by what made it would never go
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             own.add(storage.data_ptr())
-            kept.append(tensor)  # else its address could be given to another
+            kept.append(storage)  # else its address could be given to another
             found[where[-1]] += storage.nbytes()
-        return tensor
 
-    kept: list[Tensor] = []
+    kept: list[torch.UntypedStorage] = []
     handles = []
     for name, layer in layers.items():
         handles.append(layer.register_forward_pre_hook(lambda module, args, name=name: where.append(name)))
         handles.append(layer.register_forward_hook(lambda module, args, output: where.pop() and None))
     model.train()
     try:
-        with labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
             batch_loss(model, head, batch)
     finally:
-        kept.clear()  # these tensors hold `pack`, which holds them
         model.eval()
         for handle in handles:
             handle.remove()

@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 192  # the solver's arrays then stay in cache: about twice as fa
 _COPIES = {2: 1.75, 3: 2.0, 4: 1.55, 8: 1.5}
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 _PACKING, _SOLVING = {2: 2.69, 3: 6.98, 4: 2.69, 8: 1.25}, 37
-"""Bytes on a GPU, as counted: of a weight while codes are packed, and of one of the rows that are solved for at once."""
+"""Bytes on a GPU, as counted: of a weight while its codes are packed; of each of the rows that are solved at once."""
 
 
 class HQQBackend(TensorBackend):

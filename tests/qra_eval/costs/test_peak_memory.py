@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,13 +52,18 @@ class OneLinear(torch.nn.Module):
 
     def forward(self, input_ids, use_cache=False):
         hidden = torch.relu(self.layers[0](self.embed(input_ids)))
-        return type("Output", (), {"logits": self.head(hidden)})
+        self.hidden = weakref.ref(hidden.untyped_storage())
+        return SimpleNamespace(logits=self.head(hidden))
 
 
 def test_saved_bytes_are_the_input_of_the_trained_linear_and_the_output_of_the_nonlinearity():
     model, rows, tokens, width = OneLinear(16, 50), 2, 6, 16
-    row = Encoded(torch.arange(tokens), torch.arange(tokens))
-    found = saved_bytes(model, collate([row] * rows))
+    batch = collate([Encoded(torch.arange(tokens), torch.arange(tokens))] * rows)
+    gc.disable()  # as a phase may end before the next collection
+    found = saved_bytes(model, batch)
+    gone = model.hidden() is None
+    gc.enable()
+    assert gone
     cell = rows * tokens * width * 4
     assert found["0"] == cell  # the input of the linear, for the gradient by its weight
     indices = 8 * rows * (tokens - 1)  # positions with a label, for the gradient of picking them
@@ -94,6 +103,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_half_
 def test_the_count_leaves_the_evaluator_as_it_was(build):
     evaluator, fresh = build(), build()
     step_memory(evaluator.tuner)
+    assert all(wrapper.base is wrapper.frozen is None for wrapper in evaluator.tuner.switcher.wrapped.values())
     plan = evaluator.space.uniform(4, 8)
     assert evaluator.evaluate(plan).loss == fresh.evaluate(plan).loss
 
