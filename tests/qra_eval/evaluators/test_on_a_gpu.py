@@ -107,10 +107,11 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
             fit(evaluator.tuner, None)
         own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
         sent: Counter[int] = Counter()
-        fetched = 0
+        fetched = codes = 0
 
         def count(tensor, to, dtype=None):
-            nonlocal fetched
+            nonlocal fetched, codes
+            codes += tensor.nbytes if to == CUDA and tensor.dtype == torch.uint8 else 0
             if to == CUDA and tensor.data_ptr() in own:
                 sent[tensor.data_ptr()] += tensor.numel() * (dtype or tensor.dtype).itemsize
             fetched += tensor.nbytes if to == CPU else 0
@@ -129,6 +130,8 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
         values = 4 * len(batches) * sum(min(SKETCH, *module.weight.shape) for module in bank.linears.values())
         assert fetched == hidden + probes + stored + values
+        # A level is sent as it is stored, for all figures at once, and again to be probed, as here all groups are.
+        assert codes == 2 * sum(bank.tensors(name, 4)["codes"].nbytes for name in bank.linears)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
