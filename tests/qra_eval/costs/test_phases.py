@@ -26,12 +26,13 @@ PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
 
 
 def shape_only(
-    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", **training: Any
-) -> Any:
+    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", family: str = "llama",
+    **training: Any,
+) -> Any:  # fmt: skip
     """An evaluator of a model of which there is a config.json alone."""
-    model = folder / f"model-{layers}"
+    model = folder / (f"model-{layers}" if family == "llama" else family)
     if not model.exists():
-        tiny_config_model("llama", layers=layers, vocabulary=320).config.save_pretrained(model)
+        tiny_config_model(family, layers=layers, vocabulary=320).config.save_pretrained(model)
     return QuantizedLoRAEvaluator(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
@@ -165,8 +166,9 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
     assert saving.training_step(4, 60, 20) < usual.training_step(4, 60, 20) > usual.training_step(1, 60, 20)
 
 
-def test_every_card_is_told_the_first_settings_that_fit_it(tmp_path: Path) -> None:
-    found = cards(shape_only(tmp_path).tuner, None)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_every_card_is_told_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
+    found = cards(shape_only(tmp_path, family=family).tuner, None)
     assert [card["name"] for card in found] == [*CARDS, *PAIRS]
     settings = ["as it is configured"] * len(CARDS) + ["--device cuda:0,cuda:1"] * len(PAIRS)
     assert [card["settings"] for card in found] == settings
