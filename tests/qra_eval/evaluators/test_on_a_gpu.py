@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
+from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
 from qra_eval.costs.cards import fit
@@ -182,3 +185,14 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
             cards = [{place(p) for n, p in layer.named_parameters() if "lora" in n} for layer in layers]
     assert cards == [{CUDA}, {torch.device("cuda", 1)}, {torch.device("cuda", 1)}]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("part", [part for part in SHARES if part != "conformance"])  # which is pytest itself
+def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
+    rows = import_module(f"benchmarks.gpu_parts.{part}").rows
+    options = Namespace(
+        device="cuda", small=True, pretended=True, folder=tmp_path, known=[], model=None, backend="reference",
+        weight_cache="0",
+    )  # fmt: skip
+    with pretended_gpu():
+        assert next(iter(rows(options)))
