@@ -27,6 +27,10 @@ NEW_TOKENS = 320
 """Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
 TOGETHER = 64
 """Answers in a piece, written when all are there."""
+USUAL_TOKENS = 144
+"""Of most answers, at most. The few that are longer are asked for again, together: each would hold its piece up."""
+SPARE = 8
+"""Tokens by which a text, read again, may have fewer than were written."""
 PROMPT_TOKENS = 320
 
 
@@ -45,17 +49,20 @@ def answered(
     examples = task.split("test")[:count]
     kept = folder / "answers.jsonl"
     order = sorted(range(count), key=lambda i: (len(examples[i].prompt), i))
-    for at in range(0, count, TOGETHER):
-        piece = order[at : at + TOGETHER]
-        if {d["row"] for d in read(kept)} >= set(piece):
-            continue
-        if until is not None and time.monotonic() > until:
-            return None
-        some = [examples[i] for i in piece]
-        texts = task.answers(
-            model, tokenizer, some, NEW_TOKENS, batch_size=TOGETHER, stop=STOP, max_length=NEW_TOKENS + PROMPT_TOKENS
-        )
-        append(kept, *({"row": i, "answer": text} for i, text in zip(piece, texts, strict=True)))
+    for most in (USUAL_TOKENS, NEW_TOKENS):
+        asked = {d["row"] for d in read(kept) if most in (d["most"], USUAL_TOKENS) or not d["cut"]}
+        left = [i for i in order if i not in asked]
+        for at in range(0, len(left), TOGETHER):
+            if until is not None and time.monotonic() > until:
+                return None
+            piece = left[at : at + TOGETHER]
+            texts = task.answers(
+                model, tokenizer, [examples[i] for i in piece], most, batch_size=TOGETHER, stop=STOP,
+                max_length=most + PROMPT_TOKENS,
+            )  # fmt: skip
+            cut = [len(tokenizer(text)["input_ids"]) >= most - SPARE for text in texts]
+            lines = zip(piece, texts, cut, strict=True)
+            append(kept, *({"row": i, "answer": text, "most": most, "cut": cut} for i, text, cut in lines))
     texts = {d["row"]: d["answer"] for d in read(kept)}
     right: dict[str, list[int]] = {"row_right": [], "row_strict": []}
     for i, example in enumerate(examples):

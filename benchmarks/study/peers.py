@@ -4,7 +4,8 @@
 
 The tools' choices are lines of `peer_plans.jsonl` (`peer_plans.py`), so none of them is needed here. Beside those that
 were asked for the same mean bits is the exact optimum of our sensitivities within the bytes of the smallest. Rank 2
-everywhere, embeddings in 16 bits. Each tuning is a line of `peers.jsonl`; `--table` prints them in pairs.
+everywhere, embeddings in 16 bits, all stored in trellis codes whose rows' scales are trained. Each tuning is a line of
+`peers.jsonl`; `--table` prints them in pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
+from benchmarks.study.budgets import STORED
 from benchmarks.study.intervals import by_seed, change, mean_loss, paired, table_of
 from benchmarks.study.protocol import Job
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -40,7 +42,9 @@ def main() -> None:
 
 def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
     """Each tool's choice and ours within its bytes, the smallest first."""
-    made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
+    made = protocol.evaluator(
+        "gsm8k", options.data, backend=STORED["trellis"], ranks=(RANK,), cache=options.cache, training={"scales": True}
+    )
     space, losses = made.space, sensitivity_table(made.space, made.sensitivities())
     choices = read(protocol.RESULTS / "peer_plans.jsonl")
     chosen = {name_of(d): plan_of(space, d["bits"]) for d in choices}
@@ -50,7 +54,7 @@ def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
             ours = additive_plan(space, losses, within[name])
             assert ours is not None  # another plan fits, so one does
             for plan_name, plan in ((name, chosen[name]), (OURS, ours)):
-                key = {"plan": plan_name, "within_bytes": within[name], "seed": seed}
+                key = {"plan": plan_name, "within_bytes": within[name], "seed": seed, "stored": "trellis"}
                 shown = name if plan_name == name else f"{OURS} within the bytes of {name}"
                 yield shown, (key, partial(figures, made, plan, seed))
 
@@ -100,6 +104,7 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
         "change",
     ]
     body = []
+    lines = [d for d in lines if d.get("stored") == "trellis"]
     for name in dict.fromkeys(d["plan"] for d in sorted(lines, key=lambda d: d["within_bytes"]) if d["plan"] != OURS):
         their_lines = by_seed(d for d in lines if d["plan"] == name)
         given = next(iter(their_lines.values()))["within_bytes"]

@@ -7,6 +7,9 @@ from typing import Any
 
 from qra_eval.tasks.encoding import prompt_ids
 
+STRETCH = 32
+"""Tokens after which answers that have ended leave their batch."""
+
 
 def generate_answers(
     model: Any,
@@ -40,7 +43,7 @@ def generate_answers(
     ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list | tuple) else [of_model])} - {None}
     # A config of our own: a model's may ask for sampling.
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
+        do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None, return_dict_in_generate=True
     )
     criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
     device = next(model.parameters()).device
@@ -51,16 +54,32 @@ def generate_answers(
         for batch in by_length(list(map(len, ids)), batch_size):
             longest = max(len(ids[i]) for i in batch)
             missing = [longest - len(ids[i]) for i in batch]
-            out = model.generate(
-                input_ids=torch.tensor(
-                    [[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device
-                ),
-                attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in missing], device=device),
-                generation_config=config,
-                stopping_criteria=criteria,
-            )
-            texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
+            tokens = torch.tensor([[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device)
+            mask = torch.tensor([[0] * n + [1] * (longest - n) for n in missing], device=device)
+            rows, left = list(batch), max_new_tokens
+            past: dict[str, Any] = {}
+            while rows:
+                config.max_new_tokens = min(left, STRETCH)
+                left -= config.max_new_tokens
+                out = model.generate(
+                    input_ids=tokens, attention_mask=mask, generation_config=config, stopping_criteria=criteria, **past
+                )  # fmt: skip
+                written = out.sequences[:, longest:]
+                texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+                for i, text in zip(rows, texts, strict=True):
+                    answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
+                ended = torch.isin(written, torch.tensor(sorted(ends), device=device)).any(1).tolist()
+                going = [
+                    k for k, (over, text) in enumerate(zip(ended, texts, strict=True))
+                    if left and not over and not any(end in text for end in stop)
+                ]  # fmt: skip
+                rows = [rows[k] for k in going]
+                if rows:  # those that have ended take no part in what follows
+                    kept = torch.tensor(going, device=device)
+                    name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.2x
+                    past = {name: out[name]}
+                    out[name].batch_select_indices(kept)
+                    tokens = out.sequences[kept]
+                    mask = torch.cat((mask[kept], mask.new_ones(len(rows), tokens.shape[1] - mask.shape[1])), 1)
     model.train(was_training)
     return answers

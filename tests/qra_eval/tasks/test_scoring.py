@@ -10,7 +10,7 @@ import torch
 from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks import Example, encode
+from qra_eval.tasks import Example, encode, generation
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.scoring import ChoiceScores, log_likelihoods, score_choices
 
@@ -92,13 +92,19 @@ def greedy(model, prompt: str, count: int) -> list[int]:
     return new
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3"])
+@pytest.mark.parametrize("stretch", [2, 32])
+def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family, stretch, monkeypatch):
+    monkeypatch.setattr(generation, "STRETCH", stretch)
     model = tiny_config_model(family, vocab_size=258)
     prompts = ["a", "a much longer prompt than the others", "mid size", "12 + 7 ="]
     expected = [TOKENIZER.decode(greedy(model, prompt, 12), skip_special_tokens=True) for prompt in prompts]
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=1) == expected
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=3) == expected
+    ends = sorted(set(expected[0]) - {"\ufffd"})  # so that the first leaves its batch early
+    expected = [text[: min((text.find(end) for end in ends if end in text), default=None)] for text in expected]
+    assert len(set(map(len, expected))) > 1
+    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=4, stop=ends) == expected
 
 
 class Scripted:
