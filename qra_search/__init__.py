@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from qra_search.study.forecast import EvaluatedPlan
     from qra_search.study.result import SearchResult
     from qra_search.study.study import Callback, Study
-    from qra_search.workflow.run import Run, open_run, plan
+    from qra_search.workflow.run import Run
     from qra_search.workflow.search import search
+    from qra_search.workflow.start import open_run, plan
 
 __all__ = [
     "BadInput",
@@ -76,8 +77,9 @@ _HOMES = {
     "study.forecast": ("EvaluatedPlan",),
     "study.result": ("SearchResult",),
     "study.study": ("Callback", "Study"),
-    "workflow.run": ("Run", "open_run", "plan"),
+    "workflow.run": ("Run",),
     "workflow.search": ("search",),
+    "workflow.start": ("open_run", "plan"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -42,17 +42,6 @@ MANY_FIELDS = 16
 """More than these are not named in an error."""
 
 
-MOVED = {
-    "training": {
-        **{name: f"evaluation.{name}" for name in EvaluationConfig.model_fields},
-        **{name: f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in ("steps", "epochs")},
-        "final_steps": "finetune.steps",
-        "final_epochs": "finetune.epochs",
-    }
-}
-"""Where the fields are now that a section had before."""
-
-
 class ConfigError(BadInput):
     """A config that cannot be used; the message gives the field's path, what was given and what is allowed."""
 
@@ -244,8 +233,6 @@ def explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shortened(where)
     if fault["type"] == "extra_forbidden":
-        if moved := MOVED.get(where.rpartition(".")[0], {}).get(where.rpartition(".")[2]):
-            return f"{where} is now {moved}"
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation

@@ -12,6 +12,8 @@ import pytest
 from qra_search.cli.errors import run_safely
 
 LANDSCAPE = ("--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=4")
+SEARCHED = ("search", *LANDSCAPE, "--strategy", "random", "-n", 12, "--memory", "uniform3r8")
+"""What `Qra.search` does, if nothing else is said."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from fakes import AdditiveEvaluator, make_space
 from qra_search import SearchSpace
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers get files as collected: xdist would keep those of few tests, the longest among them, for the end."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-xdist sets COLUMNS for its workers, and what is piped keeps to it."""

@@ -17,7 +17,7 @@ import pytest
 from qra_backends.mixed import CALIBRATED_CHOICE
 
 from qra_search.config import EvaluationConfig, FinetuneConfig, RunConfig
-from qra_search.workflow import run as runs
+from qra_search.workflow import start as runs
 from qra_search.workflow.settings import make_settings
 
 EVALUATION = {"steps": 2, "validation_rows": 8}

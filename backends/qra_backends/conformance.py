@@ -20,7 +20,7 @@ from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
 from qra_backends.storage import bits_per_weight, live_bytes, live_tensors
 
-SHAPES = ((576, 192), (192, 576), (768, 576), (64, 64))  # out, in
+SHAPES = ((192, 64), (64, 192), (256, 192), (64, 64))  # out, in
 ODD_SHAPES = ((7, 64), (40, 100), (33, 9))  # stored exactly, or refused with a reason
 DTYPES = (torch.float32, torch.bfloat16)
 ERROR_SLACK = 1.15  # over round-to-nearest with one scale a row

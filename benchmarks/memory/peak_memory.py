@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import RESULTS, PeakWatch, append, commit, own_pages
-from qra_eval.costs.peak_memory import StepMemory, step_memory
+from qra_eval.costs.peak_memory import peak_space
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, TaskConfig
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 
 PLANS = {"2 bits, rank 4": (2, 4), "3 bits, rank 8": (3, 8), "8 bits, rank 32": (8, 32), "mixed": (0, 0)}
 BATCHES = (2, 8)
@@ -70,7 +70,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         train(build("tiny", "arithmetic", None, options, rows, folder), "3 bits, rank 8")
     first = build(options.model, options.task, data, options, rows, None)
-    estimate = parts(step_memory(first.tuner), first.quantized.space, plan_of(first, name))
+    estimate = peak_space(first.tuner).memory_bytes(plan_of(first, name))
     rows_of_task, tokenizer = first.task, first.tokenizer  # kept: data and tokenizer are there before the start
     del first
     gc.collect()
@@ -93,22 +93,10 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
         "plan": name,
         "rows": rows,
         "device": "cuda" if cuda else "cpu",
-        "estimate": estimate["peak"],
+        "estimate": estimate,
         "measured": measured,
-        "ratio": estimate["peak"] / measured,
-        "parts": estimate,
+        "ratio": estimate / measured,
     }
-
-
-def parts(step: StepMemory, resident: SearchSpace, plan: Plan) -> dict[str, int]:
-    """The parts of a plan's peak by name, and their sum as `peak`."""
-    _, rank = resident.encode(plan)
-    groups = range(len(resident))
-    adapters = step.space(resident).memory.adapter[groups, rank].sum()
-    weights = resident.memory_bytes(plan) - resident.memory.adapter[groups, rank].sum()
-    found = {name: getattr(step, name) for name in ("dequantized", "activations", "logits")}
-    found |= {"weights": int(weights), "adapters": int(adapters)}
-    return found | {"peak": sum(found.values())}
 
 
 def build(

@@ -127,9 +127,7 @@ def phases(
         told = foretell(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
 
         def phase(name: str, work: Any, *args: Any, **options: Any) -> tuple[Phase, Any]:
-            sent, fetched = gpu.sent, gpu.fetched
-            if name != "quantize":  # which begins with loading, where a budget on the peak quantizes
-                gpu.peak = gpu.bytes
+            gpu.peak, sent, fetched = gpu.bytes, gpu.sent, gpu.fetched
             value = work(*args, **options)
             left = told[name].device - CUDA_CONTEXT
             return Phase(name, gpu.peak - start, left, gpu.sent - sent, gpu.fetched - fetched), value

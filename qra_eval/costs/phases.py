@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qra_eval.costs.sizes import Sizes, largest_of
+from qra_eval.costs.sizes import MOMENTS, Sizes, largest_of
 from qra_eval.models.split import spread
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
@@ -36,8 +36,6 @@ CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
 """Bytes of a GPU that its driver and its libraries take."""
-MOMENTS = 8
-"""Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
+MOMENTS = 8
+"""Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
 TRAINED_NUMBER = 24
 """Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
 float32 (6 for each of a pair), and its copy as it is stored (2)."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards, fit
-from qra_eval.costs.peak_memory import step_memory
+from qra_eval.costs.peak_memory import peak_space
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.evaluators.parts import checked_task, load_on, section
 from qra_eval.models.device import resolve_devices
@@ -154,7 +154,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             metric=metric,
         )
         if memory_kind == "peak":
-            self.tuner.space = step_memory(self.tuner).space(self.quantized.space)
+            self.tuner.space = peak_space(self.tuner)
         self.space = self.tuner.space
         self._live, self._task, self._highest = model, task, math.nan
         self._settings = {
@@ -180,7 +180,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             **config.model.model_dump(exclude={"name"}),
             **config.search.model_dump(include={"memory_kind", "metric", "seed"}),
             progress=progress,
-            weights=weights or config.search.memory_kind == "peak",  # counted by passing rows through the model
+            weights=weights,
         )
 
     @property

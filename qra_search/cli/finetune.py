@@ -16,7 +16,7 @@ from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import Budget
 from qra_search.workflow.finetune import Finetuned, check_reloads
-from qra_search.workflow.run import open_run
+from qra_search.workflow.start import open_run
 
 
 def finetune(

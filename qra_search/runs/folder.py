@@ -13,7 +13,8 @@ from qra_search.files import DIGEST_SUFFIX, read_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.comparison import FOUND, TEST_FORMAT, Contest, TestFile, read_test, tuned_entry
+from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
+from qra_search.runs.contest import Contest, TestFile, tuned_entry
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
-from qra_search.errors import BadInput, RunFailed, needed
+from qra_search.errors import BadInput, needed
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
@@ -22,14 +20,11 @@ from qra_search.space.budgets import resolve
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.checks import StudyFailed, check_evaluator, check_options, check_proposals
 from qra_search.study.result import SearchResult
 
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
-
-
-class StudyFailed(RunFailed):
-    """The search cannot go on."""
 
 
 class Callback:
@@ -81,7 +76,7 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        _check_options(evaluations, seed, sensitivities)
+        check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
@@ -279,39 +274,6 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
         widths = sorted({space.level(name).width for name in best})[-2:]
         chosen |= {plan.key: plan for name, plan in best.items() if space.level(name).width in widths}
     return sorted(chosen.values(), key=space.memory_bytes)
-
-
-def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
-    """Raises StudyFailed if a strategy breaks its contract: over the budget, or a repeated evaluation."""
-    known = {t.proposal.key for t in state.trials}
-    for proposal in proposals:
-        size = state.space.memory_bytes(proposal.plan)
-        if size > state.memory_limit:
-            raise StudyFailed(f"the strategy proposed {size} bytes, the budget is {state.memory_limit}")
-        if proposal.key in known:
-            raise StudyFailed(f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}")
-        if proposal.fidelity not in state.fidelities:
-            raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
-        known.add(proposal.key)
-
-
-def check_evaluator(evaluator: Any) -> Evaluator:
-    """The evaluator itself, or BadInput if it is none."""
-    if isinstance(evaluator, Evaluator):
-        return evaluator
-    wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
-    raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
-
-
-def _check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
-    """Raises BadInput for the first option that is of another kind than a study takes."""
-    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
-        raise needed("evaluations", evaluations, "a positive number is needed")
-    if not (isinstance(seed, Integral) and int(seed) >= 0):
-        raise needed("seed", seed, "a whole number from 0 on is needed")
-    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
-        wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
-        raise needed("sensitivities", sensitivities, wanted)
 
 
 def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:

@@ -31,7 +31,8 @@ from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.strategies import Strategy
-from qra_search.study.study import Callback, Study, check_proposals
+from qra_search.study.checks import check_proposals
+from qra_search.study.study import Callback, Study
 from qra_search.testing.scenarios import (
     EXHAUSTED,
     SCENARIOS,

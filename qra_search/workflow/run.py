@@ -1,4 +1,4 @@
-"""A run as an object: plan, search, fine-tune, report, export, load. The commands call these, and print."""
+"""A run as an object: search, fine-tune, report, export, load. The commands call these, and print."""
 
 from __future__ import annotations
 
@@ -24,76 +24,15 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.dry_run import Costs, foretold_costs
-from qra_search.workflow.evaluator import build_evaluator, object_names
+from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
-from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, new_folder, plan_with, search_with
-from qra_search.workflow.settings import check_task, make_settings
-
-
-def plan(
-    model: Any = None,
-    task: Any = None,
-    *,
-    memory: int | str | Sequence[int | str] | None = None,
-    out: str | Path | None = None,
-    tokenizer: Any = None,
-    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: Heard = None,
-    **keywords: Any,
-) -> Run:
-    """Choose bits and rank of every layer for a budget from measured sensitivities: minutes, no training.
-
-    Does what `qra plan` does, and leaves the same folder.
-
-    Args:
-        model: a name, a folder, a GGUF file, a hub id; or a live `PreTrainedModel`, which is left as it is.
-        task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
-            dictionaries, an object of the `Task` kind.
-        memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
-        out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
-        tokenizer: of a live model.
-        config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
-        settings: values by dotted field, such as `{"training.scales": True}`.
-        progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
-        keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
-            `evaluator`, `strategy`, `evaluations`: as the command's options.
-
-    Raises:
-        BadInput: what was given cannot be used; nothing was spent.
-    """
-    usual = make_settings(config, settings, memory=memory, **keywords)
-    made = make_settings(usual, **object_names(usual, model, tokenizer, task))
-    run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
-    try:
-        run.choose_plan(progress=progress)
-    except BaseException:
-        run.close()  # nobody has the run, to close it later
-        raise
-    return run
-
-
-def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, task: Any = None) -> Run:
-    """A run that `plan`, `qra plan` or `qra search` made.
-
-    Args:
-        model, tokenizer, task: the live objects that it was made with, if it was.
-
-    Raises:
-        NoRun: there is none in the folder.
-    """
-    there = RunFolder(folder).check()
-    config = there.config()
-    names = object_names(config, model, tokenizer, task)
-    for what, known in (("model", config.model.name), ("task", config.task.name)):
-        if names[what] is not None and str(names[what]) != known:
-            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
-    return Run(there.path, config, objects=(model, tokenizer, task))
+from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, plan_with, search_with
+from qra_search.workflow.settings import check_task
 
 
 class Run:
-    """One run: a folder, its settings, and what is done with it; made by `plan` or `open_run`.
+    """One run: a folder, its settings, and what is done with it; made by `qra_search.plan` or `open_run`.
 
     The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.
 

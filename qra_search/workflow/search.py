@@ -22,10 +22,11 @@ from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.checks import StudyFailed, check_evaluator
 from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study, StudyFailed, check_evaluator
+from qra_search.study.study import Callback, Study
 from qra_search.workflow.dry_run import embeddings_hint, foretold_costs, say_rows, worth_text
 
 DEFAULT_FOLDER = Path("runs")

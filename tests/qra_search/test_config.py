@@ -73,8 +73,6 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
     [
         ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': input should be a valid integer"),
         ({"evaluation": {"stepz": 1}}, "evaluation.stepz is no known field: did you mean steps?"),
-        ({"training": {"final_steps": 1}}, "config: training.final_steps is now finetune.steps"),
-        ({"training": {"hopeless": 1}}, "config: training.hopeless is now evaluation.hopeless"),
         ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is no known field: allowed are strategy"),
         ({"serch": {}}, "serch is no known field: did you mean search? allowed are evaluator, model"),
         ({"search": None}, "search is None: a mapping of fields is needed"),

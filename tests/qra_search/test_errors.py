@@ -11,7 +11,7 @@ from qra_search.errors import RunFailed, bad_input, needed
 from qra_search.log.errors import LogMismatch
 from qra_search.plugins import UnknownName
 from qra_search.runs.folder import NoRun, RunExists
-from qra_search.study.study import StudyFailed
+from qra_search.study.checks import StudyFailed
 
 
 @pytest.mark.parametrize("kind", [ConfigError, LogMismatch, NoRun, RunExists, UnknownName])

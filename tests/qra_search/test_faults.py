@@ -18,8 +18,8 @@ import worker_evaluators as workers  # noqa: E402
 
 from qra_search import Callback, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
-from qra_search.log.errors import LogMismatch, LogUnwritable  # noqa: E402
-from qra_search.study.study import StudyFailed  # noqa: E402
+from qra_search.log.errors import LogUnwritable  # noqa: E402
+from qra_search.study.checks import StudyFailed  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
 OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}
@@ -135,22 +135,6 @@ def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, li
         assert not TrialLog(log).damage
     resumed = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log)
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}).trials)
-
-
-@pytest.mark.parametrize("what", ["model", "data"])
-def test_a_changed_model_or_data_set_is_refused_with_both_hashes(tmp_path, what):
-    class Hashed(workers.Misbehaving):
-        hashes = {"model": "a1", "data": "b2"}
-
-        def describe(self):
-            return dict(self.hashes)
-
-    search(Hashed(), **OPTIONS, log=tmp_path / "log")
-    changed = Hashed()
-    changed.hashes = {**Hashed.hashes, what: "c3"}
-    with pytest.raises(LogMismatch, match=f"evaluator {what} = '{Hashed.hashes[what]}', but now it is 'c3'"):
-        Study(changed, **OPTIONS, log=tmp_path / "log")
-    assert search(Hashed(), **OPTIONS, log=tmp_path / "log").trials, "the refusal left the log free and whole"
 
 
 def test_an_interrupt_leaves_the_log_resumable_and_the_workers_to_their_owner(tmp_path, notes):

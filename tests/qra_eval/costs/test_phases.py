@@ -37,7 +37,7 @@ def shape_only(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
         training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
-        weights=False, weight_cache=0, compute=compute,
+        finetune={"steps": 2, "test_rows": 4}, weights=False, weight_cache=0, compute=compute,
     )  # fmt: skip
 
 
@@ -189,10 +189,10 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape_only(tmp_path)
-    qra = Qra(capsys)
-    shown = qra("doctor", "--model", tmp_path / "model-4")
+    qra, brief = Qra(capsys), ("--set", "evaluation.steps=2", "--set", "finetune.steps=2")
+    shown = qra("doctor", "--model", tmp_path / "model-4", *brief)
     assert shown.status == 0 and "24 GB" in shown.out and "as it is configured" in shown.out
-    rows = qra("doctor", "--model", tmp_path / "model-4", "--json").json
+    rows = qra("doctor", "--model", tmp_path / "model-4", *brief, "--json").json
     assert len(rows) == len(CARDS) + len(PAIRS) and rows[0]["phase"] in PHASES
     refused = qra("doctor", "--model", tmp_path / "nothing")
     assert refused.status == 2 and "no file or folder" in refused.err
@@ -201,6 +201,6 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
 def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape_only(tmp_path)
     of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
-    shown = Qra(capsys)("search", *of, "--dry-run")
+    shown = Qra(capsys)("search", *of, "--set", "evaluation.steps=2", "--set", "finetune.steps=2", "--dry-run")
     assert shown.status == 0
     assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))

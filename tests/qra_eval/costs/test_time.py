@@ -22,7 +22,8 @@ def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedL
     return QuantizedLoRAEvaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
-        training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8}, **options,
+        training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8},
+        **({"finetune": {"steps": 3, "test_rows": 8}} | options),
     )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
         QuantizedLoRAEvaluator(
             "tiny", "arithmetic",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-            training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8},
+            training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8}, finetune={"steps": 2},
         ).estimate()
         for steps in (10, 20)
     )  # fmt: skip
@@ -137,7 +138,7 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     qra = Qra(capsys)
-    model = ("--model", "tiny", "--task", "arithmetic")
+    model = ("--model", "tiny", "--task", "arithmetic", "--set", "evaluation.steps=2", "--set", "finetune.steps=2")
     command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err

@@ -15,12 +15,15 @@ from tiny_families import tiny_config_model
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
+from qra_eval.costs import phases as costs
 from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
 from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.quantized import model
 from qra_eval.quantized.adapters import trainable
 from qra_eval.quantized.weight_cache import QuantizedWeightCache
+from qra_eval.sensitivities import cache
 from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import SKETCH, drawn
 from qra_eval.sensitivities.measure import probed
@@ -29,6 +32,9 @@ from qra_eval.tuning import saved
 from qra_eval.tuning.saved import load
 from qra_search.config import make_config
 from qra_search.errors import BadInput
+
+ROWS = 8
+"""Of a batch that passes through the layers together."""
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +45,10 @@ def folder(tmp_path_factory):
     return made
 
 
-def on_the_card(folder, cache, *, embeddings, **options):
+def on_the_card(folder, bank, *, embeddings, **options):
     return QuantizedLoRAEvaluator(
         str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
-        quantization={"backend": "reference", "cache": str(cache), "embeddings": embeddings},
+        quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2, "hopeless": 0.5},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
         **({"device": "cuda", "weight_cache": 0} | options),
@@ -96,10 +102,30 @@ def shaped(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", ["reference, tables", "gptq, checkpointing", "bitsandbytes, tables, checkpointing", "default"]
 )
-def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path):
+def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
+    """On one batch of calibration rows: more of them take time, and no more of the card."""
+    monkeypatch.setattr(model, "CALIBRATION_ROWS", ROWS)
+    for user in (cache, costs):
+        monkeypatch.setattr(user, "SENSITIVITIES_ROWS", ROWS)
     least, most = WITHIN
     for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):
         assert least < phase.ratio < most, phase
+
+
+def test_a_plan_takes_at_its_peak_what_a_budget_on_it_counts(shaped, tmp_path):
+    folder, rows = shaped
+    with pretended_gpu() as gpu:
+        start = gpu.bytes
+        evaluator = QuantizedLoRAEvaluator(
+            folder, {"name": "jsonl", "data": rows}, device="cuda", memory_kind="peak",
+            space={"bits": (3, 4), "ranks": (4, 8)}, training={"batch_size": 2, "max_length": 256},
+            quantization={"backend": "reference", "cache": str(tmp_path)},
+            evaluation={"steps": 1, "validation_rows": 4, "hopeless": 0},
+        )  # fmt: skip
+        evaluator.tuner.switcher.prepare()
+        gpu.peak, plan = gpu.bytes, evaluator.space.uniform(3, 4)
+        evaluator.evaluate(plan)
+    assert WITHIN[0] < (gpu.peak - start) / evaluator.space.memory_bytes(plan) < WITHIN[1]
 
 
 @pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 6)])
@@ -142,6 +168,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
         "model": {"name": str(folder), "device": "cuda", "weight_cache": "0"}, "task": {"name": "arithmetic"},
         "space": {"bits": (4,), "ranks": (4,)}, "training": {"batch_size": 64, "max_length": 64},
         "quantization": {"backend": "reference", "cache": str(tmp_path / "bank"), "embeddings": 16},
+        "evaluation": {"steps": 1, "validation_rows": 2}, "finetune": {"steps": 1, "test_rows": 2},
     }  # fmt: skip
     config = make_config(given)
     with pretended_gpu():

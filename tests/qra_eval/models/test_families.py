@@ -31,7 +31,7 @@ def build(family, tmp_path, **space):
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **space),
         training={"batch_size": 4, "max_length": 64},
-        evaluation={"steps": 4, "validation_rows": 4},
+        evaluation={"steps": 2, "validation_rows": 4},
         finetune={"test_rows": 4, "steps": 2},
     )
 
@@ -39,7 +39,7 @@ def build(family, tmp_path, **space):
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_a_family_is_searched_and_its_best_plan_tuned_and_loaded_back(built, tmp_path):
     budget = built.space.memory_bytes(built.space.uniform(4, 4)) - 1
-    result = search(built, evaluations=9, memory_budget=budget, seed=0)
+    result = search(built, evaluations=6, memory_budget=budget, seed=0)
     assert not result.failures() and len(result.candidates) > len(result.uniform) > 0
     best = result.best()
     assert best is not None and best.memory_bytes <= budget and 4 in best.plan.ranks

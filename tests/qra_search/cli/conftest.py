@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Qra
+from cli_runner import SEARCHED, Qra
 
 from qra_search import Plan, plugins
+from qra_search.cli.errors import run_safely
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
 from qra_search.files import write_json
@@ -18,6 +21,23 @@ from qra_search.space.serialization import plan_to_dict
 @pytest.fixture
 def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
     return Qra(capsys)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `searched` copies."""
+    folder = tmp_path_factory.mktemp("searched") / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", io.StringIO())
+        patch.setattr("sys.stderr", io.StringIO())
+        assert run_safely([str(word) for word in (*SEARCHED, "--out", folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def searched(made_once: Path, tmp_path: Path) -> Path:
+    """A run of `Qra.search` in `tmp_path / "a"`."""
+    return Path(shutil.copytree(made_once, tmp_path / "a"))
 
 
 @pytest.fixture

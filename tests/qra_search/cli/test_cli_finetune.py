@@ -22,13 +22,14 @@ SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set
 pytestmark = pytest.mark.usefixtures("tuner")
 
 
-def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
+def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(
+    qra: Qra, tmp_path: Path, searched: Path
+) -> None:
     mixed = tmp_path / "mixed.json"
-    assert qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
-    done = qra("finetune", tmp_path / "a", "--plan", mixed)
+    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
+    done = qra("finetune", searched, "--plan", mixed)
     assert done.status == 0, done.err
-    run = RunFolder(tmp_path / "a")
+    run = RunFolder(searched)
     entries = json.loads(run.test_file.read_text())["tuned"]
     assert [e["role"] for e in entries] == ["found", "uniform"]
     assert run.adapter.is_dir()
@@ -37,12 +38,11 @@ def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(qra:
 
 
 @pytest.fixture
-def mixed(qra: Qra, tmp_path: Path) -> tuple[str | Path, ...]:
-    """The command that tunes a mixed plan of a run in `tmp_path / "a"`."""
-    qra.search(tmp_path / "a")
+def mixed(qra: Qra, tmp_path: Path, searched: Path) -> tuple[str | Path, ...]:
+    """The command that tunes a mixed plan of a run in `searched`."""
     file = tmp_path / "mixed.json"
-    assert qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
-    return ("finetune", tmp_path / "a", "--plan", file)
+    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
+    return ("finetune", searched, "--plan", file)
 
 
 def test_a_uniform_plan_that_cannot_be_tuned_counts_as_lost(
@@ -158,36 +158,32 @@ def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_an
     assert again.status == 1 and "does not load back" in again.err and len(tuner["tuned"]) == count
 
 
-def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
-    qra.search(tmp_path / "a")
-    assert qra("finetune", tmp_path / "a", "--device", "cuda:1", "--against", "none").status == 0
-    assert tuner["devices"] == ["auto", "cuda:1"]
-    assert RunFolder(tmp_path / "a").config().model.device == "auto"
+def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    assert qra("finetune", searched, "--device", "cuda:1", "--against", "none").status == 0
+    assert tuner["devices"] == ["cuda:1"]
+    assert RunFolder(searched).config().model.device == "auto"
 
 
-def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
+def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path, searched: Path) -> None:
     plan = tmp_path / "p.json"
-    qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--out", plan)
-    assert "beats uniform 3 bits, rank 8" in qra("finetune", tmp_path / "a", "--plan", plan).out
+    qra("plans", "edit", searched, "--set", "*=3:8", "--out", plan)
+    assert "beats uniform 3 bits, rank 8" in qra("finetune", searched, "--plan", plan).out
 
 
-def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
-    qra.search(tmp_path / "a")
-    result = RunFolder(tmp_path / "a").result()
+def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    result = RunFolder(searched).result()
     fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= result.memory_budgets[0]]
-    assert qra("finetune", tmp_path / "a", "--against", "all", "--steps", 3, "--json").status == 0
+    assert qra("finetune", searched, "--against", "all", "--steps", 3, "--json").status == 0
     plans = {plan.key for plan, _, _ in tuner["tuned"]}
     assert {p.key for p in fitting} <= plans
     assert {steps for _, _, steps in tuner["tuned"]} == {3}
 
 
 def test_ctrl_c_keeps_what_was_tuned_and_says_so(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search.workflow import finetune as final
+    from qra_search.workflow import comparing as final
 
-    qra.search(tmp_path / "a")
     tuned = final._measured
 
     def interrupted(*args: Any) -> Any:
@@ -196,18 +192,17 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
         return tuned(*args)
 
     monkeypatch.setattr(final, "_measured", interrupted)
-    stopped = qra("finetune", tmp_path / "a", "--against", "all")
+    stopped = qra("finetune", searched, "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
     monkeypatch.setattr(final, "_measured", tuned)
-    assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
+    assert qra("finetune", searched, "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 
 
-def test_several_seeds_give_an_interval(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
-    qra.search(tmp_path / "a")
-    shown = qra("finetune", tmp_path / "a", "--against", "none", "--seeds", 3)
+def test_several_seeds_give_an_interval(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    shown = qra("finetune", searched, "--against", "none", "--seeds", 3)
     assert shown.status == 0
     assert [seed for _, seed, _ in tuner["tuned"]] == [0, 1, 2]
     assert "±" in shown.out

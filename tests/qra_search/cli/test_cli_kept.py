@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,23 @@ from qra_search.space.space import Plan
 pytestmark = pytest.mark.usefixtures("tuner")
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of `tuned` waits once it was made."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def tuned(qra: Qra, tmp_path: Path) -> RunFolder:
+def tuned(qra: Qra, tmp_path: Path, searched: Path, kept: Path, tuner: dict[str, Any]) -> RunFolder:
     """A run whose plan was tuned, beside all uniform plans that fit."""
-    qra.search(tmp_path / "a")
+    if any(kept.iterdir()):
+        return RunFolder(shutil.copytree(kept / "a", searched, dirs_exist_ok=True))
     mixed = tmp_path / "mixed.json"
-    assert qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
-    assert qra("finetune", tmp_path / "a", "--plan", mixed, "--against", "all").status == 0
-    run = RunFolder(tmp_path / "a")
+    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
+    assert qra("finetune", searched, "--plan", mixed, "--against", "all").status == 0
+    run = RunFolder(searched)
     (run.adapter / "weights").write_text("of the first plan")
+    shutil.copytree(run.path, kept / "a")
     return run
 
 
@@ -94,9 +103,8 @@ def test_what_is_of_the_searchs_evaluations_is_refused_for_a_full_tuning(
     assert tuner["built"] == built
 
 
-def test_a_record_is_exported_for_the_engine_of_its_run(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
-    run = RunFolder(tmp_path / "a")
+def test_a_record_is_exported_for_the_engine_of_its_run(qra: Qra, searched: Path) -> None:
+    run = RunFolder(searched)
     record = run.record(90 << 20)
     assert record.engine() is None
     run.config_file.write_text("evaluator: landscape\nengine: llama.cpp\n")
@@ -164,9 +172,8 @@ def test_plans_that_are_not_whole_are_refused_in_a_line(
         assert done.status == 2 and message in done.err, done.err
 
 
-def test_bytes_of_a_plan_in_a_run_are_counted_and_not_read(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
-    run = RunFolder(tmp_path / "a")
+def test_bytes_of_a_plan_in_a_run_are_counted_and_not_read(qra: Qra, tmp_path: Path, searched: Path) -> None:
+    run = RunFolder(searched)
     space, data = run.result().space, json.loads(run.plan_file.read_text())
     data["groups"][0]["bits"] = 8
     run.plan_file.write_text(json.dumps(data))

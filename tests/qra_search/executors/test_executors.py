@@ -29,7 +29,7 @@ from qra_search.executors import (  # noqa: E402
     make_executor,
 )
 from qra_search.executors.work import IDENTITY, SENSITIVITIES, handle  # noqa: E402
-from qra_search.study.study import StudyFailed  # noqa: E402
+from qra_search.study.checks import StudyFailed  # noqa: E402
 
 
 def gone(pid: int) -> bool:

@@ -28,7 +28,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
-        head = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # each that is made ahead takes a second, and waits
+        head = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
         made = Cluster(initialize_head=True, head_node_args=head)
         yield made
         made.shutdown()

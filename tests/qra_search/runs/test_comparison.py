@@ -14,10 +14,11 @@ from qra_search import Plan, search
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
 from qra_search.report import formatting
 from qra_search.report.finding import finding
-from qra_search.runs.comparison import Contest, TestResult, TuningFailed, metrics_of, opponents, read_test
+from qra_search.runs.comparison import TestResult, TuningFailed, metrics_of, opponents, read_test
+from qra_search.runs.contest import Contest
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
-from qra_search.workflow.finetune import compare_on_test
+from qra_search.workflow.comparing import compare_on_test
 
 SPACE = toy_space()
 FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))

@@ -13,6 +13,7 @@ SPECS = plugins.names("strategies")
 FINITE = ("uniform",)
 
 
+@pytest.mark.usefixtures("rough")
 class TestInstalledStrategies(StrategyContract):
     test_another_process_gives_the_same_proposals = None  # type: ignore[assignment]  # of all at once, below
 

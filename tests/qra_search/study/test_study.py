@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
@@ -25,7 +18,8 @@ from qra_search import (
     search,
 )
 from qra_search.log.errors import LogMismatch
-from qra_search.study.study import StudyFailed, uniform_design
+from qra_search.study.checks import StudyFailed
+from qra_search.study.study import uniform_design
 
 
 def budget_of(evaluator, bits=3, rank=8):
@@ -188,38 +182,3 @@ def test_an_option_that_a_strategy_lacks_is_refused():
 
     with pytest.raises(ValueError, match="'random': 'colour'"):
         make_strategy("random", colour="red")
-
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from fakes import AdditiveEvaluator
-from qra_search import search
-class Slow(AdditiveEvaluator):
-    def evaluate(self, plan, **options):
-        time.sleep(0.05)
-        return super().evaluate(plan, **options)
-e = Slow()
-budget = e.space.memory_bytes(e.space.uniform(3, 8))
-search(e, strategy="additive", evaluations=14, memory_budget=budget, log=sys.argv[1])
-"""
-
-
-def test_a_search_killed_at_any_moment_resumes_to_the_trials_of_an_unbroken_one(evaluator, tmp_path):
-    script = SCRIPT.format(tests=str(Path(__file__).parents[2]))
-    log = tmp_path / "log.jsonl"
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", script, str(log)])
-        deadline = time.monotonic() + 30
-        known = len(TrialLog(log)) if log.exists() else 0
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.03)
-            if log.exists() and len(TrialLog(log)) >= known + 3:
-                break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([sys.executable, "-c", script, str(log)], check=True)
-    unbroken = search(evaluator, strategy="additive", evaluations=14, memory_budget=budget_of(evaluator))
-    trials = TrialLog(log).trials
-    assert [t.proposal for t in trials] == [t.proposal for t in unbroken.trials]
-    assert [t.loss for t in trials] == [t.loss for t in unbroken.trials]

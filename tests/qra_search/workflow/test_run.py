@@ -15,7 +15,7 @@ from qra_search import BadInput, Callback, Run, SearchResult, search
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
-from qra_search.study.study import StudyFailed
+from qra_search.study.checks import StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
 from qra_search.workflow.settings import make_settings
 
@@ -169,8 +169,8 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
 
 
 def test_plan_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
-    import qra_search.workflow.run
     import qra_search.workflow.search
+    import qra_search.workflow.start
 
     assert callable(qra_search.plan) and callable(qra_search.search)
 

@@ -35,7 +35,7 @@ def run(evaluations, fidelities, **options):
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1)
 
 
-def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted():
+def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(rough):
     result = run(24, (0.25, 1.0))
     stage = [t for t in result.trials if t.proposal.origin in (WARM_START, EVOLVED, PROMOTED)]
     screened = promoted = 0
@@ -61,11 +61,11 @@ class Contrary(ToyEvaluator):
         return done if fidelity == 1.0 else replace(done, loss=-done.loss)
 
 
-def test_screening_ends_once_it_was_seen_to_mislead():
+def test_screening_ends_once_it_was_seen_to_mislead(rough):
     evaluator = Contrary(toy_space(6), fidelities=(0.25, 1.0))
     budgets = budgets_of(evaluator.space, 0.3, 0.6)
     strategy = AutoQRAStrategy(population=6, evolution=1.0)
-    trials = search(evaluator, strategy, evaluations=30, memory_budget=budgets, seed=1).trials
+    trials = search(evaluator, strategy, evaluations=22, memory_budget=budgets, seed=1).trials
     last = max(t.id for t in trials if t.fidelity < 1.0)
     low = {t.plan.key for t in trials if t.fidelity < 1.0}
     assert 0 < len({t.plan.key for t in trials[:last] if t.fidelity == 1.0} & low) < FEWEST_PAIRS
@@ -116,8 +116,8 @@ def screened_state(pairs: int) -> StudyState:
     return replace(state, trials=(*low, *full))
 
 
-def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated():
-    result = run(40, (1.0,))
+def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(rough):
+    result = run(20, (1.0,), evolution=1.0)
     assert {t.fidelity for t in result.trials} == {1.0}
     origins = [t.proposal.origin for t in result.trials]
     assert origins.count(WARM_START) == 6 and origins.count(EVOLVED) > 3 and PROMOTED not in origins
@@ -129,8 +129,8 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated():
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])
 
 
-def test_the_last_stage_refines_in_trust_regions():
-    result = run(40, (1.0,), evolution=0.4)
+def test_the_last_stage_refines_in_trust_regions(rough):
+    result = run(26, (1.0,), evolution=0.4)
     refined = [t for t in result.trials if t.proposal.origin.startswith(REFINED)]
     assert len(refined) > 10
     budgets = {int(t.proposal.origin.split()[-1]) for t in refined}

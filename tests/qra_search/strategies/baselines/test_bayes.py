@@ -70,7 +70,7 @@ def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_obs
 def test_it_beats_random_search_on_a_landscape_with_interaction():
     evaluator = ToyEvaluator(toy_space(8))
     budget = budgets_of(evaluator.space, 0.35)
-    bayes, random = (search(evaluator, s, evaluations=30, memory_budget=budget, seed=1) for s in ("bayes", "random"))
+    bayes, random = (search(evaluator, s, evaluations=18, memory_budget=budget, seed=1) for s in ("bayes", "random"))
     assert bayes.best().loss < random.best().loss
 
 

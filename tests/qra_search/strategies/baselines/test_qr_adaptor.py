@@ -29,7 +29,7 @@ def run(evaluations=40, fidelities=(1.0,), **options):
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1), budgets
 
 
-def test_the_three_phases_follow_each_other():
+def test_the_three_phases_follow_each_other(rough):
     result, _ = run()
     origins = [t.proposal.origin for t in result.trials if t.proposal.origin != "uniform"]
     order = [WARM_START, OFFSPRING, REFINED]
@@ -51,7 +51,7 @@ def test_the_first_plan_is_the_sensitivity_informed_one():
     assert proposal.plan == levels.decode(expected)
 
 
-def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full():
+def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rough):
     result, budgets = run(evaluations=20, fidelities=(0.25, 1.0))
     by_origin = {o: {t.fidelity for t in result.trials if t.proposal.origin == o} for o in (WARM_START, OFFSPRING)}
     assert by_origin == {WARM_START: {0.25}, OFFSPRING: {0.25}}
@@ -134,7 +134,7 @@ def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     assert Counter(len(np.flatnonzero(e != row)) for e in edits)[1] == len(levels.neighbours(row))
 
 
-def test_the_budget_binds_and_nothing_is_repeated():
+def test_the_budget_binds_and_nothing_is_repeated(rough):
     result, budgets = run()
     assert max(result.space.memory_bytes(t.plan) for t in result.trials) <= budgets[1]
     assert len({t.plan for t in result.trials}) == len(result.trials)

@@ -1,0 +1,51 @@
+"""What a study refuses: arguments that cannot be used, and proposals that break a strategy's contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from qra_search.errors import RunFailed, needed
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+
+
+class StudyFailed(RunFailed):
+    """The search cannot go on."""
+
+
+def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
+    """Raises StudyFailed if a strategy breaks its contract: over the budget, or a repeated evaluation."""
+    known = {t.proposal.key for t in state.trials}
+    for proposal in proposals:
+        size = state.space.memory_bytes(proposal.plan)
+        if size > state.memory_limit:
+            raise StudyFailed(f"the strategy proposed {size} bytes, the budget is {state.memory_limit}")
+        if proposal.key in known:
+            raise StudyFailed(f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}")
+        if proposal.fidelity not in state.fidelities:
+            raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
+        known.add(proposal.key)
+
+
+def check_evaluator(evaluator: Any) -> Evaluator:
+    """The evaluator itself, or BadInput if it is none."""
+    if isinstance(evaluator, Evaluator):
+        return evaluator
+    wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
+    raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
+
+
+def check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
+    """Raises BadInput for the first option that is of another kind than a study takes."""
+    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
+        raise needed("evaluations", evaluations, "a positive number is needed")
+    if not (isinstance(seed, Integral) and int(seed) >= 0):
+        raise needed("seed", seed, "a whole number from 0 on is needed")
+    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
+        wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
+        raise needed("sensitivities", sensitivities, wanted)

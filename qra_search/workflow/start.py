@@ -1,0 +1,77 @@
+"""How a run begins in Python: planned from a model and a task, or opened in the folder that it was left in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qra_search.config import RunConfig
+from qra_search.errors import BadInput
+from qra_search.report.notebook import Heard
+from qra_search.runs.folder import RunFolder
+from qra_search.workflow.evaluator import object_names
+from qra_search.workflow.run import Run
+from qra_search.workflow.search import new_folder
+from qra_search.workflow.settings import make_settings
+
+
+def plan(
+    model: Any = None,
+    task: Any = None,
+    *,
+    memory: int | str | Sequence[int | str] | None = None,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Heard = None,
+    **keywords: Any,
+) -> Run:
+    """Choose bits and rank of every layer for a budget from measured sensitivities: minutes, no training.
+
+    Does what `qra plan` does, and leaves the same folder.
+
+    Args:
+        model: a name, a folder, a GGUF file, a hub id; or a live `PreTrainedModel`, which is left as it is.
+        task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
+            dictionaries, an object of the `Task` kind.
+        memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
+        out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
+        tokenizer: of a live model.
+        config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
+        settings: values by dotted field, such as `{"training.scales": True}`.
+        progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
+        keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
+            `evaluator`, `strategy`, `evaluations`: as the command's options.
+
+    Raises:
+        BadInput: what was given cannot be used; nothing was spent.
+    """
+    usual = make_settings(config, settings, memory=memory, **keywords)
+    made = make_settings(usual, **object_names(usual, model, tokenizer, task))
+    run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
+    try:
+        run.choose_plan(progress=progress)
+    except BaseException:
+        run.close()  # nobody has the run, to close it later
+        raise
+    return run
+
+
+def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, task: Any = None) -> Run:
+    """A run that `plan`, `qra plan` or `qra search` made.
+
+    Args:
+        model, tokenizer, task: the live objects that it was made with, if it was.
+
+    Raises:
+        NoRun: there is none in the folder.
+    """
+    there = RunFolder(folder).check()
+    config = there.config()
+    names = object_names(config, model, tokenizer, task)
+    for what, known in (("model", config.model.name), ("task", config.task.name)):
+        if names[what] is not None and str(names[what]) != known:
+            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
+    return Run(there.path, config, objects=(model, tokenizer, task))
