@@ -78,7 +78,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     ),
     "hqq": changed(REFERENCE, quantization={"backend": "hqq"}, space={"bits": (3, 4)}),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
-    "gguf": changed(REFERENCE, quantization={"backend": {"name": "gguf", "types": ["Q3_K", "Q4_K", "Q8_0"]}}),
+    "gguf": changed(
+        REFERENCE, quantization={"backend": {"name": "gguf", "types": ["IQ4_NL", "Q8_0"]}}, space={"bits": (4,)},
+    ),
     "compressed-tensors": changed(REFERENCE, quantization={"backend": "compressed-tensors"}, space={"bits": (4, 8)}),
     "task's measure": changed(REFERENCE, metric="task", task="arithmetic"),
 }  # fmt: skip

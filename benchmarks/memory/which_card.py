@@ -2,6 +2,7 @@
 
     python -m benchmarks.memory.which_card           # again: models without a row
     python -m benchmarks.memory.which_card --anew    # all
+    python -m benchmarks.memory.which_card Qwen3-32B # of those without a row this one
 
 From published shapes alone: no weights and no GPU are needed.
 """
@@ -55,17 +56,20 @@ def models() -> dict[str, PretrainedConfig]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anew", action="store_true", help="forget what was estimated before")
-    if parser.parse_args().anew:
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="default: all")
+    options, order = parser.parse_args(), list(models())
+    if options.anew:
         ROWS.unlink(missing_ok=True)
     known = {row["model"] for row in read(ROWS)}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in models().items():
-            if name not in known:
+            if name not in known and name in (options.names or order):
                 row = {"model": name, "tokens": TOKENS, "cards": fits(Path(folder) / name, config), "commit": commit()}
                 append(ROWS, row)
                 print(name, [cell(card) for card in row["cards"]], flush=True)
     before, mark, rest = PAGE.read_text().partition(MARKS[0])
-    PAGE.write_text(before + mark + "\n" + table(read(ROWS)) + "\n" + rest[rest.index(MARKS[1]) :])
+    rows = sorted(read(ROWS), key=lambda row: order.index(row["model"]))
+    PAGE.write_text(before + mark + "\n" + table(rows) + "\n" + rest[rest.index(MARKS[1]) :])
 
 
 def fits(folder: Path, config: PretrainedConfig) -> list[dict[str, Any]]:

@@ -108,7 +108,8 @@ class Sizes:
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         return sketch(
             Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
-            checkpointing=self.settings.gradient_checkpointing, layers=layers, work=self.decoding,
+            checkpointing=self.settings.gradient_checkpointing, dropout=self.settings.dropout, layers=layers,
+            work=self.decoding,
         )  # fmt: skip
 
     @property

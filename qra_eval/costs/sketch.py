@@ -43,6 +43,7 @@ class Sketch:
         dtype: in which the model is stored, and computes.
         tables: whether embeddings and head are in place quantized.
         rank: of the adapters, 0 for none.
+        dropout: of their inputs in training.
         checkpointing: whether layers compute their activations again in the backward pass.
         layers: how many it has; default: as the config says.
         work: bytes of dequantizing a weight of a shape, beside the result; of a table: so many rows of it as the head
@@ -57,6 +58,7 @@ class Sketch:
         tables: bool,
         rank: int,
         checkpointing: bool,
+        dropout: float = 0.0,
         layers: int | None = None,
         work: Work = (),
     ):
@@ -82,7 +84,7 @@ class Sketch:
                 wrapper.set_base(module=_Packed(wrapper, dict(work)))
                 if rank:
                     A = torch.zeros(rank, wrapper.in_features)
-                    wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0)
+                    wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0, dropout)
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -190,10 +192,14 @@ class Shape(str):
 
 @lru_cache(maxsize=KEPT)
 def sketch(
-    shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, layers: int, work: Work
-) -> Sketch:
+    shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, dropout: float, layers: int,
+    work: Work,
+) -> Sketch:  # fmt: skip
     """The sketch of a shape, made once."""
-    return Sketch(shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, layers=layers, work=work)
+    return Sketch(
+        shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, dropout=dropout, layers=layers,
+        work=work,
+    )  # fmt: skip
 
 
 def shortened(config: Any, layers: int) -> Any:

@@ -82,13 +82,14 @@ class Experts(nn.ModuleList):
         return found
 
     def one_by_one(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """What `forward` gives, by calling each chosen expert on its tokens; needs values, so no meta tensors."""
+        """What `forward` gives, by calling each chosen expert on its tokens."""
         out = torch.zeros_like(hidden)
-        for index in chosen.unique().tolist():
-            if index < len(self):
-                token, position = torch.where(chosen == index)
-                self[index].tokens = token
-                part = self[index](hidden[token]) * weights[token, position, None]
+        slots, counts = sorted_slots(chosen, len(self))
+        for expert, own in zip(self, slots.split(counts), strict=True):
+            if len(own):
+                token = own // chosen.shape[1]
+                expert.tokens = token
+                part = expert(hidden[token]) * weights.reshape(-1, 1)[own]
                 out = out.index_add(0, token, part.to(out.dtype))
         return out
 

@@ -30,9 +30,10 @@ class TrainedGroups(nn.Module):
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """What `module` makes of x (..., in), with its groups as they are now."""
+        dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.retrained(module, self._stored(groups))).to(x.dtype)
+            return self.backend.dequantize(self.backend.retrained(module, self._stored(groups))).to(dtype)
 
         bias = module.bias
         return grouped_linear(x, self._now(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]

@@ -46,11 +46,12 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor, *
 
 def _least_error(weight: Tensor, importance: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
+    starts = (_symmetric if symmetric else _asymmetric)(weight, bits)
     best_error = torch.full_like(weight[..., :1], torch.inf)
     best_scale, best_zero = torch.zeros_like(best_error), torch.zeros_like(best_error)
     steps, work = torch.empty_like(weight), torch.empty_like(weight)
     weighted = weight * importance
-    for scale, zero in (_symmetric if symmetric else _asymmetric)(weight, bits):
+    for scale, zero in starts:
         for refit in range(_REFITS + 1):
             scale = as_16_bits(scale)
             torch.div(weight, torch.where(scale == 0, 1.0, scale), out=steps).add_(zero).round_()

@@ -22,6 +22,8 @@ _GROUPS_A_WORD = 10  # at 3 bits, ten groups are packed into 32-bit words; the l
 _ROWS_AT_ONCE = 192  # the solver's arrays then stay in cache: about twice as fast as the whole weight
 _COPIES = {2: 1.75, 3: 2.0, 4: 1.55, 8: 1.5}
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
+_PACKING, _SOLVING = {2: 2.69, 3: 6.98, 4: 2.69, 8: 1.25}, 37
+"""Bytes on a GPU, as counted: of a weight while its codes are packed; of each of the rows that are solved at once."""
 
 
 class HQQBackend(TensorBackend):
@@ -66,7 +68,11 @@ class HQQBackend(TensorBackend):
         return None
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
-        return int(max(_COPIES[bits] for bits in levels) * 4 * out_features * in_features)
+        size = out_features * in_features
+        if device == "cpu":
+            return int(max(_COPIES[bits] for bits in levels) * 4 * size)
+        solving = _SOLVING * min(_ROWS_AT_ONCE, out_features) * in_features + size  # the codes of rows that are done
+        return max(solving, *(int(_PACKING[bits] * size) for bits in levels))
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         codes, scale, zero = self._solve(weight, bits)

@@ -49,7 +49,8 @@ class ReferenceBackend(TensorBackend):
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
-        return stored + block_bytes(out_features * in_features, device)  # in pieces, before they are joined
+        arrays = 5 - (dtype == torch.float32)  # whose rows need no copy
+        return stored + block_bytes(out_features * in_features, device, arrays)  # in pieces, before they are joined
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         blocks = []

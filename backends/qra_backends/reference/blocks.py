@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 _ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
-_ARRAYS = {"cpu": 13}  # float32 arrays of a block alive at once, fragments of the heap included
+_ARRAYS_ON_CPU = 13  # float32 arrays of a block alive at once, fragments of the heap included
 _ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
-_ARRAYS_ELSEWHERE = 5  # as counted
 
 
 def rows_at_once(columns: int, device: torch.device) -> int:
@@ -16,7 +15,12 @@ def rows_at_once(columns: int, device: torch.device) -> int:
     return max(8, elements // columns // 8 * 8)
 
 
-def block_bytes(elements: int, device: str) -> int:
-    """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements; measured."""
-    arrays = _ARRAYS.get(device, _ARRAYS_ELSEWHERE)
-    return arrays * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE))
+def block_bytes(elements: int, device: str, arrays: float) -> int:
+    """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements.
+
+    Args:
+        arrays: of float32, alive at once on a GPU, as counted; on a CPU they were measured.
+    """
+    if device == "cpu":
+        arrays = _ARRAYS_ON_CPU
+    return int(arrays * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE)))

@@ -24,6 +24,7 @@ from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
+from qra_backends.storage import ceil_div
 from qra_backends.tensors import TensorBackend
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
@@ -80,13 +81,16 @@ class ErrorFeedback(TensorBackend):
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
-        fitting = block_bytes(out_features * in_features, device)
+        fitting = block_bytes(out_features * in_features, device, 4.3 - (dtype == torch.float32))
         if device == "cpu":
             return int(max(2 * matrix, matrix + block)) + fitting
-        # As counted: feedback has five arrays of a block of columns, and cuSOLVER inverts a matrix in a copy.
-        block = rows * (4 * in_features + len(levels) * (5 * in_features + 5 * 4 * _BLOCK))
+        # As counted: feedback has the columns and their codes; of a block of columns its values in floats and as codes,
+        # and the errors, those of the block before as well; and five arrays of the groups. cuSOLVER inverts in a copy.
+        groups = ceil_div(in_features, self.size_of(in_features))
+        feedback = 5 * in_features + 14 * min(_BLOCK, in_features) + 20 * groups
+        block = rows * (4 * in_features * (dtype != torch.float32) + len(levels) * feedback)
         pieces = int(stored * (1 - rows / out_features))
-        return max(3 * matrix, matrix + pieces + max(block, fitting))
+        return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
 
     def encode_levels(
         self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None

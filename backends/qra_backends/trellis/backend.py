@@ -109,7 +109,7 @@ class TrellisBackend(TensorBackend):
         if torch.cuda.is_available() and not choice.usable(torch.device(device)):
             return 0  # there is no compiler: it is quantized on the host, see `encode.device_for`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
-        return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device))
+        return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device, 5))
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         rows: Tensor = self.own(module).rows(at)

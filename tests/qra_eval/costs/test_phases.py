@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import Qra
+from qra_backends import make_backend
+from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, PAIRS, cards
@@ -24,12 +26,13 @@ PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
 
 
 def shape_only(
-    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", **training: Any
-) -> Any:
+    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", family: str = "llama",
+    **training: Any,
+) -> Any:  # fmt: skip
     """An evaluator of a model of which there is a config.json alone."""
-    model = folder / f"model-{layers}"
+    model = folder / (f"model-{layers}" if family == "llama" else family)
     if not model.exists():
-        tiny_config_model("llama", layers=layers, vocabulary=320).config.save_pretrained(model)
+        tiny_config_model(family, layers=layers, vocabulary=320).config.save_pretrained(model)
     return QuantizedLoRAEvaluator(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
@@ -50,15 +53,17 @@ def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
         assert meter.bytes == 0
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe"])
-def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "dropout"), [("llama", 0), ("llama", 0.1), ("gemma3", 0), ("gpt2", 0), ("qwen3_moe", 0)]
+)
+def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str, dropout: float) -> None:
     model = tiny_config_model(family).requires_grad_(False)
     rank, rows, tokens, labels = 4, 3, 24, 40
-    sketch = Sketch(model.config, model.dtype, tables=False, rank=rank, checkpointing=False)
+    sketch = Sketch(model.config, model.dtype, tables=False, rank=rank, checkpointing=False, dropout=dropout)
     wrapped = adapters.install(model, [f.name for f in find_linears(model)])
     for wrapper in wrapped.values():
         A = torch.ones(rank, wrapper.in_features)
-        wrapper.set_adapter(A, torch.ones(wrapper.out_features, rank), 1.0)
+        wrapper.set_adapter(A, torch.ones(wrapper.out_features, rank), 1.0, dropout)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (rows, tokens), generator=generator)
     batch = Batch(ids, torch.arange(labels), torch.zeros(labels, dtype=torch.long), rows * tokens)
@@ -68,6 +73,29 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     # Dequantizing, which the sketch adds, takes some; of a mixture a batch's products are left out.
     found = sketch.training_step(rows, tokens, labels) / meter.peak
     assert (0.6 if family == "qwen3_moe" else 0.95) < found < 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "dtype"),
+    [
+        ("reference", (3, 4), torch.bfloat16), ("reference", (3, 4), torch.float32), ("hqq", (4, 3), torch.bfloat16),
+        ("reference-gptq", (3, 4, 5, 6), torch.bfloat16), ("reference-gptq", (4,), torch.float32),
+        ("compressed-tensors", (4,), torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_what_quantizing_takes_of_a_card_is_as_counted(
+    name: str, levels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_ELEMENTS", {})  # as many rows at once as on a GPU
+    monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", {})
+    backend, linear = make_backend(name), torch.nn.Linear(256, 2048, bias=False).to(dtype).requires_grad_(False)
+    hessian = torch.eye(256)
+    with Meter() as meter:
+        meter.ignore(linear.weight, hessian)
+        made = backend.quantize_levels(linear, levels, hessian=hessian)
+    stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
+    foretold = backend.work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored
+    assert 0.96 < meter.peak / foretold < 1.04
 
 
 def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
@@ -138,8 +166,9 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
     assert saving.training_step(4, 60, 20) < usual.training_step(4, 60, 20) > usual.training_step(1, 60, 20)
 
 
-def test_every_card_is_told_the_first_settings_that_fit_it(tmp_path: Path) -> None:
-    found = cards(shape_only(tmp_path).tuner, None)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_every_card_is_told_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
+    found = cards(shape_only(tmp_path, family=family).tuner, None)
     assert [card["name"] for card in found] == [*CARDS, *PAIRS]
     settings = ["as it is configured"] * len(CARDS) + ["--device cuda:0,cuda:1"] * len(PAIRS)
     assert [card["settings"] for card in found] == settings

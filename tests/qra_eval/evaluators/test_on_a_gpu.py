@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
+from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
 from qra_eval.costs import phases as costs
@@ -133,10 +136,11 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
             fit(evaluator.tuner, None)
         own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
         sent: Counter[int] = Counter()
-        fetched = 0
+        fetched = codes = 0
 
         def count(tensor, to, dtype=None):
-            nonlocal fetched
+            nonlocal fetched, codes
+            codes += tensor.nbytes if to == CUDA and tensor.dtype == torch.uint8 else 0
             if to == CUDA and tensor.data_ptr() in own:
                 sent[tensor.data_ptr()] += tensor.numel() * (dtype or tensor.dtype).itemsize
             fetched += tensor.nbytes if to == CPU else 0
@@ -155,6 +159,8 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
         values = 4 * len(batches) * sum(min(SKETCH, *module.weight.shape) for module in bank.linears.values())
         assert fetched == hidden + probes + stored + values
+        # A level is sent as it is stored, for all figures at once, and again to be probed, as here all groups are.
+        assert codes == 2 * sum(bank.tensors(name, 4)["codes"].nbytes for name in bank.linears)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
@@ -206,3 +212,14 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
             cards = [{place(p) for n, p in layer.named_parameters() if "lora" in n} for layer in layers]
     assert cards == [{CUDA}, {torch.device("cuda", 1)}, {torch.device("cuda", 1)}]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("part", [part for part in SHARES if part != "conformance"])  # which is pytest itself
+def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
+    rows = import_module(f"benchmarks.gpu_parts.{part}").rows
+    options = Namespace(
+        device="cuda", small=True, pretended=True, folder=tmp_path, known=[], model=None, backend="reference",
+        weight_cache="0",
+    )  # fmt: skip
+    with pretended_gpu():
+        assert next(iter(rows(options)))

@@ -203,6 +203,15 @@ def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, h
     compute_dtype.cache_clear()
 
 
+@pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog, has, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    compute_dtype.cache_clear()
+    assert compute_dtype("cuda") == expected and ("no bfloat16" in caplog.text) != has
+    compute_dtype.cache_clear()
+
+
 def test_tiny_is_random_and_the_same_each_time():
     one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
     assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint

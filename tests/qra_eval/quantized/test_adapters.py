@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from qra_backends import make_backend
@@ -120,3 +122,14 @@ def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias,
         found.append([y, x.grad, trained.scale_change.grad, *(p.grad for p in adapters.trainable({"": wrapper}))])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_whose_scales_are_trained_holds_its_input_only_as_saved():
+    backend = make_backend("reference")
+    module = backend.quantize(linear(torch.float32), 4)
+    trained, x = TrainedGroups(backend, backend.trainable(module), keep=False), torch.ones(5, 24)
+    held = weakref.ref(x.untyped_storage())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):  # as checkpoints do
+        y = trained(x, module)
+    del x
+    assert held() is None and y.requires_grad
