@@ -171,7 +171,7 @@ class BackendConformance:
                 module, x = quantized(backend, bits, source), inputs(6, self.shape, dtype)
                 weight = backend.dequantize(module)
                 assert weight.shape == self.shape and weight.dtype == dtype and not weight.requires_grad
-                some = torch.tensor([len(weight) - 1, 0, 5, 5])
+                some = torch.tensor([len(weight) - 1, 0, 5, 5], device=weight.device)
                 assert torch.equal(backend.rows(module, some), weight[some]), "rows"
                 output = module(x)
                 assert output.dtype == dtype
