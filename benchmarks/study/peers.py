@@ -4,7 +4,7 @@
 
 The tools' choices are lines of `peer_plans.jsonl` (`peer_plans.py`), so none of them is needed here. Beside those that
 were asked for the same mean bits is the exact optimum of our sensitivities within the bytes of the smallest. Rank 2
-everywhere, embeddings in 16 bits, all stored in trellis codes whose rows' scales are trained. Each tuning is a line of
+everywhere, embeddings in 16 bits, trellis codes (lines without `stored`: groups of 64). Each tuning is a line of
 `peers.jsonl`; `--table` prints them in pairs.
 """
 
@@ -104,11 +104,12 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
         "change",
     ]
     body = []
-    lines = [d for d in lines if d.get("stored") == "trellis"]
-    for name in dict.fromkeys(d["plan"] for d in sorted(lines, key=lambda d: d["within_bytes"]) if d["plan"] != OURS):
+    lines = [{**d, "plan": f"{d['plan']}, {d['stored']}"} if "stored" in d else d for d in lines]
+    for name in dict.fromkeys(d["plan"] for d in sorted(lines, key=lambda d: d["within_bytes"]) if not is_ours(d)):
         their_lines = by_seed(d for d in lines if d["plan"] == name)
-        given = next(iter(their_lines.values()))["within_bytes"]
-        our_lines = by_seed(d for d in lines if (d["plan"], d["within_bytes"]) == (OURS, given))
+        first = next(iter(their_lines.values()))
+        given, stored = first["within_bytes"], first.get("stored")
+        our_lines = by_seed(d for d in lines if is_ours(d) and (d["within_bytes"], d.get("stored")) == (given, stored))
         theirs, ours = paired(their_lines, our_lines)
         if theirs:
             widths = ", ".join(f"{n} at {bits}" for bits, n in theirs[0]["linears"].items())
@@ -116,6 +117,10 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
             cells = [name, widths, f"{theirs[0]['mean_bits']:.2f}", size, str(len(theirs)), f"{mean_loss(theirs):.4f}"]
             body.append([*cells, own_size, f"{mean_loss(ours):.4f}", change(ours, theirs)])
     return table_of(head, body)
+
+
+def is_ours(line: dict[str, Any]) -> bool:
+    return line["plan"].startswith(OURS)
 
 
 if __name__ == "__main__":
