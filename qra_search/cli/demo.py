@@ -21,11 +21,11 @@ from qra_search.workflow.run import Run
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic", "options": {"kinds": ["total"], "digits": [1, 2]}},
-    "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": [3, 4]},
+    "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": 3},
     "space": {"granularity": "module", "bits": [1, 2, 3], "ranks": [4, 8, 16]},
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
-    "finetune": {"steps": 40, "test_rows": 128},
+    "finetune": {"steps": 36, "test_rows": 96},
     "search": {"evaluations": 16, "memory": ["2.35bpw"]},
 }
 """Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes for which uniform plans have to

@@ -18,7 +18,7 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
     step = max(1, rows_at_once(in_features, codes.device))
-    floats = weight if dtype == torch.float32 else torch.empty(min(step, len(at)), in_features)
+    floats = weight if dtype == torch.float32 else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
     starts, sign = code.starts(at).numpy(), signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)

@@ -40,8 +40,10 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     out_features, in_features = weight.shape
     step = rows_at_once(in_features, weight.device)
     parts = [slice(start, start + step) for start in range(0, out_features, step)]
-    columns = torch.empty(in_features, out_features, device=weight.device)  # in the order of rounding
-    scale = torch.empty(out_features, device=weight.device)
+    columns = torch.empty(
+        in_features, out_features, dtype=torch.float32, device=weight.device
+    )  # in the order of rounding
+    scale = torch.empty(out_features, dtype=torch.float32, device=weight.device)
     for part in parts:
         rows = rotated(weight[part].float(), block)
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))

@@ -33,7 +33,7 @@ def rotated(rows: Tensor, block: int) -> Tensor:
 
 @lru_cache
 def _sum_above_difference(device: torch.device) -> Tensor:
-    return torch.tensor([[1.0], [-1.0]], device=device)
+    return torch.tensor([[1.0], [-1.0]], dtype=torch.float32, device=device)
 
 
 def hadamard(rows: Tensor, block: int) -> Tensor:

@@ -32,7 +32,7 @@ def round_columns(
     table = value_table(code.L, columns.device).float() * UNIT
     unit = scale.mean()
     unit = torch.where(unit == 0, 1.0, unit)
-    relative, x = (torch.zeros(even, device=columns.device) for _ in range(2))
+    relative, x = (torch.zeros(even, dtype=torch.float32, device=columns.device) for _ in range(2))
     relative[:out] = scale / unit
     starts = torch.arange(0, even, PIECE, device=columns.device)
     cuts = starts[1:]
