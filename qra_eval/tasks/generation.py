@@ -68,7 +68,7 @@ def generate_answers(
                 texts = tokenizer.batch_decode(written, skip_special_tokens=True)
                 for i, text in zip(rows, texts, strict=True):
                     answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
-                ended = torch.isin(written, torch.tensor(sorted(ends), device=device)).any(1).tolist()
+                ended = torch.isin(written, torch.tensor(sorted(ends), dtype=torch.long, device=device)).any(1).tolist()
                 going = [
                     k for k, (over, text) in enumerate(zip(ended, texts, strict=True))
                     if left and not over and not any(end in text for end in stop)
@@ -76,7 +76,7 @@ def generate_answers(
                 rows = [rows[k] for k in going]
                 if rows:  # those that have ended take no part in what follows
                     kept = torch.tensor(going, device=device)
-                    name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.2x
+                    name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.24
                     past = {name: out[name]}
                     out[name].batch_select_indices(kept)
                     tokens = out.sequences[kept]
