@@ -40,9 +40,8 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     out_features, in_features = weight.shape
     step = rows_at_once(in_features, weight.device)
     parts = [slice(start, start + step) for start in range(0, out_features, step)]
-    columns = torch.empty(
-        in_features, out_features, dtype=torch.float32, device=weight.device
-    )  # in the order of rounding
+    # Columns in the order of rounding.
+    columns = torch.empty(in_features, out_features, dtype=torch.float32, device=weight.device)
     scale = torch.empty(out_features, dtype=torch.float32, device=weight.device)
     for part in parts:
         rows = rotated(weight[part].float(), block)
