@@ -40,7 +40,6 @@ def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, traini
             reason = str(error).splitlines()[0]
         # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
         tuner.switcher.unquantize()
-        tuner.quantized.forget()
         gc.collect()
         torch.cuda.empty_cache()
         change = take_less(tuner, training=training)

@@ -7,8 +7,11 @@ import torch
 from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
 from qra_backends.kernels import choice
+from qra_backends.libraries import bitsandbytes_layers
 from qra_backends.modules import dequantize_together
 from torch import nn
+
+from qra_eval.sensitivities.fisher import leading_singular_values, sketch_probe
 
 pytest.importorskip("triton")
 
@@ -25,7 +28,8 @@ def gpu(monkeypatch):
         yield gpu
 
 
-def test_a_layer_launches_little_at_every_level():
+def test_a_layer_launches_little_at_every_level(monkeypatch):
+    monkeypatch.setattr(bitsandbytes_layers, "NUMBERS_AT_ONCE", HIDDEN)  # of a CPU, whose caches hold so many
     with counted_layer() as count:
         rest = count(make_backend("reference"), 3).count - WEIGHTS
         assert count(make_backend("bitsandbytes"), 8).count == rest + 2 * WEIGHTS
@@ -57,3 +61,11 @@ def test_quantizing_with_feedback_takes_less_than_a_launch_a_column(gpu):
             make_backend("reference-gptq").quantize_levels(linear, (2, 3), hessian=hessian)
         counts.append(launches.count)
     assert counts[1] - counts[0] < HIDDEN, counts
+
+
+def test_singular_values_are_those_of_a_small_matrix(gpu):
+    g, x = torch.ones(32, 4 * HIDDEN, device="cuda"), torch.ones(32, HIDDEN, device="cuda")
+    probe = sketch_probe(4 * HIDDEN, HIDDEN, torch.Generator().manual_seed(0))
+    with Launches() as launches:
+        leading_singular_values(g, x, probe)
+    assert launches.by_name["linalg_qr"] == 1 and not any("svd" in name for name in launches.by_name)

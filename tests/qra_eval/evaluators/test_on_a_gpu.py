@@ -12,6 +12,7 @@ import torch
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
+import qra_eval
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
@@ -70,7 +71,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
         assert evaluator.tuner.model.device == CUDA  # where users send their tokens
         evaluator.tune(plan, folder=tmp_path / "run")  # raises if the reload differs
         assert held == [sum(p.nbytes for p in trainable(evaluator.tuner.switcher.wrapped))], "adapters alone meanwhile"
-        reloaded, _ = load(tmp_path / "run", device="cuda")
+        reloaded, _ = qra_eval.load(tmp_path / "run")  # which takes a GPU if there is one
         assert {place(tensor) for tensor in [*reloaded.parameters(), *reloaded.buffers()]} <= {
             CUDA,
             torch.device("meta"),
@@ -129,8 +130,10 @@ def test_a_plan_takes_at_its_peak_what_a_budget_on_it_counts(shaped, tmp_path):
 
 
 @pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 6)])
-def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, times):
+def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, times, monkeypatch):
+    pinned: set[int] = set()
     with pretended_gpu() as gpu:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
         if fits:
             fit(evaluator.tuner, None)
@@ -148,7 +151,7 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         gpu.count = count
         # Quantized, passed forward, back and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
-        assert sent == {weight: times * size for weight, size in own.items()}
+        assert sent == {weight: times * size for weight, size in own.items()} and pinned >= own.keys()
         assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
         # of the pass and of each probe; what is quantized; and singular values.

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from tiny_families import tiny_config_model
 
 from qra_eval.models import load as models
@@ -14,6 +15,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.load import ModelNotFound, load_model
 from qra_eval.models.loaded import cached_folder, compute_dtype, fingerprint
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
+from qra_search.surrogates.gp import seeded_torch
 
 
 @pytest.fixture
@@ -216,6 +218,17 @@ def test_tiny_is_random_and_the_same_each_time():
     one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
     assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint
     assert len(find_linears(one.model)) == 4 * 7
+
+
+def test_generators_of_cards_are_left_alone_by_what_draws_on_the_host(monkeypatch):
+    def touched(*_):
+        raise AssertionError("a card's generator was read")
+
+    with pretended_gpu(cards=2):
+        monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
+        tiny_model()
+        with seeded_torch(0):
+            torch.rand(1)
 
 
 def test_the_head_is_given_the_last_positions_side_by_side(folder):
