@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from qra_backends import Backend, DequantizedLinear, GroupFormat, check_tensors, copy_bias
+from qra_backends import DequantizedLinear, TensorBackend
 
 LEVELS = 2**6 - 1
 
@@ -22,11 +22,12 @@ class Int6Linear(DequantizedLinear):
         return (codes * scale + offset).to(dtype or self.dtype)
 
 
-class Int6Backend(Backend):
+class Int6Backend(TensorBackend):
     """Rows rounded to the nearest of 64 evenly spaced levels."""
 
     name = "int6"
     bits = (6,)
+    layer = Int6Linear
 
     def __init__(self):
         self.options = {}
@@ -36,9 +37,9 @@ class Int6Backend(Backend):
             return f"int6 packs four weights of a row together, and {in_features} is no multiple of 4"
         return super().supports(bits, out_features, in_features)
 
-    def storage(self, bits):
-        self.check_bits(bits)
-        return GroupFormat(6, None, group_bytes=8)
+    def expected(self, bits, out_features, in_features, dtype=None):
+        codes = ((out_features, in_features * 3 // 4), torch.uint8)
+        return {"codes": codes, "grid": ((out_features, 2), torch.float32)}
 
     def encode(self, weight, bits, hessian):
         weight = weight.float()
@@ -50,14 +51,8 @@ class Int6Backend(Backend):
         packed = torch.stack([word >> shift & 255 for shift in (0, 8, 16)], dim=2).flatten(1).to(torch.uint8)
         return {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
 
-    def dequantize(self, module):
-        return module.dequantize()
-
     def to_tensors(self, module):
         return {"codes": module.codes.clone(), "grid": module.grid.view(torch.float32).clone()}
 
-    def from_tensors(self, tensors, *, bits, out_features, in_features, bias=None, dtype=torch.bfloat16):
-        codes = ((out_features, in_features * 3 // 4), torch.uint8)
-        check_tensors(tensors, {"codes": codes, "grid": ((out_features, 2), torch.float32)}, "int6")
-        bias = copy_bias(bias, dtype, tensors["codes"].device)
-        return Int6Linear(**tensors, out_features=out_features, in_features=in_features, bias=bias, dtype=dtype)
+    def module(self, tensors, bits, **form):
+        return Int6Linear(**tensors, **form)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,26 +16,6 @@ class StorageFormat(Protocol):
     def bytes(self, out_features: int, in_features: int) -> int:
         """Exact bytes of every tensor kept for a weight of shape (out_features, in_features), bias not counted."""
         ...
-
-
-@dataclass(frozen=True)
-class GroupFormat:
-    """Codes packed without gaps, and `group_bytes` of metadata for every group of a row (the last may be shorter).
-
-    Attributes:
-        bits: bits of one code.
-        group_size: weights of a row that share their metadata; None for one group a row.
-        group_bytes: bytes of metadata a group.
-    """
-
-    bits: int
-    group_size: int | None
-    group_bytes: int = 4
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        groups = out_features * ceil_div(in_features, self.group_size or in_features)
-        codes = ceil_div(out_features * in_features * self.bits, 8)
-        return codes + groups * self.group_bytes
 
 
 def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:

@@ -123,7 +123,7 @@ class Forecast:
         }  # fmt: skip
 
 
-def forecast(space: SearchSpace, sensitivities: Sensitivities, budget: int) -> Forecast | None:
+def solve_plan(space: SearchSpace, sensitivities: Sensitivities, budget: int) -> Forecast | None:
     """The knapsack over the sensitivities, solved exactly, beside the uniform plans; None if nothing fits.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +22,7 @@ from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.forecast import Comparison, EvaluatedPlan, Forecast, forecast, surely_better
+from qra_search.study.forecast import Comparison, EvaluatedPlan, Forecast, solve_plan, surely_better
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
@@ -47,6 +47,7 @@ class SearchResult:
     strategy: str = ""
     seed: int = 0
     spent: float = 0.0
+    _solved: dict[int, Forecast | None] = field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
@@ -110,14 +111,17 @@ class SearchResult:
 
     def forecast(self, memory_budget: int | str | None = None) -> Forecast | None:
         """What the measured sensitivities alone choose within a budget, as `best` takes it, beside the uniform plans;
-        None if there are none.
+        None if there are none. Solved when it is first asked for.
 
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
         if self.sensitivities is None:
             return None
-        return forecast(self.space, self.sensitivities, self.limit(memory_budget))
+        limit = self.limit(memory_budget)
+        if limit not in self._solved:
+            self._solved[limit] = solve_plan(self.space, self.sensitivities, limit)
+        return self._solved[limit]
 
     def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the

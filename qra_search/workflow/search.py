@@ -200,7 +200,7 @@ def check_plannable(config: RunConfig) -> None:
 
 
 def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
-    """Measure the sensitivities of a run that was begun, write what they choose, and evaluate nothing.
+    """Measure the sensitivities of a run that was begun, solve for its budgets, write that, and evaluate nothing.
 
     A run that has them already is not measured again. What it leaves is a run that `qra search` resumes.
 
@@ -221,6 +221,8 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         raise BadInput(
             f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
         )
+    for budget in result.memory_budgets:
+        result.forecast(budget)  # here the plan is solved
     folder.write(result)
     write_report(folder, config, result, identity, read_test(folder.test()))
     return result

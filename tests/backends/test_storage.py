@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import torch
-from qra_backends import GroupFormat, live_bytes
+from qra_backends import live_bytes
 from torch import nn
-
-
-def test_group_format_adds_packed_codes_and_metadata():
-    # 10 rows of 100 weights: 3000 bits are 375 bytes; two groups a row of 4 bytes each
-    assert GroupFormat(3, 64).bytes(10, 100) == 375 + 10 * 2 * 4
-    assert GroupFormat(8, None).bytes(10, 100) == 1000 + 10 * 4
 
 
 def test_live_bytes_finds_tensors_in_plain_attributes_dictionaries_and_objects():

@@ -10,7 +10,7 @@ import pytest
 
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.forecast import FACTOR, LEAST, WITHIN, forecast
+from qra_search.study.forecast import FACTOR, LEAST, WITHIN, solve_plan
 from qra_search.testing.scenarios import toy_space
 
 
@@ -37,7 +37,7 @@ def test_the_plan_is_the_best_of_all_that_fit(space: SearchSpace, sensitivities:
         for ranks in itertools.product(space.ranks, repeat=3)
     ]
     for budget in sorted({space.memory_bytes(plan) for plan in every})[::3]:
-        found = forecast(space, sensitivities, budget)
+        found = solve_plan(space, sensitivities, budget)
         assert found is not None and found.memory_bytes <= budget
         best = min(loss(space, sensitivities, plan) for plan in every if space.memory_bytes(plan) <= budget)
         assert loss(space, sensitivities, found.plan) == pytest.approx(best)
@@ -47,7 +47,7 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
     space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
     budget = space.memory_bytes(Plan((3, 3, 3), (8, 8, 8)))
-    found = forecast(space, sensitivities, budget)
+    found = solve_plan(space, sensitivities, budget)
     assert found is not None
     assert {u.plan.key for u in found.uniform} == {
         p.key for p in space.uniform_plans() if space.memory_bytes(p) <= budget
@@ -64,7 +64,7 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
 def test_a_uniform_optimum_is_its_own_rival_and_a_budget_that_nothing_fits_foretells_nothing(
     space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
-    whole = forecast(space, sensitivities, space.memory.maximum)
+    whole = solve_plan(space, sensitivities, space.memory.maximum)
     assert whole is not None and whole.rival is not None
     assert whole.rival.plan == whole.plan and whole.rival.interval == (0.0, 0.0)
-    assert forecast(space, sensitivities, space.memory.minimum - 1) is None
+    assert solve_plan(space, sensitivities, space.memory.minimum - 1) is None
