@@ -103,6 +103,12 @@ def main() -> None:
     parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
     parser.add_argument("--name", choices=SETTINGS, required=True)
+    parser.add_argument(
+        "--weight-cache",
+        default="auto",
+        help="bytes for dequantized weights; without room for all of "
+        "them, they are made again at each product, and multiplied in 16 bits",
+    )
     options = parser.parse_args()
     path = options.out / FILE
     if options.table:
@@ -223,7 +229,7 @@ def evaluator(
         setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
         ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else setting.tables, model=options.model_file,
         cache=options.cache, options=setting.options, finetune=setting.finetune,
-        training=setting.training,
+        training=setting.training, weight_cache=options.weight_cache,
     )  # fmt: skip
 
 
@@ -280,6 +286,7 @@ def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = 
         bench.apply(plan, seed)
         trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None
     line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most, "prepared": round(prepared, 1)}
+    line["compute"] = str(made.quantized.compute).removeprefix("torch.")
     return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
 
 

@@ -114,6 +114,7 @@ def evaluator(
     model: str | None = None,
     cache: str | None = None,
     options: dict[str, Any] | None = None,
+    weight_cache: str = "auto",
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
     """The real evaluator under the study's settings, with changes of their sections, and a task's options."""
@@ -123,6 +124,7 @@ def evaluator(
         quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         compute=COMPUTE,
+        weight_cache=weight_cache,
         **settings(task, **changes),
     )
 
