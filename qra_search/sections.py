@@ -29,7 +29,9 @@ class ModelConfig(Section):
         "auto", description="in which what is not quantized is stored; auto: bfloat16"
     )
     compute: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="in which evaluations compute; auto: the faster one on this machine"
+        "auto",
+        description="in which evaluations compute; auto: the faster one on this machine, or as stored, for less memory, "
+        "if weights do not fit in weight_cache",
     )
     weight_cache: str = Field(
         "auto",

@@ -82,7 +82,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         training: how adapters are tuned; like the others a config, or a dict of its fields.
         evaluation, finetune: what counts in an evaluation alone, and in a full tuning.
         dtype: in which what is not quantized is stored; bytes are counted in it.
-        compute: in which evaluations compute; if weights do not fit in the cache, as stored.
+        compute: in which evaluations compute; `auto`: the faster one, or as stored if weights do not fit in the cache.
         weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`:
             by what is free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see

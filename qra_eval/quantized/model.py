@@ -63,7 +63,7 @@ class QuantizedModel:
         rows: of the task; the first of its calibration split calibrate backends that ask for it.
         settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
-        compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
+        compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
         weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
 
     Attributes:
@@ -119,7 +119,7 @@ class QuantizedModel:
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
-            self.compute = self.dtype
+            self.compute = self.dtype if compute == "auto" else self.compute
             if device.type == "cpu":
                 give_back_freed_memory()
         wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings

@@ -22,7 +22,10 @@ BACKENDS = ["reference", "reference-gptq", "hqq", "mixed", "bitsandbytes", TRELL
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto", **options):
+    def make(
+        backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto",
+        weight_cache="auto", **options,
+    ):  # fmt: skip
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
@@ -32,6 +35,7 @@ def build(tmp_path_factory):
             evaluation={"steps": 4, "validation_rows": 8},
             finetune={"steps": 6, "test_rows": 8},
             compute=compute,
+            weight_cache=weight_cache,
         )
 
     return make
@@ -106,6 +110,14 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator.quantized.materialised = False
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
     assert evaluator.evaluate(plan).loss == pytest.approx(trained, rel=2e-3)
+
+
+def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
+    ready, made = build(compute="float32"), build(compute="float32", weight_cache=0)
+    assert ready.quantized.materialised and not made.quantized.materialised
+    losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
+    assert made.quantized.compute == torch.float32
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)  # those kept ready were rounded to the stored dtype
 
 
 def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
