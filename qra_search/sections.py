@@ -30,8 +30,8 @@ class ModelConfig(Section):
     )
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="in which evaluations compute; auto: the faster one on this machine, or as stored, for less memory, "
-        "if weights do not fit in weight_cache",
+        description="in which evaluations compute; auto: the faster one on this machine, or, if weights do not fit in "
+        "weight_cache, as stored, for less memory",
     )
     weight_cache: str = Field(
         "auto",
