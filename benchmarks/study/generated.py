@@ -18,6 +18,7 @@ from qra_backends import make_backend
 from torch import nn
 
 from benchmarks.common import append, read
+from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.gsm8k import STOP, number_of
 from qra_eval.tuning import saved
@@ -79,11 +80,12 @@ def reloaded(folder: Path) -> tuple[Any, Any]:
     backend, dtype = make_backend(plan["backend"]), getattr(torch, plan["dtype"])
     names = {name for group in plan["groups"] for name in group["linears"] if group["bits"] != UNQUANTIZED_BITS}
     base = model.get_base_model()
-    for name in names:
+    tables = quantized_tables(base)
+    uninstall_tables(base)
+    for name in names - tables.keys():
         inner = f"{name}.base_layer" if hasattr(base.get_submodule(name), "base_layer") else name
         module = base.get_submodule(inner)
-        if not isinstance(module, nn.Embedding) and hasattr(module, "in_features"):
-            base.set_submodule(inner, plain(backend.dequantize(module).to(dtype), module.bias))
+        base.set_submodule(inner, plain(backend.dequantize(module).to(dtype), module.bias))
     return in_float32(model), tokenizer
 
 
