@@ -1,4 +1,4 @@
-"""Whether two runs of the benchmark have the same rows, all but times, to the digit.
+"""Whether two runs of the benchmark have the same rows, all but times, to twelve digits: machines differ in the last.
 
 python benchmarks/strategies/same_rows.py OLD/raw.jsonl NEW/raw.jsonl
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+DIGITS = 12
 TIMES = ("seconds", "environment")
 """What is in the name of a field that may differ: times, and where the row was made."""
 GONE = ("complete", "prior_rank_correlation")
@@ -23,7 +24,9 @@ def rows(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
 
 
 def timeless(value: Any) -> Any:
-    """A value without the fields whose names speak of time, and without those that are gone."""
+    """A value without the fields whose names speak of time, and without those that are gone; floats of `DIGITS`."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in GONE and not any(word in k for word in TIMES)}
         return {k: timeless(v) for k, v in kept.items()}
@@ -39,7 +42,7 @@ def main(old: str, new: str) -> int:
     for key in differing:
         fields = [f for f in before[key] if before[key].get(f) != after[key].get(f)]
         print("differs:", *key, "in", ", ".join(fields))
-    print(f"{len(before.keys() & after.keys()) - len(differing)} of {len(before)} rows are the same to the digit")
+    print(f"{len(before.keys() & after.keys()) - len(differing)} of {len(before)} rows are the same to {DIGITS} digits")
     return 1 if missing or differing else 0
 
 
