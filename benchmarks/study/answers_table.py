@@ -12,14 +12,18 @@ from benchmarks.study.intervals import change, difference, mean_loss, rows_of, t
 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
+PLAN = "plan within "
 
 
-def table(lines: list[dict[str, Any]], name: str) -> list[str]:
+def table(lines: list[dict[str, Any]], model: str) -> list[str]:
     """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and seeds."""
-    lines = [d for d in lines if d["model"] == name]
+    lines = [d for d in lines if d["model"] == model]
     rival = {d["seed"]: d for d in lines if d["row"] == QLORA}
     body = []
-    for row in dict.fromkeys(d["row"] for d in lines):
+    names: dict[Any, dict[str, None]] = {}  # one plan may be the best within several shares
+    for d in lines:
+        names.setdefault(d["choices"] if d["row"].startswith(PLAN) else d["row"], {})[d["row"]] = None
+    for row, *others_within in names.values():
         some = [d for d in lines if d["row"] == row and d["seed"] in rival]
         others = [rival[d["seed"]] for d in some]
         if not some:
@@ -31,7 +35,8 @@ def table(lines: list[dict[str, Any]], name: str) -> list[str]:
         right = rows_of(some, "row_right").mean()
         size, share = some[0]["memory_bytes"], some[0]["memory_bytes"] / others[0]["memory_bytes"]
         same = row == QLORA
-        cells = [row, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        name = ", ".join([row, *(other.removeprefix(PLAN) for other in others_within)])
+        cells = [name, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{right:.1%}", "–" if same else f"{mean} [{low}, {high}]"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
