@@ -103,12 +103,7 @@ def main() -> None:
     parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
     parser.add_argument("--name", choices=SETTINGS, required=True)
-    parser.add_argument(
-        "--weight-cache",
-        default="auto",
-        help="bytes for dequantized weights; without room for all of "
-        "them, they are made again at each product, and multiplied in 16 bits",
-    )
+    parser.add_argument("--weight-cache", default="auto", help="bytes for dequantized weights, kept if all fit")
     options = parser.parse_args()
     path = options.out / FILE
     if options.table:
