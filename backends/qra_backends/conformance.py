@@ -173,11 +173,12 @@ class BackendConformance:
                 assert weight.shape == self.shape and weight.dtype == dtype and not weight.requires_grad
                 some = torch.tensor([len(weight) - 1, 0, 5, 5], device=weight.device)
                 assert torch.equal(backend.rows(module, some), weight[some]), "rows"
+                usual = torch.get_default_dtype()
                 torch.set_default_dtype(torch.bfloat16)  # as engines have it while they load
                 try:
                     assert torch.equal(backend.dequantize(module), weight), "under another default dtype"
                 finally:
-                    torch.set_default_dtype(torch.float32)
+                    torch.set_default_dtype(usual)
                 output = module(x)
                 assert output.dtype == dtype
                 assert_close(output, F.linear(x, weight, source.bias))

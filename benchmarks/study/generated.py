@@ -6,7 +6,6 @@ through the model for each token.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from qra_backends import make_backend
 from torch import nn
 
 from benchmarks.common import append, read
-from qra_eval.models.embeddings import quantized_tables, uninstall_tables
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.embeddings import uninstall_tables
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.gsm8k import STOP, number_of
-from qra_eval.tuning import saved
-from qra_search.space.memory import UNQUANTIZED_BITS
 
 NEW_TOKENS = 320
 """Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
@@ -75,18 +72,10 @@ def answered(
 
 def reloaded(folder: Path) -> tuple[Any, Any]:
     """A tuned run of ours, every weight dequantized once: model and tokenizer."""
-    model, tokenizer = saved.load(folder)
-    plan = json.loads((folder / saved.PLAN_FILE).read_text())
-    backend, dtype = make_backend(plan["backend"]), getattr(torch, plan["dtype"])
-    names = {name for group in plan["groups"] for name in group["linears"] if group["bits"] != UNQUANTIZED_BITS}
-    base = model.get_base_model()
-    tables = quantized_tables(base)
-    uninstall_tables(base)
-    for name in names - tables.keys():
-        inner = f"{name}.base_layer" if hasattr(base.get_submodule(name), "base_layer") else name
-        module = base.get_submodule(inner)
-        base.set_submodule(inner, plain(backend.dequantize(module).to(dtype), module.bias))
-    return in_float32(model), tokenizer
+    run = TunedRun(folder)
+    model = run.with_weights(run.weight)
+    uninstall_tables(model.get_base_model())
+    return in_float32(model), run.tokenizer
 
 
 def dequantized(model: Any) -> Any:
