@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import BudgetTooSmall, Plan, search
+from qra_search import BudgetTooSmall, Plan, Study, search
 from qra_search.report.finding import said
 from qra_search.space.budgets import resolve
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
+from qra_search.study.forecast import solve_plan
 
 
 @pytest.fixture
@@ -34,6 +35,19 @@ def test_the_best_plan_is_the_best_that_fits(result):
     best = result.best(budget)
     assert best.loss == min(c.loss for c in result.candidates if c.memory_bytes <= budget)
     assert best.plan == result.comparison(budget).best.plan
+
+
+def test_what_the_sensitivities_choose_is_solved_once_for_a_budget(monkeypatch):
+    solved = []
+
+    def counted(space, sensitivities, budget):
+        solved.append(budget)
+        return solve_plan(space, sensitivities, budget)
+
+    monkeypatch.setattr("qra_search.study.result.solve_plan", counted)
+    result = Study(AdditiveEvaluator(), memory_budget=["uniform3r8", "uniform4r8"]).measure()
+    assert said(result) and result.chosen() == result.forecast().plan and len(result.to_dict()["forecasts"]) == 2
+    assert sorted(solved) == sorted(result.memory_budgets)
 
 
 def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_them():
