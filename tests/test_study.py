@@ -34,7 +34,7 @@ def rows_of_page(page, head):
     return [cells(row) for row in lines[: lines.index("")]]
 
 
-def test_the_page_and_the_figure_are_what_the_committed_lines_give(tmp_path, monkeypatch):
+def test_the_page_and_the_readmes_picture_are_what_the_committed_lines_give(tmp_path, monkeypatch):
     results, page, figure = tmp_path / "study", tmp_path / "study.md", tmp_path / "study.svg"
     shutil.copytree(protocol.RESULTS, results)
     committed = tables.PAGE.read_text()
@@ -45,12 +45,12 @@ def test_the_page_and_the_figure_are_what_the_committed_lines_give(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["tables", "--results", str(results)])
     tables.main()
     assert (page.read_text(), shown(figure.read_text())) == (committed, shown(before))
-    assert "found by qra" in shown(before)[1] and len(shown(before)[0]) > 10
+    assert "plans of qra" in shown(before)[1] and len(shown(before)[0]) > 10
     for made in ("gsm8k", "arc_easy", "arc_challenge", "details"):
         assert (results / f"{made}.md").read_text() == (protocol.RESULTS / f"{made}.md").read_text()
 
 
-def test_the_readmes_picture_is_what_the_committed_lines_give():
+def test_the_picture_of_bytes_for_a_quality_is_what_the_committed_lines_give():
     assert shown(budgets_table.draw()) == shown((DOCS / "images" / "budgets.svg").read_text())
 
 

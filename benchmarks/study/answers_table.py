@@ -1,7 +1,4 @@
-"""The tables of `answers.jsonl`: right answers at equal bytes; run by itself, it puts them into docs/study.md.
-
-python -m benchmarks.study.answers_table
-"""
+"""The tables of `answers.jsonl`, right answers at equal bytes, and the README's picture of them."""
 
 from __future__ import annotations
 
@@ -9,10 +6,14 @@ from typing import Any
 
 from benchmarks.common import MIB
 from benchmarks.study.intervals import change, difference, mean_loss, rows_of, table_of
+from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
-PLAN = "plan within "
+PLAN, UNIFORM = "plan within ", "uniform "
+PANELS = {"qwen-1.5b": "Qwen 1.5B, GSM8K", "gemma-270m": "Gemma 270M, ARC-Easy"}
+SIZE = (480, 400)
+"""Of a panel."""
 
 
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
@@ -45,3 +46,53 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
     in_order = [cells for _, cells in sorted(body, key=lambda row: -row[0])]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], in_order)
+
+
+def draw(lines: list[dict[str, Any]]) -> str:
+    """The picture, an SVG: right answers over bytes, a panel a model.
+
+    A bar is the interval of 95% of the difference to QLoRA, over rows and seeds.
+    """
+    with style() as c:
+        figure, panels = new_figure(
+            "Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE, panels=len(PANELS)
+        )
+        for axes, (model, title) in zip(panels, PANELS.items(), strict=True):
+            mine = [d for d in lines if d["model"] == model]
+            rival = {d["seed"]: d for d in mine if d["row"] == QLORA}
+            found = []
+            for row in dict.fromkeys(d["row"] for d in mine):
+                some = [d for d in mine if d["row"] == row and d["seed"] in rival]
+                others = rows_of([rival[d["seed"]] for d in some], "row_right")
+                ends = difference(rows_of(some, "row_right"), others, relative=False)
+                low, at, high = (100 * (others.mean() + x) for x in ends)
+                found.append((some[0]["memory_bytes"] / MIB, at, at - low, high - at, row))
+            fit(axes, "x", "memory of model and adapter, MiB", [size for size, *_ in found], log=True)
+            fit(
+                axes,
+                "y",
+                f"right answers, % ({title})",
+                [y for _, at, low, high, _ in found for y in (at - low, at + high)],
+            )
+            taken: list = []
+            for start, color, name in (
+                (PLAN, "best", "plans of qra"),
+                (UNIFORM, "found", "one width"),
+                ("", "soft", ""),
+            ):
+                kind = sorted(d for d in found if d[-1].startswith(start))
+                found = [d for d in found if d not in kind]
+                if not kind:
+                    continue
+                sizes, at, *ends, rows = zip(*kind, strict=True)
+                axes.errorbar(
+                    sizes, at, ends, marker="s" if start == PLAN else "o", markersize=9, linewidth=2 * (start == PLAN),
+                    color=c[color], elinewidth=1, zorder=3 if start == PLAN else 2, clip_on=False,
+                )  # fmt: skip
+                named = [(name, kind[-1] if start == PLAN else kind[0])] if name else list(zip(rows, kind, strict=True))
+                for label, (size, height, *_) in named:
+                    put_label(
+                        axes, taken, label, (size, height), (10, 0), side="right" if name else "left",
+                        moves=(0, 14, -14, 28, -28), color=c["ink" if name else "soft"],
+                    )  # fmt: skip
+    return to_svg(figure, theme="screen")

@@ -1,4 +1,4 @@
-"""The tables of `budgets.jsonl`, and the README's picture: bytes needed for a quality, on SmolLM2-135M and GSM8K.
+"""The tables of `budgets.jsonl`, and their picture: bytes needed for a quality, on SmolLM2-135M and GSM8K.
 
     python -m benchmarks.study.budgets_table docs/images/budgets.svg
 

@@ -1,4 +1,4 @@
-"""Tables and the figure of the study from its raw lines alone: `results/study/*.md`, those of `docs/study.md`.
+"""Tables of the study and the README's picture from raw lines alone: `results/study/*.md`, those of `docs/study.md`.
 
     python -m benchmarks.study.tables
 
@@ -12,16 +12,14 @@ import re
 from pathlib import Path
 
 from benchmarks.common import read
-from benchmarks.study import answers_table, picture, protocol
+from benchmarks.study import answers_table, protocol
 from benchmarks.study.budgets_table import searched_table, trellis_table
 from benchmarks.study.comparison import CALIBRATED, SERIES, UNCALIBRATED, Comparison, brief
 from benchmarks.study.intervals import table_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-FIGURE = DOCS / "images" / "study.svg"
+FIGURE = DOCS / "images" / "answers.svg"
 PAGE = DOCS / "study.md"
-INITS = ("loftq", "pissa", "eva", "adalora")
-"""In the names of rows whose adapters started elsewhere; the figure leaves them out."""
 
 
 def main() -> None:
@@ -53,10 +51,7 @@ def main() -> None:
     }
     for page in (PAGE, results / "details.md"):
         fill(page, tables)
-    plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
-    found = {r.name for r in main_task.ours + low.ours}
-    drawn = [r for r in main_task.rows if r.name in found or r.embeddings == 8 or r in plain]
-    FIGURE.write_text(picture.draw(drawn, main_task.sixteen))
+    FIGURE.write_text(answers_table.draw(answers))
 
 
 def fill(page: Path, tables: dict[str, list[str]]) -> None:

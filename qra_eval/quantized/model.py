@@ -25,7 +25,7 @@ from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.executors.devices import SHARING
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
 from qra_search.space.space import Group, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -109,8 +109,15 @@ class QuantizedModel:
         self.compute = self._compute(compute)
         layers = spread(self.model, devices or [device])
         room = weight_cache_bytes(weight_cache, device) * len(set(layers) if weight_cache == "auto" else [device])
-        self.materialised = dense * self.compute.itemsize // self.dtype.itemsize <= room
+        kept = dense * self.compute.itemsize // self.dtype.itemsize
+        self.materialised = kept <= room
         self.room = room if self.materialised else 0
+        if not self.materialised and weight_cache == "auto" and device.type == "cpu" and 2 * kept <= free_bytes(device):
+            log.warning(
+                "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
+                "which may take three times as long; --set model.weight_cache=%dMiB keeps them",
+                format_bytes(kept), -(-kept >> 20),
+            )  # fmt: skip
         self.blocks = Blocks(self.model, device, self.compute, layers)
         self.connections = connect(self.blocks.layers, layers)
         if self.connections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from pretended_gpu import pretended_gpu
 
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.model import HOST_SHARE, free_bytes, weight_cache_bytes
-from qra_search.config import ConfigError, make_config
+from qra_search.config import ConfigError, TaskConfig, make_config
 
 CPU = torch.device("cpu")
 
@@ -35,6 +37,22 @@ def test_what_is_no_size_is_refused_by_the_config():
     assert make_config({"model": {"weight_cache": 0}}).model.weight_cache == "0"
     with pytest.raises(ConfigError, match="weight_cache"):
         make_config({"model": {"weight_cache": "much"}})
+
+
+def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps_them(monkeypatch, caplog, tmp_path):
+    """By a tiny model, of which a quarter of the memory is said to be less than its weights."""
+
+    def made(**options):
+        caplog.clear()
+        settings = {"quantization": {"backend": "reference", "cache": str(tmp_path)}, **options}
+        return QuantizedLoRAEvaluator("tiny", TaskConfig(name="arithmetic"), **settings).quantized
+
+    assert made().materialised and not caplog.text
+    monkeypatch.setattr("qra_eval.quantized.model.HOST_SHARE", 1e-9)
+    assert not made().materialised and "three times as long" in caplog.text
+    asked = re.search(r"weight_cache=(\w+) keeps", caplog.text)[1]
+    assert made(weight_cache=asked).materialised and not caplog.text
+    assert not made(weight_cache=0).materialised and not caplog.text  # as it was asked
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is asked, which Linux has")
