@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from qra_search.errors import shortened
 from qra_search.space.budgets import Budget
@@ -177,16 +177,6 @@ class TrainingConfig(Section):
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_start(cls, data: Any) -> Any:
-        """Configs of earlier runs say where adapters start, of which one way is left."""
-        if not isinstance(data, dict) or "init" not in data:
-            return data
-        if data["init"] != "default":
-            raise ValueError("init is gone: adapters start at zero, as LoRA's do")
-        return {name: value for name, value in data.items() if name != "init"}
-
     @property
     def rows_a_step(self) -> int:
         """Rows that one step of the optimizer sees."""
@@ -261,14 +251,6 @@ class SearchConfig(Section):
         "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
     )
     seed: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gone(cls, data: Any) -> Any:
-        """Configs of earlier runs say `learn_from: null`, which is no setting any more."""
-        if isinstance(data, dict) and data.get("learn_from", "") is None:
-            return {name: value for name, value in data.items() if name != "learn_from"}
-        return data
 
     @field_validator("memory", mode="before")
     @classmethod

@@ -3,25 +3,22 @@
 from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
-from qra_backends.registry import BackendInfo, backend_names, backend_of_stored, list_backends, make_backend
+from qra_backends.registry import backend_names, make_backend
 from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes, live_tensors
 from qra_backends.tensors import TensorBackend, check_tensors, copy_bias
 
 __all__ = [
     "Backend",
-    "BackendInfo",
     "DequantizedLinear",
     "Groups",
     "SecondMoment",
     "StorageFormat",
     "TensorBackend",
     "backend_names",
-    "backend_of_stored",
     "bits_per_weight",
     "check_tensors",
     "copy_bias",
     "grouped_linear",
-    "list_backends",
     "live_bytes",
     "live_tensors",
     "make_backend",

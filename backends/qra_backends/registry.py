@@ -4,42 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from qra_backends.base import Backend, Level
-from qra_backends.storage import bits_per_weight
+from qra_backends.base import Backend
 
 GROUP = "qra.backends"
-EXAMPLE_SHAPE = (1536, 576)  # out, in: for which bits per weight are listed
 
 Spec = str | Mapping[Any, Any] | Backend
-RETIRED = frozenset({"polish"})
-"""Options of before that chose codes and decode nothing: specs of stored weights may still have them."""
-
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """What `qra backends` says of one backend with its default options.
-
-    Attributes:
-        bits_per_weight: stored bits for each weight of a (1536, 576) matrix, by bit-width, metadata included.
-        unavailable: why it cannot be used here, or None; a backend that cannot be imported has no bits.
-    """
-
-    name: str
-    bits_per_weight: dict[Level, float]
-    devices: tuple[str, ...]
-    calibrated: bool
-    variants: tuple[str, ...]
-    unavailable: str | None
-
-    @property
-    def bits(self) -> tuple[Level, ...]:
-        return tuple(self.bits_per_weight)
 
 
 def make_backend(spec: Spec) -> Backend:
@@ -63,22 +37,6 @@ def make_backend(spec: Spec) -> Backend:
     if all(isinstance(key, int) or (isinstance(key, str) and key.isdigit()) for key in spec):
         return _build("mixed", {"choice": spec})
     raise ValueError(f"a backend given as a mapping has the key `name`, or bit-widths as keys, got keys {list(spec)}")
-
-
-def backend_of_stored(spec: Any) -> Backend:
-    """The backend that reads weights stored under a spec, in the version of then or of now."""
-
-    def current(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {key: current(value) for key, value in part.items() if key not in RETIRED}
-        return [current(each) for each in part] if isinstance(part, list) else part
-
-    return make_backend(current(spec))
-
-
-def list_backends() -> list[BackendInfo]:
-    """Every registered backend, by name; one that fails to load is listed with the reason."""
-    return [_info(name, point) for name, point in sorted(_entry_points().items())]
 
 
 def backend_names() -> list[str]:
@@ -129,14 +87,3 @@ def _load(point: EntryPoint) -> type[Backend]:
     if not (isinstance(cls, type) and issubclass(cls, Backend)):
         raise ValueError(f"backend {point.name} ({point.value}) must be a subclass of qra_backends.Backend")
     return cls
-
-
-def _info(name: str, point: EntryPoint) -> BackendInfo:
-    try:
-        cls = _load(point)
-    except ValueError as error:
-        return BackendInfo(name, {}, (), False, (), str(error))
-    backend = cls()
-    widths = {bits: bits_per_weight(backend.storage(bits), *EXAMPLE_SHAPE) for bits in backend.bits}
-    variants = tuple(f"{name}-{variant}" for variant in cls.variants)
-    return BackendInfo(name, widths, backend.devices, backend.calibrated, variants, backend.unavailable())

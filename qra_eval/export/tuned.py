@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import Backend, backend_of_stored
+from qra_backends import Backend, make_backend
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -119,7 +119,7 @@ class TunedRun:
 
     @cached_property
     def backend(self) -> Backend:
-        return backend_of_stored(self.plan["backend"])
+        return make_backend(self.plan["backend"])
 
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import backend_of_stored
+from qra_backends import make_backend
 
 from qra_eval.models.device import resolve_devices
 from qra_eval.models.embeddings import place_tables, put_tables
@@ -231,7 +231,7 @@ def put_base(
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
         more: devices over which the layers are spread, beside `device`, where the rest of the model is.
     """
-    backend, found_linears = backend_of_stored(spec), find_linears(model)
+    backend, found_linears = make_backend(spec), find_linears(model)
     layers = spread(model, [torch.device(device), *more]) if more else []
     places = {found.name: layers[found.layer or 0] for found in found_linears if more}
     stored: dict[str, dict[str, torch.Tensor]] = {}

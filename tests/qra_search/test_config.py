@@ -58,7 +58,6 @@ def test_overrides_win_at_any_depth_and_leave_the_rest() -> None:
     config = make_config(data, {"search.options.moves": 9, "evaluator": "landscape"})
     assert config.search.options == {"draws": 3, "moves": 9}
     assert (config.search.seed, config.evaluator) == (4, "landscape")
-    assert make_config({"search": {"learn_from": None}}) == make_config({}), "as earlier versions wrote it"
     assert data == {"search": {"options": {"draws": 3}, "seed": 4}}
 
 

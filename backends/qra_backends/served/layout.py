@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, Expected, Level
-from qra_backends.registry import backend_of_stored
+from qra_backends.registry import make_backend
 
 METHOD = "qra"
 SEPARATOR = "::"
@@ -55,7 +55,7 @@ class Layout:
             )
         levels = {name: level for name, level in config["levels"].items() if level != _UNQUANTIZED}
         ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
-        return cls(backend_of_stored(config["backend"]), levels, *ends)
+        return cls(make_backend(config["backend"]), levels, *ends)
 
     def expected(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
         """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.

@@ -12,7 +12,7 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning.training import Diverged, rate_at, train
-from qra_search.config import ConfigError, TrainingConfig, make_config
+from qra_search.config import TrainingConfig
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_almost_nothing():
@@ -97,9 +97,3 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     list(wrapped.values())[-1].lora_B.data.fill_(float("nan"))
     with pytest.raises(Diverged, match="step 1 of 10"):
         run(model, wrapped)
-
-
-def test_runs_of_before_that_started_as_all_do_now_are_read_and_others_are_refused():
-    assert TrainingConfig.model_validate({"init": "default"}) == TrainingConfig()
-    with pytest.raises(ConfigError, match="training is {'init': 'caldera'}: init is gone: adapters start at zero"):
-        make_config({"training": {"init": "caldera"}})
