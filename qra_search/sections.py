@@ -190,12 +190,6 @@ class EvaluationConfig(Section):
     validation_rows: int = Field(
         64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
     )
-    hopeless: float = Field(
-        0.5,
-        ge=0,
-        description="an evaluation is stopped once its loss can no longer end below this share of the way from "
-        "the unquantized, untuned model's loss to that of a blind guess; 0: never",
-    )
 
 
 class FinetuneConfig(Section):

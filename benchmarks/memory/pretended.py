@@ -112,7 +112,7 @@ def phases(
     """
     given = changed(
         {"task": {"name": "jsonl", "data": rows}, "weight_cache": 0}, training=dict(training),
-        space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4, "hopeless": 0.5},
+        space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
     )  # fmt: skip
     keeps = sections.get("keeps", False)
@@ -136,12 +136,18 @@ def phases(
         yield phase("sensitivities", evaluator.sensitivities)[0]
         found, first = phase("search", evaluator.evaluate, plan)
         yield found
-        yield phase("tune", evaluator.tune, plan, folder=folder / "run")[0]  # raises if the reload differs
+        yield phase("tune", tuned_beside_untuned, evaluator, plan, folder / "run")[0]
         assert evaluator.evaluate(plan).loss == first.loss
         evaluator = None  # what is reloaded has the device for itself
         gc.collect()
         start = gpu.bytes
         yield phase("reload", reload, folder / "run")[0]
+
+
+def tuned_beside_untuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> None:
+    """As a comparison has them. Raises if the reload differs."""
+    evaluator.tune(plan, folder=folder)
+    evaluator.untuned()
 
 
 def largest(space: Any) -> Plan:

@@ -64,15 +64,13 @@ def foretell(
 
 def _foretold(tuner: FineTuner, run: _Run) -> dict[str, Peak]:
     evaluation, finetune = tuner.evaluation, tuner.finetune
-    search = run.training(evaluation.steps, "validation", evaluation.validation_rows)
-    if run.gpu and evaluation.hopeless and evaluation.steps:
-        search = max(search, run.passing_untuned())
+    tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
         "sensitivities": run.peak(*run.measuring_sensitivities()),
-        "search": run.peak(search),
-        "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
+        "search": run.peak(run.training(evaluation.steps, "validation", evaluation.validation_rows)),
+        "tune": run.peak(max(run.training(finetune.steps, *tested), run.passing_untuned(*tested))),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
     }
 
@@ -162,10 +160,11 @@ class _Run(Sizes):
         measured = self.stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
         return self.resident(adapters=4 + MOMENTS) + max(trained, measured) + self.reordered(self.wide)
 
-    def passing_untuned(self) -> int:
-        """A pass of the model as it was loaded, which says when a training is hopeless: searched tables visit it."""
-        size = self.settings.batch_size
-        batches = bucketed(self.tuner.rows("calibration", size), 2 * size)
+    def passing_untuned(self, split: SplitName, rows: int) -> int:
+        """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
+        if not self.gpu:
+            return 0  # little beside a training there
+        batches = bucketed(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
         forward, _ = self.bare.sensitivity(self.layer_sketched, *largest_of(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.cast_tables(self.passed) + max(self.placed() + forward, logits)

@@ -29,7 +29,7 @@ from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import LaunchedProcesses
-from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
+from qra_eval.tuning.training import Diverged
 from qra_search.config import (
     EvaluationConfig,
     FinetuneConfig,
@@ -156,7 +156,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         if memory_kind == "peak":
             self.tuner.space = peak_space(self.tuner)
         self.space = self.tuner.space
-        self._live, self._task, self._highest = model, task, math.nan
+        self._live, self._task = model, task
         self._settings = {
             "model": {
                 "name": loaded.spec, "device": device, "dtype": dtype, "compute": compute,
@@ -200,18 +200,13 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
-        settings, cost = self.tuner.evaluation, None
+        settings = self.tuner.evaluation
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
-            highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.tuner.apply(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.tuner.train(steps, seed, watch=StopHopeless(highest))
-            if trained.cut_at is not None:
-                held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
-                spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
-                cost = spent / self.tuner.evaluation_tokens()
+            trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
             loss = self.tuner.held_out("validation", held_out)
             by_task = self.tuner.objective("validation", held_out)
@@ -228,22 +223,11 @@ class QuantizedLoRAEvaluator(Evaluator):
                 "swap_seconds": swapped,
                 "train_seconds": trained.seconds,
                 "model_seconds": trained.model_seconds + now - began,
-                **({} if trained.cut_at is None else {"cut_short_at_step": trained.cut_at}),
             },
             seconds=now - start,
             fidelity=fidelity,
             seed=seed,
-            cost=cost,
         )
-
-    def _highest_end(self) -> float:
-        """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.training.ceiling`."""
-        if math.isnan(self._highest):
-            with self.tuner.switcher.unquantized():
-                untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
-            vocabulary = self.quantized.model.config.get_text_config().vocab_size
-            self._highest = ceiling(untuned, vocabulary, self.tuner.evaluation.hopeless)
-        return self._highest
 
     def sensitivities(self) -> Sensitivities:
         """Sensitivity of the groups: as an earlier run of the same content kept it, or measured and kept.

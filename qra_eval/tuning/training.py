@@ -21,13 +21,6 @@ from qra_search.config import Schedule, TrainingConfig
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
 
-WINDOW = 3
-"""Steps over which losses are averaged: batches differ by more than a step gains."""
-EARLIEST = 1 / 3
-"""Share of the steps before which no evaluation is cut short: most of the fall comes early, as the rate rises."""
-LEAST_MARGIN = 1.0
-"""Nats above the untuned model's loss that are always allowed."""
-
 
 class Diverged(RuntimeError):
     """The training loss is not finite."""
@@ -35,14 +28,12 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, those in the model, and the
-    step after which it was stopped (None: it was not)."""
+    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, and those in the model."""
 
     loss: float
     tokens: int
     seconds: float
     model_seconds: float
-    cut_at: int | None = None
 
 
 class Training:
@@ -186,8 +177,7 @@ def train(
     losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
     seconds = training.seconds + time.perf_counter() - start
-    cut_at = training.step if training.stopped else None
-    return Trained(sum(tail) / len(tail), training.tokens, seconds, training.model_seconds, cut_at)
+    return Trained(sum(tail) / len(tail), training.tokens, seconds, training.model_seconds)
 
 
 def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:
@@ -213,44 +203,3 @@ def _in_training(model: Any) -> Iterator[LabelledHead]:
             yield head
     finally:
         model.eval()
-
-
-def ceiling(untuned: float, vocabulary: int, share: float) -> float:
-    """The highest loss in nats at which a plan's tuning may plausibly end.
-
-    Args:
-        untuned: loss of the unquantized, untuned model, which every useful plan ends near or below.
-        vocabulary: a blind guess among so many tokens has the loss ln(vocabulary).
-        share: how far up the way from the one to the other a plan may end.
-    """
-    return untuned + max(share * (math.log(vocabulary) - untuned), LEAST_MARGIN)
-
-
-def optimistic_end(losses: Sequence[float], steps: int) -> float:
-    """Where training would end if its loss went on falling as fast as it ever did; -inf while that cannot be said.
-
-    Args:
-        losses: of the steps so far.
-        steps: that are to be made in all.
-    """
-    done = len(losses)
-    if done < 2 * WINDOW or done < EARLIEST * steps:
-        return -math.inf
-    means = [sum(losses[i : i + WINDOW]) / WINDOW for i in range(done - WINDOW + 1)]
-    fastest = max(0.0, *((means[i] - means[j]) / (j - i) for i in range(len(means)) for j in range(i + 1, len(means))))
-    return means[-1] - fastest * (steps - done)
-
-
-def is_hopeless(losses: Sequence[float], steps: int, highest: float) -> bool:
-    """Whether this training can plausibly end only above `highest`."""
-    return optimistic_end(losses, steps) > highest
-
-
-class StopHopeless(TrainerCallback):
-    """Stops a training whose loss can plausibly end only above `highest`."""
-
-    def __init__(self, highest: float):
-        self.highest = highest
-
-    def after(self, training: Training) -> bool:
-        return is_hopeless(training.losses, training.steps, self.highest)

@@ -50,7 +50,7 @@ def on_the_card(folder, bank, *, embeddings, **options):
     return QuantizedLoRAEvaluator(
         str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
-        training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2, "hopeless": 0.5},
+        training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
         **({"device": "cuda", "weight_cache": 0} | options),
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_plan_takes_at_its_peak_what_a_budget_on_it_counts(shaped, tmp_path):
             folder, {"name": "jsonl", "data": rows}, device="cuda", memory_kind="peak",
             space={"bits": (3, 4), "ranks": (4, 8)}, training={"batch_size": 2, "max_length": 256},
             quantization={"backend": "reference", "cache": str(tmp_path)},
-            evaluation={"steps": 1, "validation_rows": 4, "hopeless": 0},
+            evaluation={"steps": 1, "validation_rows": 4},
         )  # fmt: skip
         evaluator.tuner.switcher.prepare()
         gpu.peak, plan = gpu.bytes, evaluator.space.uniform(3, 4)

@@ -87,28 +87,6 @@ def test_low_fidelity_sees_the_first_batches_and_rows_of_a_full_evaluation(build
     assert evaluator.tuner.batches(0, 3) == []
 
 
-def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so(build):
-    evaluator = build()
-    plan = evaluator.space.uniform(2, 4)
-    whole = evaluator.evaluate(plan)
-    assert "cut_short_at_step" not in whole.metrics and whole.charged == 1.0
-    evaluator = build(evaluation={"steps": 12})
-    evaluator._highest = 0.5  # no plan of a random model ends below this
-    cut = evaluator.evaluate(plan)
-    assert cut.metrics["cut_short_at_step"] == 6 and 0.2 < cut.charged < 0.7 and cut.loss > 0.5
-    assert evaluator.evaluate(plan).loss == cut.loss
-    never = build(evaluation={"steps": 12, "hopeless": 0})
-    never._highest = 0.5
-    assert "cut_short_at_step" not in never.evaluate(plan).metrics
-
-
-def test_the_ceiling_lies_above_the_untuned_model(build):
-    evaluator = build()
-    highest = evaluator._highest_end()
-    with evaluator.tuner.switcher.unquantized():  # in the dtype that this machine computes in
-        assert highest >= evaluator.tuner.held_out("calibration", 4) + 1.0
-
-
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):
     plain, sparing = build(), build(gradient_checkpointing=True)
     plan = plain.space.uniform(4, 8)

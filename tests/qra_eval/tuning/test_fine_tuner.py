@@ -19,7 +19,7 @@ def evaluator(tmp_path_factory):
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
         training={"batch_size": 2, "max_length": 64},
-        evaluation={"steps": 3, "validation_rows": 6, "hopeless": 0.0},
+        evaluation={"steps": 3, "validation_rows": 6},
         dtype="float32",
     )
 
