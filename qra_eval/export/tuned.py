@@ -26,6 +26,8 @@ SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening.",
 )
 MOST_TOKENS = 64
+DEVICE = "cpu"
+"""On which exports work: files are written from it, and a card may be less than they need."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class TunedRun:
 
     @cached_property
     def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = saved.load_base(self.folder, trust_remote_code=self.trusted)
+        model, tokenizer = saved.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         tables = quantized_tables(model)
         uninstall_tables(model)
         return model.eval(), tokenizer, tables
@@ -180,7 +182,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = saved.load(self.folder, trust_remote_code=self.trusted)
+        tuned, _ = saved.load(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         return self.logits(tuned)
 
     @torch.no_grad()
@@ -207,7 +209,7 @@ class TunedRun:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
         from peft import PeftModel
 
-        model, _ = saved.load_base(self.folder, trust_remote_code=self.trusted)
+        model, _ = saved.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
             model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))

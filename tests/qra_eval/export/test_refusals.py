@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from safetensors.torch import load_file
 
 from qra_eval.export import check, export, formats
+from qra_eval.export.tuned import TunedRun
 from qra_search.errors import BadInput
 
 
@@ -63,6 +65,13 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Any, tmp_path: Path) -> N
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
     tensors = load_file(tmp_path / "True" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
+
+
+@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Any, tmp_path: Path) -> None:
+    with pretended_gpu():
+        done = export(TunedRun(runs["llama"].folder), format, tmp_path / format)
+    assert done.same_next_token == 1.0
 
 
 def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that_vllm_knows(
