@@ -291,6 +291,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
         """
         self.space.of(plan).encode(plan)
+        place = None if folder is None else RunFolder(folder)
+        if place is not None and place.has_tuned:
+            place.set_aside()
         kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
         own: dict[str, Any] = {"folder": folder, "figures": figures, "progress": progress}
         if standing()[1] == 1:
@@ -298,9 +301,15 @@ class QuantizedLoRAEvaluator(Evaluator):
         else:
             with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
                 tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
-        if folder is not None:
-            RunFolder(folder).keep_tuned(self._config(), self.space, self.describe(), tuned, steps)
+        if place is not None:
+            place.keep_tuned(self._config(), self.space, self, tuned, steps)
         return tuned
+
+    def tuning_data(self) -> str:
+        tuner = self.tuner
+        return self.rows.text_hash(
+            calibration=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
+        )
 
     def follow(self) -> NoReturn:
         for asked in self._launched.requests():

@@ -218,6 +218,10 @@ class Evaluator(ABC):
         """
         raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
 
+    def tuning_data(self) -> str:
+        """Identifies all rows that a full tuning may see, and those of its test; empty if that is not known."""
+        return ""
+
     def follow(self) -> NoReturn:
         """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
         raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")

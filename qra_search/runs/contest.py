@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qra_search.config import FinetuneConfig, RunConfig
 from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_json
 from qra_search.runs.comparison import FOUND, SIXTEEN, TEST_FORMAT, UNIFORM, UNTUNED, TestResult, tested_in
 from qra_search.space.space import Plan, SearchSpace
+
+OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
+"""Parts of what identifies an evaluator that say nothing of a full tuning, or are said of it anew."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,9 @@ class Contest:
     Attributes:
         limit: bytes that every plan keeps to.
         seeds: each plan is tuned once with each.
-        steps: of each tuning; None: as the run's settings say.
+        steps: of each tuning; None: as the settings say.
         rows: test rows.
-        changed: settings by dotted name that are other than the run's, and change what a tuning gives.
+        conditions: all else that a tuning follows from, as plain data; see `conditions`.
         sixteen: a plan of 16 bits to tune as well; None: there is none.
     """
 
@@ -34,7 +39,7 @@ class Contest:
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
     rows: int | None = None
-    changed: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     sixteen: Plan | None = None
 
     @property
@@ -46,7 +51,7 @@ class Contest:
     def settings(self) -> dict[str, Any]:
         """What `test.json` says of all its entries."""
         shared = {"format": TEST_FORMAT, "limit": self.limit, "steps": self.steps, "rows": self.rows}
-        return shared | ({"changed": dict(self.changed)} if self.changed else {})
+        return {**shared, "conditions": dict(self.conditions)}
 
     def role(self, key: str) -> str:
         """`FOUND`, `UNIFORM` or `SIXTEEN`, by the key of one of `plans`."""
@@ -56,7 +61,23 @@ class Contest:
 
     def counts(self, data: Mapping[str, Any]) -> bool:
         """Whether the plans of a `test.json` were tuned and measured alike, so that they still count."""
-        return all(data.get(key) == self.settings.get(key) for key in ("format", "limit", "steps", "rows", "changed"))
+        return all(data.get(key) == value for key, value in self.settings.items())
+
+
+def conditions(config: RunConfig, steps: int | None, evaluator: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """What tunings have to share, beside limit and rows, to be compared: settings, model, backend and data.
+
+    Args:
+        steps: that were asked for in place of those of the settings.
+        evaluator: what identifies it; what is of short tunings alone is left out.
+        data: identifies the rows of tuning and test.
+    """
+    finetune = config.finetune.model_dump(exclude=set(FinetuneConfig.beside))
+    kept = {name: value for name, value in evaluator.items() if name not in OF_A_SEARCH}
+    asked = {} if steps is None else {"steps": steps, "epochs": None}
+    found = {"training": config.training.model_dump(), "finetune": finetune | asked, "evaluator": kept, "data": data}
+    plain: dict[str, Any] = json.loads(json.dumps(found))  # as it is read back
+    return plain
 
 
 class TestFile:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput, bad_input, shortened
-from qra_search.evaluation.evaluator import Tuned
+from qra_search.evaluation.evaluator import Evaluator, Tuned
 from qra_search.files import DIGEST_SUFFIX, read_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
-from qra_search.runs.contest import Contest, TestFile, tuned_entry
+from qra_search.runs.contest import Contest, TestFile, conditions, tuned_entry
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -168,22 +170,23 @@ class RunFolder:
         with TrialLog(self.check().log_file) as log:
             return identity_in(log)
 
-    def write(self, result: SearchResult) -> None:
+    def write(self, result: SearchResult) -> Path | None:
         """Write `result.json`, `sensitivities.json` and `plan.json`.
 
-        What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ...;
-        a plan that was tuned keeps its file, which says more than the search knows.
+        What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ..., and
+        that folder returned; a plan that was tuned keeps its file, which says more than the search knows.
         """
-        kept = None
+        kept = aside = None
         if self.adapter.is_dir():
             tuned = self.tuned(result.space)
             if tuned is not None and tuned == result.chosen():
                 kept = self.plan_file.read_text()
             else:
-                self.set_aside()
+                aside = self.set_aside()
         result.write(self.path)
         if kept is not None:
             write_text(self.plan_file, kept)
+        return aside
 
     def tuned(self, space: SearchSpace) -> Plan | None:
         """The plan that the adapter here was tuned for: `plan.json`, if the comparison that followed was of the same;
@@ -208,38 +211,54 @@ class RunFolder:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan
 
+    @property
+    def has_tuned(self) -> bool:
+        """Whether a plan was tuned here to the end: its adapter, and its entry in the comparison."""
+        test = self.test() or {}
+        return self.adapter.is_dir() and any(entry["role"] == FOUND for entry in test.get("tuned", []))
+
     def keep_tuned(
-        self, config: RunConfig, space: SearchSpace, evaluator: Mapping[str, Any], tuned: Tuned, steps: int | None
+        self, config: RunConfig, space: SearchSpace, evaluator: Evaluator, tuned: Tuned, steps: int | None
     ) -> None:
         """Make a run of a folder that a plan was tuned into from Python, with no search: its settings, a log without
-        trials, and the plan's test. Nothing if what is tuned there belongs to a run.
+        trials, and the plan's test. Nothing if the comparison there is of a run that goes on.
 
         Args:
-            evaluator: what identifies it.
             steps: that were asked for; None: as the settings say.
         """
-        if self.run.exists:
+        if self.test_file.is_file() or self.run is not self:
             return
-        search = config.search.model_copy(update={"memory": (str(tuned.memory_bytes),)})
-        self.begin(config.model_copy(update={"search": search}))
-        asked = {"strategy": search.strategy, "evaluations": search.evaluations}
-        with TrialLog(self.log_file) as log:
-            record(log, space, asked, evaluator=dict(evaluator), budgets=[tuned.memory_bytes], seed=search.seed)
+        limit = tuned.memory_bytes
+        if self.exists:
+            limit = max([*self.result().memory_budgets[-1:], limit])
+        else:
+            search = config.search.model_copy(update={"memory": (str(limit),)})
+            self.begin(config.model_copy(update={"search": search}))
+            asked = {"strategy": search.strategy, "evaluations": search.evaluations}
+            with TrialLog(self.log_file) as log:
+                record(log, space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
         rows = len(tuned.row_tokens) or config.finetune.test_rows
-        contest = Contest(tuned.plan, (), tuned.memory_bytes, (tuned.seed,), steps, rows)
+        shared = conditions(config, steps, evaluator.describe(), evaluator.tuning_data())
+        contest = Contest(tuned.plan, (), limit, (tuned.seed,), steps, rows, shared)
         TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
 
     def set_aside(self) -> Path:
-        """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""
-        number = 1
-        while (folder := self.path / f"{EARLIER}{number}").exists():
-            number += 1
+        """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder; `plan.json` stays as well."""
+        folder = self.path / f"{EARLIER}{len(self.earlier()) + 1}"
         folder.mkdir()
         base = self.path / "quantized.safetensors"
-        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.plan_file, self.test_file):
+        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.test_file):
             if item.exists():
                 item.rename(folder / item.name)
+        if self.plan_file.is_file():
+            shutil.copy2(self.plan_file, folder)
         return folder
+
+    def earlier(self) -> list[RunFolder]:
+        """What was set aside, the last first."""
+        numbers = itertools.count(1)
+        folders = (RunFolder(self.path / f"{EARLIER}{number}") for number in numbers)
+        return list(itertools.takewhile(lambda folder: folder.path.is_dir(), folders))[::-1]
 
     def test(self) -> dict[str, Any] | None:
         """The comparison on test data; None if there is none."""

@@ -94,7 +94,8 @@ class SearchResult:
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
         if best is None or self.sensitivities is None:
             return best
-        return surely_better(self.space, self.sensitivities, limit, best, self.candidates) or best
+        better = surely_better(self.space, self.sensitivities, limit, best, self.candidates)
+        return best if better is None or better.plan in self._failed else better
 
     def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
         """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
@@ -125,12 +126,17 @@ class SearchResult:
 
     def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
-        sensitivities choose; None without either, and if all evaluations failed."""
+        sensitivities choose; None without either, if that one failed, and if all evaluations did."""
         best = self.best(memory_budget)
         if best is not None:
             return best.plan
         foretold = None if not self.candidates and self.failures() else self.forecast(memory_budget)
-        return None if foretold is None else foretold.plan
+        return None if foretold is None or foretold.plan in self._failed else foretold.plan
+
+    @property
+    def _failed(self) -> set[Plan]:
+        """Plans that could not be evaluated: none of them is handed over."""
+        return {trial.plan for trial in self.failures()}
 
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from qra_search.config import FinetuneConfig, RunConfig, differences
+from qra_search.config import RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, Evaluator
 from qra_search.files import write_json
@@ -24,7 +26,7 @@ from qra_search.runs.comparison import (
     opponents,
     read_test,
 )
-from qra_search.runs.contest import Contest
+from qra_search.runs.contest import Contest, conditions
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import Budget
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -146,10 +148,26 @@ def tune_with(
     space = result.space
     contest = Contest(
         plan, tuple(opponents(space, limit, against, result)), limit, tuple(range(seeds)), steps,
-        rows_of_test(evaluator, config), training_changes(folder.config(), config),
+        rows_of_test(evaluator, config), conditions(config, steps, evaluator.describe(), evaluator.tuning_data()),
         space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None,
     )  # fmt: skip
-    _make_room(place, result.space, contest)
+    with tuning_alone(place):
+        return _tuned(evaluator, config, folder, place, listener, result, contest, track)
+
+
+def _tuned(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    place: RunFolder,
+    listener: Listener,
+    result: SearchResult,
+    contest: Contest,
+    track: Sequence[str],
+) -> Finetuned:
+    aside, seeds = _make_room(place, result.space, contest), len(contest.seeds)
+    if aside is not None:
+        listener.say(f"another plan, other settings or other data: what was tuned before is kept in {aside}")
     say_rows(evaluator, listener)
     if standing()[1] > 1:
         listener.say(f"{standing()[1]} processes share the rows of each step")
@@ -158,7 +176,7 @@ def tune_with(
     rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     settings = config.model_dump(mode="json", include={"training", "finetune"})
-    told = {"steps": steps, "seeds": seeds, **settings}
+    told = {"steps": contest.steps, "seeds": seeds, **settings}
     try:
         with tracked(track, place.path / TUNING, told, listener.say) as figures:
             compare_on_test(
@@ -171,27 +189,40 @@ def tune_with(
     finally:
         if place.test_file.is_file():
             write_report(folder, config, result, folder.identity(), read_test(folder.test()))
-    return Finetuned(result, tuple(read_test(place.test())), limit, place)
+    return Finetuned(result, tuple(read_test(place.test())), contest.limit, place)
 
 
-def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """Settings by dotted name in which a config differs from the run's, and that change what a tuning gives.
+@contextmanager
+def tuning_alone(place: RunFolder) -> Iterator[None]:
+    """While the context lasts, no other process tunes in a folder.
 
     Raises:
-        BadInput: it differs in something else.
+        BadInput: one does.
     """
-    found = {}
-    for path, (old, new) in differences(known, config).items():
-        section, _, name = path.partition(".")
+    from filelock import FileLock, Timeout  # as in the trial log
+
+    place.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{place.test_file}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"another process tunes in {place.path}: wait until it has ended, or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_tunable(known: RunConfig, config: RunConfig) -> None:
+    """Raises BadInput if a config differs from the run's in what no tuning of its plan can be given."""
+    for path, (old, _) in differences(known, config).items():
+        section = path.partition(".")[0]
         if section == "evaluation":
             raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
         if section not in ("training", "finetune") and path != "model.device":
             raise BadInput(
                 f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
-        if path != "model.device" and name not in FinetuneConfig.beside:
-            found[path] = new
-    return found
 
 
 def check_reloads(done: Finetuned) -> None:
@@ -205,19 +236,19 @@ def check_reloads(done: Finetuned) -> None:
             )
 
 
-def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:
-    """Set aside what was tuned of another plan or with other settings; nothing that was measured is overwritten.
+def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> Path | None:
+    """Set aside what was tuned of another plan, with other settings or on other data, and return where it is then;
+    nothing that was measured is overwritten.
 
-    The uniform plans that another plan was compared with are not tuned again.
+    What other plans were compared with, now or before, is not tuned again.
     """
-    place.path.mkdir(parents=True, exist_ok=True)
-    test = place.test()
-    counts = test is not None and contest.counts(test)
+    test, aside = place.test(), None
     same_plan = not place.adapter.is_dir() or place.tuned(space) == contest.found
-    if same_plan and (test is None or counts or not test["tuned"]):
-        return
-    place.set_aside()
-    if test is not None and counts:
+    if not same_plan or not (test is None or contest.counts(test) or not test["tuned"]):
+        aside = place.set_aside()
+    known = [] if place.test_file.is_file() else [folder.test() for folder in place.earlier()]
+    test = next((test for test in known if test is not None and contest.counts(test)), None)
+    if test is not None:
         others = [e for e in test["tuned"] if e["role"] in (UNTUNED, SIXTEEN)]
         others += [
             e | {"role": UNIFORM}
@@ -225,3 +256,4 @@ def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:
             if e not in others and space.uniform_choice(Plan.from_dict(e["plan"]))
         ]
         write_json(place.test_file, {**test, "tuned": others}, durable=True)
+    return aside

@@ -26,7 +26,7 @@ from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.export import export_run, export_target
-from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
+from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, tune_with
 from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, plan_with, search_with
 from qra_search.workflow.settings import check_task
 
@@ -271,7 +271,7 @@ class Run:
         given = {"finetune.epochs": epochs, "model.device": device}
         given = {**settings, **{field: value for field, value in given.items() if value is not None}}
         config = make_config(known.model_dump(mode="json"), given, source="options")
-        training_changes(known, config)
+        check_tunable(known, config)
         return config
 
     def _plan(self, given: Plan | str | Path) -> Plan:

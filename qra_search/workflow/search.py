@@ -186,7 +186,8 @@ def search_with(
         with on_interrupt(stop):
             result = study.run()
         identity = identity_in(log)
-    folder.write(result)
+    if (aside := folder.write(result)) is not None:
+        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
     write_report(folder, config, result, identity, read_test(folder.test()))
     if not result.candidates and not study.stopping:
         raise StudyFailed(_why_nothing(result, study.evaluations))
@@ -223,7 +224,8 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         )
     for budget in result.memory_budgets:
         result.forecast(budget)  # here the plan is solved
-    folder.write(result)
+    if (aside := folder.write(result)) is not None:
+        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
     write_report(folder, config, result, identity, read_test(folder.test()))
     return result
 

@@ -13,6 +13,7 @@ from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.runs.folder import RunFolder
 
 TRELLIS = {2: "trellis", 3: "trellis", 4: "trellis", 8: "reference"}
 BACKENDS = ["reference", "reference-gptq", "hqq", "mixed", "bitsandbytes", TRELLIS]
@@ -218,6 +219,18 @@ def test_other_weights_than_the_plans_are_refused(build, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(data | {"weights": "0000"}))
     with pytest.raises(ValueError, match="made for weights 0000, tiny now has"):
         load(tmp_path)
+
+
+def test_a_folder_that_is_tuned_into_again_holds_the_second_and_keeps_the_first(build, tmp_path):
+    evaluator, kept = build(), []
+    for plan in (mixed_plan(evaluator.space), evaluator.space.uniform(2, 4)):
+        tuned = evaluator.tune(plan, steps=1, folder=tmp_path / "run")
+        place = RunFolder(tmp_path / "run")
+        (entry,) = place.test()["tuned"]
+        assert (entry["memory_bytes"], entry["test_loss"]) == (tuned.memory_bytes, tuned.test_loss)
+        assert place.plan() == plan == place.tuned(evaluator.space) and place.test()["conditions"]["data"]
+        kept.append(place.test())
+    assert [folder.test() for folder in place.earlier()] == kept[:1]
 
 
 def test_another_setting_makes_another_description(build):

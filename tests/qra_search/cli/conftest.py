@@ -43,10 +43,11 @@ def searched(made_once: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
-    uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`)."""
+    uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`); `data` are its rows."""
     from qra_eval.evaluators.landscape import build
 
     load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False, "kept": []}
+    seen["data"] = "rows"
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
@@ -74,7 +75,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                     raise ReloadFailed("logits differ by up to 0.5", done)
             return done
 
-        evaluator.tune = tune
+        evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         return evaluator
 
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))

@@ -11,10 +11,11 @@ from cli_runner import Qra
 
 from qra_search import Plan, open_run
 from qra_search.cli import demo
-from qra_search.config import make_config
+from qra_search.config import dump_config, load_config, make_config
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
+from qra_search.workflow.finetune import tuning_alone
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
 
@@ -84,15 +85,56 @@ def test_settings_of_training_set_anew_are_recorded_and_tune_again(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
     test = RunFolder(tmp_path / "a").test_file
-    assert qra(*mixed).status == 0 and "changed" not in json.loads(test.read_text())
+    assert qra(*mixed).status == 0
     assert len(tuner["tuned"]) == 2
     anew = ("--epochs", 2, "--set", "finetune.evaluate_every=5", "--set", "training.schedule=cosine")
     assert qra(*mixed, *anew).status == 0
-    assert json.loads(test.read_text())["changed"] == {
-        "training.schedule": "cosine", "finetune.epochs": 2.0, "finetune.evaluate_every": 5,
-    }  # fmt: skip
+    told = json.loads(test.read_text())["conditions"]
+    assert (told["training"]["schedule"], told["finetune"]["epochs"], told["finetune"]["evaluate_every"]) == (
+        "cosine", 2.0, 5,
+    )  # fmt: skip
     assert len(tuner["tuned"]) == 4
     assert qra(*mixed, *anew, "--set", "finetune.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
+
+
+@pytest.mark.parametrize("what", ["steps of the run", "rows"])
+def test_what_was_tuned_otherwise_is_set_aside_and_tuned_again(
+    qra: Qra, searched: Path, tuner: dict[str, Any], what: str
+) -> None:
+    """It is said where it is; until then an export has it, and the plan stays what it was."""
+    assert qra("finetune", searched).status == 0
+    first, plan = list(tuner["tuned"]), RunFolder(searched).plan_file.read_bytes()
+    if what == "rows":
+        tuner["data"] = "other rows"
+    else:
+        config = RunFolder(searched).config_file
+        config.write_text(dump_config(make_config(load_config(config).model_dump(), {"finetune.steps": 3})))
+    again = qra("finetune", searched)
+    assert again.status == 0 and tuner["tuned"] == first * 2
+    aside = searched / "earlier-1"
+    assert f"what was tuned before is kept in {aside}" in " ".join(again.err.split())
+    assert (aside / "adapter").is_dir() and (aside / "plan.json").read_bytes() == plan
+
+
+def test_what_another_plan_was_compared_with_is_not_tuned_again(
+    qra: Qra, tmp_path: Path, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    """Also if the search took the comparison away, since another plan was best."""
+    assert qra(*mixed, "--with-16-bit").status == 0
+    run, other = RunFolder(searched), tmp_path / "other.json"
+    assert run.write(run.result()) == run.path / "earlier-1" and not run.test_file.exists()
+    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.1=2:8", "--out", other).status == 0
+    tuner["tuned"].clear()
+    assert qra("finetune", searched, "--plan", other, "--with-16-bit").status == 0
+    assert tuner["tuned"] == [(Plan((3, 2, 3, 3), (8,) * 4), 0, None)]
+    assert {e["role"] for e in json.loads(run.test_file.read_text())["tuned"]} == {"found", "uniform", "16-bit"}
+
+
+def test_two_processes_do_not_tune_in_one_folder(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    with tuning_alone(RunFolder(searched)):
+        refused = qra("finetune", searched)
+    assert refused.status == 2 and "another process tunes in" in refused.err and not tuner["tuned"]
+    assert qra("finetune", searched).status == 0
 
 
 def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(

@@ -10,6 +10,7 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Plan, Study, search
+from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.report.finding import said
 from qra_search.space.budgets import resolve
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
@@ -63,6 +64,24 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     losses = [c.loss for c in sorted(more.candidates, key=lambda c: -c.loss)]
     other = [replace(c, loss=x) for c, x in zip(sorted(more.candidates, key=lambda c: c.loss), losses, strict=True)]
     assert replace(more, candidates=tuple(other)).best() in other  # nothing that was predicted came true
+
+
+def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
+    evaluator = AdditiveEvaluator()
+    foretold = Study(evaluator, memory_budget="uniform3r8").measure().forecast().plan
+    evaluate = evaluator.evaluate
+
+    def failing(plan, **options):
+        if plan == foretold:
+            raise EvaluationFailed("out of memory")
+        return evaluate(plan, **options)
+
+    monkeypatch.setattr(evaluator, "evaluate", failing)
+    result = search(evaluator, "additive", evaluations=3, memory_budget="uniform3r8")
+    assert [trial.plan for trial in result.failures()] == [foretold] and result.best() in result.candidates
+    tight = result.space.memory_bytes(foretold)
+    larger = replace(result, candidates=tuple(replace(c, memory_bytes=tight + 1) for c in result.candidates))
+    assert larger.forecast(tight).plan == foretold and larger.best(tight) is None and larger.chosen(tight) is None
 
 
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
