@@ -15,6 +15,7 @@ from qra_search.evaluation.evaluator import RowCount
 from qra_search.report.engine_support import storing_text
 from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
+from qra_search.runs.contest import Contest
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
@@ -24,15 +25,24 @@ SHOWN = 600
 
 
 def print_dry_run(
-    config: RunConfig, view: View, *, track: Sequence[str] = (), begun: bool = False, as_json: bool = False
+    config: RunConfig,
+    view: View,
+    *,
+    track: Sequence[str] = (),
+    begun: bool = False,
+    contest: Contest | None = None,
+    as_json: bool = False,
 ) -> None:
     """Build the evaluator, spend nothing, and print what a run would do.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has begun, and so has a task.
+        contest: what would be tuned in full, and no plan searched; None: a search.
     """
     facts = foretold(config, view, track=track, begun=begun)
+    if contest is not None:
+        facts["tunings"] = {"plans": [plan.to_dict() for plan in contest.plans], "seeds": len(contest.seeds)}
     if as_json:
         common.emit(facts)
         return
@@ -41,7 +51,10 @@ def print_dry_run(
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
     grid = Table.grid(padding=(0, 2))
-    for name, text in (*_space_rows(facts, config), *_cost_rows(facts["estimate"], config)):
+    costs = (
+        _cost_rows(facts["estimate"], config) if contest is None else _tuning_rows(facts["estimate"], config, contest)
+    )
+    for name, text in (*_space_rows(facts, config), *costs):
         grid.add_row(name, Text(text))
     console.print(grid)
     if facts["example"]:
@@ -79,10 +92,27 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
     first = "; ".join(
         f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
     )
-    yield "evaluated first", first or "no uniform plan fits"
+    if "tunings" not in facts:
+        yield "evaluated first", first or "no uniform plan fits"
     yield "will run", storing_text(config)
     for line in rows_text({name: RowCount(**count) for name, count in facts["rows"].items()}):
         yield "rows", line
+
+
+def _tuning_rows(estimate: Mapping[str, Any], config: RunConfig, contest: Contest) -> Iterator[tuple[str, str]]:
+    finetune, count = config.finetune, len(contest.plans) * len(contest.seeds)
+    each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
+    yield "tunings", f"{count}, of {each} each: {len(contest.plans)} plans with {len(contest.seeds)} seeds"
+    if "evaluation_seconds" in estimate and finetune.epochs is None and config.evaluation.steps:
+        seconds = estimate["evaluation_seconds"] * finetune.steps / config.evaluation.steps
+        yield "time", f"about {duration(count * seconds)} ({duration(seconds)} a tuning)"
+    yield from _peak_rows({n: peak for n, peak in estimate.get("phases", {}).items() if n in ("tune", "reload")})
+
+
+def _peak_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, peak in phases.items():
+        there = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
+        yield f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory"
 
 
 def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -98,9 +128,7 @@ def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple
         yield "time", f"about {duration(estimate['total_seconds'])} ({parts})"
     else:
         yield "time", "known after the first evaluation"
-    for name, peak in estimate.get("phases", {}).items():
-        there = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
-        yield f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory"
+    yield from _peak_rows(estimate.get("phases", {}))
     if "phases" not in estimate and "peak_bytes" in estimate:
         yield "peak memory", f"about {format_bytes(estimate['peak_bytes'])}"
     if "disk_bytes" in estimate:

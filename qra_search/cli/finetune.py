@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
+from qra_search.config import make_config
 from qra_search.launched import follows
 from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
@@ -15,7 +16,7 @@ from qra_search.report.terminal.tables import print_next_steps, print_samples
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import Budget
-from qra_search.workflow.finetune import Finetuned, check_reloads
+from qra_search.workflow.finetune import Finetuned, check_reloads, contest_of
 from qra_search.workflow.start import open_run
 
 
@@ -70,8 +71,11 @@ def finetune(
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
         if dry_run:
-            settings = opened.tuning_settings(epochs, device, changes)
-            print_dry_run(settings, view, track=track or (), begun=True, as_json=as_json)
+            settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
+            settings = settings if steps is None else make_config(settings.model_dump(), {"finetune.steps": steps})
+            rivals = cast(Against, against)
+            contest = contest_of(opened.result, chosen, memory, against=rivals, seeds=seeds, with_16_bit=with_16_bit)
+            print_dry_run(settings, view, track=track or (), begun=True, contest=contest, as_json=as_json)
             return
         done = opened.finetune(
             plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +143,31 @@ def tune_with(
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     result = folder.result()
-    limit = limit_of(result, plan, memory)
-    place = place_of(folder, result, limit, memory)
-    space = result.space
-    contest = Contest(
-        plan, tuple(opponents(space, limit, against, result)), limit, tuple(range(seeds)), steps,
-        rows_of_test(evaluator, config), conditions(config, steps, evaluator.describe(), evaluator.tuning_data()),
-        space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None,
-    )  # fmt: skip
+    contest = replace(
+        contest_of(result, plan, memory, against=against, seeds=seeds, steps=steps, with_16_bit=with_16_bit),
+        rows=rows_of_test(evaluator, config),
+        conditions=conditions(config, steps, evaluator.describe(), evaluator.tuning_data()),
+    )
+    place = place_of(folder, result, contest.limit, memory)
     with tuning_alone(place):
         return _tuned(evaluator, config, folder, place, listener, result, contest, track)
+
+
+def contest_of(
+    result: SearchResult,
+    plan: Plan,
+    memory: int | str | None = None,
+    *,
+    against: Against = "best",
+    seeds: int = 1,
+    steps: int | None = None,
+    with_16_bit: bool = False,
+) -> Contest:
+    """A plan and all that it would be compared with; takes what `tune_with` does."""
+    space, limit = result.space, limit_of(result, plan, memory)
+    sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
+    others = tuple(opponents(space, limit, against, result))
+    return Contest(plan, others, limit, tuple(range(seeds)), steps, sixteen=sixteen)
 
 
 def _tuned(

@@ -186,15 +186,10 @@ class Run:
             TuningFailed: the plan cannot be tuned; that is recorded.
             RunFailed: what was saved does not load back as it was tuned.
         """
-        if steps is not None and epochs is not None:
-            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-        if plan is not None and memory is not None:
-            raise BadInput("--plan and --memory both choose a plan: give one of them")
-        config = self.tuning_settings(epochs, device, settings or {})
+        config, chosen = self.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=settings)
         with bad_input():
             for spec in track:
                 check_tracker(spec)
-            chosen = chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)
             if follows():
@@ -261,18 +256,32 @@ class Run:
         if "evaluations" not in self.config.search.model_fields_set:
             self._set("search.evaluations", self.folder.config().search.evaluations)
 
-    def tuning_settings(self, epochs: float | None, device: str | None, settings: Mapping[str, Any]) -> RunConfig:
-        """The run's settings with what is given for its tuning.
+    def tuning(
+        self,
+        plan: Plan | str | Path | None = None,
+        memory: int | str | None = None,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> tuple[RunConfig, Plan]:
+        """The settings and the plan of a tuning that is asked for as in `finetune`; nothing is built.
 
         Raises:
             BadInput: it is nothing that a tuning may be given.
         """
+        if steps is not None and epochs is not None:
+            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+        if plan is not None and memory is not None:
+            raise BadInput("--plan and --memory both choose a plan: give one of them")
         known = self.folder.check().config()
         given = {"finetune.epochs": epochs, "model.device": device}
-        given = {**settings, **{field: value for field, value in given.items() if value is not None}}
+        given = {**(settings or {}), **{field: value for field, value in given.items() if value is not None}}
         config = make_config(known.model_dump(mode="json"), given, source="options")
         check_tunable(known, config)
-        return config
+        with bad_input():
+            return config, chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
 
     def _plan(self, given: Plan | str | Path) -> Plan:
         if isinstance(given, Plan):

@@ -158,6 +158,11 @@ def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
     done = qra(*mixed, "--epochs", 2, "--set", "training.schedule=cosine", "--dry-run")
     assert done.status == 0 and "schedule: cosine" in done.out and "Nothing was run" in done.out
     assert not tuner["tuned"] and not RunFolder(tmp_path / "a").test_file.exists()
+    short = qra(*mixed, "--steps", 5, "--seeds", 3, "--with-16-bit", "--dry-run")
+    assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
+    assert "evaluations" not in short.out.partition("Space and cost")[2]
+    refused = qra(*mixed[:-1], tmp_path / "none.json", "--dry-run")
+    assert refused.status == 2 and "none.json does not exist" in refused.err
 
 
 def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(tmp_path: Path, mixed: tuple[str | Path, ...]) -> None:
