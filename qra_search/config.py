@@ -95,6 +95,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         ConfigError: no such file, no YAML mapping, or a field that is wrong.
     """
     path = Path(path)
+    if (path / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{str(path)!r} holds a model, not a config: give it as --model {path}")
     if path.is_dir():
         raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {path / 'config.yaml'}")
     if not path.is_file():

@@ -46,9 +46,10 @@ model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dty
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-gives the very logits that the model had after tuning, at the bytes of the plan. `adapter/` is an ordinary PEFT
-directory. Its ranks differ from linear to linear (`rank_pattern`), its alpha does not. On the unquantized model it
-loads too, but that is another model: the adapter makes up for rounding errors that are then not there.
+gives the very logits that the model had after tuning, at the bytes of the plan. (Without `import qra_eval`
+transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
+Its ranks differ from linear to linear (`rank_pattern`), its alpha does not. On the unquantized model it loads too,
+but that is another model: the adapter makes up for rounding errors that are then not there.
 """
 
 

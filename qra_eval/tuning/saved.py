@@ -16,7 +16,6 @@ from qra_eval.models.embeddings import place_tables, put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
-from qra_eval.models.names import KNOWN, LIVE
 from qra_eval.models.split import connect, spread
 from qra_eval.quantized import adapters
 from qra_eval.quantized.ready import generate_ready
@@ -44,11 +43,13 @@ README = """---
 library_name: peft
 tags: [lora, qra]
 ---
-An adapter for a base that has no address: only `qra_eval.load` on the folder above this one makes it, which
-`adapter_config.json` says in place of one. `qra export` writes base and adapter for other tools.
+An adapter for the quantized base, not for the model that this was made from. It has no address: only `qra_eval.load`
+on the folder above this one makes it, which `adapter_config.json` says in place of one. `qra export` writes base and
+adapter for other tools.
 """
 NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
-"""In place of a base that others find: refused by the hub's client at once, as no name of a model, and shown."""
+"""In place of the model's name, on which the adapter would load without a word, and compute something else: refused by
+the hub's client at once, as no name of a model, and shown."""
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
 BASE_FILE = "quantized.safetensors"
@@ -113,20 +114,14 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
         lora_dropout=tuner.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=_address(tuner.quantized.loaded.spec),
+        base_model_name_or_path=NO_ADDRESS,
         auto_mapping={BASE_DIGEST: base},
     )
     config.save_pretrained(str(folder))
-    if config.base_model_name_or_path == NO_ADDRESS:
-        (folder / ADAPTER_README).write_text(README)
+    (folder / ADAPTER_README).write_text(README)
     state = adapters.state(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
-
-
-def _address(spec: str) -> str:
-    """Where others find a model; `NO_ADDRESS` if it has a name of this project's, is a live one, or a GGUF file."""
-    return NO_ADDRESS if spec in KNOWN or spec.startswith(LIVE) or Path(spec).is_file() else spec
 
 
 def load(
@@ -196,6 +191,8 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
         raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
+        if (folder / "adapter_config.json").is_file():
+            raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     return plan_data(folder)
 

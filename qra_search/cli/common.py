@@ -68,12 +68,12 @@ Columns = Annotated[
 Memory = Annotated[
     list[str] | None,
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
-           "May be given several times; without it the whole front is searched.", WHAT),
+           "May be given several times; a search without it looks for the whole front.", WHAT),
 ]  # fmt: skip
 
 
-Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
-Ranks = Annotated[str | None, option("--ranks 4,8,16", "LoRA ranks to choose from.", WHAT)]
+Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from; these are the default.", WHAT)]
+Ranks = Annotated[str | None, option("--ranks 4,8,16,32", "LoRA ranks to choose from; these are the default.", WHAT)]
 Granularity = Annotated[
     str | None,
     option("--granularity module|expert|layer|fused",

@@ -19,7 +19,7 @@ PAIR = "a name and a value are needed, such as dtype=float32"
 def export(
     run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
     format: Annotated[
-        str, option("--format -f F", "A format; --list shows all. Default: that of the engine searched for.")
+        str, option("--format -f F", "A format; --list shows all. Default: that of the engine searched for, or peft.")
     ] = "",
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[

@@ -63,7 +63,7 @@ def search(
 
     [bold]Example[/]
 
-        qra search --model smollm2 --memory 108MiB --evaluations 24 --out runs/a
+        qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
     """
     if given.empty and out is None:
         raise BadInput("say what to search: --model and --task, a config, or the folder of a run to resume")

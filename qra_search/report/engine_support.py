@@ -7,6 +7,9 @@ from qra_search.engines import ENGINES, FUSED, Engine
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 
+BESIDE = "in Python, by qra_eval.load, and in transformers and vLLM beside this package"
+"""Where plans run that no engine's own kernels take."""
+
 
 def takers(config: RunConfig, space: SearchSpace, plan: Plan) -> tuple[str, ...]:
     """Names of the engines whose own levels are the plan's, if they take the model at all.
@@ -27,7 +30,7 @@ def storing_text(config: RunConfig) -> str:
     """Where plans of a config will run, before there is one."""
     if found := storing(config):
         return f"in {' and '.join(found)}, if it takes the plan's choices"
-    return f"in Python, by qra_eval.load; no engine stores these levels: --engine {'|'.join(ENGINES)} for one that does"
+    return f"{BESIDE}; in an engine's own kernels with --engine {'|'.join(ENGINES)}"
 
 
 def takers_text(config: RunConfig, space: SearchSpace, plan: Plan) -> str:
@@ -35,10 +38,7 @@ def takers_text(config: RunConfig, space: SearchSpace, plan: Plan) -> str:
     found = takers(config, space, plan)
     if found:
         return f"Runs as it is in {' and '.join(found)}: qra export writes a copy of it."
-    return (
-        f"Runs in Python, by qra_eval.load: no engine stores this plan's levels; plan anew with "
-        f"--engine {'|'.join(ENGINES)} for one that does."
-    )
+    return f"Runs {BESIDE} (qra export). An engine's own kernels need a plan made with --engine {'|'.join(ENGINES)}."
 
 
 def _takes(engine: Engine, space: SearchSpace, plan: Plan) -> bool:

@@ -30,9 +30,8 @@ def next_steps(
         plan = uniform_text(found.space, found.rival)
         steps.append(("tune and keep the uniform plan", f"qra finetune {quoted} --plan {plan}"))
     if place.adapter.is_dir():
-        format = "" if folder.engine() else " --format peft"
-        steps.append(("export it", f"qra export {shlex.quote(str(place.path))}{format}"))
-    else:
+        steps.append(("export it", f"qra export {shlex.quote(str(place.path))}"))
+    elif (plan := result.chosen()) is None or any(plan.ranks):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned

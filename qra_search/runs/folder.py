@@ -80,13 +80,19 @@ class RunFolder:
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
-            changed = {k: v for k, v in differences(known, config).items() if not (resume and _may_change(k))}
+            found = differences(known, config)
+            changed = {k: v for k, v in found.items() if not (resume and _may_change(k))}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise RunExists(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
                     f"give another --out, or resume that run with `qra search {self.path}`"
+                )
+            if "search.evaluations" in found and config.search.evaluations < (spent := self.result().spent):
+                raise RunExists(
+                    f"{self.path} has spent {spent:g} evaluations already, which is more than "
+                    f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
                 )
         if self.exists and not resume:
             raise RunExists(

@@ -107,9 +107,10 @@ def uniform_in(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | N
 def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     plan = space.uniform(bits, rank)
     if plan is None:
+        widths = dict.fromkeys(uniform.bits[0] for uniform in space.uniform_plans())
         raise BadInput(
             f"{what} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space does not have: "
-            f"its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
+            f"its bits are {', '.join(map(str, widths))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
         )
     return plan
 

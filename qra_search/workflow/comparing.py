@@ -51,13 +51,21 @@ def compare_on_test(
             file.put_untuned(entry)
         listener.progress("test the untuned model", 1, 1)
     jobs = list(itertools.product(contest.seeds, contest.plans))
-    ready = sum(file.find(plan, seed) is not None for seed, plan in jobs)
+
+    def place_of(seed: int, plan: Plan) -> Path | None:
+        return save if plan is contest.found and seed == contest.seeds[0] else None
+
+    def known(seed: int, plan: Plan) -> dict[str, Any] | None:
+        """The entry of a tuning that need not be made again: what it was to save is there."""
+        folder = place_of(seed, plan)
+        return file.find(plan, seed) if folder is None or (folder / "adapter").is_dir() else None
+
+    ready = sum(known(*job) is not None for job in jobs)
     if ready:
         listener.say(f"resumed: {ready} of {len(jobs)} tunings are done, {len(jobs) - ready} left")
     for done, (seed, plan) in enumerate(jobs, start=1):
-        folder = save if plan is contest.found and seed == contest.seeds[0] else None
-        entry = file.find(plan, seed)
-        if entry is None or (folder is not None and not (folder / "adapter").is_dir()):
+        folder, entry = place_of(seed, plan), known(seed, plan)
+        if entry is None:
             name = tuning_name(plan, seed, space)
             tune = partial(
                 evaluator.tune, plan, seed=seed, steps=contest.steps, folder=folder, kept=path.parent / TUNING / name,

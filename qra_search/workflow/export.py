@@ -14,6 +14,9 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
 
+USUAL = "peft"
+"""Format of a run that was searched for no engine."""
+
 
 @dataclass(frozen=True)
 class ExportTarget:
@@ -38,7 +41,7 @@ def export_target(
     """Settle what is written where.
 
     Args:
-        format: of `qra export --list`; None: that of the engine that the run was searched for.
+        format: of `qra export --list`; None: that of the engine that the run was searched for, or `peft`.
         out: default: `exports/FORMAT` in the run's folder.
 
     Raises:
@@ -47,13 +50,10 @@ def export_target(
     if not folder.path.is_dir():
         raise BadInput(f"{folder.path} is no folder: give that of a run, tuned by `qra finetune`")
     engine = None if format else folder.engine()
-    if not format and engine is None:
-        known = ", ".join(plugins.names("exporters"))
-        raise BadInput(f"--format is missing, and {folder.path} was searched for no engine: give one of {known}")
+    format = format or USUAL
     given = dict(options or {})
     if engine is not None:
         format, given = ENGINES[engine].format, {**ENGINES[engine].options, **given}
-    assert format is not None
     if format in plugins.names("exporters"):
         _check_tuned(folder)
     return ExportTarget(format, given, Path(out or folder.path / "exports" / format), engine)

@@ -214,6 +214,7 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         study = make_study(evaluator, config, log=log)
         if (found := resumed_text(study)) is not None:
             listener.say(found)
+        say_rows(evaluator, listener)
         result = study.measure()
         identity: dict[str, Any] = identity_in(log)
     if result.sensitivities is None:

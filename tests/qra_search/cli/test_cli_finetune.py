@@ -340,7 +340,7 @@ def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Pa
     record = run.record(small)
     assert json.loads(record.test_file.read_text())["limit"] == small and record.adapter.is_dir()
     assert run.test_file.read_bytes() == known
-    assert f"qra export {record.path} --format peft" in done.out
+    assert f"qra export {record.path}\n" in done.out
     assert [r.path for r in run.records()] == [record.path]
     assert f"Within {format_bytes(small)}" in run.report_file.read_text().replace("\N{NO-BREAK SPACE}", " ")
 

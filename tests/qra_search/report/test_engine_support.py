@@ -34,5 +34,5 @@ def test_the_engines_of_a_plan(backend: Any, bits: Any, ranks: Any, wanted: Any)
     config = make_config({"quantization": {"backend": backend}})
     assert takers(config, space(), Plan(bits, ranks)) == wanted
     text = takers_text(config, space(), Plan(bits, ranks))
-    assert wanted[0] in text if wanted else "by qra_eval.load" in text and "--engine" in text
+    assert wanted[0] in text if wanted else "qra_eval.load" in text and "--engine" in text
     assert all(name in storing_text(config) for name in wanted)
