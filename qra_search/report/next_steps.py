@@ -31,7 +31,7 @@ def next_steps(
         steps.append(("tune and keep the uniform plan", f"qra finetune {quoted} --plan {plan}"))
     if place.adapter.is_dir():
         steps.append(("export it", f"qra export {shlex.quote(str(place.path))}"))
-    elif (plan := result.chosen()) is None or any(plan.ranks):
+    elif (chosen := result.chosen()) is None or any(chosen.ranks):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
