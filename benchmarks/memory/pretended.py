@@ -136,18 +136,13 @@ def phases(
         yield phase("sensitivities", evaluator.sensitivities)[0]
         found, first = phase("search", evaluator.evaluate, plan)
         yield found
-        yield phase("tune", tuned_beside_untuned, evaluator, plan, folder / "run")[0]
+        # As a comparison has it, beside the untuned model; raises if the reload differs.
+        yield phase("tune", lambda: (evaluator.tune(plan, folder=folder / "run"), evaluator.untuned()))[0]
         assert evaluator.evaluate(plan).loss == first.loss
         evaluator = None  # what is reloaded has the device for itself
         gc.collect()
         start = gpu.bytes
         yield phase("reload", reload, folder / "run")[0]
-
-
-def tuned_beside_untuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> None:
-    """As a comparison has them. Raises if the reload differs."""
-    evaluator.tune(plan, folder=folder)
-    evaluator.untuned()
 
 
 def largest(space: Any) -> Plan:

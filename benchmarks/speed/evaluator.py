@@ -12,7 +12,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,29 +42,33 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip-bank", action="store_true", help="do not time a cold bank")
     parser.add_argument("--throughput", action="store_true", help="only the tokens a second")
+    parser.add_argument("--stored", action="store_true", help="only tokens a second in trellis codes, beside nf4's")
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluator.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     head = {"commit": commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
     head |= {"task": options.task, "backend": options.backend, "steps": options.steps}
-    rows = []
     with tempfile.TemporaryDirectory() as cold:
-        if not (options.skip_bank or options.throughput):
-            rows.append(time_bank(options, cold))
-        evaluator = build(options, None)
-        if not options.throughput:
-            rows += [time_swap(evaluator), time_share(evaluator)]
-        rows.append(time_throughput(evaluator, options))
-    for row in rows:
-        print(json.dumps(row))
-        append(options.out, head | row)
+        for row in [time_stored(options)] if options.stored else times(options, cold):
+            print(json.dumps(row))
+            append(options.out, head | row)
 
 
-def build(options: argparse.Namespace, cache: str | None) -> QuantizedLoRAEvaluator:
+def times(options: argparse.Namespace, cold: str) -> Iterator[dict[str, Any]]:
+    if not (options.skip_bank or options.throughput):
+        yield time_bank(options, cold)
+    evaluator = build(options, None)
+    if not options.throughput:
+        yield from (time_swap(evaluator), time_share(evaluator))
+    yield time_throughput(evaluator, options)
+
+
+def build(options: argparse.Namespace, cache: str | None, **more: Any) -> QuantizedLoRAEvaluator:
     return QuantizedLoRAEvaluator(
         options.model,
         TaskConfig(name=options.task, data=options.data),
-        quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=cache),
+        quantization=QuantizationConfig(backend=more.pop("backend", options.backend), embeddings=16, cache=cache),
+        **more,
         training={"batch_size": 8},
         evaluation={"steps": options.steps, "validation_rows": 16},
     )
@@ -136,6 +142,36 @@ def time_share(evaluator: QuantizedLoRAEvaluator) -> dict:
         "overhead_share": statistics.median(1 - e.metrics["model_seconds"] / e.seconds for e in done),
         "between_seconds": (wall - inside) / len(done),
     }
+
+
+def time_stored(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of training by how weights are stored, over those of nf4: kept dequantized, then decoded at each
+    use in bfloat16; in turn."""
+    row: dict[str, Any] = {"what": "stored", "tokens_per_second": {}, "over_nf4": {}}
+    for room in ("auto", 0):
+        backends = {"trellis": ("mixed-calibrated", (2, 4)), "nf4": ("bitsandbytes-nf4", (4,))}
+        made = {
+            f"{name} {bits}-bit": (
+                build(options, None, backend=backend, weight_cache=room, space={"bits": widths}),
+                bits,
+            )
+            for name, (backend, widths) in backends.items()
+            for bits in widths
+        }
+        rates: dict[str, list[float]] = {name: [] for name in made}
+        for _ in range(options.repeats):
+            for name, (evaluator, bits) in made.items():
+                evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+                trained = evaluator.tuner.train(options.steps, 0)
+                rates[name].append(trained.tokens / trained.seconds)
+        where = "kept" if room else "decoded"
+        nf4 = rates["nf4 4-bit"]
+        row["tokens_per_second"][where] = {name: round(statistics.median(some), 1) for name, some in rates.items()}
+        row["over_nf4"][where] = {
+            name: round(statistics.median(a / b for a, b in zip(some, nf4, strict=True)), 3)
+            for name, some in rates.items()
+        }
+    return row
 
 
 def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespace) -> dict:
