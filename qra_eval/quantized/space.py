@@ -142,7 +142,7 @@ def check_bits(bits: Sequence[int], backend: Backend) -> None:
     lacking = [b for b in bits if b not in known]
     if lacking:
         raise ValueError(
-            f"bits {','.join(map(str, bits))}: backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: "
+            f"bits {','.join(map(str, bits))}: the backend has no {' or '.join(map(str, lacking))} bits: "
             f"it has {', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
     reason = backend.unavailable()  # asked last: it loads the backend's library

@@ -17,6 +17,7 @@ from qra_search.study.result import SearchResult
 NOTHING = "No plan has been evaluated with success yet."
 NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
+UNMEASURED = "one seed and too few rows, so nothing says whether the difference is chance"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class Finding:
         return abs(self.rival_loss - self.loss) < 2 * self.noise
 
     @property
+    def unmeasured(self) -> bool:
+        """Whether nothing says by how much two test losses would differ by chance."""
+        both = self.rival is not None and self.rival != self.plan
+        return self.data == "test" and both and self.interval is None and not math.isfinite(self.noise)
+
+    @property
     def unproven(self) -> bool:
         """Whether a test loss is lower, and nothing says by how much two would differ by chance."""
-        return self.data == "test" and self.beats and self.interval is None and not math.isfinite(self.noise)
+        return self.beats and self.unmeasured
 
 
 def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> Finding | None:
@@ -156,7 +163,8 @@ def _sentence(found: Finding) -> str:
         return f"{data.capitalize()} loss {own}, and {other} of {rival}, {within}: {doubt_text(found)}."
     if not found.beats:
         which = f"whose {data} loss is {loss_text(found.rival_loss)}"
-        return f"No plan found {within} beats {rival}, {which}."
+        doubt = f": {UNMEASURED}" if found.unmeasured else ""
+        return f"No plan found {within} beats {rival}, {which}{doubt}."
     low, high = pair_text(found.loss, found.rival_loss)
     return f"{data.capitalize()} loss {low} instead of {high} ({rival}), {within}: {gain_text(found)}."
 
@@ -173,7 +181,7 @@ def gain_text(found: Finding) -> str:
 def doubt_text(found: Finding) -> str:
     """Why a difference says nothing."""
     if found.unproven:
-        return "one seed and no losses by row, so nothing says whether the difference is chance"
+        return UNMEASURED
     if found.gains is None:
         return f"a difference {CHANCE}"
     low, high = map(signed_percent, found.gains)

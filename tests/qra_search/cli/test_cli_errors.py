@@ -162,7 +162,7 @@ CASES = [
     ((*REAL, "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
     ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
     ((*REAL, "tiny", *TASK, "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
-    ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: backend 'mixed' has no 7 bits: it has 1, 2, 3"),
+    ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: the backend has no 7 bits: it has 1, 2, 3"),
     ((*REAL, "live:12", *TASK), "do this in Python, in the program that has the model"),
     ((*REAL, "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
