@@ -17,7 +17,6 @@ from qra_search.study.result import SearchResult
 NOTHING = "No plan has been evaluated with success yet."
 NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
-UNMEASURED = "one seed and too few rows, so nothing says whether the difference is chance"
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _sentence(found: Finding) -> str:
         return f"{data.capitalize()} loss {own}, and {other} of {rival}, {within}: {doubt_text(found)}."
     if not found.beats:
         which = f"whose {data} loss is {loss_text(found.rival_loss)}"
-        doubt = f": {UNMEASURED}" if found.unmeasured else ""
+        doubt = " (it may be chance)" if found.unmeasured else ""
         return f"No plan found {within} beats {rival}, {which}{doubt}."
     low, high = pair_text(found.loss, found.rival_loss)
     return f"{data.capitalize()} loss {low} instead of {high} ({rival}), {within}: {gain_text(found)}."
@@ -181,7 +180,7 @@ def gain_text(found: Finding) -> str:
 def doubt_text(found: Finding) -> str:
     """Why a difference says nothing."""
     if found.unproven:
-        return UNMEASURED
+        return "one seed and too few rows, so nothing says whether the difference is chance"
     if found.gains is None:
         return f"a difference {CHANCE}"
     low, high = map(signed_percent, found.gains)
