@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.intervals import change, difference, mean_loss, paired, rows_of, table_of
+from benchmarks.study.intervals import change, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 REFERENCE = "16-bit r32"
@@ -95,9 +93,7 @@ def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> 
         cells += [compute]
         cells += [f"{len(some)}{'' if own else ', same rows'}", f"{mean_loss(some):.4f}", change(some, others)]
         if chosen:
-            right_of = (rows_of(side, "row_right") for side in (some, others))
-            low, mean, high = (f"{100 * x:+.1f}" for x in difference(*right_of, relative=False))
-            cells += [f"{np.mean([d['row_right'] for d in some]):.1%}", f"{mean} [{low}, {high}]"]
+            cells += [f"{rows_of(some, 'row_right').mean():.1%}", points(some, others)]
         body.append(list(map(str, cells)))
     return table_of(head, body)
 
@@ -143,7 +139,7 @@ def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     return table_of(head, [[budget, *cells] for budget, _, cells in sorted(rows)])
 
 
-def points(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+def points_of(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """MiB and mean test loss by plan."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -157,12 +153,12 @@ def draw() -> str:
     usual = [d for d in lines if d["plan"] in USUAL and d["own_rows"]]
     rivals: dict[str, tuple[float, float]] = {}
     for compute in (EARLIER["compute"], protocol.COMPUTE):  # the latter, if it is there
-        rivals |= points([d for d in usual if d["compute"] == compute])
+        rivals |= points_of([d for d in usual if d["compute"] == compute])
     rivals = {name: rivals[n] for n, name in NAMES.items()}
     uniform: dict[str, tuple[float, float]] = {}
     curves = {}
     for label, alike in CURVES.items():
-        plans = points([d for d in lines if (SHOWN | alike).items() <= d.items()])
+        plans = points_of([d for d in lines if (SHOWN | alike).items() <= d.items()])
         curves[label] = sorted(at for n, at in plans.items() if re.fullmatch(rf"{SENSITIVITIES} \d+ MiB", n))
         uniform = uniform or {UNIFORM[n]: at for n, at in plans.items() if n in UNIFORM}
     with style() as c:

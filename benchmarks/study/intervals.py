@@ -53,6 +53,13 @@ def change(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], lev
     return f"{mean} [{low}, {high}]"
 
 
+def points(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:
+    """As `change`, of the shares of right answers, in points."""
+    sides = (rows_of(some, "row_right") for some in (mine, theirs))
+    low, mean, high = (f"{100 * x:+.1f}" for x in difference(*sides, relative=False))
+    return f"{mean} [{low}, {high}]"
+
+
 def by_seed(lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Lines by their seed."""
     return {line["seed"]: line for line in lines}
