@@ -141,11 +141,23 @@ def read_yaml(text: str) -> Any:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
             if problem:
                 raise ValueError(_place(event.start_mark, problem))
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(one_line(str(error), 500)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which yaml keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _place(mark: Any, problem: str) -> str:

@@ -56,7 +56,7 @@ class Finding:
     @property
     def gain(self) -> float:
         """How much lower the loss is, as a share of the rival's; nan if that is zero."""
-        return 1.0 - self.loss / self.rival_loss if self.rival_loss else math.nan
+        return (self.rival_loss - self.loss) / abs(self.rival_loss) if self.rival_loss else math.nan
 
     @property
     def gains(self) -> tuple[float, float] | None:
@@ -64,7 +64,7 @@ class Finding:
         if self.interval is None or not self.rival_loss:
             return None
         low, high = self.interval
-        return -high / self.rival_loss, -low / self.rival_loss
+        return -high / abs(self.rival_loss), -low / abs(self.rival_loss)
 
     @property
     def doubtful(self) -> bool:
@@ -192,8 +192,7 @@ def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | 
     found = finding(result, tested, budget)
     if found is not None or (result.failures() and not result.candidates):
         return headline(found)
-    limits = [budget] if budget else result.memory_budgets[-1:]
-    foretold = result.forecast(limits[0]) if limits else None
+    foretold = result.forecast(budget) if budget or result.memory_budgets or result.candidates else None
     if foretold is None:
         return NOTHING
     return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"

@@ -78,10 +78,10 @@ def lower_text(found: TestResult, other: TestResult) -> str:
     """How much lower a test loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
     if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
         return ""
-    share, interval = percent(1 - found.loss / other.loss), difference(found, other)
+    share, interval = percent((other.loss - found.loss) / abs(other.loss)), difference(found, other)
     if interval is None:
         return f"{share}, no interval"
-    low, high = (signed_percent(-end / other.loss).removesuffix(" %") for end in reversed(interval))
+    low, high = (signed_percent(-end / abs(other.loss)).removesuffix(" %") for end in reversed(interval))
     return f"{share} ({low} to {high}{', chance' if interval[0] <= 0 <= interval[1] else ''})"
 
 

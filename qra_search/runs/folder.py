@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class NoRun(BadInput):
 
 class RunExists(BadInput):
     """The folder holds another run, or one that has to be resumed explicitly."""
+
+
+class TuningBusy(BadInput):
+    """Another process tunes in the folder."""
 
 
 class RunFolder:
@@ -180,15 +185,20 @@ class RunFolder:
         """Write `result.json`, `sensitivities.json` and `plan.json`.
 
         What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ..., and
-        that folder returned; a plan that was tuned keeps its file, which says more than the search knows.
+        that folder returned; a plan that was tuned keeps its file, which says more than the search knows, and so does
+        one that is being tuned.
         """
         kept = aside = None
-        if self.adapter.is_dir():
-            tuned = self.tuned(result.space)
-            if tuned is not None and tuned == result.chosen():
-                kept = self.plan_file.read_text()
-            else:
-                aside = self.set_aside()
+        try:
+            with self.tuning_alone():
+                if self.adapter.is_dir():
+                    tuned = self.tuned(result.space)
+                    if tuned is not None and tuned == result.chosen():
+                        kept = self.plan_file.read_text()
+                    else:
+                        aside = self.set_aside()
+        except TuningBusy:  # its files are its own
+            kept = self.plan_file.read_text() if self.plan_file.is_file() else None
         result.write(self.path)
         if kept is not None:
             write_text(self.plan_file, kept)
@@ -247,6 +257,27 @@ class RunFolder:
         shared = conditions(config, steps, evaluator.describe(), evaluator.tuning_data())
         contest = Contest(tuned.plan, (), limit, (tuned.seed,), steps, rows, shared)
         TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
+
+    @contextmanager
+    def tuning_alone(self) -> Iterator[None]:
+        """While the context lasts, no other process tunes here.
+
+        Raises:
+            TuningBusy: one does.
+        """
+        from filelock import FileLock, Timeout  # as in the trial log
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{self.test_file}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reason = f"another process tunes in {self.path}: wait until it has ended, or stop it first"
+            raise TuningBusy(reason) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def set_aside(self) -> Path:
         """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder; `plan.json` stays as well."""

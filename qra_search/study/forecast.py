@@ -61,7 +61,7 @@ class Comparison:
     def gain(self) -> float:
         if self.uniform is None or not self.uniform.loss:
             return float("nan")
-        return 1.0 - self.best.loss / self.uniform.loss
+        return (self.uniform.loss - self.best.loss) / abs(self.uniform.loss)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,6 +24,8 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.checks import StudyFailed, check_evaluator, check_options, check_proposals
 from qra_search.study.result import SearchResult
 
+ROUNDING = 1e-9
+"""Of sums of parts of evaluations."""
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
 
@@ -212,10 +215,13 @@ class Study:
         return SearchResult.from_state(self.state, self.strategy)
 
     def _ask(self, flying: int) -> list[Proposal]:
-        return self._next(self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
+        room = self.executor.slots - flying if self.batch is None else (0 if flying else self.batch)
+        return self._next(room, flying)
 
-    def _next(self, room: int) -> list[Proposal]:
+    def _next(self, room: int, flying: int = 0) -> list[Proposal]:
         state = self.state
+        left = math.ceil(self.evaluations - state.spent - ROUNDING)  # each takes one at most
+        room = min(room, left - flying)
         if self._stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p.key not in state.seen]
@@ -261,18 +267,22 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
-    uniform = [(plan, space.memory_bytes(plan)) for plan in space.uniform_plans()]
+    uniform = []
+    for plan in space.uniform_plans():
+        choice = space.uniform_choice(plan)
+        assert choice is not None  # it is uniform
+        uniform.append((plan, space.memory_bytes(plan), *choice))
     chosen: dict[str, Plan] = {}
     if not budgets and uniform:
         middle = space.uniform_ranks[len(space.uniform_ranks) // 2]
-        chosen = {plan.key: plan for plan, _ in uniform if plan.ranks[0] == middle}
+        chosen = {plan.key: plan for plan, _, _, rank in uniform if rank == middle}
     for budget in budgets:
-        best: dict[LevelName, Plan] = {}
-        for plan, size in uniform:
-            if size <= budget and (plan.bits[0] not in best or plan.ranks[0] > best[plan.bits[0]].ranks[0]):
-                best[plan.bits[0]] = plan
+        best: dict[LevelName, tuple[int, Plan]] = {}
+        for plan, size, level, rank in uniform:
+            if size <= budget and (level not in best or rank > best[level][0]):
+                best[level] = rank, plan
         widths = sorted({space.level(name).width for name in best})[-2:]
-        chosen |= {plan.key: plan for name, plan in best.items() if space.level(name).width in widths}
+        chosen |= {plan.key: plan for name, (_, plan) in best.items() if space.level(name).width in widths}
     return sorted(chosen.values(), key=space.memory_bytes)
 
 

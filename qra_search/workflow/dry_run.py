@@ -79,8 +79,9 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
         "largest_bytes": space.memory.maximum,
         "budgets": list(budgets),
         "first": [
-            {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
+            {"bits": choice[0], "rank": choice[1], "memory_bytes": space.memory_bytes(plan)}
             for plan in uniform_design(space, budgets)
+            if (choice := space.uniform_choice(plan)) is not None
         ],
         "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,

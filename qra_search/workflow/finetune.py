@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def tune_with(
         conditions=conditions(config, steps, evaluator.describe(), evaluator.tuning_data()),
     )
     place = place_of(folder, result, contest.limit, memory)
-    with tuning_alone(place):
+    with place.tuning_alone():
         return _tuned(evaluator, config, folder, place, listener, result, contest, track)
 
 
@@ -205,27 +204,6 @@ def _tuned(
         if place.test_file.is_file():
             write_report(folder, config, result, folder.identity(), read_test(folder.test()))
     return Finetuned(result, tuple(read_test(place.test())), contest.limit, place)
-
-
-@contextmanager
-def tuning_alone(place: RunFolder) -> Iterator[None]:
-    """While the context lasts, no other process tunes in a folder.
-
-    Raises:
-        BadInput: one does.
-    """
-    from filelock import FileLock, Timeout  # as in the trial log
-
-    place.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{place.test_file}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(f"another process tunes in {place.path}: wait until it has ended, or stop it first") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def check_tunable(known: RunConfig, config: RunConfig) -> None:

@@ -115,13 +115,13 @@ def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iter
     try:
         yield
     except BadInput:  # such as a log of another search: these are not the settings of what is here
-        if before is None:
-            folder.config_file.unlink(missing_ok=True)
-        else:
+        if before is not None:
             write_text(folder.config_file, before, durable=True)
+        elif not folder.exists:  # a log that was begun meanwhile, by this process or another, needs its settings
+            folder.config_file.unlink(missing_ok=True)
         raise
     finally:
-        if fresh:
+        if fresh and before is None:
             _forget_if_empty(folder)
 
 
@@ -305,5 +305,5 @@ def _forget_if_empty(folder: RunFolder) -> None:
         return
     for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
         file.unlink(missing_ok=True)
-    if not any(folder.path.iterdir()):
+    if folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()

@@ -15,7 +15,6 @@ from qra_search.config import dump_config, load_config, make_config
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
-from qra_search.workflow.finetune import tuning_alone
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
 
@@ -131,10 +130,15 @@ def test_what_another_plan_was_compared_with_is_not_tuned_again(
 
 
 def test_two_processes_do_not_tune_in_one_folder(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    with tuning_alone(RunFolder(searched)):
+    run = RunFolder(searched)
+    with run.tuning_alone():
         refused = qra("finetune", searched)
     assert refused.status == 2 and "another process tunes in" in refused.err and not tuner["tuned"]
-    assert qra("finetune", searched).status == 0
+    other = searched / "uniform.json"
+    assert qra("plans", "edit", searched, "--set", "*=2:4", "--out", other).status == 0
+    assert qra("finetune", searched, "--plan", other).status == 0
+    with run.tuning_alone():  # nor does a search take its files away
+        assert run.write(run.result()) is None and run.adapter.is_dir() and run.plan() == Plan((2,) * 4, (4,) * 4)
 
 
 def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(

@@ -9,7 +9,7 @@ import pytest
 from qra_search import Plan, search
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.report.finding import finding, headline
+from qra_search.report.finding import finding, headline, said
 from qra_search.space.budgets import resolve
 from qra_search.space.groups import Group, Linear
 from qra_search.space.space import SearchSpace
@@ -32,6 +32,39 @@ def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
     assert math.isnan(comparison.gain) and not comparison.beats_uniform
     found = finding(result)
     assert found is not None and math.isnan(found.gain) and "No plan found" in headline(found)
+
+
+class Accuracy(ToyEvaluator):
+    """Lowers what is negative."""
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return Evaluation(loss=-sum(plan.bits) - 0.01 * plan.ranks[0], memory_bytes=self.space.memory_bytes(plan))
+
+
+def test_a_negative_loss_that_is_lower_is_a_gain():
+    result = search(Accuracy(toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8")
+    (comparison,), found = result.comparisons, finding(result)
+    assert comparison.beats_uniform and comparison.uniform is not None and found is not None
+    assert comparison.gain == found.gain == pytest.approx(1 - comparison.uniform.loss / comparison.best.loss, rel=0.2)
+    assert comparison.gain > 0
+
+
+def test_a_search_without_a_budget_says_what_it_found():
+    for evaluations in (2, 4):
+        result = search(ToyEvaluator(toy_space()), evaluations=evaluations)
+        assert result.candidates and "No plan has been evaluated" not in said(result)
+
+
+def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
+    linears = [Linear(name=name, out_features=64, in_features=64) for name in ("e", "a", "b")]
+    table = Group(name="e", linears=linears[:1], bits=(8, 16), ranks=(0,), is_embedding=True)
+    groups = [Group(name=linear.name, linears=[linear]) for linear in linears[1:]]
+    orders = [
+        SearchSpace(groups=some, bits=(2, 3, 8, 16), ranks=(0, 4, 16)) for some in ([table, *groups], [*groups, table])
+    ]
+    for budgets in ([], [orders[0].memory.maximum]):
+        first, last = ([space.uniform_choice(plan) for plan in uniform_design(space, budgets)] for space in orders)
+        assert first == last and first
 
 
 def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():

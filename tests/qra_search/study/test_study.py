@@ -165,11 +165,13 @@ def test_a_synchronous_batch_gives_the_same_trials_with_any_number_of_slots(eval
         def shutdown(self):
             self.pool.shutdown()
 
-    runs = [
-        search(evaluator, strategy="random", evaluations=16, executor=Pool(slots), batch=4, memory_budget=None)
-        for slots in (1, 3)
-    ]
-    assert [t.proposal for t in runs[0].trials] == [t.proposal for t in runs[1].trials]
+    for asked, batch, slots in ((16, 4, (1, 3)), (21, 6, (1, 4)), (3, None, (4,))):
+        runs = [
+            search(evaluator, strategy="random", evaluations=asked, executor=Pool(n), batch=batch, memory_budget=None)
+            for n in slots
+        ]
+        assert [t.proposal for t in runs[0].trials] == [t.proposal for t in runs[-1].trials]
+        assert runs[0].spent == asked, "no more than was asked for"
 
 
 def test_an_unknown_strategy_is_named_with_the_nearest():

@@ -17,6 +17,7 @@ from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.checks import StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
+from qra_search.workflow.search import begun
 from qra_search.workflow.settings import make_settings
 
 SETTINGS: dict[str, Any] = {
@@ -152,6 +153,23 @@ def test_what_is_refused_leaves_no_folder_and_what_failed_keeps_it(
     with pytest.raises(StudyFailed, match="out of memory"):
         run(SETTINGS, tmp_path / "a")
     assert RunFolder(tmp_path / "a").exists
+
+
+def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_the_first(tmp_path: Path) -> None:
+    """Of a tracker that cannot begin once the log has, and of two that begin at once."""
+
+    class Unreachable(Callback):
+        def started(self, study: Any) -> None:
+            raise BadInput("no such server")
+
+    with pytest.raises(BadInput, match="no such server"):
+        run(SETTINGS, tmp_path / "a", callbacks=[Unreachable()])
+    assert run(SETTINGS, tmp_path / "a", resume=True).spent == 12
+    config, folder = make_settings(SETTINGS), RunFolder(tmp_path / "b")
+    with begun(config, folder):
+        with pytest.raises(KeyboardInterrupt), begun(config, RunFolder(tmp_path / "b")):
+            raise KeyboardInterrupt
+        assert folder.config_file.is_file()
 
 
 def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
