@@ -150,7 +150,9 @@ class TableEmbedding(nn.Module):
         self.padding_idx = embedding.padding_idx
         # Its dtype is that of the output: what computes in another dtype than it stores casts every parameter.
         self.computed = nn.Parameter(embedding.weight.new_empty(0, device=device), requires_grad=False)
-        self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)
+        scale = getattr(embedding, "embed_scale", None)
+        self.register_buffer("embed_scale", scale if isinstance(scale, Tensor) else None, persistent=False)
+        self.factor = None if isinstance(scale, Tensor) else scale
         self.was = (embedding,)  # in a tuple: it is no part of this module
 
     @property
@@ -160,6 +162,8 @@ class TableEmbedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         rows = self.table.rows(input_ids.reshape(-1)).to(self.computed.dtype).view(*input_ids.shape, -1)
+        if self.factor is not None:
+            return rows * self.factor
         return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
 
 

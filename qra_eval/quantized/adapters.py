@@ -121,7 +121,9 @@ class FusedAdapter(torch.autograd.Function):
                 y += bias
         ctx.save_for_backward(flat, weight, A, B, low, ratio, plain)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return y.addmm_(low, B.t()).view(*x.shape[:-1], -1)
+        # No view, which a model could not add to in place (Falcon does).
+        whole: Tensor = torch.ops.aten._unsafe_view(y.addmm_(low, B.t()), [*x.shape[:-1], len(weight)])
+        return whole
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

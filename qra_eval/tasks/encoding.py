@@ -188,7 +188,7 @@ def _encoded(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool], int]:
     else:
         spans = answer_spans(turns, text, tokenizer)
         labelled = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
-        if spans[-1][1] >= len(text.rstrip()) and not _ended(turns, text) and tokenizer.eos_token_id is not None:
+        if spans[-1][1] >= len(text.rstrip()) and not _ended(turns, tokenizer) and tokenizer.eos_token_id is not None:
             ids, labelled = [*ids, tokenizer.eos_token_id], [*labelled, True]
     if not any(labelled):
         raise BadInput("the tokenizer's chat template marks no token as the assistant's: mend its generation blocks")
@@ -196,11 +196,15 @@ def _encoded(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool], int]:
     return ids, labelled, sum(end <= begin for _, end in offsets)
 
 
+MARKER = "\ue000answer\ue000"
+"""Stands in for an answer, to see what a template puts around it."""
+
+
 def answer_spans(turns: Turns, text: str, tokenizer: Any) -> list[tuple[int, int]]:
     """Where in the rendered text the assistant's turns stand, from after the prompt to generate to the turn's end.
 
     Some templates render an answer otherwise when later turns follow it (they leave out its reasoning): the end is
-    found by the answer's own text, and by what ends a turn where it stands last.
+    found by the answer's own text, and by what ends a turn where another answer stands last.
     """
     spans = []
     for index, turn in enumerate(turns):
@@ -208,14 +212,14 @@ def answer_spans(turns: Turns, text: str, tokenizer: Any) -> list[tuple[int, int
             continue
         prompt = render(turns[:index], tokenizer, prompted=True) if index else ""
         start, said = len(prompt), turn["content"].strip()
-        place = text.find(said, start)
+        before, _, ending = _marked(turns[: index + 1], tokenizer).partition(MARKER)  # a short one is elsewhere too
+        place = len(before) if text.startswith(before + said) else text.find(said, start)
         if not text.startswith(prompt) or place < 0:
             raise BadInput(
                 "the tokenizer's chat template does not put turns one after the other, so that answers cannot be told "
                 "from the rest: give it {% generation %} blocks around them"
             )
-        alone = render(turns[: index + 1], tokenizer)
-        ending = alone[alone.rfind(said) + len(said) :].rstrip()
+        ending = ending.rstrip()
         end = place + len(said)
         spans.append((start, end + len(ending) if text.startswith(ending, end) else end))
     return spans
@@ -241,9 +245,14 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput(f"the model's chat template refuses a chat of the turns {roles}: {error}") from error
 
 
-def _ended(turns: Turns, text: str) -> bool:
+def _ended(turns: Turns, tokenizer: Any) -> bool:
     """Whether the template puts something after the last answer, so that the model learns where to stop."""
-    return not text.rstrip().endswith(turns[-1]["content"].strip())
+    return not _marked(turns, tokenizer).rstrip().endswith(MARKER)
+
+
+def _marked(turns: Turns, tokenizer: Any) -> str:
+    """Turns in the chat format, the last with a stand-in for what it says."""
+    return render([*turns[:-1], {**turns[-1], "content": MARKER}], tokenizer)
 
 
 def _first_text(turns: Turns, text: str) -> int:

@@ -63,7 +63,8 @@ def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | 
         if column not in row:
             raise BadInput(f"{where}: no column {column!r} for {field}, only {_names(row)}")
     row = {field: row[column] for field, column in columns.items()} if columns else row
-    row = {field: value for field, value in row.items() if value is not None}  # null is what a table has for no field
+    # null, or NaN, is what a table has for no field
+    row = {field: value for field, value in row.items() if value is not None and value == value}
     for field in TURNS:
         if field in row:
             return _chat(_turns(row, field, where), where)
@@ -157,7 +158,7 @@ def _turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
-        turns.append({"role": roles[role], "content": field_of(message, said, str, place)})
+        turns.append({"role": roles[role], "content": _whole(field_of(message, said, str, place), said, place)})
     own = any(turn["role"] == "system" for turn in turns)
     return turns if own else [*_system(row), *turns]
 
@@ -177,7 +178,16 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = field_of(row, name, (str, int, float), where)
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
-    return str(value)
+    return _whole(str(value), name, where)
+
+
+def _whole(text: str, name: str, where: str) -> str:
+    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{where}: field {name!r} holds half a character: mend that row or leave it out") from None
+    return text
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -38,7 +38,8 @@ def generate_answers(
 
     keep = 0 if max_length is None else max(1, max_length - max_new_tokens)
     ids = [prompt_ids(tokenizer, prompt, special=special)[-keep:] for prompt in prompts]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
+    pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list | tuple) else [of_model])} - {None}
     # A config of our own: a model's may ask for sampling.

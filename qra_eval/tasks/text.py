@@ -12,11 +12,22 @@ from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.scoring import log_likelihoods
-from qra_eval.tasks.sources import STEMS, Row, field_of, hub_rows, read_rows, read_text, split_files, split_rows
+from qra_eval.tasks.sources import (
+    READERS,
+    STEMS,
+    Row,
+    field_of,
+    hub_rows,
+    is_file_name,
+    read_rows,
+    read_text,
+    split_files,
+    split_rows,
+)
 from qra_search.errors import BadInput
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-ENDS = (".txt", ".jsonl")
+ENDS = (".txt", *READERS)
 BLOCK_CHARACTERS = 4000
 
 
@@ -31,9 +42,9 @@ class TextTask(Task):
     """Blocks of running text.
 
     Args:
-        data: a .txt file, which is taken as it is, a .jsonl file of `{"text"}` (or in Python such rows), or a folder
-            with train, validation and test files of either kind; None: WikiText-2 from the hub. What is missing is
-            split off the train file, by whole blocks of about `block_characters`.
+        data: a .txt file, which is taken as it is, rows of `{"text"}` in a file (.jsonl, .json, .csv, .tsv, .parquet)
+            or in Python, or a folder with train, validation and test files of these kinds; None: WikiText-2 from the
+            hub. What is missing is split off the train file, by whole blocks of about `block_characters`.
         block_characters: size of the blocks; lines (or rows) are never cut.
     """
 
@@ -99,8 +110,8 @@ class TextTask(Task):
 
 
 def _read(path: Path) -> Text:
-    """Lines of a text file, or rows of a JSON Lines file."""
-    if path.suffix == ".jsonl":
+    """Lines of a text file, or rows of a file that has such."""
+    if is_file_name(path.name):
         return _paragraphs(read_rows(path), str(path))
     text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
     if not text.strip():

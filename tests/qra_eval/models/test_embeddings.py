@@ -57,6 +57,15 @@ def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, 
     assert torch.allclose(quantized(x), plain(y), atol=1e-5) and torch.allclose(x.grad, y.grad, atol=1e-5)
 
 
+def test_rows_that_a_model_scales_by_a_number_are_scaled():
+    """Not by a buffer: XGLM's."""
+    embedding = nn.Embedding(12, 8)
+    embedding.embed_scale = 3.0
+    table = Table(embedding.weight, make_backend("reference"))
+    ids = torch.tensor([[3, 1]])
+    assert torch.equal(TableEmbedding(table, embedding)(ids), 3.0 * embedding(ids))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_nearly_so(family, folder_of):
     model, backend = load_model(folder_of(family)).model, make_backend("reference")

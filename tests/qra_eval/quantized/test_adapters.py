@@ -72,6 +72,18 @@ def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operatio
         assert torch.allclose(fused, composed, rtol=1e-12, atol=1e-12)
 
 
+def test_what_a_trained_linear_gives_can_be_added_to_in_place():
+    """As Falcon does."""
+    wrapper = adapters.AdaptedLinear(linear(torch.float32, True))
+    wrapper.set_base(weight=wrapper.linear.weight.detach())
+    wrapper.set_adapter(torch.randn(4, 24), torch.randn(40, 4), scaling=3.0)
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    y = wrapper.train()(x)
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None and y.shape == (3, 5, 40)
+
+
 def test_initial_factors_follow_from_the_seed_and_the_linears_name():
     A, B = adapters.first_factors(3, linear(), "a", 16)
     assert A.shape == (16, 24) and B.shape == (40, 16)

@@ -66,6 +66,14 @@ def test_a_template_that_renders_the_last_answer_otherwise_is_followed():
     assert learnt(encode_chat(TURNS, made, 512), made) == ["Ho<|end|>", "<think></think>No<|end|>"]
 
 
+@pytest.mark.parametrize("said", ["d", "end", "think", ">"])
+def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
+    turns = [*TURNS[:-1], {"role": "assistant", "content": said}]
+    for template, before in ((CHATML, ""), (THINKING, "<think></think>")):
+        made = tokenizer(template)
+        assert learnt(encode_chat(turns, made, 512), made) == ["Ho<|end|>", f"{before}{said}<|end|>"]
+
+
 def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
     made = tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
                      "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip

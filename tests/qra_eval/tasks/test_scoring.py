@@ -132,6 +132,15 @@ def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     assert script.steps == 3
 
 
+def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
+    """Such as `[PAD]` after the last row of the table."""
+    other = byte_tokenizer()
+    other.add_special_tokens({"pad_token": "[PAD]"})
+    assert other.pad_token_id >= model.get_input_embeddings().num_embeddings
+    prompts = ["a", "a longer one"]
+    assert generate_answers(model, other, prompts, 4) == generate_answers(model, TOKENIZER, prompts, 4)
+
+
 def test_a_long_prompt_keeps_its_end(model):
     long = "z" * 50 + "12 + 7 ="
     assert generate_answers(model, TOKENIZER, [long], 4, max_length=12) == generate_answers(

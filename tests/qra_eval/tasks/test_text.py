@@ -81,6 +81,10 @@ def test_rows_of_json_are_paragraphs(tmp_path):
     task, given = make_task("text", data=path, block_characters=100), make_task(rows, block_characters=100)
     assert sum(e.answer.count("Paragraph") for split in SPLITS for e in task.split(split)) == 200
     assert all(given.split(split) == task.split(split) for split in SPLITS) and given.name.startswith("rows:")
+    for name, content in (("y.json", json.dumps(rows)), ("z.csv", "text\n" + "\n".join(paragraphs(0, 200)))):
+        (tmp_path / name).write_text(content)
+        other = make_task("text", data=tmp_path / name, block_characters=100)
+        assert all(other.split(split) == task.split(split) for split in SPLITS)
     path.write_text('{"text": 3}')
     with pytest.raises(BadInput, match="x.jsonl, line 1: field 'text' is 3"):
         make_task("text", data=path).split("test")
