@@ -141,7 +141,7 @@ def read_yaml(text: str) -> Any:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
             if problem:
                 raise ValueError(_place(event.start_mark, problem))
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:

@@ -7,6 +7,9 @@ from cli_runner import Qra
 
 from qra_search.config import ConfigError, dump_config, load_config, make_config
 from qra_search.engines import ENGINES, refusal, room_for
+from qra_search.errors import BadInput
+from qra_search.runs.folder import RunFolder
+from qra_search.workflow.export import export_target
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -57,9 +60,11 @@ def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
         room_for("vllm", 600)
 
 
-def test_export_without_a_format_needs_an_engine(tmp_path, capsys: pytest.CaptureFixture[str]):
-    shown = Qra(capsys)("export", str(tmp_path))
-    assert shown.status == 2 and "was searched for no engine: give one of" in shown.err
+def test_export_without_a_format_or_an_engine_is_peft(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BadInput, match="holds no tuned plan"):
+        export_target(RunFolder(tmp_path))
+    monkeypatch.setattr("qra_search.workflow.export._check_tuned", lambda folder: None)
+    assert export_target(RunFolder(tmp_path)).format == "peft"
 
 
 def test_export_of_no_folder_says_so(tmp_path, capsys: pytest.CaptureFixture[str]):

@@ -71,7 +71,7 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Any, tmp_path: Path) -> N
 def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Any, tmp_path: Path) -> None:
     with pretended_gpu():
         done = export(TunedRun(runs["llama"].folder), format, tmp_path / format)
-    assert done.same_next_token == 1.0
+    assert done.largest_logit_difference <= (0.02 if format == "merged" else 0) * done.largest_logit  # in bfloat16
 
 
 def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that_vllm_knows(
