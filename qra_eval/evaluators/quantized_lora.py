@@ -302,7 +302,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
                 tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
         if place is not None:
-            place.keep_tuned(self._config(), self.space, self, tuned, steps)
+            place.keep_tuned(self._config(), self, tuned, steps)
         return tuned
 
     def tuning_data(self) -> str:

@@ -127,12 +127,7 @@ class RunData:
     @cached_property
     def plan(self) -> Plan | None:
         """The plan that is handed over."""
-        return self.finding.plan if self.finding else self.result.chosen() if self._has_limit else None
-
-    @property
-    def _has_limit(self) -> bool:
-        """Whether a plan was looked for within some bytes: a budget, or those of what was evaluated."""
-        return bool(self.result.memory_budgets or self.result.candidates)
+        return self.finding.plan if self.finding else self.result.chosen() if self.result.plans_are_wanted else None
 
     @cached_property
     def origins(self) -> tuple[str, ...]:

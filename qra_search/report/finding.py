@@ -11,7 +11,7 @@ from qra_search.report.formatting import loss_text, pair_text, percent, plan_nam
 from qra_search.runs.comparison import FOUND, UNIFORM, UNTUNED, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.forecast import Forecast
+from qra_search.study.forecast import Forecast, lower_by
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
@@ -56,7 +56,7 @@ class Finding:
     @property
     def gain(self) -> float:
         """How much lower the loss is, as a share of the rival's; nan if that is zero."""
-        return (self.rival_loss - self.loss) / abs(self.rival_loss) if self.rival_loss else math.nan
+        return lower_by(self.loss, self.rival_loss)
 
     @property
     def gains(self) -> tuple[float, float] | None:
@@ -192,7 +192,7 @@ def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | 
     found = finding(result, tested, budget)
     if found is not None or (result.failures() and not result.candidates):
         return headline(found)
-    foretold = result.forecast(budget) if budget or result.memory_budgets or result.candidates else None
+    foretold = result.forecast(budget) if budget or result.plans_are_wanted else None
     if foretold is None:
         return NOTHING
     return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qra_search.runs.comparison import SIXTEEN, UNTUNED, TestResult, difference
 from qra_search.space.levels import level_words
+from qra_search.study.forecast import lower_by
 
 if TYPE_CHECKING:
     from qra_search.space.space import Plan, SearchSpace
@@ -78,7 +79,7 @@ def lower_text(found: TestResult, other: TestResult) -> str:
     """How much lower a test loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
     if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
         return ""
-    share, interval = percent((other.loss - found.loss) / abs(other.loss)), difference(found, other)
+    share, interval = percent(lower_by(found.loss, other.loss)), difference(found, other)
     if interval is None:
         return f"{share}, no interval"
     low, high = (signed_percent(-end / abs(other.loss)).removesuffix(" %") for end in reversed(interval))

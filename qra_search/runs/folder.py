@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.evaluation.evaluator import Evaluator, Tuned
-from qra_search.files import DIGEST_SUFFIX, read_json, write_text
+from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
 from qra_search.runs.contest import Contest, TestFile, conditions, tuned_entry
+from qra_search.runs.tuned import EARLIER, TunedFolder, TuningBusy
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -28,8 +25,6 @@ from qra_search.study.result import SearchResult
 LOG_NAME = "trials.jsonl"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
-EARLIER = "earlier-"
-"""Likewise of one with what was tuned before, and was set aside."""
 
 
 class NoRun(BadInput):
@@ -40,22 +35,15 @@ class RunExists(BadInput):
     """The folder holds another run, or one that has to be resumed explicitly."""
 
 
-class TuningBusy(BadInput):
-    """Another process tunes in the folder."""
-
-
-class RunFolder:
+class RunFolder(TunedFolder):
     """One run on disk: `config.yaml`, `trials.jsonl`, and what is made from them."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        super().__init__(path)
         self.config_file = self.path / "config.yaml"
         self.log_file = self.path / LOG_NAME
         self.result_file = self.path / "result.json"
-        self.plan_file = self.path / "plan.json"
-        self.test_file = self.path / "test.json"
         self.report_file = self.path / "report.html"
-        self.adapter = self.path / "adapter"
 
     @property
     def name(self) -> str:
@@ -204,17 +192,6 @@ class RunFolder:
             write_text(self.plan_file, kept)
         return aside
 
-    def tuned(self, space: SearchSpace) -> Plan | None:
-        """The plan that the adapter here was tuned for: `plan.json`, if the comparison that followed was of the same;
-        None if these differ, or if it cannot be read."""
-        try:
-            plan = plan_from_dict(space, read_json(self.plan_file))
-        except ValueError:
-            return None
-        test = self.test() or {}
-        compared = [t.plan for t in read_test(test) if t.role == FOUND] if test.get("format") == TEST_FORMAT else []
-        return None if compared and compared[0] != plan else plan
-
     def plan(self) -> Plan:
         """The plan of `plan.json`, or the one that it would hold.
 
@@ -227,15 +204,7 @@ class RunFolder:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan
 
-    @property
-    def has_tuned(self) -> bool:
-        """Whether a plan was tuned here to the end: its adapter, and its entry in the comparison."""
-        test = self.test() or {}
-        return self.adapter.is_dir() and any(entry["role"] == FOUND for entry in test.get("tuned", []))
-
-    def keep_tuned(
-        self, config: RunConfig, space: SearchSpace, evaluator: Evaluator, tuned: Tuned, steps: int | None
-    ) -> None:
+    def keep_tuned(self, config: RunConfig, evaluator: Evaluator, tuned: Tuned, steps: int | None) -> None:
         """Make a run of a folder that a plan was tuned into from Python, with no search: its settings, a log without
         trials, and the plan's test. Nothing if the comparison there is of a run that goes on.
 
@@ -252,55 +221,11 @@ class RunFolder:
             self.begin(config.model_copy(update={"search": search}))
             asked = {"strategy": search.strategy, "evaluations": search.evaluations}
             with TrialLog(self.log_file) as log:
-                record(log, space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
+                record(log, evaluator.space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
         rows = len(tuned.row_tokens) or config.finetune.test_rows
         shared = conditions(config, steps, evaluator.describe(), evaluator.tuning_data())
         contest = Contest(tuned.plan, (), limit, (tuned.seed,), steps, rows, shared)
         TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
-
-    @contextmanager
-    def tuning_alone(self) -> Iterator[None]:
-        """While the context lasts, no other process tunes here.
-
-        Raises:
-            TuningBusy: one does.
-        """
-        from filelock import FileLock, Timeout  # as in the trial log
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.test_file}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            reason = f"another process tunes in {self.path}: wait until it has ended, or stop it first"
-            raise TuningBusy(reason) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def set_aside(self) -> Path:
-        """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder; `plan.json` stays as well."""
-        folder = self.path / f"{EARLIER}{len(self.earlier()) + 1}"
-        folder.mkdir()
-        base = self.path / "quantized.safetensors"
-        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.test_file):
-            if item.exists():
-                item.rename(folder / item.name)
-        if self.plan_file.is_file():
-            shutil.copy2(self.plan_file, folder)
-        return folder
-
-    def earlier(self) -> list[RunFolder]:
-        """What was set aside, the last first."""
-        numbers = itertools.count(1)
-        folders = (RunFolder(self.path / f"{EARLIER}{number}") for number in numbers)
-        return list(itertools.takewhile(lambda folder: folder.path.is_dir(), folders))[::-1]
-
-    def test(self) -> dict[str, Any] | None:
-        """The comparison on test data; None if there is none."""
-        data: dict[str, Any] | None = read_json(self.test_file)
-        return data
 
 
 def identity_in(log: TrialLog) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def uniform_in(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | N
 def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     plan = space.uniform(bits, rank)
     if plan is None:
-        choices = map(space.uniform_choice, space.uniform_plans())
-        widths = dict.fromkeys(choice[0] for choice in choices if choice is not None)
+        widths = dict.fromkeys(level for level, _ in space.uniform_by_choice())
         raise BadInput(
             f"{what} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space does not have: "
             f"its bits are {', '.join(map(str, widths))}, its ranks {', '.join(map(str, space.uniform_ranks))}"

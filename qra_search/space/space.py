@@ -230,10 +230,14 @@ class SearchSpace:
         choice = choices.pop()
         return choice if plan == self.uniform(*choice) else None
 
+    def uniform_by_choice(self) -> dict[tuple[LevelName, int], Plan]:
+        """Every uniform plan of the space by its level and rank, cheapest first."""
+        choices = [((b, r), p) for b in self.bits for r in self.uniform_ranks if (p := self.uniform(b, r)) is not None]
+        return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
+
     def uniform_plans(self) -> list[Plan]:
         """Every uniform plan of the space, cheapest first."""
-        plans = [p for b in self.bits for r in self.uniform_ranks if (p := self.uniform(b, r)) is not None]
-        return sorted(plans, key=self.memory_bytes)
+        return list(self.uniform_by_choice().values())
 
     @cached_property
     def uniform_ranks(self) -> tuple[int, ...]:

@@ -59,9 +59,7 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        if self.uniform is None or not self.uniform.loss:
-            return float("nan")
-        return (self.uniform.loss - self.best.loss) / abs(self.uniform.loss)
+        return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
 
 
 @dataclass(frozen=True)
@@ -141,6 +139,11 @@ def solve_plan(space: SearchSpace, sensitivities: Sensitivities, budget: int) ->
         uniform.append(UniformPrediction(other, space.memory_bytes(other), gain, deviation))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     return Forecast(budget, plan, space.memory_bytes(plan), tuple(uniform))
+
+
+def lower_by(loss: float, other: float) -> float:
+    """How much lower a loss is than another, as a share of the other's size; nan if that is zero."""
+    return (other - loss) / abs(other) if other else math.nan
 
 
 def deviation_of(gain: float) -> float:

@@ -134,6 +134,11 @@ class SearchResult:
         return None if foretold is None or foretold.plan in self._failed else foretold.plan
 
     @property
+    def plans_are_wanted(self) -> bool:
+        """Whether a plan was looked for within some bytes: a budget, or those of what was evaluated."""
+        return bool(self.memory_budgets or self.candidates)
+
+    @property
     def _failed(self) -> set[Plan]:
         """Plans that could not be evaluated: none of them is handed over."""
         return {trial.plan for trial in self.failures()}

@@ -267,11 +267,7 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
-    uniform = []
-    for plan in space.uniform_plans():
-        choice = space.uniform_choice(plan)
-        assert choice is not None  # it is uniform
-        uniform.append((plan, space.memory_bytes(plan), *choice))
+    uniform = [(plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()]
     chosen: dict[str, Plan] = {}
     if not budgets and uniform:
         middle = space.uniform_ranks[len(space.uniform_ranks) // 2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, differences
@@ -109,49 +108,6 @@ def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: int | 
     return folder if memory is None or limit in result.memory_budgets[-1:] else folder.record(limit)
 
 
-def tune_with(
-    evaluator: Evaluator,
-    config: RunConfig,
-    folder: RunFolder,
-    listener: Listener,
-    plan: Plan,
-    *,
-    memory: int | str | None = None,
-    against: Against = "best",
-    seeds: int = 1,
-    steps: int | None = None,
-    track: Sequence[str] = (),
-    with_16_bit: bool = False,
-) -> Finetuned:
-    """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
-
-    Another plan that was tuned in the same place, or this one with other settings, is set aside.
-
-    Args:
-        config: the run's own, but for what may be set anew for the tuning.
-        memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
-            own (`place_of`).
-        track: trackers that hear of every step, such as `tensorboard`.
-        with_16_bit: tune adapters of the largest rank on the model in 16 bits as well.
-
-    Raises:
-        BadInput: the evaluator cannot tune, or the plan has no adapter.
-        TuningFailed: the plan cannot be tuned; that is recorded like all else.
-    """
-    check_tunes(evaluator, config)
-    if not any(plan.ranks):
-        raise BadInput(NO_ADAPTER)
-    result = folder.result()
-    contest = replace(
-        contest_of(result, plan, memory, against=against, seeds=seeds, steps=steps, with_16_bit=with_16_bit),
-        rows=rows_of_test(evaluator, config),
-        conditions=conditions(config, steps, evaluator.describe(), evaluator.tuning_data()),
-    )
-    place = place_of(folder, result, contest.limit, memory)
-    with place.tuning_alone():
-        return _tuned(evaluator, config, folder, place, listener, result, contest, track)
-
-
 def contest_of(
     result: SearchResult,
     plan: Plan,
@@ -162,48 +118,78 @@ def contest_of(
     steps: int | None = None,
     with_16_bit: bool = False,
 ) -> Contest:
-    """A plan and all that it would be compared with; takes what `tune_with` does."""
+    """A plan and all that it is compared with, but for the conditions, which its evaluator knows.
+
+    Args:
+        memory: the budget that the plan was chosen for, if it is not the run's own.
+        with_16_bit: tune adapters of the largest rank on the model in 16 bits as well.
+    """
     space, limit = result.space, limit_of(result, plan, memory)
     sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
     others = tuple(opponents(space, limit, against, result))
     return Contest(plan, others, limit, tuple(range(seeds)), steps, sixteen=sixteen)
 
 
-def _tuned(
+def tune_with(
     evaluator: Evaluator,
     config: RunConfig,
     folder: RunFolder,
-    place: RunFolder,
     listener: Listener,
     result: SearchResult,
     contest: Contest,
-    track: Sequence[str],
+    *,
+    memory: int | str | None = None,
+    track: Sequence[str] = (),
 ) -> Finetuned:
-    aside, seeds = _make_room(place, result.space, contest), len(contest.seeds)
-    if aside is not None:
-        listener.say(f"another plan, other settings or other data: what was tuned before is kept in {aside}")
-    say_rows(evaluator, listener)
+    """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
+
+    Another plan that was tuned in the same place, or this one with other settings, is set aside.
+
+    Args:
+        config: the run's own, but for what may be set anew for the tuning.
+        result: of the run.
+        contest: as `contest_of` makes it.
+        memory: as there: the plan then has a record of its own (`place_of`).
+        track: trackers that hear of every step, such as `tensorboard`.
+
+    Raises:
+        BadInput: the evaluator cannot tune, the plan has no adapter, or another process tunes there.
+        TuningFailed: the plan cannot be tuned; that is recorded like all else.
+    """
+    check_tunes(evaluator, config)
+    if not any(contest.found.ranks):
+        raise BadInput(NO_ADAPTER)
+    shared = conditions(config, contest.steps, evaluator.describe(), evaluator.tuning_data())
+    contest = replace(contest, rows=rows_of_test(evaluator, config), conditions=shared)
+    place = place_of(folder, result, contest.limit, memory)
+    with place.tuning_alone():
+        _make_room(place, result.space, contest, listener)
+        say_rows(evaluator, listener)
+        _say_count(contest, listener)
+        settings = config.model_dump(mode="json", include={"training", "finetune"})
+        told = {"steps": contest.steps, "seeds": len(contest.seeds), **settings}
+        try:
+            with tracked(track, place.path / TUNING, told, listener.say) as figures:
+                compare_on_test(
+                    evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
+                )
+        except KeyboardInterrupt as stop:
+            kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
+            listener.say(f"Stopped: {kept}. Give the same command again to go on.")
+            raise
+        finally:
+            if place.test_file.is_file():
+                write_report(folder, config, result, folder.identity(), read_test(folder.test()))
+    return Finetuned(result, tuple(read_test(place.test())), contest.limit, place)
+
+
+def _say_count(contest: Contest, listener: Listener) -> None:
     if standing()[1] > 1:
         listener.say(f"{standing()[1]} processes share the rows of each step")
-    count = sum(contest.role(plan.key) == UNIFORM for plan in contest.plans)
+    count, seeds = sum(contest.role(plan.key) == UNIFORM for plan in contest.plans), len(contest.seeds)
     rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
     rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
-    settings = config.model_dump(mode="json", include={"training", "finetune"})
-    told = {"steps": contest.steps, "seeds": seeds, **settings}
-    try:
-        with tracked(track, place.path / TUNING, told, listener.say) as figures:
-            compare_on_test(
-                evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
-            )
-    except KeyboardInterrupt as stop:
-        kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
-        listener.say(f"Stopped: {kept}. Give the same command again to go on.")
-        raise
-    finally:
-        if place.test_file.is_file():
-            write_report(folder, config, result, folder.identity(), read_test(folder.test()))
-    return Finetuned(result, tuple(read_test(place.test())), contest.limit, place)
 
 
 def check_tunable(known: RunConfig, config: RunConfig) -> None:
@@ -229,16 +215,17 @@ def check_reloads(done: Finetuned) -> None:
             )
 
 
-def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> Path | None:
-    """Set aside what was tuned of another plan, with other settings or on other data, and return where it is then;
-    nothing that was measured is overwritten.
+def _make_room(place: RunFolder, space: SearchSpace, contest: Contest, listener: Listener) -> None:
+    """Set aside what was tuned of another plan, with other settings or on other data, and say where it is then; nothing
+    that was measured is overwritten.
 
     What other plans were compared with, now or before, is not tuned again.
     """
-    test, aside = place.test(), None
+    test = place.test()
     same_plan = not place.adapter.is_dir() or place.tuned(space) == contest.found
     if not same_plan or not (test is None or contest.counts(test) or not test["tuned"]):
         aside = place.set_aside()
+        listener.say(f"another plan, other settings or other data: what was tuned before is kept in {aside}")
     known = [] if place.test_file.is_file() else [folder.test() for folder in place.earlier()]
     test = next((test for test in known if test is not None and contest.counts(test)), None)
     if test is not None:
@@ -249,4 +236,3 @@ def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> Path |
             if e not in others and space.uniform_choice(Plan.from_dict(e["plan"]))
         ]
         write_json(place.test_file, {**test, "tuned": others}, durable=True)
-    return aside

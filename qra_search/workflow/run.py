@@ -26,7 +26,7 @@ from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.export import export_run, export_target
-from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, tune_with
+from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, contest_of, tune_with
 from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, plan_with, search_with
 from qra_search.workflow.settings import check_task
 
@@ -190,14 +190,13 @@ class Run:
         with bad_input():
             for spec in track:
                 check_tracker(spec)
+        result = self.result
+        contest = contest_of(result, chosen, memory, against=against, seeds=seeds, steps=steps, with_16_bit=with_16_bit)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)
             if follows():
                 evaluator.follow()
-            done = tune_with(
-                evaluator, config, self.folder, listener, chosen,
-                memory=memory, against=against, seeds=seeds, steps=steps, track=track, with_16_bit=with_16_bit,
-            )  # fmt: skip
+            done = tune_with(evaluator, config, self.folder, listener, result, contest, memory=memory, track=track)
         if check:
             check_reloads(done)
         return done

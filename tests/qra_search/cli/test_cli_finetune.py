@@ -1,4 +1,4 @@
-"""`qra finetune` and `qra demo`, with an evaluator that tunes at once."""
+"""`qra finetune`, with an evaluator that tunes at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, open_run
-from qra_search.cli import demo
 from qra_search.config import dump_config, load_config, make_config
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
-
-SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
-
 
 pytestmark = pytest.mark.usefixtures("tuner")
 
@@ -270,45 +266,6 @@ def test_a_plan_from_a_file_or_for_a_smaller_budget_is_tuned_instead(
     assert qra("finetune", tmp_path / "a", "--memory", "uniform2r16", "--against", "none").status == 0
     best = result.best(result.space.memory_bytes(Plan((2,) * 4, (16,) * 4)))
     assert best is not None and tuner["tuned"][-1][0] == best.plan
-
-
-def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
-) -> None:
-    done = qra("demo", "--out", tmp_path / "d", *SMALL)
-    assert done.status == 0, done.err
-    run = RunFolder(tmp_path / "d")
-    result = run.result()
-    assert result.memory_budgets == resolve(result.space, demo.DEMO["search"]["memory"])
-    foretold = result.forecast()
-    assert foretold is not None and foretold.rival is not None and result.trials == ()
-    sixteen = result.space.unquantized.uniform(16, result.space.ranks[-1])
-    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan, sixteen]
-    assert "16-bit LoRA, rank" in done.out and tuner["built"] == 1
-    assert str(run.report_file) in done.out and f"qra search {run.path} --evaluations" in done.out
-
-
-def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
-) -> None:
-    qra("demo", "--out", tmp_path / "d", *SMALL)
-    before, tuned = RunFolder(tmp_path / "d").result().trials, len(tuner["tuned"])
-    again = qra("demo", "--out", tmp_path / "d", *SMALL)
-    assert again.status == 0, again.err
-    assert "it is resumed" in again.err
-    assert RunFolder(tmp_path / "d").result().trials == before
-    assert len(tuner["tuned"]) == tuned
-
-
-def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
-    config = make_config(demo.DEMO)
-    assert (config.model.name, config.task.name) == ("smollm2", "arithmetic") and config.search.memory
-
-
-def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
-    data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
-    assert data["forecasts"][0]["memory_bytes"] <= data["forecasts"][0]["budget"]
-    assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform", "16-bit"}
 
 
 @pytest.fixture
