@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from qra_eval.tasks.example import Example
@@ -64,7 +65,8 @@ def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | 
             raise BadInput(f"{where}: no column {column!r} for {field}, only {_names(row)}")
     row = {field: row[column] for field, column in columns.items()} if columns else row
     # null, or NaN, is what a table has for no field
-    row = {field: value for field, value in row.items() if value is not None and value == value}
+    nothing = {field for field, value in row.items() if value is None or (isinstance(value, float) and isnan(value))}
+    row = {field: value for field, value in row.items() if field not in nothing}
     for field in TURNS:
         if field in row:
             return _chat(_turns(row, field, where), where)

@@ -72,7 +72,11 @@ def finetune(
     with open_run(run) as opened:
         if dry_run:
             settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
-            settings = settings if steps is None else make_config(settings.model_dump(), {"finetune.steps": steps})
+            settings = (
+                settings
+                if steps is None
+                else make_config(settings.model_dump(), {"finetune.steps": steps, "finetune.epochs": None})
+            )
             rivals = cast(Against, against)
             contest = contest_of(opened.result, chosen, memory, against=rivals, seeds=seeds, with_16_bit=with_16_bit)
             print_dry_run(settings, view, track=track or (), begun=True, contest=contest, as_json=as_json)

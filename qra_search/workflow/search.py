@@ -186,12 +186,19 @@ def search_with(
         with on_interrupt(stop):
             result = study.run()
         identity = identity_in(log)
-    if (aside := folder.write(result)) is not None:
-        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
-    write_report(folder, config, result, identity, read_test(folder.test()))
+    _write(folder, config, result, identity, listener)
     if not result.candidates and not study.stopping:
         raise StudyFailed(_why_nothing(result, study.evaluations))
     return result
+
+
+def _write(
+    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], listener: Listener
+) -> None:
+    """The files of a result and the report; what was tuned for another plan than the best is set aside, and said."""
+    if (aside := folder.write(result)) is not None:
+        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
+    write_report(folder, config, result, identity, read_test(folder.test()))
 
 
 def check_plannable(config: RunConfig) -> None:
@@ -225,9 +232,7 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         )
     for budget in result.memory_budgets:
         result.forecast(budget)  # here the plan is solved
-    if (aside := folder.write(result)) is not None:
-        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
-    write_report(folder, config, result, identity, read_test(folder.test()))
+    _write(folder, config, result, identity, listener)
     return result
 
 

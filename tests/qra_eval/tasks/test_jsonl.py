@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from tiny_families import tiny_config_model
 
@@ -52,6 +53,11 @@ def test_the_forms_of_a_row(row, prompt, answer, before):
     assert (example.prompt, example.answer) == (prompt, answer)
     assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(before)
     assert len(to_example({**row, "system": " "}, "x").messages) == 1
+
+
+def test_a_column_of_arrays_is_no_missing_field():
+    row = {"prompt": "p", "answer": "a", "embedding": np.zeros(3), "score": float("nan")}
+    assert to_example(row, "row 1").answer == " a"
 
 
 def test_chats_keep_their_turns_for_the_chat_template():
