@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -113,6 +114,22 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_sample(tensor))
     return digest.hexdigest()[:16]
+
+
+NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|dtype|torch_dtype|transformers_version|use_cache|return_dict")
+"""Fields of a config, wherever they are in it, that no hidden state follows from."""
+
+
+def config_digest(model: nn.Module) -> str:
+    """Hash of what a model's config says of its computing, such as the base of rotary positions, where no tensor does."""
+
+    def computed(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {name: computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
+
+    said = computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")

@@ -14,7 +14,7 @@ from qra_backends import Backend
 
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
-from qra_eval.models.loaded import LoadedModel, compute_dtype
+from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
 from qra_eval.models.split import connect, spread
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
@@ -187,8 +187,8 @@ class QuantizedModel:
 
     @property
     def identity(self) -> str:
-        """Of the weights, and of the dtype that they are stored in."""
-        return f"{self.loaded.fingerprint}-{self.dtype}"
+        """Of the weights, of the dtype that they are stored in, and of what the config says of computing."""
+        return f"{self.loaded.fingerprint}-{config_digest(self.model)}-{self.dtype}"
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""

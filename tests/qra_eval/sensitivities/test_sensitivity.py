@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.load import load_model
 from qra_eval.quantized.pieces import Pieces
 from qra_eval.sensitivities import cache as kept
 from qra_eval.sensitivities.fisher import leading_singular_values, sketch_probe
@@ -55,12 +57,12 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
         assert {k for g, k in chosen if many.groups[g].kind == kind} == set(range(PROBED_BITS))
 
 
-def tiny_evaluator(cache, **options):
+def tiny_evaluator(cache, model="tiny", **options):
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
     from qra_search.config import QuantizationConfig, SpaceConfig
 
     return QuantizedLoRAEvaluator(
-        "tiny",
+        model,
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),
         space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
@@ -120,6 +122,26 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
         and kept.sensitivities_file(evaluator.tuner).stat().st_size > 100
     )
+
+
+def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_codes_and_another_prior(tmp_path):
+    def names(folder):
+        made = tiny_evaluator(tmp_path / "bank", model=str(folder))
+        return made.quantized.identity, kept.sensitivities_file(made.tuner).name
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    loaded = load_model("tiny")
+    for folder in (first, second):
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    config = json.loads((second / "config.json").read_text())
+    before = names(first)
+    (second / "config.json").write_text(json.dumps({**config, "use_cache": not config["use_cache"]}))
+    assert names(second) == before
+    config["rope_parameters"]["rope_theta"] *= 2
+    (second / "config.json").write_text(json.dumps(config))
+    after = names(second)
+    assert after[0] != before[0] and after[1] != before[1]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
