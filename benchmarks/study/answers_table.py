@@ -16,31 +16,39 @@ SIZE = (480, 400)
 """Of a panel."""
 
 
+def run_of(line: dict[str, Any]) -> tuple[int, str]:
+    """What rows share that are compared: the seed, and the dtype of products, which moves an answer as a seed does."""
+    return line["seed"], line["compute"]
+
+
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
-    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and seeds."""
+    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and runs."""
     lines = [d for d in lines if d["model"] == model]
-    rival, wide = ({d["seed"]: d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
-    body = []
-    names: dict[Any, dict[str, None]] = {}  # one plan may be the best within several shares
+    rival, wide = ({run_of(d): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
+    several = len(rival) > 1
+    groups: dict[Any, list[dict[str, Any]]] = {}  # one plan may be the best within several shares
     for d in lines:
-        names.setdefault(d["choices"] if d["row"].startswith(PLAN) else d["row"], {})[d["row"]] = None
-    for row, *others_within in names.values():
-        some = [d for d in lines if d["row"] == row and d["seed"] in rival]
-        others = [rival[d["seed"]] for d in some]
+        groups.setdefault(d["choices"] if d["row"].startswith(PLAN) else d["row"], []).append(d)
+    body = []
+    for group in groups.values():
+        row, *others_within = dict.fromkeys(d["row"] for d in group)
+        some = [d for d in group if d["row"] == row and run_of(d) in rival]
+        others = [rival[run_of(d)] for d in some]
         if not some:
             continue
         size, share = some[0]["memory_bytes"], some[0]["memory_bytes"] / others[0]["memory_bytes"]
-        same = row == QLORA
+        same, beside_wide = row == QLORA, paired({run_of(d): d for d in some}, wide)
         name = ", ".join([row, *(other.removeprefix(PLAN) for other in others_within)])
         cells = [name, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        cells += [", ".join(d["compute"] for d in some)] if several else []
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{rows_of(some, 'row_right').mean():.1%}", "–" if same else points(some, others)]
-        cells += ["–" if row == WIDE else points(*paired({d["seed"]: d for d in some}, wide))]
+        cells += [points(*beside_wide) if row != WIDE and beside_wide[0] else "–"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
         minutes = sum(d["processor_seconds"] - d.get("prepared", 0) for d in some) / len(some) / 60
         body.append((size, [*cells, f"{minutes:.1f}"]))
-    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
-    head += ["against 16-bit LoRA, points"]
+    head = ["row", "MiB", "of QLoRA's", "embeddings", *["computed in"] * several, "test loss", "against QLoRA", "right"]
+    head += ["against QLoRA, points", "against 16-bit LoRA, points"]
     in_order = [cells for _, cells in sorted(body, key=lambda row: -row[0])]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], in_order)
 
@@ -48,7 +56,7 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
 def draw(lines: list[dict[str, Any]]) -> str:
     """The picture, an SVG: right answers over bytes, a panel a model.
 
-    A bar is the interval of 95% of the difference to QLoRA, over rows and seeds.
+    A bar is the interval of 95% of the difference to QLoRA, over rows and runs.
     """
     with style() as c:
         figure, panels = new_figure(
@@ -56,11 +64,11 @@ def draw(lines: list[dict[str, Any]]) -> str:
         )
         for axes, (model, title) in zip(panels, PANELS.items(), strict=True):
             mine = [d for d in lines if d["model"] == model]
-            rival = {d["seed"]: d for d in mine if d["row"] == QLORA}
+            rival = {run_of(d): d for d in mine if d["row"] == QLORA}
             found = []
             for row in dict.fromkeys(d["row"] for d in mine):
-                some = [d for d in mine if d["row"] == row and d["seed"] in rival]
-                others = rows_of([rival[d["seed"]] for d in some], "row_right")
+                some = [d for d in mine if d["row"] == row and run_of(d) in rival]
+                others = rows_of([rival[run_of(d)] for d in some], "row_right")
                 ends = difference(rows_of(some, "row_right"), others, relative=False)
                 low, at, high = (100 * (others.mean() + x) for x in ends)
                 found.append((some[0]["memory_bytes"] / MIB, at, at - low, high - at, row))

@@ -23,7 +23,7 @@ from qra_eval.tasks.gsm8k import STOP, number_of
 
 NEW_TOKENS = 320
 """Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
-TOGETHER = 64
+TOGETHER = 128
 """Answers in a piece, written when all are there."""
 USUAL_TOKENS = 208
 """Of most answers, at most. The few that are longer are asked for again, together: each would hold its piece up."""
@@ -75,7 +75,7 @@ def reloaded(folder: Path) -> tuple[Any, Any]:
     run = TunedRun(folder)
     model = run.with_weights(run.weight)
     uninstall_tables(model.get_base_model())
-    return in_float32(model), run.tokenizer
+    return model, run.tokenizer
 
 
 def dequantized(model: Any) -> Any:
@@ -84,7 +84,7 @@ def dequantized(model: Any) -> Any:
         if isinstance(module, Linear4bit):
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
             model.set_submodule(name, plain(weight, module.bias))
-    return in_float32(model)
+    return model
 
 
 def plain(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -96,6 +96,8 @@ def plain(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     return linear
 
 
-def in_float32(model: Any) -> Any:
-    """In evaluation mode; all numbers are kept, and products are as fast as on any CPU."""
-    return model.float().eval()
+def computing_in(dtype: str, model: Any) -> Any:
+    """In evaluation mode, with weights of a dtype; of buffers, rotary frequencies stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model.eval()

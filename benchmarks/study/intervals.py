@@ -66,9 +66,9 @@ def by_seed(lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def paired(
-    mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]
+    mine: dict[Any, dict[str, Any]], theirs: dict[Any, dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of both sides at the seeds that both have, in the order of the first."""
+    """The lines of both sides at the seeds, or runs, that both have, in the order of the first."""
     both = [seed for seed in mine if seed in theirs]
     return [mine[seed] for seed in both], [theirs[seed] for seed in both]
 

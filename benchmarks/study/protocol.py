@@ -115,6 +115,7 @@ def evaluator(
     cache: str | None = None,
     options: dict[str, Any] | None = None,
     weight_cache: str = "auto",
+    compute: str = COMPUTE,
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
     """The real evaluator under the study's settings, with changes of their sections, and a task's options."""
@@ -123,7 +124,7 @@ def evaluator(
         TaskConfig(name=task, data=str(data), options=options or {}),
         quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
-        compute=COMPUTE,
+        compute=compute,
         weight_cache=weight_cache,
         **settings(task, **changes),
     )
