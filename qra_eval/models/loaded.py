@@ -116,12 +116,14 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|dtype|torch_dtype|transformers_version|use_cache|return_dict")
+NOT_COMPUTED = re.compile(
+    r"_.*|.*token_ids?|architectures|dtype|torch_dtype|transformers_version|use_cache|return_dict"
+)
 """Fields of a config, wherever they are in it, that no hidden state follows from."""
 
 
 def config_digest(model: nn.Module) -> str:
-    """Hash of what a model's config says of its computing, such as the base of rotary positions, where no tensor does."""
+    """Hash of what a model's config says of computing where no tensor does: the base of rotary positions."""
 
     def computed(part: Any) -> Any:
         if not isinstance(part, dict):
