@@ -17,7 +17,7 @@ def register(*, model: Any = None, tokenizer: Any = None, task: Any = None) -> d
         task: rows in Python, or a `Task`.
 
     Returns:
-        `model` and `task`, as far as they were given: `live:<digest>`, `rows:<digest>`, `task:<name>`.
+        `model` and `task`, as far as they were given: `live:<digest>`, `rows:<digest>`, `task:<name>-<digest>`.
 
     Raises:
         BadInput: an object that cannot be used; one line says why.

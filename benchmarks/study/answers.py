@@ -198,8 +198,7 @@ def tuned_row(
         return {**line, "memory_bytes": bytes_of_qlora(options), **measured(wide, model, options)}
     made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
     if row not in (UNTUNED, WIDE):
-        widths = SETTINGS[options.name].widths
-        made = evaluator(options, tuple(sorted({*widths, *uniform_width(row)})), RANKS, backend=None)
+        made = evaluator(options, uniform_width(row) or SETTINGS[options.name].widths, RANKS, backend=None)
         plan = plan_of(made, row, options)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}

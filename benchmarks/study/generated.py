@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.common import append, read
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import uninstall_tables
+from qra_eval.models.loaded import contiguous_input
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.gsm8k import STOP, number_of
 
@@ -100,4 +101,5 @@ def computing_in(dtype: str, model: Any) -> Any:
     """In evaluation mode, with weights of a dtype; of buffers, rotary frequencies stay in float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
+    model.get_output_embeddings().register_forward_pre_hook(contiguous_input)
     return model.eval()

@@ -64,8 +64,12 @@ class Sketch:
     ):
         from transformers import AutoModelForCausalLM
 
+        try:
+            from transformers.initialization import no_init_weights
+        except ImportError:  # before transformers 5
+            from transformers.modeling_utils import no_init_weights
         self._mode = FakeTensorMode()
-        with self._mode:
+        with self._mode, no_init_weights():  # some are drawn by looking at values, which fake tensors have not
             config = copy.deepcopy(config) if layers is None else shortened(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=config._attn_implementation

@@ -8,6 +8,7 @@ changes what the run sees, which the digest finds when the model is loaded next.
 from __future__ import annotations
 
 import copy
+import hashlib
 import weakref
 from typing import Any
 
@@ -34,9 +35,15 @@ def register_live(model: Any, tokenizer: Any) -> str:
             has weights that are not in memory.
     """
     check_live(model)
-    name = f"{LIVE}{fingerprint(model)}"
+    name = _name(model, tokenizer)
     LIVE_MODELS[name] = weakref.ref(model), tokenizer
     return name
+
+
+def _name(model: Any, tokenizer: Any) -> str:
+    """Of the weights, and of the format of chats, in which one model may be given twice."""
+    chat = hashlib.sha256(repr(getattr(tokenizer, "chat_template", None)).encode())
+    return f"{LIVE}{fingerprint(model)}-{chat.hexdigest()[:4]}"
 
 
 def load_live(
@@ -53,8 +60,10 @@ def load_live(
     if model is None:
         raise ModelNotFound(f"the live model {name} is gone: keep it as long as the run, or give model= again")
     check_live(model)
-    if f"{LIVE}{fingerprint(model)}" != name:
-        raise BadInput(f"the live model {name} has other weights now: load or save those that the run began with")
+    if _name(model, tokenizer) != name:
+        raise BadInput(
+            f"the live model {name} has other weights or another chat template now: load what the run began with"
+        )
     tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
     if not weights:
         return finish_shape(_copied(model, dtype, "meta"), tokenizer, name, name)

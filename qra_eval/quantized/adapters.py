@@ -14,6 +14,11 @@ from torch.nn import functional as F
 
 from qra_eval.models.expert_products import AdaptableLinear, LinearParts
 from qra_eval.quantized.scales import TrainedGroups
+from qra_search.errors import BadInput
+
+
+class WeightWanted(BadInput, AttributeError):
+    """A layer of the model would multiply by the weight of a linear itself."""
 
 
 class AdaptedLinear(AdaptableLinear):
@@ -42,6 +47,14 @@ class AdaptedLinear(AdaptableLinear):
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0
         self.dropout = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":  # it would be multiplied past the base and the adapter
+            raise WeightWanted(
+                "a layer of this model reads the weights of its linears instead of calling them, as those of Mamba, "
+                "RWKV and LongCat do: they cannot be quantized and adapted one by one"
+            )
+        return super().__getattr__(name)
 
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (out, in), as the frozen base."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def register_task(task: Any) -> str:
         BadInput: it is no task, and no rows.
     """
     made = make_task(task)
-    name = f"{MADE}{made.name}" if isinstance(task, Task) else made.name
+    name = made.name
+    if isinstance(task, Task):  # two of one class may have other rows
+        rows = hashlib.sha256("".join(repr(example) for split in SPLITS for example in task.split(split)).encode())
+        name = f"{MADE}{made.name}-{rows.hexdigest()[:8]}"
     LIVE_TASKS[name] = task
     return name
 

@@ -127,6 +127,10 @@ class ArithmeticTask(Task):
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
         self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
+        if not set(self.sizes) <= set(SIZES) or min(self.sizes.values()) < 1:
+            raise BadInput(f"sizes are of {', '.join(SIZES)}, each at least 1, got {sizes}")
+        if not self.digits or min(self.digits) < 1:
+            raise BadInput(f"digits are numbers from 1 on, at least one, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
             raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 

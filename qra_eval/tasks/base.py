@@ -88,16 +88,22 @@ class Task(ABC):
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
         found: dict[int, str] = {}
+        most = options.get("max_length")
+        room = None if most is None else max(1, most - max_new_tokens)
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
-            prompts = [self.prompt(examples[i], tokenizer) for i in some]
+            prompts = [self.prompt(examples[i], tokenizer, room) for i in some]
             answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
             found.update(zip(some, answers, strict=True))
         return [found[i] for i in range(len(examples))]
 
-    def prompt(self, example: Example, tokenizer: Any) -> str:
-        """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so."""
-        return chat_prompt(example, tokenizer) if self.in_chat(example, tokenizer) else example.prompt
+    def prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
+        """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
+
+        Args:
+            room: tokens; a conversation is cut to fit, see `chat_prompt`.
+        """
+        return chat_prompt(example, tokenizer, room) if self.in_chat(example, tokenizer) else example.prompt
 
     def in_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""

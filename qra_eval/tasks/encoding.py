@@ -57,7 +57,7 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, *, chat
         prompt, text = chat_pair(example, tokenizer) if chat else (example.prompt, example.answer)
         before, answer = _split_ids(tokenizer, prompt, text, special=not chat)
         # A chat's turn ends with a token of its own, which need not be the end token.
-        ended = chat and text != example.answer.lstrip()
+        ended = chat and text != example.answer.strip()
         if not ended and tokenizer.eos_token_id is not None:
             answer = [*answer, tokenizer.eos_token_id]
         if not answer:
@@ -71,7 +71,7 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, *, chat
 def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True) -> Encoded:
     """A row for scoring: labels on the continuation, split off the whole text's ids as lm-evaluation-harness does.
 
-    White space at the end of the prompt counts to the continuation. A long row loses its left.
+    White space at the end of the prompt counts to the continuation. A long row loses its left, but for the start token.
 
     Raises:
         BadInput: the continuation has no token of its own.
@@ -87,20 +87,37 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     after = whole[len(before) :]
     if not after:
         raise BadInput(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
-    ids = torch.tensor([*before, *after][-max_length:], dtype=torch.long)
+    ids = torch.tensor(without_left([*before, *after], max_length, tokenizer), dtype=torch.long)
     labels = ids.clone()
     labels[: max(1, len(ids) - len(after))] = IGNORED
     return Encoded(ids, labels)
 
 
-def chat_prompt(example: Example, tokenizer: Any) -> str:
-    """The prompt in the tokenizer's chat format, up to where the answer begins."""
-    return render(_turns(example), tokenizer, prompted=True)
+def without_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
+    """The last `room` ids at most; a start token before them is kept in place of one."""
+    if len(ids) <= room:
+        return ids
+    head = ids[: int(room > 1 and ids[0] == getattr(tokenizer, "bos_token_id", None))]
+    return [*head, *ids[len(ids) - room + len(head) :]]
+
+
+def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
+    """The prompt in the tokenizer's chat format, up to where the answer begins.
+
+    Args:
+        room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
+    """
+    turns: Turns | None = _turns(example)
+    while turns is not None:
+        text = render(turns, tokenizer, prompted=True)
+        short = room is None or len(turns) == 1 or len(prompt_ids(tokenizer, text, special=False)) <= room
+        turns = None if short else _without_oldest(turns)
+    return text
 
 
 def chat_pair(example: Example, tokenizer: Any) -> tuple[str, str]:
     """Prompt and answer in the tokenizer's chat format, the answer with what the template ends a turn with."""
-    prompt, answer = chat_prompt(example, tokenizer), example.answer.lstrip()
+    prompt, answer = chat_prompt(example, tokenizer), example.answer.strip()
     whole = render([*_turns(example), {"role": "assistant", "content": answer}], tokenizer)
     return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt + answer) else answer
 
@@ -162,22 +179,27 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> Encoded:
     Raises:
         BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
     """
-    rules = [turn for turn in turns if turn["role"] == "system"]
-    rest = [turn for turn in turns if turn["role"] != "system"]
     ids, labelled, head = _encoded(turns, tokenizer)
     whole = len(ids)
-    while len(ids) > max_length:
-        later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
-        if later is None:
-            break
-        rest = rest[later:]
-        ids, labelled, head = _encoded([*rules, *rest], tokenizer)
+    while len(ids) > max_length and (fewer := _without_oldest(turns)) is not None:
+        turns = fewer
+        ids, labelled, head = _encoded(turns, tokenizer)
     return cut_row(ids, labelled, max_length, head=head, whole=whole)
+
+
+def _without_oldest(turns: Turns) -> Turns | None:
+    """The system's turns and all from the second question on; None if there is no second."""
+    rules = [turn for turn in turns if turn["role"] == "system"]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
+    return None if later is None else [*rules, *rest[later:]]
 
 
 def _encoded(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool], int]:
     """Ids, which of them have labels, and how many stand before the first text that is not the system's."""
     text = render(turns, tokenizer)
+    if not tokenizer.is_fast:
+        raise BadInput(f"conversations need a fast tokenizer, which a {type(tokenizer).__name__} is not")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     if MARK.search(tokenizer.get_chat_template()):

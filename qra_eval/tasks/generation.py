@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qra_eval.tasks.encoding import prompt_ids
+from qra_eval.tasks.encoding import prompt_ids, without_left
 
 STRETCH = 32
 """Tokens after which answers that have ended leave their batch."""
@@ -37,7 +37,8 @@ def generate_answers(
     from qra_eval.tasks.batches import by_length
 
     keep = 0 if max_length is None else max(1, max_length - max_new_tokens)
-    ids = [prompt_ids(tokenizer, prompt, special=special)[-keep:] for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt, special=special) for prompt in prompts]
+    ids = [without_left(some, keep, tokenizer) if keep else some for some in ids]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -78,8 +79,13 @@ def generate_answers(
                 if rows:  # those that have ended take no part in what follows
                     kept = torch.tensor(going, device=device)
                     name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.24
-                    past = {name: out[name]}
-                    out[name].batch_select_indices(kept)
+                    cache = out.get(name)
+                    layers = getattr(cache, "layers", None)
+                    # A recurrent state may not let rows go: what was written is then passed through the model again.
+                    dropping = bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
+                    past = {name: cache} if dropping else {}
+                    if dropping:
+                        cache.batch_select_indices(kept)
                     tokens = out.sequences[kept]
                     mask = torch.cat((mask[kept], mask.new_ones(len(rows), tokens.shape[1] - mask.shape[1])), 1)
     model.train(was_training)

@@ -14,6 +14,7 @@ from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import as_question, read_choices
 from qra_eval.tasks.scoring import score_choices
 from qra_eval.tasks.sources import folder_rows, hub_rows, split_rows
+from qra_search.errors import BadInput
 
 Row = dict[str, Any]
 Parts = tuple[str, list[str], int]
@@ -85,7 +86,9 @@ class MultipleChoiceTask(Task):
 
 def _example(source: Source, question: str, choices: list[str], label: int) -> Example:
     if source.prompt is None:
-        before, _, after = question.partition("_")
+        before, gap, after = question.partition("_")
+        if not gap:
+            raise BadInput(f"no `_` marks the gap in {question[:60]!r}")
         contexts = tuple(before + choice for choice in choices)
         rest = " " + after.strip()
         return Example(contexts[label], rest, (rest,) * len(choices), label, contexts)

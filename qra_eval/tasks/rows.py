@@ -37,7 +37,8 @@ class Rows:
         """
         key = (split, count)
         if key not in self._kept:
-            self._kept[key] = self._encoded(self.task.split(split)[:count])
+            # A text's examples are blocks, each of which may be several rows.
+            self._kept[key] = self._encoded(self.task.split(split)[:count])[:count]
             if not self._kept[key]:
                 raise BadInput(f"task {self.name!r} has no rows in its {split} split")
         return self._kept[key]
@@ -48,7 +49,7 @@ class Rows:
             return self(split, count)
         examples = self.task.split(split)
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(DRAW + seed)).tolist()
-        return self._encoded([examples[i] for i in order[:count]])
+        return self._encoded([examples[i] for i in order[:count]])[:count]
 
     def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
         encoded = self.task.encode(examples, self.tokenizer, self.max_length)

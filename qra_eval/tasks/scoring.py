@@ -91,7 +91,7 @@ def score_choices(
         for j, choice in enumerate(example.choices):
             prompt = example.contexts[j] if example.contexts else example.prompt
             if chat:
-                prompt, choice = chat_prompt(example, tokenizer), choice.lstrip()
+                prompt, choice = chat_prompt(example, tokenizer), choice.strip()
             rows.append(encode_pair(tokenizer, prompt, choice, limit, special=not chat))
             places.append((i, j))
             bare = choice.removeprefix(" ")

@@ -261,6 +261,9 @@ def _table(path: Path) -> Iterator[Row]:
     reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
+        twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
+        if twice is not None:
+            raise BadInput(f"{path}: the first line names the column {twice!r} twice")
         for fields in filter(None, reader):
             where = f"{path}, line {reader.line_num}"
             if len(fields) != len(header):

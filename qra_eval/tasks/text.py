@@ -54,6 +54,8 @@ class TextTask(Task):
         super().__init__(data, seed, **options)
         if self.chat:
             raise BadInput("plain text has no prompts that a chat template could be put around: leave `chat` off")
+        if not isinstance(block_characters, int) or block_characters < 1:
+            raise BadInput(f"block_characters is a number from 1 on, got {block_characters!r}")
         self.block_characters = block_characters
 
     @property

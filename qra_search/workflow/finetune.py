@@ -196,6 +196,8 @@ def check_tunable(known: RunConfig, config: RunConfig) -> None:
     """Raises BadInput if a config differs from the run's in what no tuning of its plan can be given."""
     for path, (old, _) in differences(known, config).items():
         section = path.partition(".")[0]
+        if path == "evaluation.validation_rows":  # those of finetune.evaluate_every too
+            continue
         if section == "evaluation":
             raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
         if section not in ("training", "finetune") and path != "model.device":

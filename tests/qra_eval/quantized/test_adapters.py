@@ -10,7 +10,9 @@ from qra_backends import make_backend
 from torch import nn
 
 from qra_eval.quantized import adapters
+from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.scales import TrainedGroups
+from qra_search.errors import BadInput
 
 
 def linear(dtype=torch.bfloat16, bias=True):
@@ -96,6 +98,12 @@ def test_initial_factors_are_spread_as_pefts_are():
     # Kaiming-uniform with a = sqrt(5) on fan-in n is uniform within 1/sqrt(n): deviation 1/sqrt(3 n).
     assert float(A.std()) == pytest.approx((3 * 400) ** -0.5, rel=0.02) and float(A.abs().max()) <= 400**-0.5
     assert not B.any()
+
+
+def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
+    with pytest.raises(BadInput, match="reads the weights of its linears instead of calling them, as those of Mamba"):
+        _ = AdaptedLinear(nn.Linear(8, 8)).weight
+    assert not hasattr(AdaptedLinear(nn.Linear(8, 8)), "weight")
 
 
 def test_install_freezes_and_uninstall_restores():

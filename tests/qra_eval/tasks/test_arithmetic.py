@@ -69,6 +69,20 @@ def test_data_and_unknown_kinds_are_refused():
         ArithmeticTask(kinds=["totals"])
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"sizes": {"train": 3}}, "sizes are of calibration, validation, test, each at least 1"),
+        ({"sizes": {"test": 0}}, "each at least 1"),
+        ({"digits": []}, r"at least one, got \[\]"),
+        ({"digits": [0]}, "numbers from 1 on"),
+    ],
+)
+def test_options_that_nothing_can_be_drawn_by_are_refused(options, why):
+    with pytest.raises(BadInput, match=why):
+        ArithmeticTask(**options)
+
+
 def test_problems_are_of_the_kinds_and_sizes_that_were_chosen():
     task = ArithmeticTask(sizes={**SMALL, "test": 20}, kinds=["total", "left"], digits=[1, 2])
     assert {e.meta["kind"] for e in task.split("test")} == {"total", "left"}

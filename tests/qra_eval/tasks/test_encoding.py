@@ -94,6 +94,9 @@ def test_a_chats_answer_ends_as_the_template_ends_a_turn():
     (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True)
     assert tokenizer.decode(row.input_ids) == "<user>Hi</turn>\n<assistant>there</turn>"
     assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content | trim")
+    (row,) = encode([Example("Hi", " there\n")], tokenizer, 200, chat=True)
+    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
 
 
 def test_a_template_that_changes_the_answer_leaves_it_with_the_end_token():

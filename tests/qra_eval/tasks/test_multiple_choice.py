@@ -81,6 +81,8 @@ def test_winogrande_fills_the_gap_and_scores_what_follows(monkeypatch):
     (example,) = [e for s in SPLITS for e in task.split(s) if e.prompt == "Ann thanked Bea because Bea"]
     assert example.contexts == ("Ann thanked Bea because Ann", "Ann thanked Bea because Bea")
     assert example.choices == (" had helped.",) * 2 and example.label == 1
+    with pytest.raises(BadInput, match="no `_` marks the gap in 'Ann thanked Bea"):
+        from_hub(monkeypatch, "winogrande", several({**row, "sentence": "Ann thanked Bea."})).split("test")
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import tiny_config_model
+from transformers import cache_utils
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example, encode, generation
+from qra_eval.tasks.encoding import without_left
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.scoring import ChoiceScores, log_likelihoods, score_choices
 
@@ -132,6 +134,19 @@ def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     assert script.steps == 3
 
 
+def test_a_state_that_lets_no_rows_go_gives_the_same_answers(monkeypatch):
+    """That of a recurrent layer: those that have ended leave the batch all the same."""
+    monkeypatch.setattr(generation, "STRETCH", 5)
+    model = tiny_config_model("llama", vocab_size=258)
+    prompts = ["a", "a much longer prompt than the others", "mid size", "12 + 7 ="]
+    expected = generate_answers(model, TOKENIZER, prompts, 12)
+    stop = sorted(set(expected[0]) - {"\ufffd"})[:1]
+    expected = generate_answers(model, TOKENIZER, prompts, 12, stop=stop)
+    monkeypatch.delattr(cache_utils.CacheLayerMixin, "batch_select_indices", raising=False)
+    monkeypatch.delattr(cache_utils.DynamicLayer, "batch_select_indices")
+    assert generate_answers(model, TOKENIZER, prompts, 12, stop=stop) == expected
+
+
 def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
     """Such as `[PAD]` after the last row of the table."""
     other = byte_tokenizer()
@@ -146,6 +161,15 @@ def test_a_long_prompt_keeps_its_end(model):
     assert generate_answers(model, TOKENIZER, [long], 4, max_length=12) == generate_answers(
         model, TOKENIZER, ["12 + 7 ="], 4
     )
+
+
+def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    ids = [tokenizer.bos_token_id, *range(10, 20)]
+    assert without_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
+    assert without_left(ids, 11, tokenizer) == ids and without_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
+    assert without_left(ids, 1, tokenizer) == [19]
 
 
 def test_scoring_and_generating_leave_the_model_in_its_mode(model):

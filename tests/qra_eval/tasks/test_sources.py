@@ -109,6 +109,7 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.csv", "prompt,answer\n", "x.csv has no rows: it is empty"),
         ("x.csv", "prompt,answer\na,b,c\n", "x.csv, line 2: 3 fields, the first line names 2 columns: put texts"),
         ("x.csv", "prompt;answer\na;b\n", "line 2: fields are 'prompt;answer'; allowed are"),
+        ("x.csv", "prompt,answer,answer\na,b,c\n", "x.csv: the first line names the column 'answer' twice"),
         ("x.csv", "q,a\nb,c\n", "line 2: fields are 'q', 'a'; allowed are .*; name others by --columns prompt="),
         ("x.csv", b"prompt,answer\na,b\nc,\xe9\n", "x.csv, line 3: is not UTF-8"),
         ("x.parquet", "nothing", "x.parquet is no Parquet file"),

@@ -11,6 +11,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
+from qra_eval.tasks.rows import Rows
 from qra_search.errors import BadInput
 
 TOKENIZER = byte_tokenizer()
@@ -46,6 +47,13 @@ def test_rows_are_full_and_together_hold_the_text(file):
     assert "".join(TOKENIZER.decode(row.input_ids) for row in rows) == text[: sum(map(len, rows))]
     fewer = task.encode(examples[:3], TOKENIZER, 64)
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(fewer[:-1], rows, strict=False))
+
+
+def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
+    rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
+    assert len(rows("validation", 3)) == len(rows.drawn("calibration", 3, seed=1)) == 3
+    with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 'x'"):
+        make_task("text", data=str(file), block_characters="x")
 
 
 def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
