@@ -22,7 +22,10 @@ def run_of(line: dict[str, Any]) -> tuple[int, str]:
 
 
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
-    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and runs."""
+    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and runs.
+
+    Peak and minutes are of the first run.
+    """
     lines = [d for d in lines if d["model"] == model]
     rival, wide = ({run_of(d): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
     several = len(rival) > 1
@@ -45,7 +48,7 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
         cells += [f"{rows_of(some, 'row_right').mean():.1%}", "–" if same else points(some, others)]
         cells += [points(*beside_wide) if row != WIDE and beside_wide[0] else "–"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
-        minutes = sum(d["processor_seconds"] - d.get("prepared", 0) for d in some) / len(some) / 60
+        minutes = (some[0]["processor_seconds"] - some[0].get("prepared", 0)) / 60
         body.append((size, [*cells, f"{minutes:.1f}"]))
     head = ["row", "MiB", "of QLoRA's", "embeddings", *["computed in"] * several, "test loss", "against QLoRA", "right"]
     head += ["against QLoRA, points", "against 16-bit LoRA, points"]

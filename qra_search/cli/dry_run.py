@@ -121,6 +121,7 @@ def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple
     yield "evaluations", f"{many}, by strategy {config.search.strategy}{costs.sensitivities_text}"
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
+        parts += ", but for the answers that it writes" if config.search.metric == "task" else ""
         if seconds := estimate.get("sensitivities_seconds"):
             parts += f", {duration(seconds)} for the sensitivities"
         if seconds := estimate.get("setup_seconds"):
