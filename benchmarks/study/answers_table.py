@@ -11,27 +11,29 @@ from qra_search.report.figures.canvas import fit, new_figure, put_label, style, 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
 PLAN, UNIFORM = "plan within ", "uniform "
+MOST = "float32"
+"""What most rows are computed in, those of the picture among them."""
 PANELS = {"qwen-1.5b": "Qwen 1.5B, GSM8K", "gemma-270m": "Gemma 270M, ARC-Easy"}
 SIZE = (480, 400)
 """Of a panel."""
 
 
 def run_of(line: dict[str, Any]) -> tuple[int, str]:
-    """What rows share that are compared: the seed, and the dtype of products, which moves an answer as a seed does."""
+    """What rows share that are compared: the seed, and the dtype of products, which moves answers as a seed does."""
     return line["seed"], line["compute"]
 
 
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
-    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and runs.
+    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and seeds.
 
-    Peak and minutes are of the first run.
+    Peak and minutes are of the first seed.
     """
     lines = [d for d in lines if d["model"] == model]
     rival, wide = ({run_of(d): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
-    several = len(rival) > 1
     groups: dict[Any, list[dict[str, Any]]] = {}  # one plan may be the best within several shares
     for d in lines:
-        groups.setdefault(d["choices"] if d["row"].startswith(PLAN) else d["row"], []).append(d)
+        row = d["choices"] if d["row"].startswith(PLAN) else d["row"]
+        groups.setdefault((row, d["compute"]), []).append(d)
     body = []
     for group in groups.values():
         row, *others_within = dict.fromkeys(d["row"] for d in group)
@@ -42,15 +44,15 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
         size, share = some[0]["memory_bytes"], some[0]["memory_bytes"] / others[0]["memory_bytes"]
         same, beside_wide = row == QLORA, paired({run_of(d): d for d in some}, wide)
         name = ", ".join([row, *(other.removeprefix(PLAN) for other in others_within)])
+        name += f", in {some[0]['compute']}" if some[0]["compute"] != MOST else ""
         cells = [name, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
-        cells += [", ".join(d["compute"] for d in some)] if several else []
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{rows_of(some, 'row_right').mean():.1%}", "–" if same else points(some, others)]
         cells += [points(*beside_wide) if row != WIDE and beside_wide[0] else "–"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
         minutes = (some[0]["processor_seconds"] - some[0].get("prepared", 0)) / 60
         body.append((size, [*cells, f"{minutes:.1f}"]))
-    head = ["row", "MiB", "of QLoRA's", "embeddings", *["computed in"] * several, "test loss", "against QLoRA", "right"]
+    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right"]
     head += ["against QLoRA, points", "against 16-bit LoRA, points"]
     in_order = [cells for _, cells in sorted(body, key=lambda row: -row[0])]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], in_order)
@@ -59,14 +61,14 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
 def draw(lines: list[dict[str, Any]]) -> str:
     """The picture, an SVG: right answers over bytes, a panel a model.
 
-    A bar is the interval of 95% of the difference to QLoRA, over rows and runs.
+    A bar is the interval of 95% of the difference to QLoRA, over rows and seeds.
     """
     with style() as c:
         figure, panels = new_figure(
             "Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE, panels=len(PANELS)
         )
         for axes, (model, title) in zip(panels, PANELS.items(), strict=True):
-            mine = [d for d in lines if d["model"] == model]
+            mine = [d for d in lines if d["model"] == model and d["compute"] == MOST]
             rival = {run_of(d): d for d in mine if d["row"] == QLORA}
             found = []
             for row in dict.fromkeys(d["row"] for d in mine):
