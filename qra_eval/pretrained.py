@@ -10,6 +10,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from qra_eval.models.experts import keep_names
 from qra_eval.models.linears import normalise
 
 
@@ -51,3 +52,4 @@ class QRAQuantizer(HfQuantizer):
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()
         put_base(model, config.backend, config.levels, self.files, model.device)
+        keep_names(model)

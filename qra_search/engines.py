@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -17,7 +17,7 @@ class Engine:
         granularity: what shares one choice unless something else is said; None: as the model suggests.
         granularities: those that it can run; None: any.
         embeddings: widths that its embeddings and head may have; 16: left as they are.
-        format: export format that the engine loads, with `options` of it.
+        format: export format that the engine loads.
         serve: the command that serves an export in a folder `{out}`, with an adapter of at most `{rank}`.
         ranks: the largest ranks that it can be told to make room for; None: any.
         families: model types, as transformers names them, that the export can be written for; None: any.
@@ -33,7 +33,6 @@ class Engine:
     granularities: tuple[str, ...] | None = None
     ranks: tuple[int, ...] | None = None
     embeddings: tuple[int, ...] = (16,)
-    options: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
     experts_together: bool = False
@@ -73,8 +72,9 @@ ENGINES: dict[str, Engine] = {
         backend="bitsandbytes-nf4",
         bits=(4, 16),
         format="peft",
-        serve="import qra_eval; "
-        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter")',
+        serve="import qra_eval; from peft import PeftModel; from transformers import AutoModelForCausalLM; "
+        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter", '
+        "autocast_adapter_dtype=False)",
     ),
     "vllm": Engine(
         backend="compressed-tensors",

@@ -83,15 +83,20 @@ class Exporter(ABC):
         return cls(**options)
 
     def reasons(self, run: Run) -> list[str]:
-        """As `check`, for a run's folder."""
-        return self.check(TunedRun.of(run))
+        """As `check`, for a run's folder; no format carries code that comes with a model."""
+        tuned = TunedRun.of(run)
+        own = getattr(tuned.config, "auto_map", None) and tuned.trusted
+        code = ["the model has code of its own, which no export carries: load the run by qra_eval.load"] if own else []
+        return [*code, *self.check(tuned)]
 
     def export(self, run: Run, out: str | Path) -> Exported:
         """Check a run and write it; see `qra_eval.export.export`."""
         tuned, out = TunedRun.of(run), Path(out)
+        if out.name in ("", "..") or out.is_symlink():
+            out = out.resolve()
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
-        reasons = self.check(tuned)
+        reasons = self.reasons(tuned)
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -35,11 +35,11 @@ class CompressedTensorsExporter(Exporter):
 
     def check(self, run: TunedRun) -> list[str]:
         quantized = [linear.name for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
-        others = [name for name in quantized if not isinstance(run.module(name), CompressedIntegers)]
+        others = [name for name in quantized if not isinstance(run.module(name), CompressedIntegers)] + list(run.tables)
         uneven, reasons = uneven_shards(run), []
         if others:
             reasons.append(
-                f"{len(others)} linears are stored in another way, such as {others[0]}: search with --engine vllm, or "
+                f"{len(others)} weights are stored in another way, such as {others[0]}: search with --engine vllm, or "
                 "export as merged"
             )
         if not run.is_plain():

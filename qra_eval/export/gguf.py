@@ -12,10 +12,11 @@ import torch
 from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.gguf_tensors import FileTensor, expert_reasons, lora_tensors, model_tensors, stored_blocks
-from qra_eval.export.gguf_tokenizer import add_tokenizer, has_tokenizer
+from qra_eval.export.gguf_tokenizer import add_tokenizer, tokenizer_reasons
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_of, family_reasons, rope
+from qra_search.errors import BadInput
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"
@@ -36,18 +37,21 @@ class GGUFExporter(Exporter):
     summary = "model and LoRA for llama.cpp"
 
     def __init__(self, pre: str | None = None):
+        if not isinstance(pre, str | None):
+            raise BadInput(f"pre is llama.cpp's name of a pre-tokenizer, got {pre!r}")
         self.pre = pre
 
     def check(self, run: TunedRun) -> list[str]:
-        reasons = [*family_reasons(run.config), *expert_reasons(run)]
+        reasons = [*family_reasons(run.config), *expert_reasons(run), *tokenizer_reasons(run)]
         others = [
             linear.name
             for linear in run.linears
             if linear.bits != UNQUANTIZED_BITS and stored_blocks(run.module(linear.name)) is None
         ]
+        others += [name for name, table in run.tables.items() if stored_blocks(table) is None]
         if others:
             reasons.append(
-                f"{len(others)} linears are not stored in llama.cpp's types, such as {others[0]}: search with --engine "
+                f"{len(others)} weights are not stored in llama.cpp's types, such as {others[0]}: search with --engine "
                 "llama.cpp, or export as merged"
             )
         return reasons
@@ -60,12 +64,20 @@ class GGUFExporter(Exporter):
         notes += [
             f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}",
             f"ollama create NAME -f {out / OLLAMA_FILE}",
-            *in_llama_cpp(run, out),
+            *self._in_llama_cpp(run, out),
         ]
         reason = not_read_back(run)
         if reason is not None:
             return Exported(out, (*notes, f"not compared: {reason}"))
         return compared(out, notes, run, load_gguf(run, out))
+
+    def _in_llama_cpp(self, run: TunedRun, out: Path) -> list[str]:
+        try:
+            return in_llama_cpp(run, out)
+        except RuntimeError as error:
+            if self.pre is None:
+                raise
+            raise BadInput(f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?") from error
 
 
 def write_model(run: TunedRun, path: Path, pre: str | None = None) -> list[str]:
@@ -125,12 +137,12 @@ def _written(writer: Any, tensors: Iterable[FileTensor]) -> list[FileTensor]:
 
 
 def in_llama_cpp(run: TunedRun, out: Path) -> list[str]:
-    """How llama.cpp itself computes the written files, in a note; none if it, or a tokenizer, is missing.
+    """How llama.cpp itself computes the written files, in a note; none if it is missing.
 
     Raises:
         RuntimeError: it does not load them.
     """
-    if not llama_cpp.installed() or not has_tokenizer(run):
+    if not llama_cpp.installed():
         return []
     prompts = [ids[0].tolist() for ids in run.input_ids]
     theirs = torch.cat(llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts))

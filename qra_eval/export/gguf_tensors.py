@@ -46,7 +46,7 @@ def model_tensors(run: TunedRun) -> Iterator[FileTensor]:
             continue
         if owner in searched and what == "weight":
             yield FileTensor(name_of(key), *_weight(run, searched[owner]), searched=1)
-        elif isinstance(table := run.tables.get(owner), GGMLLinear):
+        elif what == "weight" and isinstance(table := run.tables.get(owner), GGMLLinear):
             yield FileTensor(name_of(key), table.blocks.cpu().numpy(), table.kind.name, searched=1)
         else:
             value = _in_order(config, key, rest[key].detach())

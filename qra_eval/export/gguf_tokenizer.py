@@ -17,20 +17,14 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
-    """Write the tokenizer, and give notes; nothing is written of a kind that llama.cpp is not told of here.
+    """Write the tokenizer, one without `tokenizer_reasons`, and give notes.
 
     Args:
         splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
             came from.
     """
-    if not has_tokenizer(run):
-        return [
-            "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on, and was "
-            "not written: llama.cpp needs a file with a tokenizer, so convert an export as merged with its "
-            "convert_hf_to_gguf.py instead"
-        ]
     model, tokenizer = _tokenizer_model(run), run.tokenizer
-    count = len(tokenizer)
+    count = min(len(tokenizer), run.config.vocab_size)  # a token may have been added that the model has no row for
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
     kinds = [
@@ -45,7 +39,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     notes = [] if pieces else _name_splits(writer, run, splits)
     if pieces:
         kinds = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
-        if tokenizer.unk_token_id is not None:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
             kinds[tokenizer.unk_token_id] = UNKNOWN
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(piece_scores(tokens, merges))
@@ -63,11 +57,12 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id),
     ):  # fmt: skip
         index = getattr(tokenizer, f"{kind}_token_id")
-        if index is not None:
+        if index is not None and index < count:
             add(index)
     writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if chats := tokenizer.chat_template:
+        several = isinstance(chats, dict)
+        writer.add_chat_template([{"name": n, "template": t} for n, t in chats.items()] if several else chats)
     return notes
 
 
@@ -82,9 +77,15 @@ def piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
     return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
-def has_tokenizer(run: TunedRun) -> bool:
-    """Whether the tokenizer is of a kind that is written: BPE of bytes, or of characters with bytes to fall back on."""
-    return _tokenizer_model(run).get("type") == "BPE"
+def tokenizer_reasons(run: TunedRun) -> list[str]:
+    """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
+    model, backend = _tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
+    if model.get("type") == "BPE" and (model.get("byte_fallback") or '"ByteLevel"' in backend.to_str()):
+        return []
+    return [
+        "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on: convert an "
+        "export as merged with llama.cpp's convert_hf_to_gguf.py"
+    ]
 
 
 def _name_splits(writer: Any, run: TunedRun, splits: str | None) -> list[str]:

@@ -43,11 +43,11 @@ class MergedExporter(Exporter):
         return compared(out, notes, run, load_plain(out, self.dtype))
 
 
-def write_plain(run: TunedRun, out: Path, dtype: torch.dtype, *, merge: bool = True) -> None:
-    """Write config, weights and tokenizer as transformers has them; with `merge` the adapter is in the weights."""
+def write_plain(run: TunedRun, out: Path, dtype: torch.dtype) -> None:
+    """Write config, weights and tokenizer as transformers has them, the adapter in the weights."""
 
     def weight(linear: Chosen) -> Tensor:
-        return (run.merged(linear) if merge else run.weight(linear)).to(dtype)
+        return run.merged(linear).to(dtype)
 
     state = {
         key: value.to(dtype) if value.is_floating_point() else value for key, value in run.plain_state(weight).items()

@@ -21,6 +21,7 @@ from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import known_tables
 from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, levels_of
 from qra_search.engines import room_for
+from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.workflow.export import serve_command
 
@@ -46,11 +47,20 @@ model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dty
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-gives the very logits that the model had after tuning, at the bytes of the plan. (Without `import qra_eval`
-transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
-Its ranks differ from linear to linear (`rank_pattern`), its alpha does not. On the unquantized model it loads too,
-but that is another model: the adapter makes up for rounding errors that are then not there.
+{gives}, at the bytes of the plan. (Without `import qra_eval` transformers warns of
+an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory{ranks}.
+On the unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are
+then not there.
 """
+OWN_RANKS = {
+    "gives": "gives the very logits that the model had after tuning",
+    "ranks": ", whose ranks differ from linear to\nlinear (`rank_pattern`), and whose alpha does not",
+}
+ONE_RANK = {
+    "gives": "gives the logits that the model had after tuning, but for rounding where ranks differed by\n"
+    "other factors than powers of two",
+    "ranks": " of one rank",
+}
 
 
 class PEFTExporter(Exporter):
@@ -58,13 +68,15 @@ class PEFTExporter(Exporter):
 
     Args:
         pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter
-            computes the same, and takes more bytes.
+            takes more bytes, and computes the same where ranks differ by powers of two.
     """
 
     name = "peft"
     summary = "adapter and quantized base as they are, for transformers and PEFT beside this package"
 
     def __init__(self, pad_ranks: bool = False):
+        if not isinstance(pad_ranks, bool):
+            raise BadInput(f"pad_ranks is true or false, got {pad_ranks!r}")
         self.pad_ranks = pad_ranks
 
     def check(self, run: TunedRun) -> list[str]:
@@ -75,7 +87,8 @@ class PEFTExporter(Exporter):
         for name in (BASE_FILE, PLAN_FILE):
             shutil.copyfile(run.folder / name, out / name)
         write_base(run, out)
-        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
+        says = ONE_RANK if self.pad_ranks else OWN_RANKS
+        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name, **says))
         from peft import PeftModel
 
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
@@ -124,9 +137,9 @@ def write_base(run: TunedRun, out: Path) -> None:
     """Write what makes a model of the stored weights in `out`: the rest of them, config, index and tokenizer."""
     with safe_open(out / BASE_FILE, framework="pt") as file:
         stored = list(file.keys())
-    searched = {key.partition(SEPARATOR)[0] for key in stored}
+    searched = tuple({f"{key.partition(SEPARATOR)[0]}." for key in stored})
     state = untied(run.base.state_dict())
-    rest = {key: t for key, t in state.items() if key.rpartition(".")[0] not in searched or key.endswith(".bias")}
+    rest = {key: t for key, t in state.items() if not key.startswith(searched) or key.endswith(".bias")}
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))

@@ -171,21 +171,30 @@ def one_by_one(model: nn.Module) -> Iterator[None]:
             module.batched = True
 
 
-@contextmanager
-def named_as_it_is(model: Any) -> Iterator[None]:
-    """Keeps peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
+def keep_names(model: Any) -> bool:
+    """Keep peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
 
     peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
     whether or not the model at hand has such a parameter, and the adapter is then lost.
+
+    Returns:
+        Whether the model has such experts, and so another type from now on.
     """
-    if not any(isinstance(module, Experts) for module in model.modules()):
-        yield
-        return
-    model.config.model_type = f"{type(model.config).model_type}_unstacked"
+    unstacked = any(isinstance(module, Experts) for module in model.modules())
+    if unstacked:
+        model.config.model_type = f"{type(model.config).model_type}_unstacked"
+    return unstacked
+
+
+@contextmanager
+def named_as_it_is(model: Any) -> Iterator[None]:
+    """As `keep_names`, for as long as the context lasts."""
+    kept = keep_names(model)
     try:
         yield
     finally:
-        del model.config.model_type
+        if kept:
+            del model.config.model_type
 
 
 def is_stacked(module: Any) -> bool:

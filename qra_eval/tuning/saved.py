@@ -194,7 +194,11 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    return plan_data(folder)
+    data = plan_data(folder)
+    lacking = [name for name in ("backend", "dtype", "groups", "model", "weights") if name not in data]
+    if lacking:
+        raise BadInput(f"{folder / PLAN_FILE} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
+    return data
 
 
 def check_adapter(folder: Path) -> Path:

@@ -71,11 +71,14 @@ class TunedFolder:
             lock.release()
 
     def set_aside(self) -> Path:
-        """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder; `plan.json` stays as well."""
+        """Move what was tuned, and exports of it, into `earlier-1`, `earlier-2`, ..., and return that folder.
+
+        `plan.json` stays as well.
+        """
         folder = self.path / f"{EARLIER}{len(self.earlier()) + 1}"
         folder.mkdir()
         base = self.path / "quantized.safetensors"
-        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.test_file):
+        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.test_file, self.path / "exports"):
             if item.exists():
                 item.rename(folder / item.name)
         if self.plan_file.is_file():

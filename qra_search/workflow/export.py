@@ -53,7 +53,7 @@ def export_target(
     format = format or USUAL
     given = dict(options or {})
     if engine is not None:
-        format, given = ENGINES[engine].format, {**ENGINES[engine].options, **given}
+        format = ENGINES[engine].format
     if format in plugins.names("exporters"):
         _check_tuned(folder)
     return ExportTarget(format, given, Path(out or folder.path / "exports" / format), engine)

@@ -69,6 +69,25 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
     assert "corrupted" not in said and "newly" not in said, said
 
 
+@pytest.mark.parametrize(("family", "backend"), [("qwen3_moe", "reference"), ("llama", "bitsandbytes-nf4")])
+def test_adapters_of_experts_are_found_and_nothing_is_stored_twice(family: str, backend: str, tmp_path: Path) -> None:
+    tiny_config_model(family, normalised=False).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    evaluator = QuantizedLoRAEvaluator(
+        str(tmp_path / "model"), "arithmetic", device="cpu", training={"batch_size": 2, "learning_rate": 0.05},
+        finetune={"test_rows": 2, "sample_answers": 0}, space={"bits": (4,), "ranks": (4,)},
+        quantization={"backend": backend, "embeddings": 16, "cache": str(tmp_path / "bank")},
+    )  # fmt: skip
+    plan = evaluator.space.uniform(4, 4)
+    assert plan is not None
+    evaluator.tune(plan, steps=2, folder=tmp_path / "run")
+    done = export(tmp_path / "run", "peft", tmp_path / "out")
+    assert done.largest_logit_difference == 0
+    searched = [f"{linear.name}." for linear in TunedRun(tmp_path / "run").linears]
+    rest = load_file(done.path / "rest.safetensors")
+    assert rest and not [key for key in rest if key.startswith(tuple(searched)) and not key.endswith(".bias")]
+
+
 def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path) -> None:
     tuned, done = TunedRun(run), export(run, "vllm", tmp_path / "served")
     assert "--max-lora-rank 8" in done.notes[-1]  # the least that vLLM has

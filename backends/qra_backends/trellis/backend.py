@@ -38,7 +38,7 @@ class TrellisBackend(TensorBackend):
     Without calibration data, say so with `hessian=torch.eye(in_features)`.
 
     Args:
-        L: bits of a state. With 10 the squared error is 7 to 10% larger than with 12, with 14 it is 4 to 8% smaller;
+        L: bits of a state. With 10 the squared error is 5 to 20% larger than with 12, with 14 it is 3 to 9% smaller;
             quantizing takes time in proportion to 2^L.
         block: inputs that are rotated together at most, a power of two; 1: none are.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.

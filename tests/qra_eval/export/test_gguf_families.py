@@ -105,6 +105,25 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(runs: dict[str, Tune
     assert any("loaded in llama.cpp" in note for note in exported.notes)
 
 
+def test_a_quantized_head_keeps_its_bias(tmp_path: Path) -> None:
+    model = tiny_config_model("phi", normalised=False)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    evaluator = QuantizedLoRAEvaluator(
+        str(tmp_path / "model"), "arithmetic", training={"batch_size": 2}, space={"bits": (8,), "ranks": (4,)},
+        finetune={"test_rows": 2, "sample_answers": 0},
+        quantization={"backend": "gguf", "embeddings": [8], "cache": str(tmp_path / "bank")},
+    )  # fmt: skip
+    plan = evaluator.space.uniform(8, 4)
+    assert plan is not None
+    evaluator.tune(plan, steps=1, folder=tmp_path / "run")
+    done = export(tmp_path / "run", "gguf", tmp_path / "gguf")
+    (bias,) = [t for t in gguf.GGUFReader(done.path / "model.gguf").tensors if t.name == "output.bias"]
+    assert bias.data == pytest.approx(model.lm_head.bias.to(torch.bfloat16).float().numpy())
+    assert any("loaded in llama.cpp" in note for note in done.notes)
+
+
 def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> None:
     reasons = check(tuned("qwen3_moe", tmp_path, "expert")["typed"], "gguf")
     assert len(reasons) == 1 and "--granularity fused" in reasons[0]

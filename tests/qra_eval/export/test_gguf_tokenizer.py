@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tokenizers import Tokenizer, decoders, normalizers
@@ -12,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from qra_eval.export import llama_cpp
-from qra_eval.export.gguf_tokenizer import add_tokenizer, piece_scores
+from qra_eval.export.gguf_tokenizer import add_tokenizer, piece_scores, tokenizer_reasons
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 WORDS = ("▁the", "▁then", "▁there", "▁a", "ing", "▁thing", "er", "▁banana", "▁ba", "nan", "ana", "▁an", "and", "▁and")
@@ -45,19 +47,44 @@ def test_the_sooner_a_piece_is_merged_the_higher_is_its_score() -> None:
     assert piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [-3.0, 0.0, -1.0]
 
 
-@pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed")
-def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
+def written(tokenizer: Any, file: Path, rows: int) -> Path:
+    """The file of a tokenizer, of a model with so many rows in its table."""
     import gguf
 
-    file = tmp_path / "tokens.gguf"
     writer = gguf.GGUFWriter(file, "gemma")
-    run: Any = SimpleNamespace(
-        tokenizer=tokenizer, config=SimpleNamespace(vocab_size=len(tokenizer)), spec=str(tmp_path)
-    )
-    assert add_tokenizer(writer, run, None) == []
+    run: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=rows), spec=str(file.parent))
+    assert tokenizer_reasons(run) == [] and add_tokenizer(writer, run, None) == []
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return file
+
+
+@pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed")
+def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
+    file = written(tokenizer, tmp_path / "tokens.gguf", len(tokenizer))
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     assert llama_cpp.tokens(file, TEXTS) == wanted
+
+
+def test_a_token_that_the_table_lacks_is_left_out_and_each_chat_template_is_written(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    import gguf
+
+    longer, rows = copy.deepcopy(tokenizer), len(tokenizer)
+    longer.add_special_tokens({"pad_token": "<image>"})
+    longer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    fields = gguf.GGUFReader(written(longer, tmp_path / "tokens.gguf", rows)).fields
+    assert len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
+
+
+def test_what_llama_cpp_would_split_otherwise_is_refused(tokenizer: Any) -> None:
+    other = json.loads(tokenizer.backend_tokenizer.to_str())
+    other["model"]["byte_fallback"] = False
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(other)))
+    (reason,) = tokenizer_reasons(cast(Any, SimpleNamespace(tokenizer=bare)))
+    assert "neither a byte-level BPE" in reason and "convert_hf_to_gguf.py" in reason

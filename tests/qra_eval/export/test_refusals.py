@@ -49,6 +49,13 @@ def test_an_unknown_format_option_or_place_is_one_clear_line(runs: Any, tmp_path
         check(runs["llama"], "ggfu")
     with pytest.raises(BadInput, match="no option 'ranks': it has pad_ranks"):
         check(runs["llama"], "peft", ranks=3)
+    with pytest.raises(BadInput, match="pad_ranks is true or false, got 'perhaps'"):
+        check(runs["llama"], "peft", pad_ranks="perhaps")
+    with pytest.raises(BadInput, match="name of a pre-tokenizer, got 3"):
+        check(runs["llama"], "gguf", pre=3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert export(runs["llama"], "peft", tmp_path / "link").path == tmp_path / "empty"
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(BadInput, match="exists already"):
