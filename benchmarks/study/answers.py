@@ -172,8 +172,7 @@ def figures(options: Namespace, row: str, seed: int, until: float | None) -> dic
             write_json(state, tuned_row(wide, options, row, seed, folder))
             wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
         model = computing_in(setting.compute, wide.tuner.model if row == UNTUNED else again(wide, row, folder))
-        count = setting.finetune["test_rows"]
-        right = answered(wide.task, model, wide.tuner.tokenizer, count, folder, until)
+        right = answered(wide.task, model, wide.tuner.tokenizer, setting.finetune["test_rows"], folder, until)
         line = None if right is None else {**json.loads(state.read_text()), **right}
     seconds = {"processor_seconds": time.process_time() - start[0], "seconds": time.monotonic() - start[1]}
     if setting.generated:
@@ -198,7 +197,8 @@ def tuned_row(
         return {**line, "memory_bytes": bytes_of_qlora(options), **measured(wide, model, options)}
     made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
     if row not in (UNTUNED, WIDE):
-        made = evaluator(options, uniform_width(row) or SETTINGS[options.name].widths, RANKS, backend=None)
+        widths = (number_in(row),) if row.startswith("uniform") else SETTINGS[options.name].widths
+        made = evaluator(options, widths, RANKS, backend=None)
         plan = plan_of(made, row, options)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
@@ -236,11 +236,6 @@ def bytes_of_qlora(options: Namespace) -> int:
     uniform = nf4.space.uniform(4, RANK)
     assert uniform is not None  # both are all that the space has
     return nf4.space.memory_bytes(uniform)
-
-
-def uniform_width(row: str) -> tuple[int, ...]:
-    """The bits of a uniform plan by its row's name; none of others."""
-    return (number_in(row),) if row.startswith("uniform") else ()
 
 
 def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:

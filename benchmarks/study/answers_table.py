@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.common import MIB
-from benchmarks.study.intervals import change, difference, mean_loss, paired, points, rows_of, table_of
+from benchmarks.study.intervals import by_seed, change, difference, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 FILE = "answers.jsonl"
@@ -14,13 +14,11 @@ PLAN, UNIFORM = "plan within ", "uniform "
 MOST = "float32"
 """What most rows are computed in, those of the picture among them."""
 PANELS = {"qwen-1.5b": "Qwen 1.5B, GSM8K", "gemma-270m": "Gemma 270M, ARC-Easy"}
+TITLE = "Right answers over memory: plans of qra, QLoRA, 16-bit LoRA"
+KINDS = ((PLAN, "best", "plans of qra"), (UNIFORM, "found", "one width"), ("", "soft", ""))
+"""Of rows in the picture: what they begin with, their colour, and what a line of them is called."""
 SIZE = (480, 400)
 """Of a panel."""
-
-
-def run_of(line: dict[str, Any]) -> tuple[int, str]:
-    """What rows share that are compared: the seed, and the dtype of products, which moves answers as a seed does."""
-    return line["seed"], line["compute"]
 
 
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
@@ -29,7 +27,7 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
     Peak and minutes are of the first seed.
     """
     lines = [d for d in lines if d["model"] == model]
-    rival, wide = ({run_of(d): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
+    rival, wide = ({(d["seed"], d["compute"]): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
     groups: dict[Any, list[dict[str, Any]]] = {}  # one plan may be the best within several shares
     for d in lines:
         row = d["choices"] if d["row"].startswith(PLAN) else d["row"]
@@ -37,12 +35,11 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
     body = []
     for group in groups.values():
         row, *others_within = dict.fromkeys(d["row"] for d in group)
-        some = [d for d in group if d["row"] == row and run_of(d) in rival]
-        others = [rival[run_of(d)] for d in some]
+        some, others = paired({(d["seed"], d["compute"]): d for d in group if d["row"] == row}, rival)
         if not some:
             continue
         size, share = some[0]["memory_bytes"], some[0]["memory_bytes"] / others[0]["memory_bytes"]
-        same, beside_wide = row == QLORA, paired({run_of(d): d for d in some}, wide)
+        same, beside_wide = row == QLORA, paired({(d["seed"], d["compute"]): d for d in some}, wide)
         name = ", ".join([row, *(other.removeprefix(PLAN) for other in others_within)])
         name += f", in {some[0]['compute']}" if some[0]["compute"] != MOST else ""
         cells = [name, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
@@ -52,10 +49,9 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
         minutes = (some[0]["processor_seconds"] - some[0].get("prepared", 0)) / 60
         body.append((size, [*cells, f"{minutes:.1f}"]))
-    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right"]
-    head += ["against QLoRA, points", "against 16-bit LoRA, points"]
-    in_order = [cells for _, cells in sorted(body, key=lambda row: -row[0])]
-    return table_of([*head, "peak of tuning, GiB", "processor minutes"], in_order)
+    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
+    head += ["against 16-bit LoRA, points", "peak of tuning, GiB", "processor minutes"]
+    return table_of(head, [cells for _, cells in sorted(body, key=lambda row: -row[0])])
 
 
 def draw(lines: list[dict[str, Any]]) -> str:
@@ -64,32 +60,22 @@ def draw(lines: list[dict[str, Any]]) -> str:
     A bar is the interval of 95% of the difference to QLoRA, over rows and seeds.
     """
     with style() as c:
-        figure, panels = new_figure(
-            "Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE, panels=len(PANELS)
-        )
+        figure, panels = new_figure(TITLE, SIZE, panels=len(PANELS))
         for axes, (model, title) in zip(panels, PANELS.items(), strict=True):
             mine = [d for d in lines if d["model"] == model and d["compute"] == MOST]
-            rival = {run_of(d): d for d in mine if d["row"] == QLORA}
+            rival = by_seed(d for d in mine if d["row"] == QLORA)
             found = []
             for row in dict.fromkeys(d["row"] for d in mine):
-                some = [d for d in mine if d["row"] == row and run_of(d) in rival]
-                others = rows_of([rival[run_of(d)] for d in some], "row_right")
+                some, theirs = paired(by_seed(d for d in mine if d["row"] == row), rival)
+                others = rows_of(theirs, "row_right")
                 ends = difference(rows_of(some, "row_right"), others, relative=False)
                 low, at, high = (100 * (others.mean() + x) for x in ends)
                 found.append((some[0]["memory_bytes"] / MIB, at, at - low, high - at, row))
             fit(axes, "x", "memory of model and adapter, MiB", [size for size, *_ in found], log=True)
-            fit(
-                axes,
-                "y",
-                f"right answers, % ({title})",
-                [y for _, at, low, high, _ in found for y in (at - low, at + high)],
-            )
+            ends_of_bars = [y for _, at, low, high, _ in found for y in (at - low, at + high)]
+            fit(axes, "y", f"right answers, % ({title})", ends_of_bars)
             taken: list = []
-            for start, color, name in (
-                (PLAN, "best", "plans of qra"),
-                (UNIFORM, "found", "one width"),
-                ("", "soft", ""),
-            ):
+            for start, color, name in KINDS:
                 kind = sorted(d for d in found if d[-1].startswith(start))
                 found = [d for d in found if d not in kind]
                 if not kind:
