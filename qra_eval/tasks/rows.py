@@ -27,10 +27,10 @@ class Rows:
 
     def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
         self.task, self.name, self.tokenizer, self.max_length = task, name, tokenizer, max_length
-        self._kept: dict[tuple[SplitName, int], list[Encoded]] = {}
+        self._kept: dict[tuple[SplitName, int | None], list[Encoded]] = {}
 
-    def __call__(self, split: SplitName, count: int) -> list[Encoded]:
-        """The first `count` rows of a split; fewer where it is shorter.
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
+        """The first `count` rows of a split; fewer where it is shorter. None: all.
 
         Raises:
             BadInput: the split is empty.
@@ -78,11 +78,11 @@ class LongestRows(Rows):
     What memory they take is an upper bound; for a model without a tokenizer.
     """
 
-    def __call__(self, split: SplitName, count: int) -> list[Encoded]:
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
         key = (split, count)
         if key not in self._kept:
             ids = torch.zeros(self.max_length, dtype=torch.long)
-            self._kept[key] = [Encoded(ids, ids)] * count
+            self._kept[key] = [Encoded(ids, ids)] * (len(self.task.split(split)) if count is None else count)
         return self._kept[key]
 
     def drawn(self, split: SplitName, count: int, seed: int) -> list[Encoded]:

@@ -201,7 +201,7 @@ class FineTuner:
     @property
     def _all_rows(self) -> int:
         """Rows to tune on: of running text, those that its blocks are cut into."""
-        return len(self.rows("calibration", len(self.rows.task.split("calibration"))))
+        return len(self.rows("calibration", None))
 
     @property
     def trained_rows(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from qra_search.bench.cell import run_cell
 from qra_search.bench.tasks import Task, parse_strategy, strategy_label, task_named
-from qra_search.errors import DISTRIBUTION
+from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.devices import exported, threads
 from qra_search.files import write_text
 
@@ -63,6 +63,8 @@ def run_benchmark(
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in cells:
         task.build(chosen[0]).close()
+    if evaluations < 1:
+        raise BadInput(f"a search needs an evaluation, got {evaluations:g}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder)}

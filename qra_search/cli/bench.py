@@ -44,10 +44,11 @@ def bench(
         qra bench --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
     """
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
+    count = EVALUATIONS if evaluations is None else evaluations
     with bad_input():
         run_benchmark(
-            tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), evaluations or EVALUATIONS,
-            out, workers, progress=say,
+            tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), count, out, workers,
+            progress=say,
         )  # fmt: skip
         tables = make_tables(out)
     if as_json:

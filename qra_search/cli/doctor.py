@@ -234,6 +234,7 @@ def _version(name: str) -> str | None:
 
 
 def _cache() -> Path:
-    """The nearest folder that exists of the user's cache."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """The nearest folder that exists of `QRA_CACHE`, or of the user's cache."""
+    given = os.environ.get("QRA_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(given).expanduser().absolute()
     return next(f for f in (folder, *folder.parents) if f.exists())

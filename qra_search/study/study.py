@@ -245,8 +245,9 @@ class Study:
         else:
             trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
         self._tell("finished", trial)
-        if error is not None and len(self.log) >= FIRST_FAILURES and all(t.status == "failed" for t in self.log):
-            raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
+        ended = [t for t in self.log if t.status != "running"]
+        if error is not None and len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
+            raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}")
 
     def _measure_sensitivities(self) -> None:
         # If lines of the log are damaged, the sensitivities may have been in one of them.

@@ -127,7 +127,9 @@ class TableFit:
         of_one_seed = rows.loss[first] if first.any() else rows.loss
         self.best = float(of_one_seed.min())
         self.excess = np.maximum(rows.loss - self.best, 0.0)
-        self.spread = max(float(np.median(of_one_seed - self.best)), 1e-3 * abs(self.best), 1e-9)
+        spread = max(float(np.median(of_one_seed - self.best)), 1e-3 * abs(self.best))
+        # Shares of wrong answers are zero for more than half of the plans where the task is easy.
+        self.spread = spread if spread > 1e-9 else 1e-3 * float(of_one_seed.max()) or 1.0
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
         own: Blocks[Covariance | None] = Blocks(*[None] * len(fields(Blocks)))  # a block's parameters are independent

@@ -126,6 +126,7 @@ def test_a_long_value_is_cut_in_the_message() -> None:
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         ("a: &a [x]\noptions: {a: *a}", r"line 2, column 14: \*a is an alias: write the value out"),
         ("search: {seed: 7}\nsearch: {evaluations: 6}", "line 2, column 1: search is given twice"),
+        ("? [a, b]\n: 3", "a key is one word"),
         ("options: {a: " + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
         ("search: {seed: 0x" + "f" * 5000 + "}", "a value has 5002 characters, at most 2000 are read"),
         ("#" * (MAX_CONFIG_BYTES + 1), f"a config has at most {MAX_CONFIG_BYTES}"),

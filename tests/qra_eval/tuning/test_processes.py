@@ -55,7 +55,7 @@ def in_two(work, *arguments, **options):
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
     made = QuantizedLoRAEvaluator(
-        "tiny", device="cpu", space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        "tiny", device="cpu", compute="float32", space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         training={"batch_size": 4, "max_length": 48, "learning_rate": 0.01, "scales": True},
         evaluation={"validation_rows": 3},

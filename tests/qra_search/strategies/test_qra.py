@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
+from qra_search import Evaluation, Evaluator, Group, Linear, SearchSpace, Sensitivities, search
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
@@ -96,3 +98,27 @@ def test_a_log_with_a_seed_for_every_trial_is_fitted_all_the_same():
     found = QRAStrategy().estimate(StudyState(space, trials, evaluator.sensitivities()))
     losses = [t.loss for t in trials]
     assert np.corrcoef(found.mean, losses)[0, 1] > 0.99 and np.isfinite(found.std).all()
+
+
+class MostlyRight(Evaluator):
+    """Its loss is the share of eight rows that are wrong: none by most plans."""
+
+    def __init__(self) -> None:
+        linears = [Linear(name=f"l{i}", out_features=64, in_features=64) for i in range(6)]
+        groups = [Group(name=linear.name, linears=[linear]) for linear in linears]
+        self.space = SearchSpace(groups=groups, bits=(2, 3, 4), ranks=(4, 8), fixed_bytes=0)
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        wrong = int(hashlib.md5(plan.key.encode()).hexdigest(), 16) * 7 % 100 >= 70
+        return Evaluation(wrong / 8, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+    def sensitivities(self):
+        return Sensitivities(np.tile(np.linspace(0.3, 0.01, 3), (6, 1)), np.tile(np.linspace(0, 0.02, 2), (6, 1)))
+
+    def describe(self):
+        return {"evaluator": "mostly right"}
+
+
+def test_a_search_in_which_most_plans_are_without_fault_goes_on():
+    result = search(MostlyRight(), evaluations=12, memory_budget="uniform3r8", seed=0)
+    assert len(result.trials) == 12 and result.best().loss < 0.01
