@@ -67,7 +67,7 @@ class Sketch:
         try:
             from transformers.initialization import no_init_weights
         except ImportError:  # before transformers 5
-            from transformers.modeling_utils import no_init_weights
+            from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined,no-redef]
         self._mode = FakeTensorMode()
         with self._mode, no_init_weights():  # some are drawn by looking at values, which fake tensors have not
             config = copy.deepcopy(config) if layers is None else shortened(config, layers)

@@ -80,7 +80,8 @@ def piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
 def tokenizer_reasons(run: TunedRun) -> list[str]:
     """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
     model, backend = _tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
-    if model.get("type") == "BPE" and (model.get("byte_fallback") or '"ByteLevel"' in backend.to_str()):
+    of_bytes = backend is not None and '"ByteLevel"' in backend.to_str()
+    if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []
     return [
         "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on: convert an "

@@ -79,8 +79,8 @@ def generate_answers(
                 if rows:  # those that have ended take no part in what follows
                     kept = torch.tensor(going, device=device)
                     name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.24
-                    cache = out.get(name)
-                    layers = getattr(cache, "layers", None)
+                    cache: Any = out.get(name)
+                    layers: Any = getattr(cache, "layers", None)
                     # A recurrent state may not let rows go: what was written is then passed through the model again.
                     dropping = bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
                     past = {name: cache} if dropping else {}
