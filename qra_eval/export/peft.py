@@ -47,20 +47,12 @@ model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dty
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-{gives}, at the bytes of the plan. (Without `import qra_eval` transformers warns of
-an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory{ranks}.
-On the unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are
-then not there.
+gives the very logits that the model had after tuning, at the bytes of the plan. (Without `import qra_eval`
+transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
+Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
+unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
+there.
 """
-OWN_RANKS = {
-    "gives": "gives the very logits that the model had after tuning",
-    "ranks": ", whose ranks differ from linear to\nlinear (`rank_pattern`), and whose alpha does not",
-}
-ONE_RANK = {
-    "gives": "gives the logits that the model had after tuning, but for rounding where ranks differed by\n"
-    "other factors than powers of two",
-    "ranks": " of one rank",
-}
 
 
 class PEFTExporter(Exporter):
@@ -87,8 +79,7 @@ class PEFTExporter(Exporter):
         for name in (BASE_FILE, PLAN_FILE):
             shutil.copyfile(run.folder / name, out / name)
         write_base(run, out)
-        says = ONE_RANK if self.pad_ranks else OWN_RANKS
-        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name, **says))
+        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
         from peft import PeftModel
 
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)

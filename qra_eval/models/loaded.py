@@ -116,9 +116,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-NOT_COMPUTED = re.compile(
-    r"_.*|.*token_ids?|architectures|dtype|torch_dtype|transformers_version|use_cache|return_dict"
-)
+NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|(torch_)?dtype|transformers_version|use_cache|return_dict")
 """Fields of a config, wherever they are in it, that no hidden state follows from."""
 
 

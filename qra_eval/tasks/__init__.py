@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,9 @@ def register_task(task: Any) -> str:
     made = make_task(task)
     name = made.name
     if isinstance(task, Task):  # two of one class may have other rows
-        rows = hashlib.sha256("".join(repr(example) for split in SPLITS for example in task.split(split)).encode())
-        name = f"{MADE}{made.name}-{rows.hexdigest()[:8]}"
+        from qra_eval.tasks.rows import Rows  # torch, which a name does without
+
+        name = f"{MADE}{made.name}-{Rows(made, made.name, None, 0).text_hash(**dict.fromkeys(SPLITS))[:8]}"
     LIVE_TASKS[name] = task
     return name
 

@@ -107,11 +107,12 @@ def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> st
     Args:
         room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
     """
-    turns: Turns | None = _turns(example)
-    while turns is not None:
-        text = render(turns, tokenizer, prompted=True)
-        short = room is None or len(turns) == 1 or len(prompt_ids(tokenizer, text, special=False)) <= room
-        turns = None if short else _without_oldest(turns)
+    turns = _turns(example)
+    text = render(turns, tokenizer, prompted=True)
+    while room is not None and (fewer := _without_oldest(turns)) is not None:
+        if len(prompt_ids(tokenizer, text, special=False)) <= room:
+            break
+        turns, text = fewer, render(fewer, tokenizer, prompted=True)
     return text
 
 
