@@ -17,6 +17,7 @@ from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.checks import StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
+from qra_search.workflow.finetune import check_tunable
 from qra_search.workflow.search import begun
 from qra_search.workflow.settings import make_settings
 
@@ -221,3 +222,10 @@ def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureF
             progress=lambda *step: heard.append(step),
         )  # fmt: skip
     assert heard == [("measure", 1, 2)] * 2 and telling.progress is None
+
+
+def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
+    known = make_config({})
+    check_tunable(known, make_config({}, {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}))
+    with pytest.raises(BadInput, match=r"evaluation\.steps counts in a search alone: .* finetune\.steps says"):
+        check_tunable(known, make_config({}, {"evaluation.steps": 8}))
