@@ -24,6 +24,7 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import register_task, rendered_example
+from qra_eval.tasks.base import text_hash
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -307,8 +308,8 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def tuning_data(self) -> str:
         tuner = self.tuner
-        return self.rows.text_hash(
-            calibration=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
+        return text_hash(
+            self.task, calibration=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
         )
 
     def follow(self) -> NoReturn:

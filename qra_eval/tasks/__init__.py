@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, rendered_example
+from qra_eval.tasks.base import Task, rendered_example, text_hash
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
@@ -41,9 +41,7 @@ def register_task(task: Any) -> str:
     made = make_task(task)
     name = made.name
     if isinstance(task, Task):  # two of one class may have other rows
-        from qra_eval.tasks.rows import Rows  # torch, which a name does without
-
-        name = f"{MADE}{made.name}-{Rows(made, made.name, None, 0).text_hash(**dict.fromkeys(SPLITS))[:8]}"
+        name = f"{MADE}{made.name}-{text_hash(made, **dict.fromkeys(SPLITS))[:8]}"
     LIVE_TASKS[name] = task
     return name
 

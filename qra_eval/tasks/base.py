@@ -191,6 +191,15 @@ def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
     return sorted(examples, key=lambda example: hash_of(seed, example.key))
 
 
+def text_hash(task: Task, **counts: int | None) -> str:
+    """Hash of the first examples of splits as the task has them, by the splits' names; None: of all."""
+    digest = hashlib.sha256()
+    for split, count in counts.items():
+        for example in task.split(split)[:count]:  # type: ignore[arg-type]
+            digest.update(repr(example).encode())
+    return digest.hexdigest()[:16]
+
+
 def hash_of(*parts: Any) -> str:
     """Hexadecimal SHA-256 of the parts' texts."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -63,14 +63,6 @@ class Rows:
                 digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def text_hash(self, **counts: int | None) -> str:
-        """Hash of the first examples of splits as the task has them, by the splits' names; None: of all."""
-        digest = hashlib.sha256()
-        for split, count in counts.items():
-            for example in self.task.split(split)[:count]:  # type: ignore[arg-type]
-                digest.update(repr(example).encode())
-        return digest.hexdigest()[:16]
-
 
 class LongestRows(Rows):
     """Rows of which nothing is known but their greatest length: all have that, and labels everywhere.
