@@ -39,6 +39,7 @@ from qra_search.config import (
     SpaceConfig,
     TaskConfig,
     TrainingConfig,
+    make_config,
 )
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Figures, Progress, RowCount, Tuned
@@ -303,7 +304,8 @@ class QuantizedLoRAEvaluator(Evaluator):
             with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
                 tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
         if place is not None:
-            place.keep_tuned(self._config(), self, tuned, steps)
+            asked = {} if steps is None else {"finetune.steps": steps, "finetune.epochs": None}
+            place.keep_tuned(make_config(self._config().model_dump(), asked), self, tuned)
         return tuned
 
     def tuning_data(self) -> str:

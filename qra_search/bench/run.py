@@ -45,7 +45,7 @@ def run_benchmark(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> Progress:
-    """Run every cell that `out/raw.jsonl` does not hold yet.
+    """Run every cell that `out/raw.jsonl` does not hold yet, and those that failed once more.
 
     Args:
         tasks: tasks, or names for `task_named`.
@@ -67,7 +67,7 @@ def run_benchmark(
         raise BadInput(f"a search needs an evaluation, got {evaluations:g}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    known = {cell_key(row) for row in read_rows(folder)}
+    known = {cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
     todo = [c for c in wanted if (c[0].name, labels[c[1]], c[2], float(evaluations)) not in known]
@@ -95,7 +95,8 @@ def run_benchmark(
 
 
 def read_rows(out: str | Path) -> list[dict[str, Any]]:
-    """Rows of `raw.jsonl` in a folder (or of such a file); a last line cut short by a kill is left out."""
+    """Rows of `raw.jsonl` in a folder (or of such a file), the last of each cell; a last line cut short by a kill is
+    left out."""
     path = Path(out)
     path = path / RAW if path.is_dir() or not path.suffix else path
     if not path.is_file():
@@ -104,7 +105,8 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
     if lines[-1]:
         # The next row must not be glued to half a line.
         write_text(path, "\n".join(lines[:-1]) + ("\n" if lines[:-1] else ""))
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = (json.loads(line) for line in lines[:-1] if line)
+    return list({cell_key(row): row for row in rows}.values())
 
 
 def cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from qra_search.bench.cell import checkpoints
+
 Row = dict[str, Any]
 Best = dict[tuple[str, int], np.ndarray]
 """Lowest noise-free loss known (B,) at each budget of the grid, by task and seed."""
@@ -54,26 +56,25 @@ def best_known(rows: Sequence[Row]) -> Best:
 def share_left(row: Row, point: float, best: np.ndarray) -> float:
     """Share of the possible gain over the best uniform plan that is left at a checkpoint, summed over three budgets.
 
-    0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform. A search that ended
-    before the checkpoint keeps its last value.
+    0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform.
     """
-    looks = [look for look in row.get("checkpoints", ()) if look["at"] <= point]
+    looks = [look for look in row.get("checkpoints", ()) if look["at"] == point]
     if not looks:
         return FAILED_SHARE
     at = [row["grid"].index(budget) for budget in row["budgets"]]
-    left = np.array(looks[-1]["handed"])[at] - best[at]
+    left = np.array(looks[0]["handed"])[at] - best[at]
     possible = np.array(row["uniform"])[at] - best[at]
     return float(left.sum() / max(possible.sum(), 1e-12))
 
 
 def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
-    """One row for every task, strategy and seed that was let run to a checkpoint: the shortest search that was.
+    """One row for every task, strategy and seed that has this checkpoint: that of the shortest search.
 
-    A search of fewer evaluations says nothing there; one that failed on the way does.
+    A search of fewer evaluations, or one that was not looked at there, says nothing; one that failed on the way does.
     """
     chosen: dict[tuple[str, str, int], Row] = {}
     for row in sorted(rows, key=lambda row: -row["evaluations"]):
-        if row["evaluations"] >= point:
+        if point in checkpoints(row["evaluations"]):
             chosen[row["task"], row["strategy"], row["seed"]] = row
     return list(chosen.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -102,11 +103,13 @@ def parse_strategy(text: str) -> Strategy:
 
 def strategy_label(text: str) -> str:
     """The name of a strategy in rows and tables: as it was given; of one in a file its own, unless that is another's,
-    or the file's."""
+    or the file's, and behind it a hash of the file: one that was changed is another strategy."""
     name, mark, options = text.partition("?")
     if name.endswith(".py"):
-        own = vars(strategy_in_file(Path(name))).get("name")
-        name = own if own and own not in plugins.names("strategies") else Path(name).name
+        file = Path(name)
+        own = vars(strategy_in_file(file)).get("name")
+        name = own if own and own not in plugins.names("strategies") else file.name
+        name += f"@{hashlib.sha256(file.read_bytes()).hexdigest()[:6]}"
     return name + mark + options
 
 

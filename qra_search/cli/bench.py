@@ -8,7 +8,7 @@ from typing import Annotated
 from qra_search.bench import make_tables, run_benchmark
 from qra_search.cli import common
 from qra_search.cli.common import option
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, RunFailed, bad_input
 
 TASKS = ("interaction-16-layer-measured", "misleading-16-layer-measured")
 STRATEGIES = ("additive", "qra")
@@ -46,16 +46,18 @@ def bench(
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
     count = EVALUATIONS if evaluations is None else evaluations
     with bad_input():
-        run_benchmark(
+        done = run_benchmark(
             tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), count, out, workers,
             progress=say,
         )  # fmt: skip
         tables = make_tables(out)
     if as_json:
         common.emit({"folder": str(out), **tables})
-        return
-    print((out / "tables.md").read_text())
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
+    else:
+        print((out / "tables.md").read_text())
+        print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
+    if done.failed:
+        raise RunFailed(f"{done.failed} of {done.ran} cells failed: why stands above; the same command runs them again")
 
 
 def _seeds(text: str) -> list[int]:

@@ -8,7 +8,6 @@ from typing import Annotated, cast
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.config import make_config
 from qra_search.launched import follows
 from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
@@ -72,11 +71,6 @@ def finetune(
     with open_run(run) as opened:
         if dry_run:
             settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
-            settings = (
-                settings
-                if steps is None
-                else make_config(settings.model_dump(), {"finetune.steps": steps, "finetune.epochs": None})
-            )
             rivals = cast(Against, against)
             contest = contest_of(opened.result, chosen, memory, against=rivals, seeds=seeds, with_16_bit=with_16_bit)
             print_dry_run(settings, view, track=track or (), begun=True, contest=contest, as_json=as_json)

@@ -27,7 +27,6 @@ class Contest:
     Attributes:
         limit: bytes that every plan keeps to.
         seeds: each plan is tuned once with each.
-        steps: of each tuning; None: as the settings say.
         rows: test rows.
         conditions: all else that a tuning follows from, as plain data; see `conditions`.
         sixteen: a plan of 16 bits to tune as well; None: there is none.
@@ -37,7 +36,6 @@ class Contest:
     others: tuple[Plan, ...]
     limit: int
     seeds: tuple[int, ...] = (0,)
-    steps: int | None = None
     rows: int | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
     sixteen: Plan | None = None
@@ -50,7 +48,7 @@ class Contest:
     @property
     def settings(self) -> dict[str, Any]:
         """What `test.json` says of all its entries."""
-        shared = {"format": TEST_FORMAT, "limit": self.limit, "steps": self.steps, "rows": self.rows}
+        shared = {"format": TEST_FORMAT, "limit": self.limit, "rows": self.rows}
         return {**shared, "conditions": dict(self.conditions)}
 
     def role(self, key: str) -> str:
@@ -64,18 +62,16 @@ class Contest:
         return all(data.get(key) == value for key, value in self.settings.items())
 
 
-def conditions(config: RunConfig, steps: int | None, evaluator: Mapping[str, Any], data: str) -> dict[str, Any]:
+def conditions(config: RunConfig, evaluator: Mapping[str, Any], data: str) -> dict[str, Any]:
     """What tunings have to share, beside limit and rows, to be compared: settings, model, backend and data.
 
     Args:
-        steps: that were asked for in place of those of the settings.
         evaluator: what identifies it; what is of short tunings alone is left out.
         data: identifies the rows of tuning and test.
     """
     finetune = config.finetune.model_dump(exclude=set(FinetuneConfig.beside))
     kept = {name: value for name, value in evaluator.items() if name not in OF_A_SEARCH}
-    asked = {} if steps is None else {"steps": steps, "epochs": None}
-    found = {"training": config.training.model_dump(), "finetune": finetune | asked, "evaluator": kept, "data": data}
+    found = {"training": config.training.model_dump(), "finetune": finetune, "evaluator": kept, "data": data}
     plain: dict[str, Any] = json.loads(json.dumps(found))  # as it is read back
     return plain
 

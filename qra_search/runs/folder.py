@@ -204,12 +204,12 @@ class RunFolder(TunedFolder):
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan
 
-    def keep_tuned(self, config: RunConfig, evaluator: Evaluator, tuned: Tuned, steps: int | None) -> None:
+    def keep_tuned(self, config: RunConfig, evaluator: Evaluator, tuned: Tuned) -> None:
         """Make a run of a folder that a plan was tuned into from Python, with no search: its settings, a log without
         trials, and the plan's test. Nothing if the comparison there is of a run that goes on.
 
         Args:
-            steps: that were asked for; None: as the settings say.
+            config: the settings that it was tuned with.
         """
         if self.test_file.is_file() or self.run is not self:
             return
@@ -223,8 +223,8 @@ class RunFolder(TunedFolder):
             with TrialLog(self.log_file) as log:
                 record(log, evaluator.space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
         rows = len(tuned.row_tokens) or config.finetune.test_rows
-        shared = conditions(config, steps, evaluator.describe(), evaluator.tuning_data())
-        contest = Contest(tuned.plan, (), limit, (tuned.seed,), steps, rows, shared)
+        shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
+        contest = Contest(tuned.plan, (), limit, (tuned.seed,), rows, shared)
         TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
 
 

@@ -46,7 +46,7 @@ def compare_on_test(
     if not file.has_untuned:
         listener.progress("test the untuned model", 0, 1)
         untuned = space.unquantized.uniform(UNQUANTIZED_BITS, 0)
-        entry = None if untuned is None else _measured(evaluator.untuned, untuned, space, contest.seeds[0], 0)
+        entry = None if untuned is None else _measured(evaluator.untuned, untuned, space, contest.seeds[0])
         if entry is not None:
             file.put_untuned(entry)
         listener.progress("test the untuned model", 1, 1)
@@ -68,10 +68,10 @@ def compare_on_test(
         if entry is None:
             name = tuning_name(plan, seed, space)
             tune = partial(
-                evaluator.tune, plan, seed=seed, steps=contest.steps, folder=folder, kept=path.parent / TUNING / name,
+                evaluator.tune, plan, seed=seed, folder=folder, kept=path.parent / TUNING / name,
                 progress=listener.progress, figures=None if figures is None else figures(name),
             )  # fmt: skip
-            entry = _measured(tune, plan, space, seed, contest.steps)
+            entry = _measured(tune, plan, space, seed)
             assert entry is not None
             file.put(plan, entry)
         listener.say(f"[{done}/{len(jobs)}] {tested_text(file.result(plan), space)}")
@@ -80,9 +80,7 @@ def compare_on_test(
     return file.results
 
 
-def _measured(
-    measure: Callable[[], Tuned | None], plan: Plan, space: SearchSpace, seed: int, steps: int | None
-) -> dict[str, Any] | None:
+def _measured(measure: Callable[[], Tuned | None], plan: Plan, space: SearchSpace, seed: int) -> dict[str, Any] | None:
     """The entry of `test.json` that says what came of a plan, a failure too; None if it cannot be measured."""
     start = time.perf_counter()
     try:
@@ -92,7 +90,7 @@ def _measured(
         return {**tuned_entry(error.tuned), "reload_error": str(error)}
     except EvaluationFailed as error:
         return {
-            "plan": plan.to_dict(), "seed": seed, "steps": steps, "test_loss": None, "metrics": {},
+            "plan": plan.to_dict(), "seed": seed, "test_loss": None, "metrics": {},
             "memory_bytes": space.of(plan).memory_bytes(plan), "seconds": time.perf_counter() - start,
             "failed": str(error),
         }  # fmt: skip

@@ -115,7 +115,6 @@ def contest_of(
     *,
     against: Against = "best",
     seeds: int = 1,
-    steps: int | None = None,
     with_16_bit: bool = False,
 ) -> Contest:
     """A plan and all that it is compared with, but for the conditions, which its evaluator knows.
@@ -127,7 +126,7 @@ def contest_of(
     space, limit = result.space, limit_of(result, plan, memory)
     sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
     others = tuple(opponents(space, limit, against, result))
-    return Contest(plan, others, limit, tuple(range(seeds)), steps, sixteen=sixteen)
+    return Contest(plan, others, limit, tuple(range(seeds)), sixteen=sixteen)
 
 
 def tune_with(
@@ -159,7 +158,7 @@ def tune_with(
     check_tunes(evaluator, config)
     if not any(contest.found.ranks):
         raise BadInput(NO_ADAPTER)
-    shared = conditions(config, contest.steps, evaluator.describe(), evaluator.tuning_data())
+    shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
     contest = replace(contest, rows=rows_of_test(evaluator, config), conditions=shared)
     place = place_of(folder, result, contest.limit, memory)
     with place.tuning_alone():
@@ -167,7 +166,7 @@ def tune_with(
         say_rows(evaluator, listener)
         _say_count(contest, listener)
         settings = config.model_dump(mode="json", include={"training", "finetune"})
-        told = {"steps": contest.steps, "seeds": len(contest.seeds), **settings}
+        told = {"seeds": len(contest.seeds), **settings}
         try:
             with tracked(track, place.path / TUNING, told, listener.say) as figures:
                 compare_on_test(

@@ -191,7 +191,7 @@ class Run:
             for spec in track:
                 check_tracker(spec)
         result = self.result
-        contest = contest_of(result, chosen, memory, against=against, seeds=seeds, steps=steps, with_16_bit=with_16_bit)
+        contest = contest_of(result, chosen, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)
             if follows():
@@ -275,8 +275,10 @@ class Run:
         if plan is not None and memory is not None:
             raise BadInput("--plan and --memory both choose a plan: give one of them")
         known = self.folder.check().config()
-        given = {"finetune.epochs": epochs, "model.device": device}
-        given = {**(settings or {}), **{field: value for field, value in given.items() if value is not None}}
+        given = dict(settings or {})
+        if steps is not None:
+            given |= {"finetune.steps": steps, "finetune.epochs": None}
+        given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
         config = make_config(known.model_dump(mode="json"), given, source="options")
         check_tunable(known, config)
         with bad_input():

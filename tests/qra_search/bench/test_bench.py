@@ -238,3 +238,8 @@ def test_searches_of_different_lengths_stand_in_one_table() -> None:
     assert setting.medians["short"] == [(10, pytest.approx(1.0))]
     pooled = {row[0]: row for row in setting.tables[0].rows}
     assert pooled["short"][3] is None
+    odd = row_of("odd", [2.0] * 5) | {"evaluations": 16.0}
+    odd["checkpoints"] = [*odd["checkpoints"], odd["checkpoints"][0] | {"at": 16}]
+    (setting,) = make_settings([long, odd])
+    assert [at for at, _ in setting.medians["long"]] == [10, 20]  # it was not looked at after 16
+    assert [at for at, _ in setting.medians["odd"]] == [10, 16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,28 @@ def test_a_strategy_may_be_the_one_class_of_a_file(tmp_path: Path) -> None:
     strategy = bench.parse_strategy(f"{path}?depth=3")
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
     row = _cell(bench.task_named(TASK), f"{path}?depth=3", 0, 6.0, None)
-    assert row["strategy"] == "mine.py?depth=3" and "error" not in row
+    assert row["strategy"].startswith("mine.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
     for name, label in (("deep", "deep"), ("random", "mine.py")):  # not that of another
         path.write_text(f"{OWN}    name = {name!r}\n")
-        assert strategy_label(str(path)) == label
+        assert re.fullmatch(f"{label}@[0-9a-f]{{6}}", strategy_label(str(path)))
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).failed == 0
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).skipped == 1
+    path.write_text(f"{OWN}    # changed\n")  # which is another strategy
+    assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).ran == 1
+
+
+def test_cells_that_failed_are_run_again(tmp_path: Path) -> None:
+    path, out, mended = tmp_path / "mine.py", tmp_path / "out", tmp_path / "mended"
+    path.write_text(f"""{OWN}
+    def propose(self, state, n):
+        open({str(mended)!r}).close()
+        return super().propose(state, n)
+""")
+    assert bench.run_benchmark([TASK], [str(path)], 1, 15, out, workers=1) == bench.Progress(1, 1, 0)
+    mended.touch()
+    assert bench.run_benchmark([TASK], [str(path)], 1, 15, out, workers=1) == bench.Progress(1, 0, 0)
+    (row,) = bench.read_rows(out)
+    assert "error" not in row
 
 
 @pytest.mark.parametrize(

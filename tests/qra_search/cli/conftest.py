@@ -54,9 +54,9 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 
-        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any, kept: Path,
+        def tune(plan: Plan, *, seed: int, folder: Path | None, progress: Any, kept: Path,
                  figures: Any) -> Tuned:  # fmt: skip
-            seen["tuned"].append((plan, seed, steps))
+            seen["tuned"].append((plan, seed, config.finetune.steps))
             seen["kept"].append(kept)
             if figures is not None:
                 figures(1, {"loss": 2.5, "rate": 1e-3})
@@ -67,7 +67,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             own = evaluator.space.contains(plan)
             loss = evaluator.true_loss(plan) if own else 0.1
             size = evaluator.space.of(plan).memory_bytes(plan)
-            done = Tuned(plan, seed, steps or 7, loss, {"exact_match": 0.25}, size, 1.5)
+            done = Tuned(plan, seed, config.finetune.steps, loss, {"exact_match": 0.25}, size, 1.5)
             if folder is not None:
                 (folder / "adapter").mkdir(exist_ok=True)
                 write_json(folder / "plan.json", plan_to_dict(evaluator.space, plan))

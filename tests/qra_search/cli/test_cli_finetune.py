@@ -105,10 +105,17 @@ def test_what_was_tuned_otherwise_is_set_aside_and_tuned_again(
         config = RunFolder(searched).config_file
         config.write_text(dump_config(make_config(load_config(config).model_dump(), {"finetune.steps": 3})))
     again = qra("finetune", searched)
-    assert again.status == 0 and tuner["tuned"] == first * 2
+    assert again.status == 0 and [job[:2] for job in tuner["tuned"]] == [job[:2] for job in first] * 2
     aside = searched / "earlier-1"
     assert f"what was tuned before is kept in {aside}" in " ".join(again.err.split())
     assert (aside / "adapter").is_dir() and (aside / "plan.json").read_bytes() == plan
+
+
+def test_a_length_is_one_however_it_is_given(qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...]) -> None:
+    assert qra(*mixed, "--steps", 9).status == 0
+    count = len(tuner["tuned"])
+    assert {steps for _, _, steps in tuner["tuned"]} == {9}
+    assert qra(*mixed, "--set", "finetune.steps=9").status == 0 and len(tuner["tuned"]) == count
 
 
 def test_what_another_plan_was_compared_with_is_not_tuned_again(
@@ -121,7 +128,7 @@ def test_what_another_plan_was_compared_with_is_not_tuned_again(
     assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.1=2:8", "--out", other).status == 0
     tuner["tuned"].clear()
     assert qra("finetune", searched, "--plan", other, "--with-16-bit").status == 0
-    assert tuner["tuned"] == [(Plan((3, 2, 3, 3), (8,) * 4), 0, None)]
+    assert tuner["tuned"] == [(Plan((3, 2, 3, 3), (8,) * 4), 0, 100)]
     assert {e["role"] for e in json.loads(run.test_file.read_text())["tuned"]} == {"found", "uniform", "16-bit"}
 
 

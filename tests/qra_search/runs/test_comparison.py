@@ -136,9 +136,9 @@ def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
 
 
 def test_other_settings_start_the_comparison_anew(tmp_path: Path) -> None:
-    compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9, steps=5)
+    compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9, conditions={"finetune": {"steps": 5}})
     again = Tuner()
-    compared(again, FOUND, [], tmp_path / "t.json", limit=9, steps=6)
+    compared(again, FOUND, [], tmp_path / "t.json", limit=9, conditions={"finetune": {"steps": 6}})
     assert again.calls == [(FOUND.key, 0)]
 
 
