@@ -11,6 +11,7 @@ from pathlib import Path
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Evaluation, Plan, SearchSpace
+from qra_search.evaluation.evaluator import RowCount
 
 SMALL = {"groups": 3, "bits": (2, 4), "ranks": (4, 8)}
 
@@ -29,6 +30,15 @@ class Misbehaving(AdditiveEvaluator):
         super().__init__(small_space(), with_sensitivities=False)
         self.deed, self.notes, self.seconds, self.victims = deed, notes, seconds, victims
         self.note("built")
+
+    def sensitivities_charge(self) -> float:
+        return 1.5
+
+    def evaluation_seconds(self) -> float:
+        return 2.5
+
+    def row_counts(self) -> dict[str, RowCount]:
+        return {"calibration": RowCount(9, 5, cut=2, longest=300)}
 
     def note(self, what: str) -> None:
         if self.notes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from concurrent.futures import Future, as_completed, wait
 from queue import LifoQueue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.evaluator import Evaluation, Evaluator, RowCount
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.work import IDENTITY, SENSITIVITIES, Reply, Request, evaluation_request, unpack
@@ -169,10 +170,9 @@ class RemoteEvaluator(Evaluator):
 
     def __init__(self, executor: WorkerExecutor):
         self._executor = executor
-        identity = executor.ask(IDENTITY).result()
-        self.space = space_from_dict(identity["space"])
-        self.fidelities = tuple(identity["fidelities"])
-        self._description, self.deals = identity["description"], identity["deals"]
+        self._told = told = executor.ask(IDENTITY).result()
+        self.space, self.fidelities = space_from_dict(told["space"]), tuple(told["fidelities"])
+        self.deals = told["deals"]
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
@@ -183,7 +183,16 @@ class RemoteEvaluator(Evaluator):
         return None if data is None else Sensitivities.from_dict(data)
 
     def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+        return dict(self._told["description"])
+
+    def sensitivities_charge(self) -> float | None:
+        return cast("float | None", self._told["charge"])
+
+    def evaluation_seconds(self) -> float:
+        return float(self._told["seconds"])
+
+    def row_counts(self) -> Mapping[str, RowCount]:
+        return {split: RowCount(**count) for split, count in self._told["rows"].items()}
 
 
 def _shut_down() -> WorkerUnusable:

@@ -70,8 +70,12 @@ def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
 
 
 def _identity(evaluator: Evaluator, request: Request) -> Reply:
-    space, fidelities = space_to_dict(evaluator.space), list(evaluator.fidelities)
-    told = {"space": space, "fidelities": fidelities, "description": evaluator.describe(), "deals": evaluator.deals}
+    told = {
+        "space": space_to_dict(evaluator.space), "fidelities": list(evaluator.fidelities), "deals": evaluator.deals,
+        "description": evaluator.describe(), "charge": evaluator.sensitivities_charge(),
+        "seconds": evaluator.evaluation_seconds(),
+        "rows": {split: asdict(count) for split, count in evaluator.row_counts().items()},
+    }  # fmt: skip
     return {"ok": told}
 
 
