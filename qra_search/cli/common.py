@@ -273,4 +273,7 @@ def _pairs(name: str, value: str, wanted: str) -> dict[str, str]:
     pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
     if not all(len(p) == 2 and all(p) for p in pairs):
         raise BadInput(f"--{name} is {value!r}: {wanted}")
-    return dict(pairs)  # type: ignore[arg-type]
+    found = {first: second for first, second in pairs}
+    if len(found) < len(pairs):
+        raise BadInput(f"--{name} is {value!r}: something is given twice there")
+    return found

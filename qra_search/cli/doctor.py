@@ -86,7 +86,11 @@ def doctor(
 
         qra doctor --model path/to/model --task train.jsonl
     """
-    if given.values["model"] is not None:
+    if not given.empty:
+        if given.values["model"] is None:
+            raise BadInput("--model is missing: these settings are of a model, whose graphics cards are told")
+        if folder is not None:
+            raise BadInput("a FOLDER and a --model are checked one at a time: give one of them")
         _print_cards(given.settings(), as_json=as_json)
         return
     findings = list(examine() if folder is None else files(folder))

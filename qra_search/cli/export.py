@@ -53,7 +53,10 @@ def export(
         with bad_input():
             if reasons := make_exporter(target).reasons(run):
                 raise BadInput(f"{run} cannot be exported as {target.format}: " + "; ".join(reasons))
-        print(f"{run} can be exported as {target.format}.")
+        if as_json:
+            common.emit({"run": str(run), "format": target.format})
+        else:
+            print(f"{run} can be exported as {target.format}.")
         return
     done = export_run(folder, target)
     if as_json:

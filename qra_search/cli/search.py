@@ -32,8 +32,8 @@ def search(
         int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
     ] = None,
     executor: Annotated[
-        str, option("--executor process|ray", "Where workers run.", WHERE, show_default=True)
-    ] = "process",
+        str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
+    ] = None,
     address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
     gpus_per_worker: Annotated[
         float | None,
@@ -77,9 +77,10 @@ def search(
         print_dry_run(settings, view, track=track or (), begun=resumed is not None, as_json=as_json)
         return
     folder = RunFolder(resumed or out or new_folder(settings))
-    if gpus_per_worker is not None and not workers:
-        raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
-    pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
+    of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
+    if not workers and (name := next((name for name, value in of_workers.items() if value is not None), None)):
+        raise typer.BadParameter("say with --workers how many there are", param_hint=name)
+    pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
     run, complete = Run(folder.path, settings), _Completion()
     try:
         with run:

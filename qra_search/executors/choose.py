@@ -51,7 +51,7 @@ def make_executor(
             allows it (as many as the device names, if it names several), else none.
 
     Raises:
-        BadInput: more GPUs than there are.
+        BadInput: more GPUs than there are, or an address without a cluster.
         ValueError: an unknown kind.
         ImportError: the package of the kind is not installed.
     """
@@ -61,6 +61,8 @@ def make_executor(
     devices.check_share(gpus_per_worker, device)
     factory = EvaluatorFactory(config)
     if kind == "process":
+        if address is not None:
+            raise BadInput("--address is that of a Ray cluster: give --executor ray")
         return ProcessExecutor(factory, workers, devices=_leased(device, workers, gpus_per_worker))
     if devices.named_gpus(device):
         raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")

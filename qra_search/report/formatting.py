@@ -116,6 +116,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
+def gain_text(gain: float, doubtful: bool) -> str:
+    """How much lower a loss is as a share of a rival's; `none` if it is not, and no number where that is zero."""
+    if not gain > 0:
+        return "none" if math.isfinite(gain) else "\N{EN DASH}"
+    return percent(gain) + (", chance" if doubtful else "")
+
+
 def signed_percent(share: float) -> str:
     """A share as a percentage with its sign: `+16.4 %`, `−0.3 %`."""
     text = f"{100 * share:+.1f} %"

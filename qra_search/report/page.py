@@ -11,8 +11,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qra_search.config import dump_config
-from qra_search.errors import one_line
+from qra_search.config import RunConfig, dump_config
+from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
 from qra_search.report import formatting, tables
 from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
@@ -42,7 +42,10 @@ def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
 
     Raises:
         NoRun: one of the folders holds no run.
+        BadInput: the path is a folder's.
     """
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: say which file to write, such as {path / 'report.html'}")
     content = page([RunData.read(run) for run in runs])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)
@@ -90,8 +93,10 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
     model, task = formatting.model_and_task(run.identity)
     if "landscape" in run.identity:
         model = model or f"landscape {run.identity['landscape']}"
-    elif run.config is not None:
+    elif run.config is not None and run.config.evaluator == RunConfig().evaluator:
         model, task = model or run.config.model.name, task or run.config.task.name
+    elif run.config is not None:
+        model = model or run.config.evaluator
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     charts = {name: _chart(figure, run.said, f"{key}-{name}") for name, figure in figures([run]).items()}
     return {
@@ -122,7 +127,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
         size = format_bytes(found.memory_bytes)
         items.append(("Memory of the plan", size, f"{limit}{bits:.2f} bits a searched weight"))
         if found.rival is not None:
-            gain = f"−{percent(found.gain)}" if found.beats and not found.unproven else "none"
+            gain = f"−{percent(found.gain)}" if found.gain > 0 and not found.unproven else "none"
             rival = f"{found.data} data, {plan_name(found.rival, found.space)}"
             items.append(("Loss against uniform", CHANCE if found.doubtful else gain, rival))
     failed = f", {len(result.failures())} failed" if result.failures() else ""

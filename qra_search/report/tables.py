@@ -15,10 +15,10 @@ from qra_search.report.formatting import (
     bits_counts,
     duration,
     evaluations_text,
+    gain_text,
     loss_text,
     lower_text,
     metric_text,
-    percent,
     plan_name,
     test_loss_text,
     tested_name,
@@ -105,7 +105,7 @@ def comparison_table(result: SearchResult) -> TextTable:
             format_bytes(row.budget), ("found: " if best.evaluations else "foretold: ") + plan_name(best.plan, space),
             format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
             loss_text(best.observed) if best.evaluations else "not yet",
-            percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
+            "" if uniform is None else gain_text(row.gain, row.doubtful),
         ))  # fmt: skip
         if uniform is None:
             rows.append(("", "no uniform plan fits", "", "", "", ""))
@@ -114,7 +114,9 @@ def comparison_table(result: SearchResult) -> TextTable:
         size = format_bytes(uniform.memory_bytes)
         rows.append(("", plan_name(uniform.plan, space), size, loss, loss_text(uniform.observed), ""))
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "lower by")
-    return TextTable("On validation data", heads, rows, left=("plan",), marked=marked)
+    chance = any("chance" in row[-1] for row in rows)
+    notes = ["Chance: below twice the standard error of the difference."] if chance else []
+    return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
 def front_table(run: RunData) -> TextTable:
@@ -153,7 +155,7 @@ def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = la
             format_bytes(found.budget) if found else "–",
             f"{loss_text(found.loss)} ({found.data})" if found else "none yet",
             loss_text(found.rival_loss) if found and rival else "–",
-            (percent(found.gain) if found.beats else "none") if found else "–",
+            gain_text(found.gain, found.doubtful) if found and rival else "–",
             evaluations_text(run.result.spent) + planned,
             duration(run.seconds),
         ))  # fmt: skip

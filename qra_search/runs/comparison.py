@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qra_search.errors import BadInput, RunFailed
+from qra_search.errors import BadInput, RunFailed, describe
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
@@ -142,13 +142,18 @@ def read_test(data: dict[str, Any] | None) -> list[TestResult]:
     """The plans of a `test.json`, cheapest first; empty if there is none.
 
     Raises:
-        BadInput: another format.
+        BadInput: another format, or fields that are missing.
     """
     if data is None:
         return []
     if (known := data.get("format") if isinstance(data, dict) else None) != TEST_FORMAT:
         raise BadInput(f"test.json has format {known!r}, {TEST_FORMAT!r} is needed: run qra finetune")
-    return tested_in(data["tuned"])
+    try:
+        return tested_in(data["tuned"])
+    except (KeyError, TypeError, IndexError) as error:
+        raise BadInput(
+            f"test.json is damaged ({describe(error)}): move it away, and qra finetune makes it anew"
+        ) from error
 
 
 def metrics_of(tested: Sequence[TestResult]) -> list[str]:

@@ -40,12 +40,14 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
 
 
-def check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
+def check_options(evaluations: Any, seed: Any, batch: Any, sensitivities: Any) -> None:
     """Raises BadInput for the first option that is of another kind than a study takes."""
     if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
         raise needed("evaluations", evaluations, "a positive number is needed")
     if not (isinstance(seed, Integral) and int(seed) >= 0):
         raise needed("seed", seed, "a whole number from 0 on is needed")
+    if not (batch is None or (isinstance(batch, Integral) and int(batch) >= 1)):
+        raise needed("batch", batch, "a whole number from 1 on, or None, is needed")
     if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
         wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
         raise needed("sensitivities", sensitivities, wanted)

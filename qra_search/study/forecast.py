@@ -61,6 +61,13 @@ class Comparison:
     def gain(self) -> float:
         return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the difference may be chance: it is below twice its standard error."""
+        if self.uniform is None or self.best.plan == self.uniform.plan:
+            return False
+        return abs(self.uniform.loss - self.best.loss) < 2 * math.hypot(self.best.loss_std, self.uniform.loss_std)
+
 
 @dataclass(frozen=True)
 class UniformPrediction:

@@ -79,7 +79,7 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, sensitivities)
+        check_options(evaluations, seed, batch, sensitivities)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))

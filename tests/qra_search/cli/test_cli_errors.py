@@ -116,6 +116,7 @@ CASES = [
     (("report", "none"), "none is no run: it is not a folder"),
     (("report", "empty"), "empty is no run: it holds no trials.jsonl"),
     (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
+    (("report", "a", "--out", "empty"), "empty is a folder: say which file to write, such as empty/report.html"),
     (("show", "none"), "none is no run"),
     (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
@@ -152,6 +153,12 @@ CASES = [
     ((*SEARCH, "--workers", "1", "--gpus-per-worker", "1.5"), "--gpus-per-worker is 1.5: 0, a share of one GPU"),
     ((*SEARCH, "--workers", "2", "--device", "cuda"), "2 workers with a GPU each: this machine has no GPUs"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown option of the"),
+    ((*SEARCH, "--executor", "ray"), "--executor: say with --workers how many there are"),
+    ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor ray"),
+    # what would be left unheard
+    (("doctor", *TASK), "--model is missing: these settings are of a model"),
+    (("doctor", "a", "--model", "tiny"), "a FOLDER and a --model are checked one at a time"),
+    ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': something is given twice there"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),
     ((*REAL, "./none", *TASK), "no file or folder './none'"),

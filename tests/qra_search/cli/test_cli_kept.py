@@ -141,6 +141,7 @@ def test_show_says_what_was_found_within_the_budget_that_is_asked_for(qra: Qra, 
 
 @pytest.mark.parametrize(("name", "content"), [
     ("result.json", "{"), ("plan.json", "{"), ("plan.json", "[]"), ("test.json", "{"), ("test.json", "[]"),
+    ("test.json", '{"format": "qra-test/1"}'),
 ])  # fmt: skip
 def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
     qra: Qra, tuned: RunFolder, name: str, content: str

@@ -20,6 +20,7 @@ from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import TestResult
+from qra_search.study.forecast import Comparison, EvaluatedPlan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -147,6 +148,15 @@ def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> No
 def test_a_test_loss_is_not_called_lower_when_nothing_tells_what_chance_is() -> None:
     assert "nothing says whether the difference is chance" in headline(found(interval=None))
     assert "16.4 % lower" in headline(found(interval=None, noise=0.1))
+
+
+def test_a_gain_that_may_be_chance_is_called_so_in_tables_too() -> None:
+    assert formatting.gain_text(0.031, doubtful=True) == "3.1 %, chance"
+    assert [formatting.gain_text(g, doubtful=False) for g in (0.031, -0.2, math.nan)] == ["3.1 %", "none", "–"]
+    plan, rival = Plan((2,), (4,)), Plan((3,), (4,))
+    best, uniform = (EvaluatedPlan(p, loss, 0.1, 9, loss) for p, loss in ((plan, 1.0), (rival, 1.2)))
+    assert Comparison(9, best, uniform).doubtful  # the difference's standard error is 0.14
+    assert not Comparison(9, best, replace(uniform, loss=1.4)).doubtful
 
 
 def test_the_headline_admits_noise_and_defeat_and_absence() -> None:

@@ -37,6 +37,7 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
         ({"seed": "x"}, r"seed is 'x' \(str\): a whole number from 0 on is needed"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed is 1.5"),
+        ({"batch": 0}, "batch is 0"),
         ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
         ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
         (
