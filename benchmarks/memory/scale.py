@@ -2,13 +2,15 @@
 
     python -m benchmarks.memory.scale --sizes 0.4B 1B 3B --backends mixed-calibrated reference
     python -m benchmarks.memory.scale --depths 8 16 32
+    python -m benchmarks.memory.scale --sizes FILE.gguf --data DIR --backends mixed-calibrated --bank BANK
 
 Each phase (load, quantize at 2, 3, 4 and 8 bits, prior, two evaluations, final tuning, reload) is a process of its own,
 on the bank of the process before. Measured are the pages that belong to no file, libraries among them, looked at every
 three milliseconds; foretold is the estimate that another process makes from shapes alone. Plans are the largest of the
 space, which are what is foretold. A row that is there for size, backend, phase, commit, cache and `MALLOC_` variables
 is not measured again. `--depths` quantizes models of one width and several depths: what a layer more adds to the peak,
-and how often the calibration rows pass a layer.
+and how often the calibration rows pass a layer. A model's file in place of a size is measured as
+`benchmarks.study.answers` tunes the 1.5B, on GSM8K with its chat template; `--bank` has codes that are there already.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import torch
 import qra_eval
 from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_pages, read
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
+from benchmarks.study.answers import RANKS, SETTINGS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
@@ -46,6 +49,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 }
 DEEP = replace(SHAPES["0.4B"], vocabulary=2048)
 """Of models that differ in depth."""
+OF_FILES = SETTINGS["qwen-1.5b"]
 EVERY_SECONDS = 0.003
 
 
@@ -57,6 +61,8 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=[*PHASES])
     parser.add_argument("--weight-cache", default="0")
     parser.add_argument("--compute", default="auto")
+    parser.add_argument("--data", help="of GSM8K, for a model's file")
+    parser.add_argument("--bank", type=Path, help="of a model's file")
     parser.add_argument("--folder", type=Path, help="of models, banks and tuned plans; default: one that is removed")
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.jsonl")
@@ -76,7 +82,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, Any]]:
     """The rows of a model and a backend, measured where they are missing."""
-    write_model(shape_of(size), options.folder / size)
+    if options.data is None:
+        write_model(shape_of(size), options.folder / size)
     known = {} if options.again else recorded(options, size, backend)
     phases = ["quantize"] if options.depths else options.phases
     missing = {phase for phase in phases if phase not in known}
@@ -88,7 +95,8 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
     for phase in PHASES:
         if phase not in missing:
             continue
-        shutil.rmtree(made_by(phase, options, size, backend), ignore_errors=True)
+        if made_by(phase, options, size, backend) != options.bank:
+            shutil.rmtree(made_by(phase, options, size, backend), ignore_errors=True)
         if phase == "sensitivities":
             for kept in made_by("quantize", options, size, backend).glob("prior-*.json"):
                 kept.unlink()
@@ -105,18 +113,10 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
 
 def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> dict[str, Any]:
     """What a process of its own finds of a phase."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.memory.scale",
-        "--phase",
-        phase,
-        "--sizes",
-        size,
-        "--backends",
-        backend,
-    ]
-    command += ["--folder", str(options.folder), "--weight-cache", options.weight_cache, "--compute", options.compute]
+    command = [sys.executable, "-m", "benchmarks.memory.scale", "--phase", phase, "--sizes", size]
+    command += ["--data", options.data, "--bank", str(options.bank)] if options.data else []
+    command += ["--backends", backend, "--folder", str(options.folder)]
+    command += ["--weight-cache", options.weight_cache, "--compute", options.compute]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{size} {backend} {phase} failed:\n{done.stderr}")
@@ -143,20 +143,18 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
 def evaluator_of(
     options: argparse.Namespace, size: str, backend: str, weights: bool, progress: Callable[[str, int, int], None]
 ) -> QuantizedLoRAEvaluator:
+    model, task = str(options.folder / size), TaskConfig(name="jsonl", data=str(options.folder / "rows"))
+    space, tables, sections = SpaceConfig(bits=BITS), 16, SECTIONS
+    if options.data is not None:
+        model, task = size, TaskConfig(name=OF_FILES.task, data=options.data, options=OF_FILES.options)
+        space, tables = SpaceConfig(bits=OF_FILES.widths, ranks=RANKS), OF_FILES.tables
+        sections = SECTIONS | {"training": OF_FILES.training}
+    bank = str(made_by("quantize", options, size, backend))
     return QuantizedLoRAEvaluator(
-        str(options.folder / size),
-        TaskConfig(name="jsonl", data=str(options.folder / "rows")),
-        quantization=QuantizationConfig(
-            backend=backend, embeddings=16, cache=str(made_by("quantize", options, size, backend))
-        ),
-        space=SpaceConfig(bits=BITS),
-        **SECTIONS,
-        device="cpu",
-        compute=options.compute,
-        weight_cache=options.weight_cache,
-        weights=weights,
+        model, task, quantization=QuantizationConfig(backend=backend, embeddings=tables, cache=bank), space=space,
+        **sections, device="cpu", compute=options.compute, weight_cache=options.weight_cache, weights=weights,
         progress=progress,
-    )
+    )  # fmt: skip
 
 
 Make = Callable[[], QuantizedLoRAEvaluator]
@@ -247,12 +245,12 @@ def shape_of(size: str) -> Shape:
 
 def made_by(phase: str, options: argparse.Namespace, size: str, backend: str) -> Path:
     """What a phase leaves for those after it."""
-    return options.folder / f"{size}-{backend}-{phase}"
+    return (phase == "quantize" and options.bank) or options.folder / f"{Path(size).name}-{backend}-{phase}"
 
 
 def key(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     malloc = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
-    made = {"commit": commit(), "size": size, "backend": backend, "weight_cache": options.weight_cache}
+    made = {"commit": commit(), "size": Path(size).name, "backend": backend, "weight_cache": options.weight_cache}
     return made | {"compute_asked": options.compute, "malloc": malloc}
 
 

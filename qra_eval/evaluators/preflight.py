@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qra_eval.models.device import check_device
 from qra_eval.models.names import check_model, check_on_hub, folder_config
 from qra_eval.tasks import SPLITS, Task, make_task
-from qra_eval.tasks.sources import check_hub, is_file_name
+from qra_eval.tasks.sources import check_hub, is_place
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.engines import refusal
@@ -85,7 +85,7 @@ def _check_backend_names(config: RunConfig) -> None:
 
 def _check_rows(config: RunConfig, task: Task) -> None:
     """Read the rows of files that are not large; what is not there is refused by the task itself."""
-    if config.task.data is None and not is_file_name(config.task.name):
+    if config.task.data is None and not is_place(config.task.name):
         return
     place = Path(config.task.data or config.task.name)
     files = place.iterdir() if place.is_dir() else [place] if place.is_file() else []

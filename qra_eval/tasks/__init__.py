@@ -9,7 +9,7 @@ from qra_eval.tasks.base import Task, rendered_example, text_hash
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
-from qra_eval.tasks.sources import READERS, digest, is_file_name, is_hub_name, split_rows
+from qra_eval.tasks.sources import READERS, digest, is_hub_name, is_place, split_rows
 from qra_search import plugins
 from qra_search.errors import BadInput, shortened
 
@@ -50,9 +50,9 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     """The task of a name, of rows in a file, on the hub or in Python, or a task itself.
 
     Args:
-        task: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), `owner/name` on the
-            hub, a `Dataset` or a list of dictionaries (which are split as a file's rows are), a `DatasetDict`, or a
-            `Task`, which has a seed of its own. Rows of `{"text"}` are running text.
+        task: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with one
+            for each split, `owner/name` on the hub, a `Dataset` or a list of dictionaries (which are split as a file's
+            rows are), a `DatasetDict`, or a `Task`, which has a seed of its own. Rows of `{"text"}` are running text.
         data: folder or file with its data, or rows as above, for a task that is given by name.
         seed: of the splits.
         options: keyword options of the task.
@@ -70,7 +70,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     name = str(task) if isinstance(task, str | Path) else None
     if name in LIVE_TASKS:
         return make_task(LIVE_TASKS[name], data=data, seed=seed, **options)
-    if name is None or is_file_name(name) or is_hub_name(name):
+    if name is None or is_place(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task

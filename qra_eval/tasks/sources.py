@@ -17,6 +17,7 @@ from typing import Any
 
 from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
+from qra_search import plugins
 from qra_search.errors import BadInput, needed, shortened
 from qra_search.files import not_utf8
 
@@ -36,6 +37,11 @@ MAX_FIELD = 16 << 20
 def is_file_name(name: str) -> bool:
     """Whether a name ends as a file that can be read does."""
     return Path(name).suffix.lower() in READERS
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is that of a file that can be read, or of a folder, unless a task has it."""
+    return is_file_name(name) or (Path(name).is_dir() and name not in plugins.names("tasks"))
 
 
 def is_hub_name(name: str) -> bool:

@@ -310,5 +310,6 @@ def _forget_if_empty(folder: RunFolder) -> None:
         return
     for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
         file.unlink(missing_ok=True)
-    if folder.path.is_dir() and not any(folder.path.iterdir()):
-        folder.path.rmdir()
+    for path in (folder.path, DEFAULT_FOLDER):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -53,8 +53,8 @@ def test_values_are_what_is_written_and_no_type_is_made_up(tmp_path, kind):
 def test_a_folder_may_have_files_of_any_kinds(tmp_path):
     write(tmp_path / "train.csv", ROWS[:8])
     write(tmp_path / "test.parquet", ROWS[8:])
-    task = make_task("jsonl", data=tmp_path)
-    assert {e.prompt for e in task.split("test")} == {row["prompt"] for row in ROWS[8:]}
+    for task in (make_task("jsonl", data=tmp_path), make_task(str(tmp_path))):
+        assert {e.prompt for e in task.split("test")} == {row["prompt"] for row in ROWS[8:]}
 
 
 def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path, monkeypatch):
