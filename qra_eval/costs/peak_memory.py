@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qra_eval.costs.sizes import MOMENTS, TRAINED_NUMBER, Sizes
+from qra_eval.costs.sizes import TRAINED_NUMBER, Sizes
+from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat
 from qra_search.space.space import SearchSpace
-
-ADAPTER_BYTES = 4 + MOMENTS
-"""Of an adapter weight in training: its value in float32, and moments; its gradient is of the passes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,10 @@ def peak_space(tuner: FineTuner) -> SearchSpace:
     sizes = Sizes(tuner, None, None, range(len(model.blocks)))
     resident, passes = model.space, sizes.reordered(sizes.wide)
     if sizes.rank:
-        passes += sizes.stretched("training_step", tuner.batches(max(1, tuner.evaluation.steps), 0))
+        longest = max(1, tuner.evaluation.steps, tuner.finetune_steps)
+        held_out = bucketed(tuner.rows("validation", tuner.evaluation.validation_rows), 2 * tuner.settings.batch_size)
+        step = sizes.stretched("training_step", tuner.batches(longest, 0))
+        passes += max(step, sizes.stretched("held_out", held_out))
     if any(model.trained_numbers(level, *shape) for shape in sizes.shapes for level in model.levels):
         passes += sizes.largest * sizes.wide
 
@@ -63,5 +64,5 @@ def peak_space(tuner: FineTuner) -> SearchSpace:
 
     return SearchSpace(
         groups=resident.groups, bits=[trained(level) for level in resident.levels], ranks=resident.ranks,
-        fixed_bytes=resident.fixed_bytes + passes, adapter_bits=8 * ADAPTER_BYTES,
+        fixed_bytes=resident.fixed_bytes + passes, adapter_bits=8 * sizes.adapter_bytes,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qra_eval.costs.sizes import MOMENTS, Sizes, largest_of
+from qra_eval.costs.sizes import Sizes, largest_of
 from qra_eval.models.split import spread
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
@@ -158,7 +158,7 @@ class _Run(Sizes):
             trained += self.trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
         measured = self.stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
-        return self.resident(adapters=4 + MOMENTS) + max(trained, measured) + self.reordered(self.wide)
+        return self.resident(adapters=self.adapter_bytes) + max(trained, measured) + self.reordered(self.wide)
 
     def passing_untuned(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""

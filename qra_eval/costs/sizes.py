@@ -99,6 +99,12 @@ class Sizes:
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Of an adapter weight in training: its value in float32, and moments; and its gradient where those of several
+        batches are added up, as it else is of the passes."""
+        return 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
+
     def stretched(self, what: str, batches: list[Batch]) -> int:
         """What the whole model takes of batches, from what the sketches of two depths take."""
         labels = max(len(b.targets) for b in batches)

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import known_tables
@@ -108,11 +108,13 @@ def finish_shape(model: nn.Module, tokenizer: Any, name: str, spec: str) -> Load
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of the model's class and tensors: names, shapes, types, and up to 64 KiB of each tensor, evenly spaced."""
+    """Hash of the model's class and tensors: names, shapes, types, the sum of all words of each, and up to 64 KiB of
+    it, evenly spaced: a sum costs a twentieth of a hash, and tells a tensor from one with other rows."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_sample(tensor))
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(_sample(flat) + _sum(flat))
     return digest.hexdigest()[:16]
 
 
@@ -193,30 +195,38 @@ def cache_root() -> Path:
 def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
     """The cached folder of a key, made by `build` in a temporary one and renamed when it is complete.
 
-    Several processes may build at once; the first to finish wins, and the others use what it made.
+    Of several processes one builds, and the others wait for it; what one left that was killed is built anew.
     """
     folder = cache_root() / "models" / key
     if folder.is_dir():
         return folder
+    partial, lock = folder.with_name(f".{key}"), FileLock(folder.with_name(f".{key}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+        lock.acquire()
     except OSError as error:
         raise ValueError(f"cannot write to the cache {folder.parent} ({error.strerror}): set QRA_CACHE") from error
     try:
-        build(partial)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except OSError:
         if not folder.is_dir():
-            raise
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            build(partial)
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
     return folder
 
 
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+def _sum(flat: Tensor) -> bytes:
+    """The sum of the 64-bit words of bytes (n,), modulo 2^64; fewer than eight at the end are left out."""
+    words = flat[: len(flat) // 8 * 8]
+    words = words if words.storage_offset() % 8 == 0 else words.clone()
+    return int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True)
+
+
+def _sample(flat: Tensor) -> bytes:
+    """The first, the last and evenly spaced slices of bytes (n,)."""
     if len(flat) <= SLICES * SLICE_BYTES:
         return flat.numpy().tobytes()
     starts = torch.linspace(0, len(flat) - SLICE_BYTES, SLICES, dtype=torch.float64).long().tolist()

@@ -106,7 +106,7 @@ class QuantizedModel:
             place_tables(self.model, device, self.tables)
         dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
-        self.compute = self._compute(compute)
+        self.asked, self.compute = compute, self._compute(compute)
         layers = spread(self.model, devices or [device])
         room = weight_cache_bytes(weight_cache, device) * len(set(layers) if weight_cache == "auto" else [device])
         kept = dense * self.compute.itemsize // self.dtype.itemsize
@@ -126,7 +126,7 @@ class QuantizedModel:
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
-            self.compute = self.dtype if compute == "auto" else self.compute
+            self.compute = self._undecoded
             if device.type == "cpu":
                 give_back_freed_memory()
         wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
@@ -144,7 +144,7 @@ class QuantizedModel:
         self._bank = QuantizedWeightCache(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
             backend, own, bank_folder(quantization.cache), self.identity,
-            calibration=rows.hash(calibration=CALIBRATION_ROWS) if backend.calibrated else "",
+            calibration=self._calibration if backend.calibrated else "",
             layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)), levels={len(self.blocks): of_tables},
             devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
         )  # fmt: skip
@@ -181,8 +181,8 @@ class QuantizedModel:
         """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
         kept = self.materialised or self.blocks.keeps
         self.forget()
-        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self.dtype, False
-        self._bank.room, self._bank.compute = 0, self.dtype
+        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self._undecoded, False
+        self._bank.room, self._bank.compute = 0, self.compute
         return kept
 
     @property
@@ -190,9 +190,19 @@ class QuantizedModel:
         """Of the weights, of the dtype that they are stored in, and of what the config says of computing."""
         return f"{self.loaded.fingerprint}-{config_digest(self.model)}-{self.dtype}"
 
+    @property
+    def _calibration(self) -> str:
+        """Of the rows that calibrate, and of the dtype that they pass in."""
+        return f"{self.rows.hash(calibration=CALIBRATION_ROWS)}-{self.blocks.compute}"
+
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
         return passed_together(self.rows("calibration", CALIBRATION_ROWS))
+
+    @property
+    def _undecoded(self) -> torch.dtype:
+        """The dtype of products with weights that are decoded at each use: as they are stored, or as was asked for."""
+        return self.dtype if self.asked == "auto" else self.compute
 
     def _compute(self, asked: str) -> torch.dtype:
         """The dtype of a name; `auto`: the faster one, though no narrower than the weights are stored in."""

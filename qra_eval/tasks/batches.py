@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,8 +77,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def bucketed(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
-    """Batches of rows of similar length, in order of length."""
-    return [collate([rows[i] for i in batch]) for batch in by_length(list(map(len, rows)), batch_size)]
+    """Batches of rows of similar length, in order of length, as equal as they can be.
+
+    Were what is left over a batch of its own, these rows would be the longest each time, and weigh more in a training.
+    """
+    (order,), count = by_length(list(map(len, rows)), len(rows)), -(-len(rows) // batch_size)
+    ends = [len(rows) * i // count for i in range(count + 1)]
+    return [collate([rows[i] for i in order[start:end]]) for start, end in itertools.pairwise(ends)]
 
 
 def passed_together(rows: Sequence[Encoded]) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,6 +87,8 @@ def _tuned(
         tuner.train(steps, seed, each_step, watch=watch, batches=batches, processes=processes)
     rows = tuner.rows("test", finetune.test_rows)
     nats, tokens = _row_losses(tuner, rows, processes)
+    if not math.isfinite(sum(nats)):
+        raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
     after = sample_answers(tuner, shown)
     metrics, scored = scores(tuner) if processes.rank == 0 else ({}, 0)
     tuned = Tuned(

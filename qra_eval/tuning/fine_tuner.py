@@ -226,7 +226,6 @@ class FineTuner:
 
     def evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
-        rows = self.rows("calibration", self.trained_rows)
-        trained = sum(map(len, rows)) * (self.evaluation.steps * self.settings.rows_a_step) / len(rows)
+        trained = sum(batch.tokens for batch in self.batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out

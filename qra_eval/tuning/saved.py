@@ -296,7 +296,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
             theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
         del reloaded
     difference = float((mine - theirs).abs().max())
-    if difference > (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
+    if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
     return difference
 

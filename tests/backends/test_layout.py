@@ -49,6 +49,17 @@ def test_shards_of_any_levels_decode_to_their_weights_in_the_bytes_of_their_form
     assert 0 <= sum(buffer.nbytes for buffer in buffers.values()) - wanted < 16  # where two dtypes meet
 
 
+def test_scales_in_the_other_half_precision_are_cast_and_no_others() -> None:
+    made = Layout.of({"quant_method": "qra", "backend": "hqq", "levels": {"q": 4}})
+    shards = Shards(made, {"q": (64, 64)}, torch.float16)
+    size, dtype = shards.buffers["scale"]
+    buffer = torch.empty(size, dtype=dtype)
+    shards.put(buffer, "scale", 0, torch.full((size, 1), 0.5, dtype=torch.bfloat16))
+    assert dtype == torch.float16 and bool((buffer == 0.5).all())
+    with pytest.raises(ValueError, match="q.scale must be"):
+        shards.put(buffer, "scale", 0, torch.ones(size, 1))
+
+
 @pytest.mark.parametrize("decoded", ["0", "1"])
 def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(
     stored: Any, decoded: str, monkeypatch: pytest.MonkeyPatch

@@ -81,7 +81,10 @@ class BitsAndBytesBackend(TensorBackend):
         from qra_backends.libraries.bitsandbytes_layers import state_tensors
 
         if bits == 8:
-            codes, row_scale, _ = int8_vectorwise_quant(weight.to(torch.float16))
+            half = weight.to(torch.float16)
+            if not half.isfinite().all():
+                raise ValueError(f"a weight is above {torch.finfo(half.dtype).max:g}, the most that int8 is made of")
+            codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"weight": codes, "SCB": row_scale}
         packed, state = quantize_4bit(
             weight.contiguous(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import mock
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _SMALLEST_GROUP = 8  # the library's own limit
 _GROUPS_A_BYTE = {2: 4, 4: 2}  # codes of so many groups are packed into one byte
 _GROUPS_A_WORD = 10  # at 3 bits, ten groups are packed into 32-bit words; the last word is padded
+_SMALL = 2**-5  # a weight below is brought to unit range before it is solved
 _ROWS_AT_ONCE = 192  # the solver's arrays then stay in cache: about twice as fast as the whole weight
 _COPIES = {2: 1.75, 3: 2.0, 4: 1.55, 8: 1.5}
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
@@ -138,13 +140,16 @@ class HQQBackend(TensorBackend):
         group, _ = self._groups(*weight.shape)
         settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
         parts = []
+        # The library limits what it divides by: weights of no size at all would be rounded as with fewer bits.
+        largest = float(weight.abs().max())
+        power = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < _SMALL else 1.0
         for rows in weight.split(_ROWS_AT_ONCE):
             # The library solves in float16 on a GPU, by its own name for that dtype: other codes than on a CPU.
             with mock.patch.object(optimize, "float16", torch.float32):
                 codes, meta = Quantizer.quantize(
-                    rows.to(torch.float32), device=str(weight.device), bitpack=False, **settings
+                    rows.to(torch.float32) * power, device=str(weight.device), bitpack=False, **settings
                 )
-            parts.append((codes.to(torch.uint8), meta["scale"], meta["zero"]))  # the library has them as floats
+            parts.append((codes.to(torch.uint8), meta["scale"] / power, meta["zero"]))  # the library has them as floats
         codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         codes = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes)
         return codes, scale, zero

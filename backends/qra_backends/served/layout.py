@@ -23,6 +23,7 @@ METHOD = "qra"
 SEPARATOR = "::"
 """Between the path of a weight and the name of a tensor."""
 _UNQUANTIZED = 16
+HALVES = {torch.float16, torch.bfloat16}
 _ALIGNED = 16
 """Bytes at a multiple of which tensors of different dtypes begin in one buffer."""
 
@@ -109,7 +110,9 @@ class Shards:
             ValueError: it is not what a weight of this level and shape has.
         """
         name, expected = list(self.shapes)[shard], self.parts[shard].get(key)
-        dtype = tensor.dtype if name in self.layout.levels else self.dtype  # what is not quantized is cast
+        # What is not quantized is cast, and so are scales that were stored in the other 16-bit dtype.
+        cast = name not in self.layout.levels or (expected is not None and {tensor.dtype, expected[1]} == HALVES)
+        dtype = expected[1] if cast and expected is not None else tensor.dtype
         if expected is None or expected != (tuple(tensor.shape), dtype):
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._view(buffer, key, shard).copy_(tensor)

@@ -55,7 +55,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _stored((pull * rotated(weight[part].float(), block)).sum(1) / power)
-        scale[part] = torch.where((power > 0) & (fitted > 0), fitted, scale[part])
+        scale[part] = torch.where(power > 0, fitted, scale[part])
     return {"codes": codes, "scale": scale[:, None].to(SCALE_DTYPE)}
 
 

@@ -135,6 +135,13 @@ def test_int8_in_the_library_still_depends_on_the_mode():
         assert not torch.equal(layer.eval()(x), layer.train()(x))
 
 
+def test_int8_refuses_a_weight_that_is_no_number_in_half_precision():
+    linear = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    linear.weight.data[3, 5] = 70000
+    with pytest.raises(ValueError, match="a weight is above 65504, the most that int8 is made of"):
+        make_backend("bitsandbytes").quantize(linear, bits=8)
+
+
 def test_int8_is_what_the_library_computes_in_train_mode():
     linear, x = source(192, 576), torch.randn(64, 576).bfloat16()
     layer = bnb.nn.Linear8bitLt(576, 192, bias=False, has_fp16_weights=False)

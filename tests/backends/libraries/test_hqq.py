@@ -39,6 +39,16 @@ def test_blocks_of_rows_cost_no_accuracy(bits: int):
     assert (ours - linear.weight).norm() <= 1.01 * (whole - linear.weight).norm()
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 2e-2])
+def test_small_weights_lose_as_little_as_large_ones(size: float):
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * size
+    linear = nn.Linear(256, 64, bias=False, dtype=torch.float32)
+    linear.weight.data.copy_(weight)
+    backend = make_backend("hqq")
+    decoded = backend.dequantize(backend.quantize(linear, bits=8))
+    assert float((decoded.float() - weight).norm() / weight.norm()) < 0.01
+
+
 def test_a_gpu_solves_in_float32_as_a_cpu_does():
     linear, backend = source(20, 128, torch.float32), make_backend("hqq")
     on_cpu = backend.to_tensors(backend.quantize(linear, 3))

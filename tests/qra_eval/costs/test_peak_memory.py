@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from qra_eval.costs.peak_memory import ADAPTER_BYTES, peak_space
-from qra_eval.costs.sizes import TRAINED_NUMBER
+from qra_eval.costs.peak_memory import peak_space
+from qra_eval.costs.sizes import MOMENTS, TRAINED_NUMBER
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import search
 
@@ -34,10 +34,19 @@ def test_peak_bytes_add_up_over_groups_and_count_moments_for_an_adapter_weight(b
     low, high = space.uniform(2, 4), space.uniform(4, 8)
     widths = sum(m.in_features + m.out_features for g in space.groups for m in g.linears)
     resident = space.memory_bytes(high) - space.memory_bytes(low) - 4 * widths * 2
-    assert peak.memory_bytes(high) - peak.memory_bytes(low) == resident + 4 * widths * ADAPTER_BYTES
+    assert peak.memory_bytes(high) - peak.memory_bytes(low) == resident + 4 * widths * (4 + MOMENTS)
+    added = peak_space(build(accumulation=2).tuner)  # gradients of earlier batches wait
+    assert added.memory_bytes(high) - added.memory_bytes(low) == resident + 4 * widths * (4 + MOMENTS + 4)
     assert peak_space(build(gradient_checkpointing=True).tuner).fixed_bytes < peak.fixed_bytes
     bare = build(ranks=(0,))
     assert peak_space(bare.tuner).fixed_bytes == bare.space.fixed_bytes  # nothing is trained
+
+
+def test_the_peak_is_that_of_the_longest_rows_of_a_full_tuning_too(build: Build) -> None:
+    short = build().tuner
+    few = peak_space(short).fixed_bytes
+    short.finetune = short.finetune.model_copy(update={"steps": 3})
+    assert peak_space(short).fixed_bytes < few  # 12 rows in place of 400: the longest of them is shorter
 
 
 def test_scales_that_are_trained_along_count_at_every_lossy_level(build: Build) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
 from tiny_families import tiny_config_model
+from torch import nn
 
 from qra_eval.models import load as models
 from qra_eval.models.linears import find_linears
@@ -155,6 +158,14 @@ def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
     assert fingerprint(copy.model) != one.fingerprint
 
 
+def test_the_fingerprint_sees_a_row_between_the_slices_that_are_hashed():
+    one = nn.Sequential(nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16))
+    known = fingerprint(one)
+    with torch.no_grad():
+        one[0].weight[131] *= 2
+    assert fingerprint(one) != known
+
+
 def test_a_cached_folder_is_built_once_and_never_half(own_cache):
     calls = []
 
@@ -166,19 +177,25 @@ def test_a_cached_folder_is_built_once_and_never_half(own_cache):
 
     with pytest.raises(RuntimeError):
         cached_folder("k", build)
-    assert list((own_cache / "models").iterdir()) == []
+    assert [p.name for p in (own_cache / "models").iterdir()] == [".k.lock"]
+    (own_cache / "models" / ".k").mkdir()  # of one that was killed
+    (own_cache / "models" / ".k" / "y").write_text("half")
     assert cached_folder("k", build) == cached_folder("k", build)
     assert len(calls) == 2 and (cached_folder("k", build) / "x").read_text() == "whole"
+    assert [p.name for p in (own_cache / "models" / "k").iterdir()] == ["x"]
 
 
-def test_two_builders_of_one_key_end_with_one_folder(own_cache):
+def test_of_two_builders_of_one_key_one_waits_for_the_other(own_cache):
+    calls = []
+
     def build(folder):
-        (folder / "x").write_text("outer")
-        if not (own_cache / "models" / "k").exists():
-            cached_folder("k", lambda inner: (inner / "x").write_text("inner"))
+        calls.append(folder)
+        time.sleep(0.2)
+        (folder / "x").write_text("whole")
 
-    assert (cached_folder("k", build) / "x").read_text() == "inner"
-    assert [p.name for p in (own_cache / "models").iterdir()] == ["k"]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(cached_folder, ["k", "k"], [build, build]))
+    assert found == [own_cache / "models" / "k"] * 2 and len(calls) == 1
 
 
 def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypatch):

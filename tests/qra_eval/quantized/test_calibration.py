@@ -44,6 +44,13 @@ def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(bat
         torch.testing.assert_close(hessian, rows[name].T @ rows[name] / len(rows[name]))
 
 
+def test_a_linear_that_reads_nothing_but_zeros_is_as_one_that_reads_nothing(batches):
+    model = tiny_model(dtype=torch.float32).model
+    name = "model.layers.0.mlp.down_proj"
+    torch.nn.init.zeros_(model.get_submodule("model.layers.0.mlp.up_proj").weight)
+    assert torch.equal(gathered(model, batches)[name], torch.eye(model.get_submodule(name).in_features))
+
+
 def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_as_it_was(batches):
     """Emulated, as on a processor with AVX2 alone, a pass in bfloat16 takes 40 times as long."""
     narrow, wide = (tiny_model(dtype=torch.bfloat16).model for _ in range(2))

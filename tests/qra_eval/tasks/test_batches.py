@@ -24,6 +24,13 @@ def test_batches_waste_little_on_padding_and_hold_every_row_once():
     assert sum(len(b.targets) for b in batches) == sum(int((r.labels[1:] != IGNORED).sum()) for r in some)
 
 
+def test_rows_that_fill_no_batch_are_not_a_small_one_of_the_longest():
+    some = rows(10)
+    assert [len(b.input_ids) for b in bucketed(some, 8)] == [5, 5]
+    assert [len(b.input_ids) for b in bucketed(some, 4)] == [3, 3, 4]
+    assert [len(b.input_ids) for b in bucketed(some, 5)] == [5, 5]
+
+
 def test_fewer_steps_see_a_prefix_of_the_rows():
     some = rows(64)
     few, many = schedule(some, 2, 8, seed=0), schedule(some, 8, 8, seed=0)

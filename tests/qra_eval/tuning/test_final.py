@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cli_runner import Qra
@@ -55,6 +57,13 @@ def test_a_plan_that_cannot_be_tuned_fails_with_a_word_for_the_kind_and_the_reas
     with pytest.raises(EvaluationFailed) as failed:
         evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
     assert str(failed.value).startswith(reason) and "\n" not in str(failed.value)
+
+
+def test_a_tuning_whose_last_step_ends_in_no_number_has_diverged_and_saves_nothing(evaluator, monkeypatch, tmp_path):
+    monkeypatch.setattr(final, "_row_losses", lambda *_: ([math.nan], [3]))
+    with pytest.raises(EvaluationFailed, match="diverged: test loss is nan after step 1 of 1"):
+        evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize(
