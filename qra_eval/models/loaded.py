@@ -212,6 +212,8 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
             partial.mkdir()
             build(partial)
             partial.rename(folder)
+            if os.name == "posix":  # elsewhere what is open cannot be removed
+                Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         lock.release()
