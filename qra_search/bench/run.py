@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -63,7 +64,7 @@ def run_benchmark(
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in cells:
         task.build(chosen[0]).close()
-    if evaluations < 1:
+    if not 1 <= evaluations < math.inf:
         raise BadInput(f"a search needs an evaluation, got {evaluations:g}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

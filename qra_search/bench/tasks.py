@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +120,10 @@ def strategy_in_file(path: Path) -> type[Strategy]:
     Raises:
         BadInput: the file cannot be loaded, or holds no such class, or several.
     """
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"qra_bench_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in its annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the file may raise anything
@@ -129,7 +131,7 @@ def strategy_in_file(path: Path) -> type[Strategy]:
     found = [
         kind
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Strategy) and kind.__module__ == path.stem
+        if isinstance(kind, type) and issubclass(kind, Strategy) and kind.__module__ == module.__name__
         and not inspect.isabstract(kind)
     ]  # fmt: skip
     if len(found) != 1:

@@ -11,6 +11,7 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
+from qra_search.errors import describe
 from qra_search.report.table import TextTable
 
 SHAPE = (1024, 1024)
@@ -84,14 +85,15 @@ def _shown(option: tuple[str, Any]) -> str:
 
 
 def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, summary and `more` of every plug-in of a kind; one that lacks a library says so in its summary."""
+    """Name, summary and `more` of every plug-in of a kind; one that cannot be had says so in its summary."""
     rows = []
     for name in plugins.names(kind):
         try:
             thing = plugins.load(kind, name)
             rows.append({"name": name, "summary": _summary(thing), **more(thing)})
-        except ImportError as error:
-            rows.append({"name": name, "summary": f"not available: {error}"})
+        except Exception as error:  # another's code may raise anything, and the others are listed all the same
+            why = str(error) if isinstance(error, ImportError) else describe(error)
+            rows.append({"name": name, "summary": f"not available: {why}"})
     return rows
 
 

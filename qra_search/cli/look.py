@@ -256,7 +256,7 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
     # Embeddings have levels of their own: a pattern that meets linears too is meant for these.
     hits = [i for i in hits if not space.groups[i].is_embedding] or hits
-    if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
+    if not equals or not pattern or not (bits_text or rank_text) or not (rank_text.isdecimal() or not rank_text):
         raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
     if not hits:
         raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")

@@ -164,7 +164,8 @@ def surely_better(
     """The sensitivities' own plan, with the loss that they foretell, if it is not evaluated and predicted to be better
     than the best that is by more than may be chance; else None.
 
-    Predictions count by as much as came true of them: the slope of the losses seen over those predicted, at most 1.
+    Predictions count by as much as came true of them: the slope of the losses seen over those predicted, at most 1. How
+    far those seen lie from that slope is chance as well.
     """
     plan = additive_plan(space, sensitivity_table(space, sensitivities), budget)
     if plan is None or any(known.plan == plan for known in seen):
@@ -173,7 +174,9 @@ def surely_better(
     predicted, true = np.array(others) - least, np.array([known.loss for known in seen]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)
-    if gain <= WITHIN * deviation_of(gain):
+    scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))
+    deviation = math.hypot(deviation_of(gain), scatter)
+    if gain <= WITHIN * deviation:
         return None
     size = space.memory_bytes(plan)
-    return EvaluatedPlan(plan, best.loss - gain, deviation_of(gain), size, observed=math.nan, evaluations=0)
+    return EvaluatedPlan(plan, best.loss - gain, deviation, size, observed=math.nan, evaluations=0)

@@ -91,7 +91,7 @@ def search(
         study = Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
             seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
-            callbacks=[listener, *callbacks],
+            callbacks=callbacks if isinstance(callbacks, Callback) else [listener, *callbacks],
         )  # fmt: skip
         evaluator.progress = own or listener.progress
         try:

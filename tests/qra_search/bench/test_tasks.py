@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,21 @@ def test_a_strategy_may_be_the_one_class_of_a_file(tmp_path: Path) -> None:
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).skipped == 1
     path.write_text(f"{OWN}    # changed\n")  # which is another strategy
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).ran == 1
+
+
+def test_a_file_may_hold_a_dataclass_and_be_named_as_a_module_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text("""
+from __future__ import annotations
+from dataclasses import dataclass
+from qra_search.strategies.random import RandomStrategy
+
+@dataclass
+class Mine(RandomStrategy):
+    depth: int = 2
+""")
+    assert bench.parse_strategy(f"{path}?depth=3").depth == 3
+    assert json.loads("[1]") == [1] and sys.modules["json"] is json
 
 
 def test_cells_that_failed_are_run_again(tmp_path: Path) -> None:
