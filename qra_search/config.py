@@ -166,6 +166,11 @@ def _place(mark: Any, problem: str) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
+def in_steps(steps: int | None) -> dict[str, int | None]:
+    """Fields that a full tuning of so many steps has otherwise than the settings; none if no number is given."""
+    return {} if steps is None else {"finetune.steps": steps, "finetune.epochs": None}
+
+
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
     """A config from plain data; see `load_config`."""
     data = copy.deepcopy(data)

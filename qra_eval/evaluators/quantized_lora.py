@@ -39,6 +39,7 @@ from qra_search.config import (
     SpaceConfig,
     TaskConfig,
     TrainingConfig,
+    in_steps,
     make_config,
 )
 from qra_search.errors import BadInput
@@ -304,8 +305,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
                 tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
         if place is not None:
-            asked = {} if steps is None else {"finetune.steps": steps, "finetune.epochs": None}
-            place.keep_tuned(make_config(self._config().model_dump(), asked), self, tuned)
+            place.keep_tuned(make_config(self._config().model_dump(), in_steps(steps)), self, tuned)
         return tuned
 
     def tuning_data(self) -> str:

@@ -107,8 +107,7 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
     known = result.space, "validation", best.plan, best.loss, best.memory_bytes, limit
     if rival is None:
         return Finding(*known)
-    noise = math.hypot(best.loss_std, rival.loss_std)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, comparison.noise)
 
 
 def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:

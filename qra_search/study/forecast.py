@@ -62,11 +62,16 @@ class Comparison:
         return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
 
     @property
+    def noise(self) -> float:
+        """Standard error of the difference of the two losses; nan without a uniform plan."""
+        return math.nan if self.uniform is None else math.hypot(self.best.loss_std, self.uniform.loss_std)
+
+    @property
     def doubtful(self) -> bool:
         """Whether the difference may be chance: it is below twice its standard error."""
         if self.uniform is None or self.best.plan == self.uniform.plan:
             return False
-        return abs(self.uniform.loss - self.best.loss) < 2 * math.hypot(self.best.loss_std, self.uniform.loss_std)
+        return abs(self.uniform.loss - self.best.loss) < 2 * self.noise
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
+from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, in_steps, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
@@ -275,9 +275,7 @@ class Run:
         if plan is not None and memory is not None:
             raise BadInput("--plan and --memory both choose a plan: give one of them")
         known = self.folder.check().config()
-        given = dict(settings or {})
-        if steps is not None:
-            given |= {"finetune.steps": steps, "finetune.epochs": None}
+        given = dict(settings or {}) | in_steps(steps)
         given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
         config = make_config(known.model_dump(mode="json"), given, source="options")
         check_tunable(known, config)

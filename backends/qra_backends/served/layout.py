@@ -110,10 +110,10 @@ class Shards:
             ValueError: it is not what a weight of this level and shape has.
         """
         name, expected = list(self.shapes)[shard], self.parts[shard].get(key)
+        shape, dtype = expected or ((), None)
         # What is not quantized is cast, and so are scales that were stored in the other 16-bit dtype.
-        cast = name not in self.layout.levels or (expected is not None and {tensor.dtype, expected[1]} == HALVES)
-        dtype = expected[1] if cast and expected is not None else tensor.dtype
-        if expected is None or expected != (tuple(tensor.shape), dtype):
+        cast = name not in self.layout.levels or {tensor.dtype, dtype} == HALVES
+        if expected is None or tuple(tensor.shape) != shape or not (cast or tensor.dtype == dtype):
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._view(buffer, key, shard).copy_(tensor)
 
