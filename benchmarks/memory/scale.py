@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import qra_eval
@@ -38,6 +39,7 @@ from benchmarks.study.answers import RANKS, SETTINGS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.space.space import Plan
 
 PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
 NEEDS = {"sensitivities": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}
@@ -190,20 +192,17 @@ def sensitivities(make: Make, folder: Path) -> dict[str, Any]:
 def search(make: Make, folder: Path) -> dict[str, Any]:
     """Of the largest plan, then of the smallest."""
     evaluator = quantized(make)
-    space = evaluator.space
     losses = []
-    for n, pick in enumerate((max, min)):
+    for n, plan in enumerate((largest(evaluator), evaluator.space.uniform_plans()[0])):
         stage(evaluator, "evaluate", n, 2)
-        losses.append(evaluator.evaluate(space.uniform(pick(space.bits), pick(space.ranks))).loss)
+        losses.append(evaluator.evaluate(plan).loss)
     return {"losses": losses}
 
 
 def tune(make: Make, folder: Path) -> dict[str, Any]:
     evaluator = quantized(make)
-    space = evaluator.space
     stage(evaluator, "tune", 0, SECTIONS["finetune"]["steps"])
-    plan = space.uniform(max(space.bits), max(space.ranks))
-    tuned = evaluator.tune(plan, folder=folder, progress=evaluator.progress)
+    tuned = evaluator.tune(largest(evaluator), folder=folder, progress=evaluator.progress)
     return {"test_loss": tuned.test_loss}
 
 
@@ -230,6 +229,13 @@ def quantized(make: Make) -> QuantizedLoRAEvaluator:
         sys.exit("the bank is not whole: run this with --again --phases quantize first")
     evaluator.tuner.switcher.prepare()
     return evaluator
+
+
+def largest(evaluator: QuantizedLoRAEvaluator) -> Plan:
+    """The plan of most bytes that the space has."""
+    memory = evaluator.space.memory
+    most = np.where(memory.allowed, memory.choice, -1)
+    return evaluator.space.decode(*np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:]))
 
 
 def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -> None:

@@ -140,8 +140,9 @@ class _Run(Sizes):
         )
         sketched = self.sketch(torch.float32, self.depths[1])
         forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
-        logits = labels * probe.input_ids.shape[0] // count * self.vocabulary * 4 * 5
-        wider = self.cast(4) + self.cast_tables(4)
+        logits = len(probe.targets) * self.vocabulary * 4 * 5
+        at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
+        wider = self.cast(4) + self.cast_tables(4) + at_level
         probing = self.cache + wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows

@@ -146,8 +146,13 @@ class Sizes:
         return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
 
     def cast_tables(self, item: int) -> int:
-        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
-        return self.tables * item if (self.gpu and not self.kept) or item != self.stored else 0
+        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model.
+
+        On a CPU they are there, and the head casts some rows at a time.
+        """
+        if self.gpu:
+            return 0 if self.kept and item == self.stored else self.tables * item
+        return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
     def reordered(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""

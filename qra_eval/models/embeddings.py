@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = 8192
-"""Rows of a table that the head dequantizes at a time."""
+"""Rows of a table that the head dequantizes, or casts, at a time."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,15 @@ class TableHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         plain, hidden = self.table.plain, hidden.contiguous()  # see `loaded.contiguous_input`
-        if plain is not None:
-            return F.linear(hidden, plain.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        if plain is not None and plain.dtype == hidden.dtype:
+            return F.linear(hidden, plain, bias)
         logits = _Logits.apply(hidden, self.table)
-        return logits if self.bias is None else logits + self.bias
+        return logits if bias is None else logits + bias
 
 
 class _Logits(torch.autograd.Function):
-    """hidden (..., H) times the table's rows, some at a time: neither pass holds the table dequantized as a whole."""
+    """hidden (..., H) times the table's rows, some at a time: no pass holds it whole, dequantized or cast."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Table) -> Tensor:

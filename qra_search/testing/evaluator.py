@@ -44,10 +44,16 @@ class EvaluatorContract:
             evaluation = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
             assert (evaluation.fidelity, evaluation.seed) == (fidelity, 1)
             assert evaluation.charged > 0 and evaluation.seconds >= 0
+            disturb_global_randomness()
+            again = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
+            assert again.loss == evaluation.loss, f"the same seed gives another loss at fidelity {fidelity:g}"
 
     def test_loss_is_finite_and_bytes_are_those_of_the_space(self, evaluator: Evaluator, plans: list[Plan]) -> None:
         for plan in plans:
-            check_evaluation(evaluator.evaluate(plan), evaluator.space, plan)
+            evaluation = evaluator.evaluate(plan)
+            check_evaluation(evaluation, evaluator.space, plan)
+            metrics = dict(evaluation.metrics)
+            assert json.loads(json.dumps(metrics)) == metrics, "metrics are written to the log as plain data"
 
     def test_the_same_seed_gives_the_same_loss(self, evaluator: Evaluator, plans: list[Plan]) -> None:
         first = evaluator.evaluate(plans[0], seed=3).loss
@@ -66,9 +72,12 @@ class EvaluatorContract:
         assert np.array_equal(again.bits_damage, sensitivities.bits_damage)
         assert np.array_equal(again.rank_gain, sensitivities.rank_gain)
 
-    def test_it_describes_itself_in_plain_data(self, evaluator: Evaluator) -> None:
+    def test_it_describes_itself_in_plain_data_that_stays(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+        """A run is known by it, and resumed only under the same."""
         description = evaluator.describe()
         assert json.loads(json.dumps(description)) == description
+        evaluator.evaluate(plans[0])
+        assert evaluator.describe() == description
 
     def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
         wrong = Plan(

@@ -159,6 +159,10 @@ class StrategyContract:
             assert len(estimates.plans) == len(estimates.mean) == len(estimates.std)
             assert np.isfinite(estimates.mean).all()
             assert (np.isnan(estimates.std) | (estimates.std >= 0)).all()
+            disturb_global_randomness()
+            again = strategy.estimate(state)
+            assert np.array_equal(again.mean, estimates.mean), "the same log gives other estimates"
+            assert np.array_equal(again.std, estimates.std, equal_nan=True)
 
     def _check_replicates(self, proposals: list[Proposal], state: StudyState) -> None:
         """A logged plan comes again only at a higher fidelity or with a new seed, and never after it failed."""

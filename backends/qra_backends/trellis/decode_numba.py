@@ -1,4 +1,4 @@
-"""Decoding on a CPU, compiled by numba when first used: a row at a time, which stays in the cache."""
+"""Decoding and rotating on a CPU, compiled by numba when first used: a row at a time, which stays in the cache."""
 
 from __future__ import annotations
 
@@ -30,6 +30,25 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     return weight
 
 
+def rotate(rows: Tensor, sign: Tensor, factor: float, block: int) -> None:
+    """Rows float32 (n, in), contiguous, times the signs (in,), the Hadamard matrix of each block, and a factor."""
+    _rotate(rows.numpy(), sign.numpy(), np.float32(factor), block)
+
+
+@numba.njit(**OPTIONS)
+def _hadamard(weights, block):  # type: ignore[no-untyped-def]
+    size = block >> 1
+    while size >= (8 if block >= 8 else 1):
+        for pair in range(0, len(weights), 2 * size):
+            ones, others = weights[pair : pair + size], weights[pair + size : pair + 2 * size]
+            for i in range(size):
+                one, other = ones[i], others[i]
+                ones[i], others[i] = one + other, one - other
+        size >>= 1
+    if block >= 8:
+        _eights(weights)
+
+
 @numba.njit(**OPTIONS)
 def _eights(weights):  # type: ignore[no-untyped-def]
     """The last three stages of a Hadamard product together: apart, they are too short for vectors."""
@@ -51,15 +70,15 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
         for i in range(columns):
             word = np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
             weights[i] = values[np.uint32(np.uint32(word >> shift) & mask)]
-        size = block >> 1
-        while size >= (8 if block >= 8 else 1):
-            for pair in range(0, columns, 2 * size):
-                ones, others = weights[pair : pair + size], weights[pair + size : pair + 2 * size]
-                for i in range(size):
-                    one, other = ones[i], others[i]
-                    ones[i], others[i] = one + other, one - other
-            size >>= 1
-        if block >= 8:
-            _eights(weights)
+        _hadamard(weights, block)
         for i in range(columns):
             weights[i] *= factor[row] * sign[i]
+
+
+@compiled
+def _rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
+    for row in range(len(rows)):
+        weights = rows[row]
+        for i in range(len(weights)):
+            weights[i] *= factor * sign[i]
+        _hadamard(weights, block)
