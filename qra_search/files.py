@@ -37,14 +37,18 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         partial.replace(path)
         if durable and hasattr(os, "O_DIRECTORY"):
             sync(path.parent)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename, error.filename2 = str(path), None  # which the caller knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
-    """Write a text so that a reader never sees half a file."""
+    """Write a text so that a reader never sees half a file; `?` for what is no text, as in a path of other bytes."""
     with replacing(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: str | Path, data: Any, *, durable: bool = False) -> None:

@@ -6,8 +6,11 @@ import os
 
 
 def standing() -> tuple[int, int]:
-    """Rank, counted from 0, and number of processes; (0, 1) without a launcher."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Rank, counted from 0, and number of processes; (0, 1) without a launcher, which sets both."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and size.isdecimal() and int(size) > 1):
+        return 0, 1
+    return int(rank), int(size)
 
 
 def follows() -> bool:

@@ -244,7 +244,7 @@ class SearchConfig(Section):
     memory_kind: Literal["resident", "peak"] = Field(
         "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
     @field_validator("memory", mode="before")
     @classmethod

@@ -172,7 +172,7 @@ class BackendConformance:
                 source = linear(self.shape, dtype, bias=True)
                 module = quantized(backend, bits, source)
                 weight = backend.dequantize(module)
-                assert weight.shape == self.shape and weight.dtype == dtype and not weight.requires_grad
+                assert tuple(weight.shape) == self.shape and weight.dtype == dtype and not weight.requires_grad
                 some = torch.tensor([len(weight) - 1, 0, 5, 5], device=weight.device)
                 assert torch.equal(backend.rows(module, some), weight[some]), "rows"
                 usual = torch.get_default_dtype()

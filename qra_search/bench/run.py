@@ -106,8 +106,15 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
     if lines[-1]:
         # The next row must not be glued to half a line.
         write_text(path, "\n".join(lines[:-1]) + ("\n" if lines[:-1] else ""))
-    rows = (json.loads(line) for line in lines[:-1] if line)
-    return list({cell_key(row): row for row in rows}.values())
+    rows: dict[tuple[str, str, int, float], dict[str, Any]] = {}
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            if line:
+                row = json.loads(line)
+                rows[cell_key(row)] = row
+        except (ValueError, LookupError, TypeError):
+            raise BadInput(f"{path}, line {number} is no row of a benchmark: remove the line") from None
+    return list(rows.values())
 
 
 def cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:

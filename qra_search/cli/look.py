@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from qra_search.space.levels import level_words, read_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.result import SearchResult
+from qra_search.study.result import SearchResult, finite
 from qra_search.workflow.finetune import place_of
 from qra_search.workflow.run import write_reports
 
@@ -78,13 +77,10 @@ def show(
     with bad_input():
         folder = RunFolder(run).check()
         result = folder.result()
-        plan = result.chosen(memory) if memory is not None or result.memory_budgets or result.candidates else None
-        if memory is None and folder.plan_file.is_file():
-            plan = folder.plan()
+        plan = folder.plan() if memory is None else result.chosen(memory)
     if plan is None:
         raise BadInput(
-            f"{run} has no plan{f' within {memory}' if memory else ' yet'}: nothing that fits was evaluated; go on "
-            f"with `qra search {run}`"
+            f"{run} has no plan within {memory}: none that fits was evaluated; go on with `qra search {run}`"
         )
     if as_json:
         common.emit(plan_to_dict(result.space, plan))
@@ -156,16 +152,11 @@ def _facts(run: RunData) -> dict[str, Any]:
         "failed": len(result.failures()),
         "data": found.data if found else None,
         "budget": found.budget if found else None,
-        "loss": _finite(found.loss) if found else None,
+        "loss": finite(found.loss) if found else None,
         "memory_bytes": found.memory_bytes if found else None,
-        "uniform_loss": _finite(rival.rival_loss) if rival else None,
-        "gain": _finite(rival.gain) if rival else None,
+        "uniform_loss": finite(rival.rival_loss) if rival else None,
+        "gain": finite(rival.gain) if rival else None,
     }
-
-
-def _finite(x: float) -> float | None:
-    """A figure as JSON has it: a tuning that failed has none."""
-    return x if math.isfinite(x) else None
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -226,11 +217,12 @@ def edit(
     changed = read_plan(space, plan)
     for change in changes:
         changed = _changed(space, changed, change)
-    tuned = RunFolder(out.parent)
-    if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
+    own = RunFolder(out.parent)
+    if out.name == own.plan_file.name and (own.exists or own.adapter.is_dir()):
+        what = "the adapter beside it was tuned for" if own.adapter.is_dir() else "the run found"
         raise BadInput(
-            f"{out} says which plan the adapter beside it was tuned for: give another file with --out, and tune that "
-            f"with `qra finetune {out.parent} --plan FILE`"
+            f"{out} says which plan {what}: give another file with --out, and tune that with "
+            f"`qra finetune {out.parent} --plan FILE`"
         )
     with bad_input():
         write_json(out, plan_to_dict(space, changed))

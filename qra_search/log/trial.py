@@ -11,6 +11,8 @@ from qra_search.space.space import Plan
 
 MAX_REASON = 4000
 MAX_INT = 1 << 63
+LARGEST_LOSS = 1e100
+"""A loss above has diverged; its square would be no number."""
 
 Status = Literal["running", "done", "failed"]
 
@@ -96,7 +98,7 @@ def plain(evaluation: Evaluation) -> Evaluation:
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
-    if not math.isfinite(made.loss):
+    if not abs(made.loss) < LARGEST_LOSS:  # nor is it if it is no number
         raise EvaluationFailed(f"loss is {made.loss}")
     if not (math.isfinite(made.charged) and made.charged >= 0):
         raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")

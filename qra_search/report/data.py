@@ -182,12 +182,13 @@ def smoothed(points: Sequence[Point], most: int = CURVE_POINTS) -> tuple[Point, 
 
 
 def _curve(name: str, lines: Sequence[str]) -> Curve:
-    rows = []
+    losses, validation = [], []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # a running tuning, whose last line is not complete yet
-            break
-    measured = [(r["step"], r.get("validation_loss", math.nan)) for r in rows]
-    validation = tuple(point for point in measured if math.isfinite(point[1]))
-    return Curve(name, smoothed([(r["step"], r["loss"]) for r in rows if math.isfinite(r["loss"])]), validation)
+            row = json.loads(line)
+            step, loss, measured = int(row["step"]), float(row["loss"]), float(row.get("validation_loss", math.nan))
+        except (ValueError, LookupError, TypeError, AttributeError):  # of a running tuning the last is half a line
+            continue
+        losses += [(step, loss)] if math.isfinite(loss) else []
+        validation += [(step, measured)] if math.isfinite(measured) else []
+    return Curve(name, smoothed(losses), tuple(validation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ def page(runs: Sequence[RunData]) -> str:
         "rank": max(len(run.result.space.ranks) for run in runs),
         "damage": DAMAGE_STEPS,
     }
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=run.folder) for run in runs]
     names = ", ".join(run.name for run in runs)
     return (
         _environment()

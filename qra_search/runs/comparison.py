@@ -183,7 +183,10 @@ def tested_in(entries: Sequence[dict[str, Any]]) -> list[TestResult]:
                 failed=next((e["failed"] for e in same if "failed" in e), ""),
                 row_nats=_mean_rows([e.get("row_nats", ()) for e in same]),
                 row_tokens=tuple(same[0].get("row_tokens", ())),
-                samples=tuple(next((e["samples"] for e in same if "samples" in e), ())),
+                samples=tuple(
+                    {name: sample[name] for name in ("prompt", "wanted", "before", "after")}
+                    for sample in next((e["samples"] for e in same if "samples" in e), ())
+                ),
                 reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
             )
         )

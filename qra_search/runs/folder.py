@@ -193,13 +193,19 @@ class RunFolder(TunedFolder):
         return aside
 
     def plan(self) -> Plan:
-        """The plan of `plan.json`, or the one that it would hold.
+        """The plan that is handed over: that of `plan.json` if it was tuned, or is what the log leads to.
+
+        A search that was killed, or goes on, has left the file of the one before it.
 
         Raises:
             NoRun: the run has no plan yet.
         """
-        result = self.result()
-        plan = read_plan(result.space, self.plan_file) if self.plan_file.is_file() else result.chosen()
+        result, plan = self.result(), None
+        written = (read_json(self.result_file) or {}).get("trials")
+        if self.plan_file.is_file() and (self.adapter.is_dir() or written == len(result.trials)):
+            plan = read_plan(result.space, self.plan_file)
+        elif result.memory_budgets or result.candidates:
+            plan = result.chosen()
         if plan is None:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan

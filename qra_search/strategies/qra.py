@@ -74,6 +74,8 @@ class QRAStrategy(Strategy):
     def __init__(self, *, draws: int = 24, sweeps: int = 2, seeds: int = 1, widths: Widths | None = None):
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
         self.spans = np.append(0.0, np.resize(SPANS, draws))
         self.sweeps, self.seeds, self.widths = sweeps, seeds, widths or Widths()
 

@@ -11,7 +11,7 @@ from qra_search.errors import RunFailed, needed
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.log.trial import MAX_INT, Proposal
 
 
 class StudyFailed(RunFailed):
@@ -44,8 +44,8 @@ def check_options(evaluations: Any, seed: Any, batch: Any, sensitivities: Any) -
     """Raises BadInput for the first option that is of another kind than a study takes."""
     if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
         raise needed("evaluations", evaluations, "a positive number is needed")
-    if not (isinstance(seed, Integral) and int(seed) >= 0):
-        raise needed("seed", seed, "a whole number from 0 on is needed")
+    if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
+        raise needed("seed", seed, "a whole number from 0 on is needed, below 2**63")
     if not (batch is None or (isinstance(batch, Integral) and int(batch) >= 1)):
         raise needed("batch", batch, "a whole number from 1 on, or None, is needed")
     if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):

@@ -203,7 +203,7 @@ class SearchResult:
                     "best": _plain(c.best),
                     "best_uniform": None if c.uniform is None else _plain(c.uniform),
                     "beats_uniform": c.beats_uniform,
-                    "gain": _finite(c.gain),
+                    "gain": finite(c.gain),
                 }
                 for c in self.comparisons
             ],
@@ -236,10 +236,11 @@ class SearchResult:
 
 def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
     known = {**vars(candidate), "plan": candidate.plan.to_dict()}
-    return known | {name: _finite(known[name]) for name in ("loss_std", "observed")}
+    return known | {name: finite(known[name]) for name in ("loss_std", "observed")}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A figure as JSON has it: a tuning that failed has none."""
     return value if math.isfinite(value) else None
 
 

@@ -52,8 +52,8 @@ class EvaluatorContract:
         for plan in plans:
             evaluation = evaluator.evaluate(plan)
             check_evaluation(evaluation, evaluator.space, plan)
-            metrics = dict(evaluation.metrics)
-            assert json.loads(json.dumps(metrics)) == metrics, "metrics are written to the log as plain data"
+            for name, value in evaluation.metrics.items():
+                assert isinstance(name, str) and isinstance(value, float | int), f"the metric {name!r} is no number"
 
     def test_the_same_seed_gives_the_same_loss(self, evaluator: Evaluator, plans: list[Plan]) -> None:
         first = evaluator.evaluate(plans[0], seed=3).loss

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from qra_backends import conformance
 from qra_backends.conformance import BackendConformance
 from qra_backends.reference.backend import ReferenceBackend
 from qra_backends.reference.packed import PackedLinear
@@ -59,10 +61,42 @@ class RepacksInEval(Layered):
             return super().forward(x)
 
 
+class LosesTheGradientWithoutABias(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            return super().forward(x if self.bias is not None else x.detach() + 0 * x)
+
+
 class LosesTheBias(Layered):
     class layer(PackedLinear):
         def forward(self, x):
             return F.linear(x, self.dequantize(x.dtype))
+
+
+class LosesTheBiasOfRowsOfTokens(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            return super().forward(x) if x.dim() == 2 else F.linear(x, self.dequantize(x.dtype))
+
+
+class SharesItsWork(ReferenceBackend):
+    """Works on the weight that came last, whichever thread brought it."""
+
+    def quantize(self, linear, bits, *, hessian=None):
+        self.work = linear
+        time.sleep(0.05)
+        return super().quantize(self.work, bits)
+
+
+class HasAnOptionThatNoSpecTells(ReferenceBackend):
+    def __init__(self, *, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
+    def quantize(self, linear, bits, *, hessian=None):
+        wider = copy.deepcopy(linear)
+        wider.weight.data *= self.factor
+        return super().quantize(wider, bits)
 
 
 class KeepsScalesAsFloats(ReferenceBackend):
@@ -163,6 +197,9 @@ CASES = [
     (LosesTheGradient, "test_gradient_to_the_input_is_right"),
     (RoundsActivationsInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
     (RepacksInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
+    (LosesTheGradientWithoutABias, "test_gradient_to_the_input_is_right"),
+    (LosesTheBiasOfRowsOfTokens, "test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias"),
+    (SharesItsWork, "test_quantizing_twice_gives_the_same"),
     (LosesTheBias, "test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias"),
     (KeepsScalesAsFloats, "test_casting_the_whole_model_leaves_the_weight_alone"),
     (ChangesTheSource, "test_the_source_linear_is_untouched_and_not_shared"),
@@ -176,6 +213,13 @@ CASES = [
 def test_a_broken_promise_is_caught(backend: type[ReferenceBackend], test: str):
     with pytest.raises((AssertionError, RuntimeError)):
         getattr(BackendConformance(), test)(backend())
+
+
+def test_an_option_that_no_spec_tells_is_caught(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(conformance, "make_backend", lambda spec: HasAnOptionThatNoSpecTells())
+    BackendConformance().test_a_backend_is_rebuilt_from_its_spec(HasAnOptionThatNoSpecTells())
+    with pytest.raises(AssertionError, match="an option is lost"):
+        BackendConformance().test_a_backend_is_rebuilt_from_its_spec(HasAnOptionThatNoSpecTells(factor=0.5))
 
 
 def test_tensors_taken_without_a_look_are_caught():

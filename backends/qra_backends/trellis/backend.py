@@ -21,7 +21,7 @@ from qra_backends.reference.gptq import factorize
 from qra_backends.tensors import TensorBackend
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
-from qra_backends.trellis.rotation import block_of, rotated
+from qra_backends.trellis.rotation import block_of
 
 WHOLE = (1, 2, 3, 4, 5)
 """Levels named by their bits."""
@@ -88,12 +88,16 @@ class TrellisBackend(TensorBackend):
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        from qra_backends.trellis.encode import device_for, encode  # brings numba, which takes a second to import
+        from qra_backends.trellis.encode import (  # brings numba, which takes a second to import
+            device_for,
+            encode,
+            turned,
+        )
 
         device, weight = weight.device, weight.to(device_for(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
         block = block_of(weight.shape[1], self.block)
-        hessian = rotated(rotated(hessian, block).T, block)
+        hessian = turned(turned(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
         made = {bits: encode(weight, self.storage(bits), block, hessian, factor) for bits in levels}

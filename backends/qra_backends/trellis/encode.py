@@ -6,6 +6,8 @@ weights of a path have the same part in the layer's output error.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,10 @@ from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
+from qra_backends.trellis.decode_numba import rotate
 from qra_backends.trellis.decode_torch import state_values
 from qra_backends.trellis.linear import SCALE_DTYPE
-from qra_backends.trellis.rotation import rotated
+from qra_backends.trellis.rotation import rotated, signs
 
 LARGEST = torch.finfo(SCALE_DTYPE).max
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
@@ -44,7 +47,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     columns = torch.empty(in_features, out_features, dtype=torch.float32, device=weight.device)
     scale = torch.empty(out_features, dtype=torch.float32, device=weight.device)
     for part in parts:
-        rows = rotated(weight[part].float(), block)
+        rows = turned(weight[part].float(), block)
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
     scale = _stored(scale)
@@ -54,7 +57,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
         unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
-        fitted = _stored((pull * rotated(weight[part].float(), block)).sum(1) / power)
+        fitted = _stored((pull * turned(weight[part].float(), block)).sum(1) / power)
         scale[part] = torch.where(power > 0, fitted, scale[part])
     return {"codes": codes, "scale": scale[:, None].to(SCALE_DTYPE)}
 
@@ -76,6 +79,15 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
         codes[:, factor.order[own]] = pack(states.T, code)
         columns[own.stop :].addmm_(factor.upper[own, own.stop :].T, errors, alpha=-1)
     return codes
+
+
+def turned(rows: Tensor, block: int) -> Tensor:
+    """`rotation.rotated`, compiled on a CPU: eight times as quick there."""
+    if rows.device.type != "cpu":
+        return rotated(rows, block)
+    made = rows.clone(memory_format=torch.contiguous_format)
+    rotate(made, signs(rows.shape[-1], rows.device), 1 / math.sqrt(block), block)
+    return made
 
 
 def device_for(weight: Tensor) -> torch.device:

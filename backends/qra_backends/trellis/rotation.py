@@ -28,14 +28,7 @@ def signs(in_features: int, device: torch.device) -> Tensor:
 
 def rotated(rows: Tensor, block: int) -> Tensor:
     """Rows (n, in) times Vᵀ, of a weight or of inputs, float32; a new tensor."""
-    sign, factor = signs(rows.shape[-1], rows.device), 1 / math.sqrt(block)
-    if rows.device.type != "cpu":
-        return hadamard(rows * sign, block).mul_(factor)
-    from qra_backends.trellis.decode_numba import rotate  # numba takes a second to import
-
-    made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(made, sign, factor, block)
-    return made
+    return hadamard(rows * signs(rows.shape[-1], rows.device), block).mul_(1 / math.sqrt(block))
 
 
 @lru_cache

@@ -169,8 +169,10 @@ def _marks(
 
 def _finish(axes: Axes) -> None:
     """Say what the marks are in a row above the chart."""
-    handles, names = axes.get_legend_handles_labels()
-    if names:
+    # `get_legend_handles_labels` would leave out a name of ours that begins with an underscore.
+    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if handles:
+        names = [str(line.get_label()) for line in handles]
         short = [name if len(name) <= LABEL_LONG else name[: LABEL_LONG - 1] + "…" for name in names]
         axes.legend(handles, short, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, handletextpad=0.3,
                     columnspacing=1.2)  # fmt: skip

@@ -13,6 +13,7 @@ from qra_backends.trellis.decode import decode
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.decode_torch import decode_rows as decode_plainly
 from qra_backends.trellis.decode_torch import state_values
+from qra_backends.trellis.encode import turned
 from qra_backends.trellis.rotation import block_of, hadamard, rotated, signs
 from torch import Tensor
 
@@ -61,6 +62,16 @@ def test_rotating_leaves_products_as_they_are():
     spike = torch.zeros(1, 96)
     spike[0, 40] = 1
     assert rotated(spike, 32).abs().max() == pytest.approx(32**-0.5)
+
+
+TURNED = [((5, 96), 32), ((33, 9), 1), ((7, 40), 4), ((3, 2048), 1024), ((0, 64), 64)]
+
+
+@pytest.mark.parametrize(("shape", "block"), TURNED)
+def test_compiled_rotations_are_those_of_torch(shape: tuple[int, int], block: int):
+    rows = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).T
+    kept = rows.clone()
+    assert torch.allclose(turned(rows, block), rotated(rows, block), atol=1e-5) and torch.equal(rows, kept)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

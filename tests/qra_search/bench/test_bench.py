@@ -14,6 +14,7 @@ from qra_search.bench.cell import truncate
 from qra_search.bench.run import _cell
 from qra_search.bench.scores import best_known, share_left
 from qra_search.bench.tables import make_settings
+from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.plugins import UnknownName
@@ -154,6 +155,14 @@ def test_a_row_cut_short_by_a_kill_is_run_again(small: Path, tmp_path: Path) -> 
         return sorted(json.dumps([r["task"], r["strategy"], r["seed"], *(r[m] for m in measured)]) for r in rows)
 
     assert pick(bench.read_rows(tmp_path)) == pick(bench.read_rows(small))
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "null", "half"])
+def test_a_damaged_row_is_named_by_its_line(line: str, small: Path, tmp_path: Path) -> None:
+    whole = (small / "raw.jsonl").read_text()
+    (tmp_path / "raw.jsonl").write_text(f"{whole}{line}\n")
+    with pytest.raises(BadInput, match=rf"raw.jsonl, line {whole.count(chr(10)) + 1} is no row of a benchmark"):
+        bench.read_rows(tmp_path)
 
 
 def test_an_unknown_strategy_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ CASES = [
         ("plans", "edit", "five.json", "--run", "a", "--set", "*=2:4", "--out", "x.json"),
         "bits 5 is not one of (2, 3, 4, 8)",
     ),
+    (
+        ("plans", "edit", "a", "--set", "*=4:4", "--out", "a/plan.json"),
+        "a/plan.json says which plan the run found: give another",
+    ),
+    (("plans", "edit", "a", "--set", "*=4:4", "--out", "no/x.json"), "no/x.json: no such file or directory"),
     (("plans", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
     (("plans", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
     (("plans", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),

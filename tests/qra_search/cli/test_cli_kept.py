@@ -184,3 +184,12 @@ def test_bytes_of_a_plan_in_a_run_are_counted_and_not_read(qra: Qra, tmp_path: P
     found = qra("plans", "diff", run.plan_file, loose, "--json").json
     assert found["first_bytes"] == space.memory_bytes(run.plan()) and found["second_bytes"] is None
     assert "and unknown bytes" in qra("plans", "diff", run.plan_file, loose).out
+
+
+def test_a_log_that_lost_trials_is_a_fault(qra: Qra, tuned: RunFolder) -> None:
+    counted = len(tuned.result().trials)
+    lines = tuned.log_file.read_text().splitlines(keepends=True)
+    tuned.log_file.write_text("".join(line for line in lines if '"trial":' not in line))
+    report = qra("doctor", tuned.path, "--json")
+    (fault,) = [row for row in report.json if row["level"] == "fault"]
+    assert report.status == 1 and fault["what"] == "result.json" and f"counts {counted} trials" in fault["advice"]

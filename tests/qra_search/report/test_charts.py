@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from qra_search.report.colors import palette
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
+from qra_search.report.page import write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -58,6 +60,15 @@ def test_several_runs_share_their_figures(run: RunData) -> None:
     assert list(figures([run, run])) == ["fronts"]
     (axes,) = fronts_figure([run, run]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
+    (axes,) = fronts_figure([run, replace(run, name="_under")]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name, "_under"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run: RunData, tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / place / "same", evaluations=4) for place in ("a", "b")]
+    text = write_page(folders, tmp_path / "both.html").read_text()
+    for folder in folders:
+        assert f">{folder.path}</a>" in text
 
 
 def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() 
 
 
 def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> None:
-    write_curve(tmp_path, "plan-a", 9, end='{"step": 10, "loss": NaN, "validation_loss": NaN}\n{"step": 11, "lo')
+    lines = ('{"step": 10, "loss": NaN, "validation_loss": NaN}', "null", '{"step": 3}', '{"step": 11, "lo')
+    write_curve(tmp_path, "plan-a", 9, end="\n".join(lines))
     write_curve(tmp_path, "empty", 0)
     (curve,) = read_curves(tmp_path)
     assert curve.name == "plan-a" and curve.validation == ((4, 2.5), (8, 2.5))

@@ -9,7 +9,9 @@ import pytest
 
 from qra_search import Study
 from qra_search.config import RunConfig, make_config
+from qra_search.files import write_json
 from qra_search.runs.folder import NoRun, RunExists, RunFolder, find_runs
+from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
@@ -45,6 +47,19 @@ def test_a_result_file_that_counts_other_trials_is_not_believed(tmp_path: Path) 
     written["candidates"] = []
     folder.result_file.write_text(json.dumps(written))
     assert folder.result().to_dict() == result.to_dict()
+
+
+def test_the_plan_of_a_search_that_was_killed_is_what_its_log_leads_to(tmp_path: Path) -> None:
+    folder, result = searched(tmp_path / "a", 3)
+    worst = max(result.space.uniform_plans(), key=result.space.memory_bytes)
+    write_json(folder.plan_file, plan_to_dict(result.space, worst))
+    assert folder.plan() == worst, "as it was written"
+    study = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=8, log=folder.log_file)
+    longer = study.run()
+    study.log.close()
+    assert folder.plan() == longer.best().plan != worst
+    folder.adapter.mkdir()
+    assert folder.plan() == worst, "the adapter is of it"
 
 
 def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path) -> None:

@@ -120,6 +120,36 @@ def test_an_evaluator_that_ignores_its_seed_and_miscounts_is_caught():
         contract.test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(evaluator)
 
 
+def test_figures_of_chance_and_a_changing_description_are_caught(tmp_path):
+    class Wrong(ToyEvaluator):
+        calls = 0
+
+        def evaluate(self, plan, *, fidelity=1.0, seed=0):
+            self.calls += 1
+            evaluation = super().evaluate(plan, fidelity=fidelity, seed=seed)
+            noise = 0.0 if fidelity == 1.0 else np.random.random()
+            return dataclasses.replace(evaluation, loss=evaluation.loss + noise, metrics={"list": [1]})
+
+        def describe(self):
+            return {**super().describe(), "calls": self.calls}
+
+    class Guessing(Lawful):
+        def estimate(self, state):
+            known = super().estimate(state)
+            return dataclasses.replace(known, mean=known.mean + np.random.random(len(known.mean)))
+
+    contract, evaluator = EvaluatorContract(), Wrong(fidelities=(0.25, 1.0))
+    plans = evaluator.space.uniform_plans()[:1]
+    with pytest.raises(AssertionError, match="another loss at fidelity 0.25"):
+        contract.test_it_accepts_its_fidelities_and_the_last_is_one(evaluator, plans)
+    with pytest.raises(AssertionError, match="no number"):
+        contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
+    with pytest.raises(AssertionError):
+        contract.test_it_describes_itself_in_plain_data_that_stays(evaluator, plans)
+    with pytest.raises(AssertionError, match="other estimates"):
+        StrategyContract().test_it_estimates_exactly_the_plans_evaluated_in_full(Guessing())
+
+
 @pytest.mark.parametrize(("granularity", "groups"), [("layer", 3), ("module", 21), ("fused", 12)])
 def test_toy_spaces_hold_the_same_linears_at_any_granularity(granularity, groups):
     space = toy_space(3, granularity)
