@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 Dequantize = Callable[[torch.dtype], Tensor]
 
@@ -19,7 +20,7 @@ class DequantizedLinear(nn.Linear):
     """y = x Wᵀ + bias, with W computed anew by `dequantize` in forward and in backward.
 
     It is an `nn.Linear` for the sake of libraries that look for one: PEFT wraps it, and asks its `weight` for shape,
-    dtype and device. That is a `TemporaryWeight`, a dequantized copy which refuses to be changed.
+    dtype and device a dozen times. That is a `TemporaryWeight`, which is dequantized where its values are used.
 
     A subclass registers what it stores as buffers of integer dtype (floats viewed as integers of their size):
     `module.to(dtype)` would round floats.
@@ -55,7 +56,7 @@ class DequantizedLinear(nn.Linear):
 
     def __getattr__(self, name: str):
         if name == "weight":
-            return TemporaryWeight(self.dequantize())
+            return TemporaryWeight(self)
         return super().__getattr__(name)
 
 
@@ -94,11 +95,24 @@ def _joined(layers: Sequence[Any]) -> Any:
 
 
 class TemporaryWeight(Tensor):
-    """A dequantized copy of a stored weight. Merging an adapter into it would be lost, so `data` is refused."""
+    """Stands for a layer's weight: each operation on it works on a dequantized copy.
+
+    Merging an adapter into it would be lost, so `data` is refused.
+    """
+
+    layer: DequantizedLinear
 
     @staticmethod
-    def __new__(cls, weight: Tensor) -> TemporaryWeight:
-        return Tensor._make_subclass(cls, weight, False)
+    def __new__(cls, layer: DequantizedLinear) -> TemporaryWeight:
+        shape, device = (layer.out_features, layer.in_features), next(layer.buffers()).device
+        made: TemporaryWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=device)
+        made.layer = layer
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(cls, lambda weight: weight.layer.dequantize(), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]

@@ -11,7 +11,7 @@ from typing import Any
 from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, shortened
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
@@ -52,7 +52,7 @@ class Task(ABC):
         if name not in SPLITS:
             raise BadInput(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
         if self._splits is None:
-            self._splits = {key: tuple(examples) for key, examples in self._load().items()}
+            self._splits = _checked(self.name, self._load())
         return self._splits[name]
 
     @abstractmethod
@@ -108,6 +108,29 @@ class Task(ABC):
     def in_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
         return self.chat
+
+
+def _checked(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[SplitName, tuple[Example, ...]]:
+    """The splits of a task, which may be a user's own.
+
+    Raises:
+        BadInput: one is missing, holds something else, or shares examples with another.
+    """
+    splits: dict[SplitName, tuple[Example, ...]] = {}
+    seen: dict[str, SplitName] = {}
+    for name in SPLITS:
+        if name not in loaded:
+            raise BadInput(f"the task {task!r} gives no {name} examples: its _load returns {', '.join(SPLITS)}")
+        splits[name] = tuple(loaded[name])
+        for example in splits[name]:
+            if not isinstance(example, Example):
+                raise BadInput(f"the task {task!r} has a {type(example).__name__} for a row: an Example is needed")
+            if (first := seen.setdefault(example.key, name)) != name:
+                raise BadInput(
+                    f"the task {task!r} has a row in {first} and in {name}, {shortened(example.key)}: figures of rows "
+                    "that were tuned on say nothing; `qra_eval.tasks.base.partition` keeps splits apart"
+                )
+    return splits
 
 
 def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:

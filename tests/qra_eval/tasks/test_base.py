@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_eval.tasks import SPLITS, Example, make_task
+from qra_eval.tasks import SPLITS, Example, Task, make_task
 from qra_eval.tasks.base import partition
 from qra_search.errors import BadInput
 
@@ -97,3 +97,34 @@ def test_data_that_are_not_there_are_said_to_be_missing(name, tmp_path):
         make_task(name, data=tmp_path).split("test")
     with pytest.raises(BadInput, match="is not a folder"):
         make_task("gsm8k", data=tmp_path / "none").split("test")
+
+
+def task_of(**splits: object) -> Task:
+    """A user's task of these splits."""
+
+    class Given(Task):
+        name = "given"
+
+        def _load(self):
+            return splits
+
+    return Given()
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"calibration": [Example("a", "b")], "test": []}, "'given' gives no validation examples"),
+        (
+            {"calibration": [{"prompt": "a"}], "validation": [], "test": []},
+            "has a dict for a row: an Example is needed",
+        ),
+        (
+            {"calibration": [Example("A  b", "c")], "validation": [], "test": [Example("a b", "c")]},
+            "has a row in calibration and in test, 'a b'",
+        ),
+    ],
+)
+def test_splits_that_are_no_test_are_refused(splits: dict[str, object], message: str):
+    with pytest.raises(BadInput, match=message):
+        task_of(**splits).split("test")

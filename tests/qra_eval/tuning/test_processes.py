@@ -140,5 +140,6 @@ def test_bad_input_is_one_line_of_the_first_process(capfd, monkeypatch, tmp_path
 def test_a_process_that_follows_does_not_lead(monkeypatch, tmp_path):
     run = qra_search.plan(memory="uniform3r8", out=tmp_path / "run", config={"evaluator": "landscape"})
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunFailed, match="tunes in one process"):
         run.finetune()
