@@ -9,7 +9,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from qra_search.errors import DISTRIBUTION, BadInput
+from qra_search.errors import DISTRIBUTION, BadInput, describe
 
 Kind = Literal[
     "strategies",
@@ -45,11 +45,16 @@ def load(kind: Kind, name: str) -> Any:
 
     Raises:
         UnknownName: nothing of that name is installed.
+        BadInput: it cannot be loaded.
     """
     found = _entry_points(kind)
     if name not in found:
         raise UnknownName(unknown_message(_SINGULAR[kind], name, found))
-    return found[name].load()
+    try:
+        return found[name].load()
+    except Exception as error:  # another's code may raise anything
+        what = f"{_SINGULAR[kind]} {name!r} ({found[name].value})"
+        raise BadInput(f"the {what} cannot be loaded: {describe(error)}") from error
 
 
 def unknown_message(what: str, name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.errors import BadInput
 from qra_search.space.space import SearchSpace
 
 
@@ -45,13 +46,13 @@ class Sensitivities:
             raise ValueError(f"bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}")
 
     def check(self, space: SearchSpace) -> None:
-        """Raises ValueError if the shapes are not those of the space, or a figure is no number."""
+        """Raises BadInput if the shapes are not those of the space, or a figure is no number."""
         want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
         got = (self.bits_damage.shape, self.rank_gain.shape)
         if got != want:
-            raise ValueError(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
+            raise BadInput(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
         if not (np.isfinite(self.bits_damage).all() and np.isfinite(self.rank_gain).all() and 0 <= self.cost < np.inf):
-            raise ValueError(f"sensitivities hold what is not finite, or a cost below 0: their cost is {self.cost:g}")
+            raise BadInput(f"sensitivities hold what is not finite, or a cost below 0: their cost is {self.cost:g}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -112,7 +112,7 @@ class Run:
         workers: int | Workers | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
-        track: Sequence[str] = (),
+        track: str | Sequence[str] = (),
         progress: Heard = None,
     ) -> SearchResult:
         """Search from where the run stands, by short fine-tunings; as `qra search` does.
@@ -123,7 +123,7 @@ class Run:
             workers: evaluate in so many worker processes; default: in this one.
             batch: so many proposals at a time, all awaited: the same trials with any number of workers.
             callbacks: hear of every event of the study.
-            track: trackers, such as `tensorboard` or `mlflow:sqlite:///runs.db`.
+            track: a tracker, or several, such as `tensorboard` or `mlflow:sqlite:///runs.db`.
 
         Raises:
             BadInput: what was given cannot be used; nothing was spent.
@@ -136,7 +136,7 @@ class Run:
         pool = Workers(workers) if isinstance(workers, int) else workers
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
-                trackers = [Tracker(spec, self.path, say=listener.say) for spec in track]
+                trackers = [Tracker(spec, self.path, say=listener.say) for spec in _several(track)]
             stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
             executor: Executor | None = None
             if pool is None:
@@ -159,7 +159,7 @@ class Run:
         against: Against = "best",
         device: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        track: Sequence[str] = (),
+        track: str | Sequence[str] = (),
         with_16_bit: bool = False,
         progress: Heard = None,
         check: bool = True,
@@ -187,6 +187,7 @@ class Run:
             RunFailed: what was saved does not load back as it was tuned.
         """
         config, chosen = self.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=settings)
+        track = _several(track)
         with bad_input():
             for spec in track:
                 check_tracker(spec)
@@ -287,6 +288,10 @@ class Run:
             return given
         space = self.result.space
         return uniform_in(space, str(given)) or read_plan(space, Path(given))
+
+
+def _several(track: str | Sequence[str]) -> Sequence[str]:
+    return (track,) if isinstance(track, str) else track
 
 
 def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from qra_search import TrialLog, plugins
 from qra_search.cli import main
 from qra_search.cli.app import ENTRIES, Entry
 from qra_search.config import RunConfig, make_config
+from qra_search.errors import BadInput
 from qra_search.files import write_digest
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
@@ -140,6 +142,13 @@ def test_a_plugin_that_lacks_a_library_is_listed_with_the_reason(qra: Qra, monke
     rows = {row["name"]: row["summary"] for row in qra("strategies", "--json").json}
     assert rows["random"] == "not available: no module named 'absent'"
     assert "not available" not in rows["uniform"]
+
+
+def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("mine", "qra_search.files:no_such_thing", "qra.strategies")
+    monkeypatch.setattr(plugins, "_entry_points", lambda kind: {"mine": point})
+    with pytest.raises(BadInput, match=r"the strategy 'mine' \(qra_search.files:no_such_thing\) cannot be loaded"):
+        plugins.load("strategies", "mine")
 
 
 def test_the_schema_describes_every_field(qra: Qra) -> None:

@@ -173,6 +173,13 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
         assert folder.config_file.is_file()
 
 
+def test_one_tracker_may_be_given_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="unknown tracker 'tensorbord': did you mean tensorboard"):
+        qra_search.plan(memory="uniform3r8", out=tmp_path / "a", config={"evaluator": "landscape"}).search(
+            4, track="tensorbord"
+        )
+
+
 def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
     run(SETTINGS, tmp_path / "a")
     folder = RunFolder(tmp_path / "a")
