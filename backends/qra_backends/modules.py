@@ -110,7 +110,7 @@ class TemporaryWeight(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
         args, kwargs = tree_map_only(cls, lambda weight: weight.layer.dequantize(), (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -39,6 +39,7 @@ from benchmarks.study.answers import RANKS, SETTINGS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
 
 PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
@@ -52,7 +53,6 @@ SECTIONS: dict[str, dict[str, int]] = {
 DEEP = replace(SHAPES["0.4B"], vocabulary=2048)
 """Of models that differ in depth."""
 OF_FILES = SETTINGS["qwen-1.5b"]
-EVERY_SECONDS = 0.003
 
 
 def main() -> None:
@@ -108,8 +108,8 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
         row |= {"foretold": expected, "ratio": found["measured"] / expected, **found}
         append(options.out, row)
         known[phase] = row
-        print(f"{size} {backend} {phase}: measured {mib(row['measured'])}, foretold {mib(expected)}, ratio "
-              f"{row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}", flush=True)  # fmt: skip
+        print(f"{size} {backend} {phase}: measured {format_bytes(row['measured'])}, foretold {format_bytes(expected)}, "
+              f"ratio {row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}", flush=True)  # fmt: skip
     return [known[phase] for phase in PHASES if phase in known]
 
 
@@ -128,7 +128,7 @@ def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> d
 # -- in a process of its own -------------------------------------------------------------------
 def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     """Do a phase, and measure its peak; or estimate the peaks of all."""
-    with PeakWatch(EVERY_SECONDS) as watch:
+    with PeakWatch(0.003) as watch:
         at_start, began = own_pages(), time.perf_counter()
 
         def make(weights: bool = True) -> QuantizedLoRAEvaluator:
@@ -291,10 +291,6 @@ def depths(options: argparse.Namespace) -> None:
         for name in ("measured", "foretold"):
             growth = (rows[b][name] - rows[a][name]) / (b - a)
             print(f"{a} to {b} layers, {name}: {growth / 2**20:.2f} MiB a layer, {growth / layer:.3f} of its bytes")
-
-
-def mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
+from qra_search.report.progress import BestSoFar
 from qra_search.runs.comparison import TUNING, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.space import Plan
@@ -153,15 +154,12 @@ class RunData:
         return tuple(Trace(budget, self._trace(budget)) for budget in budgets)
 
     def _trace(self, budget: int) -> tuple[Point, ...]:
-        losses: dict[str, list[float]] = {}
         points: list[Point] = []
+        so_far = BestSoFar()
         for trial, spent in zip(self.result.trials, self.spent, strict=True):
-            if trial.evaluation is None or trial.fidelity < 1.0 or trial.evaluation.memory_bytes > budget:
-                continue
-            losses.setdefault(trial.plan.key, []).append(trial.loss)
-            best = min(sum(v) / len(v) for v in losses.values())
-            if not points or best != points[-1][1]:
-                points.append((spent, best))
+            so_far.add(trial)
+            if (found := so_far.best(budget)) and (not points or found[1] != points[-1][1]):
+                points.append((spent, found[1]))
         if points:
             points.append((max(self.spent[-1], points[-1][0]), points[-1][1]))
         return tuple(points)

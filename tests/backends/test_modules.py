@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from qra_backends import make_backend
 from qra_backends.modules import dequantize_together, dequantized_linear
@@ -66,3 +67,22 @@ def test_weights_made_together_are_those_made_one_by_one(kernels):
     for used in (False, True):
         kernels(used)
         assert torch.equal(dequantize_together(layers, torch.float32), alone)
+
+
+def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    layer = make_backend("reference").quantize(nn.Linear(64, 32, bias=False), 4)
+    calls, dequantize = [], type(layer).dequantize
+    monkeypatch.setattr(type(layer), "dequantize", lambda self, dtype=None: calls.append(1) or dequantize(self, dtype))
+    tuned = get_peft_model(nn.Sequential(layer, nn.Linear(32, 4)), LoraConfig(target_modules=["0"]))
+    assert not calls and tuned.base_model.model[0].lora_A["default"].weight.shape == (8, 64)
+    weight, x = layer.weight, torch.randn(3, 64, requires_grad=True)
+    assert (weight.shape, weight.dtype, weight.requires_grad) == ((32, 64), torch.float32, False)
+    output = F.linear(x, weight)
+    assert torch.equal(output, layer(x))
+    output.sum().backward()
+    assert torch.allclose(x.grad, dequantize(layer).sum(0).expand(3, 64), atol=1e-5)
+    assert type(weight.detach()) is torch.Tensor and torch.equal(weight, dequantize(layer))
+    with pytest.raises(RuntimeError, match="takes no merge"):
+        weight.data  # noqa: B018
