@@ -65,7 +65,7 @@ def run_benchmark(
     for task in cells:
         task.build(chosen[0]).close()
     if not 1 <= evaluations < math.inf:
-        raise BadInput(f"a search needs an evaluation, got {evaluations:g}")
+        raise BadInput(f"evaluations is {evaluations:g}: how many a search may spend, from 1 on")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder) if "error" not in row}

@@ -152,7 +152,7 @@ CASES = [
     (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
-    (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "a search needs an evaluation, got inf"),
+    (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: how many a search may spend"),
     (("plans", "edit", "a", "--set", "*=4:²", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
     (("plans", "edit", "a", "--set", "*=:", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
     # what workers cannot have
