@@ -32,6 +32,8 @@ LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
 RELOAD_LIBRARIES = 356 << 20
 """The same where nothing but a saved model is loaded."""
+TOKEN = 800
+"""Bytes that a tokenizer takes of a token: Qwen2.5's 656 to 877, SmolLM2's 256."""
 CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
@@ -83,7 +85,9 @@ class _Run(Sizes):
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        return Peak(0, libraries + copied + device + host)
+        tokenizer = self.tuner.tokenizer
+        tokens = self.vocabulary if tokenizer is None else len(tokenizer)  # None: a config is all that is there
+        return Peak(0, libraries + TOKEN * tokens + copied + device + host)
 
     def quantizing(self) -> tuple[int, int]:
         """A layer, its Hessians and the rows' hidden states; then the work on linears that are quantized at once."""
@@ -135,7 +139,7 @@ class _Run(Sizes):
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         linears = min(self.cache, self.dense * len(self.model.levels) * self.wide)
         gradients = (
-            linears + self.casts() + self.reordered(self.passed) + max(self.placed() + both + self.levels_sent(), head),
+            linears + self.casts() + max(self.placed() + both + self.levels_sent(), head),
             (self.layers + 1) * self.hidden(batches) + self.pinned(),
         )
         sketched = self.sketch(torch.float32, self.depths[1])
