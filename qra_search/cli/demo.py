@@ -37,7 +37,7 @@ def demo(
     sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
-    """Plan, tune and compare on SmolLM2-135M and made-up word problems, in about six minutes on two cores.
+    """Plan, tune and compare on SmolLM2-135M and made-up word problems, in about seven minutes on two cores.
 
     Chooses a plan of 2.35 bits a weight, adapters among them, tunes it, and compares it on test data with the best
     uniform plan that fits and with 16-bit LoRA. A demo that was broken off is resumed.
