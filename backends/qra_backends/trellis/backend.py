@@ -88,11 +88,7 @@ class TrellisBackend(TensorBackend):
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        from qra_backends.trellis.encode import (  # brings numba, which takes a second to import
-            device_for,
-            encode,
-            turned,
-        )
+        from qra_backends.trellis.encode import device_for, encode, turned  # brings numba: a second to import
 
         device, weight = weight.device, weight.to(device_for(weight))
         hessian = check_hessian(self.name, hessian, weight).float()

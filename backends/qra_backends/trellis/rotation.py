@@ -27,7 +27,7 @@ def signs(in_features: int, device: torch.device) -> Tensor:
 
 
 def rotated(rows: Tensor, block: int) -> Tensor:
-    """Rows (n, in) times Vᵀ, of a weight or of inputs, float32; a new tensor."""
+    """Rows (..., in) times Vᵀ, of a weight or of inputs, float32; a new tensor."""
     return hadamard(rows * signs(rows.shape[-1], rows.device), block).mul_(1 / math.sqrt(block))
 
 
