@@ -274,7 +274,9 @@ class Backend(ABC):
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        low, high = (value.item() for value in weight.aminmax()) if weight.numel() else (0.0, 0.0)  # makes no copy
+        if not weight.numel():
+            raise ValueError(f"the weight {tuple(weight.shape)} is empty")
+        low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
         if self.largest is not None and max(-low, high) > self.largest:
@@ -294,11 +296,15 @@ def installed_version(library: str) -> str | None:
         return None
 
 
-def largest_group(in_features: int, largest: int, smallest: int) -> int | None:
-    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does."""
+def largest_group(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
+    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does.
+
+    Args:
+        multiple: of which it has to be.
+    """
     size = largest
     while size >= smallest:
-        if in_features % size == 0:
+        if in_features % size == 0 and size % multiple == 0:
             return size
         size = size // 2 if size % 2 == 0 else 0
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ class SecondMoment:
         Raises:
             ValueError: no input was seen.
         """
-        if self._sum is None:
+        if self._sum is None or not self.count:
             raise ValueError("no input was seen: run the model on calibration data first")
         hessian = self._sum / self.count
         for part in _stripes(len(hessian)):
@@ -48,6 +50,12 @@ def _stripes(size: int) -> list[slice]:
     """Rows that are summed together, of each only what lies right of the stripe's first column: it is symmetric."""
     step = max(LEAST_STRIPE, -(-size // STRIPES))
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def check_damping(damping: object) -> None:
+    """Raises ValueError if a damping is no positive number."""
+    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 < damping < inf:
+        raise ValueError(f"damping must be a positive number, got {damping!r}")
 
 
 def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:

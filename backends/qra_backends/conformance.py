@@ -199,6 +199,15 @@ class BackendConformance:
                 assert x.grad is not None
                 assert_close(x.grad, seed @ backend.dequantize(module))
 
+    def test_gradient_under_autocast_is_right(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            module = quantized(backend, bits, linear(self.shape, torch.float32, bias=True))
+            x = inputs(4, self.shape, torch.float32).requires_grad_()
+            with torch.autocast(x.device.type, torch.bfloat16):
+                output = module(x)
+            (grad,) = torch.autograd.grad(output.float().sum(), x)
+            assert_close(grad.to(torch.bfloat16), backend.dequantize(module).sum(0).expand_as(grad))
+
     def test_train_and_eval_mode_agree_and_eval_leaves_no_trace(self, backend: Backend) -> None:
         for bits in backend.bits:
             for dtype in DTYPES:

@@ -55,8 +55,8 @@ class MixedBackend(Backend):
     def __init__(self, *, choice: Mapping[int | str, Spec | Sequence[Spec]] | None = None):
         self._parts: dict[Level, _Part] = {}
         several: dict[str, Any] = {}
-        for key, given in sorted((choice or DEFAULT_CHOICE).items(), key=lambda item: int(item[0])):
-            bits = int(key)
+        for key, given in sorted((choice or DEFAULT_CHOICE).items(), key=lambda item: _width(item[0])):
+            bits = _width(key)
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
@@ -195,6 +195,13 @@ class MixedBackend(Backend):
         if bits is None:
             raise ValueError(f"expected a layer made by the backend mixed, got an unmarked {type(module).__name__}")
         return self.part(bits)
+
+
+def _width(key: object) -> int:
+    """The bits that a key of a choice says."""
+    if not str(key).isdecimal():
+        raise ValueError(f"the keys of a choice are bits, got {key!r}")
+    return int(str(key))
 
 
 def _parts(spec: Any, backend: Backend, bits: int) -> list[_Part]:

@@ -97,7 +97,7 @@ def _joined(layers: Sequence[Any]) -> Any:
 class TemporaryWeight(Tensor):
     """Stands for a layer's weight: each operation on it works on a dequantized copy.
 
-    Merging an adapter into it would be lost, so `data` is refused.
+    Merging an adapter into it would be lost, so `data` is refused, and so is what would write to it.
     """
 
     layer: DequantizedLinear
@@ -111,12 +111,18 @@ class TemporaryWeight(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
+        if func._schema.is_mutable and args and isinstance(args[0], cls):
+            raise cls._refusal()  # what is written would be lost
         args, kwargs = tree_map_only(cls, lambda weight: weight.layer.dequantize(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        raise RuntimeError(
+        raise self._refusal()
+
+    @staticmethod
+    def _refusal() -> RuntimeError:
+        return RuntimeError(
             "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
         )
 

@@ -135,6 +135,8 @@ class Table(nn.Module):
         if self.plain is not None:
             return F.embedding(at, self.plain)
         assert self.module is not None
+        if at.device.type == "cpu" and at.numel() and at.min() < 0:  # as `F.embedding`; a GPU would have to wait
+            raise IndexError(f"index out of range: token {at.min().item()}")
         return self.backend.rows(self.module, at)
 
 
@@ -161,7 +163,7 @@ class TableEmbedding(nn.Module):
         return self.table.weight.to(self.computed.dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        rows = self.table.rows(input_ids.reshape(-1)).to(self.computed.dtype).view(*input_ids.shape, -1)
+        rows = self.table.rows(input_ids.reshape(-1)).to(self.computed.dtype).view(*input_ids.shape, self.embedding_dim)
         if self.factor is not None:
             return rows * self.factor
         return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
@@ -197,7 +199,8 @@ class TableHead(nn.Module):
 
 
 class _Logits(torch.autograd.Function):
-    """hidden (..., H) times the table's rows, some at a time: no pass holds it whole, dequantized or cast."""
+    """hidden (..., H) times the table's rows, some at a time: no pass holds it cast, nor dequantized if its backend
+    gives rows. Gradients of the parts are summed in float32: in bfloat16 they lose a hundredth."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Table) -> Tensor:
@@ -207,13 +210,11 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        total, start = None, 0
+        total, start = grad.new_zeros(*grad.shape[:-1], ctx.table.shape[1], dtype=torch.float32), 0
         for rows in _in_parts(ctx.table, grad):
-            part = grad[..., start : start + len(rows)] @ rows
-            total = part if total is None else total.add_(part)
+            total += grad[..., start : start + len(rows)] @ rows
             start += len(rows)
-        assert total is not None
-        return total, None
+        return total.to(grad.dtype), None
 
 
 def _in_parts(table: Table, like: Tensor):

@@ -117,7 +117,8 @@ def _check_weights(folder: Path, config: dict[str, Any]) -> None:
     names = [name for file in files for name in tensor_names(file)]
     text = config.get("text_config")
     layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
-    there = {int(part) for name in names for part in name.split(".") if part.isdecimal()}
+    # The first number of a name is a layer's; those after it may be experts'.
+    there = {int(found[1]) for name in names if (found := re.search(r"(?:^|\.)(\d+)\.", name))}
     if isinstance(layers, int) and not there.issuperset(range(layers)):
         raise ValueError(
             f"{folder}: its config.json is of {layers} layers, and its safetensors files lack layer "

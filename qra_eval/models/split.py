@@ -19,15 +19,17 @@ Device = TypeVar("Device")
 def spread(model: Any, devices: Sequence[Device]) -> list[Device]:
     """The device of each decoder layer, or what stands for one.
 
-    Layers that follow each other share one, and all have about as much to hold.
+    Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
+    where the tables are, also where these are more than a share: all but the layers is on the first layer's device.
     """
     path = decoder_layers(model)
     layers = [] if path is None else model.get_submodule(path)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     held = sum(table.linear.weight.numel() for table in known_tables(model))
-    share, found = (held + sum(sizes)) / len(devices), []
+    share = (held + sum(sizes)) / len(devices)
+    found: list[Device] = []
     for size in sizes:
-        found.append(devices[min(int((held + size / 2) / share), len(devices) - 1)])
+        found.append(devices[min(int((held + size / 2) / share), len(devices) - 1) if found else 0])
         held += size
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from qra_backends import Groups
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from qra_eval.models.expert_products import AdaptableLinear, LinearParts
@@ -139,6 +140,7 @@ class FusedAdapter(torch.autograd.Function):
         return whole
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         flat, weight, A, B, low, ratio, plain = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])

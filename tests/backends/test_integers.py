@@ -72,7 +72,10 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
 
 @pytest.mark.parametrize(
     "options, said",
-    [({"group_size": 48}, "group_size must be one of 32, 64, 128"), ({"damping": 0}, "damping must be positive")],
+    [
+        ({"group_size": 48}, "group_size must be one of 32, 64, 128"),
+        ({"damping": 0}, "damping must be a positive number"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -107,6 +107,11 @@ def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
         make_backend(choice)
 
 
+def test_a_key_that_is_no_width_is_named():
+    with pytest.raises(ValueError, match="the keys of a choice are bits, got 'a'"):
+        make_backend({"name": "mixed", "choice": {"a": "hqq"}})
+
+
 def test_an_identity_is_that_of_the_part_alone():
     one, other = make_backend({2: "hqq", 4: "reference"}), make_backend({2: "reference-gptq", 4: ["reference", "hqq"]})
     assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)

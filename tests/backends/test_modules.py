@@ -86,3 +86,5 @@ def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch)
     assert type(weight.detach()) is torch.Tensor and torch.equal(weight, dequantize(layer))
     with pytest.raises(RuntimeError, match="takes no merge"):
         weight.data  # noqa: B018
+    with pytest.raises(RuntimeError, match="takes no merge"):
+        weight.add_(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected
-from qra_backends.calibration import check_hessian
+from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, half, with_scales
 from qra_backends.ggml.feedback import block_order, encode
@@ -46,12 +46,12 @@ class GGUFBackend(TensorBackend):
     variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
 
     def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):
-        names = (types,) if isinstance(types, str) else tuple(types or DEFAULT_TYPES)
-        unknown = [name for name in names if name not in TYPES]
-        if unknown or len(set(names)) != len(names):
+        chosen = DEFAULT_TYPES if types is None else types
+        names = tuple(chosen) if isinstance(chosen, list | tuple) else (chosen,)
+        unknown = [name for name in names if name not in list(TYPES)]
+        if unknown or not names or len(set(names)) != len(names):
             raise ValueError(f"types are distinct names out of {', '.join(TYPES)}, got {', '.join(map(str, names))}")
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping!r}")
+        check_damping(damping)
         self.bits = tuple(name for name in TYPES if name in names)
         self.damping, self.feedback = damping, bool(feedback)
         self.options = {"types": list(self.bits), "damping": damping, "feedback": self.feedback}

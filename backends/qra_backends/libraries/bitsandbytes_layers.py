@@ -115,6 +115,11 @@ class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
     def rows(self, at: Tensor) -> Tensor:
         return self.weight.data[at].to(self.compute_dtype).mul_(self.row_scale[at, None] / 127)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the library's names, which are views: `torch.save` refuses two dtypes of one storage."""
+        weight = Int8Params(self.weight.data, requires_grad=False, has_fp16_weights=False)
+        return {**self.__dict__, "_parameters": {**self._parameters, "weight": weight}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()  # a deep copy would keep codes and scales twice

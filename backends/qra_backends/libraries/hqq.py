@@ -55,7 +55,7 @@ class HQQBackend(TensorBackend):
         reason = super().supports(bits, out_features, in_features)
         if reason is not None:
             return reason
-        group = largest_group(in_features, self.group_size, _SMALLEST_GROUP)
+        group = self._group(in_features)
         if group is None:
             return (
                 f"hqq needs input features that are a multiple of {_SMALLEST_GROUP} for groups within rows, "
@@ -127,9 +127,13 @@ class HQQBackend(TensorBackend):
         bias = None if form["bias"] is None else form["bias"].data
         return HQQLinear(config, codes=tensors["W_q"], meta=meta, bias=bias, dtype=form["dtype"])
 
+    def _group(self, in_features: int) -> int | None:
+        """The most that a group can have: the library's are multiples of the smallest."""
+        return largest_group(in_features, self.group_size, _SMALLEST_GROUP, multiple=_SMALLEST_GROUP)
+
     def _groups(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Weights that share a scale, and how many such groups there are."""
-        group = largest_group(in_features, self.group_size, _SMALLEST_GROUP) or self.group_size
+        group = self._group(in_features) or self.group_size
         return group, out_features * ceil_div(in_features, group)
 
     def _solve(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

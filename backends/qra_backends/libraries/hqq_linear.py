@@ -10,6 +10,7 @@ from hqq.core import quantize
 from torch import Tensor, nn
 
 from qra_backends.kernels import choice
+from qra_backends.modules import dequantized_linear
 
 
 class HQQLinear(quantize.HQQLinear):
@@ -28,6 +29,15 @@ class HQQLinear(quantize.HQQLinear):
         self.bias = bias
         self.in_features, self.out_features = meta["shape"][::-1]
         self.in_gpu = self.ready = True
+
+    @classmethod
+    def set_backend(cls, backend: Any) -> None:
+        """The library would put its own product in place of `forward`, each time that a layer is made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the library's, which takes no other dtype than the layer's, and none at all under autocast."""
+        y = dequantized_linear(x, self.dequantize)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it, cast to `dtype` if one is given."""

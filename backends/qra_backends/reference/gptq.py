@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qra_backends.calibration import check_hessian
+from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
@@ -71,8 +71,7 @@ class ErrorFeedback(TensorBackend):
 
     def calibrate_with(self, damping: float) -> None:
         """Raises ValueError if the damping cannot be."""
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping!r}")
+        check_damping(damping)
         self.damping, self._last = damping, _Last()
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected, Level
-from qra_backends.calibration import check_hessian
+from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
 from qra_backends.modules import Groups
 from qra_backends.reference.blocks import block_bytes
@@ -57,8 +57,7 @@ class TrellisBackend(TensorBackend):
             raise ValueError(f"L must be a whole number from {LEAST_L} to {MOST_L}, got {L!r}")
         if not isinstance(block, int) or not 1 <= block <= MOST_BLOCK or block & (block - 1):
             raise ValueError(f"block must be a power of two up to {MOST_BLOCK}, got {block!r}")
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping!r}")
+        check_damping(damping)
         self.L, self.block, self.damping, self.halves = L, block, damping, bool(halves)
         self.bits: tuple[Level, ...] = tuple(sorted((*WHOLE, *(HALVES if halves else ())), key=_half_bits))
         self.options = {"L": L, "block": block, "damping": damping, "halves": self.halves}

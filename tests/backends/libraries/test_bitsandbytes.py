@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import subprocess
 import sys
 import weakref
@@ -187,6 +188,9 @@ def test_a_deep_copy_neither_points_to_the_original_nor_keeps_anything_twice(bit
     twin = copy.deepcopy(layer)
     assert getattr(twin.weight, "module", None) is None
     assert live_bytes(twin) == live_bytes(layer) == backend.storage(bits).bytes(64, 64)
+    torch.save(layer, kept := io.BytesIO())
+    loaded = torch.load(io.BytesIO(kept.getvalue()), weights_only=False)
+    assert torch.equal(loaded.dequantize(), layer.dequantize()) and live_bytes(loaded) == live_bytes(layer)
 
 
 @pytest.mark.parametrize(

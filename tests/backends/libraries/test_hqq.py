@@ -83,6 +83,8 @@ def test_groups_do_not_cross_rows():
     assert reason and "multiple of 8" in reason
     layer = make_backend("hqq").quantize(source(64, 96), 4)
     assert layer.meta["scale"].shape[0] == 64 * 3 and layer.meta["group_size"] == 32
+    odd = make_backend({"name": "hqq", "group_size": 24})  # half of it the library does not take
+    assert "multiple of 8" in odd.supports(4, 64, 36) and odd.supports(4, 64, 48) is None
 
 
 def test_scales_and_bias_move_with_the_model():

@@ -162,7 +162,8 @@ def test_the_hessian_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"damping": 0}, "damping must be positive"), ({"polish": 2}, "has no option 'polish'")]
+    ("options", "said"),
+    [({"damping": 0}, "damping must be a positive number"), ({"polish": 2}, "has no option 'polish'")],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, object], said: str):
     with pytest.raises(ValueError, match=said):

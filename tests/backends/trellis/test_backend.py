@@ -139,7 +139,9 @@ def test_trained_scales_get_the_gradient_of_the_weight_written_out():
         ({"L": 12.0}, "L must be"),
         ({"block": 48}, "block must be a power of two up to 1024, got 48"),
         ({"block": 2048}, "block must be"),
-        ({"damping": 0}, "damping must be positive, got 0"),
+        ({"damping": 0}, "damping must be a positive number, got 0"),
+        ({"damping": "1e-2"}, "damping must be a positive number, got '1e-2'"),
+        ({"damping": float("inf")}, "damping must be"),
         ({"group_size": 64}, "has no option 'group_size'"),
     ],
 )

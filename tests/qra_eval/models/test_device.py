@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from qra_eval.models.device import check_device, keep_few_products, resolve_device, resolve_devices
+from qra_eval.models.split import spread
+from qra_eval.models.tiny import tiny_model
 from qra_search import BadInput
 
 
@@ -80,3 +82,11 @@ def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(mon
     monkeypatch.delenv(name)
     keep_few_products()
     assert 1 < int(os.environ[name]) < 1024
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_the_first_layer_stays_where_the_tables_are_however_large_they_are(devices):
+    model = tiny_model().model
+    model.resize_token_embeddings(8192)
+    found = spread(model, range(devices))
+    assert found[0] == 0 and found == sorted(found)

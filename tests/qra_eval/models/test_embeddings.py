@@ -57,6 +57,30 @@ def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, 
     assert torch.allclose(quantized(x), plain(y), atol=1e-5) and torch.allclose(x.grad, y.grad, atol=1e-5)
 
 
+def test_the_gradient_of_parts_is_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(embeddings, "ROWS", 16)
+    backend, bare = make_backend("reference"), nn.Linear(32, 2048, bias=False).bfloat16()
+    table = Table(bare.weight, backend)
+    table.set_base(module=backend.quantize(bare, 8))
+    x = torch.randn(8, 32).bfloat16().requires_grad_()
+    pull = torch.randn(8, 2048).bfloat16()
+    TableHead(table, bare)(x).backward(pull)
+    exact = pull.double() @ table.weight.double()
+    assert (x.grad.double() - exact).norm() < 3e-3 * exact.norm()
+
+
+def test_a_table_is_looked_up_as_an_embedding_is():
+    embedding, backend = nn.Embedding(64, 32), make_backend("reference")
+    bare = nn.Linear(32, 64, bias=False)
+    table = Table(embedding.weight, backend)
+    table.set_base(module=backend.quantize(bare, 8))
+    looked_up = TableEmbedding(table, embedding)
+    assert looked_up(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 32)
+    for module in (embedding, looked_up):
+        with pytest.raises(IndexError):
+            module(torch.tensor([[1, -100]]))
+
+
 def test_rows_that_a_model_scales_by_a_number_are_scaled():
     """Not by a buffer: XGLM's."""
     embedding = nn.Embedding(12, 8)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
+from safetensors.torch import save_file
 from tiny_families import tiny_config_model
 from torch import nn
 
@@ -92,6 +93,9 @@ def test_weights_of_another_model_are_refused_by_their_layers_before_torch_reads
     more = config["num_hidden_layers"] + 3
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": more}))
     assert f"is of {more} layers, and its safetensors files lack layer {config['num_hidden_layers']}" in refused(folder)
+    experts = {f"model.layers.0.mlp.experts.{i}.up_proj.weight": torch.ones(1) for i in range(more)}
+    save_file(experts, folder / "experts.safetensors")  # whose numbers are no layers'
+    assert f"lack layer {config['num_hidden_layers']}" in refused(folder)
 
 
 def test_missing_weights_are_refused_and_not_made_up(folder):
