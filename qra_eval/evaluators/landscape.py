@@ -14,6 +14,7 @@ from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.config import RunConfig
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
@@ -51,6 +52,8 @@ class Landscape(Truth):
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
+        if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
+            raise BadInput(f"noise is a number from 0 on, got {noise!r}")
         self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self._sensitivities = sensitivities

@@ -34,8 +34,10 @@ from qra_eval.tuning.training import Diverged
 from qra_search.config import (
     EvaluationConfig,
     FinetuneConfig,
+    ModelConfig,
     QuantizationConfig,
     RunConfig,
+    SearchConfig,
     SpaceConfig,
     TaskConfig,
     TrainingConfig,
@@ -43,7 +45,16 @@ from qra_search.config import (
     make_config,
 )
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Figures, Progress, RowCount, Tuned
+from qra_search.evaluation.evaluator import (
+    NO_ADAPTER,
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    Figures,
+    Progress,
+    RowCount,
+    Tuned,
+)
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.launched import standing
 from qra_search.runs.folder import RunFolder
@@ -131,6 +142,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
+        of_model = {"device": device, "dtype": dtype, "compute": compute, "weight_cache": weight_cache}
+        section(ModelConfig, "model", of_model)
+        of_search = {"memory_kind": memory_kind, "metric": metric, "seed": seed}
+        section(SearchConfig, "search", of_search)
         devices = resolve_devices(device)
         place = devices[0]
         self.task, name = checked_task(task, metric=metric, seed=seed)  # before a model is loaded for nothing
@@ -161,11 +176,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.space = self.tuner.space
         self._live, self._task = model, task
         self._settings = {
-            "model": {
-                "name": loaded.spec, "device": device, "dtype": dtype, "compute": compute,
-                "weight_cache": weight_cache, "trust_remote_code": trust_remote_code,
-            },
-            "search": {"memory_kind": memory_kind, "metric": metric, "seed": seed},
+            "model": {"name": loaded.spec, **of_model, "trust_remote_code": trust_remote_code}, "search": of_search,
             "quantization": quantization, "space": space, "training": training,
             "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
         }  # fmt: skip
@@ -295,8 +306,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         """
         self.space.of(plan).encode(plan)
         place = None if folder is None else RunFolder(folder)
-        if place is not None and place.has_tuned:
-            place.set_aside()
+        config = make_config(self._config().model_dump(), in_steps(steps))
+        if place is not None:
+            if not any(plan.ranks):
+                raise BadInput(NO_ADAPTER)
+            if place.has_tuned or place.half_aside:
+                place.set_aside()
         kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
         own: dict[str, Any] = {"folder": folder, "figures": figures, "progress": progress}
         if standing()[1] == 1:
@@ -305,7 +320,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
                 tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
         if place is not None:
-            place.keep_tuned(make_config(self._config().model_dump(), in_steps(steps)), self, tuned)
+            place.keep_tuned(config, self, tuned)
         return tuned
 
     def tuning_data(self) -> str:

@@ -80,13 +80,24 @@ class Pieces:
         write_json(self._file(name), data)
 
     def gathered(self, names: Sequence[str], work: Callable[[], None]) -> list[Any]:
-        """What each piece gave; `work` makes those that nobody else is at."""
+        """What each piece gave; `work` makes those that nobody else is at.
+
+        Raises:
+            FileNotFoundError: another process, which made them all, has done with them.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        mark = self.folder / "begun"
+        mark.touch()
         while any(not self._file(name).is_file() for name in names):
             work()
             left = [name for name in names if not self._file(name).is_file()]
             await_others([self.folder / f"{name}.lock" for name in left], self.progress, self.why)
-        return [read_json(self._file(name)) for name in names]
+            if not mark.is_file():  # locks make a folder that is gone anew
+                raise FileNotFoundError(self.folder)
+        found = [read_json(self._file(name)) for name in names]
+        if None in found:
+            raise FileNotFoundError(self.folder)
+        return found
 
     def forget(self) -> None:
         """Remove what no other process may still read."""

@@ -31,7 +31,10 @@ def write_tensors(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=not lasting) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
-        save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # what is written is ours: it is the disk
+            raise OSError(f"{path} cannot be written ({error})") from error
     if lasting:
         write_digest(path)
 

@@ -36,16 +36,30 @@ def kept_or_measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     Their cost is what measuring took, whether or not they were measured again.
     """
     path = sensitivities_file(tuner)
+    kept = _kept(path)
+    if kept is not None:
+        return kept
+    pieces = Pieces(path.with_suffix(""), tuner.progress, "measures the same sensitivities")
     try:
-        data = json.loads(path.read_text())
-        return Sensitivities.from_dict(data["prior"]), data["report"]
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not whole
-        pieces = Pieces(path.with_suffix(""), tuner.progress, "measures the same sensitivities")
         sensitivities, report = measured(tuner, pieces)
+    except FileNotFoundError:  # another made all pieces, kept what they gave, and removed them
+        kept = _kept(path)
+        if kept is None:
+            raise
+        return kept
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"prior": sensitivities.to_dict(), "report": report})
     pieces.forget()
     return sensitivities, report
+
+
+def _kept(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
+    """What is there; None if nothing is, or it is not whole."""
+    try:
+        data = json.loads(path.read_text())
+        return Sensitivities.from_dict(data["prior"]), data["report"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def probe_batch(rows: Sequence[Encoded]) -> Batch:

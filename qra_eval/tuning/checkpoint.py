@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
@@ -20,12 +21,10 @@ STATE = "training"
 BEST = "best"
 
 
-def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any], best: Mapping[str, Tensor],
-                     more: Mapping[str, Any]) -> None:  # fmt: skip
+def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor], more: Mapping[str, Any]) -> None:
     """Write parameters, moments, the generators' states, losses, and where the training stands.
 
     Args:
-        identity: what the training depends on, as plain data.
         best: parameters of the lowest validation loss, by name.
         more: plain data of the caller.
     """
@@ -37,18 +36,14 @@ def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any]
         tensors.update({f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept})
     tensors.update({f"{BEST}::{name}": tensor for name, tensor in best.items()})
     state = {
-        "identity": identity, "tokens": training.tokens, "stopped": training.stopped, "seconds": training.seconds,
+        "tokens": training.tokens, "stopped": training.stopped, "seconds": training.seconds,
         "model_seconds": training.model_seconds, **more,
     }  # fmt: skip
     write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, lasting=False)
 
 
-def read_checkpoint(
-    path: Path, training: Training, identity: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Restore a training from a checkpoint, and return the best parameters and the caller's data.
-
-    None, and nothing is changed, if there is no checkpoint or it is one of another training.
+def read_checkpoint(path: Path, training: Training) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Restore a training from a checkpoint, and return the best parameters and the caller's data; None without one.
 
     Raises:
         RunFailed: the file is damaged.
@@ -56,12 +51,15 @@ def read_checkpoint(
     if not path.is_file():
         return None
     try:
-        file = open_tensors(path)
+        return _restored(open_tensors(path), training)
     except DamagedFile as error:
         raise RunFailed(f"{error}: delete it, and the tuning begins anew") from error
+    except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunFailed(f"{path} is damaged ({error}): delete it, and the tuning begins anew") from error
+
+
+def _restored(file: Any, training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = json.loads(file.metadata()[STATE])
-    if state.pop("identity") != json.loads(json.dumps(identity)):
-        return None
     keys = set(file.keys())
     for name, parameter in named(training):
         parameter.data.copy_(file.get_tensor(f"value::{name}"))

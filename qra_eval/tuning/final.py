@@ -19,8 +19,8 @@ from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
-from qra_search.errors import BadInput, describe, one_line
-from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Figures, Progress, ReloadFailed, Tuned
+from qra_search.errors import describe, one_line
+from qra_search.evaluation.evaluator import EvaluationFailed, Figures, Progress, ReloadFailed, Tuned
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
@@ -51,8 +51,6 @@ def tune(
     A tuning that was broken off is resumed from its last checkpoint in `kept`. Arguments and errors are those of
     `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
-    if folder is not None and not any(plan.ranks):
-        raise BadInput(NO_ADAPTER)
     length = tuner.finetune_steps if steps is None else steps
 
     def work() -> Tuned:
@@ -78,7 +76,7 @@ def _tuned(
     start, finetune = time.perf_counter(), tuner.finetune
     processes.alike(lambda: tuner.apply(plan, seed))
     shown = 0 if folder is None else finetune.sample_answers
-    before = sample_answers(tuner, shown)
+    before = processes.alike(lambda: sample_answers(tuner, shown))
     batches = tuner.final_batches(steps, seed)
     identity = _identity(tuner, plan, seed, steps, batches)
     watch = FullTuning(finetune, lambda: _validation_loss(tuner, processes), identity, kept, figures, processes)
@@ -89,8 +87,8 @@ def _tuned(
     nats, tokens = _row_losses(tuner, rows, processes)
     if not math.isfinite(sum(nats)):
         raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
-    after = sample_answers(tuner, shown)
-    metrics, scored = scores(tuner) if processes.rank == 0 else ({}, 0)
+    after = processes.alike(lambda: sample_answers(tuner, shown))
+    metrics, scored = processes.alike(lambda: scores(tuner) if processes.rank == 0 else ({}, 0))
     tuned = Tuned(
         plan=plan,
         seed=seed,
@@ -107,8 +105,7 @@ def _tuned(
         scored=scored,
     )
     if folder is not None:
-        tuned = _saved(tuner, tuned, folder)
-    watch.forget()
+        return _saved(tuner, tuned, folder)
     return tuned
 
 

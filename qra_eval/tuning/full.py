@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,10 +20,11 @@ from qra_search.config import FinetuneConfig
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import Figures
 from qra_search.files import write_text
+from qra_search.runs.tuned import CHECKPOINTS
 from qra_search.study.interrupt import on_interrupt
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "curve.jsonl"
+log = logging.getLogger(__name__)
 
 
 class FullTuning(TrainerCallback):
@@ -32,7 +35,8 @@ class FullTuning(TrainerCallback):
 
     Args:
         validate: the validation loss of the model as it is; leaves it in training mode.
-        identity: what the training depends on, as plain data; a checkpoint of another training is not resumed.
+        identity: what the training depends on, as plain data; a checkpoint is named by it, and that of another
+            training is left as it is.
         folder: of checkpoint and curve; None: neither is written.
         processes: that tune together: all read the checkpoint, the first writes it.
         figures: called with the figures of each step.
@@ -57,6 +61,7 @@ class FullTuning(TrainerCallback):
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.stale = float("inf"), 0
         self.best_step: int | None = None
+        self.curve: list[str] = []
         self.resumed_after, self._interrupted = 0, False
         self._began = self._written = time.monotonic()
         self.earlier_seconds = 0.0
@@ -65,9 +70,10 @@ class FullTuning(TrainerCallback):
         self._began = self._written = time.monotonic()
         if self.folder is None:
             return
-        found = read_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity)
+        found = read_checkpoint(self.checkpoint, training)
         if found is not None:
             self.best, more = found
+            self.curve = more["curve"]
             self.best_loss = float("inf") if more["best_loss"] is None else more["best_loss"]
             self.best_step, self.stale = more["best_step"], more["stale"]
             self.resumed_after = training.step
@@ -76,7 +82,7 @@ class FullTuning(TrainerCallback):
             raise RunFailed(f"not all processes see the same checkpoint in {self.folder}: they need one shared folder")
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._cut_curve(training.step)
+            write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again
 
     def after(self, training: Training) -> bool:
         told = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
@@ -86,17 +92,24 @@ class FullTuning(TrainerCallback):
             told["validation_loss"] = self._look(training)
         self._tell(training.step, told)
         stop = bool(self.settings.patience) and self.stale >= self.settings.patience
-        self._interrupted = self.processes.any(self._interrupted)
-        due = last or stop or self._interrupted or self._due(training.step)
+        interrupted = self.processes.any(self._interrupted)  # what comes while this waits is for the next step
+        needed = last or stop or interrupted
+        due = needed or self._due(training.step)
         if self.folder is not None and due and self.processes.rank == 0:
             training.stopped = stop and not last
             training.seconds = self.earlier_seconds + time.monotonic() - self._began
             more = {
                 "best_loss": self.best_loss if self.best else None, "best_step": self.best_step, "stale": self.stale,
+                "curve": self.curve,
             }  # fmt: skip
-            write_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity, self.best, more)
+            try:
+                write_checkpoint(self.checkpoint, training, self.best, more)
+            except OSError as error:
+                if needed:
+                    raise
+                log.warning("no checkpoint after step %d, the tuning goes on: %s", training.step, error)
             training.seconds, self._written = self.earlier_seconds, time.monotonic()
-        if self._interrupted:
+        if interrupted:
             raise KeyboardInterrupt(f"step {training.step} of {training.steps} is saved")
         return stop
 
@@ -116,11 +129,6 @@ class FullTuning(TrainerCallback):
             for name, parameter in named(training):
                 parameter.data.copy_(self.best[name])
 
-    def forget(self) -> None:
-        """Remove the checkpoint: what was tuned is kept elsewhere."""
-        if self.folder is not None and self.processes.rank == 0:
-            (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-
     def _look(self, training: Training) -> float:
         loss = self.validate()
         if loss < self.best_loss:
@@ -137,14 +145,18 @@ class FullTuning(TrainerCallback):
 
     def _tell(self, step: int, told: dict[str, float]) -> None:
         if self.folder is not None and self.processes.rank == 0:
-            with (self.folder / CURVE_FILE).open("a") as file:
-                file.write(json.dumps({"step": step, **told}) + "\n")
+            self.curve.append(json.dumps({"step": step, **told}) + "\n")
+            try:
+                with (self.folder / CURVE_FILE).open("a") as file:
+                    file.write(self.curve[-1])
+            except OSError as error:
+                log.warning("step %d is missing in %s, the tuning goes on: %s", step, CURVE_FILE, error)
         if self.figures is not None:
             self.figures(step, told)
 
-    def _cut_curve(self, step: int) -> None:
-        """Drop the steps after the checkpoint, which are made again, and a line that a kill cut off."""
+    @property
+    def checkpoint(self) -> Path:
+        """Its file, named by what the training follows from: it is not that of other settings, nor in its place."""
         assert self.folder is not None
-        path = self.folder / CURVE_FILE
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        write_text(path, "".join(lines[:step]))
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / CHECKPOINTS.replace("*", digest)

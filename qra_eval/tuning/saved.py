@@ -198,6 +198,10 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
     lacking = [name for name in ("backend", "dtype", "groups", "model", "weights") if name not in data]
     if lacking:
         raise BadInput(f"{folder / PLAN_FILE} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
+    groups = data["groups"] if isinstance(data["groups"], list) else [None]
+    whole = all(isinstance(group, dict) and {"bits", "linears"} <= group.keys() for group in groups)
+    if not whole or not isinstance(getattr(torch, str(data["dtype"]), None), torch.dtype):
+        raise BadInput(f"{folder / PLAN_FILE} is damaged in its groups or dtype: restore it, or tune anew")
     return data
 
 
@@ -208,6 +212,8 @@ def check_adapter(folder: Path) -> Path:
         raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
     if tensors.is_file():
         tensor_names(tensors)
+    elif not tensors.with_suffix(".bin").is_file():
+        raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
     return folder
 
 
@@ -231,6 +237,9 @@ def put_base(
         levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
         more: devices over which the layers are spread, beside `device`, where the rest of the model is.
+
+    Raises:
+        BadInput: the tensors of a quantized weight are in none of the files.
     """
     backend, found_linears = make_backend(spec), find_linears(model)
     layers = spread(model, [torch.device(device), *more]) if more else []
@@ -242,6 +251,10 @@ def put_base(
             name, found, tensor = key.rpartition("::")
             if found:
                 stored.setdefault(name, {})[tensor] = file.get_tensor(key)
+
+    lacking = [name for name, bits in levels.items() if bits != UNQUANTIZED_BITS and name not in stored]
+    if lacking:
+        raise BadInput(f"{files[0]} is damaged, it lacks the tensors of {lacking[0]}: restore it, or tune anew")
 
     def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
         tensors = stored.pop(name, None)

@@ -208,7 +208,8 @@ class Evaluator(ABC):
             plan: of `space`, or of its `unquantized`.
             steps: of the optimizer; None: as the settings say.
             folder: where the result is saved; None: it is not.
-            kept: a folder of this tuning's own, for its curve and the checkpoints that it is resumed from.
+            kept: a folder of this tuning's own, for its curve and the checkpoints (`CHECKPOINTS`) that it is resumed
+                from. Who records the result removes these: `qra_search.runs.tuned.forget_checkpoints`.
             figures: called with the figures of each step: `loss` and, where they are known, others.
 
         Raises:

@@ -18,6 +18,17 @@ from qra_search.space.space import Plan, SearchSpace
 EARLIER = "earlier-"
 """Begins the name of a folder with what was tuned before, and was set aside."""
 
+UNFINISHED = ".earlier.partial"
+"""What is being set aside: a kill may leave it."""
+CHECKPOINTS = "checkpoint-*.safetensors"
+"""In the folder of a tuning, one for all that follows from the same settings."""
+
+
+def forget_checkpoints(kept: Path) -> None:
+    """Remove the checkpoints of a tuning whose result is recorded, those of other settings too."""
+    for file in kept.glob(CHECKPOINTS):
+        file.unlink()
+
 
 class TuningBusy(BadInput):
     """Another process tunes in the folder."""
@@ -73,17 +84,23 @@ class TunedFolder:
     def set_aside(self) -> Path:
         """Move what was tuned, and exports of it, into `earlier-1`, `earlier-2`, ..., and return that folder.
 
-        `plan.json` stays as well.
+        `plan.json` stays as well. What a kill broke off is gone on with.
         """
-        folder = self.path / f"{EARLIER}{len(self.earlier()) + 1}"
-        folder.mkdir()
-        base = self.path / "quantized.safetensors"
-        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.test_file, self.path / "exports"):
-            if item.exists():
-                item.rename(folder / item.name)
+        unfinished, folder = self.path / UNFINISHED, self.path / f"{EARLIER}{len(self.earlier()) + 1}"
+        unfinished.mkdir(exist_ok=True)
         if self.plan_file.is_file():
-            shutil.copy2(self.plan_file, folder)
+            shutil.copy2(self.plan_file, unfinished)
+        base = self.path / "quantized.safetensors"
+        for item in (self.test_file, self.path / "exports", base, Path(f"{base}{DIGEST_SUFFIX}"), self.adapter):
+            if item.exists():
+                item.rename(unfinished / item.name)
+        unfinished.rename(folder)
         return folder
+
+    @property
+    def half_aside(self) -> bool:
+        """Whether a kill broke `set_aside` off."""
+        return (self.path / UNFINISHED).is_dir()
 
     def earlier(self) -> list[TunedFolder]:
         """What was set aside, the last first."""
@@ -92,6 +109,8 @@ class TunedFolder:
         return list(itertools.takewhile(lambda folder: folder.path.is_dir(), folders))[::-1]
 
     def test(self) -> dict[str, Any] | None:
-        """The comparison on test data; None if there is none."""
+        """The comparison on test data; None if there is none. Raises BadInput if the file holds something else."""
         data: dict[str, Any] | None = read_json(self.test_file)
+        if data is not None and not (isinstance(data, dict) and isinstance(data.get("tuned", []), list)):
+            raise BadInput(f"{self.test_file} is damaged: move it away, and qra finetune makes it anew")
         return data

@@ -14,6 +14,7 @@ from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
 from qra_search.runs.comparison import TUNING, TestResult, TuningFailed
 from qra_search.runs.contest import Contest, TestFile, tuned_entry, tuning_name
+from qra_search.runs.tuned import forget_checkpoints
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -74,6 +75,7 @@ def compare_on_test(
             entry = _measured(tune, plan, space, seed)
             assert entry is not None
             file.put(plan, entry)
+            forget_checkpoints(path.parent / TUNING / tuning_name(plan, seed, space))
         listener.say(f"[{done}/{len(jobs)}] {tested_text(file.result(plan), space)}")
         if plan is contest.found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")

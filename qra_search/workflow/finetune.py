@@ -224,7 +224,7 @@ def _make_room(place: RunFolder, space: SearchSpace, contest: Contest, listener:
     """
     test = place.test()
     same_plan = not place.adapter.is_dir() or place.tuned(space) == contest.found
-    if not same_plan or not (test is None or contest.counts(test) or not test["tuned"]):
+    if place.half_aside or not same_plan or not (test is None or contest.counts(test) or not test.get("tuned")):
         aside = place.set_aside()
         listener.say(f"another plan, other settings or other data: what was tuned before is kept in {aside}")
     known = [] if place.test_file.is_file() else [folder.test() for folder in place.earlier()]

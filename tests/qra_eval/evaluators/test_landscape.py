@@ -14,6 +14,7 @@ from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES
 from qra_eval.landscapes.shapes import KINDS
 from qra_search.config import make_config
+from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.space.memory import BudgetTooSmall
 from qra_search.strategies.additive import additive_plan
@@ -77,6 +78,12 @@ def test_noise_is_a_function_of_landscape_plan_seed_and_fidelity_in_any_process(
     assert other.evaluate(plan).loss - other.true_loss(plan) != landscape.evaluate(plan).loss - landscape.true_loss(
         plan
     )
+
+
+@pytest.mark.parametrize("noise", [-1, float("nan"), "much"])
+def test_a_noise_that_cannot_be_is_refused(noise: object) -> None:
+    with pytest.raises(BadInput, match="noise is a number from 0 on"):
+        make_landscape(noise=noise)
 
 
 def test_heteroscedastic_noise_is_larger_for_worse_plans() -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -13,6 +14,7 @@ from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.errors import BadInput
 from qra_search.runs.folder import RunFolder
 
 TRELLIS = {2: "trellis", 3: "trellis", 4: "trellis", 8: "reference"}
@@ -203,6 +205,32 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
     with torch.no_grad():
         assert not torch.equal(base(ids).logits, load(tmp_path)[0](ids).logits)
+
+
+def test_a_tuned_plan_that_lacks_something_is_refused_by_name(build, tmp_path):
+    evaluator = build("mixed")
+    with pytest.raises(BadInput, match="finetune.steps is 0"):
+        evaluator.tune(mixed_plan(evaluator.space), steps=0, folder=tmp_path)
+    evaluator.tune(mixed_plan(evaluator.space), steps=1, folder=tmp_path)
+    with pytest.raises(BadInput, match="rank 0 everywhere"):
+        evaluator.tune(evaluator.space.uniform(4, 0), folder=tmp_path)
+    assert (tmp_path / "adapter").is_dir() and not (tmp_path / "earlier-1").exists()
+    names = ("plan.json", "quantized.safetensors", "adapter/adapter_model.safetensors")
+    plan, base, factors = (tmp_path / name for name in names)
+    data, tensors = json.loads(plan.read_text()), load_file(base)
+    lost = next(iter(tensors)).rpartition("::")[0]
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}, base)
+    with pytest.raises(BadInput, match=f"lacks the tensors of {lost}"):
+        load(tmp_path)
+    save_file(tensors, base)
+    for wrong in ({"dtype": "bfloat17"}, {"groups": 3}, {"groups": [{}]}):
+        plan.write_text(json.dumps({**data, **wrong}))
+        with pytest.raises(BadInput, match="is damaged in its groups or dtype"):
+            load(tmp_path)
+    plan.write_text(json.dumps(data))
+    factors.unlink()
+    with pytest.raises(BadInput, match="lacks adapter_model.safetensors"):
+        load(tmp_path)
 
 
 def test_a_search_on_a_real_model_ends_with_plans_within_the_budget(build):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -122,6 +123,20 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
         and kept.sensitivities_file(evaluator.tuner).stat().st_size > 100
     )
+
+
+def test_who_waited_for_pieces_that_were_removed_takes_what_they_gave(measured, monkeypatch):
+    evaluator, sensitivities = measured
+    path = kept.sensitivities_file(evaluator.tuner)
+    text = path.read_text()
+    path.unlink()
+
+    def by_another(tuner, pieces):
+        path.write_text(text)
+        return pieces.gathered(["a"], lambda: shutil.rmtree(pieces.folder))
+
+    monkeypatch.setattr(kept, "measured", by_another)
+    assert evaluator.sensitivities().to_dict() == sensitivities.to_dict()
 
 
 def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_codes_and_another_prior(tmp_path):

@@ -8,15 +8,18 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from token_rows import CPU, rows, tiny
 
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
 from qra_eval.tasks.losses import held_out_loss
-from qra_eval.tuning.full import CHECKPOINT_FILE, CURVE_FILE, FullTuning
+from qra_eval.tuning import full
+from qra_eval.tuning.full import CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
 from qra_search.config import FinetuneConfig, TrainingConfig
 from qra_search.errors import RunFailed
+from qra_search.runs.tuned import forget_checkpoints
 
 STEPS = 8
 SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1, schedule="cosine")
@@ -115,22 +118,48 @@ def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
 def test_a_checkpoint_of_another_training_is_not_resumed(whole, tmp_path):
     with pytest.raises(Killed):
         tune(tmp_path, kill_at=5, identity="b")
-    state, _, heard, _ = tune(tmp_path)
+    state, _, heard, watch = tune(tmp_path)
     assert same(state, whole[0]) and len(heard) == STEPS
+    assert (tmp_path / CURVE_FILE).read_text() == whole[4]
+    watch.checkpoint.unlink()
+    *_, heard, _ = tune(tmp_path, identity="b")  # nor is it lost
+    assert [step for step, _ in heard] == [5, 6, 7, 8]
+    assert len((tmp_path / CURVE_FILE).read_text().splitlines()) == STEPS
 
 
 def test_a_training_that_had_ended_is_not_made_again(whole, tmp_path):
     tune(tmp_path)
     state, trained, heard, watch = tune(tmp_path)
     assert same(state, whole[0]) and trained.loss == whole[1].loss and heard == []
-    watch.forget()
-    assert not (tmp_path / CHECKPOINT_FILE).exists()
+    assert watch.checkpoint.is_file()
+    forget_checkpoints(tmp_path)
+    assert not watch.checkpoint.exists()
 
 
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
-    (tmp_path / CHECKPOINT_FILE).write_bytes(b"\x00" * 20)
-    with pytest.raises(RunFailed, match="checkpoint.safetensors is no whole tensor file .* delete it"):
+    path = tune(tmp_path)[-1].checkpoint
+    path.write_bytes(b"\x00" * 20)
+    with pytest.raises(RunFailed, match=f"{path.name} is no whole tensor file .* delete it"):
         tune(tmp_path)
+    for metadata in (None, {"training": "{}"}, {"other": ""}):
+        save_file({"losses": torch.ones(1)}, path, metadata=metadata)
+        with pytest.raises(RunFailed, match=f"{path.name} is damaged .* delete it"):
+            tune(tmp_path)
+
+
+def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkeypatch, caplog):
+    writes = []
+
+    def failing(*args):
+        writes.append(args)
+        raise OSError(28, "No space left on device", str(args[0]))
+
+    monkeypatch.setattr(full, "write_checkpoint", failing)
+    with pytest.raises(OSError, match="No space left"):
+        tune(tmp_path)
+    assert len(writes) == STEPS // 2 and "no checkpoint after step 2, the tuning goes on" in caplog.text
+    monkeypatch.undo()
+    assert same(tune(tmp_path)[0], whole[0])
 
 
 def test_the_adapters_of_the_lowest_validation_loss_are_kept_and_patience_ends_the_tuning(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from qra_search import Study
 from qra_search.config import RunConfig, make_config
+from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.runs.folder import NoRun, RunExists, RunFolder, find_runs
 from qra_search.space.serialization import plan_to_dict
@@ -130,6 +131,35 @@ def test_what_was_tuned_for_another_plan_is_set_aside(tmp_path: Path) -> None:
     assert json.loads((folder.path / "earlier-1" / "plan.json").read_text()) == other
     best = result.best()
     assert best is not None and folder.plan() == best.plan
+
+
+def test_what_a_kill_broke_off_while_it_was_set_aside_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:
+    folder, _ = searched(tmp_path / "a")
+    folder.adapter.mkdir()
+    folder.test_file.write_text("{}")
+    for fails in (0, 1, 1):
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            names = iter(range(9))
+            rename = Path.rename
+            killed.setattr(
+                Path, "rename", lambda *paths, n=fails, i=names, do=rename: raising() if next(i) == n else do(*paths)
+            )
+            folder.set_aside()
+        assert folder.half_aside and not folder.earlier()
+    assert folder.set_aside() == folder.path / "earlier-1" and not folder.half_aside
+    assert {item.name for item in (folder.path / "earlier-1").iterdir()} == {"adapter", "test.json", "plan.json"}
+
+
+def raising() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_comparison_is_named(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    for text in ("[]", '"x"', '{"tuned": 3}'):
+        folder.test_file.write_text(text)
+        with pytest.raises(BadInput, match="test.json is damaged: move it away"):
+            folder.test()
 
 
 def test_an_adapter_of_which_no_plan_is_known_is_set_aside(tmp_path: Path) -> None:
