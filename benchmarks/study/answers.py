@@ -7,18 +7,22 @@ Each row is a line of `answers.jsonl`. All rows see the same rows to tune on, in
 the same rates, and the same test rows. QLoRA is transformers, bitsandbytes and PEFT themselves (`qlora.py`); plans of
 ours have shares of its bytes. What is called 16 bits is the model's file, which its makers rounded to 4 bits,
 dequantized. Each row is measured in a process of its own, so that its peak of memory is its own; seconds are those of
-the processor, of the whole process.
+the processor, of the whole process. `--llama-server PROGRAM` adds a plan of llama.cpp's types, whose answers llama.cpp
+itself writes (built from the source in llama-cpp-python 0.3.36: `cmake -B build -G Ninja`, `ninja -C build
+llama-server`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 import zlib
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -29,9 +33,10 @@ import torch
 
 from benchmarks.common import PeakWatch, append, read
 from benchmarks.study import protocol
-from benchmarks.study.answers_table import FILE, QLORA, UNTUNED, WIDE, table
+from benchmarks.study.answers_table import FILE, FOR_LLAMA_CPP, QLORA, UNTUNED, WIDE, table
 from benchmarks.study.choices import choice_losses
-from benchmarks.study.generated import answered, computing_in, dequantized, reloaded
+from benchmarks.study.generated import answered, computing_in, dequantized, reloaded, written_by
+from benchmarks.study.llama_server import served
 from benchmarks.study.qlora import qlora, tuned_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.loaded import cache_root
@@ -49,6 +54,8 @@ RANK = 16
 """Of all uniform plans and rivals."""
 RANKS = (4, 8, 16)
 NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
+GGUF = {"name": "gguf", "types": ["Q3_K", "Q4_K", "Q6_K"]}
+GGUF_BITS, GGUF_TABLES = (3, 4, 6), (4, 6, UNQUANTIZED_BITS)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def main() -> None:
     parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
     parser.add_argument("--name", choices=SETTINGS, required=True)
+    parser.add_argument("--llama-server", help="the program, for the row of llama.cpp")
     parser.add_argument("--weight-cache", default="auto", help="bytes for dequantized weights, kept if all fit")
     options = parser.parse_args()
     path = options.out / FILE
@@ -125,8 +133,9 @@ def jobs(options: Namespace, until: float | None) -> Iterator[tuple[str, protoco
     setting = SETTINGS[options.name]
     plans = [f"plan within {share}%" for share in setting.shares]
     uniform = [f"uniform {bits}-bit" for bits in (3, 4, 2)]
+    served_row = [f"{plans[0]}{FOR_LLAMA_CPP}"] if options.llama_server else []
     for seed in range(options.seeds):
-        for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:]):
+        for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:], *served_row):
             yield row, (key_of(options, row, seed), partial(apart, options, row, seed, until))
 
 
@@ -140,7 +149,8 @@ def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
     key |= {"rate": training["learning_rate"]}
     if row.startswith(("plan", "uniform")):
-        key |= {"backend": QuantizationConfig().backend, "prior": SENSITIVITIES_VERSION}
+        backend = GGUF["name"] if row.endswith(FOR_LLAMA_CPP) else QuantizationConfig().backend
+        key |= {"backend": backend, "prior": SENSITIVITIES_VERSION}
     return key
 
 
@@ -160,7 +170,7 @@ def apart(options: Namespace, row: str, seed: int, until: float | None) -> dict[
 def figures(options: Namespace, row: str, seed: int, until: float | None) -> dict[str, Any] | None:
     """A row's figures; None if the time was over before all its answers were there."""
     torch.set_num_threads(options.threads)
-    start, setting = (time.process_time(), time.monotonic()), SETTINGS[options.name]
+    start, setting = (processor_seconds(), time.monotonic()), SETTINGS[options.name]
     folder = options.work / f"{options.name} {row} {seed}".replace("%", "").replace(" ", "-")
     state, spent = folder / "tuned.json", folder / "spent.jsonl"
     wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
@@ -171,16 +181,27 @@ def figures(options: Namespace, row: str, seed: int, until: float | None) -> dic
             folder.mkdir(parents=True, exist_ok=True)
             write_json(state, tuned_row(wide, options, row, seed, folder))
             wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
-        model = computing_in(setting.compute, wide.tuner.model if row == UNTUNED else again(wide, row, folder))
-        right = answered(wide.task, model, wide.tuner.tokenizer, setting.finetune["test_rows"], folder, until)
+        task, tokenizer = wide.task, wide.tuner.tokenizer
+        if row.endswith(FOR_LLAMA_CPP):
+            asking: Any = served(options.llama_server, folder, task, tokenizer, options.threads)
+        else:
+            model = computing_in(setting.compute, wide.tuner.model if row == UNTUNED else again(wide, row, folder))
+            asking = nullcontext(written_by(model, task, tokenizer))
+        with asking as ask:
+            right = answered(task, ask, tokenizer, setting.finetune["test_rows"], folder, until)
         line = None if right is None else {**json.loads(state.read_text()), **right}
-    seconds = {"processor_seconds": time.process_time() - start[0], "seconds": time.monotonic() - start[1]}
+    seconds = {"processor_seconds": processor_seconds() - start[0], "seconds": time.monotonic() - start[1]}
     if setting.generated:
         append(spent, seconds)
         seconds = {name: sum(d[name] for d in read(spent)) for name in seconds}
     if line is None:
         return None
     return {**line, **{name: round(value, 1) for name, value in seconds.items()}, "threads": options.threads}
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def tuned_row(
@@ -197,8 +218,13 @@ def tuned_row(
         return {**line, "memory_bytes": bytes_of_qlora(options), **measured(wide, model, options)}
     made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
     if row not in (UNTUNED, WIDE):
-        widths = (number_in(row),) if row.startswith("uniform") else SETTINGS[options.name].widths
-        made = evaluator(options, widths, RANKS, backend=None)
+        setting = SETTINGS[options.name]
+        widths = (number_in(row),) if row.startswith("uniform") else setting.widths
+        backend: Any = QuantizationConfig().backend
+        tables = setting.tables
+        if row.endswith(FOR_LLAMA_CPP):
+            backend, widths, tables = GGUF, GGUF_BITS, GGUF_TABLES
+        made = evaluator(options, widths, RANKS, backend=backend, tables=tables)
         plan = plan_of(made, row, options)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
@@ -214,25 +240,30 @@ def again(wide: QuantizedLoRAEvaluator, row: str, folder: Path) -> Any:
 
 
 def evaluator(
-    options: Namespace, bits: tuple[int, ...], ranks: tuple[int, ...], backend: Any = NF4
+    options: Namespace,
+    bits: tuple[int, ...],
+    ranks: tuple[int, ...],
+    *,
+    backend: Any = NF4,
+    tables: int | tuple[int, ...] = UNQUANTIZED_BITS,
 ) -> QuantizedLoRAEvaluator:
     """The model under its settings.
 
     Args:
-        backend: of rivals, which leave embeddings in 16 bits; None: the tool's own, embeddings searched.
+        backend: by default that of rivals, which leave embeddings in 16 bits.
+        tables: widths of embeddings and head.
     """
     setting = SETTINGS[options.name]
     return protocol.evaluator(
-        setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
-        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else setting.tables, model=options.model_file,
-        cache=options.cache, options=setting.options, finetune=setting.finetune,
+        setting.task, options.data, backend=backend, bits=bits, ranks=ranks, embeddings=tables,
+        model=options.model_file, cache=options.cache, options=setting.options, finetune=setting.finetune,
         training=setting.training, weight_cache=options.weight_cache, compute=setting.compute,
     )  # fmt: skip
 
 
 def bytes_of_qlora(options: Namespace) -> int:
     """What QLoRA's weights and adapters take, counted as those of plans are."""
-    nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
+    nf4 = evaluator(options, (4,), (RANK,))
     uniform = nf4.space.uniform(4, RANK)
     assert uniform is not None  # both are all that the space has
     return nf4.space.memory_bytes(uniform)

@@ -7,6 +7,7 @@ through the model for each token.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import uninstall_tables
 from qra_eval.models.loaded import contiguous_input
 from qra_eval.tasks.base import Task
+from qra_eval.tasks.example import Example
 from qra_eval.tasks.gsm8k import STOP, number_of
 
 NEW_TOKENS = 320
@@ -31,10 +33,12 @@ USUAL_TOKENS = 208
 SPARE = 8
 """Tokens by which a text, read again, may have fewer than were written."""
 PROMPT_TOKENS = 320
+Ask = Callable[[Sequence[Example], int], list[str]]
+"""Texts of answers, of at most so many tokens."""
 
 
 def answered(
-    task: Task, model: Any, tokenizer: Any, count: int, folder: Path, until: float | None
+    task: Task, ask: Ask, tokenizer: Any, count: int, folder: Path, until: float | None
 ) -> dict[str, Any] | None:
     """Whether each of the first test rows is answered right: the last number, or the one after `####`.
 
@@ -55,10 +59,7 @@ def answered(
             if until is not None and time.monotonic() > until:
                 return None
             piece = left[at : at + TOGETHER]
-            texts = task.answers(
-                model, tokenizer, [examples[i] for i in piece], most, batch_size=TOGETHER, stop=STOP,
-                max_length=most + PROMPT_TOKENS,
-            )  # fmt: skip
+            texts = ask([examples[i] for i in piece], most)
             cut = [len(tokenizer(text)["input_ids"]) >= most - SPARE for text in texts]
             lines = zip(piece, texts, cut, strict=True)
             append(kept, *({"row": i, "answer": text, "most": most, "cut": cut} for i, text, cut in lines))
@@ -69,6 +70,16 @@ def answered(
         right["row_right"].append(int(number_of(texts[i], "flexible") == wanted))
         right["row_strict"].append(int(number_of(texts[i]) == wanted))
     return right
+
+
+def written_by(model: Any, task: Task, tokenizer: Any) -> Ask:
+    """What asks a model of torch."""
+
+    def ask(examples: Sequence[Example], most: int) -> list[str]:
+        room = most + PROMPT_TOKENS
+        return task.answers(model, tokenizer, examples, most, batch_size=TOGETHER, stop=STOP, max_length=room)
+
+    return ask
 
 
 def reloaded(folder: Path) -> tuple[Any, Any]:
