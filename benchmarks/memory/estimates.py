@@ -55,7 +55,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512, help="of a row; a batch is one row")
     parser.add_argument("--scales", action="store_true", help="trained along with the adapters")
-    parser.add_argument("--models", nargs="+", default=list(shapes()), choices=shapes())
     options = parser.parse_args()
     print(
         f"| model | budget | ranks to | checkpointing | GiB of the GPU: {', '.join(PHASES)} | host, at most | asked |"
@@ -63,8 +62,6 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, budget, ranks, checkpointing, asked in CASES:
-            if name not in options.models:
-                continue
             training = {"gradient_checkpointing": checkpointing, "max_length": options.tokens, "scales": options.scales}
             row = foretold(Path(folder) / name, shapes()[name], budget, ranks, training)
             device, host = ", ".join(f"{row['device'][phase]:.1f}" for phase in PHASES), max(row["host"].values())

@@ -66,7 +66,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     """Estimate and measure one case."""
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-3, MAPPED)  # M_MMAP_THRESHOLD
-    data = None if options.data is None else str(options.data)
+    data = options.data
     with tempfile.TemporaryDirectory() as folder:
         train(build("tiny", "arithmetic", None, options, rows, folder), "3 bits, rank 8")
     first = build(options.model, options.task, data, options, rows, None)

@@ -46,11 +46,6 @@ class Shape:
         keys = self.kv * (self.hidden // self.heads)
         return self.hidden * (2 * self.hidden + 2 * keys + 3 * self.intermediate)
 
-    @property
-    def weights(self) -> int:
-        """Of the whole model, norms left out."""
-        return self.layers * self.layer_weights + 2 * self.vocabulary * self.hidden
-
 
 SHAPES = {
     "tiny": Shape(128, 256, 4, 4, 2, 320),

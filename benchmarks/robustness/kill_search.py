@@ -19,39 +19,33 @@ from benchmarks.common import RESULTS
 from qra_eval.models.load import load_model
 from qra_search import TrialLog
 
-CODE = "from qra_search.cli import main; main()"
+QRA = [sys.executable, "-m", "qra_search"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2", help="saved as a folder first, and searched from there")
-    parser.add_argument("--task", default="gsm8k")
-    parser.add_argument("--data")
+    parser.add_argument("--data", required=True)
     parser.add_argument("--memory", default="108MiB")
     parser.add_argument("--evaluations", type=int, default=24)
-    parser.add_argument("--strategy", default="qra")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--kill-after", type=int, default=9, help="trials after which the search is killed")
-    parser.add_argument("--work", type=Path, help="folder of the runs; default: a temporary one")
     parser.add_argument("--out", type=Path, default=RESULTS / "kill_resume.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
+        work = Path(temporary)
         folder = save_model(options.model, work / "model")
         broken, unbroken = work / "broken", work / "unbroken"
         kill_after(command(options, folder, broken), broken / "trials.jsonl", options.kill_after)
         known = len(TrialLog(broken / "trials.jsonl"))
-        run([sys.executable, "-c", CODE, "search", str(broken)])
-        run(command(options, folder, unbroken))
+        for words in ([*QRA, "search", str(broken)], command(options, folder, unbroken)):
+            subprocess.run(words, check=True)
         first, second = (TrialLog(path / "trials.jsonl").trials for path in (broken, unbroken))
         best = json.loads((broken / "result.json").read_text())["budgets"][0]
-    same = [
-        a.proposal == b.proposal and a.done and b.done and a.loss == b.loss for a, b in zip(first, second, strict=True)
-    ]
+    pairs = zip(first, second, strict=False)
+    same = [a.proposal == b.proposal and a.done and b.done and a.loss == b.loss for a, b in pairs]
     report = {
-        "task": options.task,
         "memory": options.memory,
-        "strategy": options.strategy,
         "sets": options.sets,
         "trials": len(second),
         "killed_after": known,
@@ -77,29 +71,20 @@ def save_model(name: str, folder: Path) -> Path:
 
 
 def command(options: argparse.Namespace, model: Path, out: Path) -> list[str]:
-    some = ["search", "--model", str(model), "--task", options.task, "--memory", options.memory]
-    some += ["--evaluations", str(options.evaluations), "--strategy", options.strategy, "--out", str(out)]
-    some += ["--data", options.data] if options.data else []
-    return [sys.executable, "-c", CODE, *some, *(f"--set={s}" for s in options.sets)]
+    some = ["search", "--model", str(model), "--task", "gsm8k", "--memory", options.memory]
+    some += ["--evaluations", str(options.evaluations), "--data", options.data, "--out", str(out)]
+    return [*QRA, *some, *(f"--set={s}" for s in options.sets)]
 
 
 def kill_after(words: list[str], log: Path, trials: int) -> None:
     process = subprocess.Popen(words)
     while process.poll() is None:
         time.sleep(0.5)
-        if log.exists() and finished(log) >= trials:
+        if log.exists() and sum(trial.done for trial in TrialLog(log)) >= trials:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             return
     raise SystemExit(f"the search ended by itself with status {process.returncode} before {trials} trials")
-
-
-def finished(log: Path) -> int:
-    return sum(trial.done for trial in TrialLog(log))
-
-
-def run(words: list[str]) -> None:
-    subprocess.run(words, check=True)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--skip-bank", action="store_true", help="do not time a cold bank")
-    parser.add_argument("--throughput", action="store_true", help="only the tokens a second")
     parser.add_argument("--stored", action="store_true", help="only tokens a second in trellis codes, beside nf4's")
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluator.jsonl")
     options = parser.parse_args()
@@ -55,11 +53,9 @@ def main() -> None:
 
 
 def times(options: argparse.Namespace, cold: str) -> Iterator[dict[str, Any]]:
-    if not (options.skip_bank or options.throughput):
-        yield time_bank(options, cold)
+    yield time_bank(options, cold)
     evaluator = build(options, None)
-    if not options.throughput:
-        yield from (time_swap(evaluator), time_share(evaluator))
+    yield from (time_swap(evaluator), time_share(evaluator))
     yield time_throughput(evaluator, options)
 
 
@@ -78,12 +74,7 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
     """Seconds to quantize every linear at every bit-width, and to open the bank again."""
     marks: list[tuple[str, float]] = []
     start = time.perf_counter()
-    evaluator = QuantizedLoRAEvaluator(
-        options.model,
-        TaskConfig(name=options.task, data=options.data),
-        quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=folder),
-        progress=lambda stage, done, total: marks.append((stage, time.perf_counter())),
-    )
+    evaluator = build(options, folder, progress=lambda stage, done, total: marks.append((stage, time.perf_counter())))
     bank = evaluator.quantized.bank  # made at the first call
     cold = {}
     for stage in dict.fromkeys(stage for stage, _ in marks):
@@ -216,7 +207,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model
     for found in find_linears(model):
         model.set_submodule(found.name, evaluator.quantized.bank.module(found.name, BITS))
-    names = [name for name in evaluator.tuner.switcher.wrapped]
+    names = list(evaluator.tuner.switcher.wrapped)
     peft_model = get_peft_model(
         model,
         LoraConfig(r=RANK, lora_alpha=evaluator.quantized.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),

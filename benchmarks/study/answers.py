@@ -170,7 +170,7 @@ def apart(options: Namespace, row: str, seed: int, until: float | None) -> dict[
 def figures(options: Namespace, row: str, seed: int, until: float | None) -> dict[str, Any] | None:
     """A row's figures; None if the time was over before all its answers were there."""
     torch.set_num_threads(options.threads)
-    start, setting = (processor_seconds(), time.monotonic()), SETTINGS[options.name]
+    start, setting = time.monotonic(), SETTINGS[options.name]
     folder = options.work / f"{options.name} {row} {seed}".replace("%", "").replace(" ", "-")
     state, spent = folder / "tuned.json", folder / "spent.jsonl"
     wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
@@ -190,7 +190,7 @@ def figures(options: Namespace, row: str, seed: int, until: float | None) -> dic
         with asking as ask:
             right = answered(task, ask, tokenizer, setting.finetune["test_rows"], folder, until)
         line = None if right is None else {**json.loads(state.read_text()), **right}
-    seconds = {"processor_seconds": processor_seconds() - start[0], "seconds": time.monotonic() - start[1]}
+    seconds = {"processor_seconds": processor_seconds(), "seconds": time.monotonic() - start}
     if setting.generated:
         append(spent, seconds)
         seconds = {name: sum(d[name] for d in read(spent)) for name in seconds}
@@ -304,7 +304,7 @@ def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = 
     """
     bench, steps = made.tuner, made.tuner.finetune.steps
     bench.switcher.prepare()
-    prepared = time.process_time()
+    prepared = processor_seconds()
     with PeakWatch(0.02) as watch:
         bench.apply(plan, seed)
         trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None

@@ -2,8 +2,7 @@
 
     python -m benchmarks.study.budgets_table docs/images/budgets.svg
 
-Each point of the picture is the mean over the seeds that drew rows of their own; plans are tuned with trained scales,
-from the usual start if such lines are there.
+Each point of the picture is the mean over the seeds, which draw rows of their own; plans are tuned with trained scales.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.intervals import change, mean_loss, paired, points, rows_of, table_of
+from benchmarks.study.intervals import by_seed, change, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 REFERENCE = "16-bit r32"
@@ -26,30 +24,20 @@ USUAL = {
     REFERENCE: (protocol.BACKEND, 16, 32),
     NF4: ("bitsandbytes-nf4", 4, 8),
     "16-bit r16": (protocol.BACKEND, 16, 16),
-    "16-bit r64": (protocol.BACKEND, 16, 64),
 }
 """Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits: rank 16 trains about as many numbers as
-the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many."""
-PLANS = "plans-newest.jsonl"
-"""What searches found."""
+the sensitivities' plans do with scales, rank 32 two times as many."""
 SENSITIVITIES = "sensitivities"
 UNIFORM_3 = "uniform 3-bit r8"
 ISOLATED = f"{SENSITIVITIES} in {UNIFORM_3}"
 """The plan of the sensitivities at exactly the bytes of the uniform one: what choosing by layer brings."""
-ADDED = {"trellis": "", "halves": ", 2.5 and 3.5 bits too"}
-"""To the names of plans, by how weights are stored."""
-ALIKE = ("plan", "prior", "stored", "init", "scales", "steps", "own_rows", "compute")
+ALIKE = ("plan", "prior", "stored", "init", "scales", "steps", "compute")
 """What lines of one row of the table have in common."""
-EARLIER: dict[str, Any] = {
-    "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None, "compute": "bfloat16",
-    "steps": protocol.FINETUNE.steps,
-}  # fmt: skip
-"""What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
-SHOWN = {"own_rows": True, "scales": True, "init": "default", "steps": EARLIER["steps"]}
+SHOWN = {"scales": True, "init": "default", "steps": protocol.FINETUNE.steps}
 """What plans of the picture, and of the table of what searches found, have in common."""
 CURVES: dict[str, dict[str, Any]] = {
     "found by qra": {"stored": "trellis", "compute": protocol.COMPUTE},
-    "the same, groups of 64": {"stored": "gptq", "prior": 5},
+    "the same, groups of 64": {"stored": "gptq", "prior": 5, "compute": "bfloat16"},
 }
 """In the picture: what lines of a curve have in common."""
 UNIFORM = {
@@ -61,37 +49,26 @@ NAMES = {REFERENCE: "16-bit LoRA, rank 32", NF4: "QLoRA, nf4, rank 8"}
 SIZE = (760, 420)
 
 
-def whole(line: dict[str, Any]) -> dict[str, Any]:
-    """A line with what those of earlier rounds leave out; they said how zero points are stored."""
-    return {**EARLIER, "stored": "whole" if line.get("zeros") == "whole" else "gptq", **line}
-
-
-def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> list[str]:
-    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds.
-
-    Args:
-        final: lines with LoRA as it is usually done, of the seeds that have the same rows.
-    """
-    shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
-    lines = list(map(whole, [*shared, *lines]))
-    rival = {(d["seed"], d["own_rows"], d["steps"], d["compute"]): d for d in lines if d["plan"] == REFERENCE}
+def table(lines: list[dict[str, Any]]) -> list[str]:
+    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds."""
+    rival = {(d["seed"], d["steps"], d["compute"]): d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for d in lines:
-        if (d["seed"], d["own_rows"], d["steps"], d["compute"]) in rival:
+        if (d["seed"], d["steps"], d["compute"]) in rival:
             groups[tuple(d[name] for name in ALIKE)].append(d)
     chosen = any("row_right" in d for d in lines)
     head = ["plan", "prior", "stored", "start", "scales", "steps", "MiB", "embeddings", "computed", "seeds"]
     head += ["test loss"]
     head += [f"against {REFERENCE}"] + ["right choices", f"against {REFERENCE}, points"] * chosen
     body = []
-    for (plan, sensitivities, stored, init, scales, steps, own, compute), some in groups.items():
-        others = [rival[d["seed"], own, steps, compute] for d in some]
+    for (plan, sensitivities, stored, init, scales, steps, compute), some in groups.items():
+        others = [rival[d["seed"], steps, compute] for d in some]
         if plan in USUAL:
             stored = sensitivities = "–"
         cells = [plan, sensitivities, stored, init, "trained" if scales else "fitted", steps]
         cells += [f"{some[0]['memory_bytes'] / MIB:.1f}", " ".join(map(str, some[0].get("embeddings") or [16]))]
         cells += [compute]
-        cells += [f"{len(some)}{'' if own else ', same rows'}", f"{mean_loss(some):.4f}", change(some, others)]
+        cells += [str(len(some)), f"{mean_loss(some):.4f}", change(some, others)]
         if chosen:
             cells += [f"{rows_of(some, 'row_right').mean():.1%}", points(some, others)]
         body.append(list(map(str, cells)))
@@ -101,10 +78,10 @@ def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> 
 def trellis_table(lines: list[dict[str, Any]]) -> list[str]:
     """Plans in trellis codes and LoRA as it is usually done, the smallest first, by the seeds that both sides have."""
     by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    alike = {name: SHOWN[name] for name in ("own_rows", "init", "steps")} | {"compute": protocol.COMPUTE}
-    for d in map(whole, lines):
-        if alike.items() <= d.items() and (d["plan"] in USUAL or d["stored"] in ADDED):
-            by_plan[d["plan"] + ADDED.get(d["stored"], "")].setdefault(d["seed"], d)
+    alike = {name: SHOWN[name] for name in ("init", "steps")} | {"compute": protocol.COMPUTE}
+    for d in lines:
+        if alike.items() <= d.items() and (d["plan"] in USUAL or d["stored"] == "trellis"):
+            by_plan[d["plan"]].setdefault(d["seed"], d)
     rows = []
     for plan, mine in by_plan.items():
         some, others = paired(mine, by_plan[REFERENCE])
@@ -122,7 +99,7 @@ def trellis_table(lines: list[dict[str, Any]]) -> list[str]:
 def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     """Mean test loss of the plans that searches found, and the difference to the sensitivities' of the same seeds."""
     by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for d in map(whole, lines):
+    for d in lines:
         if d["plan"] not in USUAL and (SHOWN | {"stored": "gptq"}).items() <= d.items():
             by_plan[d["plan"]].setdefault(d["seed"], d)
     rows = []
@@ -139,26 +116,42 @@ def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     return table_of(head, [[budget, *cells] for budget, _, cells in sorted(rows)])
 
 
-def points_of(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """MiB and mean test loss by plan."""
+def points_of(lines: list[dict[str, Any]], reference: dict[int, dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """MiB and mean test loss by plan, brought to the rows of all seeds by what 16-bit LoRA has on those of its own.
+
+    Args:
+        reference: lines of 16-bit LoRA by seed.
+    """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         groups[line["plan"]].append(line)
-    return {plan: (some[0]["memory_bytes"] / MIB, mean_loss(some)) for plan, some in groups.items()}
+    whole = mean_loss(list(reference.values()))
+    return {
+        plan: (
+            some[0]["memory_bytes"] / MIB,
+            mean_loss(some) - mean_loss([reference[d["seed"]] for d in some]) + whole,
+        )
+        for plan, some in groups.items()
+    }
 
 
 def draw() -> str:
     """The picture, an SVG."""
-    lines = [d for d in map(whole, read(protocol.RESULTS / "budgets.jsonl")) if d["steps"] == SHOWN["steps"]]
-    usual = [d for d in lines if d["plan"] in USUAL and d["own_rows"]]
+    lines = [d for d in read(protocol.RESULTS / "budgets.jsonl") if d["steps"] == SHOWN["steps"]]
+    usual = [d for d in lines if d["plan"] in USUAL]
+    sixteen = {
+        compute: by_seed(d for d in usual if d["plan"] == REFERENCE and d["compute"] == compute)
+        for compute in ("bfloat16", protocol.COMPUTE)
+    }
     rivals: dict[str, tuple[float, float]] = {}
-    for compute in (EARLIER["compute"], protocol.COMPUTE):  # the latter, if it is there
-        rivals |= points_of([d for d in usual if d["compute"] == compute])
+    for compute, reference in sixteen.items():  # the latter, if it is there
+        rivals |= points_of([d for d in usual if d["compute"] == compute], reference)
     rivals = {name: rivals[n] for n, name in NAMES.items()}
     uniform: dict[str, tuple[float, float]] = {}
     curves = {}
     for label, alike in CURVES.items():
-        plans = points_of([d for d in lines if (SHOWN | alike).items() <= d.items()])
+        some = [d for d in lines if (SHOWN | alike).items() <= d.items()]
+        plans = points_of(some, sixteen[alike["compute"]])
         curves[label] = sorted(at for n, at in plans.items() if re.fullmatch(rf"{SENSITIVITIES} \d+ MiB", n))
         uniform = uniform or {UNIFORM[n]: at for n, at in plans.items() if n in UNIFORM}
     with style() as c:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.budgets import STORED
+from benchmarks.study.budgets import BACKEND, STORED
 from benchmarks.study.intervals import by_seed, change, mean_loss, paired, table_of
 from benchmarks.study.protocol import Job
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -43,7 +43,7 @@ def main() -> None:
 def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
     """Each tool's choice and ours within its bytes, the smallest first."""
     made = protocol.evaluator(
-        "gsm8k", options.data, backend=STORED["trellis"], ranks=(RANK,), cache=options.cache, training={"scales": True}
+        "gsm8k", options.data, backend=BACKEND, ranks=(RANK,), cache=options.cache, training={"scales": True}
     )
     space, losses = made.space, sensitivity_table(made.space, made.sensitivities())
     choices = read(protocol.RESULTS / "peer_plans.jsonl")
@@ -54,7 +54,7 @@ def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
             ours = additive_plan(space, losses, within[name])
             assert ours is not None  # another plan fits, so one does
             for plan_name, plan in ((name, chosen[name]), (OURS, ours)):
-                key = {"plan": plan_name, "within_bytes": within[name], "seed": seed, "stored": "trellis"}
+                key = {"plan": plan_name, "within_bytes": within[name], "seed": seed, "stored": STORED}
                 shown = name if plan_name == name else f"{OURS} within the bytes of {name}"
                 yield shown, (key, partial(figures, made, plan, seed))
 

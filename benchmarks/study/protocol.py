@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.common import MIB, append, commit, cpu_name, read
 from benchmarks.common import RESULTS as ALL_RESULTS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
 from qra_search.config import (
     EvaluationConfig,
@@ -26,7 +23,7 @@ from qra_search.config import (
     TaskConfig,
     TrainingConfig,
 )
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 
 RESULTS = ALL_RESULTS / "study"
 MODEL = "smollm2"
@@ -45,51 +42,11 @@ OTHER_TASK = {"evaluation": {"validation_rows": 256}, "finetune": {"test_rows": 
 TASKS = ("gsm8k", "arc_easy", "arc_challenge")
 BITS = (2, 3, 4, 8)
 RANKS = (2, 4, 8, 16)
-EVALUATIONS = 45
-"""Full evaluations of a search, the sensitivities among them: half an epoch."""
 SEEDS = (0, 1, 2)
-LONGER = 108
-"""Steps of a tuning three times as long as the final one: does what was found for short ones hold?"""
 LEFT = 3
 """Exit status of a script that ended in time, with more to do."""
-EPOCH_FORWARDS = 3.0
-"""Forward passes that training on a token costs, the backward pass counted as two."""
 Job = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 """What a line says to be known by, and what measures the rest of it."""
-
-
-# -- plans -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Uniform:
-    """A uniform plan that a user would pick: one backend, bit-width and rank for every linear."""
-
-    backend: str
-    bits: int
-    rank: int
-    embeddings: int = 16
-
-    @property
-    def name(self) -> str:
-        label = {BACKEND: "gptq", "bitsandbytes-nf4": "nf4"}.get(self.backend, self.backend)
-        name = f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
-        return name + f", embeddings {self.embeddings}-bit" if self.embeddings != 16 else name
-
-
-def by_linear(space: SearchSpace, plan: Plan) -> Plan:
-    """The same choices, one for each linear; a group's linears follow each other in the model."""
-    sizes = [len(group.linears) for group in space.groups]
-    return Plan(*(tuple(np.repeat(levels, sizes).tolist()) for levels in (plan.bits, plan.ranks)))
-
-
-def compact(plan: Plan) -> dict[str, str]:
-    """A plan in two short texts: bits and ranks, separated by commas."""
-    return {"bits": ",".join(map(str, plan.bits)), "ranks": ",".join(map(str, plan.ranks))}
-
-
-def expanded(row: dict[str, str]) -> Plan:
-    """The plan that `compact` wrote."""
-    bits, ranks = (tuple(map(int, row[name].split(","))) for name in ("bits", "ranks"))
-    return Plan(bits, ranks)
 
 
 # -- evaluators --------------------------------------------------------------------------------
@@ -130,34 +87,16 @@ def evaluator(
     )
 
 
-def budgets(task: str, data: str | Path, *, low: bool = False) -> dict[str, int]:
-    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, embeddings in 16 bits, and midway.
-
-    Where `low`: of uniform 2-bit, and midway to 3-bit.
-    """
-    space = evaluator(task, data).space
-    two, three, four = (space.memory_bytes(space.uniform(bits, 8)) for bits in (2, 3, 4))
-    if low:
-        return {"2-bit": two, "2.5-bit": (two + three) // 2}
-    return {"3-bit": three, "midway": (three + four) // 2, "4-bit": four}
-
-
 # -- measurements ------------------------------------------------------------------------------
-def tuned(
-    evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, batches: Sequence[Batch] | None = None
-) -> dict[str, Any]:
-    """The final tuning of a plan, measured on the test rows.
-
-    Args:
-        batches: of the tuning; default: of rows that the seed draws.
-    """
+def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str, Any]:
+    """The final tuning of a plan on rows that the seed draws, measured on the test rows."""
     bench = evaluator.tuner
     start = time.perf_counter()
     evaluator.tuner.switcher.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
     steps = bench.finetune.steps
-    trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed) if batches is None else batches)
+    trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
     held_out = bench.held_out("validation", bench.evaluation.validation_rows)
     return {
         **in_place(evaluator, plan),
@@ -227,7 +166,6 @@ def measure(
     until: float | None,
     *,
     only: str = "",
-    whole: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line,
 ) -> None:
     """Measure what is not in a file of results yet, and append each line as it is made.
 
@@ -235,13 +173,12 @@ def measure(
         jobs: names to be shown and chosen by, with what measures them.
         until: begin nothing after this moment, by `time.monotonic`.
         only: a regular expression that a name has to match.
-        whole: adds to a line of the file what earlier versions left out.
 
     Raises:
         SystemExit: with status `LEFT`, when the time is over and more is to be done.
     """
     for name, (key, make) in jobs:
-        if not re.search(only, name) or like(key, map(whole, read(path))):
+        if not re.search(only, name) or like(key, read(path)):
             continue
         if until is not None and time.monotonic() > until:
             raise SystemExit(LEFT)

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=protocol.RESULTS)
     results: Path = parser.parse_args().results
     if not (results / "final.jsonl").is_file():
-        parser.error(f"{results} has no final.jsonl: give the folder that final.py wrote it to")
+        parser.error(f"{results} has no final.jsonl: give the study's")
     compared = [c for c in (Comparison(results, task) for task in protocol.TASKS) if c.rows]
     for c in compared:
         (results / f"{c.task}.md").write_text(c.text())

@@ -30,7 +30,7 @@ SHOWN_AT = 0.7
 MOST_BYTES = 200_000
 SEARCH = "qra search --model {model} --task arithmetic --memory uniform3r8 --evaluations {evaluations} --out runs/first"
 RECORDED = ROOT / "benchmarks" / "results" / "study" / "trials-gsm8k-qra-module-0.jsonl"
-"""Trials of a search on SmolLM2-135M and GSM8K; `benchmarks/study/search.py` made them."""
+"""Trials of a search on SmolLM2-135M and GSM8K; `benchmarks/study/search.py` of commit 1d624b8e made them."""
 PAGE = """<!doctype html><meta charset="utf-8"><style>body{margin:0;background:#1b1f27}
 pre{margin:0;padding:14px 16px;font:14px/1.35 "DejaVu Sans Mono",monospace;color:#e6e8ec}</style><pre>{code}</pre>"""
 

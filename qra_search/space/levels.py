@@ -48,7 +48,7 @@ class Level:
 
 def level_words(name: LevelName) -> str:
     """A level's name within a sentence: `4 bits`, `nf4`."""
-    return name if isinstance(name, str) else f"{name} bits"
+    return name if isinstance(name, str) else f"{name} bit" if name == 1 else f"{name} bits"
 
 
 def check_name(name: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
-from simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
+from simulator import SimulatedExecutor, lognormal_duration, peak_memory  # noqa: E402
 
 from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
 from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
@@ -128,12 +128,13 @@ def scale(options) -> None:
     )
     study.run()
     executor = study.executor
-    figures = report(executor, study.log.trials)
+    overheads = executor.overheads
+    late = overheads[-max(1, len(overheads) // 10) :]
     losses = best_true(landscape, study.log.trials)
     ends = [options.before, *(c for c in CHECKPOINTS if options.before < c < len(study.log)), len(study.log)]
     steps = []
     for low, high in zip(ends, ends[1:], strict=False):
-        own = executor.overheads[low - options.before : high - options.before]
+        own = overheads[low - options.before : high - options.before]
         steps.append(
             {
                 "trials": high,
@@ -150,16 +151,16 @@ def scale(options) -> None:
         groups=len(landscape.space),
         workers=options.workers,
         before=options.before,
-        trials=figures.trials,
+        trials=len(study.log.trials),
         clock=options.clock,
-        utilisation=round(figures.utilisation, 4),
-        steady_utilisation=round(figures.steady_utilisation, 4),
-        proposals_per_second=round(figures.proposals_per_second, 2),
-        overhead_median=round(figures.overhead_median, 4),
-        overhead_late=round(figures.overhead_late, 4),
-        overhead_largest=round(figures.overhead_largest, 3),
-        peak_mebibytes=round(figures.peak_memory_bytes / 2**20),
-        virtual_hours=round(figures.virtual_seconds / 3600, 2),
+        utilisation=round(executor.utilisation, 4),
+        steady_utilisation=round(executor.steady_utilisation(), 4),
+        proposals_per_second=round(len(overheads) / sum(overheads), 2),
+        overhead_median=round(median(overheads), 4),
+        overhead_late=round(median(late), 4),
+        overhead_largest=round(max(overheads), 3),
+        peak_mebibytes=round(peak_memory() / 2**20),
+        virtual_hours=round(executor.clock / 3600, 2),
         growth=steps,
     )
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
-from qra_search.log.trial import Proposal, Trial
+from qra_search.log.trial import Proposal
 
 Duration = Callable[[Proposal, Evaluation], float]
 """Virtual seconds that an evaluation takes; a pure function, so that a simulation can be repeated."""
@@ -28,8 +26,7 @@ class SimulatedExecutor:
     Args:
         evaluator: says what a plan is worth.
         workers: evaluations at a time.
-        duration: virtual seconds of each evaluation; default: `Evaluation.seconds`.
-        count_overhead: whether the search's own time counts; without it a simulation is exactly repeatable.
+        duration: virtual seconds of each evaluation.
         timer: measures that time. `time.process_time` counts the processor's alone, which is what an idle machine
             would have taken where this one is shared (of one thread, and without the disk's part).
     """
@@ -38,9 +35,8 @@ class SimulatedExecutor:
         self,
         evaluator: Evaluator,
         workers: int,
-        duration: Duration | None = None,
+        duration: Duration,
         *,
-        count_overhead: bool = True,
         timer: Callable[[], float] = time.perf_counter,
     ):
         if workers < 1:
@@ -49,8 +45,7 @@ class SimulatedExecutor:
         self.clock = 0.0
         self.overheads: list[float] = []
         self.ends: list[float] = []
-        self._duration = duration or (lambda proposal, evaluation: evaluation.seconds)
-        self._count, self._timer = count_overhead, timer
+        self._duration, self._timer = duration, timer
         self._events: list[tuple[float, int, Future[Evaluation], Evaluation | Exception]] = []
         self._submitted = 0
         self._busy = 0.0
@@ -109,50 +104,7 @@ class SimulatedExecutor:
     def _pass_real_time(self) -> None:
         passed = self._timer() - self._since
         self._unspent += passed
-        if self._count:
-            self.clock += passed
-
-
-@dataclass(frozen=True)
-class SimulationReport:
-    """How a simulated search went; times in seconds, memory in bytes."""
-
-    workers: int
-    trials: int
-    virtual_seconds: float
-    utilisation: float
-    steady_utilisation: float
-    proposals_per_second: float
-    overhead_median: float
-    overhead_late: float
-    overhead_largest: float
-    peak_memory_bytes: int
-    best_loss: tuple[float, ...] = field(default=(), repr=False)
-
-
-def report(executor: SimulatedExecutor, trials: Sequence[Trial]) -> SimulationReport:
-    """The figures of a simulation that has ended.
-
-    `overhead_*` is the search's own real time for a proposal: the median, the median of the last tenth, the largest.
-    `best_loss` is the lowest loss after each finished trial.
-    """
-    overheads = executor.overheads or [0.0]
-    late = overheads[-max(1, len(overheads) // 10) :]
-    total = sum(overheads)
-    losses = [t.loss for t in trials if t.done]
-    return SimulationReport(
-        executor.slots,
-        len(trials),
-        executor.clock,
-        executor.utilisation,
-        executor.steady_utilisation(),
-        len(overheads) / total if total else float("inf"),
-        statistics.median(overheads),
-        statistics.median(late),
-        max(overheads),
-        peak_memory(),
-        tuple(np.minimum.accumulate(losses).tolist()) if losses else (),
-    )
+        self.clock += passed
 
 
 def lognormal_duration(mean: float, spread: float = 0.3, seed: int = 0) -> Duration:
