@@ -22,7 +22,6 @@ class Engine:
         ranks: the largest ranks that it can be told to make room for; None: any.
         families: model types, as transformers names them, that the export can be written for; None: any.
         experts_together: whether the experts of a layer have to share one choice.
-        ropes: kinds of rotary embedding that it can be written for; None: any.
     """
 
     backend: str
@@ -34,7 +33,6 @@ class Engine:
     ranks: tuple[int, ...] | None = None
     embeddings: tuple[int, ...] = (16,)
     families: tuple[str, ...] | None = None
-    ropes: tuple[str, ...] | None = None
     experts_together: bool = False
 
 
@@ -65,7 +63,6 @@ ENGINES: dict[str, Engine] = {
             "phi",
             "phi3",
         ),  # fmt: skip
-        ropes=("default", "linear", "llama3"),
         experts_together=True,
     ),
     "transformers": Engine(
@@ -116,12 +113,11 @@ def room_for(name: str, rank: int) -> int:
     return min(fitting)
 
 
-def refusal(name: str, *, family: str, rope: str) -> str | None:
+def refusal(name: str, family: str) -> str | None:
     """Why an engine cannot take a model, or None if it can.
 
     Args:
         family: the model's type, as transformers names it.
-        rope: kind of its rotary embedding, `default` if it is not scaled.
     """
     engine = ENGINES[name]
     if engine.families is not None and family not in engine.families:
@@ -129,6 +125,4 @@ def refusal(name: str, *, family: str, rope: str) -> str | None:
             f"engine {name} is written for {', '.join(engine.families)}, and this model is {family}: take another "
             "model, or leave the engine out"
         )
-    if engine.ropes is not None and rope not in engine.ropes:
-        return f"engine {name} is written for rotary embeddings {', '.join(engine.ropes)}, and this model's is {rope}"
     return None

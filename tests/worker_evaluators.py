@@ -93,8 +93,8 @@ class Misbehaving(AdditiveEvaluator):
     def odd_metrics(self, plan: Plan) -> Evaluation:
         return Evaluation(1.0, self.space.memory_bytes(plan), {"accuracy": object()})  # type: ignore[dict-item]
 
-    def free_of_charge(self, plan: Plan) -> Evaluation:
-        return Evaluation(1.0, self.space.memory_bytes(plan), cost=float("nan"))
+    def no_share(self, plan: Plan) -> Evaluation:
+        return Evaluation(1.0, self.space.memory_bytes(plan), fidelity=float("nan"))
 
     def raise_surrogates(self, plan: Plan) -> Evaluation:
         raise ValueError("\udcff" + "x" * 100_000)

@@ -62,7 +62,6 @@ class Backend(ABC):
             ValueError: this backend does not store `bits`.
         """
 
-    @torch.no_grad()
     def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
         """A frozen module that computes what `linear` does, with its weight stored in `bits` bits.
 
@@ -77,26 +76,33 @@ class Backend(ABC):
         Raises:
             ValueError: `bits`, the shape or the values cannot be stored, or a needed Hessian is missing.
         """
-        self.check(linear, bits)
-        weight = linear.weight.detach()
-        return self.from_tensors(
-            self.encode(weight, bits, hessian),
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=linear.bias,
-            dtype=weight.dtype,
-        )
+        return self.quantize_levels(linear, (bits,), hessian=hessian)[bits]
 
+    @torch.no_grad()
     def quantize_levels(
         self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
     ) -> dict[Level, nn.Module]:
-        """What `quantize` gives at each of several levels, to be overridden if they can share work.
+        """What `quantize` gives at each of several levels.
 
         Raises:
             ValueError: as `quantize`, for any of the levels.
         """
-        return {bits: self.quantize(linear, bits, hessian=hessian) for bits in levels}
+        if not levels:
+            return {}
+        for bits in levels:
+            self.check(linear, bits)
+        weight = linear.weight.detach()
+        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        return {
+            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
+            for bits, tensors in self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian).items()
+        }
+
+    def encode_levels(
+        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
+    ) -> dict[Level, dict[str, Tensor]]:
+        """What `encode` gives at each of several levels, to be overridden if they can share work."""
+        return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
     def work_bytes(
         self,

@@ -109,10 +109,6 @@ class MixedBackend(Backend):
         """
         return self._part(bits).backend
 
-    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
-        part = self._part(bits)
-        return _marked(part.backend.quantize(linear, part.level, hessian=hessian), bits)
-
     def quantize_levels(
         self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
     ) -> dict[Level, nn.Module]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -43,30 +42,6 @@ class TensorBackend(Backend):
         Args:
             form: out_features, in_features, dtype, and bias, a parameter of the layer's own or None.
         """
-
-    def encode_levels(
-        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
-    ) -> dict[Level, dict[str, Tensor]]:
-        """What `encode` gives at each of several levels."""
-        return {bits: self.encode(weight, bits, hessian) for bits in levels}
-
-    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
-        return self.quantize_levels(linear, (bits,), hessian=hessian)[bits]
-
-    @torch.no_grad()
-    def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
-    ) -> dict[Level, nn.Module]:
-        if not levels:
-            return {}
-        for bits in levels:
-            self.check(linear, bits)
-        weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian).items()
-        }
 
     def storage(self, bits: Level) -> StorageFormat:
         self.check_bits(bits)

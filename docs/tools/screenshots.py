@@ -82,7 +82,7 @@ def searched(search: str, folder: Path, run_folder: RunFolder) -> str:
 def spent(run_folder: RunFolder) -> float:
     """What a running search has spent."""
     with TrialLog(run_folder.log_file) as log:
-        return sum(trial.evaluation.charged for trial in log if trial.evaluation is not None)
+        return sum(trial.fidelity for trial in log if trial.evaluation is not None)
 
 
 def shoot(page: Path, picture: Path, width: int, height: int) -> None:

@@ -68,7 +68,7 @@ class Landscape(Truth):
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
         loss += self.noise_at(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(b, r))
-        return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed, cost=fidelity)
+        return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
 
     def noise_at(self, loss: float) -> float:
         """Standard deviation between seeds of a plan with this true loss."""

@@ -57,7 +57,7 @@ def check(config: RunConfig, *, weights: bool = True) -> None:
     folder = Path(config.model.name).expanduser()
     if config.engine is not None and folder.is_dir():
         family = str(folder_config(folder).get("model_type"))
-        reason = refusal(config.engine, family=family, rope="default")  # which ropes it has is told once it is loaded
+        reason = refusal(config.engine, family)
         if reason is not None:
             raise BadInput(reason)
     _check_backend_names(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from qra_eval.models.gguf_families import family_reasons, rope
+from qra_eval.models.gguf_families import family_reasons
 from qra_eval.models.linears import EXPERT
 from qra_search.engines import ENGINES, refusal
 
@@ -21,7 +21,7 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
         linears: the searched ones, by name.
         granularity: what of them shares one choice.
     """
-    reason = refusal(name, family=config.model_type, rope=rope(config).get("rope_type", "default"))
+    reason = refusal(name, config.model_type)
     if reason is None and ENGINES[name].format == "gguf":
         reason = "; ".join(family_reasons(config)) or None
     if reason is None and ENGINES[name].experts_together and granularity in APART and any(map(EXPERT.match, linears)):

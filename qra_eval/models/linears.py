@@ -68,29 +68,24 @@ def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> lis
     of a decoder layer. `fused`: q, k and v of one attention together, gate and up of one feed-forward together, the
     others alone; the experts of a layer share theirs.
     """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"unknown granularity {granularity!r}: known are {', '.join(GRANULARITIES)}")
     groups: dict[str, list[FoundLinear]] = {}
     for linear in found:
         groups.setdefault(_group_name(linear, granularity), []).append(linear)
     return list(groups.items())
 
 
-def resolve_granularity(found: Sequence[FoundLinear], wanted: str) -> Granularity:
+def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Literal["auto"]) -> Granularity:
     """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise.
 
     Raises:
-        ValueError: `expert` is wanted of a model that has none, or the granularity is not known.
+        ValueError: `expert` is wanted of a model that has none.
     """
     experts = any(EXPERT.fullmatch(linear.name) for linear in found)
     if wanted == "auto":
         return "expert" if experts else "module"
-    for known in GRANULARITIES:
-        if wanted == known:
-            if known == "expert" and not experts:
-                raise ValueError("granularity 'expert' needs a mixture of experts, and the model is none: use 'module'")
-            return known
-    raise ValueError(f"unknown granularity {wanted!r}: known are auto, {', '.join(GRANULARITIES)}")
+    if wanted == "expert" and not experts:
+        raise ValueError("granularity 'expert' needs a mixture of experts, and the model is none: use 'module'")
+    return wanted
 
 
 def group_kind(name: str, granularity: Granularity) -> str:

@@ -31,12 +31,8 @@ def generate_ready(model: Any, backend: Backend, names: Collection[str]) -> None
 
 
 @contextmanager
-def kept_ready(model: Any, backend: Backend, names: Collection[str], *, room: int | None = None) -> Iterator[None]:
-    """Multiply by dequantized weights for as long as the context lasts; as before if they do not fit.
-
-    Args:
-        room: bytes that they may take; None: of what is free, as a tuning keeps them.
-    """
+def kept_ready(model: Any, backend: Backend, names: Collection[str]) -> Iterator[None]:
+    """Multiply by dequantized weights while the context lasts; as before if they do not fit in what is free."""
     linears = [_base(model.get_submodule(name)) for name in names]
     linears = [linear for linear in linears if type(linear) is not nn.Linear]  # merged since
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -46,9 +42,7 @@ def kept_ready(model: Any, backend: Backend, names: Collection[str], *, room: in
     count = sum(linear.out_features * linear.in_features for linear in linears) + sum(
         table.shape[0] * table.shape[1] for table in taken
     )
-    if room is None:
-        room = weight_cache_bytes("auto", model.device)
-    if count * dtype.itemsize > room:
+    if count * dtype.itemsize > weight_cache_bytes("auto", model.device):
         yield
         return
     try:

@@ -54,11 +54,11 @@ class Batch:
         return found
 
 
-def collate(rows: Sequence[Encoded], pad: int = 0, *, multiple: int = 1) -> Batch:
+def collate(rows: Sequence[Encoded], *, multiple: int = 1) -> Batch:
     """Pad rows to their longest, or to a multiple beyond it, and find the labelled positions."""
     longest = max(len(row) for row in rows)
     padded = -(-longest // multiple) * multiple
-    ids = torch.full((len(rows), padded), pad, dtype=torch.long)
+    ids = torch.zeros(len(rows), padded, dtype=torch.long)
     labels = torch.full((len(rows), padded), IGNORED, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row.input_ids

@@ -136,7 +136,7 @@ def truncate(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
     spent, kept = state.charge, 0
     for trial in state.trials:
-        spent += trial.charged
+        spent += trial.fidelity
         if spent > point + 1e-9:
             break
         kept += 1
@@ -172,7 +172,6 @@ def _quantiles(values: list[float]) -> dict[str, float] | None:
     if not values:
         return None
     return {
-        "median": round(float(np.median(values)), 5),
         "mean": round(float(np.mean(values)), 5),
         "max": round(float(np.max(values)), 5),
     }

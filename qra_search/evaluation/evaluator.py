@@ -30,9 +30,8 @@ class Evaluation:
         memory_bytes: exact resident bytes of the plan.
         metrics: further figures by name.
         seconds: wall time of the evaluation.
-        fidelity: share of a full evaluation that was spent, in (0, 1].
+        fidelity: share of a full evaluation that was spent, in (0, 1], and that a search is charged.
         seed: what initialisation, data order and dropout followed.
-        cost: what is charged to the search, in full evaluations; None means `fidelity`.
     """
 
     loss: float
@@ -41,12 +40,6 @@ class Evaluation:
     seconds: float = 0.0
     fidelity: float = 1.0
     seed: int = 0
-    cost: float | None = None
-
-    @property
-    def charged(self) -> float:
-        """Full evaluations that this one costs the search."""
-        return self.fidelity if self.cost is None else self.cost
 
 
 @dataclass(frozen=True)

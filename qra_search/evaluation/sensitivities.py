@@ -51,8 +51,8 @@ class Sensitivities:
         got = (self.bits_damage.shape, self.rank_gain.shape)
         if got != want:
             raise BadInput(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
-        if not (np.isfinite(self.bits_damage).all() and np.isfinite(self.rank_gain).all() and 0 <= self.cost < np.inf):
-            raise BadInput(f"sensitivities hold what is not finite, or a cost below 0: their cost is {self.cost:g}")
+        if not 0 <= self.cost < np.inf:
+            raise BadInput(f"the cost of the sensitivities is {self.cost:g}: a number from 0 on is needed")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,17 +73,12 @@ class Trial:
             raise ValueError(f"trial {self.id} is {self.status} and has no loss")
         return self.evaluation.loss
 
-    @property
-    def charged(self) -> float:
-        """Full evaluations that the trial costs; one that runs or failed is charged its fidelity."""
-        return self.evaluation.charged if self.evaluation is not None else self.fidelity
-
 
 def plain(evaluation: Evaluation) -> Evaluation:
     """The evaluation in plain numbers, which every log and every process can hold.
 
     Raises:
-        EvaluationFailed: a field is no number, the loss is not finite, or the cost is not finite and at least 0.
+        EvaluationFailed: a field is no number, the loss is not finite, or the fidelity is no share of 1.
     """
     try:
         made = Evaluation(
@@ -94,14 +88,13 @@ def plain(evaluation: Evaluation) -> Evaluation:
             float(evaluation.seconds),
             float(evaluation.fidelity),
             int(evaluation.seed),
-            None if evaluation.cost is None else float(evaluation.cost),
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
     if not abs(made.loss) < LARGEST_LOSS:  # nor is it if it is no number
         raise EvaluationFailed(f"loss is {made.loss}")
-    if not (math.isfinite(made.charged) and made.charged >= 0):
-        raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
+    if not 0 < made.fidelity <= 1:
+        raise EvaluationFailed(f"the evaluation's fidelity is {made.fidelity}, a share up to 1 is needed")
     if not abs(made.seed) < MAX_INT > made.memory_bytes:
         raise EvaluationFailed("the evaluation holds a whole number of more than 64 bits")
     return made

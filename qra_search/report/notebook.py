@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 from rich.console import Console
 
@@ -34,11 +33,7 @@ def listener_for(progress: Heard) -> Listener:
 
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook."""
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return type(get_ipython()).__name__ == "ZMQInteractiveShell"
+    return Console().is_jupyter
 
 
 def progress_view() -> View:

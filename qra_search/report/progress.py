@@ -33,7 +33,7 @@ class BestSoFar:
     def add(self, trial: Trial) -> None:
         """Count a finished trial."""
         self.count += 1
-        self.spent += trial.charged
+        self.spent += trial.fidelity
         self.last = trial
         if not trial.done:
             self.failed += 1

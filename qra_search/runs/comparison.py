@@ -96,14 +96,15 @@ def difference(found: TestResult, other: TestResult) -> tuple[float, float] | No
 
 
 def paired_interval(
-    nats: Sequence[float], other_nats: Sequence[float], tokens: Sequence[int], *, draws: int = DRAWS
+    nats: Sequence[float], other_nats: Sequence[float], tokens: Sequence[int]
 ) -> tuple[float, float] | None:
     """Interval at 95% of the difference of two losses, in nats a token, by paired bootstrap over rows (Efron 1979).
+
+    The same each time.
 
     Args:
         nats, other_nats: summed loss of each row (N,) under the one plan and the other.
         tokens: labelled tokens of each row (N,), not all zero.
-        draws: resamplings of the rows; they follow from no seed but 0, so that an interval can be made again.
 
     Returns:
         Lowest and highest difference, the one less the other; None with fewer than `LEAST_ROWS` rows.
@@ -112,8 +113,8 @@ def paired_interval(
     if len(change) < LEAST_ROWS:
         return None
     rng = np.random.default_rng(0)
-    drawn = np.empty(draws)
-    for i in range(draws):
+    drawn = np.empty(DRAWS)
+    for i in range(DRAWS):
         rows = rng.integers(len(change), size=len(change))
         drawn[i] = change[rows].sum() / max(weight[rows].sum(), 1.0)
     low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

@@ -52,12 +52,11 @@ def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: 
 class BudgetTooSmall(BadInput):
     """No plan of the space fits the memory budget."""
 
-    def __init__(self, budget: int, minimum: int, smallest: str = "the smallest plan"):
+    def __init__(self, budget: int, minimum: int):
         super().__init__(
-            f"memory budget {format_bytes(budget)} ({budget} bytes) is below {smallest}, {format_bytes(minimum)} "
-            f"({minimum} bytes): raise the budget or allow fewer bits or ranks"
+            f"memory budget {format_bytes(budget)} ({budget} bytes) is below the smallest plan, "
+            f"{format_bytes(minimum)} ({minimum} bytes): raise the budget or allow fewer bits or ranks"
         )
-        self.budget, self.minimum = budget, minimum
 
 
 @dataclass(frozen=True)

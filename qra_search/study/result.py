@@ -285,5 +285,4 @@ def trial_row(trial: Trial) -> Row:
         "memory_bytes": evaluation.memory_bytes if evaluation else None,
         "metrics": dict(evaluation.metrics) if evaluation else None,
         "seconds": evaluation.seconds if evaluation else None,
-        "cost": evaluation.charged if evaluation else None,
     }

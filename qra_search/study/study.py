@@ -103,7 +103,7 @@ class Study:
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
         self._given_sensitivities, self._charged = sensitivities, charged
-        self._stopping = False
+        self.stopping = False
         self._asked: dict[int, Trial] = {}
 
     @property
@@ -137,7 +137,7 @@ class Study:
                     for trial in self.log.propose_all(asked):
                         self._tell("proposed", trial)
                         waiting.append(trial)
-                while waiting and len(flying) < self.executor.slots and not self._stopping:
+                while waiting and len(flying) < self.executor.slots and not self.stopping:
                     trial = waiting.pop(0)
                     flying[self.executor.submit(trial.proposal)] = trial
                 if not flying:
@@ -203,12 +203,7 @@ class Study:
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
-        self._stopping = True
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopping
+        self.stopping = True
 
     def result(self) -> SearchResult:
         """What the log says now."""
@@ -222,7 +217,7 @@ class Study:
         state = self.state
         left = math.ceil(self.evaluations - state.spent - ROUNDING)  # each takes one at most
         room = min(room, left - flying)
-        if self._stopping or room <= 0 or state.spent >= self.evaluations:
+        if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p.key not in state.seen]
         if due:

@@ -43,7 +43,7 @@ class EvaluatorContract:
         for fidelity in evaluator.fidelities:
             evaluation = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
             assert (evaluation.fidelity, evaluation.seed) == (fidelity, 1)
-            assert evaluation.charged > 0 and evaluation.seconds >= 0
+            assert evaluation.seconds >= 0
             disturb_global_randomness()
             again = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
             assert again.loss == evaluation.loss, f"the same seed gives another loss at fidelity {fidelity:g}"

@@ -99,9 +99,9 @@ class Run:
                 first(evaluator, listener)
             return plan_with(evaluator, self.config, self.folder, listener)
 
-    def costs(self, *, progress: Heard = None) -> Costs | None:
+    def costs(self) -> Costs | None:
         """What a search will take; None if nothing tells it."""
-        with listener_for(progress) as listener:
+        with listener_for(None) as listener:
             return foretold_costs(self.evaluator(listener), self.config.search.evaluations, self.result.sensitivities)
 
     def search(

@@ -15,7 +15,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export, llama_cpp
 from qra_eval.export.gguf_tensors import row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import FAMILIES, ROPES
+from qra_eval.models.gguf_families import FAMILIES
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.engines import ENGINES
@@ -129,4 +129,4 @@ def test_ollama_is_told_of_both_files(exported: Any) -> None:
 
 def test_the_engines_families_are_those_that_the_export_writes() -> None:
     engine = ENGINES["llama.cpp"]
-    assert set(engine.families or ()) == set(FAMILIES) and engine.ropes == ROPES
+    assert set(engine.families or ()) == set(FAMILIES)

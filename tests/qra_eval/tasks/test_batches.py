@@ -11,8 +11,8 @@ from qra_eval.tasks.encoding import IGNORED, Encoded
 
 def test_collated_rows_are_padded_at_the_right_without_labels():
     short = Encoded(torch.tensor([5, 6, 7]), torch.tensor([IGNORED, 6, 7]))
-    batch = collate([short, Encoded(torch.arange(6), torch.full((6,), IGNORED))], pad=99)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 99, 99, 99], list(range(6))]
+    batch = collate([short, Encoded(torch.arange(6), torch.full((6,), IGNORED))])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 0, 0, 0], list(range(6))]
     assert batch.tokens == 9 and batch.positions.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
 
 

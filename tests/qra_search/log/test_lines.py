@@ -166,7 +166,7 @@ def test_a_proposal_of_wrong_content_is_named_though_its_checksum_is_right(conte
         ({"loss": "low"}, "no number"),
         ({"loss": "nan"}, "loss is nan"),
         ({"metrics": [1]}, "no number"),
-        ({"cost": -1}, "a number from 0 up"),
+        ({"fidelity": 2}, "a share up to 1"),
         ({"trial": 0}, "has a result already"),
     ],
 )

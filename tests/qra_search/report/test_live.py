@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 from report_runs import Bits, Guessing, evil_space
@@ -180,7 +178,7 @@ def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell = type("ZMQInteractiveShell", (), {})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=shell))
+    monkeypatch.setattr("builtins.get_ipython", shell, raising=False)
     monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
     view = progress_view()
     assert isinstance(view, PlainView)
