@@ -13,6 +13,7 @@ from qra_backends.reference.packed import GROUP_DTYPE
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
 _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
+_LEAST_SCALE = 2.0**-24  # of float16
 _REFITS = 2  # least-squares steps from each start; more gained under 1% of squared error
 
 
@@ -21,7 +22,8 @@ def fit_groups(
 ) -> tuple[Tensor, Tensor]:
     """Scale and offset of each group.
 
-    `minmax` spans each group exactly. `mse` looks for the least squared error: from several shrunken ranges, round,
+    `minmax` spans each group, as far as its scale in float16 does. `mse` looks for the least squared error: from
+    several shrunken ranges, round,
     refit scale and offset to the codes by least squares, and keep the best seen; never worse than `minmax`.
 
     Args:
@@ -70,7 +72,7 @@ def _split(weight: Tensor, importance: Tensor, group_size: int) -> list[tuple[Te
 
 def _minmax(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     low, high = weight.aminmax(dim=-1)
-    return (high - low) / (2**bits - 1), low
+    return _stored_scale((high - low) / (2**bits - 1)), low
 
 
 def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,7 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
     for share in _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]:
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
-            scale, offset = _stored(scale), _stored(offset)
+            scale, offset = _stored_scale(scale), _stored(offset)
             nearest(weight, scale, offset, bits, out=codes)
             torch.mul(codes, scale, out=work).add_(offset).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
@@ -109,3 +111,8 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
 def _stored(values: Tensor) -> Tensor:
     """As they will be read back: the codes must suit the rounded scale and offset."""
     return values.to(GROUP_DTYPE).to(torch.float32)
+
+
+def _stored_scale(scale: Tensor) -> Tensor:
+    """As it will be read back, never 0 for weights that differ: their group would be lost in one code."""
+    return torch.where(scale > 0, _stored(scale).clamp_min(_LEAST_SCALE), _stored(scale))

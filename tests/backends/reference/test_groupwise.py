@@ -56,3 +56,10 @@ def test_importance_moves_the_error_to_columns_that_matter_less():
 def decode_mse(weight: Tensor) -> Tensor:
     scale, offset = groupwise.fit_groups(weight, 2, 64, ranges="mse")
     return decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64, torch.float32)
+
+
+@pytest.mark.parametrize("ranges", groupwise.RANGES)
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 3e-7])
+def test_weights_whose_scale_is_below_float16_are_not_lost(ranges: str, size: float):
+    weight = size * gaussian(8, 256)
+    assert error(weight, 8, 64, ranges=ranges) < 0.01 * float(weight.square().sum())
