@@ -23,8 +23,8 @@ def fit_groups(
     """Scale and offset of each group.
 
     `minmax` spans each group, as far as its scale in float16 does. `mse` looks for the least squared error: from
-    several shrunken ranges, round,
-    refit scale and offset to the codes by least squares, and keep the best seen; never worse than `minmax`.
+    several shrunken ranges, round, refit scale and offset to the codes by least squares, and keep the best seen; never
+    worse than `minmax`.
 
     Args:
         weight: float32 (out, in).
