@@ -20,10 +20,9 @@ from qra_search.config import FinetuneConfig
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import Figures
 from qra_search.files import write_text
-from qra_search.runs.tuned import CHECKPOINTS
+from qra_search.runs.tuned import CHECKPOINTS, CURVE_FILE
 from qra_search.study.interrupt import on_interrupt
 
-CURVE_FILE = "curve.jsonl"
 log = logging.getLogger(__name__)
 
 

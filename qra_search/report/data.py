@@ -17,13 +17,13 @@ from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.runs.comparison import TUNING, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
+from qra_search.runs.tuned import CURVE_FILE
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 TRACES = 4
 """Most traces that are drawn if no budget was named."""
-CURVE_FILE = "curve.jsonl"
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
 CURVE_POINTS = 60

@@ -22,6 +22,8 @@ UNFINISHED = ".earlier.partial"
 """What is being set aside: a kill may leave it."""
 CHECKPOINTS = "checkpoint-*.safetensors"
 """In the folder of a tuning, one for all that follows from the same settings."""
+CURVE_FILE = "curve.jsonl"
+"""In the same folder: a line for each step."""
 
 
 def forget_checkpoints(kept: Path) -> None:

@@ -13,6 +13,9 @@ from qra_backends.base import Expected, largest_group, missing_library
 from qra_backends.storage import ceil_div
 from qra_backends.tensors import TensorBackend
 
+# At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 FOUR_BIT_TYPE = "nf4"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LEVELS = 16  # entries of the table of 4-bit levels, float32
@@ -50,8 +53,7 @@ class BitsAndBytesBackend(TensorBackend):
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
     def unavailable(self) -> str | None:
-        with _quiet_import():
-            return missing_library("bitsandbytes")
+        return missing_library("bitsandbytes")
 
     def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().supports(bits, out_features, in_features)
@@ -149,15 +151,3 @@ class BitsAndBytesBackend(TensorBackend):
 
     def _block(self, in_features: int) -> int:
         return largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize
-
-
-class _quiet_import:
-    """Mutes one warning at import: an optional CPU kernel, used only for the repacking that is off here, is missing."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
