@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from argparse import Namespace
@@ -171,7 +172,7 @@ def figures(options: Namespace, row: str, seed: int, until: float | None) -> dic
     """A row's figures; None if the time was over before all its answers were there."""
     torch.set_num_threads(options.threads)
     start, setting = time.monotonic(), SETTINGS[options.name]
-    folder = options.work / f"{options.name} {row} {seed}".replace("%", "").replace(" ", "-")
+    folder = options.work / re.sub(r"[%,]", "", f"{options.name} {row} {seed}").replace(" ", "-")
     state, spent = folder / "tuned.json", folder / "spent.jsonl"
     wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
     if not setting.generated:
