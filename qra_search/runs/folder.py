@@ -179,12 +179,11 @@ class RunFolder(TunedFolder):
         kept = aside = None
         try:
             with self.tuning_alone():
-                if self.adapter.is_dir():
-                    tuned = self.tuned(result.space)
-                    if tuned is not None and tuned == result.chosen():
-                        kept = self.plan_file.read_text()
-                    else:
-                        aside = self.set_aside()
+                tuned = self.tuned(result.space) if self.adapter.is_dir() and not self.half_aside else None
+                if tuned is not None and tuned == result.chosen():
+                    kept = self.plan_file.read_text()
+                elif self.adapter.is_dir() or self.half_aside:
+                    aside = self.set_aside()
         except TuningBusy:  # its files are its own
             kept = self.plan_file.read_text() if self.plan_file.is_file() else None
         result.write(self.path)

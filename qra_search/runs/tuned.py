@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qra_search.errors import BadInput
-from qra_search.files import DIGEST_SUFFIX, read_json
+from qra_search.files import DIGEST_SUFFIX, read_json, write_text
 from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
 from qra_search.space.serialization import plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
@@ -90,8 +89,9 @@ class TunedFolder:
         """
         unfinished, folder = self.path / UNFINISHED, self.path / f"{EARLIER}{len(self.earlier()) + 1}"
         unfinished.mkdir(exist_ok=True)
-        if self.plan_file.is_file():
-            shutil.copy2(self.plan_file, unfinished)
+        plan = unfinished / self.plan_file.name
+        if self.plan_file.is_file() and not plan.is_file():  # since a kill it may have become another's
+            write_text(plan, self.plan_file.read_text())
         base = self.path / "quantized.safetensors"
         for item in (self.test_file, self.path / "exports", base, Path(f"{base}{DIGEST_SUFFIX}"), self.adapter):
             if item.exists():

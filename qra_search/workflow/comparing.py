@@ -68,14 +68,15 @@ def compare_on_test(
         folder, entry = place_of(seed, plan), known(seed, plan)
         if entry is None:
             name = tuning_name(plan, seed, space)
+            own = path.parent / TUNING / name
             tune = partial(
-                evaluator.tune, plan, seed=seed, folder=folder, kept=path.parent / TUNING / name,
+                evaluator.tune, plan, seed=seed, folder=folder, kept=own,
                 progress=listener.progress, figures=None if figures is None else figures(name),
             )  # fmt: skip
             entry = _measured(tune, plan, space, seed)
             assert entry is not None
             file.put(plan, entry)
-            forget_checkpoints(path.parent / TUNING / tuning_name(plan, seed, space))
+            forget_checkpoints(own)
         listener.say(f"[{done}/{len(jobs)}] {tested_text(file.result(plan), space)}")
         if plan is contest.found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")

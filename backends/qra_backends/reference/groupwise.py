@@ -115,4 +115,5 @@ def _stored(values: Tensor) -> Tensor:
 
 def _stored_scale(scale: Tensor) -> Tensor:
     """As it will be read back, never 0 for weights that differ: their group would be lost in one code."""
-    return torch.where(scale > 0, _stored(scale).clamp_min(_LEAST_SCALE), _stored(scale))
+    stored = _stored(scale)
+    return torch.where((scale > 0) & (stored == 0), _LEAST_SCALE, stored)

@@ -146,8 +146,11 @@ def test_what_a_kill_broke_off_while_it_was_set_aside_is_gone_on_with(tmp_path: 
             )
             folder.set_aside()
         assert folder.half_aside and not folder.earlier()
+    first = (folder.path / ".earlier.partial" / "plan.json").read_text()
+    folder.plan_file.write_text("{}")  # as a search that goes on would write another's
     assert folder.set_aside() == folder.path / "earlier-1" and not folder.half_aside
     assert {item.name for item in (folder.path / "earlier-1").iterdir()} == {"adapter", "test.json", "plan.json"}
+    assert (folder.path / "earlier-1" / "plan.json").read_text() == first
 
 
 def raising() -> None:
