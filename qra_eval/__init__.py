@@ -31,7 +31,7 @@ def load(
     Raises:
         ValueError: no tuned plan there, or the model's weights are not those that it was made for.
     """
-    from qra_eval.tuning.saved import load as load_tuned
+    from qra_eval.tuning.loading import load as load_tuned
 
     return load_tuned(run, adapter=adapter, device=device, trust_remote_code=trust_remote_code)
 

@@ -47,7 +47,7 @@ class QRAQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        from qra_eval.tuning.saved import put_base
+        from qra_eval.tuning.loading import put_base
 
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()

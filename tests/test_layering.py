@@ -49,7 +49,7 @@ BUILT_ON_THESE = (
     "qra_eval.models.load",
     "qra_eval.tasks.batches",
     "qra_eval.tasks.losses",
-    "qra_eval.tuning.saved",
+    "qra_eval.tuning.loading",
     "qra_search.report.page",
 )
 """Our own modules that import one of them at their top."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.saved import ADAPTER_FOLDER
+from qra_eval.tuning.loading import ADAPTER_FOLDER
 from qra_search import plugins
 from qra_search.errors import BadInput
 

@@ -19,7 +19,8 @@ from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import known_tables
-from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, levels_of
+from qra_eval.tuning.loading import ADAPTER_FOLDER, BASE_FILE, PLAN_FILE, levels_of
+from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import room_for
 from qra_search.errors import BadInput
 from qra_search.files import write_json

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked, linear_of
 from qra_eval.models.linears import is_conv1d
-from qra_eval.tuning import saved
+from qra_eval.tuning import loading
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -69,8 +69,8 @@ class TunedRun:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.trusted = RunFolder(self.folder).trusts_code
-        self.plan = saved.tuned_plan(self.folder)
-        saved.check_adapter(self.adapter_folder)
+        self.plan = loading.tuned_plan(self.folder)
+        loading.check_adapter(self.adapter_folder)
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:
@@ -80,7 +80,7 @@ class TunedRun:
     # -- the parts -----------------------------------------------------------------------------
     @property
     def adapter_folder(self) -> Path:
-        return self.folder / saved.ADAPTER_FOLDER
+        return self.folder / loading.ADAPTER_FOLDER
 
     @property
     def spec(self) -> str:
@@ -89,7 +89,7 @@ class TunedRun:
 
     @cached_property
     def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = saved.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        model, tokenizer = loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         tables = quantized_tables(model)
         uninstall_tables(model)
         return model.eval(), tokenizer, tables
@@ -182,7 +182,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = saved.load(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        tuned, _ = loading.load(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         return self.logits(tuned)
 
     @torch.no_grad()
@@ -209,7 +209,7 @@ class TunedRun:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
         from peft import PeftModel
 
-        model, _ = saved.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        model, _ = loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
             model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))

@@ -1,32 +1,22 @@
-"""A tuned plan in a folder: an ordinary PEFT adapter, its quantized base, and the plan; and the model made of them."""
+"""A tuned plan kept in a folder: an ordinary PEFT adapter, its quantized base, and the plan; checked to load back."""
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from qra_backends import make_backend
 
-from qra_eval.models.device import resolve_devices
-from qra_eval.models.embeddings import place_tables, put_tables
-from qra_eval.models.experts import named_as_it_is, one_by_one
-from qra_eval.models.linears import decoder_layers, find_linears
-from qra_eval.models.load import load_model
-from qra_eval.models.split import connect, spread
+from qra_eval.models.experts import one_by_one
 from qra_eval.quantized import adapters
-from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
-from qra_eval.quantized.tensorfile import open_tensors, write_tensors
+from qra_eval.quantized.tensorfile import write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.loading import ADAPTER_FOLDER, BASE_DIGEST, BASE_FILE, NO_ADDRESS, PLAN_FILE, load
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import digest_file, read_json, tensor_names, write_json
-from qra_search.runs.folder import plan_data
+from qra_search.files import digest_file, write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
@@ -37,7 +27,6 @@ CHECKED_TOKENS = 32
 ROUNDING = 0.05
 """Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
 adapter makes more than that."""
-ADAPTER_FOLDER = "adapter"
 ADAPTER_README = "README.md"
 README = """---
 library_name: peft
@@ -47,13 +36,6 @@ An adapter for the quantized base, not for the model that this was made from. It
 on the folder above this one makes it, which `adapter_config.json` says in place of one. `qra export` writes base and
 adapter for other tools.
 """
-NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
-"""In place of the model's name, on which the adapter would load without a word, and compute something else: refused by
-the hub's client at once, as no name of a model, and shown."""
-BASE_DIGEST = "qra_base"
-"""Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
-BASE_FILE = "quantized.safetensors"
-PLAN_FILE = "plan.json"
 
 
 class ReloadMismatch(RuntimeError):
@@ -122,166 +104,6 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
     state = adapters.state(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
-
-
-def load(
-    folder: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
-) -> Any:
-    """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
-
-    Args:
-        adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
-            made for.
-    """
-    from peft import PeftModel
-
-    folder = Path(folder)
-    plan = tuned_plan(folder)
-    adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(folder, device=device, trust_remote_code=trust_remote_code)
-    with named_as_it_is(model):
-        tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    config = tuned.peft_config["default"]
-    base = (config.auto_mapping or {}).get(BASE_DIGEST)
-    if base is not None and base != plan.get(BASE_DIGEST, base):
-        warnings.warn(f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2)
-    if config.base_model_name_or_path == NO_ADDRESS:
-        config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
-    # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
-    # in their dtype, and the tuned model did in its own.
-    dtype = getattr(torch, plan["dtype"])
-    for name, parameter in tuned.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.to(dtype)
-    tuned.eval()
-    return tuned, tokenizer
-
-
-def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
-    folder, devices = Path(folder), resolve_devices(device)
-    device = str(devices[0])
-    data = tuned_plan(folder)
-    dtype = getattr(torch, data["dtype"])
-    loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
-    if loaded.fingerprint != data["weights"]:
-        raise ValueError(
-            f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
-        )
-    model: Any = loaded.model
-    levels = levels_of(data)
-    tables = levels.keys() - {found.name for found in find_linears(model)}
-    place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
-    return model, loaded.tokenizer
-
-
-def tuned_plan(folder: Path) -> dict[str, Any]:
-    """What the `plan.json` of a tuned run holds.
-
-    Raises:
-        BadInput: the folder holds nothing tuned, or the file is damaged.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
-    if missing:
-        if (folder / "adapter_config.json").is_file():
-            raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
-        raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    data = plan_data(folder)
-    lacking = [name for name in ("backend", "dtype", "groups", "model", "weights") if name not in data]
-    if lacking:
-        raise BadInput(f"{folder / PLAN_FILE} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
-    groups = data["groups"] if isinstance(data["groups"], list) else [None]
-    whole = all(isinstance(group, dict) and {"bits", "linears"} <= group.keys() for group in groups)
-    if not whole or not isinstance(getattr(torch, str(data["dtype"]), None), torch.dtype):
-        raise BadInput(f"{folder / PLAN_FILE} is damaged in its groups or dtype: restore it, or tune anew")
-    return data
-
-
-def check_adapter(folder: Path) -> Path:
-    """A folder that holds an adapter of PEFT. Raises BadInput if it holds none, or one of its files is damaged."""
-    config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
-    if tensors.is_file():
-        tensor_names(tensors)
-    elif not tensors.with_suffix(".bin").is_file():
-        raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
-    return folder
-
-
-def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:
-    """The level of every linear and table, of a plan's file."""
-    return {name: group["bits"] for group in plan["groups"] for name in group["linears"]}
-
-
-def put_base(
-    model: Any,
-    spec: Any,
-    levels: Mapping[str, LevelName],
-    files: Sequence[str | Path],
-    device: str | torch.device,
-    more: Sequence[torch.device] = (),
-) -> None:
-    """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
-
-    Args:
-        spec: of the backend.
-        levels: of linears and tables by name.
-        files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
-        more: devices over which the layers are spread, beside `device`, where the rest of the model is.
-
-    Raises:
-        BadInput: the tensors of a quantized weight are in none of the files.
-    """
-    backend, found_linears = make_backend(spec), find_linears(model)
-    layers = spread(model, [torch.device(device), *more]) if more else []
-    places = {found.name: layers[found.layer or 0] for found in found_linears if more}
-    stored: dict[str, dict[str, torch.Tensor]] = {}
-    for path in files:
-        file = open_tensors(path, device="cpu" if more else str(device))
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            name, found, tensor = key.rpartition("::")
-            if found:
-                stored.setdefault(name, {})[tensor] = file.get_tensor(key)
-
-    lacking = [name for name, bits in levels.items() if bits != UNQUANTIZED_BITS and name not in stored]
-    if lacking:
-        raise BadInput(f"{files[0]} is damaged, it lacks the tensors of {lacking[0]}: restore it, or tune anew")
-
-    def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
-        tensors = stored.pop(name, None)
-        if tensors is None:
-            return None
-        if more:
-            tensors = {key: tensor.to(places.get(name, device)) for key, tensor in tensors.items()}
-        shape = {"out_features": like.out_features, "in_features": like.in_features}
-        return backend.from_tensors(tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype)
-
-    names = []
-    for found in found_linears:
-        made = quantized(found.name, found.module)
-        if made is None:
-            found.module.to(places.get(found.name, device))
-        else:
-            model.set_submodule(found.name, made)
-            names.append(found.name)
-    if stored:
-        put_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
-    if more:
-        modules = model.get_submodule(decoder_layers(model))
-        for layer, place in zip(modules, layers, strict=True):
-            layer.to(place)
-        connect(modules, layers)
-    model.requires_grad_(False)
-    generate_ready(model, backend, names)
 
 
 @torch.no_grad()

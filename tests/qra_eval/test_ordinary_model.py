@@ -24,7 +24,7 @@ from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.models.load import load_model
 from qra_eval.quantized import ready
-from qra_eval.tuning.saved import BASE_DIGEST, load_base
+from qra_eval.tuning.loading import BASE_DIGEST, load_base
 from qra_search import plan
 from qra_search.cli.errors import run_safely
 from qra_search.errors import BadInput

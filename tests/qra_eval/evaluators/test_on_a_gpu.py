@@ -30,7 +30,7 @@ from qra_eval.sensitivities.fisher import SKETCH, drawn
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import passed_together
 from qra_eval.tuning import saved
-from qra_eval.tuning.saved import load
+from qra_eval.tuning.loading import load
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 

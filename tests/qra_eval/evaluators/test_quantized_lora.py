@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.weight_cache import tensor_bytes
-from qra_eval.tuning.saved import load, load_base
+from qra_eval.tuning.loading import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput

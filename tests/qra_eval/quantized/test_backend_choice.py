@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tuning.saved import load_base
+from qra_eval.tuning.loading import load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
 
