@@ -35,7 +35,7 @@ import torch
 import qra_eval
 from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_pages, read
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
-from benchmarks.study.answers import RANKS, SETTINGS
+from benchmarks.study.answers_settings import RANKS, SETTINGS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
