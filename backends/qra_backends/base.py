@@ -302,20 +302,6 @@ def installed_version(library: str) -> str | None:
         return None
 
 
-def largest_group(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
-    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does.
-
-    Args:
-        multiple: of which it has to be.
-    """
-    size = largest
-    while size >= smallest:
-        if in_features % size == 0 and size % multiple == 0:
-            return size
-        size = size // 2 if size % 2 == 0 else 0
-    return None
-
-
 def missing_library(name: str, *, extra: str | None = None) -> str | None:
     """Why a library cannot be imported, and what brings it (an extra of this package too); None if it can."""
     try:

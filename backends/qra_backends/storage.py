@@ -69,3 +69,17 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from [(str(i), v) for i, v in enumerate(value)]
     elif hasattr(value, "__dict__") and not callable(value):
         yield from list(vars(value).items())
+
+
+def largest_group(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
+    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does.
+
+    Args:
+        multiple: of which it has to be.
+    """
+    size = largest
+    while size >= smallest:
+        if in_features % size == 0 and size % multiple == 0:
+            return size
+        size = size // 2 if size % 2 == 0 else 0
+    return None

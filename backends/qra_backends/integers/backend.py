@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, largest_group
+from qra_backends.base import Expected
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, laid_out, words_of
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, largest_group
 
 GROUP_SIZES = (32, 64, 128)
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, largest_group, missing_library
-from qra_backends.storage import ceil_div
+from qra_backends.base import Expected, missing_library
+from qra_backends.storage import ceil_div, largest_group
 from qra_backends.tensors import TensorBackend
 
 # At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.

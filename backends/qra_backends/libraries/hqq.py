@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, largest_group, missing_library
-from qra_backends.storage import ceil_div
+from qra_backends.base import Expected, missing_library
+from qra_backends.storage import ceil_div, largest_group
 from qra_backends.tensors import TensorBackend
 
 if TYPE_CHECKING:
