@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
-from logs import OPTIONS, kill_a_search, write_log
+from logs import OPTIONS, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
+from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch
 
 PLAN = Plan((2, 3), (4, 8))
 
@@ -215,97 +214,6 @@ def test_the_lock_is_free_once_a_search_has_ended_however_it_ended(tmp_path):
 
 
 # -- where writing fails -----------------------------------------------------------------------------
-
-
-def as_nobody(work) -> list[str]:
-    """What a function returns in a child process that may write nothing (root may write anything)."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        if os.getuid() == 0:
-            os.setuid(65534)
-        try:
-            lines = work()
-        except BaseException as error:
-            lines = [repr(error)]
-        os.write(write, "\n".join(lines).encode())
-        os._exit(0)
-    os.close(write)
-    with open(read) as file:
-        lines = file.read().splitlines()
-    os.waitpid(child, 0)
-    return lines
-
-
-@pytest.mark.parametrize("left_by", ["closed", "killed"])
-@pytest.mark.parametrize("closed", ["folder", "file"])
-def test_a_log_that_cannot_be_written_is_read_whole(left_by, closed):
-    def work() -> list[str]:
-        log = TrialLog(path)
-        lines = [f"{len(log)} {log.trials[-1].status}"]
-        for write in (lambda: log.set_meta("a", 1), lambda: TrialLog(f"{path}-new").set_meta("a", 1)):
-            with pytest.raises(LogReadOnly) as caught:
-                write()
-            lines.append(str(caught.value))
-            if closed == "file":
-                break
-        log.close()
-        return lines
-
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to other users
-        folder = Path(name)
-        path = folder / "log"
-        write_log(path).close() if left_by == "closed" else kill_a_search(path)
-        before = path.read_bytes()
-        for file in folder.iterdir():
-            file.chmod(0o444)
-        folder.chmod(0o555 if closed == "folder" else 0o777)
-        lines = as_nobody(work)
-        folder.chmod(0o755)
-        assert path.read_bytes() == before
-    assert lines[0] == "12 done"
-    assert len(lines) == (3 if closed == "folder" else 2)
-    assert all("cannot be written (permission denied): give an output folder that can be" in line for line in lines[1:])
-
-
-@pytest.mark.parametrize("short", [True, False])
-def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_path, monkeypatch, short):
-    path, write = tmp_path / "log", os.write
-    log = write_log(path, 4)
-    before = path.read_bytes()
-
-    def full(file: int, data: bytes) -> int:
-        written = write(file, data[: len(data) // 2])
-        if short:
-            return written
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(LogUnwritable, match="cannot be written .*make room on its disk and resume with the same log"):
-        log.propose(Proposal(log.trials[0].plan, seed=5))
-    assert path.read_bytes() == before and len(log) == 4
-    monkeypatch.undo()
-    log.propose(Proposal(log.trials[0].plan, seed=5))
-    log.close()
-    assert len(TrialLog(path)) == 5
-
-
-def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
-    log = write_log(tmp_path / "log", 4)
-    log.propose(Proposal(log.trials[0].plan, seed=5))
-    (tmp_path / "log").unlink()
-    with pytest.raises(LogUnwritable, match="the file was taken away"):
-        log.fail(4, "x")
-
-
-def test_what_a_killed_writer_had_begun_is_cut_off_by_the_next(tmp_path):
-    path = tmp_path / "log"
-    kill_a_search(path)
-    assert not TrialLog(path).damage
-    result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
-    unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
-    assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
-    assert not TrialLog(path).damage and TrialLog(path).trials == result.trials
 
 
 def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none(tmp_path):
