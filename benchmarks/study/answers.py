@@ -34,7 +34,18 @@ import torch
 from benchmarks.common import PeakWatch, append, read
 from benchmarks.study import protocol
 from benchmarks.study.answers_settings import GGUF, GGUF_BITS, GGUF_TABLES, NF4, RANK, RANKS, SETTINGS
-from benchmarks.study.answers_table import FILE, FOR_LLAMA_CPP, QLORA, UNTUNED, WIDE, table
+from benchmarks.study.answers_table import (
+    BY_ANSWERS,
+    FILE,
+    FOR_LLAMA_CPP,
+    PLAN,
+    QLORA,
+    SEARCH,
+    UNIFORM,
+    UNTUNED,
+    WIDE,
+    table,
+)
 from benchmarks.study.choices import choice_losses
 from benchmarks.study.generated import answered, computing_in, dequantized, reloaded, written_by
 from benchmarks.study.llama_server import served
@@ -50,6 +61,10 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.sensitivity_table import sensitivity_table
+from qra_search.workflow.search import search
+
+TRIALS = "trials.jsonl"
+"""A search's log, in its row's folder; a search that was broken off goes on there."""
 
 
 def main() -> None:
@@ -74,11 +89,13 @@ def main() -> None:
 def jobs(options: Namespace, until: float | None) -> Iterator[tuple[str, protocol.Job]]:
     """All rows, seed by seed: rivals first, as plans have shares of their bytes."""
     setting = SETTINGS[options.name]
-    plans = [f"plan within {share}%" for share in setting.shares]
-    uniform = [f"uniform {bits}-bit" for bits in (3, 4, 2)]
-    served_row = [f"{plans[0]}{FOR_LLAMA_CPP}"] if options.llama_server else []
+    plans = [f"{PLAN}{share}%" for share in setting.shares]
+    uniform = [f"{UNIFORM}{bits}-bit" for bits in (3, 4, 2)]
+    last = [f"{plans[0]}{FOR_LLAMA_CPP}"] if options.llama_server else []
+    if setting.evaluations:
+        last += [f"{SEARCH}{setting.shares[0]}%{measure}" for measure in ("", BY_ANSWERS)]
     for seed in range(options.seeds):
-        for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:], *served_row):
+        for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:], *last):
             yield row, (key_of(options, row, seed), partial(apart, options, row, seed, until))
 
 
@@ -91,7 +108,9 @@ def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     training = setting.training
     key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
     key |= {"rate": training["learning_rate"]}
-    if row.startswith(("plan", "uniform")):
+    if row.startswith(SEARCH):
+        key |= {"evaluations": setting.evaluations, **setting.evaluation}
+    if row.startswith((PLAN, UNIFORM, SEARCH)):
         backend = GGUF["name"] if row.endswith(FOR_LLAMA_CPP) else QuantizationConfig().backend
         key |= {"backend": backend, "prior": SENSITIVITIES_VERSION}
     return key
@@ -162,13 +181,14 @@ def tuned_row(
     made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
     if row not in (UNTUNED, WIDE):
         setting = SETTINGS[options.name]
-        widths = (number_in(row),) if row.startswith("uniform") else setting.widths
+        widths = (number_in(row),) if row.startswith(UNIFORM) else setting.widths
         backend: Any = QuantizationConfig().backend
         tables = setting.tables
         if row.endswith(FOR_LLAMA_CPP):
             backend, widths, tables = GGUF, GGUF_BITS, GGUF_TABLES
-        made = evaluator(options, widths, RANKS, backend=backend, tables=tables)
-        plan = plan_of(made, row, options)
+        metric = "task" if row.endswith(BY_ANSWERS) else "loss"
+        made = evaluator(options, widths, RANKS, backend=backend, tables=tables, metric=metric)
+        plan = plan_of(made, row, options, folder)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
     line |= measured(made, made.tuner.model, options)
@@ -189,18 +209,21 @@ def evaluator(
     *,
     backend: Any = NF4,
     tables: int | tuple[int, ...] = UNQUANTIZED_BITS,
+    metric: str = "loss",
 ) -> QuantizedLoRAEvaluator:
     """The model under its settings.
 
     Args:
         backend: by default that of rivals, which leave embeddings in 16 bits.
         tables: widths of embeddings and head.
+        metric: what a search lowers.
     """
     setting = SETTINGS[options.name]
     return protocol.evaluator(
         setting.task, options.data, backend=backend, bits=bits, ranks=ranks, embeddings=tables,
         model=options.model_file, cache=options.cache, options=setting.options, finetune=setting.finetune,
-        training=setting.training, weight_cache=options.weight_cache, compute=setting.compute,
+        training=setting.training, evaluation=setting.evaluation, metric=metric, weight_cache=options.weight_cache,
+        compute=setting.compute,
     )  # fmt: skip
 
 
@@ -212,13 +235,18 @@ def bytes_of_qlora(options: Namespace) -> int:
     return nf4.space.memory_bytes(uniform)
 
 
-def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
-    """The plan of a row's name: uniform, or the sensitivities' within a share of QLoRA's bytes."""
-    if row.startswith("uniform"):
+def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace, folder: Path | None) -> Plan:
+    """The plan of a row's name: uniform, or the sensitivities' or a search's within a share of QLoRA's bytes."""
+    limit = bytes_of_qlora(options) * number_in(row) // 100
+    if row.startswith(UNIFORM):
         plan = made.space.uniform(number_in(row), RANK)
+    elif row.startswith(SEARCH):
+        assert folder is not None  # only models that write answers are searched
+        evaluations = SETTINGS[options.name].evaluations
+        found = search(made, evaluations=evaluations, memory_budget=limit, log=folder / TRIALS)
+        plan = found.chosen(limit)
     else:
-        table = sensitivity_table(made.space, made.sensitivities())
-        plan = additive_plan(made.space, table, bytes_of_qlora(options) * number_in(row) // 100)
+        plan = additive_plan(made.space, sensitivity_table(made.space, made.sensitivities()), limit)
     assert plan is not None  # the widths are in the space, and no share is below its least plan
     return plan
 

@@ -26,6 +26,7 @@ class Setting:
         shares: of QLoRA's bytes, for plans of the sensitivities, in the order in which they are measured.
         widths: of linears in the space of plans.
         tables: widths of embeddings and head: few, as encoding takes a microsecond a weight.
+        evaluation: of a search, and `evaluations` how many it makes; 0: none is searched.
         loss_rows: test rows whose loss is measured, where answers are generated.
         options: of the task.
         compute: dtype of products. bfloat16 is what a GPU computes in, and a CPU with AMX three times as fast.
@@ -37,6 +38,8 @@ class Setting:
     shares: tuple[int, ...]
     widths: tuple[int, ...] = (2, 3, 4, 8)
     tables: tuple[int, ...] = (4, 5, UNQUANTIZED_BITS)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluations: int = 0
     loss_rows: int = 96
     options: dict[str, Any] = field(default_factory=dict)
     compute: str = protocol.COMPUTE
@@ -61,6 +64,8 @@ SETTINGS = {
         (60, 50, 100, 75),
         widths=(3, 4, 8),  # no budget of these is near 2 bits
         tables=(4, 8, UNQUANTIZED_BITS),
+        evaluation={"steps": 12, "validation_rows": 64},
+        evaluations=6,
         options={"chat": True},
         compute="bfloat16",
     ),

@@ -11,6 +11,7 @@ from qra_search.report.figures.canvas import fit, new_figure, put_label, style, 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
 PLAN, UNIFORM, FOR_LLAMA_CPP = "plan within ", "uniform ", ", for llama.cpp"
+SEARCH, BY_ANSWERS = "search within ", ", by right answers"
 MOST = "float32"
 """What most rows are computed in, those of the picture among them."""
 PANELS = {"qwen-1.5b": "Qwen 1.5B, GSM8K", "gemma-270m": "Gemma 270M, ARC-Easy"}
