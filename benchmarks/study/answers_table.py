@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common import MIB
 from benchmarks.study.intervals import by_seed, change, difference, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
@@ -20,6 +22,7 @@ KINDS = ((PLAN, "best", "plans of qra"), (UNIFORM, "found", "one width"), ("", "
 """Of rows in the picture: what they begin with, their colour, and what a line of them is called."""
 SIZE = (480, 400)
 """Of a panel."""
+LOOKED_AT, DRAWS = (16, 64, 200), 2000
 
 
 def table(lines: list[dict[str, Any]], model: str) -> list[str]:
@@ -53,6 +56,29 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
     head += ["against 16-bit LoRA, points", "peak of tuning, GiB", "processor minutes"]
     return table_of(head, [cells for _, cells in sorted(body, key=lambda row: -row[0])])
+
+
+def chosen(lines: list[dict[str, Any]], model: str) -> list[str]:
+    """A model's plans, one chosen by so many test rows and looked at on the others: by the loss, or by right answers.
+
+    Means over `DRAWS` draws of the rows; of plans with as many right answers any one is taken.
+    """
+    plans = {d["choices"]: d for d in lines if d["model"] == model and d["row"].startswith((PLAN, UNIFORM))}
+    losses, right = (rows_of(plans.values(), figure) for figure in ("row_losses", "row_right"))
+    tokens, generator, body = np.array(next(iter(plans.values()))["row_tokens"]), np.random.default_rng(0), []
+    for count in LOOKED_AT:
+        found = np.zeros((2, 2))
+        for _ in range(DRAWS):
+            rows = generator.permutation(len(tokens))
+            seen, others = rows[:count], rows[count:]
+            by_loss = losses[:, seen].sum(1)
+            by_right = right[:, seen].sum(1)
+            figures = np.stack([right[:, others].mean(1), losses[:, others].sum(1) / tokens[others].sum()])
+            found += [figures[:, by_loss.argmin()], figures[:, by_right == by_right.max()].mean(1)]
+        (one, loss), (other, loss_of_other) = found / DRAWS
+        body.append([f"{count}", f"{one:.1%}", f"{other:.1%}", f"{loss:.3f}", f"{loss_of_other:.3f}"])
+    head = ["rows looked at", "by loss: right on the others", "by right answers", "by loss: loss on the others"]
+    return table_of([*head, "by right answers"], body)
 
 
 def draw(lines: list[dict[str, Any]]) -> str:

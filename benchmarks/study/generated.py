@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.common import append, read
 from qra_eval.export.tuned import TunedRun
+from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.embeddings import uninstall_tables
 from qra_eval.models.loaded import contiguous_input
 from qra_eval.tasks.base import Task
@@ -109,8 +110,12 @@ def plain(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 def computing_in(dtype: str, model: Any) -> Any:
-    """In evaluation mode, with weights of a dtype; of buffers, rotary frequencies stay in float32."""
+    """In evaluation mode, with weights of a dtype; of buffers, rotary frequencies stay in float32.
+
+    Attention by plain products: torch's kernel repeats the keys of padded batches, a dozen times as slow on a CPU.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     model.get_output_embeddings().register_forward_pre_hook(contiguous_input)
+    use_fast_attention(model)
     return model.eval()

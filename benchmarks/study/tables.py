@@ -48,6 +48,7 @@ def main() -> None:
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
         **{re.sub(r"\W", "_", name): answers_table.table(answers, name) for name in {d["model"] for d in answers}},
+        "chosen": answers_table.chosen(answers, "gemma-270m"),
     }
     for page in (PAGE, results / "details.md"):
         fill(page, tables)
