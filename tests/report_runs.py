@@ -84,7 +84,9 @@ def make_run(
 ) -> RunFolder:
     """A run in a folder, as the command leaves it; with `evaluations=None` as `qra plan` does."""
     folder = RunFolder(path)
-    folder.begin(make_config({"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}))
+    settings = {"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}
+    folder.begin(make_config(settings))
+    folder.keep_config(make_config(settings))
     study = Study(
         Bits(space or evil_space()), strategy=strategy or Guessing(), evaluations=evaluations or 1,
         memory_budget=list(memory) or None, log=folder.log_file,

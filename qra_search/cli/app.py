@@ -79,6 +79,12 @@ class LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would end without a word
+            raise typer.Abort from None
+
 
 app = typer.Typer(
     cls=LazyGroup,

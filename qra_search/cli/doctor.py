@@ -25,12 +25,14 @@ from qra_search.cli.common import argument
 from qra_search.config import RunConfig, load_config
 from qra_search.errors import DISTRIBUTION, BadInput, DamagedLines, describe
 from qra_search.files import is_whole, read_json
+from qra_search.log.lines import NOT_A_LOG
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, plan_data
 from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import choices_in
 from qra_search.workflow.evaluator import build_evaluator
 
 LEAST_DISK = 2 * 2**30
@@ -47,7 +49,7 @@ def _read_result(file: Path) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "config.yaml": load_config,
-    "plan.json": plan_data,
+    "plan.json": lambda file: choices_in(plan_data(file)),
     "test.json": lambda file: read_test(read_json(file)),
     "result.json": _read_result,
     **dict.fromkeys(("adapter_config.json", "sensitivities.json"), read_json),
@@ -134,11 +136,15 @@ def files(folder: Path) -> Iterator[Check]:
             yield Check("fault", name, "damaged: its bytes are not those that were written",
                           "delete it: a file of the cache is made again; for a run, repeat `qra finetune`")  # fmt: skip
     for file in logs:
-        yield from _log(file, str(file.relative_to(folder)))
+        name = str(file.relative_to(folder))
+        try:
+            yield from _log(file, name)
+        except BadInput as error:
+            yield Check("fault", name, "damaged", describe(error))
     for file in sorted(found for name in READERS for found in folder.rglob(name)):
         try:
             READERS[file.name](file)
-        except ValueError as error:
+        except NOT_A_LOG as error:
             yield Check("fault", str(file.relative_to(folder)), "damaged", describe(error))
         else:
             yield Check("ok", str(file.relative_to(folder)), "can be read")

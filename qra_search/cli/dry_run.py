@@ -40,7 +40,7 @@ def print_dry_run(
         begun: the search has begun, and so has a task.
         contest: what would be tuned in full, and no plan searched; None: a search.
     """
-    facts = foretold(config, view, track=track, begun=begun)
+    facts = foretold(config, view, track=track, begun=begun, tunes=contest is not None)
     if contest is not None:
         facts["tunings"] = {"plans": [plan.to_dict() for plan in contest.plans], "seeds": len(contest.seeds)}
     if as_json:
@@ -102,11 +102,15 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
 def _tuning_rows(estimate: Mapping[str, Any], config: RunConfig, contest: Contest) -> Iterator[tuple[str, str]]:
     finetune, count = config.finetune, len(contest.plans) * len(contest.seeds)
     each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
-    yield "tunings", f"{count}, of {each} each: {len(contest.plans)} plans with {len(contest.seeds)} seeds"
+    yield "tunings", f"{count}, of {each} each: {_many(contest.plans, 'plan')} with {_many(contest.seeds, 'seed')}"
     if "evaluation_seconds" in estimate and finetune.epochs is None and config.evaluation.steps:
         seconds = estimate["evaluation_seconds"] * finetune.steps / config.evaluation.steps
         yield "time", f"about {duration(count * seconds)} ({duration(seconds)} a tuning)"
     yield from _peak_rows({n: peak for n, peak in estimate.get("phases", {}).items() if n in ("tune", "reload")})
+
+
+def _many(some: Sequence[Any], what: str) -> str:
+    return f"{len(some)} {what}{'s' * (len(some) != 1)}"
 
 
 def _peak_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

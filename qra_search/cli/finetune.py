@@ -69,6 +69,8 @@ def finetune(
     changes = dict(map(common.pair, sets or []))
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
+        if dry_run and follows():
+            return
         if dry_run:
             settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
             rivals = cast(Against, against)

@@ -70,6 +70,8 @@ def search(
     resumed = given.config if given.config is not None and RunFolder(given.config).exists else None
     if resumed is not None and out not in (None, resumed):
         raise BadInput(f"{resumed} is a run, which is resumed where it is: leave --out out")
+    if resumed is not None:
+        RunFolder(resumed).config()  # one that was begun from Python has none
     settings = given.settings(None if resumed is None else RunFolder(resumed).config_file)
     view = make_view(common.stderr(), quiet=as_json)
     common.say_model(settings, view)
@@ -110,4 +112,4 @@ class _Completion(Callback):
     reached = True
 
     def ended(self, study: Study) -> None:
-        self.reached = not study.stopping
+        self.reached = not study.stopping or study.state.spent >= study.evaluations

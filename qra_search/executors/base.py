@@ -57,7 +57,7 @@ class InProcessExecutor:
         future: Future[Evaluation] = Future()
         try:
             evaluation = self.evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-        except Exception as error:  # the study records it as the reason of a failed trial
+        except (Exception, SystemExit) as error:  # the study records it as the reason of a failed trial
             future.set_exception(error)
         else:
             future.set_result(evaluation)

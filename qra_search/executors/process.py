@@ -12,7 +12,8 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 from qra_search.executors.base import DeadlineExceeded, WorkerDied
@@ -89,7 +90,7 @@ class _ProcessWorker(Worker):
         self._deadline, self._ended = deadline, ended
         self._killed = self._group_ended = False
         self._kill_lock = threading.Lock()
-        with exported(variables):
+        with exported(variables), _uninterrupted():
             self._process.start()
         theirs.close()
 
@@ -141,6 +142,19 @@ class _ProcessWorker(Worker):
             _kill_group(self._process.pid)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A process that is started meanwhile hears no Ctrl-C while it imports; `_work` then ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _kill_group(pid: int | None) -> None:
     if pid is not None and hasattr(os, "killpg"):
         try:
@@ -155,7 +169,8 @@ def _kill_group(pid: int | None) -> None:
 def _work(pipe: Connection, factory: Factory) -> None:
     """Build the evaluator, then serve requests until the study is gone."""
     if hasattr(os, "setsid"):
-        os.setsid()  # an interrupt from the keyboard is for the study; one kill ends all that is begun in here
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard is for the study
+        os.setsid()  # one kill ends all that is begun in here
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # the main module imported it before its variables could count
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

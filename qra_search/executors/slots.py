@@ -124,10 +124,12 @@ class WorkerExecutor(ABC):
         """The worker that is left (None: it is gone), and the value or the error."""
         died: WorkerDied | None = None
         for _ in range(ATTEMPTS):
+            was_ready = False
             try:
                 worker = worker or self._started()
                 return worker, worker.serve(request), None
             except (WorkerDied, DeadlineExceeded, WorkerUnusable) as error:
+                was_ready = worker is not None and worker.ready
                 self._drop(worker)
                 worker = None
                 if self._closed:
@@ -137,7 +139,10 @@ class WorkerExecutor(ABC):
                 died = error
             except Exception as error:  # the evaluation's own failure: the worker is as good as before
                 return worker, None, error
-        return None, None, WorkerDied(f"{died}, and so did the one before it on the same plan")
+        if not was_ready:  # no plan is to blame
+            return None, None, WorkerUnusable(f"{died} while it built the evaluator: try fewer workers")
+        same = "the same plan" if request["do"] == "evaluate" else "the same request"
+        return None, None, WorkerDied(f"{died}, and so did the one before it on {same}")
 
     def _started(self) -> Worker:
         with self._lock:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
@@ -93,16 +95,30 @@ class RunFolder(TunedFolder):
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
-        """Make the folder, or check that its run may be resumed, and write the config into it.
+        """Make the folder, or check that its run may be resumed; once the log is this process's own, `keep_config`.
 
         Raises:
             RunExists: as `check_begin`.
-            BadInput: it cannot be written.
+            BadInput: nothing can be written there.
         """
         self.check_begin(config, resume=resume)
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=self.path).close()
+
+    def keep_config(self, config: RunConfig) -> None:
+        """Write the settings of the run; who holds the lock of its log does.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        with self._writing():
             write_text(self.config_file, dump_config(config), durable=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise BadInput(
                 f"the run's folder {self.path} cannot be written ({(error.strerror or str(error)).lower()}): give "
@@ -223,10 +239,12 @@ class RunFolder(TunedFolder):
             limit = max([*self.result().memory_budgets[-1:], limit])
         else:
             search = config.search.model_copy(update={"memory": (str(limit),)})
-            self.begin(config.model_copy(update={"search": search}))
+            config = config.model_copy(update={"search": search})
+            self.begin(config)
             asked = {"strategy": search.strategy, "evaluations": search.evaluations}
             with TrialLog(self.log_file) as log:
                 record(log, evaluator.space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
+                self.keep_config(config)
         rows = len(tuned.row_tokens) or config.finetune.test_rows
         shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
         contest = Contest(tuned.plan, (), limit, (tuned.seed,), rows, shared)

@@ -20,7 +20,7 @@ from qra_search.study.forecast import Forecast
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.trackers import check_tracker
-from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.evaluator import build_evaluator, check_tunes
 from qra_search.workflow.settings import check_task
 
 FEW = 32
@@ -31,13 +31,14 @@ MUCH = 0.25
 
 
 def foretold(
-    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False
+    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False, tunes: bool = False
 ) -> dict[str, Any]:
     """Build the evaluator, spend nothing, and say what a search would do; see `dry_run`.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has begun, and so has a task.
+        tunes: a plan is to be tuned in full.
     """
     with bad_input():
         for spec in track:
@@ -47,6 +48,8 @@ def foretold(
     with listener:
         built = build_evaluator(config, listener.progress, weights=False)
     with closing(built) as evaluator:
+        if tunes:
+            check_tunes(evaluator, config)
         return dry_run(evaluator, config)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, RunFailed, bad_input
 from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
@@ -50,7 +50,10 @@ def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = Tr
             make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
         options = {"progress": progress, **({} if weights else {"weights": False})}
-        evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
+        try:
+            evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
+        except SystemExit as error:
+            raise RunFailed(f"evaluator {config.evaluator!r} ended the program while it was built: {error}") from error
         return evaluator
 
 

@@ -122,7 +122,12 @@ def contest_of(
     Args:
         memory: the budget that the plan was chosen for, if it is not the run's own.
         with_16_bit: tune adapters of the largest rank on the model in 16 bits as well.
+
+    Raises:
+        BadInput: the plan has no adapter, or no plan fits the budget.
     """
+    if not any(plan.ranks):
+        raise BadInput(NO_ADAPTER)
     space, limit = result.space, limit_of(result, plan, memory)
     sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
     others = tuple(opponents(space, limit, against, result))
@@ -152,12 +157,10 @@ def tune_with(
         track: trackers that hear of every step, such as `tensorboard`.
 
     Raises:
-        BadInput: the evaluator cannot tune, the plan has no adapter, or another process tunes there.
+        BadInput: the evaluator cannot tune, or another process tunes there.
         TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
     check_tunes(evaluator, config)
-    if not any(contest.found.ranks):
-        raise BadInput(NO_ADAPTER)
     shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
     contest = replace(contest, rows=rows_of_test(evaluator, config), conditions=shared)
     place = place_of(folder, result, contest.limit, memory)

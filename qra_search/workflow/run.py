@@ -134,6 +134,8 @@ class Run:
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
+        if pool is not None and self._objects is not None:
+            raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
                 trackers = [Tracker(spec, self.path, say=listener.say) for spec in _several(track)]

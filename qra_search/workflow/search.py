@@ -102,26 +102,18 @@ def search(
 
 @contextmanager
 def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """The folder of a run with these settings in it, while something is done there.
+    """The folder of a run with these settings, while something is done there.
 
     A folder in which no search has begun when something fails is left as it was before.
 
     Raises:
         RunExists, BadInput: what was given cannot be used; nothing was spent.
     """
-    fresh = not folder.exists
-    before = folder.config_file.read_text() if folder.config_file.is_file() else None
     folder.begin(config, resume=resume)
     try:
         yield
-    except BadInput:  # such as a log of another search: these are not the settings of what is here
-        if before is not None:
-            write_text(folder.config_file, before, durable=True)
-        elif not folder.exists:  # a log that was begun meanwhile, by this process or another, needs its settings
-            folder.config_file.unlink(missing_ok=True)
-        raise
     finally:
-        if fresh and before is None:
+        if not folder.exists:  # the log is made when the search begins
             _forget_if_empty(folder)
 
 
@@ -165,6 +157,7 @@ def search_with(
         log = TrialLog(folder.log_file)
     with log:
         study = make_study(evaluator, config, log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch)
+        folder.keep_config(config)
         if (found := resumed_text(study)) is not None:
             listener.say(found)
         budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
@@ -219,6 +212,7 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         log = TrialLog(folder.log_file)
     with log:
         study = make_study(evaluator, config, log=log)
+        folder.keep_config(config)
         if (found := resumed_text(study)) is not None:
             listener.say(found)
         say_rows(evaluator, listener)
@@ -306,10 +300,7 @@ def _why_nothing(result: SearchResult, evaluations: float) -> str:
 
 def _forget_if_empty(folder: RunFolder) -> None:
     """A run that was refused before its search began leaves no folder that a second try would trip over."""
-    if folder.exists:  # the log is made when the search begins
-        return
-    for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
-        file.unlink(missing_ok=True)
+    folder.log_file.with_name(folder.log_file.name + ".lock").unlink(missing_ok=True)
     for path in (folder.path, DEFAULT_FOLDER):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

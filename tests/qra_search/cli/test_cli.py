@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from qra_search.cli.app import ENTRIES, Entry
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.files import write_digest
+from qra_search.space.serialization import PLAN_FORMAT
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
@@ -215,6 +217,14 @@ def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_pa
         "trials.jsonl, line 15": "fault", "trials.jsonl, line 21": "fault",
     }  # fmt: skip
     assert report.err == "" and qra("doctor", tmp_path / "none").status == 2
+    (tmp_path / "trials.jsonl").write_bytes(b"not a log" * 50)
+    (tmp_path / "plan.json").write_text(json.dumps({"format": PLAN_FORMAT}))
+    (tmp_path / "result.json").write_text('{"trials": "x"}')
+    report = qra("doctor", tmp_path, "--json")
+    assert report.status == 1 and report.err == ""
+    faults = {row["what"]: row["advice"] for row in report.json if row["level"] == "fault"}
+    assert "is not a readable trial log" in faults["trials.jsonl"] and "groups are not" in faults["plan.json"]
+    assert set(faults) == {"deep/a.safetensors", "trials.jsonl", "plan.json", "result.json"}
 
 
 def damage(log: Path, loss: float) -> None:

@@ -54,7 +54,6 @@ CASES = [
     (("show",), "Missing argument 'RUN' (see `qra show --help`)"),
     (("plans", "dif", "a", "b"), "No such command 'dif'"),
     (("schema", "extra"), "unexpected extra argument"),
-    (("doctor", "damaged"), "damaged/trials.jsonl is not a readable trial log"),
     # names
     ((*SEARCH, "--strategy", "addtive"), "unknown strategy 'addtive': did you mean additive?"),
     ((*SEARCH, "--evaluator", "landscpe"), "unknown evaluator 'landscpe': did you mean landscape?"),
@@ -143,6 +142,7 @@ CASES = [
     # tuning and the rest
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
+    (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a holds no tuned plan, it lacks adapter: run `qra finetune` on it first"),
     (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),

@@ -184,6 +184,31 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
     assert qra("search", folder.path, "-n", 60).status == 0
 
 
+def test_ctrl_c_in_the_last_evaluation_is_the_end_all_the_same(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_eval.evaluators.landscape import Landscape
+
+    evaluate, count = Landscape.evaluate, iter(range(100))
+
+    def interrupted(self: Landscape, *args: Any, **options: Any) -> Any:
+        if next(count) == 11:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(self, *args, **options)
+
+    monkeypatch.setattr(Landscape, "evaluate", interrupted)
+    done = qra.search(tmp_path / "a")
+    assert done.status == 0 and "Interrupted" not in done.out
+
+
+def test_ctrl_c_before_anything_was_begun_is_said(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_search.cli import plan
+
+    monkeypatch.setattr(plan, "check_plannable", lambda config: signal.raise_signal(signal.SIGINT))
+    stopped = qra("plan", "--model", "tiny", "--task", "arithmetic", "--memory", "75%", "--dry-run")
+    assert stopped.status == 130 and stopped.err.strip() == "qra: stopped"
+
+
 def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

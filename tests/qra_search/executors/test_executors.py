@@ -94,6 +94,30 @@ def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason(tmp_p
     assert {t.status for t in study.log} == {"running"}
 
 
+def test_workers_that_die_before_they_have_an_evaluator_stop_the_study_and_no_plan_fails(tmp_path):
+    with ProcessExecutor(workers.doomed, 1) as executor:
+        study = Study(workers.Misbehaving(), strategy="random", executor=executor, log=tmp_path / "log")
+        with pytest.raises(StudyFailed, match="SIGKILL.* while it built the evaluator: try fewer workers"):
+            study.run()
+    assert {t.status for t in study.log} == {"running"}
+
+
+def test_ctrl_c_while_a_worker_starts_is_none_of_its_business(notes):
+    with ProcessExecutor(workers.factory(notes=notes), 1) as executor:
+        future = executor.submit(Proposal(GOOD))
+        while not executor._workers:
+            time.sleep(0.001)
+        os.kill(next(iter(executor._workers))._process.pid, signal.SIGINT)
+        assert future.result(WAIT).loss > 0
+    assert workers.noted(notes, "built") == 1
+
+
+def test_an_evaluator_that_leaves_the_program_fails_its_trial_in_this_process_too(tmp_path):
+    evaluator = workers.Misbehaving("exit_python", tmp_path)
+    executor = InProcessExecutor(evaluator)
+    assert isinstance(executor.submit(Proposal(BAD)).exception(), SystemExit)
+
+
 def test_an_evaluator_that_refuses_what_the_user_gave_says_so_as_it_would_here():
     with (
         ProcessExecutor(workers.refusing, 1) as executor,

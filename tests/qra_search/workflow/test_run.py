@@ -11,14 +11,17 @@ import pytest
 from cli_runner import Qra
 
 import qra_search
-from qra_search import BadInput, Callback, Run, SearchResult, search
+from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
+from qra_search.errors import RunFailed
 from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.checks import StudyFailed
+from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
+from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.finetune import check_tunable
-from qra_search.workflow.search import begun
+from qra_search.workflow.search import begun, search_with
 from qra_search.workflow.settings import make_settings
 
 SETTINGS: dict[str, Any] = {
@@ -167,10 +170,25 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
         run(SETTINGS, tmp_path / "a", callbacks=[Unreachable()])
     assert run(SETTINGS, tmp_path / "a", resume=True).spent == 12
     config, folder = make_settings(SETTINGS), RunFolder(tmp_path / "b")
-    with begun(config, folder):
-        with pytest.raises(KeyboardInterrupt), begun(config, RunFolder(tmp_path / "b")):
-            raise KeyboardInterrupt
-        assert folder.config_file.is_file()
+    other = make_settings(SETTINGS, {"search.seed": 5})
+    with begun(config, folder), pytest.raises(KeyboardInterrupt), begun(other, RunFolder(tmp_path / "b")):
+        search_with(build_evaluator(config, print), config, folder, Listener())
+        raise KeyboardInterrupt
+    assert folder.config() == config
+    with pytest.raises(BadInput, match="seed 0, but now it is 5"), begun(config, folder, resume=True):
+        search_with(build_evaluator(other, print), other, folder, Listener())
+    assert folder.config() == config
+
+
+def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Run(tmp_path / "a", make_settings(SETTINGS), objects=(object(), None, None))
+    with pytest.raises(BadInput, match="workers load model and task by name"):
+        live.search(workers=1)
+    monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
+    with pytest.raises(RunFailed, match="'landscape' ended the program"):
+        build_evaluator(make_settings({"evaluator": "landscape"}), print)
 
 
 def test_one_tracker_may_be_given_by_its_name(tmp_path: Path) -> None:
