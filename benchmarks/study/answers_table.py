@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import MIB
-from benchmarks.study.intervals import by_seed, change, difference, mean_loss, paired, points, rows_of, table_of
+from benchmarks.study.intervals import change, difference, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 FILE = "answers.jsonl"
@@ -82,28 +82,28 @@ def chosen(lines: list[dict[str, Any]], model: str) -> list[str]:
 
 
 def draw(lines: list[dict[str, Any]]) -> str:
-    """The picture, an SVG: right answers over bytes, a panel a model.
+    """The picture, an SVG: right answers more than QLoRA's over bytes, a panel a model.
 
-    A bar is the interval of 95% of the difference to QLoRA, over rows and seeds.
+    A row is held against QLoRA in the same arithmetic; a bar is the interval of 95%, over rows and seeds.
     """
     with style() as c:
         figure, panels = new_figure(TITLE, SIZE, panels=len(PANELS))
         for axes, (model, title) in zip(panels, PANELS.items(), strict=True):
-            mine = [d for d in lines if d["model"] == model and d["compute"] == MOST]
-            rival = by_seed(d for d in mine if d["row"] == QLORA)
+            mine = [d for d in lines if d["model"] == model]
+            rival = {(d["seed"], d["compute"]): d for d in mine if d["row"] == QLORA}
             found = []
-            for row in dict.fromkeys(d["row"] for d in mine):
-                some, theirs = paired(by_seed(d for d in mine if d["row"] == row), rival)
-                others = rows_of(theirs, "row_right")
-                ends = difference(rows_of(some, "row_right"), others, relative=False)
-                low, at, high = (100 * (others.mean() + x) for x in ends)
-                found.append((some[0]["memory_bytes"] / MIB, at, at - low, high - at, row))
+            for row, compute in dict.fromkeys((d["row"], d["compute"]) for d in mine):
+                own = {(d["seed"], d["compute"]): d for d in mine if (d["row"], d["compute"]) == (row, compute)}
+                sides = (rows_of(some, "row_right") for some in paired(own, rival))
+                low, at, high = (100 * x for x in difference(*sides, relative=False))
+                found.append((next(iter(own.values()))["memory_bytes"] / MIB, at, at - low, high - at, row))
+            found = list({d[-1]: d for d in found}.values())  # QLoRA has no difference to itself
             fit(axes, "x", "memory of model and adapter, MiB", [size for size, *_ in found], log=True)
             ends_of_bars = [y for _, at, low, high, _ in found for y in (at - low, at + high)]
-            fit(axes, "y", f"right answers, % ({title})", ends_of_bars)
+            fit(axes, "y", f"right, points above QLoRA ({title})", ends_of_bars)
             taken: list = []
             for start, color, name in KINDS:
-                kind = sorted(d for d in found if d[-1].startswith(start))
+                kind = sorted(d for d in found if d[-1].startswith(start) and (not start or FOR_LLAMA_CPP not in d[-1]))
                 found = [d for d in found if d not in kind]
                 if not kind:
                     continue
@@ -112,10 +112,12 @@ def draw(lines: list[dict[str, Any]]) -> str:
                     sizes, at, ends, marker="s" if start == PLAN else "o", markersize=9, linewidth=2 * (start == PLAN),
                     color=c[color], elinewidth=1, zorder=3 if start == PLAN else 2, clip_on=False,
                 )  # fmt: skip
-                named = [(name, kind[-1] if start == PLAN else kind[0])] if name else list(zip(rows, kind, strict=True))
+                at_end = [(name, kind[-1] if start == PLAN else kind[0])]
+                named = at_end if name else [(row.partition(FOR_LLAMA_CPP[:2])[2] or row, d) for *d, row in kind]
                 for label, (size, height, *_) in named:
                     put_label(
-                        axes, taken, label, (size, height), (10, 0), side="right" if name else "left",
-                        moves=(0, 14, -14, 28, -28), color=c["ink" if name else "soft"],
+                        axes, taken, label, (size, height), (10, -14 * (start == UNIFORM)),
+                        side="right" if name else "left", moves=(0, 14, -14, 28, -28),
+                        color=c["ink" if name else "soft"],
                     )  # fmt: skip
     return to_svg(figure, theme="screen")
