@@ -65,7 +65,7 @@ SETTINGS = {
         widths=(3, 4, 8),  # no budget of these is near 2 bits
         tables=(4, 8, UNQUANTIZED_BITS),
         evaluation={"steps": 12, "validation_rows": 64},
-        evaluations=6,
+        evaluations=4,
         options={"chat": True},
         compute="bfloat16",
     ),
