@@ -39,10 +39,10 @@ class Run:
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: kept as long as the run: the live ones that the config names.
+        objects: kept as long as the run: what model, tokenizer and task were given as, some of them live.
     """
 
-    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Any = None):
+    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Sequence[Any] = ()):
         self.folder = RunFolder(folder)
         self.config = config
         self._objects = objects
@@ -134,7 +134,7 @@ class Run:
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
-        if pool is not None and self._objects is not None:
+        if pool is not None and any(not isinstance(given, (str, Path, type(None))) for given in self._objects):
             raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
