@@ -220,7 +220,8 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listen
         identity: dict[str, Any] = identity_in(log)
     if result.sensitivities is None:
         if not result.trials:
-            folder.log_file.unlink()  # nothing came of it: no run is left
+            for file in (folder.log_file, folder.config_file):  # nothing came of it: no run is left
+                file.unlink()
         raise BadInput(
             f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
         )
