@@ -18,9 +18,7 @@ import json
 import os
 import re
 import time
-import zlib
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -33,9 +31,9 @@ import torch
 
 from benchmarks.common import PeakWatch, append, read
 from benchmarks.study import protocol
-from benchmarks.study.answers_settings import GGUF, GGUF_BITS, GGUF_TABLES, NF4, RANK, RANKS, SETTINGS
+from benchmarks.study.answers_plans import bytes_of_qlora, evaluator, number_in, plan_of, words
+from benchmarks.study.answers_settings import GGUF, GGUF_BITS, GGUF_TABLES, RANK, RANKS, SETTINGS
 from benchmarks.study.answers_table import (
-    BY_ANSWERS,
     FILE,
     FOR_LLAMA_CPP,
     PLAN,
@@ -59,12 +57,6 @@ from qra_search.config import QuantizationConfig
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
-from qra_search.strategies.additive import additive_plan
-from qra_search.surrogates.sensitivity_table import sensitivity_table
-from qra_search.workflow.search import search
-
-TRIALS = "trials.jsonl"
-"""A search's log, in its row's folder; a search that was broken off goes on there."""
 
 
 def main() -> None:
@@ -93,7 +85,7 @@ def jobs(options: Namespace, until: float | None) -> Iterator[tuple[str, protoco
     uniform = [f"{UNIFORM}{bits}-bit" for bits in (3, 4, 2)]
     last = [f"{plans[0]}{FOR_LLAMA_CPP}"] if options.llama_server else []
     if setting.evaluations:
-        last += [f"{SEARCH}{setting.shares[0]}%{measure}" for measure in ("", BY_ANSWERS)]
+        last.append(f"{SEARCH}{setting.shares[0]}%")
     for seed in range(options.seeds):
         for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:], *last):
             yield row, (key_of(options, row, seed), partial(apart, options, row, seed, until))
@@ -186,8 +178,7 @@ def tuned_row(
         tables = setting.tables
         if row.endswith(FOR_LLAMA_CPP):
             backend, widths, tables = GGUF, GGUF_BITS, GGUF_TABLES
-        metric = "task" if row.endswith(BY_ANSWERS) else "loss"
-        made = evaluator(options, widths, RANKS, backend=backend, tables=tables, metric=metric)
+        made = evaluator(options, widths, RANKS, backend=backend, tables=tables)
         plan = plan_of(made, row, options, folder)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
@@ -200,71 +191,6 @@ def tuned_row(
 def again(wide: QuantizedLoRAEvaluator, row: str, folder: Path) -> Any:
     """A row's tuned model, from where it was kept."""
     return dequantized(tuned_qlora(wide, folder)) if row == QLORA else reloaded(folder)[0]
-
-
-def evaluator(
-    options: Namespace,
-    bits: tuple[int, ...],
-    ranks: tuple[int, ...],
-    *,
-    backend: Any = NF4,
-    tables: int | tuple[int, ...] = UNQUANTIZED_BITS,
-    metric: str = "loss",
-) -> QuantizedLoRAEvaluator:
-    """The model under its settings.
-
-    Args:
-        backend: by default that of rivals, which leave embeddings in 16 bits.
-        tables: widths of embeddings and head.
-        metric: what a search lowers.
-    """
-    setting = SETTINGS[options.name]
-    return protocol.evaluator(
-        setting.task, options.data, backend=backend, bits=bits, ranks=ranks, embeddings=tables,
-        model=options.model_file, cache=options.cache, options=setting.options, finetune=setting.finetune,
-        training=setting.training, evaluation=setting.evaluation, metric=metric, weight_cache=options.weight_cache,
-        compute=setting.compute,
-    )  # fmt: skip
-
-
-def bytes_of_qlora(options: Namespace) -> int:
-    """What QLoRA's weights and adapters take, counted as those of plans are."""
-    nf4 = evaluator(options, (4,), (RANK,))
-    uniform = nf4.space.uniform(4, RANK)
-    assert uniform is not None  # both are all that the space has
-    return nf4.space.memory_bytes(uniform)
-
-
-def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace, folder: Path | None) -> Plan:
-    """The plan of a row's name: uniform, or the sensitivities' or a search's within a share of QLoRA's bytes."""
-    limit = bytes_of_qlora(options) * number_in(row) // 100
-    if row.startswith(UNIFORM):
-        plan = made.space.uniform(number_in(row), RANK)
-    elif row.startswith(SEARCH):
-        assert folder is not None  # only models that write answers are searched
-        evaluations = SETTINGS[options.name].evaluations
-        found = search(made, evaluations=evaluations, memory_budget=limit, log=folder / TRIALS)
-        plan = found.chosen(limit)
-    else:
-        plan = additive_plan(made.space, sensitivity_table(made.space, made.sensitivities()), limit)
-    assert plan is not None  # the widths are in the space, and no share is below its least plan
-    return plan
-
-
-def number_in(row: str) -> int:
-    """The bits or the share that a row's name says."""
-    return int("".join(filter(str.isdecimal, row)))
-
-
-def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
-    """How many linears a plan has at each width and rank, and the widths of its tables."""
-    own = [i for i, group in enumerate(made.space.groups) if not group.is_embedding]
-    return {
-        "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in own).items())},
-        "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in own).items())},
-        "embeddings": [plan.bits[i] for i, group in enumerate(made.space.groups) if group.is_embedding],
-        "choices": zlib.crc32(plan.key.encode()),
-    }
 
 
 def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = True) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from qra_search.report.figures.canvas import fit, new_figure, put_label, style, 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
 PLAN, UNIFORM, FOR_LLAMA_CPP = "plan within ", "uniform ", ", for llama.cpp"
-SEARCH, BY_ANSWERS = "search within ", ", by right answers"
+SEARCH = "search within "
 MOST = "float32"
 """What most rows are computed in, those of the picture among them."""
 PANELS = {"qwen-1.5b": "Qwen 1.5B, GSM8K", "gemma-270m": "Gemma 270M, ARC-Easy"}
@@ -97,7 +97,7 @@ def draw(lines: list[dict[str, Any]]) -> str:
                 sides = (rows_of(some, "row_right") for some in paired(own, rival))
                 low, at, high = (100 * x for x in difference(*sides, relative=False))
                 found.append((next(iter(own.values()))["memory_bytes"] / MIB, at, at - low, high - at, row))
-            found = list({d[-1]: d for d in found}.values())  # QLoRA has no difference to itself
+            found = list({d[-1]: d for d in found}.values())  # one in two arithmetics once, as QLoRA itself
             fit(axes, "x", "memory of model and adapter, MiB", [size for size, *_ in found], log=True)
             ends_of_bars = [y for _, at, low, high, _ in found for y in (at - low, at + high)]
             fit(axes, "y", f"right, points above QLoRA ({title})", ends_of_bars)
@@ -113,7 +113,7 @@ def draw(lines: list[dict[str, Any]]) -> str:
                     color=c[color], elinewidth=1, zorder=3 if start == PLAN else 2, clip_on=False,
                 )  # fmt: skip
                 at_end = [(name, kind[-1] if start == PLAN else kind[0])]
-                named = at_end if name else [(row.partition(FOR_LLAMA_CPP[:2])[2] or row, d) for *d, row in kind]
+                named = at_end if name else [(row.rpartition(", ")[2], d) for *d, row in kind]
                 for label, (size, height, *_) in named:
                     put_label(
                         axes, taken, label, (size, height), (10, -14 * (start == UNIFORM)),

@@ -73,7 +73,6 @@ def evaluator(
     options: dict[str, Any] | None = None,
     weight_cache: str = "auto",
     compute: str = COMPUTE,
-    metric: str = "loss",
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
     """The real evaluator under the study's settings, with changes of their sections, and a task's options."""
@@ -84,7 +83,6 @@ def evaluator(
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         compute=compute,
         weight_cache=weight_cache,
-        metric=metric,
         **settings(task, **changes),
     )
 

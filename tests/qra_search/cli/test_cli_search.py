@@ -184,19 +184,25 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
     assert qra("search", folder.path, "-n", 60).status == 0
 
 
-def test_ctrl_c_in_the_last_evaluation_is_the_end_all_the_same(
-    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
+    """Ctrl-C as a landscape's evaluation of that number begins."""
     from qra_eval.evaluators.landscape import Landscape
 
     evaluate, count = Landscape.evaluate, iter(range(100))
 
     def interrupted(self: Landscape, *args: Any, **options: Any) -> Any:
-        if next(count) == 11:
-            signal.raise_signal(signal.SIGINT)
+        if next(count) == at:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
         return evaluate(self, *args, **options)
 
     monkeypatch.setattr(Landscape, "evaluate", interrupted)
+
+
+def test_ctrl_c_in_the_last_evaluation_is_the_end_all_the_same(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 11)
     done = qra.search(tmp_path / "a")
     assert done.status == 0 and "Interrupted" not in done.out
 
@@ -212,17 +218,7 @@ def test_ctrl_c_before_anything_was_begun_is_said(qra: Qra, tmp_path: Path, monk
 def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_eval.evaluators.landscape import Landscape
-
-    evaluate, count = Landscape.evaluate, iter(range(100))
-
-    def interrupted(self: Landscape, *args: Any, **options: Any) -> Any:
-        if next(count) == 3:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        return evaluate(self, *args, **options)
-
-    monkeypatch.setattr(Landscape, "evaluate", interrupted)
+    interrupt(monkeypatch, 3, times=2)
     stopped = qra.search(tmp_path / "a")
     assert stopped.status == 130 and "Traceback" not in stopped.err
     assert f"Go on with: qra search {tmp_path / 'a'}" in stopped.err

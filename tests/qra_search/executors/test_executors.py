@@ -86,18 +86,17 @@ def test_an_evaluation_past_its_deadline_is_stopped_and_the_next_one_runs(notes)
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
 
 
-def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason(tmp_path):
-    with ProcessExecutor(workers.unbuildable, 2) as executor:
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (workers.unbuildable, "cannot be built: RuntimeError: the model folder is empty"),
+        (workers.doomed, "SIGKILL.* while it built the evaluator: try fewer workers"),
+    ],
+)
+def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(tmp_path, factory, reason):
+    with ProcessExecutor(factory, 2) as executor:
         study = Study(workers.Misbehaving(), strategy="random", executor=executor, log=tmp_path / "log")
-        with pytest.raises(StudyFailed, match="cannot be built: RuntimeError: the model folder is empty"):
-            study.run()
-    assert {t.status for t in study.log} == {"running"}
-
-
-def test_workers_that_die_before_they_have_an_evaluator_stop_the_study_and_no_plan_fails(tmp_path):
-    with ProcessExecutor(workers.doomed, 1) as executor:
-        study = Study(workers.Misbehaving(), strategy="random", executor=executor, log=tmp_path / "log")
-        with pytest.raises(StudyFailed, match="SIGKILL.* while it built the evaluator: try fewer workers"):
+        with pytest.raises(StudyFailed, match=reason):
             study.run()
     assert {t.status for t in study.log} == {"running"}
 
