@@ -9,40 +9,21 @@ import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.tuning.loading import load
 
 __all__ = ["QuantizedLoRAEvaluator", "load"]
-
-
-def load(
-    run: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
-) -> Any:
-    """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
-
-    Args:
-        adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        ValueError: no tuned plan there, or the model's weights are not those that it was made for.
-    """
-    from qra_eval.tuning.loading import load as load_tuned
-
-    return load_tuned(run, adapter=adapter, device=device, trust_remote_code=trust_remote_code)
+_HOMES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
 
 
 def __getattr__(name: str) -> Any:
-    """The evaluator, imported when it is first asked for: it brings torch, which the landscapes do without."""
-    if name == "QuantizedLoRAEvaluator":
-        from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-
-        return QuantizedLoRAEvaluator
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imported when it is first asked for: both bring torch, which the landscapes do without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -37,7 +37,7 @@ the hub's client at once, as no name of a model, and shown."""
 def load(
     folder: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
 ) -> Any:
-    """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
+    """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
 
     Args:
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
