@@ -137,8 +137,9 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
         if options.phase == "estimate":
             return {"phases": make(weights=False).estimate()["phases"]}
         found = WORK[options.phase](make, made_by("tune", options, size, backend))
-        seconds = time.perf_counter() - began
+        seconds, processor_seconds = time.perf_counter() - began, time.process_time()
     measured = {"measured": watch.most, "at": watch.at, "at_start": at_start, "at_end": own_pages()}
+    measured["processor_seconds"] = round(processor_seconds, 1)
     return {**found, **measured, "seconds": seconds, "threads": torch.get_num_threads()}
 
 

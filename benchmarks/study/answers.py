@@ -101,7 +101,7 @@ def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
     key |= {"rate": training["learning_rate"]}
     if row.startswith(SEARCH):
-        key |= {"evaluations": setting.evaluations, **setting.evaluation}
+        key |= {"evaluations": setting.evaluations, "evaluation": setting.evaluation}
     if row.startswith((PLAN, UNIFORM, SEARCH)):
         backend = GGUF["name"] if row.endswith(FOR_LLAMA_CPP) else QuantizationConfig().backend
         key |= {"backend": backend, "prior": SENSITIVITIES_VERSION}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.models.device import sent
+from qra_eval.models.device import give_back_freed_memory, sent
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
@@ -77,6 +77,7 @@ class Blocks:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
         with put(self.layers[index], self.devices[index], self.compute):
             yield
+        give_back_freed_memory(self.devices[index])
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, nullcontext
 from qra_backends.base import Level
 from torch import Tensor, nn
 
+from qra_eval.models.device import give_back_freed_memory
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.quantized.pieces import await_others, claimed
@@ -140,6 +141,7 @@ def _quantize(
                 }
         if moments is not None:
             moments.release(names[0])
+        give_back_freed_memory(device)
 
     def told(names: Sequence[str]) -> None:
         if progress is not None:

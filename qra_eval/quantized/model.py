@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -35,10 +33,6 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the sensitivities."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`, from its malloc.h."""
-FREED_AT_ONCE = 128 << 10
-"""Bytes of a block from which on it is given back."""
 SHARE = 0.4
 """Of what is free: the rest is for the plan, adapters, activations and logits."""
 HOST_SHARE = 0.25
@@ -127,8 +121,6 @@ class QuantizedModel:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
             self.compute = self._undecoded
-            if device.type == "cpu":
-                give_back_freed_memory()
         wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
         self.space = model_space(
@@ -249,20 +241,6 @@ def free_bytes(device: torch.device) -> int:
         return int(found["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError):  # no Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def give_back_freed_memory() -> None:
-    """On Linux: what tensors have freed goes back to the system at once, so that memory is what lives, and no more.
-
-    glibc otherwise keeps blocks of up to 32 MiB for the next that asks: the process of a search on a model of 0.3
-    billion weights kept 740 MiB of 1.2 GiB so. It costs page faults, so it is done where memory matters more.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(M_MMAP_THRESHOLD, FREED_AT_ONCE)
-        library.mallopt(M_TRIM_THRESHOLD, FREED_AT_ONCE)
 
 
 def weight_cache_bytes(given: int | str, device: torch.device) -> int:

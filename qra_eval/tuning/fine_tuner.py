@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from qra_eval.models.device import give_back_freed_memory
 from qra_eval.models.loaded import positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
@@ -141,6 +142,7 @@ class FineTuner:
         """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
         batches = processes.share(bucketed(self.rows(split, rows), 2 * self.rows_together))
         loss = processes.alike(lambda: held_out_loss(self.model, batches, self.device))
+        give_back_freed_memory(self.device)
         if processes.size == 1:
             return loss
         own = sum(len(batch.targets) for batch in batches)
