@@ -139,8 +139,8 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
         found = WORK[options.phase](make, made_by("tune", options, size, backend))
         seconds, processor_seconds = time.perf_counter() - began, time.process_time()
     measured = {"measured": watch.most, "at": watch.at, "at_start": at_start, "at_end": own_pages()}
-    measured["processor_seconds"] = round(processor_seconds, 1)
-    return {**found, **measured, "seconds": seconds, "threads": torch.get_num_threads()}
+    took = {"seconds": seconds, "processor_seconds": round(processor_seconds, 1)}
+    return {**found, **measured, **took, "threads": torch.get_num_threads()}
 
 
 def evaluator_of(

@@ -113,7 +113,7 @@ class Blocks:
 
         def turn(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
-                with self.placed(index):
+                with put(self.layers[index], self.devices[index], self.compute):  # at every token that is written
                     return forward(*args, **kwargs)
 
             return run
