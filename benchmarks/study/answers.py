@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+import zlib
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -125,7 +126,9 @@ def figures(options: Namespace, row: str, seed: int, until: float | None) -> dic
     """A row's figures; None if the time was over before all its answers were there."""
     torch.set_num_threads(options.threads)
     start, setting = time.monotonic(), SETTINGS[options.name]
-    folder = options.work / re.sub(r"[%,]", "", f"{options.name} {row} {seed}").replace(" ", "-")
+    # What was tuned under other settings is not taken up.
+    known_by = zlib.crc32(repr((key_of(options, row, seed), setting)).encode())
+    folder = options.work / re.sub(r"[%,]", "", f"{options.name} {row} {seed} {known_by:08x}").replace(" ", "-")
     state, spent = folder / "tuned.json", folder / "spent.jsonl"
     wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
     if not setting.generated:
