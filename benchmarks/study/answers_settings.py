@@ -30,6 +30,7 @@ class Setting:
         loss_rows: test rows whose loss is measured, where answers are generated.
         options: of the task.
         compute: dtype of products. bfloat16 is what a GPU computes in, and a CPU with AMX three times as fast.
+        twice: rows and columns of the table that the file holds both as embedding and as head, rounded apart.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Setting:
     loss_rows: int = 96
     options: dict[str, Any] = field(default_factory=dict)
     compute: str = protocol.COMPUTE
+    twice: tuple[int, int] | None = None
 
     @property
     def generated(self) -> bool:
@@ -68,5 +70,6 @@ SETTINGS = {
         evaluations=4,
         options={"chat": True},
         compute="bfloat16",
+        twice=(151936, 1536),
     ),
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from qra_backends.registry import make_backend
 
 from benchmarks.common import MIB
+from benchmarks.study.answers_settings import GGUF, SETTINGS
 from benchmarks.study.intervals import change, difference, mean_loss, paired, points, rows_of, table_of
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
@@ -30,7 +33,7 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
 
     Peak and minutes are of the first seed.
     """
-    lines = [d for d in lines if d["model"] == model]
+    lines, shape = [d for d in lines if d["model"] == model], SETTINGS[model].twice
     rival, wide = ({(d["seed"], d["compute"]): d for d in lines if d["row"] == row} for row in (QLORA, WIDE))
     groups: dict[Any, list[dict[str, Any]]] = {}  # one plan may be the best within several shares
     for d in lines:
@@ -46,16 +49,29 @@ def table(lines: list[dict[str, Any]], model: str) -> list[str]:
         same, beside_wide = row == QLORA, paired({(d["seed"], d["compute"]): d for d in some}, wide)
         name = ", ".join([row, *(other.removeprefix(PLAN) for other in others_within)])
         name += f", in {some[0]['compute']}" if some[0]["compute"] != MOST else ""
-        cells = [name, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        cells = [name, f"{size / MIB:.1f}", f"{share:.0%}"]
+        cells += [f"{with_one_table(some[0], shape) / with_one_table(others[0], shape):.0%}"] if shape else []
+        cells += [" ".join(map(str, some[0].get("embeddings") or [16]))]
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{rows_of(some, 'row_right').mean():.1%}", "–" if same else points(some, others)]
         cells += [points(*beside_wide) if row != WIDE and beside_wide[0] else "–"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
         minutes = (some[0]["processor_seconds"] - some[0].get("prepared", 0)) / 60
         body.append((size, [*cells, f"{minutes:.1f}"]))
-    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
+    head = ["row", "MiB", "of QLoRA's", *(["with one table"] if shape else []), "embeddings", "test loss"]
+    head += ["against QLoRA", "right", "against QLoRA, points"]
     head += ["against 16-bit LoRA, points", "peak of tuning, GiB", "processor minutes"]
     return table_of(head, [cells for _, cells in sorted(body, key=lambda row: -row[0])])
+
+
+def with_one_table(line: dict[str, Any], shape: tuple[int, int]) -> int:
+    """Bytes of a row if the table that the file holds twice were held once, at the wider of its two widths."""
+    backend = GGUF if line["row"].endswith(FOR_LLAMA_CPP) else line.get("backend")
+    found = [
+        2 * shape[0] * shape[1] if width == UNQUANTIZED_BITS else make_backend(backend).storage(width).bytes(*shape)
+        for width in line.get("embeddings") or [UNQUANTIZED_BITS] * 2
+    ]
+    return int(line["memory_bytes"]) - min(found)
 
 
 def chosen(lines: list[dict[str, Any]], model: str) -> list[str]:
