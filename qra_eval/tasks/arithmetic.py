@@ -140,8 +140,12 @@ class ArithmeticTask(Task):
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, float]:
-        """exact_match: share of greedy answers whose number after `####` is right."""
-        answers = self.answers(model, tokenizer, examples, 64, batch_size=batch_size, stop=("Question:",))
+        """exact_match: share of greedy answers whose number after `####` is right.
+
+        An answer ends 8 tokens after the longest that is wanted.
+        """
+        longest = max((len(tokenizer(example.answer).input_ids) for example in examples), default=0)
+        answers = self.answers(model, tokenizer, examples, longest + 8, batch_size=batch_size, stop=("Question:",))
         right = [number_of(a) == str(e.meta["result"]) for a, e in zip(answers, examples, strict=True)]
         return {"exact_match": sum(right) / max(1, len(right))}
 

@@ -22,7 +22,7 @@ DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic", "options": {"kinds": ["total"], "digits": [1, 2]}},
     "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": 3},
-    "space": {"granularity": "module", "bits": [1, 2, 3], "ranks": [4, 8, 16]},
+    "space": {"granularity": "module", "bits": [1, 2], "ranks": [4, 8, 16]},
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
     "finetune": {"steps": 36, "test_rows": 96},
