@@ -107,17 +107,22 @@ class AdaptedLinear(AdaptableLinear):
         bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
         if ratio is None:
             return F.linear(x, weight, bias)
-        y = times(F.linear(x, weight), ratio)
+        y = times(F.linear(x, weight), factor(ratio, x.dtype))
         return y if bias is None else y + bias
 
 
-def times(y: Tensor, ratio: Tensor) -> Tensor:
-    """y (..., out) times ratio float32 (out,), in y's dtype.
+def factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `times` takes for outputs of this dtype to be multiplied by ratio float32 (out,).
 
-    In 16 bits as y + y (ratio - 1): one pass, where a product of two dtypes takes three. A scale changes by little, so
-    rounding that change to y's dtype loses less than rounding the product does.
+    In 16 bits y + y (ratio - 1) is computed: one pass, where a product of two dtypes takes three. A scale changes by
+    little, so rounding that change loses less than rounding the product does.
     """
-    return y * ratio if y.dtype == ratio.dtype else torch.addcmul(y, y, (ratio - 1).to(y.dtype))
+    return ratio if dtype == torch.float32 else (ratio - 1).to(dtype)
+
+
+def times(y: Tensor, by: Tensor) -> Tensor:
+    """y (..., out) times the ratio that `by` (out,) is the `factor` of, in y's dtype."""
+    return y * by if by.dtype == torch.float32 else torch.addcmul(y, y, by)
 
 
 class FusedAdapter(torch.autograd.Function):
@@ -136,13 +141,13 @@ class FusedAdapter(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         low = (flat @ A.t()).mul_(scaling)
         if ratio is None:
-            plain, y = None, F.linear(flat, weight, bias)
+            plain, by, y = None, None, F.linear(flat, weight, bias)
         else:
-            plain = F.linear(flat, weight)
-            y = times(plain, ratio)
+            plain, by = F.linear(flat, weight), factor(ratio, flat.dtype)
+            y = times(plain, by)
             if bias is not None:
                 y += bias
-        ctx.save_for_backward(flat, weight, A, B, low, ratio, plain)
+        ctx.save_for_backward(flat, weight, A, B, low, by, plain)
         ctx.scaling, ctx.shape = scaling, x.shape
         # No view, which a model could not add to in place (Falcon does).
         whole: Tensor = torch.ops.aten._unsafe_view(y.addmm_(low, B.t()), [*x.shape[:-1], len(weight)])
@@ -151,14 +156,14 @@ class FusedAdapter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, A, B, low, ratio, plain = ctx.saved_tensors
+        flat, weight, A, B, low, by, plain = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
         low_grad = (g @ B).mul_(ctx.scaling)
         dx = None
         if ctx.needs_input_grad[0]:
-            through = g if ratio is None else times(g, ratio)
+            through = g if by is None else times(g, by)
             dx = (through @ weight).addmm_(low_grad, A).view(ctx.shape)
-        by_ratio = None if ratio is None else (g * plain).sum(0, dtype=torch.float32)
+        by_ratio = None if by is None else (g * plain).sum(0, dtype=torch.float32)
         return dx, None, None, low_grad.t() @ flat, g.t() @ low, None, by_ratio
 
 
