@@ -20,7 +20,7 @@ from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput
 from qra_search.files import read_json, tensor_names
-from qra_search.runs.folder import plan_data
+from qra_search.runs.plan_file import plan_data
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 

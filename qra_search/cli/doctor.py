@@ -30,7 +30,8 @@ from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.comparison import read_test
-from qra_search.runs.folder import RunFolder, plan_data
+from qra_search.runs.folder import RunFolder
+from qra_search.runs.plan_file import plan_data
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in
 from qra_search.workflow.evaluator import build_evaluator

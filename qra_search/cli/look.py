@@ -23,7 +23,8 @@ from qra_search.report.layout import heat_maps
 from qra_search.report.tables import overview_table
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
-from qra_search.runs.folder import RunFolder, find_runs, plan_data, read_plan
+from qra_search.runs.folder import RunFolder, find_runs
+from qra_search.runs.plan_file import plan_data, read_plan
 from qra_search.space.budgets import Budget, describe_size
 from qra_search.space.levels import level_words, read_name
 from qra_search.space.memory import format_bytes

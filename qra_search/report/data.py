@@ -16,7 +16,8 @@ from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.runs.comparison import TUNING, TestResult, read_test
-from qra_search.runs.folder import RunFolder, read_plan
+from qra_search.runs.folder import RunFolder
+from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuned import CURVE_FILE
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast

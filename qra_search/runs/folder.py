@@ -9,16 +9,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
-from qra_search.errors import BadInput, bad_input, shortened
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator, Tuned
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.contest import Contest, TestFile, conditions, tuned_entry
+from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuned import EARLIER, TunedFolder, TuningBusy
-from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
 from qra_search.study.forecast import EvaluatedPlan
@@ -259,32 +259,6 @@ def identity_in(log: TrialLog) -> dict[str, Any]:
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
     return [RunFolder(file.parent) for file in sorted(Path(folder).rglob(LOG_NAME))]
-
-
-def read_plan(space: SearchSpace, path: Path) -> Plan:
-    """The plan of a `plan.json`, or of the run in a folder, for a space.
-
-    Raises:
-        BadInput: no such file, no plan, or one of another space.
-    """
-    with bad_input():
-        return plan_from_dict(space, plan_data(path))
-
-
-def plan_data(path: Path) -> dict[str, Any]:
-    """What a `plan.json`, or that of the run in a folder, holds.
-
-    Raises:
-        BadInput: no such file, or no plan in it.
-    """
-    file = RunFolder(path).plan_file if path.is_dir() else path
-    with bad_input():
-        data = read_json(file)
-    if not isinstance(data, dict):
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
-    if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
-    return data
 
 
 def _may_change(path: str) -> bool:

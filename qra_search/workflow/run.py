@@ -16,7 +16,8 @@ from qra_search.launched import follows
 from qra_search.report.finding import said
 from qra_search.report.notebook import Heard, listener_for
 from qra_search.runs.comparison import Against, TestResult, read_test
-from qra_search.runs.folder import RunFolder, read_plan
+from qra_search.runs.folder import RunFolder
+from qra_search.runs.plan_file import read_plan
 from qra_search.space.budgets import uniform_in
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
