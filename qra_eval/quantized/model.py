@@ -109,7 +109,7 @@ class QuantizedModel:
         if not self.materialised and weight_cache == "auto" and device.type == "cpu" and 2 * kept <= free_bytes(device):
             log.warning(
                 "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
-                "which may take three times as long; --set model.weight_cache=%dMiB keeps them",
+                "which may take twice as long; --set model.weight_cache=%dMiB keeps them",
                 format_bytes(kept), -(-kept >> 20),
             )  # fmt: skip
         self.blocks = Blocks(self.model, device, self.compute, layers)
