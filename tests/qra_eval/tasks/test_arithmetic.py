@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,3 +114,10 @@ def test_more_problems_than_there_are_is_an_error_and_not_a_loop(monkeypatch):
 def test_the_number_of_an_answer(text, strict, flexible):
     assert number_of(text) == strict
     assert number_of(text, "flexible") == flexible
+
+
+def test_a_right_answer_is_not_cut(task, monkeypatch):
+    """By a tokenizer of letters, and a model that writes what is wanted until it may write no more."""
+    examples = task.split("test")
+    monkeypatch.setattr(task, "answers", lambda m, t, some, most, **_: [e.answer[:most] for e in some])
+    assert task.metrics(None, lambda text: SimpleNamespace(input_ids=list(text)), examples) == {"exact_match": 1.0}
