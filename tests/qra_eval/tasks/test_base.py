@@ -45,7 +45,10 @@ def test_an_unknown_split_names_the_known_ones():
         make_task("arithmetic").split("train")
 
 
-NAMED = ("arithmetic", "gsm8k", "arc_easy", "arc_challenge", "openbookqa", "piqa", "winogrande", "hellaswag", "boolq")
+NAMED = (
+    "arithmetic", "gsm8k", "banking77", "arc_easy", "arc_challenge", "openbookqa", "piqa", "winogrande", "hellaswag",
+    "boolq",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*NAMED, "text"])

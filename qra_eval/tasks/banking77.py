@@ -1,0 +1,60 @@
+"""Banking77: messages of bank customers, each with one of 77 intents, which the model answers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
+from qra_eval.tasks.example import Example, SplitName
+from qra_eval.tasks.metrics import exact_match
+from qra_eval.tasks.sources import field_of, folder_rows, hub_data, hub_rows
+
+HUB = "legacy-datasets/banking77"
+MARGIN = 8
+"""Tokens that an answer may be longer than the longest wanted one."""
+
+
+class Banking77Task(Task):
+    """Prompts `Customer: ...`, then `Intent:`; the answer is the intent's name with spaces for underscores.
+
+    Args:
+        data: folder with banking77_train.jsonl and banking77_test.jsonl, rows of `{"text", "label"}`; None: the hub.
+    """
+
+    name = "banking77"
+    judged_by = "exact_match"
+    judges_long = True
+
+    @property
+    def hub(self) -> str | None:
+        return HUB if self.data is None else None
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        test = shuffled(self._rows("test"), self.seed)
+        return {**partition(without(self._rows("train"), test), TRAIN_SHARES, self.seed), "test": test}
+
+    def _rows(self, split: Literal["train", "test"]) -> list[Example]:
+        if self.data is not None:
+            rows = folder_rows(self.data, "banking77", split)
+            return [
+                _example(field_of(row, "text", str, where), field_of(row, "label", str, where)) for where, row in rows
+            ]
+        names = hub_data(HUB)[split].features["label"].names
+        return [_example(row["text"], names[row["label"]]) for _, row in hub_rows(HUB, None, split)]
+
+    def metrics(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
+    ) -> dict[str, float]:
+        """exact_match: share of greedy answers whose first line is the intent."""
+        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=1)
+        answers = self.answers(
+            model, tokenizer, examples, longest + MARGIN, batch_size=batch_size, max_length=max_length, stop=("\n",)
+        )
+        right = [exact_match(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
+        return {"exact_match": sum(right) / max(1, len(right))}
+
+
+def _example(text: str, label: str) -> Example:
+    prompt = f"Customer: {text.strip()}\nIntent:"
+    return Example(prompt, f" {label.replace('_', ' ')}", messages=({"role": "user", "content": prompt},))
