@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels then run without a GPU
@@ -17,6 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Workers get files as collected: xdist would keep those of few tests, the longest among them, for the end."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    # A shell starts what runs in the background with SIGINT ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

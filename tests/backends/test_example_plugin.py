@@ -38,8 +38,9 @@ def test_a_search_uses_it_beside_other_backends():
 def test_it_is_installed_passes_the_conformance_kit_and_is_searched_with(tmp_path: Path):
     pytest.importorskip("setuptools", reason="setuptools, which builds the example, is not installed")
     source = shutil.copytree(EXAMPLE, tmp_path / "source")  # building leaves files in the source
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
-    subprocess.run([sys.executable, "-m", "pip", *install, tmp_path / "site", source], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--dry-run", source], check=True)  # its requirements are those of this distribution
+    subprocess.run([*install, "--no-deps", "--target", tmp_path / "site", source], check=True)
     own = tmp_path / "test_search.py"
     own.write_text(SEARCH)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "test_qra_int6.py", own]

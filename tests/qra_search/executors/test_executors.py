@@ -233,12 +233,7 @@ def test_no_worker_outlives_its_study(notes, tmp_path, end):
     script = tmp_path / "study.py"
     paths = [str(Path(__file__).parents[2])]
     script.write_text(SCRIPT.format(paths=paths, deed=deed, notes=str(notes), then=then))
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        stderr=subprocess.DEVNULL,
-        # A shell lets what it starts in the background ignore SIGINT, and that is handed down to every child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     ends = time.monotonic() + WAIT
     while workers.noted(notes, "begun") < 2 and time.monotonic() < ends:
         time.sleep(0.02)
