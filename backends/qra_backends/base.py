@@ -62,25 +62,39 @@ class Backend(ABC):
             ValueError: this backend does not store `bits`.
         """
 
-    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
-        """A frozen module that computes what `linear` does, with its weight stored in `bits` bits.
+    def quantize(
+        self,
+        linear: nn.Linear,
+        bits: Level,
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
+    ) -> nn.Module:
+        """A frozen module that computes what `linear` does, with its weight stored at the level `bits`.
 
         The module is differentiable in its input, computes in the weight's dtype, gives the same output in train and
         eval mode, and shares no tensor with `linear`, which is left as it was.
 
         Args:
             linear: weight (out, in) in float32, bfloat16 or float16, on the device where the module is to live.
-            hessian: (in, in), the mean of x xᵀ over the layer's inputs x; see `calibration.SecondMoment`.
-                Ignored by backends that are not `calibrated`.
+            hessian: (in, in), the mean of x xᵀ over the layer's inputs x, weighted or not; see
+                `calibration.SecondMoment`. Ignored by backends that are not `calibrated`.
+            output_weights: (out,), what a squared error of each output costs, up to a factor; None: all the same.
+                Ignored by backends that encode each row of the weight by itself.
 
         Raises:
             ValueError: `bits`, the shape or the values cannot be stored, or a needed Hessian is missing.
         """
-        return self.quantize_levels(linear, (bits,), hessian=hessian)[bits]
+        return self.quantize_levels(linear, (bits,), hessian=hessian, output_weights=output_weights)[bits]
 
     @torch.no_grad()
     def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
     ) -> dict[Level, nn.Module]:
         """What `quantize` gives at each of several levels.
 
@@ -95,13 +109,15 @@ class Backend(ABC):
         shape = {"out_features": linear.out_features, "in_features": linear.in_features}
         return {
             bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian).items()
+            for bits, tensors in self.encode_levels(
+                weight, tuple(dict.fromkeys(levels)), hessian, output_weights
+            ).items()
         }
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
+        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
-        """What `encode` gives at each of several levels, to be overridden if they can share work."""
+        """What `encode` gives at each of several levels; overridden if they share work or rows are encoded together."""
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
     def work_bytes(

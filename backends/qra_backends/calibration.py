@@ -7,6 +7,8 @@ from math import inf
 import torch
 from torch import Tensor
 
+LEAST_OUTPUT_WEIGHT = 1e-4
+"""Of the mean output weight: an output that no calibration token needed is still stored."""
 STRIPES, LEAST_STRIPE = 8, 128
 """Parts in which a symmetric matrix is summed: with 8, 56% of its products; smaller products are slower ones."""
 
@@ -75,3 +77,22 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
     if not torch.isfinite(torch.stack(hessian.aminmax())).all():
         raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
     return hessian.to(weight.device)
+
+
+def check_output_weights(output_weights: Tensor | None, weight: Tensor) -> Tensor | None:
+    """The weights (out,) of the squared errors of a weight's rows, float32 of mean 1, on the weight's device.
+
+    None where none were given, or all are zero: every output then counts the same.
+
+    Raises:
+        ValueError: they are not (out,), not finite, or below zero.
+    """
+    if output_weights is None:
+        return None
+    if tuple(output_weights.shape) != (len(weight),):
+        raise ValueError(f"output_weights must be ({len(weight)},) like the outputs, got {tuple(output_weights.shape)}")
+    given = output_weights.to(weight.device, torch.float32)
+    if not torch.isfinite(given).all() or (given < 0).any():
+        raise ValueError("output_weights must be finite and not below zero: check the gradients")
+    mean = given.mean()
+    return (given / mean).clamp_min(LEAST_OUTPUT_WEIGHT) if mean > 0 else None

@@ -110,11 +110,16 @@ class MixedBackend(Backend):
         return self._part(bits).backend
 
     def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
     ) -> dict[Level, nn.Module]:
         modules: dict[Level, nn.Module] = {}
         for backend, own in self._by_backend(levels):
-            made = backend.quantize_levels(linear, list(own.values()), hessian=hessian)
+            made = backend.quantize_levels(linear, list(own.values()), hessian=hessian, output_weights=output_weights)
             modules |= {bits: _marked(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 

@@ -29,7 +29,7 @@ class Layered(ReferenceBackend):
 
 
 class KeepsTheOriginal(ReferenceBackend):
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         module = super().quantize(linear, bits)
         module.hidden = {"original": [linear.weight.detach()]}
         return module
@@ -82,7 +82,7 @@ class LosesTheBiasOfRowsOfTokens(Layered):
 class SharesItsWork(ReferenceBackend):
     """Works on the weight that came last, whichever thread brought it."""
 
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         self.work = linear
         time.sleep(0.05)
         return super().quantize(self.work, bits)
@@ -93,7 +93,7 @@ class HasAnOptionThatNoSpecTells(ReferenceBackend):
         super().__init__()
         self.factor = factor
 
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         wider = copy.deepcopy(linear)
         wider.weight.data *= self.factor
         return super().quantize(wider, bits)
@@ -107,21 +107,21 @@ class KeepsScalesAsFloats(ReferenceBackend):
 
 
 class ChangesTheSource(ReferenceBackend):
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         module = super().quantize(linear, bits)
         linear.weight.data.copy_(module.dequantize())
         return module
 
 
 class Trains(ReferenceBackend):
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         module = super().quantize(linear, bits)
         module.gain = nn.Parameter(torch.ones(1))
         return module
 
 
 class FewerBitsThanSaid(ReferenceBackend):
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         coarse = copy.deepcopy(linear)
         coarse.weight.data = coarse.weight.data.sign() * 0.05
         return super().quantize(coarse, bits)
@@ -131,7 +131,7 @@ class MoreBitsThanSaid(ReferenceBackend):
     def dequantize(self, module):
         return module.secret
 
-    def quantize(self, linear, bits, *, hessian=None):
+    def quantize(self, linear, bits, **calibration):
         module = super().quantize(linear, bits)
         object.__setattr__(module, "secret", linear.weight.detach().clone())
         return module
@@ -157,7 +157,7 @@ class WritesToTensors(Layered):
 
 
 class LevelsOfTheirOwn(ReferenceBackend):
-    def quantize_levels(self, linear, levels, *, hessian=None):
+    def quantize_levels(self, linear, levels, **calibration):
         mixed_up = copy.deepcopy(linear)
         mixed_up.weight.data = mixed_up.weight.data * (1 + 0.1 * (len(levels) - 1))
         return super().quantize_levels(mixed_up, levels)

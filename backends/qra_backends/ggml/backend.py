@@ -87,7 +87,7 @@ class GGUFBackend(TensorBackend):
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None
+        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None, output_weights: Tensor | None = None
     ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)

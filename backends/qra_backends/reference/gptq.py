@@ -92,7 +92,7 @@ class ErrorFeedback(TensorBackend):
         return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None
+        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None, output_weights: Tensor | None = None
     ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)

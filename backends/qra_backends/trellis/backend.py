@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected, Level
-from qra_backends.calibration import check_damping, check_hessian
+from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.kernels import choice
 from qra_backends.modules import Groups
 from qra_backends.reference.blocks import block_bytes
@@ -84,18 +84,19 @@ class TrellisBackend(TensorBackend):
         return {**found, "spec": {**found["spec"], "halves": bits in HALVES}}
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
+        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None = None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
         from qra_backends.trellis.encode import device_for, encode, turned  # brings numba: a second to import
 
         device, weight = weight.device, weight.to(device_for(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
+        weights = check_output_weights(output_weights, weight)
         block = block_of(weight.shape[1], self.block)
         hessian = turned(turned(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
-        made = {bits: encode(weight, self.storage(bits), block, hessian, factor) for bits in levels}
+        made = {bits: encode(weight, self.storage(bits), block, hessian, factor, weights) for bits in levels}
         return {bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()}
 
     def peak(

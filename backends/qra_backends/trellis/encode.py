@@ -1,7 +1,7 @@
 """A weight to codes: each column of the rotated weight is rounded as one path, and its error fed back to the rest.
 
-As in GPTQ (arXiv 2210.17323), which rounds the weights of a column one by one. A column runs along the outputs, so all
-weights of a path have the same part in the layer's output error.
+As in GPTQ (arXiv 2210.17323), which rounds the weights of a column one by one. A column runs along the outputs, so a
+path can weigh each row's error by what an error of that output costs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _WIDEST = 1.04
 """Scale to begin with, over a row's root mean square, by bits times two: the least squared error of a Gaussian."""
 
 
-def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, factor: Factor) -> dict[str, Tensor]:
+def encode(
+    weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, factor: Factor, output_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """The streams of all columns, and the scale of each row.
 
     Args:
@@ -36,6 +38,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
         block: inputs that are rotated together.
         hessian: float32 (in, in), of the rotated inputs, damped.
         factor: of the same.
+        output_weights: float32 (out,), of each row's squared error; None: all the same.
 
     Returns:
         `codes` uint8 (bytes of a stream, in), `scale` float16 (out, 1).
@@ -51,7 +54,11 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
     scale = _stored(scale)
-    codes = encode_columns(columns, code, scale, factor)
+    if output_weights is None:
+        codes = encode_columns(columns, code, scale, factor)
+    else:  # an error of the multiplied row, squared, is the row's own times its weight
+        root = output_weights.sqrt()
+        codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
         unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)

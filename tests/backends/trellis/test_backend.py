@@ -61,6 +61,22 @@ def test_each_part_pays(part: str):
     assert error < 0.9 * output_error(without, without.quantize(linear, 2, hessian=other), linear)
 
 
+def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
+    weights = torch.rand(96, generator=torch.Generator().manual_seed(3)).pow(4)
+
+    def weighted_error(module: nn.Module) -> float:
+        lost = backend.dequantize(module) - linear.weight.detach()
+        return float(weights @ ((lost @ hessian) * lost).sum(1))
+
+    plain = backend.quantize(linear, 2, hessian=hessian)
+    weighted = backend.quantize(linear, 2, hessian=hessian, output_weights=weights)
+    assert weighted_error(weighted) < 0.85 * weighted_error(plain)
+    for alike in (torch.full((96,), 3.0), torch.zeros(96)):
+        other = backend.quantize(linear, 2, hessian=hessian, output_weights=alike)
+        assert same_tensors(backend.to_tensors(other), backend.to_tensors(plain))
+
+
 def test_threads_and_the_levels_beside_it_do_not_change_a_code():
     (linear, hessian), backend = case(), make_backend({"name": "trellis-halves", "L": 10})
     levels = (1, "trellis-2.5", 4)
@@ -161,6 +177,9 @@ def test_what_cannot_be_stored_is_refused():
         backend.quantize(linear, 2)
     with pytest.raises(ValueError, match="positive definite"):
         backend.quantize(linear, 2, hessian=torch.zeros(192, 192))
+    for wrong, message in ((torch.ones(95), r"output_weights must be \(96,\)"), (-torch.ones(96), "not below zero")):
+        with pytest.raises(ValueError, match=message):
+            backend.quantize(linear, 2, hessian=hessian, output_weights=wrong)
     with torch.no_grad():
         linear.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match="above 65504"):

@@ -34,11 +34,11 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.backend, name)
 
-    def quantize_levels(self, linear, levels, *, hessian=None):
+    def quantize_levels(self, linear, levels, **calibration):
         self.count += 1
         self.levels.append(tuple(levels))
-        self.hessians.append(hessian)
-        return self.backend.quantize_levels(linear, levels, hessian=hessian)
+        self.hessians.append(calibration["hessian"])
+        return self.backend.quantize_levels(linear, levels, **calibration)
 
 
 @pytest.fixture
@@ -223,10 +223,10 @@ def test_processes_that_need_a_bank_at_once_deal_its_layers_and_make_what_one_ma
     class Together(Counting):
         """Waits at its first linear until the other is at one as well."""
 
-        def quantize_levels(self, linear, levels, *, hessian=None):
+        def quantize_levels(self, linear, levels, **calibration):
             if not self.count:
                 both.wait(30)
-            return super().quantize_levels(linear, levels, hessian=hessian)
+            return super().quantize_levels(linear, levels, **calibration)
 
     backends = [Together(make_backend("reference-gptq")) for _ in range(2)]
     copies = [copy.deepcopy(model) for _ in backends]
