@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=[*SHARES])
     parser.add_argument("--model", help="of the search: a folder; default: SmolLM2 from its package")
     parser.add_argument("--backend", default="reference", help="of the large model")
-    parser.add_argument("--weight-cache", default="0", help="of the large model")
+    parser.add_argument("--dequantized-cache", default="0", help="of the large model")
     parser.add_argument(
         "--folder", type=Path, help="of models, quantized weights and tuned plans; default: a temporary"
     )

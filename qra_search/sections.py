@@ -31,16 +31,16 @@ class ModelConfig(Section):
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="in which evaluations compute; auto: the faster one on this machine, or, if weights do not fit in "
-        "weight_cache, as stored, for less memory",
+        "dequantized_cache, as stored, for less memory",
     )
-    weight_cache: str = Field(
+    dequantized_cache: str = Field(
         "auto",
         description="memory for dequantized weights that are kept ready (2GiB, 0); auto: by what is free; if those of "
         "all linears do not fit, each is dequantized when it is used",
     )
     trust_remote_code: bool = False
 
-    @field_validator("weight_cache", mode="before")
+    @field_validator("dequantized_cache", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
         if str(value) not in ("auto", "0"):
@@ -196,7 +196,7 @@ class FinetuneConfig(Section):
     """The full fine-tuning of the chosen plan, and the comparison on test rows."""
 
     steps: int = Field(100, ge=1, description="optimizer steps")
-    epochs: float | None = Field(None, gt=0, description="passes over the rows to tune on; wins over steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the train split; wins over steps")
     evaluate_every: int = Field(
         0,
         ge=0,

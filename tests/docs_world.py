@@ -86,7 +86,7 @@ def build_world(folder: Path) -> None:
     from qra_eval.models.load import load_model
     from qra_eval.tasks import make_task
 
-    examples = make_task("arithmetic", seed=1).split("calibration")[:400]
+    examples = make_task("arithmetic", seed=1).split("train")[:400]
     rows = "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in examples)
     (folder / "train.jsonl").write_text(rows)
     loaded = load_model("tiny")

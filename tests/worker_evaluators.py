@@ -38,7 +38,7 @@ class Misbehaving(AdditiveEvaluator):
         return 2.5
 
     def row_counts(self) -> dict[str, RowCount]:
-        return {"calibration": RowCount(9, 5, cut=2, longest=300)}
+        return {"train": RowCount(9, 5, cut=2, longest=300)}
 
     def note(self, what: str) -> None:
         if self.notes:

@@ -68,7 +68,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     bench, told = evaluator.tuner, []
     evaluator.tune(evaluator.space.uniform(4, 8), steps=2, figures=lambda step, figures: told.append(figures["loss"]))
-    ours = {as_key(row): row for split in ("calibration", "validation", "test") for row in bench.rows(split, 10**6)}
+    ours = {as_key(row): row for split in ("train", "validation", "test") for row in bench.rows(split, 10**6)}
     batch = [tuple(ids.tolist()) for ids in bench.final_batches(2, 0)[0].input_ids]
     trainer = sft(model, chats, folder)
     theirs = [trainer.data_collator([row]) for row in trainer.train_dataset]
@@ -84,7 +84,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     plain = make_task(str(data))
     own = load_model(options.model).tokenizer
     turn_by_turn = {
-        as_key(r) for s in ("calibration", "validation", "test") for r in plain.encode(plain.split(s), own, LENGTH)
+        as_key(r) for s in ("train", "validation", "test") for r in plain.encode(plain.split(s), own, LENGTH)
     }
     return {
         "commit": commit(), "trl": trl.__version__, "model": options.model, "rows": len(flat),

@@ -78,7 +78,7 @@ def make(
     bits: tuple[int, ...] = (2, 3, 4, 8),
     ranks: tuple[int, ...] = (4, 8, 16, 32),
     embeddings: Any = 16,
-    weight_cache: str = "0",
+    dequantized_cache: str = "0",
     weights: bool = True,
 ) -> QuantizedLoRAEvaluator:
     """An evaluator on made-up rows, its quantized weights in the folder of the benchmark.
@@ -94,6 +94,6 @@ def make(
         space=SpaceConfig(bits=bits, ranks=ranks),
         **sections,
         device=options.device,
-        weight_cache=weight_cache,
+        dequantized_cache=dequantized_cache,
         weights=weights,
     )

@@ -33,7 +33,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model = random_model(options, "8B")
     if "write" not in done:
         yield {"phase": "write", **found}
-    given: dict[str, Any] = {"weight_cache": options.weight_cache}
+    given: dict[str, Any] = {"dequantized_cache": options.dequantized_cache}
     estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
     folder = options.folder / "tuned-large"
 
@@ -84,7 +84,7 @@ def phase(
     device, host = foretold[name]["device"], foretold[name]["host"]
     on_device = found["reserved"] is not None
     ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
-    row = {"phase": name, "backend": options.backend, "weight_cache": options.weight_cache, **found}
+    row = {"phase": name, "backend": options.backend, "dequantized_cache": options.dequantized_cache, **found}
     return row | {"foretold_device": device, "foretold_host": host, "ratio": ratio, **facts}
 
 

@@ -31,7 +31,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         sections["training"]["batch_size"] = 4
         sections |= {"evaluation": {"steps": 2, "validation_rows": 4}, "finetune": {"steps": 2, "test_rows": 4}}
     with measured(options.device) as found:
-        evaluator = make(options, model, BACKEND, sections, embeddings=EMBEDDINGS, weight_cache="auto")
+        evaluator = make(options, model, BACKEND, sections, embeddings=EMBEDDINGS, dequantized_cache="auto")
     head = {"model": Path(model).name, "backend": BACKEND}
     yield {**head, "phase": "load", **found}
     with measured(options.device) as found:

@@ -32,7 +32,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     sections = {"training": training, "evaluation": {"steps": steps, "validation_rows": 4}}
     model, roof = random_model(options, "1B"), 0.0
     for backend, bits, cache in CASES:
-        evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), weight_cache=cache)
+        evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), dequantized_cache=cache)
         if not roof:
             tokens = max(b.input_ids.numel() for b in evaluator.tuner.batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
@@ -44,10 +44,10 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             trained = evaluator.tuner.train(steps, 0)
         speed = trained.tokens / found["seconds"]
         yield {
-            "what": f"qra {backend} {bits} bits, weight cache {cache}", "tokens_per_second": speed,
+            "what": f"qra {backend} {bits} bits, dequantized cache {cache}", "tokens_per_second": speed,
             "of_roof": speed / roof, "kept_dequantized": evaluator.quantized.materialised, **found,
         }  # fmt: skip
-        data = evaluator.rows("calibration", steps * training.batch_size)
+        data = evaluator.rows("train", steps * training.batch_size)
         del evaluator
     if options.pretended:  # which libraries of others do not take for a card
         return

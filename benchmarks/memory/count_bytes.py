@@ -15,7 +15,7 @@ from qra_backends import make_backend
 
 from benchmarks.common import append
 from qra_eval import load
-from qra_eval.quantized.weight_cache import tensor_bytes
+from qra_eval.quantized.bank import tensor_bytes
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def build(
         training={"batch_size": rows, "gradient_checkpointing": options.checkpointing},
         evaluation={"steps": STEPS},
         dtype=options.dtype,
-        weight_cache=0,
+        dequantized_cache=0,
     )
 
 

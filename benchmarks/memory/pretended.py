@@ -66,8 +66,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         for again in (False, True)
     },
     "model kept": changed(REFERENCE, keeps=True),
-    "weights kept": changed(REFERENCE, weight_cache="auto"),
-    "weights kept, scales": changed(REFERENCE, weight_cache="auto", training={"scales": True}),
+    "weights kept": changed(REFERENCE, dequantized_cache="auto"),
+    "weights kept, scales": changed(REFERENCE, dequantized_cache="auto", training={"scales": True}),
     "scales": changed(REFERENCE, training={"scales": True}),
     "dropout": changed(REFERENCE, training={"dropout": 0.1}),
     "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}),
@@ -111,7 +111,7 @@ def phases(
         AssertionError: the same evaluation gave two losses.
     """
     given = changed(
-        {"task": {"name": "jsonl", "data": rows}, "weight_cache": 0}, training=dict(training),
+        {"task": {"name": "jsonl", "data": rows}, "dequantized_cache": 0}, training=dict(training),
         space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
     )  # fmt: skip

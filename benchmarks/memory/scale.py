@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, help="layers; quantizes with the first backend, and no more")
     parser.add_argument("--backends", nargs="+", default=["mixed-calibrated", "reference"])
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=[*PHASES])
-    parser.add_argument("--weight-cache", default="0")
+    parser.add_argument("--dequantized-cache", default="0")
     parser.add_argument("--compute", default="auto")
     parser.add_argument("--data", help="of GSM8K, for a model's file")
     parser.add_argument("--bank", type=Path, help="of a model's file")
@@ -118,7 +118,7 @@ def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> d
     command = [sys.executable, "-m", "benchmarks.memory.scale", "--phase", phase, "--sizes", size]
     command += ["--data", options.data, "--bank", str(options.bank)] if options.data else []
     command += ["--backends", backend, "--folder", str(options.folder)]
-    command += ["--weight-cache", options.weight_cache, "--compute", options.compute]
+    command += ["--dequantized-cache", options.dequantized_cache, "--compute", options.compute]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{size} {backend} {phase} failed:\n{done.stderr}")
@@ -155,7 +155,7 @@ def evaluator_of(
     bank = str(made_by("quantize", options, size, backend))
     return QuantizedLoRAEvaluator(
         model, task, quantization=QuantizationConfig(backend=backend, embeddings=tables, cache=bank), space=space,
-        **sections, device="cpu", compute=options.compute, weight_cache=options.weight_cache, weights=weights,
+        **sections, device="cpu", compute=options.compute, dequantized_cache=options.dequantized_cache, weights=weights,
         progress=progress,
     )  # fmt: skip
 
@@ -257,8 +257,9 @@ def made_by(phase: str, options: argparse.Namespace, size: str, backend: str) ->
 
 def key(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     malloc = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
-    made = {"commit": commit(), "size": Path(size).name, "backend": backend, "weight_cache": options.weight_cache}
-    return made | {"compute_asked": options.compute, "malloc": malloc}
+    made = {"commit": commit(), "size": Path(size).name, "backend": backend}
+    made |= {"dequantized_cache": options.dequantized_cache, "compute_asked": options.compute}
+    return made | {"malloc": malloc}
 
 
 def recorded(options: argparse.Namespace, size: str, backend: str) -> dict[str, dict[str, Any]]:

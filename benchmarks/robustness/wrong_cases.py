@@ -42,7 +42,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --device cuda", "use --device cpu"),
     (f"plan {TINY} --device gpu", "auto, cpu, cuda or cuda:1 is needed"),
     (f"plan {TINY} --set model.dtype=int8", "model.dtype is 'int8'"),
-    (f"plan {TINY} --set model.weight_cache=lots", "model.weight_cache is 'lots'"),
+    (f"plan {TINY} --set model.dequantized_cache=lots", "model.dequantized_cache is 'lots'"),
     # tasks and data
     ("plan --model tiny --memory 75% --out new", "say with --task what to tune for"),
     (f"plan {TINY} --task arithmatic", "did you mean arithmetic"),

@@ -143,7 +143,7 @@ def time_stored(options: argparse.Namespace) -> dict[str, Any]:
         backends = {"trellis": ("mixed-calibrated", (2, 4)), "nf4": ("bitsandbytes-nf4", (4,))}
         made = {
             f"{name} {bits}-bit": (
-                build(options, None, backend=backend, weight_cache=room, space={"bits": widths}),
+                build(options, None, backend=backend, dequantized_cache=room, space={"bits": widths}),
                 bits,
             )
             for name, (backend, widths) in backends.items()
@@ -168,7 +168,7 @@ def time_stored(options: argparse.Namespace) -> dict[str, Any]:
 def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespace) -> dict:
     """Tokens a second of training: ours, Trainer + PEFT, and the bare products of the same shapes; in turn."""
     plan = evaluator.space.uniform(BITS, RANK)
-    examples = evaluator.rows("calibration", options.steps * 8)
+    examples = evaluator.rows("train", options.steps * 8)
     batches = schedule(examples, options.steps, 8, 0)
     theirs = peft_trainer(evaluator, examples, options.steps)
     compute = str(evaluator.quantized.compute).removeprefix("torch.")

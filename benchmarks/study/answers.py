@@ -3,7 +3,7 @@
     python -m benchmarks.study.answers --model-file FILE --name gemma-270m --data DIR --minutes 30
     python -m benchmarks.study.answers --name gemma-270m --table
 
-Each row is a line of `answers.jsonl`. All rows see the same rows to tune on, in the same batches, for as many steps at
+Each row is a line of `answers.jsonl`. All rows see the same rows to train on, in the same batches, for as many steps at
 the same rates, and the same test rows. QLoRA is transformers, bitsandbytes and PEFT themselves (`qlora.py`); plans of
 ours have shares of its bytes. What is called 16 bits is the model's file, which its makers rounded to 4 bits,
 dequantized. Each row is measured in a process of its own, so that its peak of memory is its own; seconds are those of
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
     parser.add_argument("--name", choices=SETTINGS, required=True)
     parser.add_argument("--llama-server", help="the program, for the row of llama.cpp")
-    parser.add_argument("--weight-cache", default="auto", help="bytes for dequantized weights, kept if all fit")
+    parser.add_argument("--dequantized-cache", default="auto", help="bytes for dequantized weights, kept if all fit")
     options = parser.parse_args()
     path = options.out / FILE
     if options.table:

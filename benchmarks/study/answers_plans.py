@@ -40,7 +40,7 @@ def evaluator(
     return protocol.evaluator(
         setting.task, options.data, backend=backend, bits=bits, ranks=ranks, embeddings=tables,
         model=options.model_file, cache=options.cache, options=setting.options, finetune=setting.finetune,
-        training=setting.training, evaluation=setting.evaluation, weight_cache=options.weight_cache,
+        training=setting.training, evaluation=setting.evaluation, dequantized_cache=options.dequantized_cache,
         compute=setting.compute,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@
 Each tuning is a line of `budgets.jsonl`. Plans are the exact optimum of the measured sensitivities within so many MiB,
 embeddings among the groups, and within the bytes of a uniform plan: what choosing by layer brings, all else alike.
 Beside them are uniform plans, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8.
-Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there (`budgets_table.py`),
+Every seed draws its own rows to train on, the same for all plans. `--table` prints what is there (`budgets_table.py`),
 also of the round in groups of 64, with the plans that searches found (its scripts are at 1d624b8e).
 """
 

@@ -46,7 +46,7 @@ def autoround(data: str, work: Path) -> Plans:
     from auto_round import AutoRound, AutoScheme
     from auto_round.schemes import QuantizationScheme
 
-    examples = make_task("gsm8k", data=data, seed=0).split("calibration")[: 4 * SCORED_ROWS]
+    examples = make_task("gsm8k", data=data, seed=0).split("train")[: 4 * SCORED_ROWS]
     work.mkdir(parents=True, exist_ok=True)
     rows = work / "rows.json"
     write_json(rows, [{"text": example.prompt + example.answer} for example in examples])
@@ -85,7 +85,7 @@ def modelopt(data: str, work: Path) -> Plans:
         loaded = load_model(protocol.MODEL, dtype=torch.float32)
         names = linears(loaded.model)
         seen = Rows(make_task("gsm8k", data=data, seed=0), "gsm8k", loaded.tokenizer, protocol.TRAINING.max_length)
-        batches = passed_together(seen("calibration", SCORED_ROWS))
+        batches = passed_together(seen("train", SCORED_ROWS))
         layers = {"module_name_patterns": list(names), "quantization_formats": formats, "allow_no_quant": False}
         model, _ = mtq.auto_quantize(
             loaded.model,

@@ -71,7 +71,7 @@ def evaluator(
     model: str | None = None,
     cache: str | None = None,
     options: dict[str, Any] | None = None,
-    weight_cache: str = "auto",
+    dequantized_cache: str = "auto",
     compute: str = COMPUTE,
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
@@ -82,7 +82,7 @@ def evaluator(
         quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         compute=compute,
-        weight_cache=weight_cache,
+        dequantized_cache=dequantized_cache,
         **settings(task, **changes),
     )
 

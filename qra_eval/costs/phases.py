@@ -131,7 +131,7 @@ class _Run(Sizes):
 
         What is dequantized may be kept: linears in the first half, tables from the second on.
         """
-        rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
+        rows = self.tuner.rows("train", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = largest_of(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)

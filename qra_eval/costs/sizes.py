@@ -11,7 +11,7 @@ from qra_eval.costs.decoding import decoding_bytes
 from qra_eval.costs.sketch import Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
-from qra_eval.quantized.weight_cache import tensor_bytes
+from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName

@@ -52,7 +52,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(tuner)
     if not cached and model.backend.calibrated:
-        setup += pace * sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+        setup += pace * sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
     phases = foretell(tuner, budget)
     return {
         "setup_seconds": setup,
@@ -71,7 +71,7 @@ def _evaluation_passes(tuner: FineTuner) -> float:
     most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
     if not most:
         return tokens
-    rows = tuner.rows("calibration", tuner.trained_rows)
+    rows = tuner.rows("train", tuner.trained_rows)
     scales = ROW_SCALES if most <= 1 and model.materialised else SCALES
     return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
 
@@ -186,7 +186,7 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
 def sensitivities_tokens(tuner: FineTuner) -> float:
     """Tokens that measuring them takes, in units of one forward pass: one backward pass, one product a width, and
     the probes, each of which runs the layers above one group: half of them on average."""
-    rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
+    rows = tuner.rows("train", SENSITIVITIES_ROWS)
     tokens, model = sum(map(len, rows)), tuner.quantized
     probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
@@ -196,5 +196,5 @@ def sensitivities_charge(tuner: FineTuner) -> float:
     """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
     tokens = sensitivities_tokens(tuner)
     if tuner.quantized.backend.calibrated:
-        tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+        tokens += sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
     return tokens / tuner.evaluation_tokens()

@@ -23,7 +23,7 @@ PRIORS = ("measured", "flat", "shuffled", "none")
 PRIOR_ERROR = 0.35
 """Log-error of every entry of measured sensitivities."""
 PRIOR_COST = 1.5
-"""Full evaluations that measured (or shuffled) sensitivities are charged: one backward pass over the calibration rows
+"""Full evaluations that measured (or shuffled) sensitivities are charged: one backward pass over 16 train rows
 and some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
 LOW_FIDELITY = 0.25
 

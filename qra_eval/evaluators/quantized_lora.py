@@ -97,8 +97,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         evaluation, finetune: what counts in an evaluation alone, and in a full tuning.
         dtype: in which what is not quantized is stored; bytes are counted in it.
         compute: in which evaluations compute; `auto`: the faster one, or as stored if weights do not fit in the cache.
-        weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`:
-            by what is free. They are kept if all linears of a plan fit.
+        dequantized_cache: bytes of dequantized weights to keep (a number, or a text such as `2GiB`); `auto`: by what is
+            free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
         metric: what an evaluation's loss is: `loss`, that of the wanted answers, or `task`, the task's own measure,
@@ -135,14 +135,14 @@ class QuantizedLoRAEvaluator(Evaluator):
         memory_kind: str = "resident",
         metric: str = "loss",
         seed: int = 0,
-        weight_cache: int | str = "auto",
+        dequantized_cache: int | str = "auto",
         progress: Progress | None = None,
         weights: bool = True,
     ):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
-        of_model = {"device": device, "dtype": dtype, "compute": compute, "weight_cache": weight_cache}
+        of_model = {"device": device, "dtype": dtype, "compute": compute, "dequantized_cache": dequantized_cache}
         section(ModelConfig, "model", of_model)
         of_search = {"memory_kind": memory_kind, "metric": metric, "seed": seed}
         section(SearchConfig, "search", of_search)
@@ -162,7 +162,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, quantization, space, self.rows, training, device=place, devices=devices, compute=compute,
-            weight_cache=0 if memory_kind == "peak" else weight_cache, progress=progress,
+            dequantized_cache=0 if memory_kind == "peak" else dequantized_cache, progress=progress,
         )  # fmt: skip
         self.tuner = FineTuner(
             self.quantized,
@@ -280,7 +280,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         return example.prompt + example.answer
 
     def rendered(self) -> list[tuple[str, bool]] | None:
-        """The first row that is tuned on, in the tokenizer's template if it has one; None without a tokenizer."""
+        """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
         return rendered_example(self.task, self.rows.tokenizer, self.rows.max_length)
@@ -326,7 +326,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     def tuning_data(self) -> str:
         tuner = self.tuner
         return text_hash(
-            self.task, calibration=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
+            self.task, train=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
         )
 
     def follow(self) -> NoReturn:

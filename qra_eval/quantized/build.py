@@ -18,11 +18,11 @@ from qra_backends.base import Level
 from torch import Tensor, nn
 
 from qra_eval.models.device import give_back_freed_memory
+from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.quantized.pieces import await_others, claimed
 from qra_eval.quantized.threads import sharing, side_by_side, workers
-from qra_eval.quantized.weight_cache import QuantizedWeightCache, storable
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
 from qra_search.space.levels import LevelName
@@ -34,7 +34,7 @@ FEW_TOKENS = 256
 
 
 def build(
-    bank: QuantizedWeightCache,
+    bank: Bank,
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None = None,
@@ -64,7 +64,7 @@ def build(
 
 
 def _build(
-    bank: QuantizedWeightCache,
+    bank: Bank,
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None,
@@ -115,7 +115,7 @@ def _build(
 
 
 def _quantize(
-    bank: QuantizedWeightCache,
+    bank: Bank,
     blocks: Blocks,
     layer: int,
     levels: Sequence[LevelName],

@@ -14,10 +14,10 @@ from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
 from qra_eval.models.split import connect, spread
+from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.space import model_space, table_levels
-from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -45,7 +45,7 @@ class QuantizedModel:
     Plans are put in place by a `PlanSwitcher`. The unquantized weights stay where the checkpoint is mapped, on the
     host, and visit the device a layer at a time (`blocks`).
 
-    If `weight_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
+    If `dequantized_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
     the model is stored in: the weights are the same numbers, only sums are rounded otherwise.
 
@@ -54,11 +54,11 @@ class QuantizedModel:
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
         backend: that of `quantization`.
-        rows: of the task; the first of its calibration split calibrate backends that ask for it.
+        rows: of the task; the first of its train split calibrate backends that ask for it.
         settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
-        weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
+        dequantized_cache: bytes for dequantized weights; see `dequantized_cache_bytes`.
 
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
@@ -83,7 +83,7 @@ class QuantizedModel:
         device: torch.device,
         devices: Sequence[torch.device] = (),
         compute: str = "auto",
-        weight_cache: int | str = "auto",
+        dequantized_cache: int | str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
     ):
         self.loaded, self.device, self.progress = loaded, device, progress
@@ -102,14 +102,15 @@ class QuantizedModel:
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.compute = compute, self._compute(compute)
         layers = spread(self.model, devices or [device])
-        room = weight_cache_bytes(weight_cache, device) * len(set(layers) if weight_cache == "auto" else [device])
+        auto = dequantized_cache == "auto"
+        room = dequantized_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.materialised = kept <= room
         self.room = room if self.materialised else 0
-        if not self.materialised and weight_cache == "auto" and device.type == "cpu" and 2 * kept <= free_bytes(device):
+        if not self.materialised and auto and device.type == "cpu" and 2 * kept <= free_bytes(device):
             log.warning(
                 "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
-                "which may take twice as long; --set model.weight_cache=%dMiB keeps them",
+                "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
                 format_bytes(kept), -(-kept >> 20),
             )  # fmt: skip
         self.blocks = Blocks(self.model, device, self.compute, layers)
@@ -133,7 +134,7 @@ class QuantizedModel:
         )
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
-        self._bank = QuantizedWeightCache(
+        self._bank = Bank(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration if backend.calibrated else "",
@@ -143,7 +144,7 @@ class QuantizedModel:
         self._whole = False
 
     @property
-    def bank(self) -> QuantizedWeightCache:
+    def bank(self) -> Bank:
         """Every linear at every level; quantized, or read from the cache, at the first call.
 
         Calibration rows may pass through the model then, so it has to be as it was loaded.
@@ -185,11 +186,11 @@ class QuantizedModel:
     @property
     def _calibration(self) -> str:
         """Of the rows that calibrate, and of the dtype that they pass in."""
-        return f"{self.rows.hash(calibration=CALIBRATION_ROWS)}-{self.blocks.compute}"
+        return f"{self.rows.hash(train=CALIBRATION_ROWS)}-{self.blocks.compute}"
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
-        return passed_together(self.rows("calibration", CALIBRATION_ROWS))
+        return passed_together(self.rows("train", CALIBRATION_ROWS))
 
     @property
     def _undecoded(self) -> torch.dtype:
@@ -243,7 +244,7 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def weight_cache_bytes(given: int | str, device: torch.device) -> int:
+def dequantized_cache_bytes(given: int | str, device: torch.device) -> int:
     """Bytes for dequantized weights on a device: as given (`2GiB`, 0), or of what is free now (`auto`)."""
     if given != "auto":
         return 0 if str(given) == "0" else parse_bytes(given)

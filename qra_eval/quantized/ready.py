@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qra_eval.models.embeddings import TableEmbedding, TableHead
-from qra_eval.quantized.model import weight_cache_bytes
+from qra_eval.quantized.model import dequantized_cache_bytes
 
 
 def generate_ready(model: Any, backend: Backend, names: Collection[str]) -> None:
@@ -42,7 +42,7 @@ def kept_ready(model: Any, backend: Backend, names: Collection[str]) -> Iterator
     count = sum(linear.out_features * linear.in_features for linear in linears) + sum(
         table.shape[0] * table.shape[1] for table in taken
     )
-    if count * dtype.itemsize > weight_cache_bytes("auto", model.device):
+    if count * dtype.itemsize > dequantized_cache_bytes("auto", model.device):
         yield
         return
     try:

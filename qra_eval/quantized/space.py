@@ -10,7 +10,7 @@ from qra_backends.base import Backend
 from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
-from qra_eval.quantized.weight_cache import storable
+from qra_eval.quantized.bank import storable
 from qra_search.config import SpaceConfig
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.quantized.pieces import Pieces
-from qra_eval.quantized.weight_cache import bank_folder
 from qra_eval.sensitivities.measure import measure_sensitivities
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
 from qra_eval.tasks.encoding import Encoded
@@ -74,20 +74,20 @@ def sensitivities_file(tuner: FineTuner) -> Path:
     model = tuner.quantized
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
-    identity += [tuner.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
-    identity += [tuner.rows.hash(calibration=SENSITIVITIES_ROWS), tuner.evaluation_tokens(), str(model.compute)]
+    identity += [tuner.rows.hash(train=CALIBRATION_ROWS)] if model.backend.calibrated else []
+    identity += [tuner.rows.hash(train=SENSITIVITIES_ROWS), tuner.evaluation_tokens(), str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
 def measured(tuner: FineTuner, pieces: Pieces) -> tuple[Sensitivities, dict[str, Any]]:
-    """The sensitivities, measured on the first calibration rows; see `qra_eval.sensitivities.measure`.
+    """The sensitivities, measured on the first train rows; see `qra_eval.sensitivities.measure`.
 
     Args:
         pieces: of which those are made that no other process has made or is at.
     """
     model = tuner.quantized
-    rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
+    rows = tuner.rows("train", SENSITIVITIES_ROWS)
     with model.blocks.kept():  # for both: what fits the device is sent there once
         tuner.switcher.prepare()  # quantizing is no part of the sensitivities' time
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def measured(tuner: FineTuner, pieces: Pieces) -> tuple[Sensitivities, dict[str,
         sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows), pieces)
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
-        tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+        tokens += sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
     cost = tokens / tuner.evaluation_tokens()
     seconds = time.perf_counter() - start
     return replace(sensitivities, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}

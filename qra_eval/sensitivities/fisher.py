@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qra_eval.quantized.bank import storable
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.pieces import Pieces
-from qra_eval.quantized.weight_cache import storable
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName

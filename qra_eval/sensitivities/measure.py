@@ -53,7 +53,7 @@ ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 def measure_sensitivities(
     tuner: FineTuner, batches: Sequence[Batch], probe: Batch, pieces: Pieces
 ) -> tuple[Sensitivities, dict[str, Any]]:
-    """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
+    """Damage and gain of every group, on batches of train rows, by the unquantized model in place without adapters.
 
     Args:
         probe: the batch on which groups are degraded for real.

@@ -13,17 +13,17 @@ from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_search.errors import BadInput, shortened
 
-SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
+SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
-TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "calibration": 0.85}
+TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
 """Parts of a data set's training split."""
 
 
 class Task(ABC):
-    """Examples for calibration (training), validation (the search's loss) and test (never seen by the search).
+    """Examples to train on, for validation (the search's loss) and for test (never seen by the search).
 
     A split is a fixed sequence: its first n examples are the same whatever n is, so that a cheap evaluation sees a
-    prefix of what a full one sees. Calibration and validation come from a data set's training split, test from its
+    prefix of what a full one sees. Train and validation come from a data set's training split, test from its
     test split.
 
     Args:
@@ -134,15 +134,15 @@ def _checked(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[S
 
 
 def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:
-    """One row that is tuned on, as the model sees it: its text in pieces, and whether each is learnt.
+    """One row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
 
     Args:
-        seed: row `seed` of the calibration split, counted around.
+        seed: row `seed` of the train split, counted around.
 
     Raises:
         BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
     """
-    examples = task.split("calibration")
+    examples = task.split("train")
     row = task.encode([examples[seed % len(examples)]], tokenizer, max_length)[0]
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
     pieces, done = [], ""
@@ -155,7 +155,7 @@ def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0)
 
 
 def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:
-    """All three splits from those given, `calibration` among them: what is missing is split off that one.
+    """All three splits from those given, `train` among them: what is missing is split off that one.
 
     Rows that are also in a given test (or validation) split are left out of the others.
     """
@@ -167,7 +167,7 @@ def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[S
             taken += held[name]
     missing = {name: share for name, share in SHARES.items() if name not in held}
     shares = {name: share / sum(missing.values()) for name, share in missing.items()}
-    return {**held, **partition(without(given["calibration"], taken), shares, seed)}
+    return {**held, **partition(without(given["train"], taken), shares, seed)}
 
 
 def partition(

@@ -30,7 +30,7 @@ class JSONLTask(Task):
             also a `Dataset`, a list of dictionaries, or a `DatasetDict`.
         columns: columns by the fields that they are read as, such as `{prompt: question, answer: reply}`.
         subset: of a data set on the hub that has several.
-        splits: names of a data set's splits, such as `{calibration: train_sft, test: test_sft}`.
+        splits: names of a data set's splits, such as `{train: train_sft, test: test_sft}`.
         chat: put rows through the tokenizer's chat template: all (True), none (False), or None: conversations, if the
             tokenizer has a template.
     """

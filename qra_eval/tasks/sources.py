@@ -24,7 +24,7 @@ from qra_search.files import not_utf8
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
 STEMS: Mapping[SplitName, Sequence[str]] = {
-    "calibration": ("train", "calibration"),
+    "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test",),
 }
@@ -56,33 +56,33 @@ def split_rows(
 
     Args:
         data: a file, a folder with a file for each split, a data set's name on the hub, a `Dataset` or a list of
-            dictionaries (which have one split, `calibration`), or a `DatasetDict` or another mapping of these.
+            dictionaries (which have one split, `train`), or a `DatasetDict` or another mapping of these.
         subset: of a data set on the hub that has several ("config" in `datasets`).
-        splits: the data's name of a split of ours, such as `{"calibration": "train_sft"}`; default: the usual names.
+        splits: the data's name of a split of ours, such as `{"train": "train_sft"}`; default: the usual names.
 
     Raises:
-        BadInput: it cannot be read, downloaded, or has no split to tune on; one line.
+        BadInput: it cannot be read, downloaded, or has no split to train on; one line.
     """
     if isinstance(data, Mapping):
         return _named(data, "the data", splits)
     if not isinstance(data, str | Path):
-        return {"calibration": _dictionaries(data, "row")}
+        return {"train": _dictionaries(data, "row")}
     if is_hub_name(str(data)):
         return _named(hub_data(str(data), subset), str(data), splits)
     return {split: read_rows(path) for split, path in split_files(Path(data)).items()}
 
 
 def split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
-    """The file of each split that there is; a single file is for `calibration`, and others are split off it.
+    """The file of each split that there is; a single file is for `train`, and others are split off it.
 
     Args:
         ends: of the files' names in a folder; default: those that `read_rows` reads.
 
     Raises:
-        BadInput: no such file or folder, or a folder without a file to tune on.
+        BadInput: no such file or folder, or a folder without a file to train on.
     """
     if data.is_file():
-        return {"calibration": data}
+        return {"train": data}
     ends = ends or tuple(READERS)
     wanted = f"train{ends[0]} (or train{', train'.join(ends[1:])})"
     if not data.is_dir():
@@ -92,8 +92,8 @@ def split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
         found = [path for stem in stems for end in ends if (path := data / f"{stem}{end}").is_file()]
         if found:
             files[split] = found[0]
-    if "calibration" not in files:
-        raise BadInput(f"{data} has no file to tune on: name it {wanted}")
+    if "train" not in files:
+        raise BadInput(f"{data} has no file to train on: name it {wanted}")
     return files
 
 
@@ -203,10 +203,10 @@ def _named(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None)
         name = next((name for name in names if name in data), None)
         if name is not None:
             found[split] = _dictionaries(data[name], f"{what}, {name} row")
-    if "calibration" not in found:
+    if "train" not in found:
         raise BadInput(
-            f"{what} has no split to tune on, it has {', '.join(data) or 'none'}: name one, such as "
-            f"--set task.options.splits.calibration={next(iter(data), 'train')}"
+            f"{what} has no train split: it has {', '.join(data) or 'none'}: name the one to train on, such as "
+            f"--set task.options.splits.train={next(iter(data), 'train')}"
         )
     return found
 

@@ -83,7 +83,7 @@ class FineTuner:
             "weights": self.quantized.loaded.fingerprint,
             "dtype": str(self.quantized.dtype).removeprefix("torch."),
             "task": self.rows.name,
-            "rows": self.rows.hash(calibration=self.trained_rows, validation=self.evaluation.validation_rows),
+            "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
             **({} if self.metric == "loss" else {"metric": self.metric}),
@@ -175,7 +175,7 @@ class FineTuner:
         settings, whole = self.settings, max(steps, self.evaluation.steps)
         if steps == 0:
             return []
-        rows = self.rows("calibration", whole * settings.rows_a_step)
+        rows = self.rows("train", whole * settings.rows_a_step)
         number = settings.accumulation
         return schedule(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
@@ -186,7 +186,7 @@ class FineTuner:
         drawn order share a batch follows from that order as well (`schedule`).
         """
         settings = self.settings
-        rows = self.rows.drawn("calibration", steps * settings.rows_a_step, seed)
+        rows = self.rows.drawn("train", steps * settings.rows_a_step, seed)
         return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
 
     @property
@@ -202,8 +202,8 @@ class FineTuner:
 
     @property
     def _all_rows(self) -> int:
-        """Rows to tune on: of running text, those that its blocks are cut into."""
-        return len(self.rows("calibration", None))
+        """Rows to train on: of running text, those that its blocks are cut into."""
+        return len(self.rows("train", None))
 
     @property
     def trained_rows(self) -> int:
@@ -213,13 +213,13 @@ class FineTuner:
     def row_counts(self) -> dict[str, RowCount]:
         """Rows of each split that evaluations and the full tuning ask for together, and how many there are."""
         counts: dict[SplitName, int] = {
-            "calibration": max(self.trained_rows, self.finetune_steps * self.settings.rows_a_step),
+            "train": max(self.trained_rows, self.finetune_steps * self.settings.rows_a_step),
             "validation": self.evaluation.validation_rows,
             "test": self.finetune.test_rows,
         }
         found: dict[str, RowCount] = {}
         for split, asked in counts.items():
-            if split == "calibration" and self.finetune.epochs is not None:
+            if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, self._all_rows)  # passes over what there is ask for no more
             rows = self.rows(split, asked)
             cut = sum(row.cut > 0 for row in rows)

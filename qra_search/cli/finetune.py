@@ -30,7 +30,7 @@ def finetune(
     steps: Annotated[
         int | None, option("--steps N", "Optimizer steps; default: finetune.steps of the run.", min=1)
     ] = None,
-    epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
+    epochs: Annotated[float | None, option("--epochs N", "Passes over the train split, in place of steps.")] = None,
     seeds: Annotated[
         int,
         option(

@@ -154,7 +154,7 @@ class Evaluator(ABC):
         return math.nan
 
     def row_counts(self) -> Mapping[str, RowCount]:
-        """Rows asked for and had, by split: `calibration` (to tune on), `validation` and `test`."""
+        """Rows asked for and had, by split: `train`, `validation` and `test`."""
         return {}
 
     def cards(self) -> Sequence[Mapping[str, Any]]:

@@ -25,7 +25,6 @@ from qra_search.workflow.settings import check_task
 
 FEW = 32
 """Rows below which a loss says little of other rows."""
-ROLES = {"calibration": "to tune on", "validation": "for validation", "test": "for test"}
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
 
@@ -164,10 +163,10 @@ def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
     """Lines on the rows: how many there are, then warnings."""
     if not counts:
         return []
-    lines = [", ".join(_count_text(count, ROLES.get(name, name)) for name, count in counts.items())]
-    few = [f"{count.had} {ROLES[name]}" for name, count in counts.items() if name in ROLES and count.had < FEW]
+    lines = [", ".join(_count_text(name, count) for name, count in counts.items())]
+    few = [f"{count.had} {name}" for name, count in counts.items() if count.had < FEW]
     if few:
-        lines.append(f"warning: {' and '.join(few)}: fewer than {FEW} rows say little of others, give more data")
+        lines.append(f"warning: {' and '.join(few)} rows: fewer than {FEW} say little of others, give more data")
     cut = sum(count.cut for count in counts.values())
     if cut:
         had, longest = sum(count.had for count in counts.values()), max(count.longest for count in counts.values())
@@ -193,6 +192,6 @@ def rows_of_test(evaluator: Evaluator, config: RunConfig) -> int:
     return counts["test"].had if "test" in counts else config.finetune.test_rows
 
 
-def _count_text(count: RowCount, role: str) -> str:
+def _count_text(name: str, count: RowCount) -> str:
     asked = f" ({count.asked} asked for)" if count.had < count.asked else ""
-    return f"{count.had} {role}{asked}"
+    return f"{count.had} {name}{asked}"

@@ -175,7 +175,7 @@ class Run:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
             memory: tune the best plan within this budget instead.
             steps: of the optimizer; None: as the settings say.
-            epochs: passes over the rows to tune on, in place of steps.
+            epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
             against: uniform plans to tune as well: `all` that fit, the `best`, or `none`.
             device: another than the run's.

@@ -50,7 +50,7 @@ class TestWeightError(EvaluatorContract):
 def test_the_printed_task_splits_encodes_and_scores(tmp_path, monkeypatch):
     module = printed("add-a-task.md", "Backwards", tmp_path, monkeypatch)
     task = module.Backwards(count=200)
-    keys = [{example.key for example in task.split(name)} for name in ("calibration", "validation", "test")]
+    keys = [{example.key for example in task.split(name)} for name in ("train", "validation", "test")]
     assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     assert task.split("test") == module.Backwards(count=200).split("test")
     loaded = tiny_model(dtype=torch.float32)

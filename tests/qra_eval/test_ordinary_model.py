@@ -238,7 +238,7 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     once = len(counts)
     assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
     assert torch.equal(copy.deepcopy(model).generate(IDS, **length), kept)
-    monkeypatch.setattr(ready, "weight_cache_bytes", lambda *_: 0)  # no room: as before
+    monkeypatch.setattr(ready, "dequantized_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
     assert torch.equal(model.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())

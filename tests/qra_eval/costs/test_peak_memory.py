@@ -22,7 +22,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return QuantizedLoRAEvaluator(
             "tiny", "arithmetic", quantization={"backend": "reference", "embeddings": 16, "cache": cache},
             space={"bits": (2, 4), "ranks": ranks}, training={"batch_size": 4, "max_length": 64, **training},
-            evaluation={"steps": 3, "validation_rows": 4}, dtype="float32", memory_kind=memory_kind, weight_cache=0,
+            evaluation={"steps": 3, "validation_rows": 4}, dtype="float32", memory_kind=memory_kind,
+            dequantized_cache=0,
         )  # fmt: skip
 
     return make  # type: ignore[return-value]

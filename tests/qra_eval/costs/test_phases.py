@@ -37,7 +37,7 @@ def shape_only(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
         training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
-        finetune={"steps": 2, "test_rows": 4}, weights=False, weight_cache=0, compute=compute,
+        finetune={"steps": 2, "test_rows": 4}, weights=False, dequantized_cache=0, compute=compute,
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
 ) -> None:
     tiny_config("llama", layers=1, hidden=512, vocabulary=50_000).save_pretrained(tmp_path / "model")
     tuner = QuantizedLoRAEvaluator(
-        str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, weight_cache=0,
+        str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, dequantized_cache=0,
         quantization={"backend": "reference", "embeddings": (2,), "cache": str(tmp_path)},
         training={"batch_size": 1, "max_length": 16}, evaluation={"steps": 1, "validation_rows": 1},
         finetune={"steps": 1, "test_rows": 1},

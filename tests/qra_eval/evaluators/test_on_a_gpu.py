@@ -23,7 +23,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
 from qra_eval.quantized.adapters import trainable
-from qra_eval.quantized.weight_cache import QuantizedWeightCache
+from qra_eval.quantized.bank import Bank
 from qra_eval.sensitivities import cache
 from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import SKETCH, drawn
@@ -52,16 +52,16 @@ def on_the_card(folder, bank, *, embeddings, **options):
         quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
-        **({"device": "cuda", "weight_cache": 0} | options),
+        **({"device": "cuda", "dequantized_cache": 0} | options),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("weight_cache", [0, "auto"])
-def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch, weight_cache):
+@pytest.mark.parametrize("dequantized_cache", [0, "auto"])
+def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch, dequantized_cache):
     held = []
     with pretended_gpu() as gpu:
         monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
-        evaluator = on_the_card(folder, tmp_path, embeddings=(4,), weight_cache=weight_cache)
+        evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
         own = [table.linear.weight for table in evaluator.quantized.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
         evaluator.sensitivities()
@@ -81,13 +81,13 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
 def test_tables_that_are_not_searched_are_on_the_card_and_what_is_quantized_waits_on_the_host(
     folder, tmp_path, monkeypatch
 ):
-    write, places = QuantizedWeightCache.write, set()
+    write, places = Bank.write, set()
 
     def written(bank, layer, bits, tensors):
         places.update(place(tensor) for parts in tensors.values() for tensor in parts.values())
         write(bank, layer, bits, tensors)
 
-    monkeypatch.setattr(QuantizedWeightCache, "write", written)
+    monkeypatch.setattr(Bank, "write", written)
     with pretended_gpu():
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
         evaluator.evaluate(evaluator.space.uniform(4, 4))
@@ -155,7 +155,7 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
         # of the pass and of each probe; what is quantized; and singular values.
-        rows, bank = evaluator.rows("calibration", SENSITIVITIES_ROWS), evaluator.quantized.bank
+        rows, bank = evaluator.rows("train", SENSITIVITIES_ROWS), evaluator.quantized.bank
         batches, width = passed_together(rows), evaluator.tuner.model.config.hidden_size
         hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
         probes = 4 * width * probe_batch(rows).input_ids.numel() * (2 + len(probed(evaluator.space)))
@@ -168,7 +168,7 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
     given = {
-        "model": {"name": str(folder), "device": "cuda", "weight_cache": "0"}, "task": {"name": "arithmetic"},
+        "model": {"name": str(folder), "device": "cuda", "dequantized_cache": "0"}, "task": {"name": "arithmetic"},
         "space": {"bits": (4,), "ranks": (4,)}, "training": {"batch_size": 64, "max_length": 64},
         "quantization": {"backend": "reference", "cache": str(tmp_path / "bank"), "embeddings": 16},
         "evaluation": {"steps": 1, "validation_rows": 2}, "finetune": {"steps": 1, "test_rows": 2},
@@ -222,7 +222,7 @@ def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
     rows = import_module(f"benchmarks.gpu_parts.{part}").rows
     options = Namespace(
         device="cuda", small=True, pretended=True, folder=tmp_path, known=[], model=None, backend="reference",
-        weight_cache="0",
+        dequantized_cache="0",
     )  # fmt: skip
     with pretended_gpu():
         assert next(iter(rows(options)))

@@ -32,10 +32,10 @@ def test_rows_asked_for_and_had_and_cut_are_counted(tmp_path):
     counts = evaluator.row_counts()
     task = evaluator.task
     assert {name: (count.asked, count.had) for name, count in counts.items()} == {
-        "calibration": (16, 16), "validation": (64, 3), "test": (5, 3),
+        "train": (16, 16), "validation": (64, 3), "test": (5, 3),
     }  # fmt: skip
     # A byte is a token: prompt, the answer with a space before it, and the end token.
-    lengths = [len(e.prompt) + len(e.answer) + 1 for e in task.split("calibration")[:16]]
-    assert counts["calibration"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths))
+    lengths = [len(e.prompt) + len(e.answer) + 1 for e in task.split("train")[:16]]
+    assert counts["train"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths))
     epochs = build(str(tmp_path / "x.jsonl"), epochs=3)
-    assert epochs.row_counts()["calibration"].asked == len(task.split("calibration")) == 24
+    assert epochs.row_counts()["train"].asked == len(task.split("train")) == 24

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
-from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.loading import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
@@ -27,7 +27,7 @@ def build(tmp_path_factory):
 
     def make(
         backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto",
-        weight_cache="auto", **options,
+        dequantized_cache="auto", **options,
     ):  # fmt: skip
         return QuantizedLoRAEvaluator(
             "tiny",
@@ -38,7 +38,7 @@ def build(tmp_path_factory):
             evaluation={"steps": 4, "validation_rows": 8},
             finetune={"steps": 6, "test_rows": 8},
             compute=compute,
-            weight_cache=weight_cache,
+            dequantized_cache=dequantized_cache,
         )
 
     return make
@@ -92,7 +92,7 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
         space=SpaceConfig(bits=(2, 4), ranks=(4,)),
         training={"batch_size": 2},
         evaluation={"steps": 1, "validation_rows": 2},
-        weight_cache=100_000,
+        dequantized_cache=100_000,
     )
     assert not large.quantized.materialised
     plan = large.space.uniform(2, 4)
@@ -116,7 +116,7 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
 
 
 def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
-    ready, made = build(compute="float32"), build(compute="float32", weight_cache=0)
+    ready, made = build(compute="float32"), build(compute="float32", dequantized_cache=0)
     assert ready.quantized.materialised and not made.quantized.materialised
     losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
     assert made.quantized.compute == torch.float32

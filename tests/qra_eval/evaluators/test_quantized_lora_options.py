@@ -18,7 +18,7 @@ from qra_search.errors import BadInput
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(backend="reference", bits=(2, 4), cache=folder, weight_cache="auto", evaluation=None, **training):
+    def make(backend="reference", bits=(2, 4), cache=folder, dequantized_cache="auto", evaluation=None, **training):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
@@ -27,7 +27,7 @@ def build(tmp_path_factory):
             training={"batch_size": 4, **training},
             evaluation={"steps": 4, "validation_rows": 8, **(evaluation or {})},
             finetune={"steps": 6, "test_rows": 8},
-            weight_cache=weight_cache,
+            dequantized_cache=dequantized_cache,
         )
 
     return make
@@ -41,7 +41,7 @@ def mixed_plan(space):
 @pytest.mark.parametrize("cache", ["auto", 0])
 def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, cache):
     frozen = build(bits=(2, 4, 16))
-    evaluator = build(bits=(2, 4, 16), scales=True, weight_cache=cache)
+    evaluator = build(bits=(2, 4, 16), scales=True, dequantized_cache=cache)
     plan = mixed_plan(evaluator.space)
     bank = evaluator.quantized.bank
     files = {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}

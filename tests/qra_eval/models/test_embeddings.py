@@ -196,7 +196,7 @@ def head_inputs(evaluator):
     model, seen = evaluator.quantized.model, []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
-        for row in evaluator.rows("calibration", 32):
+        for row in evaluator.rows("train", 32):
             model(input_ids=row.input_ids[None], use_cache=False)
     handle.remove()
     return torch.cat([x.flatten(0, -2) for x in seen]).float()

@@ -13,7 +13,7 @@ from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_eval.tasks.gsm8k import number_of
 from qra_search.errors import BadInput
 
-SMALL = {"calibration": 400, "validation": 80, "test": 80}
+SMALL = {"train": 400, "validation": 80, "test": 80}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_data_and_unknown_kinds_are_refused():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"sizes": {"train": 3}}, "sizes are of calibration, validation, test, each at least 1"),
+        ({"sizes": {"calibration": 3}}, "sizes are of train, validation, test, each at least 1"),
         ({"sizes": {"test": 0}}, "each at least 1"),
         ({"digits": []}, r"at least one, got \[\]"),
         ({"digits": [0]}, "numbers from 1 on"),
@@ -93,8 +93,8 @@ def test_problems_are_of_the_kinds_and_sizes_that_were_chosen():
 def test_more_problems_than_there_are_is_an_error_and_not_a_loop(monkeypatch):
     monkeypatch.setattr("qra_eval.tasks.arithmetic.NAMES", ("Anna", "Ben"))
     monkeypatch.setattr("qra_eval.tasks.arithmetic.THINGS", ("apples",))
-    with pytest.raises(BadInput, match="only .* of 1000000 different calibration problems exist"):
-        ArithmeticTask(sizes={"calibration": 1_000_000}, kinds=["share"], digits=[1]).split("test")
+    with pytest.raises(BadInput, match="only .* of 1000000 different train problems exist"):
+        ArithmeticTask(sizes={"train": 1_000_000}, kinds=["share"], digits=[1]).split("test")
 
 
 @pytest.mark.parametrize(

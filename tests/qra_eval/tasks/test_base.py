@@ -10,7 +10,7 @@ from qra_eval.tasks import SPLITS, Example, Task, make_task
 from qra_eval.tasks.base import partition
 from qra_search.errors import BadInput
 
-SHARES = {"test": 0.2, "validation": 0.1, "calibration": 0.7}
+SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
 
 
 def examples(numbers):
@@ -41,8 +41,8 @@ def test_distinct_items_are_shared_out_as_asked_whatever_their_order(numbers):
 
 
 def test_an_unknown_split_names_the_known_ones():
-    with pytest.raises(BadInput, match="calibration, validation, test"):
-        make_task("arithmetic").split("train")
+    with pytest.raises(BadInput, match="train, validation, test"):
+        make_task("arithmetic").split("calibration")
 
 
 NAMED = (
@@ -68,7 +68,7 @@ def test_every_task_is_found_by_its_name(name):
         ("rows:0123", {}, "was given in Python, and is none of this process: give task= again, or a file of rows"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),
         ([{"prompt": "a"}, "b"], {}, "row 2 is 'b': an object with fields is needed"),
-        ({"dev": []}, {}, "the data has no split to tune on, it has dev"),
+        ({"dev": []}, {}, "the data has no train split: it has dev"),
     ],
 )
 def test_a_task_that_cannot_be_made_is_one_line(task, options, why):
@@ -82,8 +82,8 @@ def test_the_splits_of_real_data_never_overlap(name, data_folder):
     task = make_task(name, data=data_folder)
     keys = {split: {example.key for example in task.split(split)} for split in SPLITS}
     assert all(keys.values())
-    assert not keys["calibration"] & keys["validation"]
-    assert not (keys["calibration"] | keys["validation"]) & keys["test"]
+    assert not keys["train"] & keys["validation"]
+    assert not (keys["train"] | keys["validation"]) & keys["test"]
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "openbookqa"])
@@ -117,14 +117,14 @@ def task_of(**splits: object) -> Task:
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"calibration": [Example("a", "b")], "test": []}, "'given' gives no validation examples"),
+        ({"train": [Example("a", "b")], "test": []}, "'given' gives no validation examples"),
         (
-            {"calibration": [{"prompt": "a"}], "validation": [], "test": []},
+            {"train": [{"prompt": "a"}], "validation": [], "test": []},
             "has a dict for a row: an Example is needed",
         ),
         (
-            {"calibration": [Example("A  b", "c")], "validation": [], "test": [Example("a b", "c")]},
-            "has a row in calibration and in test, 'a b'",
+            {"train": [Example("A  b", "c")], "validation": [], "test": [Example("a b", "c")]},
+            "has a row in train and in test, 'a b'",
         ),
     ],
 )

@@ -42,8 +42,8 @@ def test_training_rows_that_are_in_the_test_file_are_left_out(folder):
     task = make_task("gsm8k", data=folder)
     parts = {split: questions(task.split(split)) for split in SPLITS}
     assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
-    assert not parts["test"] & (parts["calibration"] | parts["validation"])
-    assert len(parts["calibration"]) + len(parts["validation"]) == 50 - APART
+    assert not parts["test"] & (parts["train"] | parts["validation"])
+    assert len(parts["train"]) + len(parts["validation"]) == 50 - APART
 
 
 def test_scores_take_the_strict_and_the_flexible_number():
@@ -91,4 +91,4 @@ def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
     splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
     task = from_hub(monkeypatch, lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
     assert task.hub == "openai/gsm8k" and len(task.split("test")) == 10
-    assert len(task.split("calibration")) + len(task.split("validation")) == 40 - APART
+    assert len(task.split("train")) + len(task.split("validation")) == 40 - APART

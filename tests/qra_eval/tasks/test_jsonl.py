@@ -167,11 +167,11 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
     )
     task = make_task(data, splits={"test": "held"})
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
-    assert numbers == {"calibration": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
+    assert numbers == {"train": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
     assert make_task(data).name != task.name
     with pytest.raises(BadInput, match="has no split 'none' for test: it has train, dev, held"):
         make_task(data, splits={"test": "none"})
-    with pytest.raises(BadInput, match="splits are calibration, validation, test, got 'tset'"):
+    with pytest.raises(BadInput, match="splits are train, validation, test, got 'tset'"):
         make_task(data, splits={"tset": "held"})
 
 
@@ -197,7 +197,7 @@ def test_none_at_all_is_refused(tmp_path):
         make_task(str(tmp_path / "none.jsonl"))
     with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
-    with pytest.raises(BadInput, match="has no file to tune on: name it train.jsonl"):
+    with pytest.raises(BadInput, match="has no file to train on: name it train.jsonl"):
         make_task("jsonl", data=tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_separate_files_are_kept_apart(tmp_path):
     write(tmp_path / "test.jsonl", prompts(range(20, 26)))
     task = make_task("jsonl", data=tmp_path)
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
-    assert numbers == {"test": {*range(20, 26)}, "validation": {*range(26, 40)}, "calibration": {*range(20)}}
+    assert numbers == {"test": {*range(20, 26)}, "validation": {*range(26, 40)}, "train": {*range(20)}}
 
 
 def test_a_test_file_alone_leaves_validation_to_be_split_off(tmp_path):

@@ -113,7 +113,7 @@ def test_rows_of_one_question_stay_together_and_are_all_kept(data_folder):
     rows = [json.loads(line) for line in (data_folder / "openbookqa_train.jsonl").read_text().splitlines()]
     test = {example.key for example in task.split("test")}
     kept = [row for row in rows if " ".join(row["question"].split()).casefold() not in test]
-    assert len(task.split("calibration")) + len(task.split("validation")) == len(kept)
+    assert len(task.split("train")) + len(task.split("validation")) == len(kept)
     assert len({row["question"] for row in kept}) < len(kept)
 
 

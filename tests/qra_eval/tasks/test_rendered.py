@@ -31,7 +31,7 @@ def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
     tokenizer.chat_template = template
     task = make_task([{**row, next(iter(row)): _numbered(next(iter(row.values())), i)} for i in range(9)])
     for seed in (0, 1, 100):
-        examples = task.split("calibration")
+        examples = task.split("train")
         example = examples[seed % len(examples)]
         (number,) = (c for c in example.prompt if c.isdecimal())
         assert rendered_example(task, tokenizer, 64, seed) == [(text.format(number), a) for text, a in pieces]

@@ -68,13 +68,13 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
     monkeypatch.setattr("qra_eval.hub.refusal", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda _, subset: load(str(folder), subset, cache_dir=tmp_path / "c"))
     found = split_rows("someone/questions")
-    assert [row["prompt"] for _, row in found["calibration"]] == [row["prompt"] for row in ROWS[:8]]
-    assert found.keys() == {"calibration", "test"} and found["test"][0][0].endswith("test row 1")
-    turned = make_task("someone/questions", splits={"calibration": "test", "test": "train"})
+    assert [row["prompt"] for _, row in found["train"]] == [row["prompt"] for row in ROWS[:8]]
+    assert found.keys() == {"train", "test"} and found["test"][0][0].endswith("test row 1")
+    turned = make_task("someone/questions", splits={"train": "test", "test": "train"})
     assert {e.prompt for e in turned.split("test")} == {row["prompt"] for row in ROWS[:8]}
     assert turned.hub == "someone/questions" and turned.name == "jsonl"
-    with pytest.raises(BadInput, match="has no split 'sft' for calibration: it has train, test"):
-        make_task("someone/questions", splits={"calibration": "sft"}).split("test")
+    with pytest.raises(BadInput, match="has no split 'sft' for train: it has train, test"):
+        make_task("someone/questions", splits={"train": "sft"}).split("test")
 
 
 def test_a_data_set_that_is_not_there_is_one_line(monkeypatch):

@@ -51,7 +51,7 @@ def test_rows_are_full_and_together_hold_the_text(file):
 
 def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
     rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
-    assert len(rows("validation", 3)) == len(rows.drawn("calibration", 3, seed=1)) == 3
+    assert len(rows("validation", 3)) == len(rows.drawn("train", 3, seed=1)) == 3
     with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 'x'"):
         make_task("text", data=str(file), block_characters="x")
 
@@ -79,7 +79,7 @@ def test_files_of_a_folder_are_the_splits(tmp_path):
     lines = {split: [line for e in task.split(split) for line in e.answer.split("\n")] for split in SPLITS}
     assert lines["test"] == paragraphs(340, 380)
     assert sorted(lines["validation"]) == sorted(paragraphs(300, 340))
-    assert sorted(lines["calibration"]) == sorted(paragraphs(0, 300))
+    assert sorted(lines["train"]) == sorted(paragraphs(0, 300))
 
 
 def test_rows_of_json_are_paragraphs(tmp_path):
@@ -120,7 +120,7 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
 def test_a_missing_file_a_folder_without_train_and_a_chat_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no file or folder"):
         make_task("text", data=tmp_path / "none.txt").split("test")
-    with pytest.raises(BadInput, match="no file to tune on: name it train.txt"):
+    with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
         make_task("text", data=tmp_path).split("test")
     with pytest.raises(BadInput, match="leave `chat` off"):
         make_task("text", chat=True)

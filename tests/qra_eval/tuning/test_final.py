@@ -10,7 +10,7 @@ from cli_runner import Qra
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized.weight_cache import tensor_bytes
+from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.tuning import final
 from qra_eval.tuning.saved import ReloadMismatch
 from qra_eval.tuning.training import Diverged

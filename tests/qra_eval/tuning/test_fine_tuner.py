@@ -66,7 +66,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     bench, settings = evaluator.tuner, evaluator.quantized.settings
     evaluator.quantized.settings = settings.model_copy(update={"accumulation": 2})
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=0.5))
-    assert bench.finetune_steps == len(bench.rows.task.split("calibration")) // 2 // 4
+    assert bench.finetune_steps == len(bench.rows.task.split("train")) // 2 // 4
     evaluator.quantized.settings = settings
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(steps=33))
     assert bench.finetune_steps == 33
@@ -74,7 +74,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
 
 def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
     bench = evaluator.tuner
-    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"calibration": 9}), "nine",
+    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"train": 9}), "nine",
                                             bench.tokenizer, 64))  # fmt: skip
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=3.0))
     batches = bench.final_batches(bench.finetune_steps, 1)
@@ -87,6 +87,6 @@ def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(e
     task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))
-    rows, steps, counts = bench.rows("calibration", 1000), bench.finetune_steps, bench.row_counts()
-    assert len(rows) > 4 * len(task.split("calibration"))
-    assert steps == math.ceil(len(rows) / 2) and counts["calibration"].asked == len(rows)
+    rows, steps, counts = bench.rows("train", 1000), bench.finetune_steps, bench.row_counts()
+    assert len(rows) > 4 * len(task.split("train"))
+    assert steps == math.ceil(len(rows) / 2) and counts["train"].asked == len(rows)

@@ -35,25 +35,23 @@ def said(evaluator: Evaluator) -> list[str]:
     return lines
 
 
-ENOUGH = {"calibration": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
+ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
 
 
 def test_of_enough_rows_nothing_is_said_but_in_a_dry_run() -> None:
     assert said(Counting(**ENOUGH)) == [] == said(AdditiveEvaluator())
-    assert rows_text(ENOUGH) == ["96 to tune on, 64 for validation, 128 for test"]
+    assert rows_text(ENOUGH) == ["96 train, 64 validation, 128 test"]
 
 
 def test_too_few_rows_are_counted_and_below_32_warned_of() -> None:
-    few = {"calibration": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)}
+    few = {"train": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)}
     first, warning = said(Counting(**few))
-    assert first == (
-        "rows: 24 to tune on (800 asked for), 40 for validation (64 asked for), 3 for test (128 asked for)"
-    )
-    assert warning.startswith("warning: 24 to tune on and 3 for test: fewer than 32 rows say little")
+    assert first == "rows: 24 train (800 asked for), 40 validation (64 asked for), 3 test (128 asked for)"
+    assert warning.startswith("warning: 24 train and 3 test rows: fewer than 32 say little")
 
 
 def test_rows_that_are_cut_are_counted_with_the_length_that_keeps_them_whole() -> None:
-    cut = {**ENOUGH, "test": RowCount(128, 128, 5, 900), "calibration": RowCount(96, 96, 7, 411)}
+    cut = {**ENOUGH, "test": RowCount(128, 128, 5, 900), "train": RowCount(96, 96, 7, 411)}
     assert said(Counting(**cut))[1] == (
         "rows: 12 of 288 rows are cut to training.max_length, the longest has 900 tokens: "
         "--set training.max_length=900 keeps them whole"

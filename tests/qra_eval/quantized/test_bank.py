@@ -15,9 +15,9 @@ from torch import nn
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized.bank import Bank, tensor_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
-from qra_eval.quantized.weight_cache import QuantizedWeightCache, tensor_bytes
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def batches():
 
 def make(model, folder, backend, bits=(3, 4), fingerprint="f", built=True, told=None, **options):
     found = find_linears(model)
-    bank = QuantizedWeightCache(
+    bank = Bank(
         {f.name: f.module for f in found}, backend, bits, folder, fingerprint,
         layers={f.name: f.layer for f in found}, **options,
     )  # fmt: skip

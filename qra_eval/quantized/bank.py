@@ -28,7 +28,7 @@ BANK_VERSION = 4
 """Of the way in which Hessians are gathered and files laid out: files of another version are not read."""
 
 
-class QuantizedWeightCache:
+class Bank:
     """Quantized versions of a model's linears, one safetensors file for each level of a decoder layer.
 
     Files are named by all that their content follows from: the weights, the backend with its revision and library at
