@@ -14,6 +14,7 @@ from bitsandbytes.nn import modules as bnb
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.common import PeakWatch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -22,12 +23,15 @@ from qra_eval.tasks.encoding import IGNORED
 from qra_eval.tuning.training import rate_at
 
 
-def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int, folder: Path | None) -> tuple[Any, dict[str, Any]]:
+def qlora(
+    made: QuantizedLoRAEvaluator, seed: int, rank: int, folder: Path | None, *, checkpoints: Path | None = None
+) -> tuple[Any, dict[str, Any]]:
     """A tuned model, and what came of its tuning.
 
     Args:
         made: whose rows, settings and linears are taken, and its model, before anything was put in place.
         folder: where the adapter is kept; None: it is not.
+        checkpoints: where `Trainer` writes a checkpoint every 50 steps, from the last of which it is resumed.
     """
     bench, settings = made.tuner, made.tuner.settings
     adapter = LoraConfig(
@@ -50,11 +54,13 @@ def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int, folder: Path | Non
             optimizer, lambda step: rate_at(step, steps, settings.warmup, settings.schedule)
         )
         arguments = TrainingArguments(
-            output_dir=work,
+            output_dir=work if checkpoints is None else str(checkpoints),
             max_steps=steps,
             per_device_train_batch_size=1,
             train_sampling_strategy="sequential",
-            save_strategy="no",
+            save_strategy="no" if checkpoints is None else "steps",
+            save_steps=50,
+            save_total_limit=1,
             report_to="none",
             use_cpu=bench.device.type == "cpu",
             disable_tqdm=True,
@@ -68,7 +74,8 @@ def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int, folder: Path | Non
             train_dataset=[labelled(batch) for batch in batches],  # type: ignore[arg-type]
             optimizers=(optimizer, rates),
         )
-        loss = trainer.train().training_loss
+        last = None if checkpoints is None else get_last_checkpoint(str(checkpoints))
+        loss = trainer.train(resume_from_checkpoint=last).training_loss
     if folder is not None:
         model.save_pretrained(folder)
     return model.eval(), {"peak_bytes": watch.most, "train_loss": round(loss, 5)}

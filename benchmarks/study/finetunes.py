@@ -1,0 +1,95 @@
+"""Fine-tunings of half an epoch, judged by right answers on all test questions: one line a row, resumable.
+
+    python -m benchmarks.study.finetunes --data DIR --task banking77 --only '16-bit' --seeds 0
+    python -m benchmarks.study.finetunes --task banking77 --table
+
+Rows and settings are those of `finetunes.yaml`. Each row is a line of `results/study/finetunes.jsonl`, made in a
+process of its own, so that its peak of memory is its own. A tuning that is killed is resumed from its last checkpoint.
+All rows see the same batches and the same test questions; losses are of the first `loss_rows` of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import MIB, PeakWatch, append, commit, cpu_name, read
+from benchmarks.study.finetune_rows import measure_row
+from benchmarks.study.finetune_settings import RESULTS, Row, read_settings
+from benchmarks.study.finetunes_table import make_table
+from qra_eval.models.loaded import cache_root
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the task's files")
+    parser.add_argument("--task", default="banking77")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--only", default="", help="rows whose name this regular expression matches")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, default=cache_root() / "study" / "finetunes", help="folder of checkpoints")
+    parser.add_argument("--table", action="store_true", help="print the table of the lines, and tune nothing")
+    options = parser.parse_args()
+    if options.table:
+        print(*make_table(read(options.out), options.task, options.model), sep="\n")
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    settings, rows = read_settings(options.set)
+    for seed in options.seeds:
+        for row in rows:
+            if re.search(options.only, row.name):
+                add_row(options, settings, row, seed)
+
+
+def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -> None:
+    """Measure a row and append its line, unless there is one."""
+    own = {name: value for name, value in settings.items() if row.is_plan or name != "plans"}
+    key = {"task": options.task, "model": options.model, "row": row.name, "seed": seed}
+    key |= {"spec": row.to_dict(), "settings": own}
+    if any(key.items() <= line.items() for line in read(options.out)):
+        return
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    folder = options.work / f"{options.task}-{options.model}-{seed}-{digest}"
+    print(f"{options.task} {options.model} seed {seed}: {row.name}, in {folder}", flush=True)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        line = pool.submit(measure_apart, options, row, seed, settings, folder).result()
+    append(options.out, {**key, **line, "commit": commit(), "cpu": cpu_name(), "threads": options.threads})
+    shutil.rmtree(folder, ignore_errors=True)
+    right = line["row_right"].count("1")
+    print(
+        f"  {line['memory_bytes'] / MIB:.1f} MiB, loss {line['test_loss']:.4f}, "
+        f"{right} of {len(line['row_right'])} right, {line['seconds']:.0f} s", flush=True,
+    )  # fmt: skip
+
+
+def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row's figures; seconds are of the whole row, in all processes that it took."""
+    torch.set_num_threads(options.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    spent, begun = folder / "spent.jsonl", time.monotonic()
+    try:
+        with PeakWatch(0.02) as watch:
+            line = measure_row(options.task, options.data, options.model, row, seed, settings, folder)
+    finally:
+        append(spent, {"seconds": time.monotonic() - begun, "cpu_seconds": sum(os.times()[:2])})
+    seconds = {name: round(sum(d[name] for d in read(spent)), 1) for name in ("seconds", "cpu_seconds")}
+    return {**line, "peak_bytes": watch.most, **seconds}
+
+
+if __name__ == "__main__":
+    main()
