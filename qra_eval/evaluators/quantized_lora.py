@@ -22,7 +22,7 @@ from qra_eval.models.engine import check_engine
 from qra_eval.models.loaded import positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
-from qra_eval.sensitivities.cache import kept_or_measured
+from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import register_task, rendered_example
 from qra_eval.tasks.base import text_hash
 from qra_eval.tasks.rows import LongestRows, Rows
@@ -115,7 +115,6 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     fidelities: tuple[float, ...] = FIDELITIES
     budget: int | None = None
-    deals = True
 
     def __init__(
         self,
@@ -248,7 +247,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        found = unless_out_of_memory(self.tuner, lambda: kept_or_measured(self.tuner), training=False)
+        found = unless_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
         sensitivities, self.sensitivities_report = found
         return sensitivities
 

@@ -156,11 +156,12 @@ class Bank:
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
-    def lock_file(self, layer: int) -> Path:
-        """Held by who makes files of a layer: whatever the levels are, those of another bank have another."""
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that makes the files, at whichever levels."""
         identity = [BANK_VERSION, self.fingerprint, self.calibration, self.backend.spec]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{digest}-{layer}.lock"
+        return self.folder / f"{digest}.lock"
 
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""

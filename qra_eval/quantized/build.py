@@ -4,15 +4,14 @@ The calibration rows pass through the model once. Their hidden states wait on th
 gathered and its linears quantized at all levels; files are written before the next layer begins, so a run that was
 killed goes on at the layer where it was. Inputs are those of the unquantized model.
 
-Processes that need the same bank at the same time deal its layers among themselves: each passes the rows through all
-layers, which is little beside quantizing, and quantizes those that it is the first to come to.
+Of processes that need the same bank at the same time one makes it, and the others wait.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 from qra_backends.base import Level
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from qra_eval.models.device import give_back_freed_memory
 from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
-from qra_eval.quantized.pieces import await_others, claimed
+from qra_eval.quantized.lock import lock_work
 from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
@@ -41,26 +40,26 @@ def build(
     *,
     head: str | None = None,
 ) -> None:
-    """Quantize what a bank lacks, together with all processes that need it now, each layer once.
+    """Quantize what a bank lacks, unless another process is doing so: then wait for it.
 
     Args:
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
         batches: of calibration rows; used if a missing level is calibrated.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        progress: called with `("quantize", linears done, of how many)`, and while nothing is left but what another
-            process is at, with who that is, 0 and 1.
+        progress: called with `("quantize", linears done, of how many)`; while another process quantizes, with which
+            one, 0 and 1.
 
     Raises:
         RuntimeError: a file cannot be read after it was written.
     """
-    why = "quantizes the same weights for the same data; a QRA_CACHE of one's own does not wait"
-    while layers := sorted(bank.missing()):
-        bank.folder.mkdir(parents=True, exist_ok=True)
-        made = _build(bank, blocks, batches, progress, head, layers)
-        left = sorted(bank.missing())
-        if made.intersection(left):
-            raise RuntimeError(f"layers {left} of the bank {bank.folder} cannot be read after they were written")
-        await_others(map(bank.lock_file, left), progress, why)
+    if not bank.missing():
+        return
+    work = "quantizes the same weights for the same data; set QRA_CACHE to another folder to quantize there at once"
+    with lock_work(bank.lock_file, work, progress):
+        if layers := sorted(bank.missing()):  # another process may have made them meanwhile
+            _build(bank, blocks, batches, progress, head, layers)
+        if missing := sorted(bank.missing()):
+            raise RuntimeError(f"layers {missing} of the bank {bank.folder} cannot be read after they were written")
 
 
 def _build(
@@ -70,13 +69,12 @@ def _build(
     progress: Progress | None,
     head: str | None,
     layers: Sequence[int],
-) -> set[int]:
-    """Pass through all layers, quantize those that lack something and nobody is at; return these."""
+) -> None:
+    """Pass through all layers and quantize those that lack something."""
     total, done = sum(len(bank.names(layer)) for layer in layers), 0
     calibrated = {at for at, levels in bank.missing(layers).items() if any(map(bank.backend.calibrates, levels))}
     flows: list[Flow] = []
     rare: dict[str, int] = {}
-    made: set[int] = set()
     with ExitStack() as stack:
         if calibrated:
             stack.enter_context(blocks.kept())
@@ -85,22 +83,18 @@ def _build(
         for layer in range(layers[-1] + 1):
             moments: LayerMoments | None = None
             names = bank.names(layer)
-            with claimed(bank.lock_file(layer)) if layer in layers else nullcontext(False) as own:
-                levels = bank.missing([layer]).get(layer) if own else None  # another may have made it since
-                if levels and flows and layer == len(blocks):
-                    with blocks.running():
-                        moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
-                elif flows and layer <= min(max(calibrated), len(blocks) - 1):
-                    with blocks.placed(layer):
-                        if levels and layer in calibrated:
-                            moments = pass_through(blocks, layer, flows, {name: bank.linears[name] for name in names})
-                            rare |= {n: moments.tokens(n) for n in names if likeness(n) != n}
-                        else:
-                            blocks.advance(layer, flows)
-                if levels:
-                    _quantize(bank, blocks, layer, levels, moments, progress, done, total)
-                    made.add(layer)
+            if flows and layer in layers and layer == len(blocks):
+                with blocks.running():
+                    moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
+            elif flows and layer <= min(max(calibrated), len(blocks) - 1):
+                with blocks.placed(layer):
+                    if layer in calibrated:
+                        moments = pass_through(blocks, layer, flows, {name: bank.linears[name] for name in names})
+                        rare |= {n: moments.tokens(n) for n in names if likeness(n) != n}
+                    else:
+                        blocks.advance(layer, flows)
             if layer in layers:
+                _quantize(bank, blocks, layer, bank.missing([layer])[layer], moments, progress, done, total)
                 done += len(names)
                 if progress is not None:
                     progress("quantize", done, total)
@@ -111,7 +105,6 @@ def _build(
             "layer's mean",
             len(few), len(rare), FEW_TOKENS, few[0], rare[few[0]],
         )  # fmt: skip
-    return made
 
 
 def _quantize(

@@ -1,4 +1,4 @@
-"""The sensitivities of an evaluator: measured once, and kept from one run to the next."""
+"""The sensitivities of an evaluator: measured once, and stored for later runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from qra_eval.quantized.bank import bank_folder
+from qra_eval.quantized.lock import lock_work
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.quantized.pieces import Pieces
 from qra_eval.sensitivities.measure import measure_sensitivities
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
 from qra_eval.tasks.encoding import Encoded
@@ -30,31 +30,25 @@ SENSITIVITIES_VERSION = 6
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 
-def kept_or_measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
-    """The sensitivities as an earlier run of the same content kept them, or measured and kept; and the report on them.
+def read_or_measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+    """The sensitivities and the report on them: those of an earlier run of the same content, or measured and stored.
 
-    Their cost is what measuring took, whether or not they were measured again.
+    Their cost is what measuring took, whether or not they were measured again. Of processes that need the same ones
+    at the same time one measures, and the others wait.
     """
     path = sensitivities_file(tuner)
-    kept = _kept(path)
-    if kept is not None:
-        return kept
-    pieces = Pieces(path.with_suffix(""), tuner.progress, "measures the same sensitivities")
-    try:
-        sensitivities, report = measured(tuner, pieces)
-    except FileNotFoundError:  # another made all pieces, kept what they gave, and removed them
-        kept = _kept(path)
-        if kept is None:
-            raise
-        return kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"prior": sensitivities.to_dict(), "report": report})
-    pieces.forget()
+    if (stored := _read(path)) is not None:
+        return stored
+    with lock_work(path.with_suffix(".lock"), "measures the same sensitivities", tuner.progress):
+        if (stored := _read(path)) is not None:
+            return stored
+        sensitivities, report = measure(tuner)
+        write_json(path, {"prior": sensitivities.to_dict(), "report": report})
     return sensitivities, report
 
 
-def _kept(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
-    """What is there; None if nothing is, or it is not whole."""
+def _read(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
+    """The content of a file; None if there is none, or it is damaged."""
     try:
         data = json.loads(path.read_text())
         return Sensitivities.from_dict(data["prior"]), data["report"]
@@ -63,14 +57,14 @@ def _kept(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
 
 
 def probe_batch(rows: Sequence[Encoded]) -> Batch:
-    """The rows on which groups are degraded for real: drawn at random, for the shortest are not like the others."""
+    """The rows on which groups are degraded for real: a random sample, as the shortest are not like the others."""
     count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return collate([rows[i] for i in drawn], multiple=PASS_MULTIPLE)
+    sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return collate([rows[i] for i in sample], multiple=PASS_MULTIPLE)
 
 
 def sensitivities_file(tuner: FineTuner) -> Path:
-    """Where the sensitivities are kept, named by all that they follow from, and by what their cost is a share of."""
+    """The file of the sensitivities, named by all that they follow from, and by what their cost is a share of."""
     model = tuner.quantized
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
@@ -80,19 +74,15 @@ def sensitivities_file(tuner: FineTuner) -> Path:
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
-def measured(tuner: FineTuner, pieces: Pieces) -> tuple[Sensitivities, dict[str, Any]]:
-    """The sensitivities, measured on the first train rows; see `qra_eval.sensitivities.measure`.
-
-    Args:
-        pieces: of which those are made that no other process has made or is at.
-    """
+def measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+    """Measure the sensitivities on the first train rows; see `qra_eval.sensitivities.measure`."""
     model = tuner.quantized
     rows = tuner.rows("train", SENSITIVITIES_ROWS)
     with model.blocks.kept():  # for both: what fits the device is sent there once
         tuner.switcher.prepare()  # quantizing is no part of the sensitivities' time
         start = time.perf_counter()
         tuner.switcher.unquantize()
-        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows), pieces)
+        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows))
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))

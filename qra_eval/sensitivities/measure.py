@@ -15,8 +15,7 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.pieces import Pieces
 from qra_eval.sensitivities.fisher import measure_fisher
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -51,13 +49,12 @@ ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
 def measure_sensitivities(
-    tuner: FineTuner, batches: Sequence[Batch], probe: Batch, pieces: Pieces
+    tuner: FineTuner, batches: Sequence[Batch], probe: Batch
 ) -> tuple[Sensitivities, dict[str, Any]]:
     """Damage and gain of every group, on batches of train rows, by the unquantized model in place without adapters.
 
     Args:
         probe: the batch on which groups are degraded for real.
-        pieces: by which processes that measure the same at once deal the work among themselves.
 
     Returns:
         The sensitivities, their `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent
@@ -65,12 +62,12 @@ def measure_sensitivities(
     """
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    fisher = measure_fisher(tuner, bits, batches, pieces)
+    fisher = measure_fisher(tuner, bits, batches)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
     with tuner.switcher.in_float32() as blocks:
-        probes, tables, probe_tokens = degrade(tuner, blocks, bits, pairs, probe, pieces)
+        probes, tables, probe_tokens = degrade(tuner, blocks, bits, pairs, probe)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -161,7 +158,6 @@ def degrade(
     bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
     batch: Batch,
-    pieces: Pieces,
 ) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
     with one table alone degraded, at each of its levels.
@@ -176,46 +172,26 @@ def degrade(
         (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
         forward.
     """
-    groups, model = tuner.space.groups, tuner.quantized
+    groups, model, wrapped = tuner.space.groups, tuner.quantized, tuner.switcher.wrapped
     pairs = [(g, k) for g, k in pairs if groups[g].depth is not None]
     of_tables = [(name, level) for name in model.tables for level in model.table_levels]
-    names = [f"group-{g}-{k}" for g, k in pairs] + [f"table-{name}-{level}" for name, level in of_tables]
-    nats = pieces.gathered(names, partial(_probe, tuner, blocks, bits, pairs, of_tables, batch, pieces))
+    nats: dict[tuple[int, int], float] = {}
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
-    for (name, level), kl in zip(of_tables, nats[len(pairs) :], strict=True):
-        tables[name][level] = kl
-    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator, misc]
-    tokens = round((1 + len(of_tables) + behind) * batch.tokens)
-    return [(g, k, kl) for (g, k), kl in zip(pairs, nats, strict=False)], tables, tokens
-
-
-def _probe(
-    tuner: FineTuner,
-    blocks: Blocks,
-    bits: Sequence[LevelName],
-    pairs: Sequence[tuple[int, int]],
-    of_tables: Sequence[tuple[str, LevelName]],
-    batch: Batch,
-    pieces: Pieces,
-) -> None:
-    """One pass of a batch, with the probes that nobody is at."""
-    groups, bank, wrapped = tuner.space.groups, tuner.quantized.bank, tuner.switcher.wrapped
-    with blocks.running(), torch.no_grad(), ExitStack() as claims:
+    with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
         probes: dict[tuple[int, int], Tensor] = {}
         flows: dict[tuple[str, LevelName], Flow] = {}
-        for table in (t for t in of_tables if claims.enter_context(pieces.own(f"table-{t[0]}-{t[1]}"))):
+        for table in of_tables:
             with _degraded(tuner, table):
                 flows[table] = blocks.enter(batch)
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
                     probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
-                here = (pair for pair in pairs if groups[pair[0]].depth == layer)
-                for g, k in (p for p in here if claims.enter_context(pieces.own(f"group-{p[0]}-{p[1]}"))):
+                for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
                     names = [linear.name for linear in groups[g].linears]
                     for name in names:
-                        wrapped[name].set_base(weight=bank.weight(name, bits[k]))
+                        wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
                     probes[g, k] = blocks.step(layer, flow).cpu()
                     for name in names:
                         wrapped[name].set_base()
@@ -226,11 +202,14 @@ def _probe(
         likely = reference.softmax(-1)
         for (g, k), hidden in probes.items():
             logits = blocks.logits(flow, hidden.to(blocks.device)).float()
-            pieces.keep(f"group-{g}-{k}", divergence(reference, likely, logits))
+            nats[g, k] = divergence(reference, likely, logits)
         for (name, level), other in flows.items():
             with _degraded(tuner, (name, level)):
                 logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
-            pieces.keep(f"table-{name}-{level}", divergence(reference, likely, logits))
+            tables[name][level] = divergence(reference, likely, logits)
+    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator, misc]
+    tokens = round((1 + len(of_tables) + behind) * batch.tokens)
+    return [(g, k, nats[g, k]) for g, k in pairs], tables, tokens
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:

@@ -108,13 +108,11 @@ class Evaluator(ABC):
     Attributes:
         fidelities: that `evaluate` accepts, ascending; the last is 1.
         progress: called with what takes long; whoever runs a search sets it if it is None.
-        deals: whether workers that are asked for the sensitivities at once deal the work among themselves.
     """
 
     space: SearchSpace
     fidelities: tuple[float, ...] = (1.0,)
     progress: Progress | None = None
-    deals = False
 
     @abstractmethod
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:

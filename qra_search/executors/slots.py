@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from concurrent.futures import Future, as_completed, wait
+from concurrent.futures import Future, wait
 from queue import LifoQueue
 from typing import Any, TypeVar, cast
 
@@ -177,14 +177,12 @@ class RemoteEvaluator(Evaluator):
         self._executor = executor
         self._told = told = executor.ask(IDENTITY).result()
         self.space, self.fidelities = space_from_dict(told["space"]), tuple(told["fidelities"])
-        self.deals = told["deals"]
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
 
     def sensitivities(self) -> Sensitivities | None:
-        workers = self._executor.slots if self.deals else 1
-        data = next(as_completed([self._executor.ask(SENSITIVITIES) for _ in range(workers)])).result()
+        data = self._executor.ask(SENSITIVITIES).result()
         return None if data is None else Sensitivities.from_dict(data)
 
     def describe(self) -> dict[str, Any]:

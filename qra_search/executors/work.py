@@ -71,7 +71,7 @@ def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
 
 def _identity(evaluator: Evaluator, request: Request) -> Reply:
     told = {
-        "space": space_to_dict(evaluator.space), "fidelities": list(evaluator.fidelities), "deals": evaluator.deals,
+        "space": space_to_dict(evaluator.space), "fidelities": list(evaluator.fidelities),
         "description": evaluator.describe(), "charge": evaluator.sensitivities_charge(),
         "seconds": evaluator.evaluation_seconds(),
         "rows": {split: asdict(count) for split, count in evaluator.row_counts().items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 
@@ -193,54 +192,32 @@ def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_pa
         assert all(torch.equal(t, whole.tensors(name, 3)[key]) for key, t in resumed.tensors(name, 3).items())
 
 
-def test_a_layer_that_another_process_is_at_is_left_to_it_and_awaited_by_its_name(model, tmp_path, backend):
-    lock_file = make(model, tmp_path, backend, built=False).lock_file(1)
-    waiting, released, told = threading.Event(), FileLock(lock_file, thread_local=False), []
+def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(model, tmp_path, backend):
+    lock_file = make(model, tmp_path, backend, built=False).lock_file
+    waiting, released, stages = threading.Event(), FileLock(lock_file, thread_local=False), []
     released.acquire()
-    holder = lock_file.with_suffix(".json")
+    holder = lock_file.with_suffix(".holder")
     holder.write_text('{"pid": 7, "host": "there", "started": "now", "command": "qra plan --out runs/a"}')
     other = make(model, tmp_path, Counting(make_backend("reference-gptq")))  # another bank does not wait
     assert other.backend.count and not other.missing()
 
     def listen(stage, done, total):
         if stage.startswith("wait"):
-            told.append(stage)
+            stages.append(stage)
             waiting.set()
 
     second = Counting(make_backend("reference"))
     thread = threading.Thread(target=make, args=(model, tmp_path, second), kwargs={"told": listen})
     thread.start()
-    assert waiting.wait(30) and second.count == (LAYERS - 1) * EACH
-    assert "wait for process 7 on there, since now (qra plan --out runs/a)" in told[0] and "QRA_CACHE" in told[0]
-    released.release()  # it ended, and made nothing
+    assert waiting.wait(30) and not second.count
+    assert "wait for process 7 on there, since now (qra plan --out runs/a)" in stages[0] and "QRA_CACHE" in stages[0]
+    killed = make(model, tmp_path, backend, built=False)
+    quantized = {name: backend.quantize(killed.linears[name], 3) for name in killed.names(0)}
+    killed.write(0, 3, {name: backend.to_tensors(module) for name, module in quantized.items()})
+    released.release()  # after one layer at one level
     thread.join(60)
-    assert not thread.is_alive() and second.count == LAYERS * EACH and not holder.exists()
-
-
-def test_processes_that_need_a_bank_at_once_deal_its_layers_and_make_what_one_makes(model, tmp_path):
-    both = threading.Barrier(2)
-
-    class Together(Counting):
-        """Waits at its first linear until the other is at one as well."""
-
-        def quantize_levels(self, linear, levels, **calibration):
-            if not self.count:
-                both.wait(30)
-            return super().quantize_levels(linear, levels, **calibration)
-
-    backends = [Together(make_backend("reference-gptq")) for _ in range(2)]
-    copies = [copy.deepcopy(model) for _ in backends]
-    threads = [
-        threading.Thread(target=make, args=(m, tmp_path / "a", b)) for m, b in zip(copies, backends, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sum(b.count for b in backends) == LAYERS * EACH and all(b.count % EACH == 0 for b in backends)
-    dealt, alone = (make(model, tmp_path / name, make_backend("reference-gptq")) for name in ("a", "b"))
-    for name in alone.linears:
-        assert all(torch.equal(t, dealt.tensors(name, 3)[key]) for key, t in alone.tensors(name, 3).items())
+    assert not thread.is_alive() and Counter(second.levels) == {(4,): EACH, (3, 4): (LAYERS - 1) * EACH}
+    assert not holder.exists()
 
 
 def test_as_many_dequantized_weights_are_kept_as_there_is_room_for_the_last_used_ones(model, tmp_path, backend):

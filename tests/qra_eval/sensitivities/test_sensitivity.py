@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.load import load_model
-from qra_eval.quantized.pieces import Pieces
-from qra_eval.sensitivities import cache as kept
+from qra_eval.sensitivities import cache
 from qra_eval.sensitivities.fisher import leading_singular_values, sketch_probe
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, probed, scale_damage
 from qra_search.testing.scenarios import toy_space
@@ -111,38 +108,24 @@ def test_measuring_leaves_the_model_as_it_was(measured):
     assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
 
 
-def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
+def test_sensitivities_are_stored_by_content_and_charged_as_measured(measured, monkeypatch):
     evaluator, sensitivities = measured
     report = evaluator.sensitivities_report
-    monkeypatch.setattr(kept, "measured", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(cache, "measure", lambda *_: pytest.fail("it was measured again"))
     again = evaluator.sensitivities()
     assert again.to_dict() == sensitivities.to_dict() and evaluator.sensitivities_report["probes"] == report["probes"]
-    kept.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
-    monkeypatch.setattr(kept, "measured", lambda *_: (sensitivities, report))
+    cache.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
+    monkeypatch.setattr(cache, "measure", lambda *_: (sensitivities, report))
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
-        and kept.sensitivities_file(evaluator.tuner).stat().st_size > 100
+        and cache.sensitivities_file(evaluator.tuner).stat().st_size > 100
     )
-
-
-def test_who_waited_for_pieces_that_were_removed_takes_what_they_gave(measured, monkeypatch):
-    evaluator, sensitivities = measured
-    path = kept.sensitivities_file(evaluator.tuner)
-    text = path.read_text()
-    path.unlink()
-
-    def by_another(tuner, pieces):
-        path.write_text(text)
-        return pieces.gathered(["a"], lambda: shutil.rmtree(pieces.folder))
-
-    monkeypatch.setattr(kept, "measured", by_another)
-    assert evaluator.sensitivities().to_dict() == sensitivities.to_dict()
 
 
 def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_codes_and_another_prior(tmp_path):
     def names(folder):
         made = tiny_evaluator(tmp_path / "bank", model=str(folder))
-        return made.quantized.identity, kept.sensitivities_file(made.tuner).name
+        return made.quantized.identity, cache.sensitivities_file(made.tuner).name
 
     first, second = tmp_path / "first", tmp_path / "second"
     loaded = load_model("tiny")
@@ -172,34 +155,19 @@ def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
     assert {t.dtype for t in narrow.tuner.switcher._rest} == {torch.bfloat16}
 
 
-def test_two_processes_at_once_deal_the_pieces_and_measure_what_one_measures(tmp_path, monkeypatch):
-    def evaluator(folder):
-        return QuantizedLoRAEvaluator(
-            "tiny", "arithmetic", space={"bits": (2, 4), "ranks": (4,)}, training={"max_length": 48},
-            quantization={"backend": "reference", "cache": str(tmp_path / folder), "embeddings": (4, 16)},
-        )  # fmt: skip
+def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, monkeypatch):
+    both, measured, begun = [tiny_evaluator(tmp_path) for _ in range(2)], [], threading.Event()
+    measure = cache.measure
 
-    both, made = [evaluator("dealt") for _ in range(2)], [[], []]
-    both[0].tuner.switcher.prepare(), both[1].tuner.switcher.prepare()
-    first_come = threading.Barrier(2)
-    keep = Pieces.keep
+    def count(tuner):
+        measured.append(tuner)
+        begun.set()
+        return measure(tuner)
 
-    def kept(pieces, name, data):
-        mine = made[threading.current_thread().name == "second"]
-        if not mine:
-            first_come.wait(30)  # with the first layer of each in hand
-        mine.append(name)
-        keep(pieces, name, data)
-
-    monkeypatch.setattr(Pieces, "keep", kept)
-    threads = [threading.Thread(target=e.sensitivities, name=n) for e, n in zip(both, ("first", "second"), strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    monkeypatch.setattr(Pieces, "keep", keep)
-    assert not set(made[0]) & set(made[1]) and all(any(n.startswith("layer") for n in mine) for mine in made)
-    alone, (dealt, again) = evaluator("alone").sensitivities(), (e.sensitivities() for e in both)
-    assert np.array_equal(dealt.bits_damage, alone.bits_damage) and np.array_equal(dealt.rank_gain, alone.rank_gain)
-    assert dealt.cost == alone.cost == again.cost
-    assert not list((tmp_path / "alone").glob("prior-*/"))  # of one process nothing but the result is left
+    monkeypatch.setattr(cache, "measure", count)
+    first = threading.Thread(target=both[0].sensitivities)
+    first.start()
+    assert begun.wait(60)
+    second = both[1].sensitivities()
+    first.join(60)
+    assert len(measured) == 1 and second.to_dict() == both[0].sensitivities().to_dict()

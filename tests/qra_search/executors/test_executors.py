@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
-from fakes import AdditiveEvaluator  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
 from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
@@ -28,7 +26,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerUnusable,
     make_executor,
 )
-from qra_search.executors.work import IDENTITY, SENSITIVITIES, handle  # noqa: E402
+from qra_search.executors.work import IDENTITY  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
 
 
@@ -257,23 +255,3 @@ def test_the_executor_of_a_config_builds_the_evaluator_that_it_names():
 def test_an_unknown_kind_of_executor_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean process"):
         make_executor(make_config({}), 1, kind="proces")
-
-
-@pytest.mark.parametrize(("deals", "asked"), [(True, 3), (False, 1)])
-def test_sensitivities_are_asked_of_all_workers_if_these_deal_the_work(deals, asked):
-    here, requests = AdditiveEvaluator(), []
-    here.deals = deals
-
-    class Pool:
-        slots = 3
-
-        def ask(self, request):
-            requests.append(request)
-            future = Future()
-            future.set_result(handle(here, request)["ok"])
-            return future
-
-    sensitivities = RemoteEvaluator(Pool()).sensitivities()
-    assert (
-        sensitivities.to_dict() == here.sensitivities().to_dict() and requests == [IDENTITY] + [SENSITIVITIES] * asked
-    )
