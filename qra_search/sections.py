@@ -241,9 +241,6 @@ class SearchConfig(Section):
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
         "uniform plan (uniform3r8); none: the whole front",
     )
-    memory_kind: Literal["resident", "peak"] = Field(
-        "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
-    )
     seed: int = Field(0, ge=0, lt=1 << 63)
 
     @field_validator("memory", mode="before")

@@ -59,7 +59,7 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     calibrated and its sensitivities are measured. Phases whose results are in the cache need no room.
 
     Args:
-        budget: bytes of the largest plan that will be put in place, as the tuner's space counts them.
+        budget: bytes of the largest plan that will be put in place.
 
     Raises:
         BadInput: the highest peak is above what is free; the settings that fit are named.
@@ -70,12 +70,9 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     every = dict.fromkeys([device, *model.blocks.devices])
     free = min(free_bytes(card) + torch.cuda.memory_reserved(card) for card in every)  # its own is free to a process
     done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
-    resident = tuner.space is model.space
 
     def highest() -> tuple[int, str]:
-        peaks = foretell(tuner, budget if resident else None)
-        if not resident and budget is not None:  # it is one on the whole peak
-            peaks |= dict.fromkeys(("search", "tune"), Peak(budget + CUDA_CONTEXT, 0))
+        peaks = foretell(tuner, budget)
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = highest()

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards, fit
-from qra_eval.costs.peak_memory import peak_space
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.evaluators.parts import checked_task, load_on, section
 from qra_eval.models.device import resolve_devices
@@ -99,8 +98,6 @@ class QuantizedLoRAEvaluator(Evaluator):
         compute: in which evaluations compute; `auto`: the faster one, or as stored if weights do not fit in the cache.
         dequantized_cache: bytes of dequantized weights to keep (a number, or a text such as `2GiB`); `auto`: by what is
             free. They are kept if all linears of a plan fit.
-        memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
-            `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
         metric: what an evaluation's loss is: `loss`, that of the wanted answers, or `task`, the task's own measure,
             with the loss among its metrics.
         seed: of the task's splits.
@@ -131,7 +128,6 @@ class QuantizedLoRAEvaluator(Evaluator):
         dtype: str = "auto",
         compute: str = "auto",
         trust_remote_code: bool = False,
-        memory_kind: str = "resident",
         metric: str = "loss",
         seed: int = 0,
         dequantized_cache: int | str = "auto",
@@ -143,7 +139,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         training = section(TrainingConfig, "training", training)
         of_model = {"device": device, "dtype": dtype, "compute": compute, "dequantized_cache": dequantized_cache}
         section(ModelConfig, "model", of_model)
-        of_search = {"memory_kind": memory_kind, "metric": metric, "seed": seed}
+        of_search = {"metric": metric, "seed": seed}
         section(SearchConfig, "search", of_search)
         devices = resolve_devices(device)
         place = devices[0]
@@ -161,7 +157,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, quantization, space, self.rows, training, device=place, devices=devices, compute=compute,
-            dequantized_cache=0 if memory_kind == "peak" else dequantized_cache, progress=progress,
+            dequantized_cache=dequantized_cache, progress=progress,
         )  # fmt: skip
         self.tuner = FineTuner(
             self.quantized,
@@ -170,8 +166,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             section(FinetuneConfig, "finetune", finetune),
             metric=metric,
         )
-        if memory_kind == "peak":
-            self.tuner.space = peak_space(self.tuner)
         self.space = self.tuner.space
         self._live, self._task = model, task
         self._settings = {
@@ -191,7 +185,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             config.task,
             **{name: getattr(config, name) for name in ("quantization", "space", "training", "evaluation", "finetune")},
             **config.model.model_dump(exclude={"name"}),
-            **config.search.model_dump(include={"memory_kind", "metric", "seed"}),
+            **config.search.model_dump(include={"metric", "seed"}),
             progress=progress,
             weights=weights,
         )

@@ -44,7 +44,7 @@ def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
         assert found[name] == getattr(CONFIG, name)
     for name in ("device", "dtype", "compute", "dequantized_cache", "trust_remote_code"):
         assert found[name] == getattr(CONFIG.model, name)
-    for name in ("memory_kind", "metric", "seed"):
+    for name in ("metric", "seed"):
         assert found[name] == getattr(CONFIG.search, name)
 
 

@@ -113,22 +113,6 @@ def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch)
         assert least < phase.ratio < most, phase
 
 
-def test_a_plan_takes_at_its_peak_what_a_budget_on_it_counts(shaped, tmp_path):
-    folder, rows = shaped
-    with pretended_gpu() as gpu:
-        start = gpu.bytes
-        evaluator = QuantizedLoRAEvaluator(
-            folder, {"name": "jsonl", "data": rows}, device="cuda", memory_kind="peak",
-            space={"bits": (3, 4), "ranks": (4, 8)}, training={"batch_size": 2, "max_length": 256},
-            quantization={"backend": "reference", "cache": str(tmp_path)},
-            evaluation={"steps": 1, "validation_rows": 4},
-        )  # fmt: skip
-        evaluator.tuner.switcher.prepare()
-        gpu.peak, plan = gpu.bytes, evaluator.space.uniform(3, 4)
-        evaluator.evaluate(plan)
-    assert WITHIN[0] < (gpu.peak - start) / evaluator.space.memory_bytes(plan) < WITHIN[1]
-
-
 @pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 6)])
 def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, times, monkeypatch):
     pinned: set[int] = set()
