@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import MIB, RESULTS, append, commit, read
-from benchmarks.study.intervals import table_of
+from benchmarks.study.intervals import make_markdown_table
 from qra_search.cli.demo import DEMO
 from qra_search.config import make_config
 from qra_search.runs.comparison import opponents
@@ -73,7 +73,7 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
         right = [d["right"] for d in some]
         cells = [role, f"{some[0]['memory_bytes'] / MIB:.1f}", f"{np.mean([d['test_loss'] for d in some]):.4f}"]
         body.append([*cells, f"{np.mean(right):.1%}", " ".join(f"{share:.0%}" for share in right)])
-    return table_of(["plan", "MiB", "test loss", "right answers", "by seed"], body)
+    return make_markdown_table(["plan", "MiB", "test loss", "right answers", "by seed"], body)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,107 @@
-"""Figures of the study on the docs' pages are what its committed lines give."""
+"""The rows of the long tunings: their plans, what is kept of them, and the table of their lines."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-from pathlib import Path
-from xml.etree import ElementTree
+import json
+from collections import Counter
 
-import numpy as np
+import pytest
 
 from benchmarks.common import read
-from benchmarks.study import answers_table, budgets_table, merged, peers, protocol, tables
+from benchmarks.study import finetunes, finetunes_table
+from benchmarks.study.finetune_plans import shuffle_plan, widen_first_layers
+from benchmarks.study.finetune_settings import RESULTS, read_settings
+from qra_search.space.space import Group, Linear, Plan, SearchSpace
 
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def shown(figure):
-    """Place and colours of every mark of a figure, and all texts: where texts stand depends on matplotlib."""
-    svg = "{http://www.w3.org/2000/svg}"
-    root = ElementTree.fromstring(figure)
-    marks = [(u.get("x"), u.get("y"), u.get("style")) for u in root.iter(f"{svg}use")]
-    return marks, [text.text for text in root.iter(f"{svg}text")]
+SHAPES = [(8, 64), (8, 64), (8, 64), (16, 64), (16, 64)]
 
 
-def cells(row):
-    return [cell.strip() for cell in row.strip("|").split("|")]
+def space(bits=(1, 2, 3), ranks=(2,)):
+    groups = [
+        Group(name=f"g{i}", linears=(Linear(name=f"l{i}", out_features=out, in_features=width),))
+        for i, (out, width) in enumerate(SHAPES)
+    ]
+    return SearchSpace(groups=groups, bits=bits, ranks=ranks)
 
 
-def rows_of_page(page, head, *, second=False):
-    """The rows of the page's table whose first line begins so, or of the second such table."""
-    lines = (DOCS / page).read_text().split(f"\n{head}")[1 + second].splitlines()[2:]
-    return [cells(row) for row in lines[: lines.index("")]]
+def test_a_shuffled_plan_has_the_same_choices_within_each_shape_and_so_the_same_bytes():
+    plan = Plan((1, 2, 3, 1, 3), (2, 4, 4, 2, 4))
+    shuffled = [shuffle_plan(space(ranks=(2, 4)), plan, seed) for seed in range(20)]
+    for other in shuffled:
+        for places in (slice(0, 3), slice(3, 5)):
+            choices = [Counter(zip(p.bits[places], p.ranks[places], strict=True)) for p in (plan, other)]
+            assert choices[0] == choices[1]
+        assert space(ranks=(2, 4)).memory_bytes(other) == space(ranks=(2, 4)).memory_bytes(plan)
+    assert len({other.key for other in shuffled}) > 3
 
 
-def test_the_page_and_the_readmes_picture_are_what_the_committed_lines_give(tmp_path, monkeypatch):
-    results, page, figure = tmp_path / "study", tmp_path / "study.md", tmp_path / "study.svg"
-    shutil.copytree(protocol.RESULTS, results)
-    committed = tables.PAGE.read_text()
-    page.write_text(re.sub(r"(<!-- made: \w+ -->\n).*?(<!-- end -->)", r"\1\2", committed, flags=re.DOTALL))
-    before = tables.FIGURE.read_text()
-    monkeypatch.setattr(tables, "PAGE", page)
-    monkeypatch.setattr(tables, "FIGURE", figure)
-    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(results)])
-    tables.main()
-    assert (page.read_text(), shown(figure.read_text())) == (committed, shown(before))
-    assert "plans of qra" in shown(before)[1] and len(shown(before)[0]) > 10
-    for made in ("gsm8k", "arc_easy", "arc_challenge", "details"):
-        assert (results / f"{made}.md").read_text() == (protocol.RESULTS / f"{made}.md").read_text()
+def test_the_first_layers_get_the_next_wider_bits_as_far_as_the_budget_goes():
+    made = space()
+    whole = made.memory_bytes(made.uniform(2, 2))
+    assert widen_first_layers(made, whole) == made.uniform(2, 2)
+    assert widen_first_layers(made, whole + 2 * 8 * 64 // 8) == Plan((3, 3, 2, 2, 2), (2,) * 5)
+    assert widen_first_layers(made, whole - 1).bits == (2, 2, 2, 2, 1)
 
 
-def test_the_picture_of_bytes_for_a_quality_is_what_the_committed_lines_give():
-    assert shown(budgets_table.draw()) == shown((DOCS / "images" / "budgets.svg").read_text())
+def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):
+    made = []
+
+    def measure(options, row, seed, settings, folder):
+        made.append((row.name, seed))
+        (folder / "checkpoint").touch()
+        return {"memory_bytes": 1, "test_loss": 1.0, "row_right": "10", "right": 0.5}
+
+    class InProcess:
+        def __init__(self, *arguments, **options): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error): ...
+        def submit(self, function, *arguments):
+            return type("Result", (), {"result": lambda self: function(*arguments)})()
+
+    monkeypatch.setattr(finetunes, "measure_row", measure)
+    monkeypatch.setattr(finetunes, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr("sys.argv", [
+        "finetunes", "--data", ".", "--only", "^QLoRA$", "--seeds", "0", "1",
+        "--out", str(tmp_path / "lines.jsonl"), "--work", str(tmp_path / "work"),
+    ])  # fmt: skip
+    finetunes.main()
+    finetunes.main()
+    assert made == [("QLoRA", 0), ("QLoRA", 1)]
+    assert [line["seed"] for line in read(tmp_path / "lines.jsonl")] == [0, 1]
+    assert not any((tmp_path / "work").iterdir())
 
 
-def test_a_row_with_one_table_has_the_bytes_of_the_narrower_table_less():
-    """By hand, for 151,936 rows of 1,536: 16 bits, and 4 bits with 8 more a column and a 16-bit scale a row."""
-    lines = [d for d in read(protocol.RESULTS / answers_table.FILE) if d["model"] == "qwen-1.5b"]
-    saved = {d["row"]: d["memory_bytes"] - answers_table.with_one_table(d, (151936, 1536)) for d in lines}
-    assert saved["QLoRA"] == saved["untuned"] == 466_747_392
-    for row in ("uniform 4-bit", "plan within 75%"):  # the other table of the second has 8 bits
-        assert saved[row] == 151936 * 1536 // 2 + 1536 + 2 * 151936
+def test_names_of_rows_are_unique_and_a_setting_can_be_changed():
+    settings, rows = read_settings(["steps=60", "schedule=constant"])
+    assert (settings["steps"], settings["schedule"], settings["learning_rate"]) == (60, "constant", 0.001)
+    assert len({row.name for row in rows}) == len(rows)
 
 
-def test_every_row_of_the_hand_made_table_is_a_row_of_the_script():
-    known = [set(cells(row)) for row in peers.table(read(protocol.RESULTS / "peers.jsonl"))]
-    head = "| choice | linears at each width |"
-    on_page = rows_of_page("compare.md", head) + rows_of_page("compare.md", head, second=True)
-    assert len(on_page) >= 11
-    for row in on_page:
-        figures = {cell for cell in row if re.match(r"[\d+-]", cell)}
-        assert len(figures) >= 4 and any(figures <= cells for cells in known), row
+def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
+    def line(row, seed, right, losses):
+        shared = {"task": "t", "model": "m", "settings": {"steps": 600}, "memory_bytes": 1 << 20, "seconds": 60.0}
+        return shared | {
+            "row": row, "seed": seed, "row_right": right, "right": right.count("1") / len(right),
+            "row_losses": losses, "test_loss": 1.0,
+        }  # fmt: skip
+
+    lines = [
+        line("16-bit LoRA", 0, "1111", "1 1 1 1"),
+        line("uniform", 0, "1010", "2 2 2 2"),
+        line("uniform", 1, "0000", "9 9 9 9"),  # has no partner
+    ]
+    table = finetunes_table.make_table(lines, "t", "m")
+    cells = [cell.strip() for cell in table[-1].strip("|").split("|")]
+    assert cells[:4] == ["uniform", "1.0", "2", "25.0%"]
+    assert cells[4].startswith("-50.0 [") and cells[6] == "+100.0% [+100.0%, +100.0%]"
 
 
-def test_what_merging_costs_is_on_the_page_as_it_was_measured():
-    known = {(bits, way): [loss, beside] for bits, way, _, _, loss, beside in map(
-        cells, merged.table(read(protocol.RESULTS / "merged.jsonl"))[2:]) if bits != "16"}  # fmt: skip
-    for way, *found in rows_of_page("export.md", "| way | 2 bits | 3 bits | 4 bits |"):
-        name = way if (("2", way) in known) else ", ".join(np.array(way.split(", "))[[0, 2, 1]])
-        for bits, cell in zip("234", found, strict=True):
-            assert cell.split(", ", 1) == [c for c in known.pop((bits, name)) if c != "–"]
-    assert not known
+@pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")
+def test_committed_lines_have_a_figure_for_each_test_question():
+    questions = {"banking77": 3080, "restaurant8k": 3731}
+    for line in read(RESULTS):
+        assert len(line["row_right"]) == questions[line["task"]], line["row"]
+        assert line["right"] == pytest.approx(line["row_right"].count("1") / len(line["row_right"]), abs=1e-5)
+        assert json.dumps(line["settings"])

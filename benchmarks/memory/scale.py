@@ -10,7 +10,7 @@ three milliseconds; foretold is the estimate that another process makes from sha
 space, which are what is foretold. A row that is there for size, backend, phase, commit, cache and `MALLOC_` variables
 is not measured again. `--depths` quantizes models of one width and several depths: what a layer more adds to the peak,
 and how often the calibration rows pass a layer. A model's file in place of a size is measured as
-`benchmarks.study.answers` tunes the 1.5B, on GSM8K with its chat template; `--bank` has codes that are there already.
+the study's 1.5B was tuned, on GSM8K with its chat template; `--bank` has codes that are there already.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ import torch
 import qra_eval
 from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_pages, read
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
-from benchmarks.study.answers_settings import RANKS, SETTINGS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
@@ -52,7 +51,10 @@ SECTIONS: dict[str, dict[str, int]] = {
 }
 DEEP = replace(SHAPES["0.4B"], vocabulary=2048)
 """Of models that differ in depth."""
-OF_FILES = SETTINGS["qwen-1.5b"]
+FILE_TASK: dict[str, Any] = {"name": "gsm8k", "options": {"chat": True}}
+FILE_TRAINING = {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3}
+FILE_SPACE, FILE_TABLES = SpaceConfig(bits=(3, 4, 8), ranks=(4, 8, 16)), (4, 8, 16)
+"""How a model's file is measured: what the study's 1.5B was tuned with."""
 
 
 def main() -> None:
@@ -149,9 +151,8 @@ def evaluator_of(
     model, task = str(options.folder / size), TaskConfig(name="jsonl", data=str(options.folder / "rows"))
     space, tables, sections = SpaceConfig(bits=BITS), 16, SECTIONS
     if options.data is not None:
-        model, task = size, TaskConfig(name=OF_FILES.task, data=options.data, options=OF_FILES.options)
-        space, tables = SpaceConfig(bits=OF_FILES.widths, ranks=RANKS), OF_FILES.tables
-        sections = SECTIONS | {"training": OF_FILES.training}
+        model, task = size, TaskConfig(**FILE_TASK, data=options.data)
+        space, tables, sections = FILE_SPACE, FILE_TABLES, SECTIONS | {"training": FILE_TRAINING}
     bank = str(made_by("quantize", options, size, backend))
     return QuantizedLoRAEvaluator(
         model, task, quantization=QuantizationConfig(backend=backend, embeddings=tables, cache=bank), space=space,

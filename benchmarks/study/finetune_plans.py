@@ -1,0 +1,69 @@
+"""The plans of the rows of `finetunes.py`, among them controls in the same bytes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.finetune_settings import Row
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.space.budgets import resolve
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.additive import additive_plan
+from qra_search.surrogates.sensitivity_table import sensitivity_table
+
+
+def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
+    """The plan of a row that is tuned by this package.
+
+    Raises:
+        SystemExit: no plan of the space fits.
+    """
+    space = evaluator.space
+    if row.budget is None:
+        return uniform_plan(space, UNQUANTIZED_BITS if row.kind == "lora" else row.bits, row.rank or 0)
+    (budget,) = resolve(space, row.budget)
+    if row.kind == "first-wider":
+        plan = widen_first_layers(space, budget)
+    else:
+        plan = additive_plan(space, sensitivity_table(space, evaluator.sensitivities()), budget)
+    if plan is None:
+        raise SystemExit(f"{row.name}: no plan fits")
+    return plan if row.shuffle is None else shuffle_plan(space, plan, row.shuffle)
+
+
+def uniform_plan(space: SearchSpace, bits: Any, rank: int) -> Plan:
+    """The plan of one width and rank, both of the space."""
+    plan = space.uniform(bits, rank)
+    assert plan is not None
+    return plan
+
+
+def shuffle_plan(space: SearchSpace, plan: Plan, seed: int) -> Plan:
+    """The plan's choices shuffled over groups of the same shapes, so that they take the same bytes."""
+    alike: dict[Any, list[int]] = {}
+    for i, group in enumerate(space.groups):
+        shapes = tuple((linear.out_features, linear.in_features) for linear in group.linears)
+        alike.setdefault((group.is_embedding, shapes), []).append(i)
+    generator = np.random.default_rng(seed)
+    source = list(range(len(space)))
+    for places in alike.values():
+        for place, other in zip(places, generator.permutation(places), strict=True):
+            source[place] = other
+    return Plan(tuple(plan.bits[i] for i in source), tuple(plan.ranks[i] for i in source))
+
+
+def widen_first_layers(space: SearchSpace, budget: int) -> Plan | None:
+    """The widest uniform plan within a budget, with the next wider bits in as many of the first groups as fit."""
+    (rank,) = space.ranks
+    uniform = [plan for bits in space.bits if (plan := space.uniform(bits, rank)) is not None]
+    best = None
+    for narrow, wide in pairwise(uniform):
+        for count in range(len(space) + 1):
+            plan = Plan(wide.bits[:count] + narrow.bits[count:], narrow.ranks)
+            if space.memory_bytes(plan) <= budget:
+                best = plan
+    return best
