@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qra_search.allocate.sensitivities import Sensitivities
     from qra_search.errors import BadInput
     from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-    from qra_search.evaluation.sensitivities import Sensitivities
     from qra_search.log.state import StudyState
     from qra_search.log.trial import Proposal, Trial
     from qra_search.log.trial_log import TrialLog
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         StorageFormat,
     )
     from qra_search.strategies import Strategy
-    from qra_search.study.forecast import EvaluatedPlan
+    from qra_search.study.candidates import EvaluatedPlan
     from qra_search.study.result import SearchResult
     from qra_search.study.study import Callback, Study
     from qra_search.workflow.run import Run
@@ -65,7 +65,7 @@ __all__ = [
 _HOMES = {
     "errors": ("BadInput",),
     "evaluation.evaluator": ("Evaluation", "EvaluationFailed", "Evaluator"),
-    "evaluation.sensitivities": ("Sensitivities",),
+    "allocate.sensitivities": ("Sensitivities",),
     "log.state": ("StudyState",),
     "log.trial": ("Proposal", "Trial"),
     "log.trial_log": ("TrialLog",),
@@ -74,7 +74,7 @@ _HOMES = {
         "StorageFormat",
     ),
     "strategies": ("Strategy",),
-    "study.forecast": ("EvaluatedPlan",),
+    "study.candidates": ("EvaluatedPlan",),
     "study.result": ("SearchResult",),
     "study.study": ("Callback", "Study"),
     "workflow.run": ("Run",),

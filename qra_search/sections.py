@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from qra_search.errors import shortened
-from qra_search.space.budgets import Budget
+from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -252,4 +252,4 @@ class SearchConfig(Section):
     @field_validator("memory")
     @classmethod
     def _budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(Budget, values))
+        return tuple(map(check_budget_text, values))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
+from qra_search.allocate.measured import Measured
 from qra_search.config import make_config
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
@@ -87,11 +88,15 @@ def make_run(
     settings = {"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}
     folder.begin(make_config(settings))
     folder.keep_config(make_config(settings))
+    evaluator = Bits(space or evil_space())
+    if evaluations is None:
+        folder.write_plan(make_config(settings), Measured(evaluator.space, evaluator.sensitivities()), None)
+        return folder
     study = Study(
-        Bits(space or evil_space()), strategy=strategy or Guessing(), evaluations=evaluations or 1,
+        evaluator, strategy=strategy or Guessing(), evaluations=evaluations,
         memory_budget=list(memory) or None, log=folder.log_file,
     )  # fmt: skip
-    result = study.measure() if evaluations is None else study.run()
+    result = study.run()
     study.log.close()
     folder.write(result)
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.table import Rows
 from qra_search.testing.scenarios import toy_space

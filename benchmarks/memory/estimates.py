@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 from benchmarks.common import RESULTS, append, commit
 from qra_eval.costs.phases import foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False}
 
@@ -83,7 +83,7 @@ def foretold(
     evaluator = QuantizedLoRAEvaluator(
         str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
     )
-    size = None if budget is None else resolve(evaluator.space, budget)[0]
+    size = None if budget is None else resolve_budgets(evaluator.space, budget)[0]
     peaks = foretell(evaluator.tuner, size, gpu=True)
     return {
         "plan": (size or evaluator.space.memory.maximum) / 2**30,

@@ -26,13 +26,12 @@ import numpy as np
 from experts import expert_landscape
 
 from qra_eval.evaluators.landscape import Landscape, make_landscape
+from qra_search.allocate.solve import solve
 from qra_search.bench.run import environment
 from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
 EXPERTS = "48-layer-128-experts"
@@ -50,8 +49,7 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     """The state of a search with so many finished trials."""
     space, sensitivities = landscape.space, landscape.sensitivities()
     budgets = task_budgets(space)
-    table = sensitivity_table(space, sensitivities)
-    starts = [np.concatenate(space.encode(additive_plan(space, table, budget))) for budget in budgets]
+    starts = [np.concatenate(space.encode(solve(space, sensitivities, budget).plan)) for budget in budgets]
     codec, groups = PlanCodec(space), len(space)
     rng = np.random.default_rng(seed)
     done: dict[str, Trial] = {}

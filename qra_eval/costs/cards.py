@@ -12,7 +12,7 @@ from qra_eval.quantized.model import free_bytes
 from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 
 CARDS = {
@@ -94,7 +94,7 @@ def _ways(tuner: FineTuner, budget: int | None, count: int) -> Iterator[tuple[st
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            (bytes_,) = resolve(tuner.quantized.space, plan)
+            (bytes_,) = resolve_budgets(tuner.quantized.space, plan)
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:

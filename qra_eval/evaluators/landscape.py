@@ -13,10 +13,10 @@ from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, 
 from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
 PRIORS = ("measured", "flat", "shuffled", "none")

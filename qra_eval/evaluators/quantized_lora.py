@@ -30,6 +30,7 @@ from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import Diverged
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import (
     EvaluationConfig,
     FinetuneConfig,
@@ -54,10 +55,9 @@ from qra_search.evaluation.evaluator import (
     RowCount,
     Tuned,
 )
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.launched import standing
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
 FIDELITIES = (0.25, 0.5, 1.0)
@@ -79,7 +79,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
             config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
         )
     if config.search.memory:
-        evaluator.budget = resolve(evaluator.space, config.search.memory)[-1]
+        evaluator.budget = resolve_budgets(evaluator.space, config.search.memory)[-1]
     fit(evaluator.tuner, evaluator.budget)
     return evaluator
 

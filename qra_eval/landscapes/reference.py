@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qra_search.allocate import knapsack
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.files import write_json
-from qra_search.space import knapsack
 from qra_search.space.space import Plan
 
 RESTARTS = 4

@@ -19,7 +19,7 @@ from qra_eval.sensitivities.measure import measure_sensitivities
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 

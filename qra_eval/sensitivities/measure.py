@@ -26,7 +26,7 @@ from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.sensitivities.fisher import measure_fisher
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace

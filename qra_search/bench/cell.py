@@ -80,8 +80,7 @@ def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
 def best_uniform(evaluator: Oracle, budget: int) -> float:
     """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan if none fits."""
     space = evaluator.space
-    fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= budget]
-    return min(evaluator.true_loss(p) for p in (fitting or [smallest_plan(space)]))
+    return min(evaluator.true_loss(p) for p in (space.uniform_plans(budget) or [smallest_plan(space)]))
 
 
 def smallest_plan(space: Any) -> Plan:

@@ -20,7 +20,7 @@ from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
-from qra_search.space.budgets import Budget
+from qra_search.space.budgets import check_budget_text
 from qra_search.trackers import TRACKERS
 from qra_search.workflow.settings import make_settings
 
@@ -249,7 +249,7 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 def _value(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "memory":
-        return [Budget(size, needs_unit=True) for size in value]
+        return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]

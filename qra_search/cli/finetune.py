@@ -14,7 +14,7 @@ from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps, print_samples
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import Budget
+from qra_search.space.budgets import check_budget_text
 from qra_search.workflow.finetune import Finetuned, check_reloads, contest_of
 from qra_search.workflow.start import open_run
 
@@ -65,7 +65,7 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    memory = None if memory is None else Budget(memory, needs_unit=True)
+    memory = None if memory is None else check_budget_text(memory, needs_unit=True)
     changes = dict(map(common.pair, sets or []))
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:

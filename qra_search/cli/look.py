@@ -13,8 +13,6 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input, describe
 from qra_search.files import write_json
-from qra_search.log.recorded import recorded_space
-from qra_search.log.trial_log import TrialLog
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
@@ -25,7 +23,7 @@ from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.runs.plan_file import plan_data, read_plan
-from qra_search.space.budgets import Budget, describe_size
+from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import level_words, read_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
@@ -74,11 +72,11 @@ def show(
 
         qra show runs/a
     """
-    memory = None if memory is None else Budget(memory, needs_unit=True)
+    memory = None if memory is None else check_budget_text(memory, needs_unit=True)
     with bad_input():
         folder = RunFolder(run).check()
         result = folder.result()
-        plan = folder.plan() if memory is None else result.chosen(memory)
+        plan = folder.plan() if memory is None else result.chosen(resolve_budget(result.space, memory))
     if plan is None:
         raise BadInput(
             f"{run} has no plan within {memory}: none that fits was evaluated; go on with `qra search {run}`"
@@ -104,7 +102,7 @@ def _headline(result: SearchResult, folder: RunFolder, memory: str | None) -> st
     """What was found, by the comparison on test data where that is of the plan that is shown."""
     if memory is None:
         return said(result, read_test(folder.test()))
-    limit = Budget(memory).bytes_in(result.space)
+    limit = resolve_budget(result.space, memory)
     return said(result, read_test(place_of(folder, result, limit, memory).test()), limit)
 
 
@@ -269,5 +267,5 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
     folder = RunFolder(run or (plan if plan.is_dir() else plan.parent))
     if run is None and not folder.exists:
         raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
-    with bad_input(), TrialLog(folder.check().log_file) as log:
-        return recorded_space(log)
+    with bad_input():
+        return folder.result().space

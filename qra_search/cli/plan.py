@@ -12,16 +12,17 @@ from qra_search.config import RunConfig
 from qra_search.report import formatting
 from qra_search.report.engine_support import takers_text
 from qra_search.report.finding import said
-from qra_search.report.tables import forecast_table
+from qra_search.report.tables import allocation_table
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
+from qra_search.workflow.allocation import check_plannable
 from qra_search.workflow.dry_run import Costs, worth_text
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import check_plannable, new_folder
+from qra_search.workflow.search import new_folder
 
 
 @common.with_settings(*common.OF_SEARCH)
@@ -60,16 +61,16 @@ def plan(
 
 
 def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, costs: Costs | None) -> None:
-    """What is foretold for every budget, and the commands that go on from there."""
+    """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
     console.print(f"\n[bold]{said(result)}[/]")
     for budget in result.memory_budgets:
-        foretold = result.forecast(budget)
-        if foretold is None:
+        allocation = result.allocation(budget)
+        if allocation is None:
             continue
         weight = f"{bits_per_weight(space, budget):.2f} bits a weight"
         console.print(f"\nWithin [bold]{format_bytes(budget)}[/] ({weight})\n")
-        console.print(forecast_table(foretold, space))
+        console.print(allocation_table(allocation, space))
     if sensitivities is not None and sensitivities.seconds:
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.duration(sensitivities.seconds)}."
@@ -79,4 +80,4 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     print_next_steps(console, folder, result)
     if costs is not None:
         console.print(f"What a search takes: {costs.text}.")
-    console.print(f"What it may gain: {worth_text(result.forecast())}.")
+    console.print(f"What it may gain: {worth_text(result.allocation())}.")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 
 Progress = Callable[[str, int, int], None]

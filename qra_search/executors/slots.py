@@ -9,8 +9,8 @@ from concurrent.futures import Future, wait
 from queue import LifoQueue
 from typing import Any, TypeVar, cast
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.evaluator import Evaluation, Evaluator, RowCount
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.work import IDENTITY, SENSITIVITIES, Reply, Request, evaluation_request, unpack
 from qra_search.log.trial import Proposal

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.log.errors import LogDamaged, LogMismatch
 from qra_search.log.lines import NOT_A_LOG, short
 from qra_search.log.state import StudyState

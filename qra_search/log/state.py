@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.log.trial import Trial
 from qra_search.space.memory import MemoryModel
 from qra_search.space.space import Plan, SearchSpace

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
@@ -20,7 +21,6 @@ from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuned import CURVE_FILE
 from qra_search.space.space import Plan
-from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 TRACES = 4
@@ -114,13 +114,13 @@ class RunData:
 
     @cached_property
     def said(self) -> str:
-        """The finding in a sentence, or what is foretold before anything was evaluated."""
+        """The finding in a sentence, or what is predicted before anything was evaluated."""
         return said(self.result, self.tested)
 
     @cached_property
-    def forecast(self) -> Forecast | None:
-        """What the sensitivities foretell within the largest budget; None without a budget or without them."""
-        return self.result.forecast() if self.result.memory_budgets else None
+    def allocation(self) -> Allocation | None:
+        """The allocation within the largest budget; None without a budget or without sensitivities."""
+        return self.result.allocation() if self.result.memory_budgets else None
 
     @cached_property
     def layout(self) -> Layout:

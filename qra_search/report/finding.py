@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from qra_search.allocate.solve import Allocation
 from qra_search.report.formatting import loss_text, pair_text, percent, plan_name, signed_percent
 from qra_search.runs.comparison import FOUND, UNIFORM, UNTUNED, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.forecast import Forecast, lower_by
+from qra_search.study.candidates import lower_by
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
@@ -191,22 +192,22 @@ def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | 
     found = finding(result, tested, budget)
     if found is not None or (result.failures() and not result.candidates):
         return headline(found)
-    foretold = result.forecast(budget) if budget or result.plans_are_wanted else None
-    if foretold is None:
+    allocation = result.allocation(budget) if budget or result.plans_are_wanted else None
+    if allocation is None:
         return NOTHING
-    return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
+    return f"{allocation_text(allocation, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
 
 
-def foretold_text(foretold: Forecast, space: SearchSpace) -> str:
-    """A forecast in one sentence, but for what was done since."""
-    within, rival = f"Within {format_bytes(foretold.budget)}", foretold.rival
-    chosen = f"{within} the sensitivities choose a plan ({plan_name(foretold.plan, space)})"
-    if rival is None:
+def allocation_text(allocation: Allocation, space: SearchSpace) -> str:
+    """An allocation in one sentence."""
+    within, best = f"Within {format_bytes(allocation.budget_bytes)}", allocation.best_uniform
+    chosen = f"{within} the sensitivities choose a plan ({plan_name(allocation.plan, space)})"
+    if best is None:
         return f"{chosen}; no uniform plan fits."
-    name = f"{plan_name(rival.plan, space)}, {format_bytes(rival.memory_bytes)}"
-    if rival.plan == foretold.plan:
+    name = f"{plan_name(best.plan, space)}, {format_bytes(best.memory_bytes)}"
+    if best.plan == allocation.plan:
         return f"{chosen} that is uniform: no other plan is predicted to be better."
-    low, high = rival.interval
-    by = f"predicted {rival.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
-    doubt = "" if rival.certain else f", {CHANCE} before it is measured"
+    low, high = best.interval
+    by = f"predicted {best.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
+    doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
     return f"{chosen}: its loss is {by}{doubt}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qra_search.runs.comparison import SIXTEEN, UNTUNED, TestResult, difference
 from qra_search.space.levels import level_words
-from qra_search.study.forecast import lower_by
+from qra_search.study.candidates import lower_by
 
 if TYPE_CHECKING:
     from qra_search.space.space import Plan, SearchSpace

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.report.colors import DAMAGE_STEPS
 from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace

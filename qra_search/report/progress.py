@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from qra_search.log.trial import Trial
 from qra_search.space.space import SearchSpace
-from qra_search.study.forecast import lower_by
+from qra_search.study.candidates import lower_by
 from qra_search.study.study import Study
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
+from qra_search.allocate.solve import Allocation
 from qra_search.report.data import RunData
 from qra_search.report.finding import finding, headline, said
 from qra_search.report.formatting import (
@@ -27,7 +28,6 @@ from qra_search.report.table import TextTable
 from qra_search.runs.comparison import FOUND, TestResult, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 BUDGETS_SHOWN = 12
@@ -67,15 +67,15 @@ def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
     return TextTable(caption, heads, rows, marked=[i for i, t in enumerate(tested) if t is found], notes=notes)
 
 
-def forecast_table(foretold: Forecast, space: SearchSpace) -> TextTable:
-    """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
-    rows = [("planned: " + plan_name(foretold.plan, space), format_bytes(foretold.memory_bytes), "", "", "")]
-    for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
+def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
+    """The allocated plan, and every uniform plan that fits, by predicted loss."""
+    rows = [("planned: " + plan_name(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
+    for other in sorted(allocation.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
-        same = other.plan == foretold.plan
+        same = other.plan == allocation.plan
         rows.append((
             plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
-            "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.certain else "chance",
+            "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.is_certain else "chance",
         ))  # fmt: skip
     notes = []
     if len(rows) > 1:
@@ -102,7 +102,7 @@ def comparison_table(result: SearchResult) -> TextTable:
         best, uniform = row.best, row.uniform
         marked.append(len(rows))
         rows.append((
-            format_bytes(row.budget), ("found: " if best.evaluations else "foretold: ") + plan_name(best.plan, space),
+            format_bytes(row.budget), ("found: " if best.evaluations else "predicted: ") + plan_name(best.plan, space),
             format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
             loss_text(best.observed) if best.evaluations else "not yet",
             "" if uniform is None else gain_text(row.gain, row.doubtful),

@@ -127,7 +127,7 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
     If the search evaluated none that fits, the best is the one of lowest predicted loss, or the largest without
     sensitivities.
     """
-    fitting = [plan for plan in space.uniform_plans() if space.memory_bytes(plan) <= limit]
+    fitting = space.uniform_plans(limit)
     if against == "none" or not fitting:
         return []
     if against == "all":
@@ -135,8 +135,9 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
     seen = [c for c in (result.uniform if result else []) if c.memory_bytes <= limit]
     if seen:
         return [min(seen, key=lambda c: c.loss).plan]
-    foretold = result.forecast(limit) if result else None
-    return [foretold.rival.plan if foretold is not None and foretold.rival is not None else fitting[-1]]
+    allocation = result.allocation(limit) if result else None
+    best = None if allocation is None else allocation.best_uniform
+    return [fitting[-1] if best is None else best.plan]
 
 
 def read_test(data: dict[str, Any] | None) -> list[TestResult]:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from qra_search.allocate.measured import Measured, plain_identity, read_sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator, Tuned
-from qra_search.files import read_json, write_text
+from qra_search.files import read_json, write_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
+from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.contest import Contest, TestFile, conditions, tuned_entry
 from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuned import EARLIER, TunedFolder, TuningBusy
+from qra_search.space.budgets import resolve_budgets
+from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.forecast import EvaluatedPlan
+from qra_search.study.candidates import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
+SENSITIVITIES_NAME = "sensitivities.json"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
 
@@ -43,6 +50,7 @@ class RunFolder(TunedFolder):
     def __init__(self, path: str | Path):
         super().__init__(path)
         self.config_file = self.path / "config.yaml"
+        self.sensitivities_file = self.path / SENSITIVITIES_NAME
         self.log_file = self.path / LOG_NAME
         self.result_file = self.path / "result.json"
         self.report_file = self.path / "report.html"
@@ -54,17 +62,23 @@ class RunFolder(TunedFolder):
 
     @property
     def exists(self) -> bool:
-        """Whether a search has begun here."""
-        return self.log_file.is_file()
+        """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them."""
+        return self.log_file.is_file() or (self.config_file.is_file() and self.sensitivities_file.is_file())
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a search has proposed anything here."""
+        return self.log_file.is_file() and bool(self._state()[0].trials)
 
     def check(self) -> RunFolder:
         """The folder itself.
 
         Raises:
-            NoRun: no search has begun here.
+            NoRun: it holds no run.
         """
         if not self.exists:
-            what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
+            files = f"{self.log_file.name}, nor {self.config_file.name} with {self.sensitivities_file.name}"
+            what = "is not a folder" if not self.path.is_dir() else f"holds no {files}"
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
         return self
 
@@ -163,27 +177,81 @@ class RunFolder(TunedFolder):
         return [RunFolder(file.parent) for file in sorted(self.path.glob(f"{WITHIN}*MiB/test.json"))]
 
     def result(self) -> SearchResult:
-        """The result as the log has it; beliefs are those of `result.json` while it counts the same trials.
+        """The result as the journal has it, or, before a search, what the sensitivities say; beliefs are those of
+        `result.json` while it counts the same trials.
 
         Raises:
-            NoRun: no search has begun here.
+            NoRun: the folder holds no run.
         """
-        with TrialLog(self.check().log_file) as log:
-            state = recorded_state(log)
-            study = log.meta(STUDY) or {}
+        state, identity = self._state()
         written = read_json(self.result_file)
-        if written and written.get("trials") == len(state.trials) and not state.pending and "candidates" in written:
-            candidates = tuple(_candidate(c) for c in written["candidates"])
-            return SearchResult(
-                state.space, state.trials, candidates, state.memory_budgets, state.sensitivities, written["strategy"],
-                state.seed, state.spent,
-            )  # fmt: skip
-        return SearchResult.from_state(state, _strategy(study.get("strategy", "")))
+        strategy = identity.get("strategy", "")
+        if state.trials and not (written and written.get("trials") == len(state.trials) and "candidates" in written):
+            written = None
+        if state.trials and (written is None or state.pending):
+            return SearchResult.from_state(state, _strategy(strategy))
+        candidates = tuple(_candidate(c) for c in written["candidates"]) if state.trials and written else ()
+        return SearchResult(
+            state.space, state.trials, candidates, state.memory_budgets, state.sensitivities, strategy, state.seed,
+            state.spent,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
-        """What the log says of the evaluator and the study: model, data, settings, strategy, evaluations."""
-        with TrialLog(self.check().log_file) as log:
-            return identity_in(log)
+        """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
+        return self._state()[1]
+
+    def known_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
+        """The sensitivities of the run; None if none are measured.
+
+        Raises:
+            RunExists: the run is of another evaluator or space.
+        """
+        if not self.exists:
+            return None
+        state, identity = self._state()
+        own = plain_identity(evaluator.describe())
+        other = next((key for key, value in own.items() if identity.get(key) != value), None)
+        if other is not None or state.space.signature != evaluator.space.signature:
+            what = (
+                f"{other} {identity.get(other)!r}, not {own[other]!r}" if other is not None else "another search space"
+            )
+            raise RunExists(f"{self.path} holds a run with {what}: give another --out, or the settings of that run")
+        return state.sensitivities
+
+    def _state(self) -> tuple[StudyState, dict[str, Any]]:
+        """The study and the identity of the run, by its journal, or, before a search, by its settings and
+        sensitivities.
+
+        Raises:
+            NoRun: the folder holds no run.
+        """
+        planned = self.config_file.is_file() and self.sensitivities_file.is_file()
+        if self.check().log_file.is_file():
+            with TrialLog(self.log_file) as log:
+                state, identity = recorded_state(log), identity_in(log)
+            if state.sensitivities is None and not state.trials and planned:
+                state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file).sensitivities)
+            return state, identity
+        measured, search = read_sensitivities(self.sensitivities_file), self.config().search
+        budgets = resolve_budgets(measured.space, search.memory)
+        state = StudyState(
+            measured.space, (), measured.sensitivities, budgets, seed=search.seed, evaluations=search.evaluations
+        )
+        study = {"strategy": search.strategy, "evaluations": search.evaluations}
+        return state, {**measured.evaluator, **study}
+
+    def write_plan(self, config: RunConfig, measured: Measured, plan: Plan | None) -> None:
+        """Write what makes a run without a search: the sensitivities, the plan unless one is there, and the settings.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        with self._writing():
+            if not self.exists:
+                measured.write(self.sensitivities_file)
+            if plan is not None and not self.plan_file.is_file():
+                write_json(self.plan_file, plan_to_dict(measured.space, plan))
+        self.keep_config(config)
 
     def write(self, result: SearchResult) -> Path | None:
         """Write `result.json`, `sensitivities.json` and `plan.json`.
@@ -202,7 +270,8 @@ class RunFolder(TunedFolder):
                     aside = self.set_aside()
         except TuningBusy:  # its files are its own
             kept = self.plan_file.read_text() if self.plan_file.is_file() else None
-        result.write(self.path)
+        identity = self.identity()
+        result.write(self.path, evaluator={k: v for k, v in identity.items() if k not in ("strategy", "evaluations")})
         if kept is not None:
             write_text(self.plan_file, kept)
         return aside
@@ -217,7 +286,7 @@ class RunFolder(TunedFolder):
         """
         result, plan = self.result(), None
         written = (read_json(self.result_file) or {}).get("trials")
-        if self.plan_file.is_file() and (self.adapter.is_dir() or written == len(result.trials)):
+        if self.plan_file.is_file() and (self.adapter.is_dir() or not result.trials or written == len(result.trials)):
             plan = read_plan(result.space, self.plan_file)
         elif result.memory_budgets or result.candidates:
             plan = result.chosen()
@@ -258,7 +327,8 @@ def identity_in(log: TrialLog) -> dict[str, Any]:
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
-    return [RunFolder(file.parent) for file in sorted(Path(folder).rglob(LOG_NAME))]
+    places = {file.parent for name in (LOG_NAME, SENSITIVITIES_NAME) for file in Path(folder).rglob(name)}
+    return [run for run in map(RunFolder, sorted(places)) if run.exists]
 
 
 def _may_change(path: str) -> bool:

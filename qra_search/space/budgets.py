@@ -22,12 +22,8 @@ _PERCENT = re.compile(rf"\s*{NUMBER}\s*%\s*")
 _UNIFORM = re.compile(r"\s*uniform\s*([0-9]+|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
 
 
-class Budget(str):
-    """A memory budget, known to have one of the forms; which bytes it means depends on the space.
-
-    `3.5bpw`: so many bits for every searched weight, for weights, metadata and adapters together, plus the bytes that
-    are not searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the space's middle
-    rank. `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
+def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) -> str:
+    """A memory budget as text, checked for its form; `resolve_budget` gives its bytes once the space is known.
 
     Args:
         needs_unit: refuse a number without a unit that is too small to be meant in bytes.
@@ -35,48 +31,50 @@ class Budget(str):
     Raises:
         BadInput: it has none of the forms; the message names them.
     """
-
-    def __new__(cls, given: str | int | float, *, needs_unit: bool = False) -> Budget:
-        if isinstance(given, Budget):
-            return given
-        text = str(given)
-        if not any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
-            if not isinstance(given, (int, float)) and not SIZE.fullmatch(text):
-                raise BadInput(f"{shortened(given)} is not a memory budget: write one such as {FORMS}")
-            size = parse_bytes(given)
-            if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
-                raise BadInput(
-                    f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB"
-                )
-        return super().__new__(cls, text)
-
-    def bytes_in(self, space: SearchSpace) -> int:
-        """The bytes that it means for a space.
-
-        Raises:
-            BadInput: the space has no such uniform plan.
-            BudgetTooSmall: no plan of the space fits.
-        """
-        if match := _PER_WEIGHT.fullmatch(self):
-            size = space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
-        elif match := _PERCENT.fullmatch(self):
-            size = math.floor(space.memory_bytes(_reference(space, self)) * float(match.group(1)) / 100)
-        else:
-            plan = uniform_in(space, self, what="memory budget")
-            size = parse_bytes(self) if plan is None else space.memory_bytes(plan)
-        return space.memory.check_budget(size)
+    text = str(budget)
+    if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
+        return text
+    if not isinstance(budget, (int, float)) and not SIZE.fullmatch(text):
+        raise BadInput(f"{shortened(budget)} is not a memory budget: write one such as {FORMS}")
+    size = parse_bytes(budget)
+    if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
+        raise BadInput(f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB")
+    return text
 
 
-def resolve(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
-    """Bytes that a `Budget` or several mean for a space, ascending and distinct; empty for None, the whole front.
+def resolve_budget(space: SearchSpace, budget: str | int) -> int:
+    """Bytes of a memory budget in a space.
+
+    `3.5bpw`: bits for every searched weight, for weights, metadata and adapters together, plus the bytes that are not
+    searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the space's middle rank.
+    `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
 
     Raises:
-        BadInput, BudgetTooSmall: as `Budget` and its `bytes_in`.
+        BadInput: it has no form of a budget, or the space has no such uniform plan.
+        BudgetTooSmall: no plan of the space fits.
+    """
+    text = check_budget_text(budget)
+    if match := _PER_WEIGHT.fullmatch(text):
+        size = space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
+    elif match := _PERCENT.fullmatch(text):
+        size = math.floor(space.memory_bytes(_reference(space, text)) * float(match.group(1)) / 100)
+    elif (plan := uniform_in(space, text, what="memory budget")) is not None:
+        size = space.memory_bytes(plan)
+    else:
+        size = parse_bytes(budget)
+    return space.memory.check_budget(size)
+
+
+def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
+    """Bytes of one budget or several, ascending and distinct; empty for None, the whole front.
+
+    Raises:
+        BadInput, BudgetTooSmall: as `resolve_budget`.
     """
     if budgets is None:
         return ()
     several = [budgets] if isinstance(budgets, str) or not isinstance(budgets, Sequence) else budgets
-    return tuple(sorted({Budget(budget).bytes_in(space) for budget in several}))
+    return tuple(sorted({resolve_budget(space, budget) for budget in several}))
 
 
 def _reference(space: SearchSpace, text: str) -> Plan:

@@ -235,9 +235,10 @@ class SearchSpace:
         choices = [((b, r), p) for b in self.bits for r in self.uniform_ranks if (p := self.uniform(b, r)) is not None]
         return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
 
-    def uniform_plans(self) -> list[Plan]:
-        """Every uniform plan of the space, cheapest first."""
-        return list(self.uniform_by_choice().values())
+    def uniform_plans(self, budget_bytes: int | None = None) -> list[Plan]:
+        """Every uniform plan of the space, or those that fit a budget, cheapest first."""
+        plans = self.uniform_by_choice().values()
+        return [plan for plan in plans if budget_bytes is None or self.memory_bytes(plan) <= budget_bytes]
 
     @cached_property
     def uniform_ranks(self) -> tuple[int, ...]:

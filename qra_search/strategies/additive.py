@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from qra_search.allocate.solve import solve_table
+from qra_search.allocate.table import additive_table, usable_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.space import knapsack
-from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.base import Strategy, mean_estimates
 from qra_search.surrogates.scales import fit_scales
-from qra_search.surrogates.sensitivity_table import sensitivity_table, usable_sensitivities
 
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
@@ -38,29 +37,17 @@ class AdditiveStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
-        table = posterior_table(state) if learn else sensitivity_table(state.space, state.sensitivities)
+        table = posterior_table(state) if learn else additive_table(state.space, state.sensitivities)
         seen = set(state.seen)
         proposals: list[Proposal] = []
         for budget in _sweep(state):
             if len(proposals) >= n:
                 break
-            plan = additive_plan(state.space, table, budget)
-            if plan is not None and plan.key not in seen:
+            plan = solve_table(state.space, table, budget)
+            if plan.key not in seen:
                 seen.add(plan.key)
                 proposals.append(Proposal(plan, seed=state.seed, origin="additive"))
         return proposals
-
-
-def additive_plan(space: SearchSpace, table: np.ndarray, budget: int) -> Plan | None:
-    """Best plan under a budget if groups did not interact; None if nothing fits.
-
-    Args:
-        table: float (G, B, R), loss that each choice of each group adds, in nats.
-    """
-    groups, bits, ranks = table.shape
-    cost = np.where(space.memory.allowed, table, np.inf).reshape(groups, bits * ranks)
-    choice = knapsack.solve(cost, space.memory.choice.reshape(groups, -1), budget - space.fixed_bytes)
-    return None if choice is None else space.decode(choice // ranks, choice % ranks)
 
 
 def posterior_table(state: StudyState) -> np.ndarray:
@@ -68,7 +55,7 @@ def posterior_table(state: StudyState) -> np.ndarray:
     estimates = mean_estimates(state.full)
     b, r = state.space.encode_many(estimates.plans)
     sensitivities = usable_sensitivities(state.space, state.sensitivities)
-    damage = sensitivity_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
+    damage = additive_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
     rows = np.arange(len(damage))
     gain = sensitivities.rank_gain[rows, r].sum(1)
     scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)

@@ -23,17 +23,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy
 from qra_search.strategies.random import random_plan
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.knowledge_gradient import knowledge_gradient
 from qra_search.surrogates.moves import distinct, neighbours, solve_many
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
 MAX_ROWS = 400
@@ -151,10 +150,10 @@ class QRAStrategy(Strategy):
         return state.seed + (len(state.trials) + k) % self.seeds
 
     def _without_model(self, state: StudyState, asked: set[str], k: int) -> Proposal | None:
-        """Their own optimum for the budget in turn; where it is taken, a random plan; None if none is left."""
+        """The allocation for the budget in turn; if it is taken, a random plan; None if none is left."""
         budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
-        plan = additive_plan(state.space, sensitivity_table(state.space, state.sensitivities), budget)
-        if plan is not None and plan.key not in asked:
+        plan = solve(state.space, state.sensitivities, budget).plan
+        if plan.key not in asked:
             return Proposal(plan, seed=self._seed(state, k), origin="prior")
         rng = state.rng(k)
         for _ in range(ATTEMPTS):

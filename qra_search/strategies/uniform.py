@@ -13,9 +13,5 @@ class UniformStrategy(Strategy):
     name = "uniform"
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        plans = [
-            plan
-            for plan in reversed(state.space.uniform_plans())
-            if state.space.memory_bytes(plan) <= state.memory_limit and plan.key not in state.seen
-        ]
+        plans = [p for p in reversed(state.space.uniform_plans(state.memory_limit)) if p.key not in state.seen]
         return [Proposal(plan, seed=state.seed, origin="uniform") for plan in plans[:n]]

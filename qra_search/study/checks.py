@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import RunFailed, needed
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import MAX_INT, Proposal
 

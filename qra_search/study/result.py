@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -11,18 +11,20 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from qra_search.allocate.measured import Measured
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import Allocation, solve
 from qra_search.errors import BadInput
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
-from qra_search.space.budgets import Budget
+from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.forecast import Comparison, EvaluatedPlan, Forecast, solve_plan, surely_better
+from qra_search.study.candidates import Comparison, EvaluatedPlan, predict_better
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
@@ -37,6 +39,7 @@ class SearchResult:
 
     Attributes:
         candidates: every plan evaluated at full fidelity, cheapest first.
+        allocations: by budget, those already solved; `allocation` adds others.
     """
 
     space: SearchSpace
@@ -47,7 +50,7 @@ class SearchResult:
     strategy: str = ""
     seed: int = 0
     spent: float = 0.0
-    _solved: dict[int, Forecast | None] = field(default_factory=dict, init=False, compare=False)
+    allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
@@ -77,29 +80,36 @@ class SearchResult:
         """The uniform plans that were evaluated, cheapest first."""
         return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
 
+    @property
+    def budget_bytes(self) -> int:
+        """The largest budget of the search; the bytes of the largest plan if it had none."""
+        return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
+
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
-        evaluated. The sensitivities' own plan, if it was not evaluated, takes its place where they say that it is
-        better by more than may be chance.
+        evaluated. The allocated plan, if it was not evaluated, takes its place where it is predicted to be better by
+        more than may be chance.
 
         Args:
-            memory_budget: bytes, or a text such as `search` takes: `108MiB`, `3.5bpw`, `75%`, `uniform3r8`. Without it
-                the largest budget of the search counts.
+            memory_budget: bytes, or a text such as `search` takes: `108MiB`, `3.5bpw`, `75%`, `uniform3r8`. Default:
+                the largest budget of the search.
 
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        limit = self.limit(memory_budget)
+        limit = self.budget_bytes if memory_budget is None else resolve_budget(self.space, memory_budget)
         fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
         if best is None or self.sensitivities is None:
             return best
-        better = surely_better(self.space, self.sensitivities, limit, best, self.candidates)
+        allocation = self.allocation(limit)
+        assert allocation is not None
+        better = predict_better(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed else better
 
-    def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
-        """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
-        limit = self.limit(memory_budget)
+    def comparison(self, budget_bytes: int | None = None) -> Comparison | None:
+        """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
+        limit = self.budget_bytes if budget_bytes is None else budget_bytes
         best = self.best(limit)
         return None if best is None else Comparison(limit, best, self._best_uniform(limit))
 
@@ -110,28 +120,27 @@ class SearchResult:
             return [Comparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
-    def forecast(self, memory_budget: int | str | None = None) -> Forecast | None:
-        """What the measured sensitivities alone choose within a budget, as `best` takes it, beside the uniform plans;
-        None if there are none. Solved when it is first asked for.
+    def allocation(self, budget_bytes: int | None = None) -> Allocation | None:
+        """The allocation within a budget (default: the largest); None without sensitivities.
 
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
         if self.sensitivities is None:
             return None
-        limit = self.limit(memory_budget)
-        if limit not in self._solved:
-            self._solved[limit] = solve_plan(self.space, self.sensitivities, limit)
-        return self._solved[limit]
+        limit = self.budget_bytes if budget_bytes is None else budget_bytes
+        if limit not in self.allocations:
+            self.allocations[limit] = solve(self.space, self.sensitivities, limit)
+        return self.allocations[limit]
 
-    def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
-        """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
-        sensitivities choose; None without either, if that one failed, and if all evaluations did."""
-        best = self.best(memory_budget)
+    def chosen(self, budget_bytes: int | None = None) -> Plan | None:
+        """The plan to hand over within a budget (default: the largest): the best evaluated one, or, if nothing that
+        fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did."""
+        best = self.best(budget_bytes)
         if best is not None:
             return best.plan
-        foretold = None if not self.candidates and self.failures() else self.forecast(memory_budget)
-        return None if foretold is None or foretold.plan in self._failed else foretold.plan
+        allocation = None if not self.candidates and self.failures() else self.allocation(budget_bytes)
+        return None if allocation is None or allocation.plan in self._failed else allocation.plan
 
     @property
     def plans_are_wanted(self) -> bool:
@@ -184,7 +193,7 @@ class SearchResult:
 
     def __repr__(self) -> str:
         best = self.best()
-        what = "best" if best is None or best.evaluations else "foretold"
+        what = "best" if best is None or best.evaluations else "predicted"
         found = "nothing fits" if best is None else f"{what} loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
 
@@ -207,28 +216,26 @@ class SearchResult:
                 }
                 for c in self.comparisons
             ],
-            "forecasts": [f.to_dict() for b in self.memory_budgets if (f := self.forecast(b)) is not None],
+            "allocations": [a.to_dict() for b in self.memory_budgets if (a := self.allocation(b)) is not None],
             "front": [_plain(c) for c in self.front],
             "uniform": [_plain(c) for c in self.uniform],
             "candidates": [_plain(c) for c in self.candidates],
         }
 
-    def write(self, folder: str | Path) -> None:
-        """Write `result.json`, `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder."""
+    def write(self, folder: str | Path, *, evaluator: Mapping[str, Any] | None = None) -> None:
+        """Write `result.json`, `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder.
+
+        Args:
+            evaluator: what identifies it, for `sensitivities.json`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", self.to_dict())
         if self.sensitivities is not None:
-            write_json(folder / "sensitivities.json", self.sensitivities.to_dict())
+            Measured(self.space, self.sensitivities, evaluator or {}).write(folder / "sensitivities.json")
         plan = self.chosen()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
-
-    def limit(self, memory_budget: int | str | None = None) -> int:
-        """Bytes of a budget as `best` takes it."""
-        if memory_budget is not None:
-            return Budget(memory_budget).bytes_in(self.space)
-        return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
     def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
         return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)

@@ -8,16 +8,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.errors import BadInput, needed
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
 from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -81,7 +81,7 @@ class Study:
         self.evaluator = check_evaluator(evaluator)
         check_options(evaluations, seed, batch, sensitivities)
         self.space: SearchSpace = evaluator.space
-        self.memory_budgets = resolve(self.space, memory_budget)
+        self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
         self.evaluations = float(evaluations)
         self.seed = int(seed)
@@ -118,9 +118,9 @@ class Study:
 
     @property
     def sensitivities(self) -> Sensitivities | None:
-        """The sensitivities that the log holds; `run` measures them when it has none."""
+        """Those of the log, else those given; `run` measures them if there are neither."""
         data = self.log.meta("prior")
-        return Sensitivities.from_dict(data) if data else None
+        return Sensitivities.from_dict(data) if data else self._given_sensitivities
 
     def run(self) -> SearchResult:
         """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
@@ -149,14 +149,6 @@ class Study:
         finally:
             for future in flying:
                 future.cancel()
-            self.log.release()
-
-    def measure(self) -> SearchResult:
-        """Measure the sensitivities if the log has none, and evaluate nothing; `run` goes on from there."""
-        try:
-            self._measure_sensitivities()
-            return self.result()
-        finally:
             self.log.release()
 
     def ask(self) -> Proposal | None:

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.table import flat_sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.surrogates.likeness import Dense, covariance
-from qra_search.surrogates.sensitivity_table import flat_sensitivities
 
 FLOOR = 0.05
 """Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""

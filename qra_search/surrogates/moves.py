@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.space import knapsack
+from qra_search.allocate import knapsack
 
 BISECTIONS = 24
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
 from qra_search.space import Group, Level, Linear, Plan, SearchSpace

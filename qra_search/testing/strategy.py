@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog

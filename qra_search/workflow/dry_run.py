@@ -9,14 +9,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator, RowCount
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report import formatting
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.study.forecast import Forecast
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.trackers import check_tracker
@@ -62,7 +62,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
     """
     space = evaluator.space
     with bad_input():
-        budgets = resolve(space, list(config.search.memory) or None)
+        budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
@@ -149,9 +149,10 @@ def foretold_costs(
     return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())
 
 
-def worth_text(foretold: Forecast | None) -> str:
-    """What a search may gain over the plan that the sensitivities choose."""
-    if foretold is not None and foretold.rival is not None and foretold.rival.certain:
+def worth_text(allocation: Allocation | None) -> str:
+    """What a search may gain over the allocated plan."""
+    best = None if allocation is None else allocation.best_uniform
+    if best is not None and best.is_certain:
         return (
             "it checks the prediction, and insures against sensitivities that are wrong; on SmolLM2-135M, tuned to the "
             "end, its plans and these differed by less than 1% (docs/study.md)"

@@ -26,7 +26,7 @@ from qra_search.runs.comparison import (
 )
 from qra_search.runs.contest import Contest, conditions
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import Budget
+from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -86,7 +86,8 @@ def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
     """
     if memory is None:
         return folder.plan()
-    plan = folder.result().chosen(memory)
+    result = folder.result()
+    plan = result.chosen(resolve_budget(result.space, memory))
     if plan is None:
         raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
     return plan
@@ -99,7 +100,7 @@ def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) 
         BudgetTooSmall: no plan of the space fits the budget.
     """
     if memory is not None:
-        return Budget(memory).bytes_in(result.space)
+        return resolve_budget(result.space, memory)
     return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
 
 

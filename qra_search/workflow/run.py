@@ -24,11 +24,12 @@ from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.trackers import Tracker, check_tracker
+from qra_search.workflow.allocation import check_plannable, plan_run
 from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, contest_of, tune_with
-from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, plan_with, search_with
+from qra_search.workflow.search import Workers, begun, in_workers, search_with
 from qra_search.workflow.settings import check_task
 
 
@@ -84,7 +85,7 @@ class Run:
     def choose_plan(
         self, *, progress: Heard = None, first: Callable[[Evaluator, Listener], None] | None = None
     ) -> SearchResult:
-        """Measure the sensitivities, if that is not done, and write the plan that they choose; see `plan`.
+        """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`.
 
         Args:
             first: called with the evaluator and the listener before minutes of quantizing.
@@ -98,7 +99,7 @@ class Run:
             evaluator = self.evaluator(listener)
             if first is not None:
                 first(evaluator, listener)
-            return plan_with(evaluator, self.config, self.folder, listener)
+            return plan_run(evaluator, self.config, self.folder, listener)
 
     def costs(self) -> Costs | None:
         """What a search will take; None if nothing tells it."""

@@ -1,4 +1,4 @@
-"""The plan and the search of a run, in a folder that can be resumed; `search` is one without a folder."""
+"""The search of a run, in a folder that can be resumed; `search` is one without a folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY, RunConfig
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator, Progress
-from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
@@ -154,9 +154,13 @@ def search_with(
         StudyFailed: the search cannot go on, or nothing came of it.
     """
     with bad_input():
+        known = folder.known_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
-        study = make_study(evaluator, config, log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch)
+        study = make_study(
+            evaluator, config, log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch,
+            sensitivities=known,
+        )  # fmt: skip
         folder.keep_config(config)
         if (found := resumed_text(study)) is not None:
             listener.say(found)
@@ -170,7 +174,7 @@ def search_with(
         if costs is not None:
             listener.say(f"what it costs: {costs.text}")
         if study.sensitivities is not None and len(log) == 0:
-            listener.say(f"what it may gain: {worth_text(study.result().forecast())}")
+            listener.say(f"what it may gain: {worth_text(study.result().allocation())}")
 
         def stop() -> None:
             study.stop()
@@ -192,43 +196,6 @@ def _write(
     if (aside := folder.write(result)) is not None:
         listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
     write_report(folder, config, result, identity, read_test(folder.test()))
-
-
-def check_plannable(config: RunConfig) -> None:
-    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
-    if not config.search.memory:
-        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
-
-
-def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
-    """Measure the sensitivities of a run that was begun, solve for its budgets, write that, and evaluate nothing.
-
-    A run that has them already is not measured again. What it leaves is a run that `qra search` resumes.
-
-    Raises:
-        BadInput: the evaluator measures none, or a budget that no plan fits.
-    """
-    with bad_input():
-        log = TrialLog(folder.log_file)
-    with log:
-        study = make_study(evaluator, config, log=log)
-        folder.keep_config(config)
-        if (found := resumed_text(study)) is not None:
-            listener.say(found)
-        say_rows(evaluator, listener)
-        result = study.measure()
-        identity: dict[str, Any] = identity_in(log)
-    if result.sensitivities is None:
-        if not result.trials:
-            for file in (folder.log_file, folder.config_file):  # nothing came of it: no run is left
-                file.unlink()
-        raise BadInput(
-            f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
-        )
-    for budget in result.memory_budgets:
-        result.forecast(budget)  # here the plan is solved
-    _write(folder, config, result, identity, listener)
-    return result
 
 
 def resumed_text(study: Study) -> str | None:
@@ -253,8 +220,12 @@ def make_study(
     callbacks: Sequence[Callback] = (),
     executor: Executor | None = None,
     batch: int | None = None,
+    sensitivities: Sensitivities | None = None,
 ) -> Study:
     """The study that a config asks for.
+
+    Args:
+        sensitivities: those already measured; None: the evaluator measures them.
 
     Raises:
         BadInput: a budget that no plan fits, a log of another search.
@@ -270,6 +241,7 @@ def make_study(
             callbacks=callbacks,
             executor=executor,
             batch=batch,
+            sensitivities=sensitivities,
         )
 
 

@@ -19,7 +19,7 @@ from qra_search.cli.errors import run_safely
 from qra_search.config import ConfigError, RunConfig, load_config, make_config
 from qra_search.log.errors import LogMismatch
 from qra_search.log.lines import Contents
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_from_dict
 
 QUICK = settings(
@@ -133,7 +133,7 @@ def test_any_data_is_a_plan_or_a_value_error(data):
 @given(st.text(max_size=30) | st.from_regex(r"[0-9.]{1,8} ?(MiB|GiB|bpw|%|kb)?", fullmatch=True))
 def test_any_text_is_a_budget_or_a_value_error(text):
     try:
-        assert resolve(AdditiveEvaluator().space, text)
+        assert resolve_budgets(AdditiveEvaluator().space, text)
     except ValueError:
         return
 

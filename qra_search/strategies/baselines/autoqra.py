@@ -8,6 +8,7 @@ import numpy as np
 from pymoo.core.population import Population
 from scipy.stats import spearmanr
 
+from qra_search.allocate.table import additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy, mean_losses
@@ -26,7 +27,6 @@ from qra_search.strategies.baselines.papers import (
 from qra_search.strategies.baselines.proposing import budgets_in_turn, one_by_one
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 POPULATION = 12
 PROMOTED_SHARE = 1 / 3
@@ -133,7 +133,7 @@ class Scores:
     def __init__(self, state: StudyState, importance: Importance):
         self.state, self.codec = state, PlanCodec(state.space)
         self._encode = coverage_encoding(self.codec, importance)
-        self._table = sensitivity_table(state.space, state.sensitivities)
+        self._table = additive_table(state.space, state.sensitivities)
         proxy = state.fidelities[0]
         self._screening = proxy < 1.0
         self.full = mean_losses(state.full)

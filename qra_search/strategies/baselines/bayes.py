@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from qra_search.allocate import knapsack
+from qra_search.allocate.solve import solve_table
+from qra_search.allocate.table import additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.space import knapsack
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import SearchSpace
-from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy, mean_estimates, mean_losses
 from qra_search.strategies.baselines.belief import Belief, Score, believe, best_rows, known_rows
 from qra_search.strategies.baselines.proposing import fresh_plans
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.gp import choice_values, warped_choices
 from qra_search.surrogates.hypervolume_improvement import Strips
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 ORIGIN = "closed_form"
 INITIAL = 8
@@ -89,7 +89,7 @@ class BayesStrategy(Strategy):
             PlanCodec(state.space),
             mean_losses(state.full),
             lambda rows: choice_values(values, rows),
-            sensitivity_table(state.space, state.sensitivities),
+            additive_table(state.space, state.sensitivities),
             [t.plan for t in state.pending],
             ard=2 * len(state.space) <= MANY_VARIABLES,
             seed=state.seed,
@@ -188,12 +188,12 @@ def _around(codec: PlanCodec, rows: np.ndarray, rng: np.random.Generator) -> np.
 
 def _additive_rows(state: StudyState, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2 G): additive optima at the budgets, and of tables perturbed group by group."""
-    table, budgets = sensitivity_table(state.space, state.sensitivities), state.budgets
-    plans = [additive_plan(state.space, table, b) for b in budgets]
+    table, budgets = additive_table(state.space, state.sensitivities), state.budgets
+    plans = [solve_table(state.space, table, b) for b in budgets]
     for i in range(ADDITIVE_DRAWS):
         noisy = table * np.exp(PERTURBATION * rng.standard_normal((len(table), 1, 1)))
-        plans.append(additive_plan(state.space, noisy, budgets[i % len(budgets)]))
-    return PlanCodec(state.space).encode([p for p in plans if p is not None])
+        plans.append(solve_table(state.space, noisy, budgets[i % len(budgets)]))
+    return PlanCodec(state.space).encode(plans)
 
 
 def linearized_row(space: SearchSpace, predict: Score, row: np.ndarray, budget: int) -> np.ndarray | None:
@@ -211,9 +211,9 @@ def linearized_row(space: SearchSpace, predict: Score, row: np.ndarray, budget: 
 
 def _design(state: StudyState) -> list[np.ndarray]:
     """Additive optima that were not tried yet, largest budget first."""
-    table = sensitivity_table(state.space, state.sensitivities)
-    plans = [additive_plan(state.space, table, budget) for budget in reversed(state.budgets)]
-    fresh = {p.key: p for p in plans if p is not None and p.key not in state.seen}
+    table = additive_table(state.space, state.sensitivities)
+    plans = [solve_table(state.space, table, budget) for budget in reversed(state.budgets)]
+    fresh = {p.key: p for p in plans if p.key not in state.seen}
     return list(PlanCodec(state.space).encode(list(fresh.values()))) if fresh else []
 
 

@@ -11,14 +11,13 @@ from pymoo.core.problem import Problem
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
+from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
-from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.proposing import budget_in_turn, budgets_in_turn, fresh_plans
 from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -68,10 +67,8 @@ class NSGA2Strategy(Strategy):
         if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
-            plan = additive_plan(state.space, sensitivity_table(state.space, state.sensitivities), within)
-            if plan is not None:
-                return codec.encode([plan])[0], "additive"
-        uniform = [p for p in state.space.uniform_plans() if state.space.memory_bytes(p) <= state.memory_limit]
+            return codec.encode([solve(state.space, state.sensitivities, within).plan])[0], "additive"
+        uniform = state.space.uniform_plans(state.memory_limit)
         if uniform and kind > 1.0 - UNIFORM_SHARE:
             return codec.encode([uniform[rng.integers(len(uniform))]])[0], "uniform"
         return codec.repair(codec.random(rng), budget, rng), "random"

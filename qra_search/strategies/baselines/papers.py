@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from pymoo.core.population import Population
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.table import additive_table, flat_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import SearchSpace
@@ -22,7 +23,6 @@ from qra_search.strategies.baselines.proposing import budgets_in_turn, fresh_pla
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.gp import choice_values, ordinal_choices
 from qra_search.surrogates.hypervolume_improvement import log_expected_improvement
-from qra_search.surrogates.sensitivity_table import flat_sensitivities, sensitivity_table
 
 WARM_START = "warm start"
 EPSILON = 1e-8
@@ -97,7 +97,7 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
     codec = PlanCodec(state.space)
-    encoding, table = coverage_encoding(codec, importance), sensitivity_table(state.space, state.sensitivities)
+    encoding, table = coverage_encoding(codec, importance), additive_table(state.space, state.sensitivities)
     pending = [t.plan for t in state.pending]
     return believe(
         codec, known, encoding, table, pending, kernel="matern52", ard=False, use_proxy=False, seed=state.seed

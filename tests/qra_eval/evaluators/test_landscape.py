@@ -13,11 +13,11 @@ from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landsca
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES
 from qra_eval.landscapes.shapes import KINDS
+from qra_search.allocate.solve import solve_table
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.space.memory import BudgetTooSmall
-from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.random import random_plan
 from qra_search.testing import EvaluatorContract
 
@@ -186,7 +186,7 @@ def test_references_are_never_beaten_by_random_search_or_the_knapsack() -> None:
     space = landscape.space
     budget = space.memory_bytes(space.uniform(3, 8))
     (best,) = landscape.reference_front((budget,)).losses
-    others = [additive_plan(space, landscape.additive_table(), budget), *random_plans(landscape, 200, budget)]
+    others = [solve_table(space, landscape.additive_table(), budget), *random_plans(landscape, 200, budget)]
     assert best < min(landscape.true_loss(plan) for plan in others)
 
 

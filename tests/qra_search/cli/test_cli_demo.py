@@ -11,7 +11,7 @@ from cli_runner import Qra
 from qra_search.cli import demo
 from qra_search.config import make_config
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
 
@@ -25,11 +25,11 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
     result = run.result()
-    assert result.memory_budgets == resolve(result.space, demo.DEMO["search"]["memory"])
-    foretold = result.forecast()
-    assert foretold is not None and foretold.rival is not None and result.trials == ()
+    assert result.memory_budgets == resolve_budgets(result.space, demo.DEMO["search"]["memory"])
+    allocation = result.allocation()
+    assert allocation is not None and allocation.best_uniform is not None and result.trials == ()
     sixteen = result.space.unquantized.uniform(16, result.space.ranks[-1])
-    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan, sixteen]
+    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, allocation.best_uniform.plan, sixteen]
     assert "16-bit LoRA, rank" in done.out and tuner["built"] == 1
     assert str(run.report_file) in done.out and f"qra search {run.path} --evaluations" in done.out
 
@@ -53,5 +53,5 @@ def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
 
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
     data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
-    assert data["forecasts"][0]["memory_bytes"] <= data["forecasts"][0]["budget"]
+    assert data["allocations"][0]["memory_bytes"] <= data["allocations"][0]["budget"]
     assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform", "16-bit"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from cli_runner import Qra
 
+from qra_search.allocate.knapsack import solve
+from qra_search.allocate.table import additive_table
 from qra_search.config import load_config
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
-from qra_search.space.knapsack import solve
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
 
@@ -23,7 +23,7 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     run = RunFolder(tmp_path / "a")
     result, (budget,) = run.result(), run.result().memory_budgets
     assert result.trials == () and result.sensitivities is not None
-    table = sensitivity_table(result.space, result.sensitivities)
+    table = additive_table(result.space, result.sensitivities)
     groups = len(result.space)
     size = result.space.memory.choice.reshape(groups, -1)
     best = solve(table.reshape(groups, -1), size, budget - result.space.fixed_bytes)
@@ -31,7 +31,7 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     assert best is not None
     rows = range(groups)
     assert table[rows, b, r].sum() == pytest.approx(table.reshape(groups, -1)[rows, best].sum())
-    (foretold,) = done.json["forecasts"]
+    (foretold,) = done.json["allocations"]
     assert foretold["memory_bytes"] <= foretold["budget"] == budget
     fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget]
     assert {json.dumps(u["plan"]) for u in foretold["uniform"]} == {json.dumps(p.to_dict()) for p in fitting}
@@ -71,10 +71,11 @@ def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_p
 def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> None:
     command = ("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
     qra(*command)
-    known = (tmp_path / "a" / "trials.jsonl").read_bytes()
+    known = (tmp_path / "a" / "sensitivities.json").read_bytes()
+    assert not (tmp_path / "a" / "trials.jsonl").exists()
     again = qra(*command)
     assert again.status == 0 and again.err.count("resumed: ") == 1
-    assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
+    assert (tmp_path / "a" / "sensitivities.json").read_bytes() == known
 
 
 def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from cli_runner import Qra
 
 from qra_search import Plan
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 
 pytestmark = pytest.mark.usefixtures("tuner")
@@ -30,17 +30,17 @@ def planned(qra: Qra, tmp_path: Path) -> Path:
 def test_a_plan_is_tuned_beside_the_uniform_plan_of_the_least_predicted_loss(
     qra: Qra, planned: Path, tuner: dict[str, Any]
 ) -> None:
-    foretold = RunFolder(planned).result().forecast()
-    assert foretold is not None and foretold.rival is not None
+    allocation = RunFolder(planned).result().allocation()
+    assert allocation is not None and allocation.best_uniform is not None
     assert qra("finetune", planned).status == 0
-    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
-    assert foretold.rival.gain == min(u.gain for u in foretold.uniform)
+    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, allocation.best_uniform.plan]
+    assert allocation.best_uniform.gain == min(u.gain for u in allocation.uniform)
 
 
 def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
     assert qra("finetune", planned).status == 0
     run, known = RunFolder(planned), RunFolder(planned).test_file.read_bytes()
-    (small,) = resolve(run.result().space, "uniform3r8")
+    (small,) = resolve_budgets(run.result().space, "uniform3r8")
     tuner["tuned"].clear()
     done = qra("finetune", planned, "--memory", "uniform3r8")
     assert done.status == 0, done.err

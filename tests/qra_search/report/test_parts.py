@@ -12,7 +12,7 @@ from report_runs import evil_space, write_curve
 from scipy.stats import binomtest
 
 from qra_search import Group, Linear, Plan, SearchSpace, search
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.report import colors, formatting
 from qra_search.report.data import read_curves, smoothed
 from qra_search.report.finding import Finding, finding, headline
@@ -20,7 +20,7 @@ from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import TestResult
-from qra_search.study.forecast import Comparison, EvaluatedPlan
+from qra_search.study.candidates import Comparison, EvaluatedPlan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 

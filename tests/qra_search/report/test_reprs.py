@@ -60,7 +60,7 @@ def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) ->
     empty = make_run(tmp_path / "e", evaluations=None).result()
     assert empty.candidates == ()
     assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
-    assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
+    assert repr(empty) == "SearchResult(0 trials by qra, front of 0, nothing fits)"
 
 
 def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BudgetTooSmall, Group, Linear, SearchSpace
-from qra_search.space.budgets import Budget, describe_size, resolve, uniform_in, uniform_text
+from qra_search.space.budgets import check_budget_text, describe_size, resolve_budgets, uniform_in, uniform_text
 
 
 def space(**options: object) -> SearchSpace:
@@ -30,37 +30,37 @@ def space(**options: object) -> SearchSpace:
     ],
 )
 def test_every_form_means_bytes(text: str, expected: float) -> None:
-    assert Budget(text) == str(text)
-    assert resolve(space(), text) == (int(expected),)
+    assert check_budget_text(text) == str(text)
+    assert resolve_budgets(space(), text) == (int(expected),)
 
 
 def test_several_budgets_come_in_order_and_once_and_none_means_the_whole_front() -> None:
-    assert resolve(space(), ["6GiB", 77700, "77700"]) == (77700, 6 * 2**30)
-    assert resolve(space(), None) == resolve(space(), []) == ()
+    assert resolve_budgets(space(), ["6GiB", 77700, "77700"]) == (77700, 6 * 2**30)
+    assert resolve_budgets(space(), None) == resolve_budgets(space(), []) == ()
 
 
 def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> None:
     with pytest.raises(BudgetTooSmall, match=f"below the smallest plan.*{space().memory.minimum} bytes"):
-        resolve(space(), ["6GiB", "10%"])
+        resolve_budgets(space(), ["6GiB", "10%"])
 
 
 @pytest.mark.parametrize("text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3"])
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
-        Budget(text)
+        check_budget_text(text)
 
 
 def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
-    assert Budget("108") == "108" and Budget("1048576", needs_unit=True) == "1048576"
+    assert check_budget_text("108") == "108" and check_budget_text("1048576", needs_unit=True) == "1048576"
     with pytest.raises(ValueError, match="108 means 108 bytes: write its unit, such as 108MiB or 108GiB"):
-        Budget("108", needs_unit=True)
+        check_budget_text("108", needs_unit=True)
 
 
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
     with pytest.raises(ValueError, match=r"5 bits and rank 8.*its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"):
-        resolve(space(), "uniform5r8")
+        resolve_budgets(space(), "uniform5r8")
     with pytest.raises(ValueError, match="4 bits and rank 16"):
-        resolve(space(bits=(2, 3)), "75%")
+        resolve_budgets(space(bits=(2, 3)), "75%")
 
 
 def test_a_text_names_a_uniform_plan_and_back() -> None:

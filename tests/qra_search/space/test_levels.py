@@ -8,7 +8,7 @@ import pytest
 
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, plugins, search
 from qra_search.report import formatting
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
 from qra_search.testing.scenarios import TWO_WAYS, ToyEvaluator, toy_space
@@ -59,15 +59,15 @@ def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():
         space.level("nf5")
     alone = SearchSpace(groups=space.groups, bits=(2, Level("nf4", 4)), ranks=(4, 8))
     assert alone.level(4).name == "nf4" and alone.uniform(4, 8) == alone.uniform("nf4", 8)
-    assert resolve(alone, "uniform4r8") == resolve(alone, "uniform nf4 r8")
+    assert resolve_budgets(alone, "uniform4r8") == resolve_budgets(alone, "uniform nf4 r8")
 
 
 def test_budgets_name_levels():
     space = two_ways()
-    assert resolve(space, "uniformhqq-4r8") == (space.memory_bytes(space.uniform("hqq-4", 8)),)
-    assert resolve(space, "100%") == (space.memory_bytes(space.uniform("nf4", 8)),)  # the first way of 4 bits
+    assert resolve_budgets(space, "uniformhqq-4r8") == (space.memory_bytes(space.uniform("hqq-4", 8)),)
+    assert resolve_budgets(space, "100%") == (space.memory_bytes(space.uniform("nf4", 8)),)  # the first way of 4 bits
     with pytest.raises(ValueError, match="several ways"):
-        resolve(space, "uniform4r8")
+        resolve_budgets(space, "uniform4r8")
 
 
 def test_groups_are_narrowed_by_names():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from qra_search import Evaluation, Evaluator, Sensitivities
+from qra_search.allocate.solve import solve_table
+from qra_search.allocate.table import additive_table, flat_sensitivities
 from qra_search.log.state import StudyState
-from qra_search.strategies.additive import AdditiveStrategy, additive_plan, posterior_table
-from qra_search.surrogates.sensitivity_table import flat_sensitivities, sensitivity_table
+from qra_search.strategies.additive import AdditiveStrategy, posterior_table
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 
 
@@ -23,7 +24,7 @@ class TableEvaluator(Evaluator):
         rng = np.random.default_rng(0)
         damage = rng.lognormal(0, 0.5, (8, 1)) * 0.25 ** np.arange(4)
         self.truth = Sensitivities(damage, np.tile([0.01, 0.02, 0.03], (8, 1)))
-        self.table = sensitivity_table(self.space, self.truth)
+        self.table = additive_table(self.space, self.truth)
         self._sensitivities = replace(self.truth, bits_damage=damage * np.exp(wrong * rng.standard_normal((8, 1))))
 
     def evaluate(self, plan, *, fidelity=1.0, seed=0):
@@ -36,7 +37,7 @@ class TableEvaluator(Evaluator):
 
 
 def plan_loss(evaluator, table, budget):
-    return evaluator.evaluate(additive_plan(evaluator.space, table, budget)).loss
+    return evaluator.evaluate(solve_table(evaluator.space, table, budget)).loss
 
 
 def test_the_plan_is_the_best_of_all_that_fit():
@@ -48,13 +49,8 @@ def test_the_plan_is_the_best_of_all_that_fit():
             b, r = np.array(choice).T
             if space.memory.allowed[np.arange(3), b, r].all() and space.memory.bytes(b, r) <= budget:
                 best = min(best, table[np.arange(3), b, r].sum())
-        b, r = space.encode(additive_plan(space, table, budget))
+        b, r = space.encode(solve_table(space, table, budget))
         assert table[np.arange(3), b, r].sum() == pytest.approx(best)
-
-
-def test_nothing_fits_a_budget_below_the_smallest_plan():
-    space = toy_space(2)
-    assert additive_plan(space, sensitivity_table(space, None), space.memory.minimum - 1) is None
 
 
 def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
@@ -62,8 +58,8 @@ def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
     budgets = budgets_of(evaluator.space, 0.3, 0.6)
     state = StudyState(evaluator.space, sensitivities=evaluator.sensitivities(), memory_budgets=budgets)
     proposals = AdditiveStrategy().propose(state, 6)
-    table = sensitivity_table(evaluator.space, evaluator.sensitivities())
-    assert [p.plan for p in proposals[:2]] == [additive_plan(evaluator.space, table, b) for b in budgets]
+    table = additive_table(evaluator.space, evaluator.sensitivities())
+    assert [p.plan for p in proposals[:2]] == [solve_table(evaluator.space, table, b) for b in budgets]
     assert len({p.plan for p in proposals}) == 6
     assert all(evaluator.space.memory_bytes(p.plan) <= budgets[1] for p in proposals)
 
@@ -71,7 +67,7 @@ def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
 def test_trials_correct_a_prior_with_wrong_scales():
     evaluator = TableEvaluator(wrong=0.6)
     state = logged_state(evaluator, 40)
-    learnt, given = posterior_table(state), sensitivity_table(evaluator.space, evaluator.sensitivities())
+    learnt, given = posterior_table(state), additive_table(evaluator.space, evaluator.sensitivities())
     losses = [[plan_loss(evaluator, t, b) for b in budgets_of(evaluator.space, 0.2, 0.4)] for t in (learnt, given)]
     best = [plan_loss(evaluator, evaluator.table, b) for b in budgets_of(evaluator.space, 0.2, 0.4)]
     assert sum(losses[0]) - sum(best) < 0.25 * (sum(losses[1]) - sum(best))
@@ -102,5 +98,5 @@ def test_without_a_prior_larger_groups_are_taken_to_matter_more():
 def test_a_prior_of_zeros_says_nothing_and_the_flat_one_stands_in():
     space = toy_space(3)
     zeros = Sensitivities(np.zeros((3, 4)), np.zeros((3, 3)))
-    assert np.array_equal(sensitivity_table(space, zeros), sensitivity_table(space, None))
+    assert np.array_equal(additive_table(space, zeros), additive_table(space, None))
     assert len(AdditiveStrategy().propose(scenario("sensitivities of zeros"), 3)) == 3

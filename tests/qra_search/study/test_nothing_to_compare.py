@@ -10,7 +10,7 @@ from qra_search import Plan, search
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.report.finding import finding, headline, said
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.groups import Group, Linear
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import uniform_design
@@ -73,4 +73,4 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and uniform_design(space, ()) == []
     with pytest.raises(BadInput, match="no rank is allowed for every group: give it in bytes"):
-        resolve(space, "75%")
+        resolve_budgets(space, "75%")

@@ -10,11 +10,12 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Plan, Study, search
+from qra_search.allocate.measured import read_sensitivities
+from qra_search.allocate.solve import solve
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.report.finding import said
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import resolve_budget, resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
-from qra_search.study.forecast import solve_plan
 
 
 @pytest.fixture
@@ -38,16 +39,19 @@ def test_the_best_plan_is_the_best_that_fits(result):
     assert best.plan == result.comparison(budget).best.plan
 
 
-def test_what_the_sensitivities_choose_is_solved_once_for_a_budget(monkeypatch):
+def test_an_allocation_is_solved_once_for_a_budget(monkeypatch):
     solved = []
 
     def counted(space, sensitivities, budget):
         solved.append(budget)
-        return solve_plan(space, sensitivities, budget)
+        return solve(space, sensitivities, budget)
 
-    monkeypatch.setattr("qra_search.study.result.solve_plan", counted)
-    result = Study(AdditiveEvaluator(), memory_budget=["uniform3r8", "uniform4r8"]).measure()
-    assert said(result) and result.chosen() == result.forecast().plan and len(result.to_dict()["forecasts"]) == 2
+    monkeypatch.setattr("qra_search.study.result.solve", counted)
+    evaluator = AdditiveEvaluator()
+    result = Study(
+        evaluator, memory_budget=["uniform3r8", "uniform4r8"], sensitivities=evaluator.sensitivities()
+    ).result()
+    assert said(result) and result.chosen() == result.allocation().plan and len(result.to_dict()["allocations"]) == 2
     assert sorted(solved) == sorted(result.memory_budgets)
 
 
@@ -55,12 +59,12 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     evaluator = AdditiveEvaluator()
     middle = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
     result = search(evaluator, evaluations=1, memory_budget=middle)
-    best, foretold = result.best(), result.forecast()
-    assert result.spent == 1 and best.plan == foretold.plan == result.chosen() and best.evaluations == 0
+    best, allocation = result.best(), result.allocation()
+    assert result.spent == 1 and best.plan == allocation.plan == result.chosen() and best.evaluations == 0
     assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the sensitivities are exact here
     assert said(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
     more = search(evaluator, "random", evaluations=12, memory_budget=middle)
-    assert more.best().plan == foretold.plan  # what random plans found is worse, and as was predicted
+    assert more.best().plan == allocation.plan  # what random plans found is worse, and as was predicted
     losses = [c.loss for c in sorted(more.candidates, key=lambda c: -c.loss)]
     other = [replace(c, loss=x) for c, x in zip(sorted(more.candidates, key=lambda c: c.loss), losses, strict=True)]
     assert replace(more, candidates=tuple(other)).best() in other  # nothing that was predicted came true
@@ -68,33 +72,33 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
 
 def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
     evaluator = AdditiveEvaluator()
-    foretold = Study(evaluator, memory_budget="uniform3r8").measure().forecast().plan
+    budget = resolve_budget(evaluator.space, "uniform3r8")
+    allocated = solve(evaluator.space, evaluator.sensitivities(), budget).plan
     evaluate = evaluator.evaluate
 
     def failing(plan, **options):
-        if plan == foretold:
+        if plan == allocated:
             raise EvaluationFailed("out of memory")
         return evaluate(plan, **options)
 
     monkeypatch.setattr(evaluator, "evaluate", failing)
     result = search(evaluator, "additive", evaluations=3, memory_budget="uniform3r8")
-    assert [trial.plan for trial in result.failures()] == [foretold] and result.best() in result.candidates
-    tight = result.space.memory_bytes(foretold)
+    assert [trial.plan for trial in result.failures()] == [allocated] and result.best() in result.candidates
+    tight = result.space.memory_bytes(allocated)
     larger = replace(result, candidates=tuple(replace(c, memory_bytes=tight + 1) for c in result.candidates))
-    assert larger.forecast(tight).plan == foretold and larger.best(tight) is None and larger.chosen(tight) is None
+    assert larger.allocation(tight).plan == allocated and larger.best(tight) is None and larger.chosen(tight) is None
 
 
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
 def test_a_budget_is_written_as_for_a_search(result, budget):
-    (limit,) = resolve(result.space, budget)
+    (limit,) = resolve_budgets(result.space, budget)
     assert result.best(budget) == result.best(limit)
-    assert result.comparison(budget).budget == limit
 
 
 def test_a_budget_below_the_smallest_plan_is_refused_as_by_a_search(result):
-    for ask in (result.best, result.comparison):
+    for ask, budget in ((result.best, "1KiB"), (result.allocation, 1024)):
         with pytest.raises(BudgetTooSmall, match="below the smallest plan"):
-            ask("1KiB")
+            ask(budget)
 
 
 def test_there_is_no_best_plan_if_none_that_fits_was_evaluated(result):
@@ -127,7 +131,8 @@ def test_the_folder_holds_result_plan_and_prior(result, evaluator, tmp_path):
     plan = plan_from_dict(evaluator.space, json.loads((tmp_path / "plan.json").read_text()))
     assert plan == result.best().plan
     assert data["front"][0]["memory_bytes"] == result.front[0].memory_bytes
-    assert json.loads((tmp_path / "sensitivities.json").read_text())["cost"] == 0.5
+    measured = read_sensitivities(tmp_path / "sensitivities.json")
+    assert measured.sensitivities.cost == 0.5 and measured.space.signature == evaluator.space.signature
 
 
 def test_a_plan_of_another_space_is_refused(evaluator):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search.space import knapsack
+from qra_search.allocate import knapsack
 from qra_search.surrogates.moves import distinct, neighbours, solve_many
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from table_world import World
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.likeness import ByKindAndDepth

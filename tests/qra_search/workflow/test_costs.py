@@ -6,8 +6,8 @@ import math
 
 from fakes import AdditiveEvaluator
 
-from qra_search.evaluation.sensitivities import Sensitivities
-from qra_search.study.forecast import solve_plan
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import solve
 from qra_search.workflow.dry_run import Costs, foretold_costs, worth_text
 
 
@@ -42,9 +42,7 @@ def test_a_search_is_said_to_check_what_is_clear_and_to_measure_what_is_not() ->
     evaluator = AdditiveEvaluator()
     sensitivities = evaluator.sensitivities()
     assert sensitivities is not None
-    clear = solve_plan(
-        evaluator.space, sensitivities, evaluator.space.memory.minimum + evaluator.space.memory.maximum >> 1
-    )
-    assert clear is not None and clear.rival is not None
-    assert ("checks the prediction" in worth_text(clear)) == clear.rival.certain
+    clear = solve(evaluator.space, sensitivities, evaluator.space.memory.minimum + evaluator.space.memory.maximum >> 1)
+    assert clear.best_uniform is not None
+    assert ("checks the prediction" in worth_text(clear)) == clear.best_uniform.is_certain
     assert "measures it" in worth_text(None)

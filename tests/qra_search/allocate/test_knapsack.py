@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search.space import knapsack
-from qra_search.space.knapsack import fill, solve
+from qra_search.allocate import knapsack
+from qra_search.allocate.knapsack import fill, solve
 
 
 def brute_force(cost, size, budget):

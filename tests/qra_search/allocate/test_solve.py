@@ -1,4 +1,4 @@
-"""What sensitivities foretell: the exact plan against every uniform one that fits, with intervals."""
+"""The allocation: the exact plan against every uniform one that fits, with intervals."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import LEAST_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
+from qra_search.space.memory import BudgetTooSmall
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.forecast import FACTOR, LEAST, WITHIN, solve_plan
 from qra_search.testing.scenarios import toy_space
 
 
@@ -37,8 +38,8 @@ def test_the_plan_is_the_best_of_all_that_fit(space: SearchSpace, sensitivities:
         for ranks in itertools.product(space.ranks, repeat=3)
     ]
     for budget in sorted({space.memory_bytes(plan) for plan in every})[::3]:
-        found = solve_plan(space, sensitivities, budget)
-        assert found is not None and found.memory_bytes <= budget
+        found = solve(space, sensitivities, budget)
+        assert found.memory_bytes <= budget
         best = min(loss(space, sensitivities, plan) for plan in every if space.memory_bytes(plan) <= budget)
         assert loss(space, sensitivities, found.plan) == pytest.approx(best)
 
@@ -47,24 +48,23 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
     space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
     budget = space.memory_bytes(Plan((3, 3, 3), (8, 8, 8)))
-    found = solve_plan(space, sensitivities, budget)
-    assert found is not None
-    assert {u.plan.key for u in found.uniform} == {
-        p.key for p in space.uniform_plans() if space.memory_bytes(p) <= budget
-    }
+    found = solve(space, sensitivities, budget)
+    assert {u.plan for u in found.uniform} == {p for p in space.uniform_plans() if space.memory_bytes(p) <= budget}
+    assert found.predicted_loss == pytest.approx(loss(space, sensitivities, found.plan))
     for other in found.uniform:
         gain = loss(space, sensitivities, other.plan) - loss(space, sensitivities, found.plan)
         assert other.gain == pytest.approx(gain)
-        half = WITHIN * math.hypot(FACTOR * gain, LEAST)
+        half = Z_90 * math.hypot(RELATIVE_DEVIATION * gain, LEAST_DEVIATION)
         assert other.interval == pytest.approx((gain - half, gain + half))
-        assert other.certain == (gain > half)
-    assert found.rival is not None and found.rival.gain == min(u.gain for u in found.uniform)
+        assert other.is_certain == (gain > half)
+    assert found.best_uniform is not None and found.best_uniform.gain == min(u.gain for u in found.uniform)
 
 
-def test_a_uniform_optimum_is_its_own_rival_and_a_budget_that_nothing_fits_foretells_nothing(
+def test_a_uniform_optimum_is_the_best_uniform_plan_and_a_budget_that_nothing_fits_is_refused(
     space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
-    whole = solve_plan(space, sensitivities, space.memory.maximum)
-    assert whole is not None and whole.rival is not None
-    assert whole.rival.plan == whole.plan and whole.rival.interval == (0.0, 0.0)
-    assert solve_plan(space, sensitivities, space.memory.minimum - 1) is None
+    whole = solve(space, sensitivities, space.memory.maximum)
+    assert whole.best_uniform is not None
+    assert whole.best_uniform.plan == whole.plan and whole.best_uniform.interval == (0.0, 0.0)
+    with pytest.raises(BudgetTooSmall):
+        solve(space, sensitivities, space.memory.minimum - 1)

@@ -1,0 +1,93 @@
+"""Evaluated plans: the best within a budget against the best uniform one, and an unevaluated plan that beats both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import Z_90, gain_deviation
+from qra_search.allocate.table import additive_table, table_losses
+from qra_search.space.space import Plan, SearchSpace
+
+
+@dataclass(frozen=True)
+class EvaluatedPlan:
+    """A plan that was evaluated at full fidelity, or one that is predicted to be better.
+
+    Attributes:
+        loss: posterior mean of the held-out loss, by the strategy's model if it has one.
+        loss_std: its posterior deviation; nan if unknown.
+        memory_bytes: exact bytes.
+        observed: mean of the observed losses; nan if there are none.
+        evaluations: how many there are; 0 if its loss is only predicted.
+    """
+
+    plan: Plan
+    loss: float
+    loss_std: float
+    memory_bytes: int
+    observed: float
+    evaluations: int = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
+    is, as a share of the uniform plan's loss; nan without one, or if that is zero."""
+
+    budget: int
+    best: EvaluatedPlan
+    uniform: EvaluatedPlan | None
+
+    @property
+    def beats_uniform(self) -> bool:
+        return self.uniform is None or self.best.loss < self.uniform.loss
+
+    @property
+    def gain(self) -> float:
+        return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the difference of the two losses; nan without a uniform plan."""
+        return math.nan if self.uniform is None else math.hypot(self.best.loss_std, self.uniform.loss_std)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the difference may be chance: it is below twice its standard error."""
+        if self.uniform is None or self.best.plan == self.uniform.plan:
+            return False
+        return abs(self.uniform.loss - self.best.loss) < 2 * self.noise
+
+
+def lower_by(loss: float, other: float) -> float:
+    """How much lower a loss is than another, as a share of the other's size; nan if that is zero."""
+    return (other - loss) / abs(other) if other else math.nan
+
+
+def predict_better(
+    space: SearchSpace, sensitivities: Sensitivities, plan: Plan, best: EvaluatedPlan, known: Sequence[EvaluatedPlan]
+) -> EvaluatedPlan | None:
+    """The allocated plan with its predicted loss, if it is not evaluated and is predicted to be lower than the best
+    evaluated one by more than may be chance; else None.
+
+    Predicted differences are scaled by the slope of the observed ones over the predicted ones, at most 1; the scatter
+    about that slope adds to their deviation.
+    """
+    if any(candidate.plan == plan for candidate in known):
+        return None
+    plans = [plan, best.plan, *(candidate.plan for candidate in known)]
+    own, least, *others = table_losses(space, additive_table(space, sensitivities), plans)
+    predicted, true = np.array(others) - least, np.array([candidate.loss for candidate in known]) - best.loss
+    trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
+    gain = trust * float(least - own)
+    scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))
+    deviation = math.hypot(gain_deviation(gain), scatter)
+    if gain <= Z_90 * deviation:
+        return None
+    size = space.memory_bytes(plan)
+    return EvaluatedPlan(plan, best.loss - gain, deviation, size, observed=math.nan, evaluations=0)
