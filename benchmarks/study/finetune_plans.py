@@ -9,11 +9,10 @@ import numpy as np
 
 from benchmarks.study.finetune_settings import Row
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.space.budgets import resolve
+from qra_search.allocate.solve import solve
+from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.additive import additive_plan
-from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 
 def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
@@ -25,11 +24,11 @@ def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
     space = evaluator.space
     if row.budget is None:
         return uniform_plan(space, UNQUANTIZED_BITS if row.kind == "lora" else row.bits, row.rank or 0)
-    (budget,) = resolve(space, row.budget)
+    budget = resolve_budget(space, row.budget)
     if row.kind == "first-wider":
         plan = widen_first_layers(space, budget)
     else:
-        plan = additive_plan(space, sensitivity_table(space, evaluator.sensitivities()), budget)
+        plan = solve(space, evaluator.sensitivities(), budget).plan
     if plan is None:
         raise SystemExit(f"{row.name}: no plan fits")
     return plan if row.shuffle is None else shuffle_plan(space, plan, row.shuffle)
