@@ -12,15 +12,11 @@ from qra_search.log.trial import Proposal
 
 
 class WorkerDied(RuntimeError):
-    """The worker ended during an evaluation, twice for the same trial: the trial has failed."""
-
-
-class DeadlineExceeded(RuntimeError):
-    """The evaluation took longer than it may: the trial has failed."""
+    """Two workers ended during the same evaluation: the trial has failed."""
 
 
 class WorkerUnusable(RuntimeError):
-    """No worker can evaluate anything: the study stops, and the trial is left to be run when it is resumed."""
+    """No worker can evaluate anything: the study stops, and the trial stays open until it is resumed."""
 
 
 class InputUnusable(WorkerUnusable, BadInput):

@@ -10,9 +10,9 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import devices
+from qra_search.executors.pool import WorkerExecutor
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
-from qra_search.executors.slots import WorkerExecutor
 
 KINDS = ("process", "ray")
 
@@ -21,7 +21,7 @@ KINDS = ("process", "ray")
 class EvaluatorFactory:
     """Builds a run's evaluator in a worker.
 
-    In a worker with a leased device (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
+    In a worker with a device of its own (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
     one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
     """
 
@@ -63,26 +63,12 @@ def make_executor(
     if kind == "process":
         if address is not None:
             raise BadInput("--address is that of a Ray cluster: give --executor ray")
-        return ProcessExecutor(factory, workers, devices=_leased(device, workers, gpus_per_worker))
+        return ProcessExecutor(
+            factory, workers, devices=devices.devices_of_workers(device, workers, gpus_per_worker)
+        )
     if devices.named_gpus(device):
         raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")
     share = gpus_per_worker
     if share is None and device != "auto":
         share = 1 if devices.uses_gpus(device) else 0
     return RayExecutor(factory, workers, address=address, gpus=share)
-
-
-def _leased(device: str, workers: int, share: float | None) -> list[str] | None:
-    """The devices that worker processes get; None: no GPU."""
-    if share == 0 or not (device == "auto" or devices.uses_gpus(device)):
-        return None
-    visible, named = devices.visible_gpus(), devices.named_gpus(device)
-    if missing := [name for name in named if name not in visible]:
-        raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
-    if share is None:
-        if device == "auto" and not visible:
-            return None
-        share = max(1, len(named))
-    gpus = named or visible
-    devices.check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
-    return devices.leases(gpus, share)

@@ -1,4 +1,4 @@
-"""What a worker may use of the machine: GPUs, dealt out by name, and threads, narrowed by environment variables."""
+"""What a worker may use of the machine: GPUs, assigned by name, and threads, limited by environment variables."""
 
 from __future__ import annotations
 
@@ -80,12 +80,28 @@ def check_room(nodes: Sequence[int], workers: int, gpus: float, where: str) -> N
     raise BadInput(f"{workers} worker{'' if workers == 1 else 's'} with {share} each: {there}: {mend}")
 
 
-def leases(gpus: Sequence[str], share: float) -> list[str]:
-    """GPUs as devices of workers: `cuda:0,cuda:1` for one with two; one GPU for several workers comes up in turn."""
-    if share < 1:
-        return list(gpus) * _places(1, share)
-    size = int(share)
-    return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+def devices_of_workers(device: str, workers: int, share: float | None) -> list[str]:
+    """The device of each worker process: GPUs if there are any and the run's device allows it, else `cpu`.
+
+    Args:
+        device: of the run.
+        share: GPUs of each worker, below 1 if several share one; None: as many as the device names, or one.
+
+    Raises:
+        BadInput: there are too few.
+    """
+    if share == 0 or not (device == "auto" or uses_gpus(device)):
+        return ["cpu"] * workers
+    visible, named = visible_gpus(), named_gpus(device)
+    if missing := [name for name in named if name not in visible]:
+        raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
+    if share is None and device == "auto" and not visible:
+        return ["cpu"] * workers
+    share, gpus = share or max(1, len(named)), named or visible
+    check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
+    size = max(1, int(share))
+    bundles = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+    return [bundles[worker % len(bundles)] for worker in range(workers)]
 
 
 def _places(count: int, gpus: float) -> int:

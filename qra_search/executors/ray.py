@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from qra_search.errors import install_hint
-from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
+from qra_search.executors.base import WorkerDied, WorkerUnusable
 from qra_search.executors.devices import DEVICE, SHARING, check_room, own_gpus
-from qra_search.executors.slots import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Reply, Request, build, handle
+from qra_search.executors.pool import Worker, WorkerExecutor
+from qra_search.executors.work import Factory, Served
 
 START_SECONDS = 600.0
 
@@ -25,7 +26,6 @@ class RayExecutor(WorkerExecutor):
         cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`, two that share
             one have `gpus=0.5`. An actor of none sees none. None: one, if the cluster has any. `QRA_DEVICE` tells an
             actor whether it has GPUs (`cuda`) or not (`cpu`).
-        deadline: seconds that one evaluation may take; then its actor is killed.
         start_seconds: how long an actor may take to be placed and to build its evaluator.
 
     Raises:
@@ -41,19 +41,17 @@ class RayExecutor(WorkerExecutor):
         address: str | None = None,
         cpus: float = 1,
         gpus: float | None = 0,
-        deadline: float | None = None,
         start_seconds: float = START_SECONDS,
     ):
-        super().__init__(workers)
+        super().__init__(factory, workers)
         try:
             import ray
         except ImportError as error:
             raise ImportError(f"Ray is not installed: `{install_hint('ray')}`", name="ray") from error
-        self._ray = ray
+        self._ray, self._start_seconds = ray, start_seconds
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-        self._factory, self._deadline, self._start_seconds = factory, deadline, start_seconds
         try:
             gpus = self._with_room(workers, gpus)
         except BaseException:
@@ -63,9 +61,8 @@ class RayExecutor(WorkerExecutor):
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
-    def start_worker(self) -> Worker:
-        actor = self._actor_class.remote(self._device, self._sharing)
-        return _RayWorker(self._ray, actor, self._factory, self._deadline, self._start_seconds)
+    def start_worker(self, slot: int) -> Worker:
+        return _RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing), self._start_seconds)
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -84,29 +81,25 @@ class RayExecutor(WorkerExecutor):
 
 
 class _RayWorker(Worker):
-    def __init__(self, ray: Any, actor: Any, factory: Factory, deadline: float | None, start_seconds: float):
-        self._ray, self._actor = ray, actor
-        self._deadline, self._start_seconds = deadline, start_seconds
-        self._building = actor.build.remote(factory)
+    def __init__(self, ray: Any, actor: Any, start_seconds: float):
+        self._ray, self._actor, self._start_seconds = ray, actor, start_seconds
 
-    def built(self) -> Reply:
+    def build(self, factory: Factory) -> Any:
         try:
-            return self._get(self._building, self._start_seconds)
-        except DeadlineExceeded:
+            return self._result(self._actor.build.remote(factory), self._start_seconds)
+        except self._ray.exceptions.GetTimeoutError:
             raise WorkerUnusable(
                 f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
                 f"free as were asked for?"
             ) from None
 
-    def reply(self, request: Request) -> Reply:
-        return self._get(self._actor.serve.remote(request), self._deadline)
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self._result(self._actor.call.remote(function, *args))
 
-    def _get(self, reference: Any, seconds: float | None) -> Reply:
+    def _result(self, reference: Any, seconds: float | None = None) -> Any:
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference, timeout=seconds)
-        except errors.GetTimeoutError:
-            raise DeadlineExceeded(f"the evaluation took longer than {seconds:g} seconds and was stopped") from None
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
             raise WorkerDied(f"the Ray actor died ({' '.join(str(error).split())[:200]})") from None
 
@@ -114,19 +107,10 @@ class _RayWorker(Worker):
         self._ray.kill(self._actor, no_restart=True)
 
 
-class _Actor:
+class _Actor(Served):
     """Runs in Ray's worker."""
-
-    evaluator: Any = None
 
     def __init__(self, device: str, sharing: int):
         os.environ[DEVICE], os.environ[SHARING] = device, str(sharing)
         if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-    def build(self, factory: Factory) -> Reply:
-        self.evaluator, reply = build(factory)
-        return reply
-
-    def serve(self, request: Request) -> Reply:
-        return handle(self.evaluator, request)

@@ -1,87 +1,100 @@
-"""What a worker does for its study: requests and replies in plain data, so that no worker's objects are unpickled."""
+"""What a worker does for its study: builds the evaluator once, then evaluates, describes or measures with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, bad_input, describe
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
 from qra_search.executors.base import InputUnusable, WorkerUnusable
 from qra_search.log.trial import Proposal, plain, printable
-from qra_search.space.serialization import space_to_dict
-from qra_search.space.space import Plan
+from qra_search.space.space import SearchSpace
 
 Factory = Callable[[], Evaluator]
-"""Builds the evaluator in a worker; picklable: a module-level function, a `functools.partial` of one, a class."""
-Request = dict[str, Any]
-Reply = dict[str, Any]
-
-IDENTITY: Request = {"do": "identity"}
-SENSITIVITIES: Request = {"do": "sensitivities"}
+"""Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
 
 
-def evaluation_request(proposal: Proposal) -> Request:
-    """Asks for one evaluation."""
-    return {"do": "evaluate", **proposal.plan.to_dict(), "fidelity": proposal.fidelity, "seed": proposal.seed}
+@dataclass(frozen=True)
+class Failure:
+    """An exception as text, since its class may not be importable where the study runs.
+
+    Attributes:
+        name: of its class.
+        error: class to raise instead, if it is none of an evaluation.
+    """
+
+    name: str
+    message: str
+    error: type[WorkerUnusable] | None = None
 
 
-def handle(evaluator: Evaluator, request: Request) -> Reply:
-    """Serve one request: `{"ok": value}`, `{"evaluation": fields}`, or `{"error": [type, message]}` whatever it did."""
-    try:
-        return _SERVE[request["do"]](evaluator, request)
-    except (Exception, SystemExit) as error:
-        return {"error": [type(error).__name__, printable(str(error))]}
+@dataclass(frozen=True)
+class Identity:
+    """What a study asks of its evaluator before it evaluates anything."""
+
+    space: SearchSpace
+    fidelities: tuple[float, ...]
+    description: dict[str, Any]
+    sensitivities_charge: float | None
+    evaluation_seconds: float
+    row_counts: Mapping[str, RowCount]
 
 
-def unpack(reply: Reply) -> Any:
-    """The value of a reply.
+def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
+    """The checked evaluation of a proposal, in plain numbers."""
+    evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+    return plain(check_evaluation(evaluation, evaluator.space, proposal.plan))
+
+
+def identify(evaluator: Evaluator) -> Identity:
+    return Identity(
+        evaluator.space, tuple(evaluator.fidelities), evaluator.describe(), evaluator.sensitivities_charge(),
+        evaluator.evaluation_seconds(), dict(evaluator.row_counts()),
+    )  # fmt: skip
+
+
+def measure_sensitivities(evaluator: Evaluator) -> Sensitivities | None:
+    return evaluator.sensitivities()
+
+
+class Served:
+    """The evaluator of a worker, once it is built."""
+
+    evaluator: Evaluator | None = None
+
+    def build(self, factory: Factory) -> Failure | None:
+        """Build the evaluator; what kept it from being built, if anything did."""
+        try:
+            with bad_input():
+                self.evaluator = factory()
+        except BadInput as error:
+            return Failure("BadInput", printable(describe(error)), InputUnusable)
+        except (Exception, SystemExit) as error:
+            name = type(error).__name__
+            return Failure(name, printable(f"{name}: {error}"), WorkerUnusable)
+        return None
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of this module returns for the evaluator, or the `Failure` that it ends in."""
+        try:
+            return function(self.evaluator, *args)
+        except (Exception, SystemExit) as error:
+            return Failure(type(error).__name__, printable(str(error)))
+
+
+def unwrap(reply: Any) -> Any:
+    """A reply that is no failure.
 
     Raises:
-        WorkerUnusable: the worker could not build its evaluator; InputUnusable if the user can mend that.
-        EvaluationFailed: of the type and with the message that the worker saw, so that a log gives the same
+        WorkerUnusable: the evaluator could not be built; `InputUnusable` if the user's input is the reason.
+        EvaluationFailed: a subclass with the name and message of the worker's exception, so that a log has the same
             reason wherever the evaluation ran.
     """
-    if "unusable" in reply:
-        kind = InputUnusable if reply["mendable"] else WorkerUnusable
-        raise kind(f"the evaluator cannot be built: {reply['unusable']}")
-    if "error" in reply:
-        name, message = reply["error"]
-        raise type(str(name), (EvaluationFailed,), {})(message)
-    return Evaluation(**reply["evaluation"]) if "evaluation" in reply else reply["ok"]
-
-
-def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
-    """In a worker: its evaluator, and the reply that says whether there is one."""
-    try:
-        with bad_input():
-            return factory(), {"ok": None}
-    except BadInput as error:
-        return None, {"unusable": printable(describe(error)), "mendable": True}
-    except (Exception, SystemExit) as error:
-        return None, {"unusable": f"{type(error).__name__}: {error}", "mendable": False}
-
-
-def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
-    plan = Plan.from_dict(request)
-    evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
-    return {"evaluation": asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))}
-
-
-def _identity(evaluator: Evaluator, request: Request) -> Reply:
-    told = {
-        "space": space_to_dict(evaluator.space), "fidelities": list(evaluator.fidelities),
-        "description": evaluator.describe(), "charge": evaluator.sensitivities_charge(),
-        "seconds": evaluator.evaluation_seconds(),
-        "rows": {split: asdict(count) for split, count in evaluator.row_counts().items()},
-    }  # fmt: skip
-    return {"ok": told}
-
-
-def _sensitivities(evaluator: Evaluator, request: Request) -> Reply:
-    sensitivities = evaluator.sensitivities()
-    return {"ok": None if sensitivities is None else sensitivities.to_dict()}
-
-
-_SERVE = {"evaluate": _evaluate, "identity": _identity, "sensitivities": _sensitivities}
+    if not isinstance(reply, Failure):
+        return reply
+    if reply.error is not None:
+        raise reply.error(f"the evaluator cannot be built: {reply.message}")
+    raise type(reply.name, (EvaluationFailed,), {})(reply.message)

@@ -90,13 +90,12 @@ def test_workers_killed_at_random_moments_cost_no_trial(tmp_path, notes):
     assert facts(result.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
 
 
-def test_a_hanging_a_dying_and_a_sound_plan_are_told_apart_in_one_search(notes):
-    for deed, reason in (("hang", "DeadlineExceeded"), ("die", "WorkerDied")):
-        with ProcessExecutor(workers.factory(deed, notes), 2, deadline=1.0) as executor:
-            result = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 4, "seed": 1}, executor=executor)
-        bad = [t for t in result.trials if t.plan.bits[0] == 4]
-        assert bad and all(t.reason.startswith(reason) for t in bad)
-        assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
+def test_a_plan_that_kills_its_workers_fails_and_the_search_continues(notes):
+    with ProcessExecutor(workers.factory("die", notes), 2) as executor:
+        result = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 4, "seed": 1}, executor=executor)
+    bad = [t for t in result.trials if t.plan.bits[0] == 4]
+    assert bad and all(t.reason.startswith("WorkerDied: the worker was ended by SIGKILL") for t in bad)
+    assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
 
 
 def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):

@@ -1,4 +1,4 @@
-"""How devices are dealt out to workers, and what is said if there are too few GPUs; none is needed to see it."""
+"""How devices are assigned to workers, and the message if there are too few GPUs; none is needed to see it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def four(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
-def leased(device, workers, share=None):
+def assigned(device, workers, share=None):
     with make_executor(config(device), workers, gpus_per_worker=share) as executor:
-        return list(executor._free)
+        return executor.devices
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_worker_processes_get_a_gpu_each_or_as_many_as_are_asked_for(four, device):
-    assert leased(device, 3)[:3] == ["cuda:0", "cuda:1", "cuda:2"]
-    assert leased(device, 2, 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
-    assert leased(device, 1, 3) == ["cuda:0,cuda:1,cuda:2"]
+    assert assigned(device, 3) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert assigned(device, 2, 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
+    assert assigned(device, 1, 3) == ["cuda:0,cuda:1,cuda:2"]
 
 
 def test_workers_with_half_a_gpu_are_spread_over_all_before_two_share_one(four):
-    assert leased("auto", 5, 0.5)[:5] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]
+    assert assigned("auto", 5, 0.5) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]
 
 
 def test_a_device_that_names_gpus_is_what_workers_get(four):
-    assert leased("cuda:2", 1) == ["cuda:2"]
-    assert leased("cuda:1,cuda:3", 1) == ["cuda:1,cuda:3"]
-    assert leased("cuda:1,cuda:3", 2, 1) == ["cuda:1", "cuda:3"]
+    assert assigned("cuda:2", 1) == ["cuda:2"]
+    assert assigned("cuda:1,cuda:3", 1) == ["cuda:1,cuda:3"]
+    assert assigned("cuda:1,cuda:3", 2, 1) == ["cuda:1", "cuda:3"]
 
 
 @pytest.mark.parametrize(("device", "share"), [("cpu", None), ("cpu", 0), ("auto", 0)])
 def test_workers_without_gpus_get_the_cpu(four, device, share):
-    assert leased(device, 2, share) == ["cpu", "cpu"]
+    assert assigned(device, 2, share) == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
         make_executor(config("cuda"), 2)
     with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
         make_executor(config("auto"), 1, gpus_per_worker=1)
-    assert leased("auto", 2) == ["cpu", "cpu"]
+    assert assigned("auto", 2) == ["cpu", "cpu"]
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
@@ -94,7 +94,7 @@ def test_a_workers_gpus_are_all_of_one_machine():
 @pytest.mark.parametrize(
     ("device", "built"), [("auto", "cuda"), ("cuda:3", "cuda"), ("cuda:0,cuda:1", "cuda"), ("cpu", "cpu")]
 )
-def test_in_a_worker_a_leased_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch, device, built):
+def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch, device, built):
     seen = []
     monkeypatch.setenv("QRA_DEVICE", "cuda")
     monkeypatch.setattr(choose.plugins, "load", lambda kind, name: seen.append)
@@ -108,7 +108,7 @@ def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatc
     assert devices.visible_gpus() == []
 
 
-def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
+def test_gpus_of_a_worker_are_numbered_within_what_this_process_was_given(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     two = devices.environment("cuda:2,cuda:3", 2)
     assert (two["CUDA_VISIBLE_DEVICES"], two["QRA_DEVICE"]) == ("2,3", "cuda:0,cuda:1")
