@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.study.finetune_plans import choose_plan, uniform_plan
 from benchmarks.study.finetune_settings import Row
 from benchmarks.study.qlora import dequantize_model, tune_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
+from qra_eval.tasks.sources import folder_rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
@@ -23,6 +27,8 @@ ANSWERS_TOGETHER = 64
 """Prompts in a batch of generation."""
 MARGIN = 8
 """Tokens that an answer may be longer than the longest wanted one."""
+TEXT_ROWS = 128
+"""Questions of GSM8K whose loss is measured."""
 TRAINING = ("batch_size", "learning_rate", "schedule", "warmup", "alpha", "scales", "max_length")
 
 
@@ -42,19 +48,21 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
             model = tune_qlora(evaluator, seed, row.rank or 0, folder)
         test_rows = tuner.rows("test", settings["loss_rows"])
         losses, tokens = row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
-        if row.kind == "qlora":
-            model = dequantize_model(model, evaluator.quantized.compute)
     else:
         plan = choose_plan(evaluator, row)
         tuned = evaluator.tune(plan, seed=seed, kept=folder)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
+    general = measure_text_loss(evaluator, model, options.data, settings)
+    if row.kind == "qlora":
+        model = dequantize_model(model, evaluator.quantized.compute)
     return {
         **line,
         "memory_bytes": space.memory_bytes(plan),
         "test_loss": round(sum(losses) / sum(tokens), 5),
         "row_losses": write_numbers(losses, 4),
         "row_tokens": write_numbers(tokens, 4),
+        "text_loss": round(general, 5),
         **score_answers(evaluator, model, settings["max_length"]),
     }
 
@@ -83,6 +91,19 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
         },
         compute=settings["compute"],
     )
+
+
+def measure_text_loss(evaluator: QuantizedLoRAEvaluator, model: Any, data: str, settings: dict[str, Any]) -> float:
+    """Nats a token on plain text that nothing is tuned on, questions of GSM8K: what tuning makes a model forget."""
+    tokenizer = evaluator.tuner.tokenizer
+    rows = []
+    for _, line in folder_rows(data, "gsm8k", "test")[:TEXT_ROWS]:
+        ids = torch.tensor(tokenizer(line["question"])["input_ids"][: settings["max_length"]])
+        labels = ids.clone()
+        labels[0] = IGNORED
+        rows.append(Encoded(ids, labels))
+    losses, tokens = row_losses(model, rows, settings["batch_size"], evaluator.tuner.device)
+    return sum(losses) / sum(tokens)
 
 
 def score_answers(evaluator: QuantizedLoRAEvaluator, model: Any, max_length: int) -> dict[str, Any]:
