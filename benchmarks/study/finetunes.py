@@ -16,6 +16,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from concurrent.futures import ProcessPoolExecutor
@@ -83,7 +85,8 @@ def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -
 
 
 def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A row's figures; seconds are of the whole row, in all processes that it took."""
+    """A row's figures; seconds are of the whole row, in all processes that it took, but those killed with SIGKILL."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(options.threads)
     folder.mkdir(parents=True, exist_ok=True)
     spent, begun = folder / "spent.jsonl", time.monotonic()
