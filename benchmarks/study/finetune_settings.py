@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from benchmarks.common import RESULTS as ALL_RESULTS
 
 RESULTS = ALL_RESULTS / "study" / "finetunes.jsonl"
 FILE = Path(__file__).with_name("finetunes.yaml")
+RIVALS = {"untuned": "untuned", "lora": "16-bit LoRA", "qlora": "QLoRA"}
+"""Names of the rows that this package does not quantize."""
 
 
 @dataclass(frozen=True)
@@ -20,33 +23,42 @@ class Row:
     """What is tuned for one row.
 
     Attributes:
-        kind: `untuned`, `lora` (in 16 bits), `qlora`, or a plan of ours: `uniform`, `plan` (of the sensitivities),
-            `shuffled` (the plan's choices over groups of the same shape) or `first-wider`.
+        kind: one of `RIVALS`, or `uniform`, `plan` (of the sensitivities) or `first-wider` (a uniform plan, with the
+            next wider bits in the first layers).
         bits: of a uniform plan.
-        rank: of all adapters; of a plan of the sensitivities none is given.
-        budget: of a plan, such as `34.5MiB`.
-        shuffle: seed of a shuffled plan.
+        rank: of all adapters; None: of a plan, which chooses ranks too.
+        budget: such as `34.5MiB`.
+        shuffle: seed with which the plan's choices are shuffled over groups of the same shapes.
     """
 
-    name: str
     kind: str
     bits: int | str | None = None
     rank: int | None = None
     budget: str | None = None
     shuffle: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that are given, but for the name."""
-        return {name: value for name, value in asdict(self).items() if value is not None and name != "name"}
+    @property
+    def name(self) -> str:
+        """How the row is called in tables."""
+        if not self.is_ours:
+            return RIVALS[self.kind]
+        if self.kind == "uniform":
+            return f"uniform {self.bits}-bit, rank {self.rank}"
+        shuffled = "" if self.shuffle is None else f", shuffled {self.shuffle}"
+        return f"{'plan' if self.kind == 'plan' else 'first layers wider'} within {self.budget}{shuffled}"
 
     @property
     def is_ours(self) -> bool:
         """Whether it is quantized by this package."""
-        return self.kind not in ("untuned", "lora", "qlora")
+        return self.kind not in RIVALS
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def read_settings(changes: Sequence[str] = (), file: Path = FILE) -> tuple[dict[str, Any], list[Row]]:
-    """Settings and rows.
+    """Settings and rows; an entry with lists makes a row of each combination.
 
     Args:
         changes: of settings, each `NAME=VALUE` with a value of YAML.
@@ -56,4 +68,8 @@ def read_settings(changes: Sequence[str] = (), file: Path = FILE) -> tuple[dict[
     for change in changes:
         name, _, value = change.partition("=")
         settings[name] = yaml.safe_load(value)
-    return settings, [Row(**row) for row in read["rows"]]
+    rows = []
+    for entry in read["rows"]:
+        values = [value if isinstance(value, list) else [value] for value in entry.values()]
+        rows += [Row(**dict(zip(entry, combination, strict=True))) for combination in product(*values)]
+    return settings, rows
