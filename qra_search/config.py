@@ -36,6 +36,8 @@ __all__ = [
     "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
 
+IN_MEMORY = "in-memory:"
+"""What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 MANY_FIELDS = 16
@@ -64,6 +66,16 @@ class RunConfig(Section):
         "bits there are, and what `qra export` writes",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
+
+    def with_objects(self, *, model: Any = None, task: Any = None) -> RunConfig:
+        """The settings of a run whose model or task was given as an object, with `in_memory_name` for its name."""
+        named = {"model": model, "task": task}
+        update = {
+            section: getattr(self, section).model_copy(update={"name": in_memory_name(given)})
+            for section, given in named.items()
+            if given is not None
+        }
+        return self.model_copy(update=update)
 
     @model_validator(mode="before")
     @classmethod
@@ -227,6 +239,11 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
 def dump_config(config: RunConfig) -> str:
     """The config as YAML with every field, which `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
+
+
+def in_memory_name(given: object) -> str:
+    """What stands in a config for a model, rows or a task that was given as an object."""
+    return f"{IN_MEMORY}{type(given).__name__}"
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -113,7 +113,7 @@ def room_for(name: str, rank: int) -> int:
     return min(fitting)
 
 
-def refusal(name: str, family: str) -> str | None:
+def unsupported_reason(name: str, family: str) -> str | None:
     """Why an engine cannot take a model, or None if it can.
 
     Args:

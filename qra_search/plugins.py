@@ -1,5 +1,4 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .loaders
-and .objects."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks and .exporters."""
 
 from __future__ import annotations
 
@@ -17,8 +16,6 @@ Kind = Literal[
     "backends",
     "tasks",
     "exporters",
-    "loaders",
-    "objects",
 ]
 _SINGULAR = {
     "strategies": "strategy",
@@ -26,8 +23,6 @@ _SINGULAR = {
     "backends": "backend",
     "tasks": "task",
     "exporters": "export format",
-    "loaders": "loader",
-    "objects": "register of objects",
 }
 
 

@@ -101,14 +101,14 @@ def tune(
         config = make_config({"quantization": OWN, "space": {**space, "granularity": "module"}})
     else:
         config = make_config({"engine": engine, "space": space})
-    evaluator = QuantizedLoRAEvaluator(
-        model,
-        {"name": "gsm8k", "data": data},
-        quantization=config.quantization.model_copy(update={"cache": cache}),
-        space=config.space,
-        training={"batch_size": 4, **({"max_length": 160} if engine == PLUGIN else {})},  # of the study, and its bank
-        finetune={"test_rows": 4, "sample_answers": 0},
-    )
+    evaluator = QuantizedLoRAEvaluator({
+        "model": {"name": model},
+        "task": {"name": "gsm8k", "data": data},
+        "quantization": config.quantization.model_copy(update={"cache": cache}),
+        "space": config.space,
+        "training": {"batch_size": 4, **({"max_length": 160} if engine == PLUGIN else {})},  # the study's, and its bank
+        "finetune": {"test_rows": 4, "sample_answers": 0},
+    })  # fmt: skip
     groups = list(enumerate(evaluator.space.groups))
     plan = Plan(
         tuple(OWN["embeddings"][0] if group.is_embedding else bits[i % len(bits)] for i, group in groups),

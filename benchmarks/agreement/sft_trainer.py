@@ -59,13 +59,15 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     chats = conversations(options.chats)
     data.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in chats))
     model = saved(options.model, folder / "model")
-    evaluator = QuantizedLoRAEvaluator(
-        str(model), str(data), dtype="float32", compute="float32",
-        quantization={"backend": "bitsandbytes", "embeddings": 16, "cache": options.cache or str(folder / "bank")},
-        space={"bits": (4,), "ranks": (8,)},
-        training={"batch_size": options.batch_size, "max_length": LENGTH},
-        evaluation={"validation_rows": 4}, finetune={"test_rows": 4},
-    )  # fmt: skip
+    cache = options.cache or str(folder / "bank")
+    evaluator = QuantizedLoRAEvaluator({
+        "model": {"name": str(model), "dtype": "float32", "compute": "float32"},
+        "task": {"name": str(data)},
+        "quantization": {"backend": "bitsandbytes", "embeddings": 16, "cache": cache},
+        "space": {"bits": (4,), "ranks": (8,)},
+        "training": {"batch_size": options.batch_size, "max_length": LENGTH},
+        "evaluation": {"validation_rows": 4}, "finetune": {"test_rows": 4},
+    })  # fmt: skip
     bench, told = evaluator.tuner, []
     evaluator.tune(evaluator.space.uniform(4, 8), steps=2, figures=lambda step, figures: told.append(figures["loss"]))
     ours = {as_key(row): row for split in ("train", "validation", "test") for row in bench.rows(split, 10**6)}

@@ -14,7 +14,6 @@ import torch
 from benchmarks.common import PeakWatch, cpu_name
 from benchmarks.memory.random_models import SHAPES, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 
 
 def device_name(device: str) -> str:
@@ -87,13 +86,11 @@ def make(
         sections: of the config: `training`, `evaluation` and `finetune`, as far as they are not the defaults.
     """
     bank = options.folder / f"bank-{Path(model).name}-{backend}-{'-'.join(map(str, bits))}"
-    return QuantizedLoRAEvaluator(
-        model,
-        TaskConfig(name="jsonl", data=str(write_rows(options.folder / "rows"))),
-        quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=str(bank)),
-        space=SpaceConfig(bits=bits, ranks=ranks),
+    config = {
+        "model": {"name": model, "device": options.device, "dequantized_cache": dequantized_cache},
+        "task": {"name": "jsonl", "data": str(write_rows(options.folder / "rows"))},
+        "quantization": {"backend": backend, "embeddings": embeddings, "cache": str(bank)},
+        "space": {"bits": bits, "ranks": ranks},
         **sections,
-        device=options.device,
-        dequantized_cache=dequantized_cache,
-        weights=weights,
-    )
+    }
+    return QuantizedLoRAEvaluator(config, weights=weights)

@@ -80,9 +80,8 @@ def foretold(
 ) -> dict[str, Any]:
     """Peaks in GiB by phase, of the device and of the host."""
     config.save_pretrained(folder)
-    evaluator = QuantizedLoRAEvaluator(
-        str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
-    )
+    settings = {"space": {"ranks": ranks}, "training": {"batch_size": 1, **training}}
+    evaluator = QuantizedLoRAEvaluator({"model": {"name": str(folder)}, **settings}, weights=False)
     size = None if budget is None else resolve_budgets(evaluator.space, budget)[0]
     peaks = foretell(evaluator.tuner, size, gpu=True)
     return {

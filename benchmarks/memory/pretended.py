@@ -25,7 +25,6 @@ from pretended_gpu import pretended_gpu
 
 from benchmarks.common import RESULTS, append, commit, read
 from benchmarks.memory.random_models import Shape, write_model, write_rows
-from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.loading import load
@@ -66,8 +65,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         for again in (False, True)
     },
     "model kept": changed(REFERENCE, keeps=True),
-    "weights kept": changed(REFERENCE, dequantized_cache="auto"),
-    "weights kept, scales": changed(REFERENCE, dequantized_cache="auto", training={"scales": True}),
+    "weights kept": changed(REFERENCE, model={"dequantized_cache": "auto"}),
+    "weights kept, scales": changed(REFERENCE, model={"dequantized_cache": "auto"}, training={"scales": True}),
     "scales": changed(REFERENCE, training={"scales": True}),
     "dropout": changed(REFERENCE, training={"dropout": 0.1}),
     "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}),
@@ -110,7 +109,8 @@ def phases(
         AssertionError: the same evaluation gave two losses.
     """
     given = changed(
-        {"task": {"name": "jsonl", "data": rows}, "dequantized_cache": 0}, training=dict(training),
+        {"task": {"name": "jsonl", "data": rows}}, training=dict(training),
+        model={"name": model, "device": "cuda", "dequantized_cache": 0},
         space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
     )  # fmt: skip
@@ -119,9 +119,8 @@ def phases(
     given = changed(given, quantization={"cache": str(folder / "bank")})
     with pretended_gpu() as gpu:
         start = gpu.bytes
-        evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(model, device="cuda", **given)
-        if keeps:
-            fit(evaluator.tuner, None)
+        evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(given)
+        evaluator.quantized.blocks.keeps &= keeps
         plan = largest(evaluator.space)
         told = foretell(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
 

@@ -37,7 +37,7 @@ from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.config import SpaceConfig
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
 
@@ -148,17 +148,18 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
 def evaluator_of(
     options: argparse.Namespace, size: str, backend: str, weights: bool, progress: Callable[[str, int, int], None]
 ) -> QuantizedLoRAEvaluator:
-    model, task = str(options.folder / size), TaskConfig(name="jsonl", data=str(options.folder / "rows"))
+    model: dict[str, Any] = {"name": str(options.folder / size), "device": "cpu", "compute": options.compute}
+    task: dict[str, Any] = {"name": "jsonl", "data": str(options.folder / "rows")}
     space, tables, sections = SpaceConfig(bits=BITS), 16, SECTIONS
     if options.data is not None:
-        model, task = size, TaskConfig(**FILE_TASK, data=options.data)
+        model["name"], task = size, {**FILE_TASK, "data": options.data}
         space, tables, sections = FILE_SPACE, FILE_TABLES, SECTIONS | {"training": FILE_TRAINING}
     bank = str(made_by("quantize", options, size, backend))
-    return QuantizedLoRAEvaluator(
-        model, task, quantization=QuantizationConfig(backend=backend, embeddings=tables, cache=bank), space=space,
-        **sections, device="cpu", compute=options.compute, dequantized_cache=options.dequantized_cache, weights=weights,
-        progress=progress,
-    )  # fmt: skip
+    config = {
+        "model": {**model, "dequantized_cache": options.dequantized_cache}, "task": task, "space": space,
+        "quantization": {"backend": backend, "embeddings": tables, "cache": bank}, **sections,
+    }  # fmt: skip
+    return QuantizedLoRAEvaluator(config, weights=weights, progress=progress)
 
 
 Make = Callable[[], QuantizedLoRAEvaluator]

@@ -75,7 +75,8 @@ def main() -> None:
 def fits(folder: Path, config: PretrainedConfig) -> list[dict[str, Any]]:
     """What each card takes, and with which settings, as `qra doctor --model` says."""
     config.save_pretrained(folder)
-    evaluator = QuantizedLoRAEvaluator(str(folder), "arithmetic", training={"max_length": TOKENS}, weights=False)
+    config = {"model": {"name": str(folder)}, "training": {"max_length": TOKENS}}
+    evaluator = QuantizedLoRAEvaluator(config, weights=False)
     return list(evaluator.cards())
 
 

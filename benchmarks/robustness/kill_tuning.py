@@ -86,14 +86,15 @@ def done(folder: Path) -> int:
 
 def tune(options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(1)
-    evaluator = QuantizedLoRAEvaluator(
-        options.model, options.task,
-        quantization={"backend": "reference", "cache": str(folder.parent / CACHE)},
-        space={"bits": (2, 4), "ranks": (4, 8), "granularity": "layer"},
-        training={"batch_size": 2, "accumulation": 2, "dropout": 0.1, "schedule": "cosine", "weight_decay": 0.01,
-                  "max_length": 96},
-        evaluation={"validation_rows": 8}, finetune={"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
-    )  # fmt: skip
+    evaluator = QuantizedLoRAEvaluator({
+        "model": {"name": options.model}, "task": {"name": options.task},
+        "quantization": {"backend": "reference", "cache": str(folder.parent / CACHE)},
+        "space": {"bits": (2, 4), "ranks": (4, 8), "granularity": "layer"},
+        "training": {"batch_size": 2, "accumulation": 2, "dropout": 0.1, "schedule": "cosine", "weight_decay": 0.01,
+                     "max_length": 96},
+        "evaluation": {"validation_rows": 8},
+        "finetune": {"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
+    })  # fmt: skip
     plan = evaluator.space.uniform(4, 8)
     evaluator.tune(plan, seed=1, steps=options.steps, folder=folder / "run", kept=folder / "kept")
 

@@ -25,7 +25,6 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch, schedule
 from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, TaskConfig
 
 BITS = 3
 RANK = 8
@@ -59,15 +58,18 @@ def times(options: argparse.Namespace, cold: str) -> Iterator[dict[str, Any]]:
     yield time_throughput(evaluator, options)
 
 
-def build(options: argparse.Namespace, cache: str | None, **more: Any) -> QuantizedLoRAEvaluator:
-    return QuantizedLoRAEvaluator(
-        options.model,
-        TaskConfig(name=options.task, data=options.data),
-        quantization=QuantizationConfig(backend=more.pop("backend", options.backend), embeddings=16, cache=cache),
-        **more,
-        training={"batch_size": 8},
-        evaluation={"steps": options.steps, "validation_rows": 16},
-    )
+def build(
+    options: argparse.Namespace, cache: str | None, progress: Any = None, backend: str | None = None, **sections: Any
+) -> QuantizedLoRAEvaluator:
+    config = {
+        "model": {"name": options.model},
+        "task": {"name": options.task, "data": options.data},
+        "quantization": {"backend": backend or options.backend, "embeddings": 16, "cache": cache},
+        "training": {"batch_size": 8},
+        "evaluation": {"steps": options.steps, "validation_rows": 16},
+        **sections,
+    }
+    return QuantizedLoRAEvaluator(config, progress=progress)
 
 
 def time_bank(options: argparse.Namespace, folder: str) -> dict:
@@ -143,7 +145,13 @@ def time_stored(options: argparse.Namespace) -> dict[str, Any]:
         backends = {"trellis": ("mixed-calibrated", (2, 4)), "nf4": ("bitsandbytes-nf4", (4,))}
         made = {
             f"{name} {bits}-bit": (
-                build(options, None, backend=backend, dequantized_cache=room, space={"bits": widths}),
+                build(
+                    options,
+                    None,
+                    backend=backend,
+                    space={"bits": widths},
+                    model={"name": options.model, "dequantized_cache": room},
+                ),
                 bits,
             )
             for name, (backend, widths) in backends.items()

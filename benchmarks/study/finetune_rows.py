@@ -18,7 +18,7 @@ from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
 from qra_eval.tasks.sources import folder_rows
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.config import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 
@@ -77,20 +77,17 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
     else:
         bits, ranks = [4, UNQUANTIZED_BITS], [0, row.rank or 0]
         quantization = QuantizationConfig(backend=NF4, embeddings=UNQUANTIZED_BITS)
-    return QuantizedLoRAEvaluator(
-        options.model,
-        TaskConfig(name=options.task, data=options.data),
-        quantization=quantization,
-        space=SpaceConfig(bits=tuple(bits), ranks=tuple(sorted(set(ranks)))),
-        training={name: settings[name] for name in TRAINING},
-        finetune={
-            "steps": settings["steps"],
-            "test_rows": settings["loss_rows"],
-            "sample_answers": 0,
+    return QuantizedLoRAEvaluator({
+        "model": {"name": options.model, "compute": settings["compute"]},
+        "task": {"name": options.task, "data": options.data},
+        "quantization": quantization,
+        "space": {"bits": bits, "ranks": sorted(set(ranks))},
+        "training": {name: settings[name] for name in TRAINING},
+        "finetune": {
+            "steps": settings["steps"], "test_rows": settings["loss_rows"], "sample_answers": 0,
             "checkpoint_minutes": 3.0,
         },
-        compute=settings["compute"],
-    )
+    })  # fmt: skip
 
 
 def measure_text_loss(evaluator: QuantizedLoRAEvaluator, model: Any, data: str, settings: dict[str, Any]) -> float:

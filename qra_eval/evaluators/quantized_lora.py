@@ -11,39 +11,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards, fit
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
-from qra_eval.evaluators.parts import checked_task, load_on, section
-from qra_eval.models.device import resolve_devices
+from qra_eval.models.attention import expect_fast_attention, use_fast_attention
+from qra_eval.models.device import keep_few_products, resolve_devices
 from qra_eval.models.engine import check_engine
-from qra_eval.models.loaded import positions
+from qra_eval.models.load import load_model
+from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
-from qra_eval.tasks import register_task, rendered_example
+from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.base import text_hash
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.loading import load
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import Diverged
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.config import (
-    EvaluationConfig,
-    FinetuneConfig,
-    ModelConfig,
-    QuantizationConfig,
-    RunConfig,
-    SearchConfig,
-    SpaceConfig,
-    TaskConfig,
-    TrainingConfig,
-    in_steps,
-    make_config,
-)
+from qra_search.config import RunConfig, in_steps, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import (
     NO_ADAPTER,
@@ -63,132 +54,110 @@ from qra_search.space.space import Plan
 FIDELITIES = (0.25, 0.5, 1.0)
 
 
-def build(config: RunConfig, *, progress: Progress | None = None, weights: bool = True) -> QuantizedLoRAEvaluator:
-    """The evaluator of a run's config; the plug-in `quantized-lora`.
-
-    Args:
-        weights: False: for `space`, `estimate` and `example` alone; the model's weights are neither read nor needed.
-
-    Raises:
-        BadInput: settings that cannot be, or a run that does not fit the GPU.
-    """
-    evaluator = QuantizedLoRAEvaluator.from_config(config, progress=progress, weights=weights)
-    if config.engine is not None:
-        quantized = evaluator.quantized
-        check_engine(
-            config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
-        )
-    if config.search.memory:
-        evaluator.budget = resolve_budgets(evaluator.space, config.search.memory)[-1]
-    fit(evaluator.tuner, evaluator.budget)
-    return evaluator
-
-
 class QuantizedLoRAEvaluator(Evaluator):
-    """Evaluates plans on a real model, loaded and quantized once (`QuantizedModel`).
+    """Evaluates plans on a real model, loaded and quantized once (`QuantizedModel`); the plug-in `quantized-lora`.
 
     Args:
-        model: `smollm2`, `tiny`, a folder, a GGUF file or a hub id; or a live `PreTrainedModel` with `tokenizer`.
-        task: a task's name, or a config with its data and options; or rows or a `Task`, as `make_task` takes them.
-        quantization: backend and cache folder.
-        space: bits, ranks and granularity.
-        training: how adapters are tuned; like the others a config, or a dict of its fields.
-        evaluation, finetune: what counts in an evaluation alone, and in a full tuning.
-        dtype: in which what is not quantized is stored; bytes are counted in it.
-        compute: in which evaluations compute; `auto`: the faster one, or as stored if weights do not fit in the cache.
-        dequantized_cache: bytes of dequantized weights to keep (a number, or a text such as `2GiB`); `auto`: by what is
-            free. They are kept if all linears of a plan fit.
-        metric: what an evaluation's loss is: `loss`, that of the wanted answers, or `task`, the task's own measure,
-            with the loss among its metrics.
-        seed: of the task's splits.
-        weights: False: for `space`, `estimate`, `cards` and `example` alone.
+        config: settings of a run, or their sections as plain data.
+        model: a `PreTrainedModel` in memory, with its `tokenizer`, in place of `config.model.name`.
+        task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
+        progress: called with all that takes long before the first evaluation.
+        weights: False: for `space`, `estimate`, `cards` and `example` alone; the model's weights are not read.
 
     Attributes:
         budget: bytes of the largest plan that a search may put in place, for estimates; None: the largest there is.
 
     Raises:
-        BadInput: a device, model, task or setting that cannot be; one line says which, and what is allowed.
+        BadInput: a device, model, task or setting that cannot be used; one line says which, and what is allowed.
     """
 
     fidelities: tuple[float, ...] = FIDELITIES
-    budget: int | None = None
+    load = staticmethod(load)
 
     def __init__(
         self,
-        model: Any = "smollm2",
-        task: Any = "arithmetic",
+        config: RunConfig | Mapping[str, Any] | None = None,
         *,
+        model: Any = None,
         tokenizer: Any = None,
-        quantization: QuantizationConfig | Mapping[str, Any] = QuantizationConfig(),  # noqa: B008 - frozen
-        space: SpaceConfig | Mapping[str, Any] = SpaceConfig(),  # noqa: B008 - frozen
-        training: TrainingConfig | Mapping[str, Any] = TrainingConfig(),  # noqa: B008 - frozen
-        evaluation: EvaluationConfig | Mapping[str, Any] = EvaluationConfig(),  # noqa: B008 - frozen
-        finetune: FinetuneConfig | Mapping[str, Any] = FinetuneConfig(),  # noqa: B008 - frozen
-        device: str = "auto",
-        dtype: str = "auto",
-        compute: str = "auto",
-        trust_remote_code: bool = False,
-        metric: str = "loss",
-        seed: int = 0,
-        dequantized_cache: int | str = "auto",
+        task: Any = None,
         progress: Progress | None = None,
         weights: bool = True,
     ):
-        quantization = section(QuantizationConfig, "quantization", quantization)
-        space = section(SpaceConfig, "space", space)
-        training = section(TrainingConfig, "training", training)
-        of_model = {"device": device, "dtype": dtype, "compute": compute, "dequantized_cache": dequantized_cache}
-        section(ModelConfig, "model", of_model)
-        of_search = {"metric": metric, "seed": seed}
-        section(SearchConfig, "search", of_search)
-        devices = resolve_devices(device)
-        place = devices[0]
-        self.task, name = checked_task(task, metric=metric, seed=seed)  # before a model is loaded for nothing
-        backend = make_backend(quantization.backend)
-        check_bits(space.bits, backend)
-        loaded = load_on(
-            place, model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
-            weights=weights,
-        )  # fmt: skip
+        config = config if isinstance(config, RunConfig) else make_config(dict(config or {}))
+        if config.options:
+            raise BadInput(
+                f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
+                "settings are the sections model, task, quantization, space, training, evaluation and finetune"
+            )
+        self.config = config.with_objects(model=model, task=task)
+        search, devices = config.search, resolve_devices(config.model.device)
+        self.task = self._make_task(task)  # before a model is loaded for nothing
+        backend = make_backend(config.quantization.backend)
+        check_bits(config.space.bits, backend)
+        loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
         most = positions(loaded.model)
-        if most is not None and training.max_length > most:
-            raise BadInput(f"training.max_length is {training.max_length}: {model} has positions for {most} tokens")
+        if most is not None and config.training.max_length > most:
+            raise BadInput(
+                f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
+            )
         kind = Rows if loaded.tokenizer is not None else LongestRows
-        self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
+        self.rows = kind(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
         self.quantized = QuantizedModel(
-            loaded, backend, quantization, space, self.rows, training, device=place, devices=devices, compute=compute,
-            dequantized_cache=dequantized_cache, progress=progress,
+            loaded, backend, config.quantization, config.space, self.rows, config.training, device=devices[0],
+            devices=devices, compute=config.model.compute, progress=progress,
+            dequantized_cache=config.model.dequantized_cache,
         )  # fmt: skip
-        self.tuner = FineTuner(
-            self.quantized,
-            self.rows,
-            section(EvaluationConfig, "evaluation", evaluation),
-            section(FinetuneConfig, "finetune", finetune),
-            metric=metric,
-        )
+        self.tuner = FineTuner(self.quantized, self.rows, config.evaluation, config.finetune, metric=search.metric)
         self.space = self.tuner.space
-        self._live, self._task = model, task
-        self._settings = {
-            "model": {"name": loaded.spec, **of_model, "trust_remote_code": trust_remote_code}, "search": of_search,
-            "quantization": quantization, "space": space, "training": training,
-            "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
-        }  # fmt: skip
+        if config.engine is not None:
+            quantized = self.quantized
+            check_engine(
+                config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
+            )
+        self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
+        fit(self.tuner, self.budget)
         self.sensitivities_report: dict[str, Any] = {}
 
-    @classmethod
-    def from_config(
-        cls, config: RunConfig, *, progress: Progress | None = None, weights: bool = True
-    ) -> QuantizedLoRAEvaluator:
-        """The evaluator of a run's settings; arguments as `build` takes them."""
-        return cls(
-            config.model.name,
-            config.task,
-            **{name: getattr(config, name) for name in ("quantization", "space", "training", "evaluation", "finetune")},
-            **config.model.model_dump(exclude={"name"}),
-            **config.search.model_dump(include={"metric", "seed"}),
-            progress=progress,
+    def _make_task(self, task: Any) -> Task:
+        """The task of the settings, or of an object, with its rows read."""
+        given, search = self.config.task, self.config.search
+        if isinstance(task, Task):
+            made = make_task(task)
+        else:
+            made = make_task(given.name if task is None else task, data=given.data, seed=search.seed, **given.options)
+        if search.metric == "task" and made.judged_by is None:
+            raise BadInput(
+                f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
+            )
+        for split in SPLITS:
+            if not made.split(split):
+                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
+        return made
+
+    def _load_model(
+        self, place: torch.device, model: Any, tokenizer: Any, weights: bool, progress: Progress | None
+    ) -> LoadedModel:
+        """The model of the settings, or one in memory, with the attention that is fast on its device."""
+        given = self.config.model
+        if place.type == "cpu":
+            keep_few_products()
+        if progress is not None:
+            progress("load model", 0, 1)
+        loaded = load_model(
+            given.name if model is None else model,
+            tokenizer=tokenizer,
+            dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
+            device=place,
+            trust_remote_code=given.trust_remote_code,
+            stream=True,
             weights=weights,
         )
+        if progress is not None:
+            progress("load model", 1, 1)
+        if place.type == "cpu":
+            (use_fast_attention if weights else expect_fast_attention)(loaded.model)
+        return loaded
 
     @property
     def progress(self) -> Progress | None:
@@ -299,7 +268,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """
         self.space.of(plan).encode(plan)
         place = None if folder is None else RunFolder(folder)
-        config = make_config(self._config().model_dump(), in_steps(steps))
+        config = make_config(self.config.model_dump(), in_steps(steps))
         if place is not None:
             if not any(plan.ranks):
                 raise BadInput(NO_ADAPTER)
@@ -336,12 +305,6 @@ class QuantizedLoRAEvaluator(Evaluator):
     def untuned(self) -> Tuned | None:
         """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
         return untuned(self.tuner)
-
-    def _config(self) -> RunConfig:
-        """The settings of a run that has this evaluator."""
-        named = isinstance(self._task, (str, TaskConfig)) or (isinstance(self._task, Mapping) and "name" in self._task)
-        task = self._task if named else register_task(self._task)
-        return RunConfig(task={"name": task} if isinstance(task, str) else task, **self._settings)
 
     def close(self) -> None:
         self.tuner.switcher.close()

@@ -89,9 +89,10 @@ class Exporter(ABC):
         code = ["the model has code of its own, which no export carries: load the run by qra_eval.load"] if own else []
         return [*code, *self.check(tuned)]
 
-    def export(self, run: Run, out: str | Path) -> Exported:
+    def export(self, run: Run, out: str | Path, *, model: Any = None, tokenizer: Any = None) -> Exported:
         """Check a run and write it; see `qra_eval.export.export`."""
-        tuned, out = TunedRun.of(run), Path(out)
+        tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
+        out = Path(out)
         if out.name in ("", "..") or out.is_symlink():
             out = out.resolve()
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):

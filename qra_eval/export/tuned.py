@@ -62,12 +62,15 @@ class Factors:
 class TunedRun:
     """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
+    Args:
+        model, tokenizer: in memory, if the run was made with these.
+
     Raises:
         BadInput: there is no tuned plan in the folder, or a file of it is damaged.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
+        self.folder, self._given = Path(folder), {"model": model, "tokenizer": tokenizer}
         self.trusted = RunFolder(self.folder).trusts_code
         self.plan = loading.tuned_plan(self.folder)
         loading.check_adapter(self.adapter_folder)
@@ -87,9 +90,12 @@ class TunedRun:
         """The model, as `load_model` takes it."""
         return str(self.plan["model"])
 
+    def _load_base(self) -> tuple[Any, Any]:
+        return loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted, **self._given)
+
     @cached_property
     def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        model, tokenizer = self._load_base()
         tables = quantized_tables(model)
         uninstall_tables(model)
         return model.eval(), tokenizer, tables
@@ -182,7 +188,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = loading.load(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        tuned, _ = loading.load(self.folder, device=DEVICE, trust_remote_code=self.trusted, **self._given)
         return self.logits(tuned)
 
     @torch.no_grad()
@@ -209,7 +215,7 @@ class TunedRun:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
         from peft import PeftModel
 
-        model, _ = loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted)
+        model, _ = self._load_base()
         for linear in self.linears:
             old = model.get_submodule(linear.name)
             model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))

@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qra_search.errors import BadInput, shortened
-from qra_search.executors.devices import visible_gpus
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +18,6 @@ PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
 FORMS = "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers,"
 _CUDA = re.compile(r"cuda(?::(\d+))?")
-
-
-def check_device(text: str) -> None:
-    """Raises BadInput for what no device is named, and for a GPU if torch was built without them; loads no library."""
-    if text in ("auto", "cpu"):
-        return
-    if any(_CUDA.fullmatch(part) is None for part in text.split(",")):
-        raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
-    if not visible_gpus():
-        raise BadInput(f"device {text!r}: no CUDA device is visible to torch here: use --device cpu")
 
 
 def resolve_devices(text: str) -> list[torch.device]:

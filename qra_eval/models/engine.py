@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_eval.models.gguf_families import family_reasons
 from qra_eval.models.linears import EXPERT
-from qra_search.engines import ENGINES, refusal
+from qra_search.engines import ENGINES, unsupported_reason
 
 APART = ("module", "expert")
 """Granularities at which the experts of a layer choose for themselves."""
@@ -21,7 +21,7 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
         linears: the searched ones, by name.
         granularity: what of them shares one choice.
     """
-    reason = refusal(name, config.model_type)
+    reason = unsupported_reason(name, config.model_type)
     if reason is None and ENGINES[name].format == "gguf":
         reason = "; ".join(family_reasons(config)) or None
     if reason is None and ENGINES[name].experts_together and granularity in APART and any(map(EXPERT.match, linears)):

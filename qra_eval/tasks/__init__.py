@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, rendered_example, text_hash
+from qra_eval.tasks.base import Task, rendered_example
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
-from qra_eval.tasks.sources import READERS, digest, is_hub_name, is_place, split_rows
+from qra_eval.tasks.sources import READERS, is_hub_name, is_place
 from qra_search import plugins
+from qra_search.config import IN_MEMORY
 from qra_search.errors import BadInput, shortened
 
 __all__ = [
@@ -21,29 +22,8 @@ __all__ = [
     "Task",
     "encode",
     "make_task",
-    "register_task",
     "rendered_example",
 ]
-
-
-ROWS, MADE = "rows:", "task:"
-"""What the names of rows in Python, and of a `Task` object, begin with."""
-LIVE_TASKS: dict[str, Any] = {}
-"""By name, what tasks of this process are made of."""
-
-
-def register_task(task: Any) -> str:
-    """The name of a task that is given as an object, by which `make_task` finds it in this process.
-
-    Raises:
-        BadInput: it is no task, and no rows.
-    """
-    made = make_task(task)
-    name = made.name
-    if isinstance(task, Task):  # two of one class may have other rows
-        name = f"{MADE}{made.name}-{text_hash(made, **dict.fromkeys(SPLITS))[:8]}"
-    LIVE_TASKS[name] = task
-    return name
 
 
 def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:
@@ -58,7 +38,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         options: keyword options of the task.
 
     Returns:
-        The task; the `name` of one from rows in Python is `rows:` and their digest.
+        The task.
 
     Raises:
         BadInput: unknown task (with the nearest names), or an option or data that it does not take.
@@ -68,14 +48,12 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"the task {task.name!r} is made already: give its data and options when you make it")
         return task
     name = str(task) if isinstance(task, str | Path) else None
-    if name in LIVE_TASKS:
-        return make_task(LIVE_TASKS[name], data=data, seed=seed, **options)
     if name is None or is_place(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task
-    elif name.startswith((ROWS, MADE)):
-        raise BadInput(f"{name} was given in Python, and is none of this process: give task= again, or a file of rows")
+    elif name.startswith(IN_MEMORY):
+        raise BadInput("this run uses an in-memory task: pass it to open_run(), or save its rows and plan again")
     elif Path(name).is_file():
         raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
     factory = plugins.load("tasks", name)
@@ -87,6 +65,4 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"task {name!r}: unknown option {str(error).rpartition(' ')[2]}") from error
         given = ", ".join(f"{name}={shortened(value)}" for name, value in options.items())
         raise BadInput(f"task {name!r}: an option is of the wrong kind in {given} ({error})") from error
-    if data is not None and not isinstance(data, str):
-        made.name = f"{ROWS}{digest(split_rows(data, splits=options.get('splits')))}"
     return made

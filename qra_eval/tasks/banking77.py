@@ -26,10 +26,6 @@ class Banking77Task(Task):
     judged_by = "exact_match"
     judges_long = True
 
-    @property
-    def hub(self) -> str | None:
-        return HUB if self.data is None else None
-
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed)
         return {**partition(without(self._rows("train"), test), TRAIN_SHARES, self.seed), "test": test}

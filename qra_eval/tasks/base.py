@@ -42,11 +42,6 @@ class Task(ABC):
         self.data, self.seed, self.chat = data, seed, chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
 
-    @property
-    def hub(self) -> str | None:
-        """The data set on the hub that its rows come from; None if they come from elsewhere."""
-        return None
-
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
         if name not in SPLITS:

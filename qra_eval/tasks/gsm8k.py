@@ -32,10 +32,6 @@ class GSM8KTask(Task):
     judged_by = "exact_match"
     judges_long = True
 
-    @property
-    def hub(self) -> str | None:
-        return HUB[0] if self.data is None else None
-
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed)
         train = shuffled(without(self._rows("train"), test), 0)[APART:]

@@ -52,15 +52,15 @@ class JSONLTask(Task):
         if data is None:
             raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
         self.wanted, self.columns, self.subset, self.names = chat, check_columns(columns), subset, splits
-        if self.hub is None and (subset or (splits and not isinstance(data, Mapping))):
+        if self._hub_name is None and (subset or (splits and not isinstance(data, Mapping))):
             raise BadInput(
                 "subset and splits are of a data set on the hub, and these are rows of one's own: leave them out"
             )
-        if self.hub is None and isinstance(data, str):
+        if self._hub_name is None and isinstance(data, str):
             split_files(Path(data))  # refuses what is not there
 
     @property
-    def hub(self) -> str | None:
+    def _hub_name(self) -> str | None:
         return self.data if isinstance(self.data, str) and is_hub_name(self.data) else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:

@@ -54,10 +54,6 @@ class MultipleChoiceTask(Task):
         super().__init__(data, seed, **options)
         self.name, self.source = source.name, source
 
-    @property
-    def hub(self) -> str | None:
-        return self.source.dataset if self.data is None else None
-
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is not None and not (isinstance(self.data, str) and Path(self.data).is_dir()):
             return split_off({name: self._read(rows) for name, rows in split_rows(self.data).items()}, self.seed)

@@ -7,7 +7,6 @@ reads the text 2020-01-01 as a time, 4 beside 4.5 as 4.0, and 007 in a table as 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -147,8 +146,9 @@ def hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
     """
     from datasets import load_dataset  # takes a second, which files do without
 
-    if is_hub_name(name):
-        check_hub(name)
+    reason = hub.unavailable_reason("dataset", name) if is_hub_name(name) else None
+    if reason is not None:
+        raise _unavailable(name, reason)
     try:
         return load_dataset(name, subset)
     except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
@@ -158,19 +158,6 @@ def hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
 def hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
     """The rows of one split of a data set on the hub; see `hub_data`."""
     return _dictionaries(hub_data(name, subset)[split], f"{name}, {split} row")
-
-
-def check_hub(name: str) -> None:
-    """Raises BadInput if the hub does not give a data set, and it was not downloaded before; asks once."""
-    reason = hub.refusal("dataset", name)
-    if reason is not None:
-        raise _unavailable(name, reason)
-
-
-def digest(rows: Mapping[SplitName, Sequence[Row]]) -> str:
-    """16 hexadecimal digits that stand for rows: the same for a file, a `Dataset` and a list that hold the same."""
-    plain = {split: [_without_nulls(row) for _, row in some] for split, some in rows.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -223,13 +210,6 @@ def _dictionaries(rows: Any, what: str) -> list[Row]:
             raise BadInput(f"{what} {number} is {shortened(row, 60)}: an object with fields is needed")
         found.append((f"{what} {number}", dict(row)))
     return found
-
-
-def _without_nulls(value: Any) -> Any:
-    """What is left of a row without fields that hold nothing, which a `Dataset` fills in."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return [_without_nulls(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _unavailable(name: str, error: Exception | str) -> BadInput:

@@ -58,10 +58,6 @@ class TextTask(Task):
             raise BadInput(f"block_characters is a number from 1 on, got {block_characters!r}")
         self.block_characters = block_characters
 
-    @property
-    def hub(self) -> str | None:
-        return HUB[0] if self.data is None else None
-
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._blocks(text)) for name, text in self._texts().items()}
         splits = split_off(given, self.seed)

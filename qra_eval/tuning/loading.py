@@ -35,7 +35,13 @@ the hub's client at once, as no name of a model, and shown."""
 
 
 def load(
-    folder: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    model: Any = None,
+    tokenizer: Any = None,
 ) -> Any:
     """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
 
@@ -43,6 +49,7 @@ def load(
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         trust_remote_code: run code that comes with the model.
+        model, tokenizer: in memory, if the run was made with these.
 
     Raises:
         ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
@@ -53,7 +60,9 @@ def load(
     folder = Path(folder)
     plan = tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(folder, device=device, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_base(
+        folder, device=device, trust_remote_code=trust_remote_code, model=model, tokenizer=tokenizer
+    )
     with named_as_it_is(model):
         tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -72,18 +81,28 @@ def load(
     return tuned, tokenizer
 
 
-def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_base(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    model: Any = None,
+    tokenizer: Any = None,
+) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder, devices = Path(folder), resolve_devices(device)
     device = str(devices[0])
     data = tuned_plan(folder)
     dtype = getattr(torch, data["dtype"])
-    loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
+    loaded = load_model(
+        data["model"] if model is None else model, tokenizer=tokenizer, dtype=dtype, device=device,
+        trust_remote_code=trust_remote_code, stream=True,
+    )  # fmt: skip
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
-    model: Any = loaded.model
+    model = loaded.model
     levels = levels_of(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})

@@ -122,9 +122,10 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():
-        trust = tuner.quantized.loaded.trust_remote_code
         devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized.blocks.devices])))
-        reloaded, _ = load(folder, device=devices, trust_remote_code=trust)
+        loaded = tuner.quantized.loaded
+        given = {} if loaded.source is None else {"model": loaded.source, "tokenizer": loaded.tokenizer}
+        reloaded, _ = load(folder, device=devices, trust_remote_code=loaded.trust_remote_code, **given)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
         reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
         with one_by_one(reloaded):

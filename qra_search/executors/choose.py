@@ -63,9 +63,7 @@ def make_executor(
     if kind == "process":
         if address is not None:
             raise BadInput("--address is that of a Ray cluster: give --executor ray")
-        return ProcessExecutor(
-            factory, workers, devices=devices.devices_of_workers(device, workers, gpus_per_worker)
-        )
+        return ProcessExecutor(factory, workers, devices=devices.devices_of_workers(device, workers, gpus_per_worker))
     if devices.named_gpus(device):
         raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")
     share = gpus_per_worker

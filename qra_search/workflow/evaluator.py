@@ -1,8 +1,9 @@
-"""The evaluator that a config names, and the live objects that it may be given."""
+"""The evaluator that a config names, built with the objects in memory that it is given."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +15,54 @@ from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 
 
-def object_names(config: RunConfig | None, model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
-    """The names that stand in a config for a model and a task, of which either may be a live object.
-
-    Args:
-        config: says which evaluator knows such objects; None: the usual one.
-
-    Raises:
-        BadInput: an object that the evaluator does not take.
-    """
-    given = {name: value for name, value in (("model", model), ("task", task)) if not isinstance(value, (str, Path))}
-    given = {name: value for name, value in {**given, "tokenizer": tokenizer}.items() if value is not None}
-    names = {name: value for name, value in (("model", model), ("task", task)) if name not in given}
-    if not given:
-        return names
-    evaluator = (config or RunConfig()).evaluator
-    if evaluator not in plugins.names("objects"):
-        raise BadInput(f"evaluator {evaluator!r} takes no live {next(iter(given))}: give its name or folder")
-    with bad_input():
-        registered: dict[str, str] = plugins.load("objects", evaluator)(**given)
-        return names | registered
+def select_objects(model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
+    """The model, tokenizer and task that are given as objects in memory, and not by name or path."""
+    given = {"model": model, "tokenizer": tokenizer, "task": task}
+    return {name: value for name, value in given.items() if value is not None and not isinstance(value, (str, Path))}
 
 
-def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = True) -> Evaluator:
+def build_evaluator(
+    config: RunConfig, progress: Progress, *, weights: bool = True, objects: Mapping[str, Any] | None = None
+) -> Evaluator:
     """The evaluator that a config names.
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
+        objects: model, tokenizer and task in memory; see `select_objects`.
 
     Raises:
-        BadInput: an unknown name, or settings that the evaluator refuses.
+        BadInput: an unknown name, or settings or objects that the evaluator refuses.
     """
     with bad_input():
         if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
             make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
+        for name in objects or {}:
+            if not _takes(factory, name):
+                raise BadInput(f"evaluator {config.evaluator!r} takes no {name} in memory: give its name or folder")
         options = {"progress": progress, **({} if weights else {"weights": False})}
+        options = {name: value for name, value in options.items() if _takes(factory, name)}
         try:
-            evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
+            evaluator: Evaluator = factory(config, **options, **(objects or {}))
         except SystemExit as error:
             raise RunFailed(f"evaluator {config.evaluator!r} ended the program while it was built: {error}") from error
         return evaluator
+
+
+def load_tuned(config: RunConfig, folder: Path, objects: Mapping[str, Any], **options: Any) -> Any:
+    """The tuned model of a run's folder, by the `load` of its evaluator.
+
+    Args:
+        objects: model and tokenizer in memory that the run was made with, if it was.
+
+    Raises:
+        BadInput: the evaluator loads no tuned models, or the folder holds none.
+    """
+    with bad_input():
+        load = getattr(plugins.load("evaluators", config.evaluator), "load", None)
+        if load is None:
+            raise BadInput(f"evaluator {config.evaluator!r} has no tuned models to load")
+        return load(folder, **{name: value for name, value in objects.items() if name != "task"}, **options)
 
 
 def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:

@@ -70,8 +70,11 @@ def make_exporter(target: ExportTarget) -> Any:
         return plugins.load("exporters", target.format).with_options(options)
 
 
-def export_run(folder: RunFolder, target: ExportTarget) -> Any:
+def export_run(folder: RunFolder, target: ExportTarget, objects: Mapping[str, Any] | None = None) -> Any:
     """Write a tuned run, and say by how much its logits differ.
+
+    Args:
+        objects: model and tokenizer in memory that the run was made with, if it was.
 
     Returns:
         What the format's exporter says of it: `path`, `notes`, differences of logits.
@@ -83,7 +86,8 @@ def export_run(folder: RunFolder, target: ExportTarget) -> Any:
     if target.path.exists() and not (target.path.is_dir() and not any(target.path.iterdir())):
         raise BadInput(f"{target.path} exists already: give another place with --out, or remove it first")
     with bad_input():
-        return exporter.export(folder.path, target.path)
+        given = {name: value for name, value in (objects or {}).items() if name != "task"}
+        return exporter.export(folder.path, target.path, **given)
 
 
 def serve_command(engine: str, out: Path) -> str:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qra_search import plugins
 from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, in_steps, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
@@ -26,7 +25,7 @@ from qra_search.study.study import Callback
 from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.allocation import check_plannable, plan_run
 from qra_search.workflow.dry_run import Costs, foretold_costs
-from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.evaluator import build_evaluator, load_tuned
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, contest_of, tune_with
 from qra_search.workflow.search import Workers, begun, in_workers, search_with
@@ -41,13 +40,13 @@ class Run:
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: kept as long as the run: what model, tokenizer and task were given as, some of them live.
+        objects: model, tokenizer and task in memory; see `select_objects`.
     """
 
-    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Sequence[Any] = ()):
+    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Mapping[str, Any] | None = None):
         self.folder = RunFolder(folder)
         self.config = config
-        self._objects = objects
+        self._objects = dict(objects or {})
         self._held: tuple[RunConfig, Evaluator] | None = None
 
     def __enter__(self) -> Run:
@@ -136,7 +135,7 @@ class Run:
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
-        if pool is not None and any(not isinstance(given, (str, Path, type(None))) for given in self._objects):
+        if pool is not None and self._objects:
             raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
@@ -225,13 +224,11 @@ class Run:
         Raises:
             BadInput: nothing is tuned, or the format cannot hold this plan.
         """
-        return export_run(self.folder, export_target(self.folder, format, out, options))
+        return export_run(self.folder, export_target(self.folder, format, out, options), self._objects)
 
     def load(self, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
         """The tuned model, exactly as it was after tuning: (peft model, tokenizer)."""
-        loader = plugins.load("loaders", self.config.evaluator)
-        with bad_input():
-            return loader(self.path, device=device, trust_remote_code=trust_remote_code)
+        return load_tuned(self.config, self.path, self._objects, device=device, trust_remote_code=trust_remote_code)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""
@@ -242,7 +239,7 @@ class Run:
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            self._held = wanted, build_evaluator(config, listener.progress)
+            self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress
         return evaluator

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig
+from qra_search.config import RunConfig, in_memory_name
 from qra_search.errors import BadInput
 from qra_search.report.notebook import Heard
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.evaluator import object_names
+from qra_search.workflow.evaluator import select_objects
 from qra_search.workflow.run import Run
 from qra_search.workflow.search import new_folder
 from qra_search.workflow.settings import make_settings
@@ -33,12 +33,12 @@ def plan(
     Does what `qra plan` does, and leaves the same folder.
 
     Args:
-        model: a name, a folder, a GGUF file, a hub id; or a live `PreTrainedModel`, which is left as it is.
+        model: a name, a folder, a GGUF file, a hub id; or a `PreTrainedModel` in memory, which is left as it is.
         task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
             dictionaries, an object of the `Task` kind.
         memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
         out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
-        tokenizer: of a live model.
+        tokenizer: of a model in memory.
         config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
         settings: values by dotted field, such as `{"training.scales": True}`.
         progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
@@ -48,9 +48,11 @@ def plan(
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
     """
-    usual = make_settings(config, settings, memory=memory, **keywords)
-    made = make_settings(usual, **object_names(usual, model, tokenizer, task))
-    run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
+    objects = select_objects(model, tokenizer, task)
+    names = {name: value for name, value in (("model", model), ("task", task)) if name not in objects}
+    made = make_settings(config, settings, memory=memory, **names, **keywords)
+    made = made.with_objects(model=objects.get("model"), task=objects.get("task"))
+    run = Run(out or new_folder(made), made, objects=objects)
     try:
         run.choose_plan(progress=progress)
     except BaseException:
@@ -63,15 +65,16 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
     """A run that `plan`, `qra plan` or `qra search` made.
 
     Args:
-        model, tokenizer, task: the live objects that it was made with, if it was.
+        model, tokenizer, task: the objects in memory that it was made with, if it was.
 
     Raises:
         NoRun: there is none in the folder.
     """
     there = RunFolder(folder).check()
     config = there.config()
-    names = object_names(config, model, tokenizer, task)
-    for what, known in (("model", config.model.name), ("task", config.task.name)):
-        if names[what] is not None and str(names[what]) != known:
-            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
-    return Run(there.path, config, objects=(model, tokenizer, task))
+    objects = select_objects(model, tokenizer, task)
+    for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
+        name = in_memory_name(given) if what in objects else given
+        if name is not None and str(name) != known:
+            raise BadInput(f"{there.path} is a run of {what} {known}, not of {name}: give that, or plan again")
+    return Run(there.path, config, objects=objects)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from qra_backends.served.layout import SEPARATOR, Layout, Shards
 from safetensors.torch import load_file
 from tiny_families import tiny_config_model
 
 from qra_eval import load
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_config_model("llama", normalised=False).save_pretrained(folder / "model")  # its head is tied
     byte_tokenizer().save_pretrained(folder / "model")
     levels = (2, 3, 8, 16)
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         str(folder / "model"), "arithmetic", device="cpu", training={"batch_size": 2}, finetune={"test_rows": 2},
         quantization={"backend": {2: "trellis", 3: "reference", 8: "bitsandbytes-int8"}, "embeddings": [2],
                       "cache": str(folder / "bank")},
@@ -73,7 +73,7 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
 def test_adapters_of_experts_are_found_and_nothing_is_stored_twice(family: str, backend: str, tmp_path: Path) -> None:
     tiny_config_model(family, normalised=False).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         str(tmp_path / "model"), "arithmetic", device="cpu", training={"batch_size": 2, "learning_rate": 0.05},
         finetune={"test_rows": 2, "sample_answers": 0}, space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": backend, "embeddings": 16, "cache": str(tmp_path / "bank")},

@@ -13,17 +13,14 @@ import pytest
 import torch
 from cli_runner import Qra
 
-from qra_eval.models.live import register_live
 from qra_eval.models.load import load_model
-from qra_eval.tasks import make_task, register_task
-from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_search import BadInput, open_run, plan
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_python.py"
 TIMES = re.compile(r'("[a-z_]*(?:seconds|_at|pid|writer)"): ?[^,}]+(?=[,}])')
 """Fields of JSON that hold a time or who wrote."""
-NAMES = re.compile(r"(live|rows):[0-9a-f]{16}(-[0-9a-f]{4})?")
+NAMES = re.compile(r"in-memory:\w+")
 ADDRESS = re.compile(r'"base_model_name_or_path": (null|"[^"]*")')
 OTHER = {"report.html", "trials.jsonl.lock", "README.md"}
 """Files that hold times, and the note that an adapter has whose base has no address."""
@@ -82,7 +79,7 @@ def test_the_commands_leave_the_same_folder(
     assert [name for name in python if python[name] != commands[name]] == []
 
 
-def test_the_live_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
     tiny = load_model("tiny")
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
@@ -97,20 +94,13 @@ def test_the_live_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkey
     other = load_model("tiny")
     with torch.no_grad():
         next(other.model.parameters()).add_(1.0)
-    with pytest.raises(BadInput, match=r"is a run of model live:[\w-]+, not of live:[\w-]+"):
-        open_run(tmp_path / "run", model=other.model, tokenizer=other.tokenizer)
-    with pytest.raises(BadInput, match="a live model and its tokenizer belong together"):
-        plan(tiny.model, rows, memory="75%")
-    chatty = load_model("tiny").tokenizer
-    chatty.chat_template = "{{ messages[0].content }}"
-    assert register_live(tiny.model, chatty) != register_live(tiny.model, tiny.tokenizer)
-    assert load_model(register_live(tiny.model, tiny.tokenizer)).tokenizer.chat_template is None
-
-
-def test_two_tasks_of_one_class_are_two_tasks() -> None:
-    few, more = (ArithmeticTask(sizes={"test": n}) for n in (2, 3))
-    assert [len(make_task(register_task(task)).split("test")) for task in (few, more, few)] == [2, 3, 2]
-    assert register_task(few) != register_task(more) and register_task(few).startswith("task:arithmetic-")
+    changed = open_run(tmp_path / "run", model=other.model, tokenizer=other.tokenizer, task=rows)
+    with pytest.raises(BadInput, match="weights"):
+        changed.choose_plan()
+    with pytest.raises(BadInput, match="is a run of model in-memory:LlamaForCausalLM, not of tiny"):
+        open_run(tmp_path / "run", model="tiny")
+    with pytest.raises(BadInput, match="in-memory task: pass it to open_run"):
+        open_run(tmp_path / "run", model=tiny.model, tokenizer=tiny.tokenizer).choose_plan()
 
 
 def test_nothing_is_printed_unless_it_is_asked_for(

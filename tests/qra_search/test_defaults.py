@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Study, search
 from qra_search.cli import common
 from qra_search.cli.app import ENTRIES
@@ -35,17 +34,6 @@ def defaults(function: Any) -> dict[str, Any]:
 def test_a_search_in_python_has_the_defaults_of_a_config(function: Any) -> None:
     found = defaults(function)
     assert {name: found[name] for name in OF_THE_CONFIG} == OF_THE_CONFIG
-
-
-def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
-    found = defaults(QuantizedLoRAEvaluator)
-    assert (found["model"], found["task"]) == (CONFIG.model.name, CONFIG.task.name)
-    for name in ("quantization", "space", "training", "evaluation", "finetune"):
-        assert found[name] == getattr(CONFIG, name)
-    for name in ("device", "dtype", "compute", "dequantized_cache", "trust_remote_code"):
-        assert found[name] == getattr(CONFIG.model, name)
-    for name in ("metric", "seed"):
-        assert found[name] == getattr(CONFIG.search, name)
 
 
 @pytest.mark.parametrize("name", RUNS)

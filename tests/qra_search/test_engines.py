@@ -6,7 +6,7 @@ import pytest
 from cli_runner import Qra
 
 from qra_search.config import ConfigError, dump_config, load_config, make_config
-from qra_search.engines import ENGINES, refusal, room_for
+from qra_search.engines import ENGINES, room_for, unsupported_reason
 from qra_search.errors import BadInput
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.export import export_target
@@ -46,9 +46,9 @@ def test_what_an_engine_has_not_is_refused_in_one_line(data, said):
 
 
 def test_models_that_an_engine_cannot_run_are_refused():
-    assert refusal("llama.cpp", "llama") is None and refusal("vllm", "qwen3") is None
-    assert "this model is gpt2" in str(refusal("llama.cpp", "gpt2"))
-    assert "this model is gpt2" in str(refusal("vllm", "gpt2"))
+    assert unsupported_reason("llama.cpp", "llama") is None and unsupported_reason("vllm", "qwen3") is None
+    assert "this model is gpt2" in str(unsupported_reason("llama.cpp", "gpt2"))
+    assert "this model is gpt2" in str(unsupported_reason("vllm", "gpt2"))
 
 
 def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import Qra
+from evaluators import make_evaluator
 from qra_backends import make_backend
 from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
@@ -16,7 +17,6 @@ from qra_eval.costs.cards import CARDS, PAIRS, cards
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, foretell
 from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.costs.sketch import Meter, Sketch
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch
@@ -33,7 +33,7 @@ def shape_only(
     model = folder / (f"model-{layers}" if family == "llama" else family)
     if not model.exists():
         tiny_config_model(family, layers=layers, vocabulary=320).config.save_pretrained(model)
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
         training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
@@ -135,7 +135,7 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
     tmp_path: Path,
 ) -> None:
     tiny_config("llama", layers=1, hidden=512, vocabulary=50_000).save_pretrained(tmp_path / "model")
-    tuner = QuantizedLoRAEvaluator(
+    tuner = make_evaluator(
         str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, dequantized_cache=0,
         quantization={"backend": "reference", "embeddings": (2,), "cache": str(tmp_path)},
         training={"batch_size": 1, "max_length": 16}, evaluation={"steps": 1, "validation_rows": 1},

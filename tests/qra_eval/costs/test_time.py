@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import Qra
+from evaluators import make_evaluator
 from tiny_families import tiny_config_model
 
 from qra_eval.costs import time as module
@@ -19,7 +20,7 @@ from qra_search.config import QuantizationConfig, SpaceConfig
 
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
         training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8},
@@ -57,7 +58,7 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
 ) -> None:
     monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
     short, long = (
-        QuantizedLoRAEvaluator(
+        make_evaluator(
             "tiny", "arithmetic",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
             training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8}, finetune={"steps": 2},
@@ -76,7 +77,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
         evaluator = make(tmp_path)
     else:
         tiny_config_model("llama", layers=4, vocabulary=320).config.save_pretrained(tmp_path)
-        evaluator = QuantizedLoRAEvaluator(
+        evaluator = make_evaluator(
             str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
         )
     seconds = iter([5.0, 0.25])  # of the layer, of the head
@@ -90,9 +91,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
 def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path: Path, family: str) -> None:
     """transformers makes an empty tokenizer for some families, by which no row would have a token."""
     tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
-    evaluator = QuantizedLoRAEvaluator(
-        str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
-    )
+    evaluator = make_evaluator(str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False)
     assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
 
 
@@ -126,7 +125,7 @@ def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypa
 
 def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no 7 bits"):
-        QuantizedLoRAEvaluator(
+        make_evaluator(
             "tiny", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
             space=SpaceConfig(bits=(7,)),
         )  # fmt: skip

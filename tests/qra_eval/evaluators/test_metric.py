@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluators import make_evaluator
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.scoring import score_choices
 
 
 def build(tmp_path, task, **options):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny", task, quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
         space={"bits": (4,), "ranks": (4,), "granularity": "layer"}, training={"batch_size": 2, "max_length": 64},
         dtype="float32", **{"evaluation": {"steps": 2, "validation_rows": 8}, "finetune": {"test_rows": 8}, **options},

@@ -9,6 +9,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from evaluators import make_evaluator
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
@@ -19,7 +20,7 @@ from benchmarks.memory.random_models import write_model, write_rows
 from qra_eval.costs import phases as costs
 from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
 from qra_eval.quantized.adapters import trainable
@@ -47,13 +48,15 @@ def folder(tmp_path_factory):
 
 
 def on_the_card(folder, bank, *, embeddings, **options):
-    return QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
         **({"device": "cuda", "dequantized_cache": 0} | options),
     )  # fmt: skip
+    evaluator.quantized.blocks.keeps = False
+    return evaluator
 
 
 @pytest.mark.parametrize("dequantized_cache", [0, "auto"])
@@ -159,13 +162,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     }  # fmt: skip
     config = make_config(given)
     with pretended_gpu():
-        peaks = foretell(build(config, weights=False).tuner)
+        peaks = foretell(QuantizedLoRAEvaluator(config, weights=False).tuner)
     most = max(peak.device for peak in peaks.values()) - CUDA_CONTEXT
     with pretended_gpu(room=most):
-        build(config)
+        QuantizedLoRAEvaluator(config)
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
     with pretended_gpu(room=most - 1), pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"):
-        build(config)
+        QuantizedLoRAEvaluator(config)
     assert not (tmp_path / "bank").exists()
 
 

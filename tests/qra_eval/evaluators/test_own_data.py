@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluators import make_evaluator
 
-from qra_eval.evaluators import parts
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators import quantized_lora
 from qra_search.evaluation.evaluator import RowCount
 
 
 def build(task, **finetune):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny", task, space={"bits": (4,), "ranks": (4,)}, training={"max_length": 40, "batch_size": 8},
         evaluation={"steps": 1}, finetune=finetune, weights=False,
     )  # fmt: skip
 
 
 def test_data_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "load_model", lambda *a, **o: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(quantized_lora, "load_model", lambda *a, **o: pytest.fail("the model was loaded"))
     (tmp_path / "x.csv").write_text("q,a\n1,2\n")
     with pytest.raises(ValueError, match="x.csv, line 2: fields are 'q', 'a'"):
         build(str(tmp_path / "x.csv"))

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from safetensors.torch import load_file, save_file
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tuning.loading import load, load_base
@@ -29,7 +29,7 @@ def build(tmp_path_factory):
         backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto",
         dequantized_cache="auto", **options,
     ):  # fmt: skip
-        return QuantizedLoRAEvaluator(
+        return make_evaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
 
 def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
     told = []
-    late = QuantizedLoRAEvaluator(
+    late = make_evaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         training={"batch_size": 4}, evaluation={"steps": 1, "validation_rows": 8},
     )  # fmt: skip
@@ -86,7 +86,7 @@ def test_settings_of_a_later_training_reach_the_adapters(build):
 
 
 def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tmp_path):
-    large = QuantizedLoRAEvaluator(
+    large = make_evaluator(
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         space=SpaceConfig(bits=(2, 4), ranks=(4,)),
@@ -137,7 +137,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     compute, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("qra_eval.quantized.model.compute_dtype", lambda device: torch.bfloat16)
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(3, 16), ranks=(4,)),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from safetensors.torch import load_file
 from tiny_families import tiny_config_model
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Plan
-from qra_search.config import ConfigError, EvaluationConfig, QuantizationConfig, SpaceConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
 
 
@@ -19,7 +19,7 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
     def make(backend="reference", bits=(2, 4), cache=folder, dequantized_cache="auto", evaluation=None, **training):
-        return QuantizedLoRAEvaluator(
+        return make_evaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(cache)),
@@ -110,27 +110,12 @@ def saved_by_a_forward_pass(evaluator, plan):
     return sum(seen.values())
 
 
-def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
-    evaluator = QuantizedLoRAEvaluator(
-        "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path)},
-        space={"bits": [4], "ranks": [4]}, evaluation={"steps": 7},
-    )  # fmt: skip
-    assert evaluator.tuner.evaluation == EvaluationConfig(steps=7) and evaluator.space.bits == (4,)
-    with pytest.raises(ConfigError, match="training.alfa is no known field: did you mean alpha?"):
-        QuantizedLoRAEvaluator("tiny", training={"alfa": 7})
-    for wrong in ({"metric": "accuracy"}, {"seed": -1}, {"compute": "foo"}):
-        with pytest.raises(ConfigError, match=rf"(search|model).{next(iter(wrong))} is"):
-            QuantizedLoRAEvaluator("tiny", **wrong)
-    with pytest.raises(TypeError, match="training is a int: a TrainingConfig, or a dict of its fields, is needed"):
-        QuantizedLoRAEvaluator("tiny", training=7)
-
-
 def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
     tiny_config_model("gpt2", normalised=False, vocabulary=320, max_position_embeddings=64).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
 
     def build(max_length):
-        return QuantizedLoRAEvaluator(
+        return make_evaluator(
             str(tmp_path), space={"bits": (4,), "ranks": (4,)}, quantization={"cache": str(tmp_path / "bank")},
             training={"max_length": max_length},
         )  # fmt: skip
@@ -139,4 +124,4 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
         build(65)
     bench = build(64).tuner
     assert bench.with_room(64) == 64
-    assert QuantizedLoRAEvaluator("tiny", training={"max_length": 100}).tuner.with_room(64) == 164
+    assert make_evaluator("tiny", training={"max_length": 100}).tuner.with_room(64) == 164

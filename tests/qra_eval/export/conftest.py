@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from safetensors.torch import load_file, save_file
 from tiny_families import tiny_config_model
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
@@ -61,7 +61,7 @@ class Runs:
         tiny = "llama" if family == "uneven" else family
         tiny_config_model(tiny, normalised=False).save_pretrained(model)
         byte_tokenizer().save_pretrained(model)
-        evaluator = QuantizedLoRAEvaluator(
+        evaluator = make_evaluator(
             str(model),
             "arithmetic",
             quantization=QuantizationConfig(backend=spec, embeddings=16, cache=str(self.folder / "bank" / name)),

@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from evaluators import make_evaluator
 from qra_backends.ggml import library
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import check, export, llama_cpp
 from qra_eval.export.gguf_tensors import EXPERT, row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
@@ -57,7 +57,7 @@ def tuned(kind: str, folder: Path, granularity: Any = "fused") -> dict[str, Tune
             parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.2)
     model.save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         str(folder / "model"),
         "arithmetic",
         quantization=QuantizationConfig(
@@ -110,7 +110,7 @@ def test_a_quantized_head_keeps_its_bias(tmp_path: Path) -> None:
     torch.nn.init.normal_(model.lm_head.bias)
     model.save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         str(tmp_path / "model"), "arithmetic", training={"batch_size": 2}, space={"bits": (8,), "ranks": (4,)},
         finetune={"test_rows": 2, "sample_answers": 0},
         quantization={"backend": "gguf", "embeddings": [8], "cache": str(tmp_path / "bank")},

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from evaluators import make_evaluator
 from qra_backends.ggml import library
 from tiny_families import tiny_config_model
 
@@ -36,7 +37,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
     more: dict[str, Any] = {"intermediate_size": 96, "head_dim": 64, "rope_parameters": LLAMA3}
     tiny_config_model("llama", normalised=False, hidden=256, layers=1, **more).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         str(folder / "model"),
         "arithmetic",
         quantization=QuantizationConfig(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from qra_backends import make_backend
 from tiny_families import tiny_config_model
 from torch import nn
 
 from qra_eval import load
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models import embeddings
@@ -128,7 +128,7 @@ def options(tmp_path_factory):
 
 def evaluator_of(folder, options, choices, **more):
     quantization = {**options["quantization"], "embeddings": choices, **more}
-    return QuantizedLoRAEvaluator(folder, **{**options, "quantization": quantization})
+    return make_evaluator(folder, **{**options, "quantization": quantization})
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])

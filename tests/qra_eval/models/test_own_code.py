@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluators import make_evaluator
 from tiny_families import tiny_config_model
 
 import qra_eval
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.runs.folder import RunFolder
@@ -40,7 +40,7 @@ def model(tmp_path, monkeypatch):
 
 
 def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_path):
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         model,
         quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
         space={"bits": (4,), "ranks": (4,), "granularity": "layer"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluators import make_evaluator
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.loading import load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
@@ -14,7 +14,7 @@ from qra_search.config import QuantizationConfig, SpaceConfig
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny",
         "arithmetic",
         quantization=QuantizationConfig(
@@ -54,7 +54,7 @@ def test_it_is_searched_and_a_plan_with_both_reloads_exactly(evaluator, tmp_path
 
 def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
     """The LoRA that everyone compares with: nothing is quantized, so nothing is damaged, and rank is all there is."""
-    evaluator = QuantizedLoRAEvaluator(
+    evaluator = make_evaluator(
         "tiny",
         "arithmetic",
         quantization=QuantizationConfig(embeddings=16, cache=str(tmp_path / "bank")),

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from evaluators import make_evaluator
 from pretended_gpu import pretended_gpu
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.model import HOST_SHARE, dequantized_cache_bytes, free_bytes
 from qra_search.config import ConfigError, TaskConfig, make_config
 
@@ -46,7 +46,7 @@ def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps
     def made(**options):
         caplog.clear()
         settings = {"quantization": {"backend": "reference", "cache": str(tmp_path)}, **options}
-        return QuantizedLoRAEvaluator("tiny", TaskConfig(name="arithmetic"), **settings).quantized
+        return make_evaluator("tiny", TaskConfig(name="arithmetic"), **settings).quantized
 
     assert made().materialised and not caplog.text
     monkeypatch.setattr("qra_eval.quantized.model.HOST_SHARE", 1e-9)

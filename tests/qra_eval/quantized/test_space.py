@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from evaluators import make_evaluator
 from qra_backends import make_backend
 from tiny_families import LAYERS, tiny_config_model
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears, group_linears
 from qra_eval.quantized.space import model_space
 from qra_search.config import QuantizationConfig, SpaceConfig
@@ -42,7 +42,7 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
 def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_module(tmp_path):
     described = []
     for chosen in ({}, {"granularity": "auto"}, {"granularity": "module"}):
-        evaluator = QuantizedLoRAEvaluator(
+        evaluator = make_evaluator(
             "tiny",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
             space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **chosen),

@@ -56,10 +56,11 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
 
 
 def tiny_evaluator(cache, model="tiny", **options):
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from evaluators import make_evaluator
+
     from qra_search.config import QuantizationConfig, SpaceConfig
 
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         model,
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),

@@ -11,7 +11,6 @@ from tiny_families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.forms import to_example
-from qra_eval.tasks.sources import digest, split_rows
 from qra_search.errors import BadInput
 
 HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
@@ -153,8 +152,6 @@ def test_rows_in_python_are_those_of_a_file(tmp_path, rows):
     for given in (rows, datasets.Dataset.from_list(rows)):
         task = make_task(given, seed=3)
         assert all(task.split(split) == file.split(split) for split in SPLITS)
-        assert task.name == f"rows:{digest(split_rows(path))}" and len(task.name) == len("rows:") + 16
-    assert make_task(rows[1:]).name != task.name
 
 
 def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_those_given():
@@ -168,11 +165,10 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
     task = make_task(data, splits={"test": "held"})
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
     assert numbers == {"train": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
-    assert make_task(data).name != task.name
     with pytest.raises(BadInput, match="has no split 'none' for test: it has train, dev, held"):
-        make_task(data, splits={"test": "none"})
+        make_task(data, splits={"test": "none"}).split("test")
     with pytest.raises(BadInput, match="splits are train, validation, test, got 'tset'"):
-        make_task(data, splits={"tset": "held"})
+        make_task(data, splits={"tset": "held"}).split("test")
 
 
 def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):

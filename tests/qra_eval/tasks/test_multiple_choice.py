@@ -52,7 +52,7 @@ def from_hub(monkeypatch, name, rows):
     task = make_task(name)
     splits = {"train": rows[len(rows) // 3 :], task.source.test: rows[: len(rows) // 3]}
     asked = (task.source.dataset, task.source.config)
-    monkeypatch.setattr(hub, "refusal", lambda *_: None)
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *given: splits if given == asked else {})
     return task
 

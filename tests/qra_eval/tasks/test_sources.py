@@ -65,20 +65,20 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
     write(folder / "train.csv", ROWS[:8])
     write(folder / "test.csv", ROWS[8:])
     load = datasets.load_dataset
-    monkeypatch.setattr("qra_eval.hub.refusal", lambda *_: None)
+    monkeypatch.setattr("qra_eval.hub.unavailable_reason", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda _, subset: load(str(folder), subset, cache_dir=tmp_path / "c"))
     found = split_rows("someone/questions")
     assert [row["prompt"] for _, row in found["train"]] == [row["prompt"] for row in ROWS[:8]]
     assert found.keys() == {"train", "test"} and found["test"][0][0].endswith("test row 1")
     turned = make_task("someone/questions", splits={"train": "test", "test": "train"})
     assert {e.prompt for e in turned.split("test")} == {row["prompt"] for row in ROWS[:8]}
-    assert turned.hub == "someone/questions" and turned.name == "jsonl"
+    assert turned.name == "jsonl"
     with pytest.raises(BadInput, match="has no split 'sft' for train: it has train, test"):
         make_task("someone/questions", splits={"train": "sft"}).split("test")
 
 
 def test_a_data_set_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("qra_eval.hub.refusal", lambda *_: "no network")
+    monkeypatch.setattr("qra_eval.hub.unavailable_reason", lambda *_: "no network")
     with pytest.raises(BadInput, match=r"could not be downloaded \(no network\): check its name and the") as caught:
         make_task("no/thing").split("test")
     assert "\n" not in str(caught.value)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from cli_runner import Qra
+from evaluators import make_evaluator
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.tuning import final
@@ -22,7 +22,7 @@ from qra_search.runs.tuned import CHECKPOINTS
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from evaluators import make_evaluator
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows
 from qra_search.config import FinetuneConfig
@@ -14,7 +14,7 @@ from qra_search.config import FinetuneConfig
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},

@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
+from evaluators import make_evaluator
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
 from qra_eval.tuning import training
 from qra_search.evaluation.evaluator import EvaluationFailed
@@ -18,7 +18,7 @@ FULL = "CUDA out of memory. Tried"
 
 @pytest.fixture
 def evaluator(tmp_path_factory):
-    return QuantizedLoRAEvaluator(
+    return make_evaluator(
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.getbasetemp() / "bank"), "embeddings": 16},
         space={"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
@@ -57,7 +57,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
 
 
 def test_a_dtype_that_was_asked_for_stays_when_nothing_is_kept_ready():
-    asked = QuantizedLoRAEvaluator(
+    asked = make_evaluator(
         "tiny", quantization={"backend": "reference", "embeddings": 16}, compute="float32", weights=True,
         space={"bits": (4,), "ranks": (4,)},
     )  # fmt: skip

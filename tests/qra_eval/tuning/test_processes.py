@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
+from evaluators import make_evaluator
 
 import qra_search
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
 from qra_eval.tuning import final
 from qra_eval.tuning.full import CURVE_FILE
@@ -54,7 +54,7 @@ def in_two(work, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    made = QuantizedLoRAEvaluator(
+    made = make_evaluator(
         "tiny", device="cpu", compute="float32", space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         training={"batch_size": 4, "max_length": 48, "learning_rate": 0.01, "scales": True},

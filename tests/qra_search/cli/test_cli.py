@@ -44,7 +44,6 @@ REFUSED = (
     "search --dry-run --track none",
     "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none",
     "export none --format peft",
-    "search --model tiny --task none.jsonl", "plan --model tiny --task arithmetic --memory 75% --device gpu",
     "plan --model tiny --memory 75%",
 )  # fmt: skip
 

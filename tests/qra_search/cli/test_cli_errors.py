@@ -178,7 +178,7 @@ CASES = [
     ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
     ((*REAL, "tiny", *TASK, "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
     ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: the backend has no 7 bits: it has 1, 2, 3"),
-    ((*REAL, "live:12", *TASK), "do this in Python, in the program that has the model"),
+    ((*REAL, "in-memory:Llama", *TASK), "in-memory model: pass it to open_run()"),
     ((*REAL, "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 

@@ -17,7 +17,7 @@ from qra_search.testing.scenarios import ToyEvaluator
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluator:
     cache = str(tmp_path_factory.mktemp("bank"))
-    return QuantizedLoRAEvaluator("tiny", quantization={"backend": "reference", "cache": cache})
+    return QuantizedLoRAEvaluator({"model": {"name": "tiny"}, "quantization": {"backend": "reference", "cache": cache}})
 
 
 def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:

@@ -183,10 +183,10 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
 def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = Run(tmp_path / "a", make_settings(SETTINGS), objects=(object(), None, None))
+    live = Run(tmp_path / "a", make_settings(SETTINGS), objects={"model": object()})
     with pytest.raises(BadInput, match="workers load model and task by name"):
         live.search(workers=1)
-    assert Run(tmp_path / "a", live.config, objects=("tiny", None, Path("rows"))).search(workers=1).spent == 12
+    assert Run(tmp_path / "a", live.config).search(workers=1).spent == 12
     monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
     with pytest.raises(RunFailed, match="'landscape' ended the program"):
         build_evaluator(make_settings({"evaluator": "landscape"}), print)

@@ -1,8 +1,7 @@
-"""A live model is searched and tuned as the same weights from a folder are, and is left as it was to the bit."""
+"""A model in memory is searched and tuned as the same weights from a folder are, and is left as it was to the bit."""
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from tiny_families import tiny_config_model
 import qra_eval
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
-from qra_eval.models.live import register_live
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.in_memory import check_model
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
 from qra_search.errors import BadInput
@@ -51,41 +51,41 @@ def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: 
     model: Any = tiny_config_model(family, normalised=False, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    before, name = state_of(model), register_live(model, byte_tokenizer())
-    live, again = load_model(name, dtype=dtype), load_model(name, dtype=dtype)
+    before = state_of(model)
+    given, again = (load_model(model, tokenizer=byte_tokenizer(), dtype=dtype) for _ in range(2))
     kept = load_model(str(tmp_path), dtype=dtype)
-    assert live.fingerprint == again.fingerprint == kept.fingerprint and live.name == live.spec == name
+    assert given.fingerprint == again.fingerprint == kept.fingerprint
+    assert given.name == given.spec == f"in-memory:{type(model).__name__}"
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        assert torch.equal(live.model(input_ids=ids).logits, kept.model(input_ids=ids).logits)
+        assert torch.equal(given.model(input_ids=ids).logits, kept.model(input_ids=ids).logits)
     assert_as_it_was(model, before)
 
 
 def test_what_is_wanted_as_it_is_shares_its_memory(tiny: Any) -> None:
-    loaded = load_model(register_live(tiny, byte_tokenizer()), dtype=torch.bfloat16)
+    loaded = load_model(tiny, tokenizer=byte_tokenizer(), dtype=torch.bfloat16)
     own = {parameter.data_ptr() for parameter in tiny.parameters()}
     assert {parameter.data_ptr() for parameter in loaded.model.parameters()} == own
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
 
 
 def test_shapes_alone_take_no_memory(tiny: Any) -> None:
-    loaded = load_model(register_live(tiny, byte_tokenizer()), weights=False)
+    loaded = load_model(tiny, tokenizer=byte_tokenizer(), weights=False)
     assert all(parameter.is_meta for parameter in loaded.model.parameters()) and not loaded.weights
 
 
 def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any, tmp_path: Path) -> None:
     called: list[Any] = []
     tiny.model.layers[0].register_forward_pre_hook(lambda module, args: called.append(module))
-    before, name = state_of(tiny), register_live(tiny, byte_tokenizer())
-    evaluator = QuantizedLoRAEvaluator(
-        name,
-        "arithmetic",
-        quantization={"backend": "reference", "embeddings": 8, "cache": str(tmp_path / "bank")},
-        space={"bits": (4,), "ranks": (4,)},
-        training={"batch_size": 2},
-        evaluation={"steps": 1, "validation_rows": 2},
-        finetune={"test_rows": 2, "sample_answers": 0},
-    )
+    before, tokenizer = state_of(tiny), byte_tokenizer()
+    config = {
+        "quantization": {"backend": "reference", "embeddings": 8, "cache": str(tmp_path / "bank")},
+        "space": {"bits": (4,), "ranks": (4,)},
+        "training": {"batch_size": 2},
+        "evaluation": {"steps": 1, "validation_rows": 2},
+        "finetune": {"test_rows": 2, "sample_answers": 0},
+    }
+    evaluator = QuantizedLoRAEvaluator(config, model=tiny, tokenizer=tokenizer)
     space = evaluator.space
     plan = Plan(
         tuple((group.bits or space.bits)[0] for group in space.groups),
@@ -94,10 +94,13 @@ def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any
     evaluator.evaluate(plan)
     evaluator.tune(plan, steps=1, folder=tmp_path / "run")
     evaluator.close()
-    tuned, _ = qra_eval.load(tmp_path / "run")
+    tuned, _ = qra_eval.load(tmp_path / "run", model=tiny, tokenizer=tokenizer)
     assert tuned(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all()
-    assert export(tmp_path / "run", "merged", tmp_path / "out", dtype="float32").same_next_token == 1
-    assert "live:" not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()
+    run = TunedRun(tmp_path / "run", model=tiny, tokenizer=tokenizer)
+    assert export(run, "merged", tmp_path / "out", dtype="float32").same_next_token == 1
+    with pytest.raises(BadInput, match="in-memory model: pass it to open_run"):
+        qra_eval.load(tmp_path / "run")
+    assert "in-memory:" not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()
     assert not called
     assert_as_it_was(tiny, before)
 
@@ -139,19 +142,10 @@ def with_adapters(model: Any) -> Any:
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, tiny: Any) -> None:
     with pytest.raises(BadInput, match=said) as refused:
-        register_live(spoil(tiny), byte_tokenizer())
+        check_model(spoil(tiny))
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_that_changed_or_is_gone_is_refused(tiny: Any) -> None:
-    name = register_live(tiny, byte_tokenizer())
-    with torch.no_grad():
-        tiny.model.norm.weight.add_(1)
-    with pytest.raises(BadInput, match="other weights or another chat template now"):
-        load_model(name)
-    other = register_live(tiny_model(seed=3).model, byte_tokenizer())
-    gc.collect()
-    with pytest.raises(BadInput, match="is gone"):
-        load_model(other)
-    with pytest.raises(BadInput, match="in the program that has the model"):
-        load_model("live:0123456789abcdef")
+def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
+    with pytest.raises(BadInput, match="a model in memory needs its tokenizer: give both"):
+        load_model(tiny)

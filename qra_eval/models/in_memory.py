@@ -1,0 +1,80 @@
+"""A `transformers` model in memory as a loaded model: a copy of its modules over the same weights.
+
+Weights are shared unless they are wanted in another dtype or on another device. Nothing here writes to a weight in
+place; whoever trains the model while a run holds it changes what the run sees.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qra_eval.models.loaded import LoadedModel, finish, finish_shape
+from qra_search.config import in_memory_name
+from qra_search.errors import BadInput, needed
+
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+"""What others registered on the modules of the model; the copy has none of it."""
+
+
+def load_in_memory(
+    model: Any, tokenizer: Any, dtype: torch.dtype, device: str | torch.device, *, stream: bool, weights: bool
+) -> LoadedModel:
+    """As `load_model`, of a model in memory.
+
+    Raises:
+        BadInput: it is no causal language model of transformers, is quantized, is being trained, has adapters on it,
+            has weights that are not in memory, or comes without its tokenizer.
+    """
+    check_model(model)
+    if tokenizer is None:
+        raise BadInput("a model in memory needs its tokenizer: give both")
+    name, tokenizer = in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
+    if not weights:
+        return finish_shape(_copied(model, dtype, "meta"), tokenizer, name, name)
+    return replace(finish(_copied(model, dtype), tokenizer, name, name, device, stream), source=model)
+
+
+def check_model(model: Any) -> None:
+    """Raises BadInput for a model in memory that cannot be searched; see `load_in_memory`."""
+    from transformers import PreTrainedModel
+
+    if hasattr(model, "peft_config") or any("lora_" in name for name, _ in getattr(model, "named_parameters", list)()):
+        raise BadInput("the model has adapters on it: give the model below them, or model.merge_and_unload()")
+    if not isinstance(model, PreTrainedModel):
+        raise needed("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
+    if model.get_output_embeddings() is None:
+        raise BadInput(f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM")
+    tensors = list(model.parameters())
+    if (
+        getattr(model.config, "quantization_config", None)
+        or getattr(model, "hf_quantizer", None)
+        or any(type(t) is not nn.Parameter or not t.is_floating_point() for t in tensors)
+    ):
+        raise BadInput("the model is quantized already: the search needs the unquantized weights")
+    if any(tensor.grad is not None for tensor in tensors):
+        raise BadInput("the model is being trained, it has gradients: end that, and model.zero_grad()")
+    if any(tensor.is_meta for tensor in tensors):
+        raise BadInput("the model has weights that are not in memory: load it without offloading")
+
+
+def _copied(model: nn.Module, dtype: torch.dtype, device: str | None = None) -> nn.Module:
+    """The tree of modules, without hooks, over the same weights in `dtype`, or over their shapes alone on `meta`."""
+    made: dict[int, Any] = {}
+    for parameter in model.parameters():
+        made[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
+    for buffer in model.buffers():
+        made[id(buffer)] = buffer.detach().to(device, copy=True)
+    twin = copy.deepcopy(model, made)
+    for module in twin.modules():
+        for hooks in HOOKS:
+            getattr(module, hooks).clear()
+    return twin
