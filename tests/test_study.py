@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from xml.etree import ElementTree
 
 import pytest
 
@@ -11,6 +12,7 @@ from benchmarks.common import read
 from benchmarks.study import finetunes, finetunes_table
 from benchmarks.study.finetune_plans import shuffle_plan, widen_first_layers
 from benchmarks.study.finetune_settings import RESULTS, read_settings
+from benchmarks.study.finetunes_picture import draw
 from qra_search.space.space import Group, Linear, Plan, SearchSpace
 
 SHAPES = [(8, 64), (8, 64), (8, 64), (16, 64), (16, 64)]
@@ -96,6 +98,22 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     cells = [cell.strip() for cell in table[-1].strip("|").split("|")]
     assert cells[:4] == ["uniform", "1.0", "2", "25.0%"]
     assert cells[4].startswith("-50.0 [") and cells[6] == "+100.0% [+100.0%, +100.0%]"
+
+
+def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_untuned_model():
+    settings, rows = read_settings()
+    own = {name: value for name, value in settings.items() if name != "plans"}
+    lines = [
+        {"task": "t", "model": "m", "row": row.name, "spec": row.to_dict(), "memory_bytes": (30 + i) << 20,
+         "settings": own | {"steps": 60} if row.kind == "qlora" else own, "right": i / 100}
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(draw(lines, "t", "m"))
+    texts = [text.text for text in root.iter(f"{svg}text")]
+    assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(texts) and "QLoRA" not in texts
+    plans = [mark for mark in root.iter(f"{svg}use") if "fill: var(--best)" in mark.get("style", "")]
+    assert len(plans) == sum(row.kind == "plan" and row.shuffle is None for row in rows)
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")

@@ -1,0 +1,73 @@
+"""The picture of the lines of `finetunes.py`: right answers over memory.
+
+python -m benchmarks.study.finetunes_picture --task banking77 --out docs/images/finetunes.svg
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import MIB, read
+from benchmarks.study.finetune_settings import RESULTS, read_settings
+from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
+
+SIZE = (760, 420)
+SERIES = {
+    "plan": ("plans of qra", "best", "s"),
+    "uniform": ("one width", "found", "o"),
+    "shuffled": ("plans shuffled", "soft", "v"),
+    "first-wider": ("first layers wider", "soft", "^"),
+}
+"""Label, color and marker of what has many points; a rival has its name."""
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="banking77")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--lines", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.write_text(draw(read(options.lines), options.task, options.model))
+
+
+def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
+    """An SVG: each row is a point, the mean of its seeds; rows of other settings and the untuned model are left out."""
+    defaults, _ = read_settings()
+    points: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        tuned = line["spec"]["kind"] != "untuned"
+        usual = all(value == defaults[name] for name, value in line["settings"].items())
+        if tuned and usual and (line["task"], line["model"]) == (task, model):
+            rows.setdefault(line["row"], []).append(line)
+    for name, some in rows.items():
+        spec = some[0]["spec"]
+        series = "shuffled" if "shuffle" in spec else spec["kind"] if spec["kind"] in SERIES else name
+        right = 100 * float(np.mean([line["right"] for line in some]))
+        points.setdefault(series, []).append((some[0]["memory_bytes"] / MIB, right))
+    with style() as colors:
+        figure, (axes,) = new_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
+        every = [point for some in points.values() for point in some]
+        fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
+        fit(axes, "y", "right answers of test questions, %", [right for _, right in every])
+        taken: list[Any] = []
+        for series, some in points.items():
+            label, color, marker = SERIES.get(series, (series, "soft", "o"))
+            some.sort()
+            axes.plot(
+                *zip(*some, strict=True), marker=marker, markersize=9, color=colors[color],
+                linewidth=2, linestyle="-" if series == "plan" else "none", clip_on=False,
+            )  # fmt: skip
+            side = "right" if series in SERIES else "left"
+            put_label(axes, taken, label, some[-1], (12, 0), side=side, moves=(0, 14, -14, 28, -28))
+    return to_svg(figure, theme="screen")
+
+
+if __name__ == "__main__":
+    main()
