@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +27,7 @@ class DequantizedLinear(nn.Linear):
     Args:
         bias: frozen, or None.
         dtype: what the layer computes in.
-
-    Attributes:
-        joined_along: of each buffer, the axis along which it grows with the outputs, None if it does not; see
-            `dequantize_together`.
     """
-
-    joined_along: ClassVar[Mapping[str, int | None] | None] = None
 
     def __init__(self, out_features: int, in_features: int, *, bias: nn.Parameter | None, dtype: torch.dtype):
         nn.Module.__init__(self)
@@ -58,40 +51,6 @@ class DequantizedLinear(nn.Linear):
         if name == "weight":
             return TemporaryWeight(self)
         return super().__getattr__(name)
-
-
-def dequantize_together(layers: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """The weights (n, out, in) of layers of one shape without biases, as each one's `dequantize` gives them.
-
-    Those of one form (class, bits, groups) are put one below the other and dequantized as one taller weight, if they
-    can be (`joined_along`): a few launches for each form, not for each layer.
-    """
-    forms: dict[Any, list[int]] = {}
-    for i, layer in enumerate(layers):
-        alike = getattr(layer, "joined_along", None) is not None
-        forms.setdefault((type(layer), layer.extra_repr()) if alike else i, []).append(i)
-    shape = (layers[0].out_features, layers[0].in_features)
-    made = [_joined([layers[i] for i in own]).dequantize(dtype).view(-1, *shape) for own in forms.values()]
-    if len(made) == 1:
-        return made[0]
-    order = [i for own in forms.values() for i in own]
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return torch.cat(made)[torch.tensor(places, device=made[0].device)]
-
-
-def _joined(layers: Sequence[Any]) -> Any:
-    """One layer whose rows are those of several of one form."""
-    first = layers[0]
-    if len(layers) == 1:
-        return first
-    taller = copy.copy(first)
-    taller.out_features = first.out_features * len(layers)
-    taller._buffers = {
-        name: kept if first.joined_along[name] is None else torch.cat([layer._buffers[name] for layer in layers], axis)
-        for name, kept in first._buffers.items()
-        for axis in [first.joined_along[name]]
-    }
-    return taller
 
 
 class TemporaryWeight(Tensor):

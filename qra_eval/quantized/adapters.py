@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qra_eval.models.expert_products import AdaptableLinear, LinearParts
 from qra_eval.quantized.scales import TrainedGroups
 from qra_search.errors import BadInput
 
@@ -22,7 +21,7 @@ class WeightWanted(BadInput, AttributeError):
     """A layer of the model would multiply by the weight of a linear itself."""
 
 
-class AdaptedLinear(AdaptableLinear):
+class AdaptedLinear(nn.Module):
     """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
     The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
@@ -74,17 +73,6 @@ class AdaptedLinear(AdaptableLinear):
     def rank(self) -> int:
         """Rank of the adapter; 0 without one."""
         return 0 if self.lora_A is None else self.lora_A.shape[0]
-
-    def parts(self) -> LinearParts | None:
-        """What is computed, for who computes many at once; None with a bias, dropout, or groups that are trained."""
-        if (
-            self.linear.bias is not None
-            or self.trained is not None
-            or (self.dropout and self.training and self.lora_A is not None)
-        ):
-            return None
-        base = self.frozen if self.frozen is not None else self.base or self.linear
-        return LinearParts(base, self.lora_A, self.lora_B, self.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None

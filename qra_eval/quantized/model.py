@@ -11,7 +11,7 @@ import torch
 from qra_backends import Backend
 
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
-from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
+from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
 from qra_eval.models.split import connect, spread
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
@@ -93,8 +93,6 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
-        experts = any(EXPERT.match(f.name) for f in found)  # computed many at once, but for those with trained scales
-        self._scales = bool(settings.scales) and not (settings.scales == "auto" and experts)
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
@@ -161,7 +159,7 @@ class QuantizedModel:
 
     def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
-        if bits == UNQUANTIZED_BITS or not self._scales:
+        if bits == UNQUANTIZED_BITS or not self.settings.scales:
             return 0
         numbers = self.backend.trainable_numbers(bits, out_features, in_features)
         return numbers if self.settings.scales != "auto" or numbers <= out_features else 0

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from qra_eval.models.experts import one_by_one
 from qra_eval.quantized import adapters
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
@@ -117,8 +116,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         ReloadMismatch: they differ; on a GPU, whose products are summed in no fixed order, by more than rounding.
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
-    # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
-    with tuner.switcher.as_stored(plan) as model, one_by_one(model):
+    with tuner.switcher.as_stored(plan) as model:
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():
@@ -128,8 +126,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         reloaded, _ = load(folder, device=devices, trust_remote_code=loaded.trust_remote_code, **given)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
         reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
-        with one_by_one(reloaded):
-            theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
+        theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
         del reloaded
     difference = float((mine - theirs).abs().max())
     if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):

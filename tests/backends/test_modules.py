@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
-from qra_backends.modules import dequantize_together, dequantized_linear
+from qra_backends.modules import dequantized_linear
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,27 +46,6 @@ def test_under_autocast_gradients_have_the_inputs_dtype():
         dequantized_linear(x, WEIGHT.to).float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
     assert torch.allclose(x.grad, WEIGHT.float().sum(0).expand(3, 7), atol=0.05)
-
-
-def test_weights_made_together_are_those_made_one_by_one(kernels):
-    torch.manual_seed(0)
-    levels = [
-        ("reference", 3),
-        ("compressed-tensors", 4),
-        ("reference", 5),
-        ("bitsandbytes-nf4", 4),
-        ("reference", 3),
-        ("compressed-tensors", 4),
-    ]
-    levels += [({"name": "trellis", "L": 10}, 2)] * 3 + [({"name": "compressed-tensors", "symmetric": False}, 4)] * 2
-    layers = []
-    for spec, bits in levels:
-        backend, linear = make_backend(spec), nn.Linear(64, 32, bias=False)
-        layers.append(backend.quantize(linear, bits, hessian=torch.eye(64)))
-    alone = torch.stack([layer.dequantize(torch.float32) for layer in layers])
-    for used in (False, True):
-        kernels(used)
-        assert torch.equal(dequantize_together(layers, torch.float32), alone)
 
 
 def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch):

@@ -16,7 +16,6 @@ class GGMLLinear(DequantizedLinear):
     """y = x Wᵀ + bias, with W decoded anew from `blocks`, uint8 (out, bytes of a row)."""
 
     blocks: Tensor
-    joined_along = {"blocks": 0}
 
     def __init__(self, blocks: Tensor, kind: GGMLType, **form: Any):
         super().__init__(**form)

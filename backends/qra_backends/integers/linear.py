@@ -27,8 +27,6 @@ class CompressedIntegers(DequantizedLinear):
     size. Without weight_zero_point the zero is 2^(bits - 1) everywhere.
     """
 
-    joined_along = {"weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0, "weight_shape": None}
-
     def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
         super().__init__(**form)
         self.bits, self.group_size = bits, group_size

@@ -34,11 +34,6 @@ class PackedLinear(DequantizedLinear):
         self.register_buffer("scale", scale.view(_GROUP_STORAGE))
         self.register_buffer("offset", offset.view(_GROUP_STORAGE))
 
-    @property
-    def joined_along(self) -> dict[str, int | None] | None:  # type: ignore[override]
-        whole_bytes = self.out_features * self.in_features * self.bits % 8 == 0
-        return {"codes": 0, "scale": 0, "offset": 0} if whole_bytes else None
-
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
         return self._decoded(None, dtype or self.dtype)

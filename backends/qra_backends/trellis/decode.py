@@ -25,8 +25,6 @@ def decode(
     code: TrellisCode,
     block: int,
     dtype: torch.dtype,
-    *,
-    weights: int = 1,
 ) -> Tensor:
     """Rows (n, in) of a weight (out, in), in the quickest way there is on its device.
 
@@ -35,13 +33,12 @@ def decode(
         scale: float16 (out,).
         at: int64 (n,), indices of rows; None for all.
         block: inputs that were rotated together.
-        weights: so many of one shape, one below the other, in codes and scales; more than one only for the kernel.
     """
     unit = UNIT / math.sqrt(block)
     if choice.usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows
 
-        return decode_rows(codes, scale, unit, at, code, block, dtype, weights)
+        return decode_rows(codes, scale, unit, at, code, block, dtype)
     scale = (scale if at is None else scale[at]).float() * unit
     if at is None:
         at = torch.arange(len(scale), device=codes.device)

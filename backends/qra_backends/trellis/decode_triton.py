@@ -25,7 +25,6 @@ def decode_rows(
     code: TrellisCode,
     block: int,
     dtype: torch.dtype,
-    weights: int,
 ) -> Tensor:
     """As `decode.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
     in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
@@ -35,8 +34,7 @@ def decode_rows(
     table, sign = value_table(code.L, codes.device), signs(in_features, codes.device)
     grid = (triton.cdiv(rows_out, rows), triton.cdiv(in_features, columns))
     _decode[grid](
-        codes, scale, unit, codes if at is None else at, table, sign, weight, rows_out, in_features,
-        len(scale) // weights, len(codes) // weights,
+        codes, scale, unit, codes if at is None else at, table, sign, weight, rows_out, in_features, len(codes),
         HALF_BITS=code.half_bits, L=code.L, LOG_BLOCK=block.bit_length() - 1, SOME=at is not None,
         ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
@@ -45,7 +43,7 @@ def decode_rows(
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, scale, unit, at, table, sign, weight, rows, in_features, rows_each, bytes_each,
+    codes, scale, unit, at, table, sign, weight, rows, in_features, stream_bytes,
     HALF_BITS: tl.constexpr, L: tl.constexpr, LOG_BLOCK: tl.constexpr, SOME: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -53,11 +51,11 @@ def _decode(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = (row < rows)[:, None] & (column < in_features)[None, :]
     own = tl.load(at + row, mask=row < rows, other=0) if SOME else row.to(tl.int64)
-    start = own % rows_each * HALF_BITS >> 1
+    start = own * HALF_BITS >> 1
     first = start >> 3
     word = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     for later in tl.static_range(3):  # bytes that a short stream lacks are masked below
-        byte = own // rows_each * bytes_each + tl.minimum(first + later, bytes_each - 1)
+        byte = tl.minimum(first + later, stream_bytes - 1)
         source = byte[:, None] * in_features + column[None, :]
         word |= tl.load(codes + source, mask=real, other=0).to(tl.int32) << (8 * later)
     state = (word >> (start & 7).to(tl.int32)[:, None]) & ((1 << L) - 1)

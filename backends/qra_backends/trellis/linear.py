@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.decode import decode
@@ -29,13 +28,9 @@ class TrellisLinear(DequantizedLinear):
 
     def __init__(self, codes: Tensor, scale: Tensor, *, code: TrellisCode, block: int, **form: Any):
         super().__init__(**form)
-        self.code, self.block, self.rows_each = code, block, self.out_features
+        self.code, self.block = code, block
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.view(_SCALE_STORAGE))
-
-    @property
-    def joined_along(self) -> dict[str, int | None] | None:  # type: ignore[override]
-        return {"codes": 0, "scale": 0} if choice.usable(self.codes.device) else None
 
     def scales(self) -> Tensor:
         """Float16 (out, 1), a view."""
@@ -43,9 +38,7 @@ class TrellisLinear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        weights = self.out_features // self.rows_each  # several, if `dequantize_together` joined them
-        form = (self.code, self.block, dtype or self.dtype)
-        return decode(self.codes, self.scales()[:, 0], None, *form, weights=weights)
+        return decode(self.codes, self.scales()[:, 0], None, self.code, self.block, dtype or self.dtype)
 
     def rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""

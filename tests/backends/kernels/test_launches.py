@@ -8,7 +8,6 @@ from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
 from qra_backends.kernels import choice
 from qra_backends.libraries import bitsandbytes_layers
-from qra_backends.modules import dequantize_together
 from torch import nn
 
 from qra_eval.sensitivities.fisher import leading_singular_values, sketch_probe
@@ -44,13 +43,6 @@ def test_a_layer_launches_little_at_every_level(monkeypatch):
 def test_a_weight_is_made_by_reading_its_codes_and_writing_it_once(name, bits, most, gpu):
     launches = dequantizing(module_of(make_backend(name), bits))
     assert launches.count == 1 and launches.bytes / HIDDEN**2 <= most
-
-
-def test_experts_take_a_few_launches_for_each_level(gpu):
-    layers = [module_of(make_backend("reference"), bits) for bits in (2, 3) * 8]
-    with Launches() as launches:
-        dequantize_together(layers, torch.bfloat16)
-    assert launches.by_name["_decode"] == 2 and launches.count <= 12
 
 
 def test_quantizing_with_feedback_takes_less_than_a_launch_a_column(gpu):

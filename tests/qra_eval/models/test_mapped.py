@@ -28,11 +28,8 @@ def saved(tmp_path):
 def test_the_logits_are_those_of_transformers(saved):
     apart = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16).eval()
     whole = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
-    experts = [module for module in apart.modules() if isinstance(module, Experts)]
-    for module in experts:
-        module.batched = False
+    assert any(isinstance(module, Experts) for module in apart.modules())
     with torch.no_grad():
-        assert experts
         torch.testing.assert_close(apart(IDS).logits.float(), whole(IDS).logits.float(), atol=0.02, rtol=0.02)
     assert not any(t.is_meta for t in [*apart.parameters(), *apart.buffers()])
 
