@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, rendered_example
-from qra_eval.tasks.encoding import Encoded, encode
+from qra_eval.tasks.encoding import Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
 from qra_eval.tasks.sources import READERS, is_hub_name, is_place
@@ -20,7 +20,7 @@ __all__ = [
     "Example",
     "SplitName",
     "Task",
-    "encode",
+    "encode_example",
     "make_task",
     "rendered_example",
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode
+from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_search.errors import BadInput, shortened
@@ -54,9 +54,10 @@ class Task(ABC):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         """All three splits, with no key in two of them."""
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
-        """Rows for training and for the loss, one for each example: labels on the answer's tokens only."""
-        return encode(examples, tokenizer, max_length, chat=self.chat)
+    def encode(self, examples: Iterable[Example], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
+        """Rows for training and for the loss, each made when it is asked for: labels on the answer's tokens only."""
+        for example in examples:
+            yield encode_example(example, tokenizer, max_length, chat=self.is_chat(example, tokenizer))
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -86,7 +87,7 @@ class Task(ABC):
         most = options.get("max_length")
         room = None if most is None else max(1, most - max_new_tokens)
         for chat in (False, True):
-            some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
+            some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
             prompts = [self.prompt(examples[i], tokenizer, room) for i in some]
             answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
             found.update(zip(some, answers, strict=True))
@@ -98,9 +99,9 @@ class Task(ABC):
         Args:
             room: tokens; a conversation is cut to fit, see `chat_prompt`.
         """
-        return chat_prompt(example, tokenizer, room) if self.in_chat(example, tokenizer) else example.prompt
+        return chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
 
-    def in_chat(self, example: Example, tokenizer: Any) -> bool:
+    def is_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
         return self.chat
 
@@ -138,7 +139,7 @@ def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0)
         BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
     """
     examples = task.split("train")
-    row = task.encode([examples[seed % len(examples)]], tokenizer, max_length)[0]
+    row = next(task.encode([examples[seed % len(examples)]], tokenizer, max_length))
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
     pieces, done = [], ""
     for learnt, places in groupby(range(len(ids)), lambda i: labels[i] != IGNORED):

@@ -1,4 +1,4 @@
-"""From examples and conversations to rows of token ids with labels on what the model is to say."""
+"""From prompts, answers and conversations to rows of token ids with labels on what the model is to say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that has none."""
 Turns = Sequence[Mapping[str, str]]
-MARK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
+GENERATION_BLOCK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 """Begins the block in which a template marks what the assistant says."""
 
 
@@ -37,7 +37,7 @@ class Encoded:
         return len(self.input_ids)
 
 
-def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, *, chat: bool = False) -> list[Encoded]:
+def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: bool = False) -> Encoded:
     """Tokenize prompt and answer; only the answer's tokens (and the end token) have labels.
 
     A row that is too long loses the left of its prompt first, but for the tokenizer's start token; an answer that is
@@ -45,27 +45,22 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, *, chat
 
     Args:
         max_length: most tokens of a row, at least 2.
-        chat: put the prompt through the tokenizer's chat template, as a user's message.
+        chat: put prompt and answer through the tokenizer's chat template; see `encode_chat`.
 
     Raises:
         BadInput: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
     """
     if max_length < 2:
         raise BadInput(f"max_length must be at least 2, got {max_length}")
-    rows = []
-    for example in examples:
-        prompt, text = chat_pair(example, tokenizer) if chat else (example.prompt, example.answer)
-        before, answer = _split_ids(tokenizer, prompt, text, special=not chat)
-        # A chat's turn ends with a token of its own, which need not be the end token.
-        ended = chat and text != example.answer.strip()
-        if not ended and tokenizer.eos_token_id is not None:
-            answer = [*answer, tokenizer.eos_token_id]
-        if not answer:
-            raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
-        started = int(bool(before) and before[0] == getattr(tokenizer, "bos_token_id", None))
-        labelled = [False] * len(before) + [True] * len(answer)
-        rows.append(cut_row([*before, *answer], labelled, max_length, head=started))
-    return rows
+    if chat:
+        return encode_chat(_answered(example), tokenizer, max_length)
+    before, answer = _split_ids(tokenizer, example.prompt, example.answer)
+    if tokenizer.eos_token_id is not None:
+        answer = [*answer, tokenizer.eos_token_id]
+    if not answer:
+        raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
+    started = int(bool(before) and before[0] == getattr(tokenizer, "bos_token_id", None))
+    return cut_row([*before, *answer], [False] * len(before) + [True] * len(answer), max_length, head=started)
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True) -> Encoded:
@@ -101,28 +96,6 @@ def without_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
     return [*head, *ids[len(ids) - room + len(head) :]]
 
 
-def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
-    """The prompt in the tokenizer's chat format, up to where the answer begins.
-
-    Args:
-        room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
-    """
-    turns = _turns(example)
-    text = render(turns, tokenizer, prompted=True)
-    while room is not None and (fewer := _without_oldest(turns)) is not None:
-        if len(prompt_ids(tokenizer, text, special=False)) <= room:
-            break
-        turns, text = fewer, render(fewer, tokenizer, prompted=True)
-    return text
-
-
-def chat_pair(example: Example, tokenizer: Any) -> tuple[str, str]:
-    """Prompt and answer in the tokenizer's chat format, the answer with what the template ends a turn with."""
-    prompt, answer = chat_prompt(example, tokenizer), example.answer.strip()
-    whole = render([*_turns(example), {"role": "assistant", "content": answer}], tokenizer)
-    return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt + answer) else answer
-
-
 def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
     """Ids of a prompt, with what the tokenizer puts before a text (BOS), without what it puts after it."""
     ids = tokenizer(prompt, add_special_tokens=special)["input_ids"]
@@ -131,10 +104,6 @@ def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int
         if not bare or bare[-1] != ids[-1]:
             ids = ids[:-1]
     return ids
-
-
-def _turns(example: Example) -> Turns:
-    return example.messages or ({"role": "user", "content": example.prompt},)
 
 
 def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:
@@ -173,79 +142,34 @@ def cut_row(ids: list[int], labelled: list[bool], max_length: int, *, head: int 
 def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> Encoded:
     """The row of a conversation that ends with an answer of the assistant.
 
-    Labels are on what the template marks as generated, or, if it marks nothing, on each answer with what ends its turn.
+    Labels are on what the template marks as generated; if it marks nothing, on the last answer with what ends its turn.
     Of a conversation that is too long the oldest exchanges are left out, the system's turn is kept; if its last
     exchange alone is too long, that loses the left of its question, and at last the right of its answer.
 
     Raises:
         BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
     """
-    ids, labelled, head = _encoded(turns, tokenizer)
+    ids, labelled = _encode_turns(turns, tokenizer)
     whole = len(ids)
     while len(ids) > max_length and (fewer := _without_oldest(turns)) is not None:
         turns = fewer
-        ids, labelled, head = _encoded(turns, tokenizer)
-    return cut_row(ids, labelled, max_length, head=head, whole=whole)
+        ids, labelled = _encode_turns(turns, tokenizer)
+    return cut_row(ids, labelled, max_length, head=_head(turns, tokenizer), whole=whole)
 
 
-def _without_oldest(turns: Turns) -> Turns | None:
-    """The system's turns and all from the second question on; None if there is no second."""
-    rules = [turn for turn in turns if turn["role"] == "system"]
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
-    return None if later is None else [*rules, *rest[later:]]
+def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
+    """The prompt in the tokenizer's chat format, up to where the answer begins.
 
-
-def _encoded(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool], int]:
-    """Ids, which of them have labels, and how many stand before the first text that is not the system's."""
-    text = render(turns, tokenizer)
-    if not tokenizer.is_fast:
-        raise BadInput(f"conversations need a fast tokenizer, which a {type(tokenizer).__name__} is not")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    if MARK.search(tokenizer.get_chat_template()):
-        marked = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
-    else:
-        spans = answer_spans(turns, text, tokenizer)
-        labelled = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
-        if spans[-1][1] >= len(text.rstrip()) and not _ended(turns, tokenizer) and tokenizer.eos_token_id is not None:
-            ids, labelled = [*ids, tokenizer.eos_token_id], [*labelled, True]
-    if not any(labelled):
-        raise BadInput("the tokenizer's chat template marks no token as the assistant's: mend its generation blocks")
-    begin = _first_text(turns, text)
-    return ids, labelled, sum(end <= begin for _, end in offsets)
-
-
-MARKER = "\ue000answer\ue000"
-"""Stands in for an answer, to see what a template puts around it."""
-
-
-def answer_spans(turns: Turns, text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Where in the rendered text the assistant's turns stand, from after the prompt to generate to the turn's end.
-
-    Some templates render an answer otherwise when later turns follow it (they leave out its reasoning): the end is
-    found by the answer's own text, and by what ends a turn where another answer stands last.
+    Args:
+        room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
     """
-    spans = []
-    for index, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        prompt = render(turns[:index], tokenizer, prompted=True) if index else ""
-        start, said = len(prompt), turn["content"].strip()
-        before, _, ending = _marked(turns[: index + 1], tokenizer).partition(MARKER)  # a short one is elsewhere too
-        place = len(before) if text.startswith(before + said) else text.find(said, start)
-        if not text.startswith(prompt) or place < 0:
-            raise BadInput(
-                "the tokenizer's chat template does not put turns one after the other, so that answers cannot be told "
-                "from the rest: give it {% generation %} blocks around them"
-            )
-        ending = ending.rstrip()
-        end = place + len(said)
-        spans.append((start, end + len(ending) if text.startswith(ending, end) else end))
-    return spans
+    turns = _turns(example)
+    text = render(turns, tokenizer, prompted=True)
+    while room is not None and (fewer := _without_oldest(turns)) is not None:
+        if len(prompt_ids(tokenizer, text, special=False)) <= room:
+            break
+        turns, text = fewer, render(fewer, tokenizer, prompted=True)
+    return text
 
 
 def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
@@ -268,22 +192,51 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput(f"the model's chat template refuses a chat of the turns {roles}: {error}") from error
 
 
-def _ended(turns: Turns, tokenizer: Any) -> bool:
-    """Whether the template puts something after the last answer, so that the model learns where to stop."""
-    return not _marked(turns, tokenizer).rstrip().endswith(MARKER)
+def _turns(example: Example) -> Turns:
+    return example.messages or ({"role": "user", "content": example.prompt},)
 
 
-def _marked(turns: Turns, tokenizer: Any) -> str:
-    """Turns in the chat format, the last with a stand-in for what it says."""
-    return render([*turns[:-1], {**turns[-1], "content": MARKER}], tokenizer)
+def _answered(example: Example) -> Turns:
+    return [*_turns(example), {"role": "assistant", "content": example.answer.strip()}]
 
 
-def _first_text(turns: Turns, text: str) -> int:
-    """Where the first turn's text begins that is not the system's; what stands before it is in every prompt."""
-    at = 0
+def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """Ids of a whole conversation, and which of them have labels."""
+    template = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
+    if template and GENERATION_BLOCK.search(template):
+        if not tokenizer.is_fast:
+            raise BadInput(f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not")
+        marked = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+        if not any(labelled):
+            raise BadInput("the tokenizer's chat template marks no token as the assistant's: mend its generation block")
+        return ids, labelled
+    prompt, answer = render(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
+    whole = render(turns, tokenizer).rstrip()
+    # What a template adds before and after the answer is learnt with it, such as an empty thought and the turn's end.
+    text = whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
+    before, after = _split_ids(tokenizer, prompt, text, special=False)
+    if not text.partition(answer)[2] and tokenizer.eos_token_id is not None:
+        after = [*after, tokenizer.eos_token_id]  # the template ends no turn
+    return [*before, *after], [False] * len(before) + [True] * len(after)
+
+
+def _without_oldest(turns: Turns) -> Turns | None:
+    """The system's turns and all from the second question on; None if there is no second."""
+    rules = [turn for turn in turns if turn["role"] == "system"]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
+    return None if later is None else [*rules, *rest[later:]]
+
+
+def _head(turns: Turns, tokenizer: Any) -> int:
+    """Tokens before the text of the first turn that is not the system's; what stands there is in every prompt."""
+    text, at = render(turns[:-1], tokenizer, prompted=True), 0
     for turn in turns:
         place = max(at, text.find(turn["content"].strip(), at))
         if turn["role"] != "system":
-            return place
+            return len(prompt_ids(tokenizer, text[:place], special=False))
         at = place + len(turn["content"].strip())
-    return at
+    return 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, split_off
-from qra_eval.tasks.encoding import Encoded, encode, encode_chat
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, to_example
 from qra_eval.tasks.scoring import score_choices
@@ -77,22 +76,10 @@ class JSONLTask(Task):
         except ValueError as error:
             raise BadInput(f"{what}: {error}") from None
 
-    def in_chat(self, example: Example, tokenizer: Any) -> bool:
+    def is_chat(self, example: Example, tokenizer: Any) -> bool:
         if self.wanted is None:
             return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
         return self.wanted
-
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
-        """Rows with labels on the answer, and in conversations on all answers of the assistant."""
-        rows = []
-        for example in examples:
-            chat = self.in_chat(example, tokenizer)
-            if chat and CHAT in example.meta:
-                turns = [*example.messages, {"role": "assistant", "content": example.answer.removeprefix(" ")}]
-                rows.append(encode_chat(turns, tokenizer, max_length))
-            else:
-                rows += encode([example], tokenizer, max_length, chat=chat)
-        return rows
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024

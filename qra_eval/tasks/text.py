@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class TextTask(Task):
                 block.append(part)
                 size += len(part.strip())
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
+    def encode(self, examples: Iterable[Example], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
         """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
         import torch  # seconds, which a task that is refused does without
 
@@ -94,14 +94,17 @@ class TextTask(Task):
         for index, example in enumerate(examples):
             text = ("\n\n" if index else "") + example.answer
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows = [torch.tensor(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]
-        return [Encoded(row, row.clone()) for row in rows if len(row) > 1]
+            while len(ids) >= max_length:
+                row, ids = torch.tensor(ids[:max_length]), ids[max_length:]
+                yield Encoded(row, row.clone())
+        if len(ids) > 1:
+            yield Encoded(torch.tensor(ids), torch.tensor(ids))
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, float]:
         """perplexity: of a token, in rows of `max_length`; the first of each has nothing before it, and no loss."""
-        rows = self.encode(examples, tokenizer, max_length)
+        rows = list(self.encode(examples, tokenizer, max_length))
         nats = -float(log_likelihoods(model, rows, batch_size=batch_size).sum())
         tokens = sum(len(row) - 1 for row in rows)
         return {"perplexity": math.exp(nats / tokens)}

@@ -186,7 +186,7 @@ class FineTuner:
         drawn order share a batch follows from that order as well (`schedule`).
         """
         settings = self.settings
-        rows = self.rows.drawn("train", steps * settings.rows_a_step, seed)
+        rows = self.rows.shuffled("train", steps * settings.rows_a_step, seed)
         return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
 
     @property

@@ -54,7 +54,7 @@ def test_the_printed_task_splits_encodes_and_scores(tmp_path, monkeypatch):
     assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     assert task.split("test") == module.Backwards(count=200).split("test")
     loaded = tiny_model(dtype=torch.float32)
-    rows = task.encode(task.split("test")[:4], loaded.tokenizer, 64)
+    rows = list(task.encode(task.split("test")[:4], loaded.tokenizer, 64))
     assert len(rows) == 4 and all(any(label != -100 for label in row.labels) for row in rows)
     assert 0 <= task.metrics(loaded.model, loaded.tokenizer, task.split("test")[:4])["exact_match"] <= 1
     for wrong in ({"data": "words.txt"}, {"longest": 2}):

@@ -1,4 +1,4 @@
-"""Conversations: the chat template around all turns, labels on all answers, and what is kept of a long one."""
+"""Conversations: the chat template around all turns, labels on answers, and what is kept of a long one."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def learnt(row, made):
     return texts
 
 
-@pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_all_answers_are_learnt_with_what_ends_them_and_nothing_else(template):
+@pytest.mark.parametrize(("template", "learns"), [(CHATML, ["No<|end|>"]), (MARKED, ["Ho<|end|>", "No<|end|>"])])
+def test_marked_answers_are_learnt_or_the_last_with_what_ends_it_and_nothing_else(template, learns):
     made = tokenizer(template)
     row = encode_chat(TURNS, made, 512)
-    assert made.decode(row.input_ids) == made.apply_chat_template(TURNS, tokenize=False)
-    assert learnt(row, made) == ["Ho<|end|>", "No<|end|>"] and row.cut == 0
+    assert made.decode(row.input_ids).rstrip() == made.apply_chat_template(TURNS, tokenize=False).rstrip()
+    assert learnt(row, made) == learns and row.cut == 0
 
 
 def test_a_template_that_renders_the_last_answer_otherwise_is_followed():
     made = tokenizer(THINKING)
-    assert learnt(encode_chat(TURNS, made, 512), made) == ["Ho<|end|>", "<think></think>No<|end|>"]
+    assert learnt(encode_chat(TURNS, made, 512), made) == ["<think></think>No<|end|>"]
 
 
 @pytest.mark.parametrize("said", ["d", "end", "think", ">"])
@@ -72,7 +72,7 @@ def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
     turns = [*TURNS[:-1], {"role": "assistant", "content": said}]
     for template, before in ((CHATML, ""), (THINKING, "<think></think>")):
         made = tokenizer(template)
-        assert learnt(encode_chat(turns, made, 512), made) == ["Ho<|end|>", f"{before}{said}<|end|>"]
+        assert learnt(encode_chat(turns, made, 512), made) == [f"{before}{said}<|end|>"]
 
 
 def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
@@ -85,7 +85,7 @@ def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
     made = tokenizer(CHATML)
     whole = encode_chat(TURNS, made, 512)
     row = encode_chat(TURNS, made, len(whole) - 1)
-    assert made.decode(row.input_ids) == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False)
+    assert made.decode(row.input_ids) == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False).rstrip()
     assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
 
 
@@ -102,7 +102,7 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
     turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "end?"}, TURNS[2]]
     text = made.decode(encode_chat(turns, made, 100).input_ids)
     assert text.startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nx") and text.count("x") < 100
-    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>\n") and len(encode_chat(turns, made, 100)) == 100
+    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>") and len(encode_chat(turns, made, 100)) == 100
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,6 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
     [
         (None, "has no chat template"),
         ("{{ raise_exception('only users here') }}", "refuses a chat of the turns system, user.*only users here"),
-        ("{% for m in messages|reverse %}{{ m.content }}{% endfor %}", "does not put turns one after the other"),
         ("{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}", "marks no token"),
     ],
 )
@@ -135,10 +134,11 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
 @pytest.mark.parametrize(
     ("chat", "template", "learns"),
     [
-        (None, CHATML, ["Ho<|end|>", "No<|end|>"]),
+        (None, MARKED, ["Ho<|end|>", "No<|end|>"]),
+        (None, CHATML, ["No<|end|>"]),
         (None, None, [" No<|end|>"]),
         (False, CHATML, [" No<|end|>"]),
-        (True, CHATML, ["Ho<|end|>", "No<|end|>"]),
+        (True, CHATML, ["No<|end|>"]),
     ],
 )
 def test_conversations_use_the_template_where_there_is_one(tmp_path, chat, template, learns):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from word_tokenizer import word_tokenizer
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks import Example, encode
+from qra_eval.tasks import Example, encode_example
 from qra_eval.tasks.encoding import IGNORED, encode_pair, prompt_ids
 
 TOKENIZER = byte_tokenizer()
@@ -32,7 +32,7 @@ def with_bos():
 @given(st.text(max_size=40), st.text(min_size=1, max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_a_row_is_prompt_then_answer_then_end_and_only_the_latter_have_labels(prompt, answer):
-    (row,) = encode([Example(prompt, answer)], TOKENIZER, 4096)
+    row = encode_example(Example(prompt, answer), TOKENIZER, 4096)
     assert TOKENIZER.decode(row.input_ids[:-1]) == prompt + answer and row.input_ids[-1] == END
     labelled = row.labels != IGNORED
     assert torch.equal(row.labels[labelled], row.input_ids[labelled])
@@ -44,7 +44,7 @@ def test_a_row_is_prompt_then_answer_then_end_and_only_the_latter_have_labels(pr
 @settings(max_examples=200, deadline=None)
 def test_a_long_row_loses_the_left_of_its_prompt_and_never_the_start_of_its_answer(before, after, most):
     prompt, answer = "".join(chr(97 + i % 26) for i in range(before)), "0123456789" * 3
-    (row,) = encode([Example(prompt, answer[:after])], TOKENIZER, most)
+    row = encode_example(Example(prompt, answer[:after]), TOKENIZER, most)
     assert len(row) == min(most, before + after + 1)
     kept = TOKENIZER.decode(row.labels[row.labels != IGNORED], skip_special_tokens=True)
     assert kept and answer.startswith(kept)
@@ -56,14 +56,14 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_never_the_start_of_its_answ
 def test_tokens_are_split_where_the_prompt_ends_even_where_the_tokenizer_would_join_across():
     tokenizer = word_tokenizer(["foobar foobar foobar"], 300)
     assert len(tokenizer("foobar")["input_ids"]) == 1
-    (row,) = encode([Example("foo", "bar")], tokenizer, 64)
+    row = encode_example(Example("foo", "bar"), tokenizer, 64)
     assert tokenizer.decode(row.labels[row.labels != IGNORED][:-1]) == "bar"
     assert tokenizer.decode(row.input_ids[row.labels == IGNORED]) == "foo"
 
 
 def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only():
     tokenizer = with_bos()
-    (row,) = encode([Example("ab", "cd")], tokenizer, 64)
+    row = encode_example(Example("ab", "cd"), tokenizer, 64)
     assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert row.input_ids.tolist().count(END) == 1 and row.input_ids[-1] == END
     assert int((row.labels != IGNORED).sum()) == 3
@@ -77,12 +77,13 @@ def test_a_chat_template_goes_around_the_prompt_and_the_answer_follows_it():
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
-    plain, turned = encode([Example("Hi", " there"), Example("x", " there", messages=turns)], tokenizer, 200, chat=True)
+    plain = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
+    turned = encode_example(Example("x", " there", messages=turns), tokenizer, 200, chat=True)
     assert tokenizer.decode(plain.input_ids[:-1]) == "[user]Hi\n[assistant]there"
     assert tokenizer.decode(turned.input_ids[:-1]) == "[system]Be brief.\n[user]Hi\n[assistant]there"
     assert tokenizer.decode(turned.labels[turned.labels != IGNORED][:-1]) == "there"
     with pytest.raises(ValueError, match="no chat template"):
-        encode([Example("Hi", " there")], TOKENIZER, 200, chat=True)
+        encode_example(Example("Hi", " there"), TOKENIZER, 200, chat=True)
 
 
 def test_a_chats_answer_ends_as_the_template_ends_a_turn():
@@ -91,11 +92,11 @@ def test_a_chats_answer_ends_as_the_template_ends_a_turn():
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</turn>\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True)
+    row = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
     assert tokenizer.decode(row.input_ids) == "<user>Hi</turn>\n<assistant>there</turn>"
     assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
     tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content | trim")
-    (row,) = encode([Example("Hi", " there\n")], tokenizer, 200, chat=True)
+    row = encode_example(Example("Hi", " there\n"), tokenizer, 200, chat=True)
     assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
 
 
@@ -105,7 +106,7 @@ def test_a_template_that_changes_the_answer_leaves_it_with_the_end_token():
         "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True)
+    row = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
     assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there<|end|>"
 
 
@@ -113,9 +114,9 @@ def test_an_empty_answer_and_a_length_of_one_are_refused():
     endless = byte_tokenizer()
     endless.eos_token = None
     with pytest.raises(ValueError, match="no tokens"):
-        encode([Example("ab", "")], endless, 10)
+        encode_example(Example("ab", ""), endless, 10)
     with pytest.raises(ValueError, match="at least 2, got 1"):
-        encode([Example("ab", "c")], TOKENIZER, 1)
+        encode_example(Example("ab", "c"), TOKENIZER, 1)
 
 
 @pytest.mark.parametrize(

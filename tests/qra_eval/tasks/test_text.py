@@ -40,18 +40,18 @@ def test_a_file_is_split_by_blocks_of_whole_paragraphs(file):
 def test_rows_are_full_and_together_hold_the_text(file):
     task = make_task("text", data=file, block_characters=200)
     examples = task.split("test")
-    rows = task.encode(examples, TOKENIZER, 64)
+    rows = list(task.encode(examples, TOKENIZER, 64))
     assert all(len(row) == 64 for row in rows[:-1])
     assert all(torch.equal(row.input_ids, row.labels) for row in rows)
     text = "\n\n".join(example.answer for example in examples)
     assert "".join(TOKENIZER.decode(row.input_ids) for row in rows) == text[: sum(map(len, rows))]
-    fewer = task.encode(examples[:3], TOKENIZER, 64)
+    fewer = list(task.encode(examples[:3], TOKENIZER, 64))
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(fewer[:-1], rows, strict=False))
 
 
 def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
     rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
-    assert len(rows("validation", 3)) == len(rows.drawn("train", 3, seed=1)) == 3
+    assert len(rows("validation", 3)) == len(rows.shuffled("train", 3, seed=1)) == 3
     with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 'x'"):
         make_task("text", data=str(file), block_characters="x")
 
@@ -102,7 +102,7 @@ def test_perplexity_is_that_of_the_models_own_loss(file):
     task = make_task("text", data=file, block_characters=200)
     model = tiny_config_model("llama", vocab_size=258)
     examples = task.split("test")[:4]
-    rows = task.encode(examples, TOKENIZER, 64)
+    rows = list(task.encode(examples, TOKENIZER, 64))
     nats = sum(float(model(input_ids=r.input_ids[None], labels=r.labels[None]).loss) * (len(r) - 1) for r in rows)
     expected = math.exp(nats / sum(len(row) - 1 for row in rows))
     assert task.metrics(model, TOKENIZER, examples, max_length=64)["perplexity"] == pytest.approx(expected, rel=1e-4)
