@@ -89,6 +89,11 @@ class QuantizationConfig(Section):
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
         "they are; auto: 3, 4, 5, 6 and 16, as far as the backend can store them",
     )
+    calibration: Literal["outputs", "loss"] = Field(
+        "loss",
+        description="outputs: codes are chosen for the least squared error of a linear's outputs; loss: tokens and "
+        "outputs count by their squared gradients, at no bytes",
+    )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
     @field_validator("embeddings", mode="before")

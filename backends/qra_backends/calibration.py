@@ -14,19 +14,30 @@ STRIPES, LEAST_STRIPE = 8, 128
 
 
 class SecondMoment:
-    """Mean of x xᵀ over all inputs x seen, in float32; linears that read the same input share one.
+    """Mean of x xᵀ over all inputs x seen, in float32, weighted or not; linears that read the same input share one.
 
     A hook gathers it: `linear.register_forward_pre_hook(lambda _, inputs: moment.update(inputs[0]))`.
+
+    Attributes:
+        count: inputs seen.
     """
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
-        self.count = 0
+        self.count, self._weight = 0, torch.zeros(())
+
+    @property
+    def mean_weight(self) -> float:
+        """Of the inputs seen."""
+        return float(self._weight) / self.count
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Add inputs (..., in)."""
+    def update(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Add inputs (..., in), each with its weight (n,), 1 if there are none."""
         rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1])  # so a part of a batch is copied once
+        if weights is not None:
+            rows = rows * weights.sqrt()[:, None]
+        self._weight = self._weight.to(rows.device) + (len(rows) if weights is None else weights.sum())
         size = rows.shape[1]
         if self._sum is None:
             self._sum = rows.new_zeros(size, size)
@@ -35,7 +46,7 @@ class SecondMoment:
         self.count += len(rows)
 
     def hessian(self) -> Tensor:
-        """(in, in) float32, a new tensor: the Hessian of the squared output error, up to a factor.
+        """(in, in) float32, a new tensor: the mean of weight · x xᵀ, the Hessian of the squared output error.
 
         Raises:
             ValueError: no input was seen.

@@ -18,11 +18,11 @@ import torch
 from qra_eval.costs.sizes import Sizes, largest_of
 from qra_eval.models.split import spread
 from qra_eval.quantized.calibration import likeness
+from qra_eval.quantized.passes import LABELS
 from qra_eval.quantized.threads import workers
-from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
-from qra_eval.sensitivities.fisher import LABELS
+from qra_eval.sensitivities.cache import probe_batch
 from qra_eval.sensitivities.measure import probed
-from qra_eval.tasks.batches import bucketed, passed_together
+from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -90,15 +90,11 @@ class _Run(Sizes):
         return Peak(0, libraries + TOKEN * tokens + copied + device + host)
 
     def quantizing(self) -> tuple[int, int]:
-        """A layer, its Hessians and the rows' hidden states; then the work on linears that are quantized at once."""
+        """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
         model, backend, levels = self.model, self.model.backend, self.model.levels
-        linears = {n: m for n, m in model.linears.items() if model.layer_of[n] == self.layer}
-        # An input's width stands for the input: linears that share one share a Hessian, and are worked on in turn.
-        inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        for name, m in linears.items():
-            inputs.setdefault((name.rpartition(".")[0], m.in_features), []).append((m.out_features, m.in_features))
-        shapes = [shape for some in inputs.values() for shape in some]
         calibrated = any(map(backend.calibrates, levels))
+        inputs = self.inputs()
+        shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
         count = workers(backend, len(units), torch.device(self.place))
 
@@ -113,37 +109,53 @@ class _Run(Sizes):
         made = sum(self.made(levels, shape) for shape in shapes)
         tables = [table.linear for table in model.tables.values()]
         made = max(made, sum(self.made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
-        work += max(m.weight.nbytes for m in linears.values()) if self.gpu and not self.kept else 0
+        work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu and not self.kept else 0
         table = max(map(self.table_work, tables), default=0)
         made += self.pinned()
         if not calibrated:
             return max(work, table), made
-        batches = model.calibration_batches()
-        moments = 4 * sum(width**2 for _, width in inputs)
-        experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
-        forward = self.bare.calibration(self.layer_sketched, *largest_of(batches)) + experts + self.placed()
-        tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
-        highest = max(self.casts(), forward, moments + work, table)
-        return self.kept + tokens + highest, made + self.hidden(batches)
+        passing, waiting = self.passing()
+        return max(passing, self.kept + max(self.moments() + work, table)), made + waiting
 
-    def measuring_sensitivities(self) -> tuple[int, int]:
-        """Of both halves the higher: gradients layer by layer; probes in float32.
+    def inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
+        """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
 
-        What is dequantized may be kept: linears in the first half, tables from the second on.
+        An input's width stands for the input.
         """
-        rows = self.tuner.rows("train", SENSITIVITIES_ROWS)
-        batches, probe = passed_together(rows), probe_batch(rows)
-        count, tokens = largest_of(batches)
-        _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
+        inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for name, m in self.model.linears.items():
+            if self.model.layer_of[name] == self.layer:
+                key = (name.rpartition(".")[0], m.in_features)
+                inputs.setdefault(key, []).append((m.out_features, m.in_features))
+        return inputs
+
+    def moments(self) -> int:
+        """Bytes of a layer's moments."""
+        return 4 * sum(width**2 for _, width in self.inputs())
+
+    def passing(self) -> tuple[int, int]:
+        """Rows forward and backward, layer by layer: the inputs of all layers wait on the host, as the model is stored.
+
+        Of one layer there are its activations, its moments, and then a linear's change at a level.
+        """
+        batches = self.model.calibration_batches()
+        experts = 4 * sum(w**2 for parent, w in self.inputs() if likeness(f"{parent}.") != f"{parent}.")
+        both = self.bare.calibration(self.layer_sketched, *largest_of(batches)) + experts + self.placed()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
-        linears = min(self.cache, self.dense * len(self.model.levels) * self.wide)
-        gradients = (
-            linears + self.casts() + max(self.placed() + both + self.levels_sent(), head),
-            (self.layers + 1) * self.hidden(batches) + self.pinned(),
+        change = self.moments() + 3 * 4 * self.largest
+        tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
+        hidden = self.hidden(batches)
+        return (
+            self.kept + tokens + max(self.casts() + head, both, change),
+            2 * hidden + self.layers * hidden * self.stored // self.passed + self.pinned(),
         )
+
+    def measuring_sensitivities(self) -> tuple[int, int]:
+        """Probes in float32, beside what is kept dequantized; before them the pass of rows, if nothing calibrated."""
+        probe = probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
-        forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
+        forward = sketched.layer_forward(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
         wider = self.cast(4) + self.cast_tables(4) + at_level
@@ -151,8 +163,9 @@ class _Run(Sizes):
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self.pinned())
-        return max(gradients, (probing, waiting), key=sum)
+            probing, waiting = probing + self.kept, waiting + self.pinned()
+        passing = (0, 0) if any(map(self.model.backend.calibrates, self.model.levels)) else self.passing()
+        return max(passing[0], probing), max(passing[1], waiting)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:
         """Training a plan, or measuring it."""
@@ -170,7 +183,7 @@ class _Run(Sizes):
         if not self.gpu:
             return 0  # little beside a training there
         batches = bucketed(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward, _ = self.bare.sensitivity(self.layer_sketched, *largest_of(batches))
+        forward = self.bare.layer_forward(self.layer_sketched, *largest_of(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.cast_tables(self.passed) + max(self.placed() + forward, logits)
 

@@ -14,7 +14,6 @@ import torch
 from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,8 +21,7 @@ from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import likeness, pass_through
-from qra_eval.sensitivities.fisher import taken_at
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, likeness
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
@@ -113,7 +111,8 @@ class Sketch:
 
     @cache  # noqa: B019
     def calibration(self, layer: int, rows: int, tokens: int) -> int:
-        """Peak bytes of a layer's forward pass while its Hessians are gathered, these among them.
+        """Peak bytes of a layer's pass forward and backward to its input while its moments are gathered, these among
+        them.
 
         Those of experts are left out: which tokens an expert sees is not known.
         """
@@ -121,32 +120,20 @@ class Sketch:
         linears = {name: linear for name, linear in linears.items() if likeness(name) == name}
         with self._metered() as meter:
             flow = blocks.enter(self._batch(rows, tokens, 1))
-            pass_through(blocks, layer, [flow], linears)
+            start = flow.hidden.clone().requires_grad_(True)
+            with LayerMoments(linears, WEIGHTINGS["loss"]).gather(0, torch.Generator()):
+                torch.autograd.grad(blocks.step(layer, flow, start).sum(), start)
         return meter.peak
 
     @cache  # noqa: B019
-    def sensitivity(self, layer: int, rows: int, tokens: int) -> tuple[int, int]:
-        """Peak bytes of a layer's forward pass alone, and of one with the backward pass to its input, with what
-        `qra_eval.sensitivities.fisher` makes of each linear's gradient on the way."""
-        blocks, linears = self._whole(layer)
-
-        def take(name: str, x: Tensor, gradient: Tensor) -> None:
-            base: Any = linears[name]
-            x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
-            whole = torch.empty(base.out_features, base.in_features)
-            change = (_Packed(base, self._work).dequantize(x.dtype).float() - whole).to(x.dtype)
-            F.linear(x, change).float().mul_(g).sum(1)
-            del change
-            x.float()
-
+    def layer_forward(self, layer: int, rows: int, tokens: int) -> int:
+        """Peak bytes of a layer's forward pass."""
+        blocks, _ = self._whole(layer)
         with self._mode:
             flow = blocks.enter(self._batch(rows, tokens, 1))
-        with self._metered() as forward, torch.no_grad():
+        with self._metered() as meter, torch.no_grad():
             blocks.step(layer, flow)
-        with self._metered() as both, taken_at(linears, take):
-            start = flow.hidden.clone().requires_grad_(True)
-            torch.autograd.grad(blocks.step(layer, flow, start).sum(), start)
-        return forward.peak, both.peak
+        return meter.peak
 
     def _whole(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
         """The layers without quantization and adapters."""

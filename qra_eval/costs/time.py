@@ -15,8 +15,7 @@ from qra_eval.costs.phases import foretell
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
+from qra_eval.sensitivities.cache import probe_batch
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -51,12 +50,16 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     model = tuner.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(tuner)
-    if not cached and model.backend.calibrated:
-        setup += pace * sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
+    calibrating = pace * calibration_tokens(tuner)
+    measuring = pace * sensitivities_tokens(tuner) - calibrating
+    if not model.backend.calibrated:
+        measuring += calibrating
+    elif not cached:
+        setup += calibrating
     phases = foretell(tuner, budget)
     return {
         "setup_seconds": setup,
-        "sensitivities_seconds": pace * sensitivities_tokens(tuner),
+        "sensitivities_seconds": measuring,
         "evaluation_seconds": pace * _evaluation_passes(tuner),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
@@ -183,18 +186,19 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
     return time.perf_counter() - start
 
 
+def calibration_tokens(tuner: FineTuner) -> float:
+    """Tokens of the pass forward and backward of the calibration rows, in units of one forward pass."""
+    return 3 * sum(batch.tokens for batch in tuner.quantized.calibration_batches())
+
+
 def sensitivities_tokens(tuner: FineTuner) -> float:
-    """Tokens that measuring them takes, in units of one forward pass: one backward pass, one product a width, and
-    the probes, each of which runs the layers above one group: half of them on average."""
-    rows = tuner.rows("train", SENSITIVITIES_ROWS)
-    tokens, model = sum(map(len, rows)), tuner.quantized
+    """Tokens that the sensitivities take, in units of one forward pass: the pass of the calibration rows, and the
+    probes, each of which runs the layers above one group: half of them on average."""
+    model = tuner.quantized
     probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
-    return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
+    return calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
 
 
 def sensitivities_charge(tuner: FineTuner) -> float:
     """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
-    tokens = sensitivities_tokens(tuner)
-    if tuner.quantized.backend.calibrated:
-        tokens += sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
-    return tokens / tuner.evaluation_tokens()
+    return sensitivities_tokens(tuner) / tuner.evaluation_tokens()

@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from qra_eval.models.device import sent
 from qra_eval.models.experts import linear_of
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.files import read_json, write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 log = logging.getLogger(__name__)
 
-BANK_VERSION = 4
+BANK_VERSION = 5
 """Of the way in which Hessians are gathered and files laid out: files of another version are not read."""
 
 
@@ -79,7 +79,6 @@ class Bank:
         self._keys: dict[tuple[int, LevelName], dict[str, list[str]]] = {}
         self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
         self._kept = 0
-        self._modules: dict[tuple[str, LevelName], nn.Module] | None = None
         self._damaged: set[Path] = set()
 
     # -- what is asked of it -------------------------------------------------------------------
@@ -112,8 +111,7 @@ class Bank:
             return own
         key = (name, bits)
         if key not in self._weights:
-            module = self.module if self.room else self._module
-            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(module(name, bits)).detach()
+            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
             weight = whole.to(device=device, dtype=dtype)
             if self.room < weight.nbytes:
                 return weight
@@ -124,23 +122,6 @@ class Bank:
         self._weights.move_to_end(key)
         return self._weights[key]
 
-    @contextmanager
-    def modules_kept(self) -> Iterator[None]:
-        """While the context lasts, `weight` has each module sent to the device once, however often it is asked."""
-        self._modules = {}
-        try:
-            yield
-        finally:
-            self._modules = None
-
-    def _module(self, name: str, bits: LevelName) -> nn.Module:
-        """For `weight`, which leaves it as it is."""
-        if self._modules is None:
-            return self.module(name, bits)
-        if (name, bits) not in self._modules:
-            self._modules[name, bits] = self.module(name, bits)
-        return self._modules[name, bits]
-
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
         self._weights.clear()
@@ -150,18 +131,24 @@ class Bank:
     def path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.calibrates(bits) else ""
-        identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.stored(layer, bits)]
-        identity += sorted({device.type for device in self.devices.values()} - {"cpu"})
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        digest = self._digest(calibration, [self.backend.identity(bits), self.stored(layer, bits)])
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
+
+    def figures_file(self, layer: int) -> Path:
+        """The file of what a pass forward and backward told of a layer's linears, see `figures`."""
+        levels = [[self.backend.identity(b), self.stored(layer, b)] for b in self.levels(layer)]
+        return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
+
+    def _digest(self, calibration: str, of_levels: Any) -> str:
+        devices = sorted({device.type for device in self.devices.values()} - {"cpu"})
+        identity = [BANK_VERSION, self.fingerprint, calibration, of_levels, devices]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def lock_file(self) -> Path:
         """Held by the process that makes the files, at whichever levels."""
-        identity = [BANK_VERSION, self.fingerprint, self.calibration, self.backend.spec]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{digest}.lock"
+        return self.folder / f"{self._digest(self.calibration, self.backend.spec)}.lock"
 
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
@@ -185,6 +172,18 @@ class Bank:
         """Keep a layer's linears at a level: what `Backend.to_tensors` gives of each, by name."""
         flat = {f"{name}::{key}": tensor for name, parts in tensors.items() for key, tensor in parts.items()}
         write_tensors(flat, self.path(layer, bits))
+
+    def figures(self, layer: int) -> dict[str, dict[str, list[float]]] | None:
+        """What a pass forward and backward told of a layer's linears, by name; None if none was made.
+
+        `damage`: at each of the layer's levels, see `LayerMoments.damage`; 0 where the linear cannot be stored.
+        `spectrum`: see `LayerMoments`.
+        """
+        return read_json(self.figures_file(layer))
+
+    def write_figures(self, layer: int, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Keep what `figures` gives."""
+        write_json(self.figures_file(layer), figures)
 
     def _opened(self, layer: int, bits: LevelName) -> bool:
         """Open a file and index it; False if it is missing or not whole."""

@@ -1,71 +1,130 @@
-"""Moments of the inputs of a layer's linears, for backends that calibrate and adapters that start from the data."""
+"""What a layer's linears are calibrated on: moments of their inputs, and what errors at their outputs cost in loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from qra_backends import SecondMoment
 from torch import Tensor, nn
 
-from qra_eval.quantized.blocks import Blocks, Flow
-
 SHRINK_TOKENS = 256
-"""An expert's moments are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
+"""An expert's figures are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
 the router rarely chose, and little beside the thousands that others see."""
+SKETCH = 48
+"""Width of the random sketch from which a gradient's leading singular values are read."""
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much tokens and outputs count when the codes of a weight are chosen.
+
+    GuidedQuant (arXiv 2505.07004) weighs tokens by the mean squared gradient at the linear's output; so few rows as
+    calibrate leave it too few tokens, which a share of the plain moment mends.
+
+    Attributes:
+        mix: share of the inputs' plain second moment; the rest is that weighted by the tokens' squared gradients.
+        power: an output's errors count by its mean squared gradient to this power.
+        labels: whose gradients are taken: those of the rows, or labels drawn from the model's prediction.
+    """
+
+    mix: float
+    power: float
+    labels: Literal["rows", "model"] = "model"
+
+
+WEIGHTINGS = {"outputs": Weighting(mix=1.0, power=0.0), "loss": Weighting(mix=0.5, power=1.0)}
+"""By `quantization.calibration`."""
 
 
 class LayerMoments:
-    """Means of x xᵀ (in, in), float32, over the tokens that each linear of a layer reads.
+    """Moments of what each linear of a layer reads, (in, in), and the mean squared gradients of its outputs, (out,).
 
-    Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding up to the longest row of a batch is
-    counted as well: it is little, since batches hold rows of similar length. An expert's matrix is drawn towards that
-    of all experts of its layer, by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the
-    identity: rounding to nearest.
+    Linears that read the same tensor (q, k, v; gate, up) share one moment, in which a token counts by its squared
+    gradients at all of their outputs. Padding up to the longest row of a batch counts in the plain share: it is little,
+    since batches hold rows of similar length. An expert's figures are drawn towards those of all experts of its layer,
+    by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the identity: rounding to nearest.
+
+    Args:
+        labelled: labels whose gradients are taken, in all batches.
+
+    Attributes:
+        spectrum: (linear name -> (k,)), leading singular values of the loss gradient by the weight, descending,
+            summed over batches.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Module]):
-        self._linears = linears
-        self.width = 0  # tokens of a row that count; 0: all
+    def __init__(self, linears: Mapping[str, Any], weighting: Weighting, labelled: int = 1):
+        self._linears, self._weighting, self._labelled = linears, weighting, labelled
+        self.spectrum: dict[str, Tensor] = {}
         self._moments: dict[str, SecondMoment] = {}
+        self._traces: dict[str, tuple[Any, Any]] = {}
+        self._squares: dict[str, Tensor] = {}
         self._shared: dict[str, str] = {}
-        self._last: list[tuple[Tensor, str]] = []
+        self._read: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._hessians: dict[str, Tensor] = {}
-        self._kinds: dict[str, Tensor | None] = {}
+        self._like_owner: dict[str, str] = {}
+        self._common: dict[tuple[str, str], Any] = {}
 
+    # -- gathering -----------------------------------------------------------------------------
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """While the context lasts, all that the linears read is counted."""
-        handles = [linear.register_forward_pre_hook(self._hook(name)) for name, linear in self._linears.items()]
+    def gather(self, width: int, generator: torch.Generator) -> Iterator[None]:
+        """Count what the linears read within the context, and the gradients that come back to their outputs.
+
+        Args:
+            width: tokens of a row that count; 0: all.
+            generator: of the sketches.
+        """
+        handles = [linear.register_forward_hook(self._hook(n, generator)) for n, linear in self._linears.items()]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._last.clear()
+        for owner, (_, x, cost) in self._read.items():
+            if width and x.dim() == 3:
+                x, cost = x[:, :width], cost.view(x.shape[:2])[:, :width]
+            self.update(owner, x.reshape(-1, x.shape[-1]), cost.reshape(-1))
+        self._read.clear()
 
-    def _hook(self, name: str) -> Any:
-        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            for tensor, owner in self._last:
-                if tensor is args[0]:
-                    self._shared[name] = owner
-                    return
-            self._last.append((args[0], name))
-            if len(self._last) > 4:
-                del self._last[0]
-            x = args[0] if not self.width or args[0].dim() < 3 else args[0][:, : self.width]
-            self._moments.setdefault(name, SecondMoment()).update(x)
+    def _hook(self, name: str, generator: torch.Generator) -> Any:
+        def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            given, x = args[0], args[0].detach()  # a hook that held its own graph would hold it for ever
+            owner = next((owner for owner, (other, *_) in self._read.items() if other is given), name)
+            if owner == name:
+                self._read[name] = (given, x, torch.zeros(x.shape[:-1].numel(), device=x.device))
+            self._shared[name], self._like_owner[likeness(name)] = owner, likeness(owner)
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._take(name, x, gradient, generator))
 
         return read
 
-    def take(self, other: LayerMoments) -> None:
-        """What another has gathered, by name."""
-        self._moments |= other._moments
+    def _take(self, name: str, x: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
+        x, g = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
+        probe = torch.randn(g.shape[-1], min(SKETCH, g.shape[-1], x.shape[-1]), generator=generator)
+        self.spectrum[name] = leading_singular_values(g, x, probe) + self.spectrum.get(name, 0.0)
+        squares = g.square()
+        self._read[self.owner(name)][2].add_(squares.sum(1))
+        self._squares[name] = squares.sum(0).add_(self._squares.get(name, 0.0))
 
+    def update(self, owner: str, x: Tensor, cost: Tensor) -> None:
+        """Add inputs (T, in) with the squared gradients (T,) of their tokens.
+
+        Both shares of the moment have the same trace, as far as inputs were seen: neither drowns the other.
+        """
+        mix, weights = self._weighting.mix, None
+        if mix < 1:
+            norms = x.float().square().sum(1)
+            plain, weighted = self._traces.get(owner, (0.0, 0.0))
+            self._traces[owner] = plain, weighted = plain + norms.sum(), weighted + norms @ cost
+            weights = mix + (1 - mix) * cost * (plain / weighted).nan_to_num(0.0, posinf=0.0)
+        self._moments.setdefault(owner, SecondMoment()).update(x, weights)
+
+    # -- what was gathered ---------------------------------------------------------------------
     def owner(self, name: str) -> str:
-        """The linear whose matrix this one shares; itself if it shares none."""
+        """The linear whose moment this one shares; itself if it shares none."""
         return self._shared.get(name, name)
 
     def tokens(self, name: str) -> int:
@@ -74,39 +133,59 @@ class LayerMoments:
         return 0 if moment is None else moment.count
 
     def hessian(self, name: str) -> Tensor:
-        """Mean of x xᵀ, (in, in); the same tensor for linears that read the same, until `release`."""
+        """Mean of x xᵀ, (in, in), float32; the same tensor for linears that read the same, until `release`."""
         owner = self.owner(name)
         if owner not in self._hessians:
-            drawn = self._drawn(owner)
+            mean = self._shrunk(owner, self._second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
-            self._hessians[owner] = drawn if drawn.diagonal().any() else torch.eye(len(drawn))
+            self._hessians[owner] = (
+                torch.eye(self._linears[owner].in_features) if mean is None or not mean.diagonal().any() else mean
+            )
         return self._hessians[owner]
 
     def release(self, name: str) -> None:
         """Let the matrix go that `hessian` gave for a linear; it is made again if it is asked for again."""
         self._hessians.pop(self.owner(name), None)
 
-    def _drawn(self, owner: str) -> Tensor:
-        moment, kind = self._moments.get(owner), likeness(owner)
-        if kind != owner:
-            common = self._common(kind)
-            if moment is not None and common is not None:
-                drawn = moment.hessian().mul_(moment.count).add_(common, alpha=SHRINK_TOKENS)
-                return drawn.div_(moment.count + SHRINK_TOKENS)
-            if common is not None:
-                return common
-        return torch.eye(_inputs(self._linears[owner])) if moment is None else moment.hessian()
+    def output_weights(self, name: str) -> Tensor | None:
+        """What a squared error of each output costs, (out,), up to a factor; None if all count the same."""
+        weights = self._shrunk(name, self._mean_squares) if self._weighting.power else None
+        return None if weights is None else weights.pow(self._weighting.power)
 
-    def _common(self, kind: str) -> Tensor | None:
-        """Mean over the tokens of all experts of the layer; None if none saw any."""
-        if kind not in self._kinds:
-            likes = [moment for name, moment in self._moments.items() if likeness(name) == kind]
-            total: Tensor | None = None
-            for moment in likes:
-                part = moment.hessian().mul_(moment.count)
-                total = part if total is None else total.add_(part)
-            self._kinds[kind] = None if total is None else total.div_(sum(m.count for m in likes))
-        return self._kinds[kind]
+    def damage(self, name: str, change: Tensor) -> float:
+        """Half the mean squared change of the log-likelihood of a label, if a weight changes by so much, (out, in).
+
+        Of the gradients at the outputs only mean squares are known, those of tokens and those of outputs.
+        """
+        if name not in self._squares:
+            return 0.0
+        moment, squares = self._moments[self.owner(name)], self._squares[name]
+        change = change.to(squares.device)
+        errors = (change @ self.hessian(name).to(change.device)).mul_(change).sum(1)
+        return 0.5 * float(errors @ squares) / (moment.mean_weight * self._labelled)
+
+    def _second_moment(self, name: str) -> Tensor | None:
+        return self._moments[name].hessian() if name in self._moments else None
+
+    def _mean_squares(self, name: str) -> Tensor | None:
+        return self._squares[name] / self.tokens(name) if name in self._squares else None
+
+    def _shrunk(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
+        """A linear's mean; an expert's is drawn towards that over the tokens of all experts of its layer."""
+        mean, like = mean_of(name), likeness(name)
+        if like == name:
+            return mean
+        key = (mean_of.__name__, self._like_owner.get(like, like) if mean_of == self._second_moment else like)
+        if key not in self._common:
+            means = {n: mean_of(n) for n in self._linears if likeness(n) == key[1]}
+            total = sum(self.tokens(n) for n, other in means.items() if other is not None)
+            parts = [other * (self.tokens(n) / total) for n, other in means.items() if other is not None]
+            self._common[key] = sum(parts) if parts else None
+        common = self._common[key]
+        if mean is None or common is None:
+            return common
+        tokens = self.tokens(name)
+        return mean.mul_(tokens).add_(common, alpha=SHRINK_TOKENS).div_(tokens + SHRINK_TOKENS)
 
 
 def likeness(name: str) -> str:
@@ -115,53 +194,16 @@ def likeness(name: str) -> str:
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
 
 
-def _inputs(linear: nn.Module) -> int:
-    return int(linear.in_features)  # type: ignore[arg-type]
-
-
-def pass_through(blocks: Blocks, index: int, flows: Sequence[Flow], linears: Mapping[str, nn.Module]) -> LayerMoments:
-    """Take flows through a layer, which has to be placed, and gather the moments of its linears on the way."""
-    moments = LayerMoments(linears)
-    for flow in flows:
-        moments.width = flow.batch.width
-        with moments.gathered():  # one at a time: inputs are held until it ends
-            blocks.advance(index, [flow])
-    return moments
-
-
-def head_moments(
-    blocks: Blocks, flows: Sequence[Flow], head: str | None, linears: Mapping[str, nn.Module]
-) -> LayerMoments:
-    """Moments of what the head reads at labelled positions, of flows that are past the last layer.
+def leading_singular_values(g: Tensor, x: Tensor, probe: Tensor) -> Tensor:
+    """Leading singular values of g'x, (k,), from a random sketch of its rows (Halko et al. 2011).
 
     Args:
-        head: the linear that stands for the table that it multiplies by; the others read nothing.
+        g: (T, out).
+        x: (T, in).
+        probe: random directions (out, k) by which it is sketched.
     """
-    moments = LayerMoments(linears)
-    if head is None:
-        return moments
-    model = blocks.model
-    was = model.get_output_embeddings()
-    name = next(name for name, module in model.named_modules() if module is was)
-    reader = _Reader(was)
-    model.set_submodule(name, reader)
-    heads = LayerMoments({head: reader})
-    try:
-        with heads.gathered(), torch.no_grad():
-            for flow in flows:
-                blocks.logits(flow, flow.hidden.to(blocks.device))
-    finally:
-        model.set_submodule(name, was)
-    moments.take(heads)
-    return moments
-
-
-class _Reader(nn.Module):
-    """In the head's place while only its input is wanted: gives one logit."""
-
-    def __init__(self, head: nn.Linear):
-        super().__init__()
-        self.in_features, self.weight = head.in_features, head.weight
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden[..., :1]
+    sketch = x.T @ (g @ probe.to(g.device))
+    basis, _ = torch.linalg.qr(sketch)
+    wide = (g.T @ (x @ basis)).double()
+    # Of the small Gram matrix, in float64: its eigenvalues are the squares, and keep the digits of float32.
+    return torch.linalg.eigvalsh(wide.T @ wide).clamp_(min=0).sqrt().flip(0).float()

@@ -17,6 +17,7 @@ from qra_eval.models.split import connect, spread
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
+from qra_eval.quantized.calibration import WEIGHTINGS
 from qra_eval.quantized.space import model_space, table_levels
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
@@ -31,8 +32,10 @@ log = logging.getLogger(__name__)
 AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
-CALIBRATION_ROWS = 128
-"""Rows whose activations calibrated backends see; their forward pass is charged to the sensitivities."""
+CALIBRATION_ROWS = 64
+"""Train rows whose activations and gradients calibrated backends see; their pass is charged to the sensitivities."""
+MEASURED_ROWS = 32
+"""The same for the sensitivities alone, if no backend calibrates."""
 SHARE = 0.4
 """Of what is free: the rest is for the plan, adapters, activations and logits."""
 HOST_SHARE = 0.25
@@ -93,6 +96,8 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
+        self.weighting = WEIGHTINGS[quantization.calibration]
+        self.calibration_rows = CALIBRATION_ROWS if backend.calibrated else MEASURED_ROWS
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
@@ -135,7 +140,7 @@ class QuantizedModel:
         self._bank = Bank(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
             backend, own, bank_folder(quantization.cache), self.identity,
-            calibration=self._calibration if backend.calibrated else "",
+            calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)), levels={len(self.blocks): of_tables},
             devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
         )  # fmt: skip
@@ -148,10 +153,28 @@ class QuantizedModel:
         Calibration rows may pass through the model then, so it has to be as it was loaded.
         """
         if not self._whole:
-            head = next((name for name, table in self.tables.items() if table.head), None)
-            build(self._bank, self.blocks, self.calibration_batches(), self.progress, head=head)
+            self._build(figures=False)
             self._whole = True
         return self._bank
+
+    def figures(self) -> dict[str, dict[str, list[float]]]:
+        """Figures of the linears of all layers, see `Bank.figures`; made along with the bank, if that is calibrated.
+
+        Calibration rows may pass through the model then, so it has to compute as it was loaded.
+        """
+        self._build(figures=True)
+        whole: dict[str, dict[str, list[float]]] = {"damage": {}, "spectrum": {}}
+        for layer in range(len(self.blocks)):
+            for kind, values in (self._bank.figures(layer) or {}).items():
+                whole[kind] |= values
+        return whole
+
+    def _build(self, *, figures: bool) -> None:
+        head = next((name for name, table in self.tables.items() if table.head), None)
+        build(
+            self._bank, self.blocks, self.calibration_batches(), self.progress,
+            weighting=self.weighting, head=head, figures=figures,
+        )  # fmt: skip
 
     def quantized(self) -> bool:
         """Whether the cache has every linear at every level."""
@@ -182,13 +205,13 @@ class QuantizedModel:
         return f"{self.loaded.fingerprint}-{config_digest(self.model)}-{self.dtype}"
 
     @property
-    def _calibration(self) -> str:
-        """Of the rows that calibrate, and of the dtype that they pass in."""
-        return f"{self.rows.hash(train=CALIBRATION_ROWS)}-{self.blocks.compute}"
+    def calibration(self) -> str:
+        """Of the rows that calibrate, of how they are weighted, and of the dtype that they pass in."""
+        return f"{self.rows.hash(train=self.calibration_rows)}-{self.weighting}-{self.blocks.compute}"
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
-        return passed_together(self.rows("train", CALIBRATION_ROWS))
+        return passed_together(self.rows("train", self.calibration_rows))
 
     @property
     def _undecoded(self) -> torch.dtype:

@@ -161,17 +161,17 @@ class PlanSwitcher:
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:
-        """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""
-        for wrapper in self.wrapped.values():
+        """The model as it was loaded, without quantization and adapters; to be run by `blocks`; nothing is
+        quantized for it."""
+        for wrapper in (self._wrapped or {}).values():
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = wrapper.groups = None
         self._clear_bases()
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:
-        """The model as it was loaded, computing as evaluations do; nothing is quantized for it."""
-        if self._wrapped is not None:
-            self.unquantize()
+        """The model as it was loaded, computing as evaluations do."""
+        self.unquantize()
         with self.quantized.blocks.streamed():
             yield
 
@@ -235,7 +235,7 @@ class PlanSwitcher:
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        places: list[Any] = [*self.wrapped.values(), *self._placed.values()]
+        places: list[Any] = [*(self._wrapped or {}).values(), *self._placed.values()]
         for place in places:
             place.set_base()
         self._in_place = {}

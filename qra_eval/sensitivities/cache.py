@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,17 @@ import torch
 
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.lock import lock_work
-from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.sensitivities.measure import measure_sensitivities
-from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
-from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENSITIVITIES_ROWS = 16
+SAMPLED_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
-"""Of these, on which groups are degraded for real, at most; and about as many tokens."""
-SENSITIVITIES_VERSION = 6
+"""Of so many train rows, those on which groups are degraded for real, at most; and about as many tokens."""
+SENSITIVITIES_VERSION = 7
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 
@@ -56,8 +53,9 @@ def _read(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
         return None
 
 
-def probe_batch(rows: Sequence[Encoded]) -> Batch:
+def probe_batch(tuner: FineTuner) -> Batch:
     """The rows on which groups are degraded for real: a random sample, as the shortest are not like the others."""
+    rows = tuner.rows("train", SAMPLED_ROWS)
     count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
     sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
     return collate([rows[i] for i in sample], multiple=PASS_MULTIPLE)
@@ -68,8 +66,7 @@ def sensitivities_file(tuner: FineTuner) -> Path:
     model = tuner.quantized
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
-    identity += [tuner.rows.hash(train=CALIBRATION_ROWS)] if model.backend.calibrated else []
-    identity += [tuner.rows.hash(train=SENSITIVITIES_ROWS), tuner.evaluation_tokens(), str(model.compute)]
+    identity += [model.calibration, tuner.rows.hash(train=SAMPLED_ROWS), tuner.evaluation_tokens(), str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
@@ -77,15 +74,13 @@ def sensitivities_file(tuner: FineTuner) -> Path:
 def measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """Measure the sensitivities on the first train rows; see `qra_eval.sensitivities.measure`."""
     model = tuner.quantized
-    rows = tuner.rows("train", SENSITIVITIES_ROWS)
     with model.blocks.kept():  # for both: what fits the device is sent there once
-        tuner.switcher.prepare()  # quantizing is no part of the sensitivities' time
+        tuner.switcher.unquantize()
+        model.figures()  # quantizes too, which is no part of the sensitivities' time
+        tuner.switcher.prepare()
         start = time.perf_counter()
         tuner.switcher.unquantize()
-        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows))
-    tokens = report["forward_tokens"]
-    if model.backend.calibrated:
-        tokens += sum(map(len, tuner.rows("train", CALIBRATION_ROWS)))
-    cost = tokens / tuner.evaluation_tokens()
+        sensitivities, report = measure_sensitivities(tuner, probe_batch(tuner))
+    cost = report["forward_tokens"] / tuner.evaluation_tokens()
     seconds = time.perf_counter() - start
-    return replace(sensitivities, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}
+    return replace(sensitivities, cost=cost, seconds=seconds), {**report, "cost": cost}

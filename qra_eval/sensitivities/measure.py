@@ -1,12 +1,12 @@
 """The sensitivities: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
 
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
-prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
-the gradient at the linear's output for labels drawn from the model itself (Fisher information); what positions have in
-common is left out (see `fisher`). One backward pass gives x and g of every linear; each bit-width then costs one
-product D x. That ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a
-straight line in logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings
-are few, and are degraded for real at every level.
+prediction is half the expected square of the change of the log-likelihood, g' D x, where g is the gradient at the
+linear's output for labels drawn from the model itself (Fisher information). What outputs and positions have in common
+is left out, so it follows from the moments that the codes were chosen by (`LayerMoments.damage`), with no pass of its
+own. That ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a straight
+line in logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings are few,
+and are degraded for real at every level.
 
 One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
 passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.sensitivities.fisher import measure_fisher
+from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
@@ -31,6 +31,8 @@ from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
+UNSEEN = 0.1
+"""Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3
 """Groups of each kind that are degraded for real, spread over depth."""
 PROBED_BITS = 2
@@ -48,10 +50,8 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_sensitivities(
-    tuner: FineTuner, batches: Sequence[Batch], probe: Batch
-) -> tuple[Sensitivities, dict[str, Any]]:
-    """Damage and gain of every group, on batches of train rows, by the unquantized model in place without adapters.
+def measure_sensitivities(tuner: FineTuner, probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
+    """Damage and gain of every group, on train rows, by the unquantized model in place without adapters.
 
     Args:
         probe: the batch on which groups are degraded for real.
@@ -62,8 +62,9 @@ def measure_sensitivities(
     """
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    fisher = measure_fisher(tuner, bits, batches)
-    raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
+    figures = model.figures()
+    by_linear = no_less_than_likes({name: np.array(values) for name, values in figures["damage"].items()})
+    raw = np.array([np.sum([by_linear[m.name] for m in g.linears], axis=0) for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
     with tuner.switcher.in_float32() as blocks:
@@ -74,14 +75,14 @@ def measure_sensitivities(
     for k, b in enumerate(bits):
         damage[: len(groups), space.bits.index(b)] = scaled[:, k]
     damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
-    for name, figures in tables.items():
-        damage[space.names.index(name), [space.bits.index(b) for b in figures]] = list(figures.values())
+    for name, by_level in tables.items():
+        damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
     damage = no_less_than_wider(filled(damage, space.widths), space.widths)
     sensitivities = Sensitivities(
-        damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes", repair=0.0
+        damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0
     )
     report = {
-        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens,
+        "forward_tokens": 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens,
         "probes": [
             {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
             for g, k, kl in probes
@@ -89,6 +90,18 @@ def measure_sensitivities(
         "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
     }
     return sensitivities, report
+
+
+def no_less_than_likes(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Damage of experts, at least `UNSEEN` of the mean over their layer: few rows say little of those rarely chosen."""
+    likes: dict[str, list[np.ndarray]] = {}
+    for name, figures in damage.items():
+        likes.setdefault(likeness(name), []).append(figures)
+    floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in likes.items()}
+    return {
+        name: figures if likeness(name) == name else np.maximum(figures, floors[likeness(name)])
+        for name, figures in damage.items()
+    }
 
 
 def probed(space: SearchSpace) -> list[tuple[int, int]]:
@@ -235,12 +248,12 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
     return np.where(raw > floor, np.exp(weights[0] + slope * (log_raw - center) + offsets[:, None]), 0.0)
 
 
-def _rank_gain(space: SearchSpace, spectrum: Mapping[str, np.ndarray]) -> np.ndarray:
+def _rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> np.ndarray:
     """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
-    gain, nothing = np.zeros((len(space), len(space.ranks))), np.zeros(1)
+    gain = np.zeros((len(space), len(space.ranks)))
     for i, group in enumerate(space.groups):
         for j, rank in enumerate(space.ranks):
-            gain[i, j] = sum(float(spectrum.get(m.name, nothing)[:rank].sum()) for m in group.linears)
+            gain[i, j] = sum(sum(spectrum.get(m.name, ())[:rank]) for m in group.linears)
     most = gain[:, -1:]
     share = np.divide(gain, most, out=np.zeros_like(gain), where=most > 0)
     return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))

@@ -17,7 +17,6 @@ import qra_eval
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
-from qra_eval.costs import phases as costs
 from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -25,11 +24,10 @@ from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
 from qra_eval.quantized.adapters import trainable
 from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.passes import sample_labels
 from qra_eval.sensitivities import cache
-from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
-from qra_eval.sensitivities.fisher import SKETCH, drawn
+from qra_eval.sensitivities.cache import probe_batch
 from qra_eval.sensitivities.measure import probed
-from qra_eval.tasks.batches import passed_together
 from qra_eval.tuning import saved
 from qra_eval.tuning.loading import load
 from qra_search.config import make_config
@@ -108,9 +106,9 @@ def shaped(tmp_path_factory):
 )
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
-    monkeypatch.setattr(model, "CALIBRATION_ROWS", ROWS)
-    for user in (cache, costs):
-        monkeypatch.setattr(user, "SENSITIVITIES_ROWS", ROWS)
+    for rows in ("CALIBRATION_ROWS", "MEASURED_ROWS"):
+        monkeypatch.setattr(model, rows, ROWS)
+    monkeypatch.setattr(cache, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
     for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):
         assert least < phase.ratio < most, phase
@@ -136,21 +134,19 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
             fetched += tensor.nbytes if to == CPU else 0
 
         gpu.count = count
-        # Quantized, passed forward, back and in float32; two passes begin by seeing what a layer gives.
+        # Quantized, passed forward and back, measured, and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
         assert sent == {weight: times * size for weight, size in own.items()} and pinned >= own.keys()
         assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
-        # of the pass and of each probe; what is quantized; and singular values.
-        rows, bank = evaluator.rows("train", SENSITIVITIES_ROWS), evaluator.quantized.bank
-        batches, width = passed_together(rows), evaluator.tuner.model.config.hidden_size
-        hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
-        probes = 4 * width * probe_batch(rows).input_ids.numel() * (2 + len(probed(evaluator.space)))
+        # of the pass and of each probe; and what is quantized.
+        bank, width = evaluator.quantized.bank, evaluator.tuner.model.config.hidden_size
+        hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in evaluator.quantized.calibration_batches())
+        probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(probed(evaluator.space)))
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
-        values = 4 * len(batches) * sum(min(SKETCH, *module.weight.shape) for module in bank.linears.values())
-        assert fetched == hidden + probes + stored + values
-        # A level is sent as it is stored, for all figures at once, and again to be probed, as here all groups are.
-        assert codes == 2 * sum(bank.tensors(name, 4)["codes"].nbytes for name in bank.linears)
+        assert fetched == hidden + probes + stored
+        # A level is measured as it was made, and sent to be probed, as here all groups are.
+        assert codes == sum(bank.tensors(name, 4)["codes"].nbytes for name in bank.linears)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
@@ -172,12 +168,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     assert not (tmp_path / "bank").exists()
 
 
-def test_labels_are_drawn_on_the_card_by_one_number_a_row():
+def test_labels_are_sampled_on_the_card_by_one_number_a_row():
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(64, 1, generator=torch.Generator().manual_seed(0)).numpy()
     expected = (np.cumsum(logits.double().softmax(-1).numpy(), 1) < uniform).sum(1)
     with pretended_gpu():
-        found = drawn(logits.to("cuda"), torch.Generator().manual_seed(0))
+        found = sample_labels(logits.to("cuda"), torch.Generator().manual_seed(0))
         assert found.tolist() == expected.tolist() and place(found) == CUDA
 
 

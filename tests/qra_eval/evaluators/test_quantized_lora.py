@@ -73,7 +73,7 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     )  # fmt: skip
     late.progress = lambda stage, done, total: told.append((stage, done == total))
     late.sensitivities()
-    assert {"quantize", "measure sensitivity", "probe groups"} <= {stage for stage, last in told if last}
+    assert {"quantize", "pass calibration rows", "probe groups"} <= {stage for stage, last in told if last}
 
 
 def test_settings_of_a_later_training_reach_the_adapters(build):

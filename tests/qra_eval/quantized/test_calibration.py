@@ -10,7 +10,7 @@ from torch import nn
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments
+from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, Weighting, leading_singular_values
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -44,6 +44,53 @@ def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(bat
         torch.testing.assert_close(hessian, rows[name].T @ rows[name] / len(rows[name]))
 
 
+def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_costs():
+    model = tiny_model(dtype=torch.float32).model
+    found = {f.name: f for f in find_linears(model)}
+    generator = torch.Generator().manual_seed(0)
+    ids, at = torch.randint(3, 90, (2, 12), generator=generator), torch.tensor([4, 5, 9, 15, 20])
+    labels = torch.randint(3, 90, (5,), generator=generator)
+    read, squares = {}, {}
+
+    def watch(name):
+        def hook(module, args, output):
+            read[name] = args[0].detach().flatten(0, -2)
+            output.register_hook(lambda g: squares.update({name: g.flatten(0, -2).square()}))
+
+        return hook
+
+    handles = [f.module.register_forward_hook(watch(name)) for name, f in found.items()]
+    logits = model(inputs_embeds=model.get_input_embeddings()(ids).detach().requires_grad_(True)).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1)[at], labels, reduction="sum").backward()
+    for handle in handles:
+        handle.remove()
+    weighting = Weighting(mix=0.25, power=0.5, labels="rows")
+    layers = {name: f.layer for name, f in found.items()}
+    linears = {name: f.module for name, f in found.items()}
+    batch = Batch(ids, at, labels, ids.numel())
+    for names, moments in input_moments(Blocks(model, CPU, torch.float32), linears, layers, [batch], weighting):
+        for name in names:
+            x, reader = read[name], [n for n in names if moments.owner(n) == moments.owner(name)]
+            cost = sum(squares[n].sum(1) for n in reader)
+            norms = x.square().sum(1)
+            weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
+            hessian = (x * weights[:, None]).T @ x
+            torch.testing.assert_close(moments.hessian(name), hessian / len(x), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(moments.output_weights(name), squares[name].mean(0).sqrt(), rtol=1e-4, atol=0)
+            change = torch.randn(linears[name].weight.shape, generator=generator)
+            expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
+            assert moments.damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_leading_singular_values_are_those_of_the_product():
+    torch.manual_seed(0)
+    # A gradient of rank 6, so that a sketch of 48 holds all of it.
+    g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
+    torch.testing.assert_close(
+        leading_singular_values(g, x, torch.randn(40, 40))[:6], torch.linalg.svdvals(g.T @ x)[:6], rtol=1e-3, atol=0
+    )
+
+
 def test_a_linear_that_reads_nothing_but_zeros_is_as_one_that_reads_nothing(batches):
     model = tiny_model(dtype=torch.float32).model
     name = "model.layers.0.mlp.down_proj"
@@ -59,7 +106,8 @@ def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_
     for parameter in wide.parameters():
         parameter.data = parameter.data.float()
     found, expected = gathered(narrow, batches), gathered(wide, batches)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name, hessian in expected.items():  # hidden states wait as the model is stored
+        torch.testing.assert_close(found[name], hessian, rtol=0.03, atol=0.01 * float(hessian.diagonal().mean()))
     assert {name: (p.data_ptr(), p.dtype) for name, p in narrow.named_parameters()} == kept
     assert all(torch.equal(b, buffers[name]) for name, b in narrow.named_buffers())
 
@@ -68,17 +116,17 @@ def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_laye
     names = [f"mlp.experts.{n}.up_proj" for n in range(3)]
     experts = {name: nn.Linear(4, 4) for name in names}
     torch.manual_seed(0)
-    often, rarely = torch.randn(3000, 4), 5 * torch.randn(10, 4)
-    moments = LayerMoments(experts)
-    with moments.gathered():
-        experts[names[0]](often)
-        experts[names[1]](rarely)
+    often, rarely, scale = torch.randn(3000, 4), 5 * torch.randn(10, 4), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    moments = LayerMoments(experts, Weighting(mix=1.0, power=1.0))
+    with moments.gather(0, torch.Generator()):
+        for name, rows in zip(names, (often, rarely), strict=False):
+            torch.autograd.grad((experts[name](rows).sum(0) * scale).sum(), experts[name].bias)
     whole = torch.cat([often, rarely])
     common = whole.T @ whole / len(whole)
     for name, rows in zip(names[:2], (often, rarely), strict=True):
         expected = (rows.T @ rows + SHRINK_TOKENS * common) / (len(rows) + SHRINK_TOKENS)
         torch.testing.assert_close(moments.hessian(name), expected)
-        assert moments.tokens(name) == len(rows)
+        torch.testing.assert_close(moments.output_weights(name), scale**2)
     torch.testing.assert_close(moments.hessian(names[2]), common)
     assert moments.tokens(names[2]) == 0
 

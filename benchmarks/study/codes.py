@@ -1,0 +1,106 @@
+"""What codes that see the loss bring: a uniform plan's loss before and after tuning, by how tokens and outputs count.
+
+    python -m benchmarks.study.codes --data DIR [--only REGEX] [--table]
+
+SmolLM2 on GSM8K, rank 8, embeddings and head in 16 bits; 36 steps of 4 rows, 96 test rows, seed 0, in float32. A line a
+setting, in results/study/codes.jsonl; what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, append, commit, cpu_name, read
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized import model
+from qra_eval.quantized.calibration import WEIGHTINGS, Weighting
+
+FILE = RESULTS / "study" / "codes.jsonl"
+STEPS, TEST_ROWS, VALIDATION_ROWS = 36, 96, 64
+HALF = Weighting(mix=0.5, power=1.0)
+SETTINGS: tuple[tuple[Weighting, int, float, bool], ...] = (
+    (HALF, 64, 2, True),
+    (HALF, 64, 3, False),
+    (Weighting(mix=0.5, power=1.0, labels="rows"), 64, 2, False),
+    (HALF, 128, 2, False),
+    (Weighting(mix=1.0, power=0.0), 64, 3, False),
+    (Weighting(mix=1.0, power=1.0), 64, 2, False),
+    (Weighting(mix=0.2, power=1.0), 64, 2, False),
+    (Weighting(mix=0.5, power=0.5), 64, 2, False),
+)
+"""How tokens and outputs count, rows that calibrate, bits, and whether the plan is tuned."""
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of gsm8k_train.jsonl")
+    parser.add_argument("--cache", help="folder of the bank of quantized weights")
+    parser.add_argument("--only", default="", help="settings whose name this regular expression matches")
+    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
+    options = parser.parse_args()
+    if options.table:
+        print(*table(read(options.out)), sep="\n")
+        return
+    torch.set_num_threads(1)
+    for name, key in settings():
+        if re.search(options.only, name) and not any(key.items() <= line.items() for line in read(options.out)):
+            append(options.out, {**key, **measure(key, options.data, options.cache), "commit": commit()})
+            print(name, table(read(options.out))[-1], flush=True)
+
+
+def settings() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every setting's name, and what its line is known by."""
+    for weighting, rows, bits, tuned in SETTINGS:
+        name = f"{bits} bits, {rows} rows, mix {weighting.mix}, power {weighting.power}, {weighting.labels} labels"
+        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0}
+
+
+def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]:
+    """The loss of the uniform plan as quantized, and tuned."""
+    WEIGHTINGS["loss"] = Weighting(**{name: key[name] for name in ("mix", "power", "labels")})
+    model.CALIBRATION_ROWS = key["rows"]
+    evaluator = QuantizedLoRAEvaluator(
+        {
+            "model": {"name": "smollm2", "compute": "float32"}, "task": {"name": "gsm8k", "data": data},
+            "quantization": {"backend": "trellis", "embeddings": 16, "cache": cache},
+            "space": {"bits": (key["bits"],), "ranks": (8,), "granularity": "module"},
+            "training": {"batch_size": 4, "max_length": 160, "learning_rate": 2e-3, "scales": True},
+            "finetune": {"steps": STEPS, "test_rows": TEST_ROWS},
+        }
+    )  # fmt: skip
+    tuner, plan = evaluator.tuner, evaluator.space.uniform(key["bits"], 8)
+    start = time.perf_counter(), time.process_time()
+    tuner.switcher.prepare()
+    line = {
+        "quantize_seconds": round(time.perf_counter() - start[0], 1),
+        "quantize_cpu_seconds": round(time.process_time() - start[1], 1),
+        "memory_bytes": evaluator.space.memory_bytes(plan),
+        "cpu": cpu_name(),
+    }
+    tuner.apply(plan, key["seed"])
+    line["untuned_loss"] = round(tuner.held_out("test", TEST_ROWS), 5)
+    if key["tuned"]:
+        tuner.train(STEPS, key["seed"], batches=tuner.final_batches(STEPS, key["seed"]))
+        line["test_loss"] = round(tuner.held_out("test", TEST_ROWS), 5)
+        line["validation_loss"] = round(tuner.held_out("validation", VALIDATION_ROWS), 5)
+    return line
+
+
+def table(lines: list[dict[str, Any]]) -> list[str]:
+    """A row a setting, in Markdown."""
+    names = ("bits", "rows", "mix", "power", "labels", "untuned_loss", "test_loss", "validation_loss")
+    heads = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * len(names) + "|"]
+    return heads + [f"| {' | '.join(str(line.get(name, '')) for name in names)} |" for line in lines]
+
+
+if __name__ == "__main__":
+    main()

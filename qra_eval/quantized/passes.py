@@ -1,0 +1,129 @@
+"""Rows passed forward and backward through a model layer by layer, with what each layer's linears are calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qra_eval.quantized.blocks import Blocks, Flow
+from qra_eval.quantized.calibration import LayerMoments, Weighting
+from qra_eval.tasks.batches import Batch
+from qra_search.evaluation.evaluator import Progress
+
+LABELS = 256
+"""Labelled positions whose logits are made at a time."""
+
+
+def pass_layers(
+    blocks: Blocks,
+    batches: Sequence[Batch],
+    linears: Callable[[int], Mapping[str, nn.Module]],
+    weighting: Weighting,
+    layers: Sequence[int],
+    head: str | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, LayerMoments]]:
+    """The moments of the layers asked for, from the last to the first: one pass forward and backward.
+
+    Each layer's input waits on the host, in the dtype that the model is stored in. Backward, a layer is run again from
+    it with gradients, which are taken at its linears, and passed on at its input: in memory is one layer, and a batch's
+    activations in it. Between two layers no weight is in place.
+
+    Args:
+        linears: of a layer, by name, as they stand in the model.
+        layers: those wanted; `len(blocks)` stands for the tables.
+        head: the table that the model's head multiplies by; the others read nothing.
+        progress: called with the layers that rows have passed forward, of how many.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labelled = max(1, sum(len(batch.targets) for batch in batches))
+    first, depth = min(layers), len(blocks)
+    inputs: list[list[Tensor]] = []
+    with blocks.kept():
+        with blocks.running():
+            flows = [blocks.enter(batch) for batch in batches]
+        for layer in range(depth):
+            inputs.append([flow.hidden.to(blocks.model.dtype) for flow in flows] if layer >= first else [])
+            with blocks.placed(layer):
+                blocks.advance(layer, flows)
+            if progress is not None:
+                progress("pass calibration rows", layer + 1, depth)
+        with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
+            of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
+            if depth in layers and head is not None:
+                _read_head(blocks, flows, of_tables, head)
+            gradients = [_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
+        if depth in layers:
+            yield depth, of_tables
+        for layer in reversed(range(first, depth)):
+            moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
+            with blocks.placed(layer):
+                for n, flow in enumerate(flows):
+                    start = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                    with moments.gather(flow.batch.width, generator):
+                        output = blocks.step(layer, flow, start)
+                        (gradient,) = torch.autograd.grad(output, start, gradients[n].to(output.device))
+                    gradients[n] = gradient.cpu()
+            inputs.pop()
+            if layer in layers:
+                yield layer, moments
+
+
+def _head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
+    """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels."""
+    hidden = flow.hidden.to(blocks.device).requires_grad_(True)
+    total = torch.zeros_like(hidden)
+    parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
+    for positions, targets in parts:
+        logits = blocks.logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
+        labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
+        total += torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), hidden)[0]
+    return total.cpu()
+
+
+def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels (M,) sampled from logits (M, V) by a generator of the host.
+
+    On a GPU one uniform number a row is sent there and the distribution inverted: logits of a large vocabulary are
+    not brought to the host.
+    """
+    likely = logits.softmax(-1)
+    if likely.device.type == "cpu":
+        return torch.multinomial(likely, 1, generator=generator).squeeze(1)
+    uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
+    below = likely.cumsum(-1)
+    return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1)  # by the sum: it is 1 but for rounding
+
+
+def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, name: str) -> None:
+    """Add what the head reads at labelled positions of flows that are past the last layer."""
+    model = blocks.model
+    own = model.get_output_embeddings()
+    place = next(name for name, module in model.named_modules() if module is own)
+    reader = _Reader(own)
+    model.set_submodule(place, reader)
+    try:
+        with torch.no_grad():
+            for flow in flows:
+                blocks.logits(flow, flow.hidden.to(blocks.device))
+                moments.update(name, reader.hidden, torch.zeros(len(reader.hidden), device=blocks.device))
+    finally:
+        model.set_submodule(place, own)
+
+
+class _Reader(nn.Module):
+    """In the head's place while only its input is wanted, `hidden` (M, in): gives one logit."""
+
+    hidden: Tensor
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.in_features, self.weight = head.in_features, head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])
+        return hidden[..., :1]
