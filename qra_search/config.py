@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,19 @@ class RunConfig(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
 
-    def with_objects(self, *, model: Any = None, task: Any = None) -> RunConfig:
-        """The settings of a run whose model or task was given as an object, with `in_memory_name` for its name."""
-        named = {"model": model, "task": task}
-        update = {
-            section: getattr(self, section).model_copy(update={"name": in_memory_name(given)})
-            for section, given in named.items()
-            if given is not None
-        }
+    def with_objects(
+        self, *, model: Any = None, task: Any = None, metrics: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
+        update: dict[str, Any] = {}
+        if model is not None:
+            update["model"] = self.model.model_copy(update={"name": in_memory_name(model)})
+        of_task: dict[str, Any] = {} if task is None else {"name": in_memory_name(task)}
+        if metrics:
+            named = [IN_MEMORY + name for name in metrics]
+            of_task["metrics"] = (*self.task.metrics, *(name for name in named if name not in self.task.metrics))
+        if of_task:
+            update["task"] = self.task.model_copy(update=of_task)
         return self.model_copy(update=update)
 
     @model_validator(mode="before")

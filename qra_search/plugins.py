@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
+import importlib
 import importlib.metadata
+import importlib.util
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput, describe
@@ -50,6 +56,52 @@ def load(kind: Kind, name: str) -> Any:
     except Exception as error:  # another's code may raise anything
         what = f"{_SINGULAR[kind]} {name!r} ({found[name].value})"
         raise BadInput(f"the {what} cannot be loaded: {describe(error)}") from error
+
+
+def is_object_path(text: str) -> bool:
+    """Whether a text is `FILE.py:NAME`."""
+    return text.rpartition(":")[0].endswith(".py")
+
+
+def load_object(text: str) -> Any:
+    """The object of `FILE.py:NAME` or `module:NAME`.
+
+    Raises:
+        BadInput: another form, no such file or module, one that cannot be loaded, or it has no such name.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise BadInput(f"{text!r} names no object: FILE.py:NAME or module:NAME is needed")
+    module = load_file(Path(place)) if place.endswith(".py") else _import(place)
+    if not hasattr(module, name):
+        near = did_you_mean(name, [known for known in vars(module) if not known.startswith("_")])
+        raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")
+    return getattr(module, name)
+
+
+def load_file(path: Path) -> ModuleType:
+    """The module of a Python file.
+
+    Raises:
+        BadInput: there is no such file, or it cannot be loaded.
+    """
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}_{digest}", path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in its annotations
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file may raise anything
+        raise BadInput(f"{path} could not be loaded: {describe(error)}") from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # another's code may raise anything
+        raise BadInput(f"module {name} could not be loaded: {describe(error)}") from error
 
 
 def unknown_message(what: str, name: str, known: Iterable[str]) -> str:

@@ -53,7 +53,16 @@ class TaskConfig(Section):
 
     name: str = Field("arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers")
     data: str | None = Field(None, description="folder or file with the task's data; default: the hub, or none needed")
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="functions of (answer, example) that score generated answers, each as FILE.py:NAME or module:NAME",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 BackendSpec = str | dict[str, Any]
@@ -215,9 +224,10 @@ class FinetuneConfig(Section):
     checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
     sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
     test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+    scored_rows: int = Field(64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none")
 
     beside: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows"}
+        {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
     )
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
 

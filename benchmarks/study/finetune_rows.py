@@ -16,7 +16,6 @@ from benchmarks.study.qlora import dequantize_model, tune_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import row_losses
-from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
 from qra_eval.tasks.sources import folder_rows
 from qra_search.config import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -25,8 +24,6 @@ from qra_search.space.space import Plan, SearchSpace
 NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
 ANSWERS_TOGETHER = 64
 """Prompts in a batch of generation."""
-MARGIN = 8
-"""Tokens that an answer may be longer than the longest wanted one."""
 TEXT_ROWS = 128
 """Questions of GSM8K whose loss is measured."""
 TRAINING = ("batch_size", "learning_rate", "schedule", "warmup", "alpha", "scales", "max_length")
@@ -107,16 +104,11 @@ def score_answers(evaluator: QuantizedLoRAEvaluator, model: Any, max_length: int
     """Whether the greedy answer to each test question is right, as a text of 0 and 1; F1 of answers that are JSON."""
     task, tokenizer = evaluator.task, evaluator.tuner.tokenizer
     examples = task.split("test")
-    new_tokens = max(len(tokenizer(example.answer)["input_ids"]) for example in examples) + MARGIN
-    answers = task.answers(
-        model, tokenizer, examples, new_tokens,
-        batch_size=ANSWERS_TOGETHER, max_length=max_length + new_tokens, stop=("\n",),
-    )  # fmt: skip
-    pairs = [(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
-    right = [int(exact_match(*pair)) for pair in pairs]
+    room = max_length + task.answer_tokens(examples, tokenizer)
+    found = task.score_rows(model, tokenizer, examples, batch_size=ANSWERS_TOGETHER, max_length=room)
+    right, f1 = list(map(int, found["exact_match"])), found.get("f1")
     scores = {"right": round(sum(right) / len(right), 5), "row_right": "".join(map(str, right))}
-    if isinstance(parse_json(examples[0].answer), dict):
-        f1 = [json_f1(*pair) for pair in pairs]
+    if f1 is not None:
         scores |= {"f1": round(sum(f1) / len(f1), 5), "row_f1": write_numbers(f1, 3)}
     return scores
 

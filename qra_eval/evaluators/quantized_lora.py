@@ -26,6 +26,7 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.base import text_hash
+from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -61,6 +62,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         config: settings of a run, or their sections as plain data.
         model: a `PreTrainedModel` in memory, with its `tokenizer`, in place of `config.model.name`.
         task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
+        metrics: functions of (answer, example) by name, beside those of `config.task.metrics`.
         progress: called with all that takes long before the first evaluation.
         weights: False: for `space`, `estimate`, `cards` and `example` alone; the model's weights are not read.
 
@@ -81,6 +83,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         model: Any = None,
         tokenizer: Any = None,
         task: Any = None,
+        metrics: Mapping[str, Metric] | None = None,
         progress: Progress | None = None,
         weights: bool = True,
     ):
@@ -90,9 +93,9 @@ class QuantizedLoRAEvaluator(Evaluator):
                 f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
-        self.config = config.with_objects(model=model, task=task)
+        self.config = config.with_objects(model=model, task=task, metrics=metrics)
         search, devices = config.search, resolve_devices(config.model.device)
-        self.task = self._make_task(task)  # before a model is loaded for nothing
+        self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
@@ -119,20 +122,24 @@ class QuantizedLoRAEvaluator(Evaluator):
         fit(self.tuner, self.budget)
         self.sensitivities_report: dict[str, Any] = {}
 
-    def _make_task(self, task: Any) -> Task:
-        """The task of the settings, or of an object, with its rows read."""
+    def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
+        """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""
         given, search = self.config.task, self.config.search
         if isinstance(task, Task):
             made = make_task(task)
         else:
             made = make_task(given.name if task is None else task, data=given.data, seed=search.seed, **given.options)
+        for split in SPLITS:
+            if not made.split(split):
+                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
+        own = load_metrics(self.config.task.metrics, metrics)
+        for name, metric in own.items():
+            check_metric(name, metric, made.split("test")[0])
+        made.add_metrics(own)
         if search.metric == "task" and made.judged_by is None:
             raise BadInput(
                 f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
             )
-        for split in SPLITS:
-            if not made.split(split):
-                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
         return made
 
     def _load_model(

@@ -30,9 +30,10 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     """The task of a name, of rows in a file, on the hub or in Python, or a task itself.
 
     Args:
-        task: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with one
-            for each split, `owner/name` on the hub, a `Dataset` or a list of dictionaries (which are split as a file's
-            rows are), a `DatasetDict`, or a `Task`, which has a seed of its own. Rows of `{"text"}` are running text.
+        task: a name among the `qra.tasks` plug-ins, a class as `FILE.py:NAME`, a file (.jsonl, .json, .csv, .tsv,
+            .parquet), a folder with one for each split, `owner/name` on the hub, a `Dataset` or a list of dictionaries
+            (which are split as a file's rows are), a `DatasetDict`, or a `Task`, which has a seed of its own. Rows of
+            `{"text"}` are running text.
         data: folder or file with its data, or rows as above, for a task that is given by name.
         seed: of the splits.
         options: keyword options of the task.
@@ -56,7 +57,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         raise BadInput("this run uses an in-memory task: pass it to open_run(), or save its rows and plan again")
     elif Path(name).is_file():
         raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
-    factory = plugins.load("tasks", name)
+    factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
     data = str(data) if isinstance(data, Path) else data
     try:
         made: Task = factory(data=data, seed=seed, **options)

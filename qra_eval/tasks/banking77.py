@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
@@ -11,8 +11,6 @@ from qra_eval.tasks.metrics import exact_match
 from qra_eval.tasks.sources import field_of, folder_rows, hub_data, hub_rows
 
 HUB = "legacy-datasets/banking77"
-MARGIN = 8
-"""Tokens that an answer may be longer than the longest wanted one."""
 
 
 class Banking77Task(Task):
@@ -24,7 +22,8 @@ class Banking77Task(Task):
 
     name = "banking77"
     judged_by = "exact_match"
-    judges_long = True
+    metrics = {"exact_match": exact_match}
+    stop = ("\n",)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed)
@@ -38,17 +37,6 @@ class Banking77Task(Task):
             ]
         names = hub_data(HUB)[split].features["label"].names
         return [_example(row["text"], names[row["label"]]) for _, row in hub_rows(HUB, None, split)]
-
-    def metrics(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """exact_match: share of greedy answers whose first line is the intent."""
-        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=1)
-        answers = self.answers(
-            model, tokenizer, examples, longest + MARGIN, batch_size=batch_size, max_length=max_length, stop=("\n",)
-        )
-        right = [exact_match(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
-        return {"exact_match": sum(right) / max(1, len(right))}
 
 
 def _example(text: str, label: str) -> Example:

@@ -11,12 +11,15 @@ from typing import Any
 from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
+from qra_eval.tasks.metrics import Metric, score_answers
 from qra_search.errors import BadInput, shortened
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
 TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
 """Parts of a data set's training split."""
+ANSWER_MARGIN = 8
+"""Tokens that a generated answer may be longer than the longest wanted one."""
 
 
 class Task(ABC):
@@ -34,9 +37,13 @@ class Task(ABC):
 
     name: str = ""
     judged_by: str | None = None
-    """Figure of `metrics` that a search by the task's own measure is after: a loss (`..._loss`), or a share of rows."""
-    judges_long = False
-    """Whether `metrics` say something of long answers too, since they do not go word by word."""
+    """The score that a search by the task's own measure is after: a loss (`..._loss`), or one from 0 to 1."""
+    metrics: Mapping[str, Metric] = {}
+    """What scores a generated answer, by name."""
+    stop: Sequence[str] = ()
+    """Texts that end a generated answer."""
+    least_answer_tokens = 0
+    """Tokens that a generated answer may have, however short the wanted ones are."""
 
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
         self.data, self.seed, self.chat = data, seed, chat
@@ -59,39 +66,59 @@ class Task(ABC):
         for example in examples:
             yield encode_example(example, tokenizer, max_length, chat=self.is_chat(example, tokenizer))
 
-    def metrics(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
-        return {}
+    def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
+        """Score answers by these functions as well; a search by the task's own measure goes by the first."""
+        self.metrics = {**metrics, **self.metrics}
+        self.judged_by = next(iter(metrics), self.judged_by)
 
-    def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
-        """What a search by the task's own measure lowers: the loss of `judged_by`, or the share that misses it.
+    def score_rows(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
+    ) -> dict[str, list[float]]:
+        """Scores beside the loss, by name, one for each example: of greedy answers, by `metrics`.
 
         Args:
-            options: of `metrics`.
+            max_length: most tokens of prompt and answer.
+        """
+        if not self.metrics:
+            return {}
+        most = self.answer_tokens(examples, tokenizer)
+        answers = self.answers(model, tokenizer, examples, most, batch_size=batch_size, max_length=max_length)
+        return {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
+
+    def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
+        """What a search by the task's own measure lowers: the loss of `judged_by`, or what its score lacks of 1.
+
+        Args:
+            options: of `score_rows`.
 
         Raises:
             BadInput: the task has no measure of its own.
         """
         if self.judged_by is None:
             raise BadInput(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
-        value = self.metrics(model, tokenizer, examples, **options)[self.judged_by]
-        return value if self.judged_by.endswith("loss") else 1.0 - value
+        scores = self.score_rows(model, tokenizer, examples, **options)[self.judged_by]
+        mean = sum(scores) / max(1, len(scores))
+        return mean if self.judged_by.endswith("loss") else 1.0 - mean
+
+    def answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
+        """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
+        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=0)
+        return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
     def answers(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
-        found: dict[int, str] = {}
+        answers: dict[int, str] = {}
         most = options.get("max_length")
         room = None if most is None else max(1, most - max_new_tokens)
+        options = {"stop": self.stop, **options}
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
             prompts = [self.prompt(examples[i], tokenizer, room) for i in some]
-            answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
-            found.update(zip(some, answers, strict=True))
-        return [found[i] for i in range(len(examples))]
+            texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
+            answers.update(zip(some, texts, strict=True))
+        return [answers[i] for i in range(len(examples))]
 
     def prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
@@ -150,10 +177,15 @@ def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0)
     return pieces
 
 
-def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:
+def split_off(
+    given: Mapping[SplitName, Sequence[Example]], seed: int, *, least: int = 0
+) -> dict[SplitName, Sequence[Example]]:
     """All three splits from those given, `train` among them: what is missing is split off that one.
 
     Rows that are also in a given test (or validation) split are left out of the others.
+
+    Args:
+        least: distinct rows from which all three splits are taken.
     """
     held: dict[SplitName, Sequence[Example]] = {}
     taken: list[Example] = []
@@ -163,7 +195,13 @@ def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[S
             taken += held[name]
     missing = {name: share for name, share in SHARES.items() if name not in held}
     shares = {name: share / sum(missing.values()) for name, share in missing.items()}
-    return {**held, **partition(without(given["train"], taken), shares, seed)}
+    rows = without(given["train"], taken)
+    if not held and (distinct := len({row.key for row in rows})) < least:
+        raise BadInput(
+            f"{distinct} different prompts are too few for {', '.join(missing)} splits: give at least {least}, or "
+            "a folder with a file for each split"
+        )
+    return {**held, **partition(rows, shares, seed)}
 
 
 def partition(
@@ -197,6 +235,15 @@ def partition(
             taken += ordered.pop()
         parts[name] = taken
     return parts
+
+
+def count_conflicting(examples: Iterable[Example]) -> int:
+    """Examples whose prompt occurs again with another answer."""
+    answers: dict[str, list[str]] = {}
+    for example in examples:
+        if example.prompt.strip():
+            answers.setdefault(example.key, []).append(example.answer.strip())
+    return sum(len(several) for several in answers.values() if len(set(several)) > 1)
 
 
 def without(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -79,7 +80,7 @@ def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | 
         messages = (*_system(row), {"role": "user", "content": prompt})
         return Example(_before(row) + prompt, spaced[label], spaced, label, messages=messages)
     if asked is not None and answered is not None:
-        prompt, answer = _text(row, asked, where), _text(row, answered, where)
+        prompt, answer = _text(row, asked, where), _answer(row, answered, where)
         apart = not prompt[-1].isspace() and not answer[0].isspace()
         messages = (*_system(row), {"role": "user", "content": prompt.strip()})
         return Example(_before(row) + prompt, f" {answer}" if apart else answer, messages=messages)
@@ -131,7 +132,7 @@ def _instruction(row: Mapping[str, Any], where: str) -> Example:
     given = field_of(row, "input", str, where) if "input" in row else ""
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
-    answer = _text(row, "output", where)
+    answer = _answer(row, "output", where)
     messages = (*_system(row), {"role": "user", "content": asked})
     return Example(f"{_before(row)}{prompt}### Response:\n", answer, messages=messages)
 
@@ -181,6 +182,14 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
     return _whole(str(value), name, where)
+
+
+def _answer(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A text field; an object or list is taken as its compact JSON text."""
+    value = row.get(name)
+    if isinstance(value, dict | list):
+        return _whole(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
+    return _text(row, name, where)
 
 
 def _whole(text: str, name: str, where: str) -> str:

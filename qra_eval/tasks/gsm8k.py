@@ -15,10 +15,19 @@ HUB = ("openai/gsm8k", "main")
 STOP = ("Question:", "</s>", "<|im_end|>")
 APART = 8
 """Rows of the training split that are in no split of ours, whatever the seed: free to be shown as solved problems."""
-MAX_NEW_TOKENS = 256
 # As lm-evaluation-harness finds numbers.
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+
+
+def strict_match(answer: str, example: Example) -> float:
+    """1.0 if the first number after `####` is right."""
+    return float(number_of(answer) == number_of(example.answer))
+
+
+def flexible_match(answer: str, example: Example) -> float:
+    """1.0 if the last number is right."""
+    return float(number_of(answer, "flexible") == number_of(example.answer))
 
 
 class GSM8KTask(Task):
@@ -30,7 +39,9 @@ class GSM8KTask(Task):
 
     name = "gsm8k"
     judged_by = "exact_match"
-    judges_long = True
+    metrics = {"exact_match": strict_match, "flexible_match": flexible_match}
+    stop = STOP
+    least_answer_tokens = 256
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed)
@@ -40,25 +51,6 @@ class GSM8KTask(Task):
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
         return [_example(row, where) for where, row in rows]
-
-    def metrics(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """exact_match and flexible_match: share of greedy answers with the right number, by the two ways to find it."""
-        length = max_length + MAX_NEW_TOKENS
-        answers = self.answers(
-            model, tokenizer, examples, MAX_NEW_TOKENS, batch_size=batch_size, stop=STOP, max_length=length
-        )
-        return exact_match(answers, examples)
-
-
-def exact_match(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-    """exact_match (number after `####`) and flexible_match (last number), each a share of the answers."""
-    wanted = [number_of(example.answer) for example in examples]
-    strict = [number_of(a) == w for a, w in zip(answers, wanted, strict=True)]
-    flexible = [number_of(a, "flexible") == w for a, w in zip(answers, wanted, strict=True)]
-    count = max(1, len(examples))
-    return {"exact_match": sum(strict) / count, "flexible_match": sum(flexible) / count}
 
 
 def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:

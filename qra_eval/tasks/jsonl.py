@@ -9,11 +9,13 @@ from typing import Any
 from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, to_example
+from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
 from qra_eval.tasks.scoring import score_choices
 from qra_eval.tasks.sources import is_hub_name, split_files, split_rows
 from qra_search.errors import BadInput
 
-MAX_NEW_TOKENS = 128
+LEAST_ROWS = 8
+"""Distinct prompts from which all three splits are taken, at least."""
 
 
 class JSONLTask(Task):
@@ -21,7 +23,7 @@ class JSONLTask(Task):
 
     A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
     chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Rows with
-    choices are judged by them.
+    choices are judged by them, others by exact match, and by F1 if all wanted answers are JSON objects.
 
     Args:
         data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.jsonl and, if there are,
@@ -36,6 +38,7 @@ class JSONLTask(Task):
 
     name = "jsonl"
     judged_by = "exact_match"
+    metrics = {"exact_match": exact_match}
 
     def __init__(
         self,
@@ -70,31 +73,26 @@ class JSONLTask(Task):
         if len(choosing) > 1:
             raise BadInput(f"{what}: some rows have choices and some have none: give each kind a file of its own")
         if choosing == {True}:
-            self.judged_by, self.judges_long = "choice_loss", True
+            self.judged_by, self.metrics = "choice_loss", {}
         try:
-            return split_off(examples, self.seed)
-        except ValueError as error:
+            splits = split_off(examples, self.seed, least=LEAST_ROWS)
+        except BadInput as error:
             raise BadInput(f"{what}: {error}") from None
+        if self.metrics and all(isinstance(parse_json(example.answer), dict) for example in splits["test"]):
+            self.metrics = {**self.metrics, "f1": json_f1}
+        return splits
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         if self.wanted is None:
             return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
         return self.wanted
 
-    def metrics(
+    def score_rows(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """exact_match: share of greedy answers that are the row's answer, white space around them aside.
-
-        Of rows with choices those of `ChoiceScores.metrics`.
-        """
-        if self.judged_by == "choice_loss":
-            scores = score_choices(
-                model, tokenizer, examples, batch_size=batch_size, max_length=max_length, chat=self.chat
-            )
-            return scores.metrics()
-        longest = max((len(tokenizer(e.answer)["input_ids"]) for e in examples), default=1)
-        new = min(MAX_NEW_TOKENS, longest + 1)
-        answers = self.answers(model, tokenizer, examples, new, batch_size=batch_size, max_length=max_length)
-        right = [a.strip() == e.answer.strip() for a, e in zip(answers, examples, strict=True)]
-        return {"exact_match": sum(right) / max(1, len(right))}
+    ) -> dict[str, list[float]]:
+        """Of rows with choices those of `ChoiceScores.row_scores`; of others those of greedy answers."""
+        options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        generated = super().score_rows(model, tokenizer, examples, **options)
+        if not examples[0].choices:
+            return generated
+        return {**score_choices(model, tokenizer, examples, chat=self.chat, **options).row_scores(), **generated}

@@ -1,27 +1,40 @@
-"""Scores of one generated answer beside the wanted one: exact match after normalization, and F1 over a JSON object."""
+"""Scores of a generated answer: exact match after normalization, F1 over a JSON object, and functions of one's own."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qra_eval.tasks.example import Example
+from qra_search import plugins
+from qra_search.config import IN_MEMORY
+from qra_search.errors import BadInput, describe, shortened
 
-def exact_match(answer: str, wanted: str) -> float:
-    """1.0 if two answers are equal: as JSON if the wanted one is an object or list, else without case and white space
+log = logging.getLogger(__name__)
+
+Metric = Callable[[str, Example], float]
+"""The score of an answer to an example; higher is better."""
+
+
+def exact_match(answer: str, example: Example) -> float:
+    """1.0 if an answer is the wanted one: as JSON if that is an object or list, else without case and white space
     around and between words."""
-    target = parse_json(wanted)
-    if isinstance(target, dict | list):
-        return float(parse_json(answer) == target)
-    return float(_normalize(answer) == _normalize(wanted))
+    wanted = parse_json(example.answer)
+    if isinstance(wanted, dict | list):
+        return float(parse_json(answer) == wanted)
+    return float(_normalize(answer) == _normalize(example.answer))
 
 
-def json_f1(answer: str, wanted: str) -> float:
+def json_f1(answer: str, example: Example) -> float:
     """F1 over the fields of a JSON object: a field counts if name and value are equal; 0.0 if the answer is none."""
-    found, target = parse_json(answer), parse_json(wanted)
-    if not isinstance(found, dict) or not isinstance(target, dict):
+    found, wanted = parse_json(answer), parse_json(example.answer)
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
         return 0.0
-    right = sum(1 for name, value in target.items() if name in found and found[name] == value)
-    total = len(found) + len(target)
+    right = sum(1 for name, value in wanted.items() if name in found and found[name] == value)
+    total = len(found) + len(wanted)
     return 2 * right / total if total else 1.0
 
 
@@ -31,6 +44,53 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The functions of a run's settings by their names.
+
+    Args:
+        names: `FILE.py:NAME`, `module:NAME`, or the name of one of the functions with `IN_MEMORY` before it.
+        functions: in memory.
+
+    Raises:
+        BadInput: one cannot be loaded, is in memory and not given, or is no function.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        short = name.removeprefix(IN_MEMORY) if name.startswith(IN_MEMORY) else name.rpartition(":")[2]
+        if name.startswith(IN_MEMORY) and short not in functions:
+            raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
+        metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
+        if not callable(metric):
+            raise BadInput(f"metric {name} is {shortened(metric)}: a function of (answer, example) is needed")
+        found[short] = metric
+    return found
+
+
+def check_metric(name: str, metric: Metric, example: Example) -> None:
+    """Raises BadInput if a function does not give a number for an example's own answer."""
+    try:
+        score = metric(example.answer, example)
+    except Exception as error:  # another's code may raise anything
+        raise BadInput(f"metric {name!r} fails on the wanted answer of a test row: {describe(error)}") from error
+    if not isinstance(score, bool | int | float) or not math.isfinite(score):
+        raise BadInput(f"metric {name!r} gives {shortened(score)} for the wanted answer of a test row: give a number")
+
+
+def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+    """The score of each answer; one on which the function fails counts as 0, and how many these are is logged."""
+    scores, failures = [], []
+    for answer, example in zip(answers, examples, strict=True):
+        try:
+            scores.append(float(metric(answer, example)))
+        except Exception as error:  # another's code may raise anything
+            failures.append(error)
+            scores.append(0.0)
+    if failures:
+        count = f"{len(failures)} of {len(answers)}"
+        log.warning("metric %s fails on %s answers, which count as 0 (%s)", name, count, describe(failures[0]))
+    return scores
 
 
 def _normalize(text: str) -> str:

@@ -48,7 +48,6 @@ class MultipleChoiceTask(Task):
     """
 
     judged_by = "choice_loss"
-    judges_long = True
 
     def __init__(self, source: Source, data: Any = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)
@@ -71,13 +70,13 @@ class MultipleChoiceTask(Task):
     def _read(self, rows: Sequence[tuple[str, Row]]) -> list[Example]:
         return [_example(self.source, *read_choices(row, where)) for where, row in rows]
 
-    def metrics(
+    def score_rows(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """accuracy, accuracy_norm (per character), accuracy_bytes, margin and choice_loss (nats)."""
-        return score_choices(
-            model, tokenizer, examples, batch_size=batch_size, max_length=max_length, chat=self.chat
-        ).metrics()
+    ) -> dict[str, list[float]]:
+        """Those of `ChoiceScores.row_scores`, and those of `metrics` if there are any."""
+        options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        scores = score_choices(model, tokenizer, examples, chat=self.chat, **options)
+        return {**scores.row_scores(), **super().score_rows(model, tokenizer, examples, **options)}
 
 
 def _example(source: Source, question: str, choices: list[str], label: int) -> Example:

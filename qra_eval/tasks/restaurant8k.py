@@ -13,8 +13,6 @@ from qra_eval.tasks.sources import field_of, folder_rows
 from qra_search.errors import BadInput
 
 SLOTS = ("date", "time", "people", "first_name", "last_name")
-MARGIN = 8
-"""Tokens that an answer may be longer than the longest wanted one."""
 
 
 class Restaurant8kTask(Task):
@@ -26,7 +24,8 @@ class Restaurant8kTask(Task):
 
     name = "restaurant8k"
     judged_by = "exact_match"
-    judges_long = True
+    metrics = {"exact_match": exact_match, "f1": json_f1}
+    stop = ("\n",)
 
     def __init__(self, data: Any = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)
@@ -39,21 +38,6 @@ class Restaurant8kTask(Task):
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         return [_example(row, where) for where, row in folder_rows(self.data, "restaurant8k", split)]
-
-    def metrics(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """exact_match: share of greedy answers equal to the slots as JSON; f1: mean F1 over the slots of a row."""
-        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=1)
-        answers = self.answers(
-            model, tokenizer, examples, longest + MARGIN, batch_size=batch_size, max_length=max_length, stop=("\n",)
-        )
-        pairs = [(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
-        count = max(1, len(pairs))
-        return {
-            "exact_match": sum(exact_match(*pair) for pair in pairs) / count,
-            "f1": sum(json_f1(*pair) for pair in pairs) / count,
-        }
 
 
 def _example(row: dict[str, Any], where: str) -> Example:

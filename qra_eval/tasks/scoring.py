@@ -40,25 +40,24 @@ class ChoiceScores:
         return self.log_likelihoods[rows, self.labels] - others.max(axis=1)
 
     @property
-    def choice_loss(self) -> float:
-        """Mean cross-entropy of the choices, their probabilities normalised among themselves: smooth, in nats."""
+    def choice_losses(self) -> np.ndarray:
+        """float (N,): cross-entropy of the choices, their probabilities normalized among themselves, in nats."""
         top = self.log_likelihoods.max(axis=1, keepdims=True)
         log_total = top[:, 0] + np.log(np.exp(self.log_likelihoods - top).sum(axis=1))
-        return float(np.mean(log_total - self.log_likelihoods[np.arange(len(self.labels)), self.labels]))
+        return log_total - self.log_likelihoods[np.arange(len(self.labels)), self.labels]
 
-    def metrics(self) -> dict[str, float]:
-        """All that questions are judged by, named as in lm-evaluation-harness where that has it.
+    def row_scores(self) -> dict[str, list[float]]:
+        """All that questions are judged by, one number a question, named as in lm-evaluation-harness where it has them.
 
-        accuracy is the share of questions whose likeliest choice is right (`acc`), accuracy_norm likewise by
-        log-likelihood a character (`acc_norm`), accuracy_bytes by that a byte (`acc_bytes`); margin and choice_loss
-        are means in nats.
+        accuracy says whether the likeliest choice is right (`acc`), accuracy_norm likewise by log-likelihood a
+        character (`acc_norm`), accuracy_bytes by that a byte (`acc_bytes`); margin and choice_loss are in nats.
         """
-        by_name = {"accuracy": 1, "accuracy_norm": self.characters, "accuracy_bytes": self.utf8_bytes}
-        chosen = {name: (self.log_likelihoods / length).argmax(axis=1) for name, length in by_name.items()}
+        lengths = {"accuracy": 1, "accuracy_norm": self.characters, "accuracy_bytes": self.utf8_bytes}
+        chosen = {name: (self.log_likelihoods / length).argmax(axis=1) for name, length in lengths.items()}
         return {
-            **{name: float(np.mean(choice == self.labels)) for name, choice in chosen.items()},
-            "margin": float(self.margins.mean()),
-            "choice_loss": self.choice_loss,
+            **{name: (choice == self.labels).astype(float).tolist() for name, choice in chosen.items()},
+            "margin": self.margins.tolist(),
+            "choice_loss": self.choice_losses.tolist(),
         }
 
 

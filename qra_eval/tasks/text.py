@@ -1,9 +1,8 @@
-"""Plain text: the loss is that of every token, sequences are packed full, and the metric is perplexity."""
+"""Plain text: the loss is that of every token (perplexity is e to it), and sequences are packed full."""
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.scoring import log_likelihoods
+from qra_eval.tasks.metrics import Metric
 from qra_eval.tasks.sources import (
     READERS,
     STEMS,
@@ -58,6 +57,10 @@ class TextTask(Task):
             raise BadInput(f"block_characters is a number from 1 on, got {block_characters!r}")
         self.block_characters = block_characters
 
+    def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
+        if metrics:
+            raise BadInput("running text has no answers that a metric could score: leave --metric out")
+
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._blocks(text)) for name, text in self._texts().items()}
         splits = split_off(given, self.seed)
@@ -99,15 +102,6 @@ class TextTask(Task):
                 yield Encoded(row, row.clone())
         if len(ids) > 1:
             yield Encoded(torch.tensor(ids), torch.tensor(ids))
-
-    def metrics(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, float]:
-        """perplexity: of a token, in rows of `max_length`; the first of each has nothing before it, and no loss."""
-        rows = list(self.encode(examples, tokenizer, max_length))
-        nats = -float(log_likelihoods(model, rows, batch_size=batch_size).sum())
-        tokens = sum(len(row) - 1 for row in rows)
-        return {"perplexity": math.exp(nats / tokens)}
 
 
 def _read(path: Path) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.losses import row_losses
-from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import ALONE, Processes
@@ -24,10 +25,8 @@ from qra_search.evaluation.evaluator import EvaluationFailed, Figures, Progress,
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
-SCORED_ROWS = 64
-"""Test rows that the task's own figures are of, at most."""
-SHORT_ANSWER = ANSWER
-"""Tokens of the longest answer that is scored."""
+log = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
 REASON = 500
@@ -124,6 +123,8 @@ def untuned(tuner: FineTuner) -> Tuned | None:
             rows = tuner.rows("test", tuner.finetune.test_rows)
             nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
             metrics, scored = scores(tuner) if tuner.quantized.materialised else ({}, 0)
+            if not tuner.quantized.materialised and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
+                log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
         return Tuned(
             plan, 0, 0, sum(nats) / max(1, sum(tokens)), metrics, space.memory_bytes(plan),
             time.perf_counter() - start, tuple(nats), tuple(tokens), scored=scored,
@@ -199,23 +200,7 @@ def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], s
 
 
 def scores(tuner: FineTuner) -> tuple[dict[str, float], int]:
-    """The task's own figures of what is in place, and of how many test rows they are."""
-    rows = min(tuner.finetune.test_rows, SCORED_ROWS)
-    metrics = score(tuner, rows)
-    return metrics, len(tuner.rows.task.split("test")[:rows]) if metrics else 0
-
-
-def score(tuner: FineTuner, rows: int) -> dict[str, float]:
-    """The task's own figures on the first test rows, for the plan and adapters in place.
-
-    Empty if answers are long texts, unless the search went by these figures: hardly one is met word by word, and each
-    token of one is as dear as a row's whole loss.
-    """
-    longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
-    task = tuner.rows.task
-    if longest > SHORT_ANSWER and tuner.metric == "loss" and not task.judges_long:
-        return {}
-    return task.metrics(
-        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * tuner.rows_together,
-        max_length=tuner.with_room(SHORT_ANSWER),
-    )  # fmt: skip
+    """Means of the task's scores of what is in place, and the number of test rows that they are of."""
+    found = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
+    count = max((len(rows) for rows in found.values()), default=0)
+    return {name: sum(rows) / len(rows) for name, rows in found.items()}, count

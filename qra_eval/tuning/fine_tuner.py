@@ -13,8 +13,9 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
+from qra_eval.tasks.base import count_conflicting
 from qra_eval.tasks.batches import Batch, bucketed, schedule
-from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
@@ -22,9 +23,6 @@ from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
-
-ANSWER = 64
-"""Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
 
 
 class FineTuner:
@@ -153,11 +151,20 @@ class FineTuner:
         """The task's own measure on the first rows of a split; None if the loss is what counts."""
         if self.metric == "loss":
             return None
+        examples, options = self._to_score(split, rows)
+        return self.rows.task.objective(self.model, self.tokenizer, examples, **options)
+
+    def score_rows(self, split: SplitName, rows: int) -> dict[str, list[float]]:
+        """The task's scores of the first rows of a split, by what is in place; empty if it has none."""
+        task, (examples, options) = self.rows.task, self._to_score(split, rows)
+        return task.score_rows(self.model, self.tokenizer, examples, **options) if examples else {}
+
+    def _to_score(self, split: SplitName, rows: int) -> tuple[Sequence[Example], dict[str, Any]]:
+        """The first examples of a split, and how many are scored together and of how many tokens."""
         task = self.rows.task
-        return task.objective(
-            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * self.rows_together,
-            max_length=self.with_room(ANSWER),
-        )  # fmt: skip
+        examples = task.split(split)[:rows]
+        room = self.with_room(task.answer_tokens(examples, self.tokenizer))
+        return examples, {"batch_size": 4 * self.rows_together, "max_length": room}
 
     def with_room(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
@@ -222,8 +229,13 @@ class FineTuner:
             if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, self._all_rows)  # passes over what there is ask for no more
             rows = self.rows(split, asked)
-            cut = sum(row.cut > 0 for row in rows)
-            found[split] = RowCount(asked, min(asked, len(rows)), cut, max(len(row) + row.cut for row in rows))
+            found[split] = RowCount(
+                asked,
+                min(asked, len(rows)),
+                cut=sum(row.cut > 0 for row in rows),
+                longest=max(len(row) + row.cut for row in rows),
+                conflicting=count_conflicting(self.rows.task.split(split)[:asked]),
+            )
         return found
 
     def evaluation_tokens(self) -> float:

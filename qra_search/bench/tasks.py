@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 from qra_search import plugins
 from qra_search.config import make_config, read_yaml
-from qra_search.errors import BadInput, describe
+from qra_search.errors import BadInput
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 
@@ -120,14 +118,7 @@ def strategy_in_file(path: Path) -> type[Strategy]:
     Raises:
         BadInput: the file cannot be loaded, or holds no such class, or several.
     """
-    spec = importlib.util.spec_from_file_location(f"qra_bench_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # the name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names in its annotations
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the file may raise anything
-        raise BadInput(f"strategy file {path} could not be loaded: {describe(error)}") from error
+    module = plugins.load_file(path)
     found = [
         kind
         for kind in vars(module).values()

@@ -65,6 +65,11 @@ Columns = Annotated[
     option("--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=ask.",
            WHAT),
 ]  # fmt: skip
+Metric = Annotated[
+    list[str] | None,
+    option("--metric FILE.py:NAME", "Function of (answer, example) that scores generated answers, in a file or as "
+           "module:NAME. May be given several times.", WHAT),
+]  # fmt: skip
 Memory = Annotated[
     list[str] | None,
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
@@ -141,8 +146,8 @@ Run = Annotated[Path, argument("RUN", "Folder of a run.")]
 
 
 SETTINGS: dict[str, Any] = {
-    "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "memory": Memory,
-    "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
+    "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "metric": Metric,
+    "memory": Memory, "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
     "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
     "sets": Set,
 }  # fmt: skip

@@ -79,12 +79,14 @@ class RowCount:
         had: that there are of these.
         cut: of these, rows that are longer than is allowed, and lose a part.
         longest: tokens of the longest one, before it is cut.
+        conflicting: of these, rows whose prompt occurs again with another answer.
     """
 
     asked: int
     had: int
     cut: int = 0
     longest: int = 0
+    conflicting: int = 0
 
 
 class EvaluationFailed(RunFailed):

@@ -168,6 +168,9 @@ def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
     few = [f"{count.had} {name}" for name, count in counts.items() if count.had < FEW]
     if few:
         lines.append(f"warning: {' and '.join(few)} rows: fewer than {FEW} say little of others, give more data")
+    conflicting = sum(count.conflicting for count in counts.values())
+    if conflicting:
+        lines.append(f"warning: {conflicting} rows have a prompt that occurs again with another answer: check the data")
     cut = sum(count.cut for count in counts.values())
     if cut:
         had, longest = sum(count.had for count in counts.values()), max(count.longest for count in counts.values())

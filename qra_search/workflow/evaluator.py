@@ -15,9 +15,9 @@ from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 
 
-def select_objects(model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
-    """The model, tokenizer and task that are given as objects in memory, and not by name or path."""
-    given = {"model": model, "tokenizer": tokenizer, "task": task}
+def select_objects(model: Any, tokenizer: Any, task: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The model, tokenizer, task and metrics that are given as objects in memory, and not by name or path."""
+    given = {"model": model, "tokenizer": tokenizer, "task": task, "metrics": metrics}
     return {name: value for name, value in given.items() if value is not None and not isinstance(value, (str, Path))}
 
 
@@ -28,7 +28,7 @@ def build_evaluator(
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
-        objects: model, tokenizer and task in memory; see `select_objects`.
+        objects: model, tokenizer, task and metrics in memory; see `select_objects`.
 
     Raises:
         BadInput: an unknown name, or settings or objects that the evaluator refuses.
@@ -62,7 +62,12 @@ def load_tuned(config: RunConfig, folder: Path, objects: Mapping[str, Any], **op
         load = getattr(plugins.load("evaluators", config.evaluator), "load", None)
         if load is None:
             raise BadInput(f"evaluator {config.evaluator!r} has no tuned models to load")
-        return load(folder, **{name: value for name, value in objects.items() if name != "task"}, **options)
+        return load(folder, **loading_objects(objects), **options)
+
+
+def loading_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's objects that its tuned model is loaded with."""
+    return {name: value for name, value in objects.items() if name in ("model", "tokenizer")}
 
 
 def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:

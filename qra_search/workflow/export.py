@@ -13,6 +13,7 @@ from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
+from qra_search.workflow.evaluator import loading_objects
 
 USUAL = "peft"
 """Format of a run that was searched for no engine."""
@@ -86,8 +87,7 @@ def export_run(folder: RunFolder, target: ExportTarget, objects: Mapping[str, An
     if target.path.exists() and not (target.path.is_dir() and not any(target.path.iterdir())):
         raise BadInput(f"{target.path} exists already: give another place with --out, or remove it first")
     with bad_input():
-        given = {name: value for name, value in (objects or {}).items() if name != "task"}
-        return exporter.export(folder.path, target.path, **given)
+        return exporter.export(folder.path, target.path, **loading_objects(objects or {}))
 
 
 def serve_command(engine: str, out: Path) -> str:

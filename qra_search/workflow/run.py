@@ -40,7 +40,7 @@ class Run:
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: model, tokenizer and task in memory; see `select_objects`.
+        objects: model, tokenizer, task and metrics in memory; see `select_objects`.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, *, objects: Mapping[str, Any] | None = None):

@@ -15,6 +15,7 @@ FIELDS = {
     "task": "task.name",
     "data": "task.data",
     "columns": "task.options.columns",
+    "metric": "task.metrics",
     "memory": "search.memory",
     "bits": "space.bits",
     "ranks": "space.ranks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def plan(
     memory: int | str | Sequence[int | str] | None = None,
     out: str | Path | None = None,
     tokenizer: Any = None,
+    metrics: Mapping[str, Callable[..., float]] | None = None,
     config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Heard = None,
@@ -39,19 +40,20 @@ def plan(
         memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
         out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
         tokenizer: of a model in memory.
+        metrics: functions of (answer, example) that score generated answers, by name; higher is better.
         config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
         settings: values by dotted field, such as `{"training.scales": True}`.
         progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
-        keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
+        keywords: `data`, `columns`, `metric`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
             `evaluator`, `strategy`, `evaluations`: as the command's options.
 
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
     """
-    objects = select_objects(model, tokenizer, task)
+    objects = select_objects(model, tokenizer, task, metrics)
     names = {name: value for name, value in (("model", model), ("task", task)) if name not in objects}
     made = make_settings(config, settings, memory=memory, **names, **keywords)
-    made = made.with_objects(model=objects.get("model"), task=objects.get("task"))
+    made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
     run = Run(out or new_folder(made), made, objects=objects)
     try:
         run.choose_plan(progress=progress)
@@ -61,18 +63,25 @@ def plan(
     return run
 
 
-def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, task: Any = None) -> Run:
+def open_run(
+    folder: str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    task: Any = None,
+    metrics: Mapping[str, Callable[..., float]] | None = None,
+) -> Run:
     """A run that `plan`, `qra plan` or `qra search` made.
 
     Args:
-        model, tokenizer, task: the objects in memory that it was made with, if it was.
+        model, tokenizer, task, metrics: the objects in memory that it was made with, if it was.
 
     Raises:
         NoRun: there is none in the folder.
     """
     there = RunFolder(folder).check()
     config = there.config()
-    objects = select_objects(model, tokenizer, task)
+    objects = select_objects(model, tokenizer, task, metrics)
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = in_memory_name(given) if what in objects else given
         if name is not None and str(name) != known:

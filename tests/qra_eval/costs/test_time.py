@@ -14,7 +14,6 @@ from tiny_families import tiny_config_model
 from qra_eval.costs import time as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import bucketed
-from qra_eval.tuning import final
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig
 
@@ -102,25 +101,6 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
-
-
-def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = make(tmp_path, finetune={"steps": 1, "test_rows": 6})
-    n = len(evaluator.space)
-    asked: list[int] = []
-
-    def metrics(model: Any, tokenizer: Any, examples: Any, **_: Any) -> dict[str, float]:
-        asked.append(len(examples))
-        return {"exact_match": 0.25}
-
-    monkeypatch.setattr(final, "SHORT_ANSWER", 500)
-    assert evaluator.tune(Plan((4,) * n, (4,) * n)).metrics.keys() == {"exact_match"}
-    monkeypatch.setattr(evaluator.task, "metrics", metrics)
-    monkeypatch.setattr(final, "SCORED_ROWS", 5)
-    assert evaluator.tune(Plan((2,) * n, (4,) * n)).metrics == {"exact_match": 0.25}
-    monkeypatch.setattr(final, "SHORT_ANSWER", 1)
-    assert evaluator.tune(Plan((2,) * n, (8,) * n)).metrics == {}
-    assert asked == [5]
 
 
 def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:

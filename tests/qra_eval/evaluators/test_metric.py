@@ -7,6 +7,8 @@ import json
 import pytest
 from evaluators import make_evaluator
 
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.base import ANSWER_MARGIN
 from qra_eval.tasks.scoring import score_choices
 
 
@@ -38,7 +40,7 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
     assert own.metrics["loss"] == usual.loss != own.loss and "loss" not in usual.metrics
     examples = by_loss.task.split("validation")[:8]
     scores = score_choices(by_loss.tuner.model, by_loss.tuner.tokenizer, examples)
-    assert own.loss == pytest.approx(scores.choice_loss, rel=1e-5)
+    assert own.loss == pytest.approx(scores.choice_losses.mean(), rel=1e-5)
     assert by_task.describe() == {**by_loss.describe(), "metric": "task"}
 
 
@@ -52,7 +54,31 @@ def test_of_generated_answers_it_is_the_share_that_is_wrong_and_the_final_tuning
     assert tuned.metrics == {"exact_match": 0.0} and tuned.scored == 2
 
 
+def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path, monkeypatch):
+    """An answer of 90 tokens is scored; the limit on generated tokens is that of the wanted answers."""
+    asked = set()
+    rows = [{"prompt": f"say {i}", "answer": str(i % 10) * 90} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": {"name": "tiny", "dtype": "float32"}, "task": {"name": str(tmp_path / "rows.jsonl")},
+        "quantization": {"backend": "reference", "cache": str(tmp_path / "bank")},
+        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"}, "training": {"batch_size": 2},
+        "finetune": {"test_rows": 6, "scored_rows": 5, "sample_answers": 0}, "search": {"metric": "task"},
+    }  # fmt: skip
+    evaluator = QuantizedLoRAEvaluator(config, metrics={"long": lambda answer, example: 0.25})
+
+    def answers(model, tokenizer, examples, most, **options):
+        asked.add(most)
+        return [example.answer[:9] for example in examples]
+
+    monkeypatch.setattr(evaluator.task, "answers", answers)
+    tuned = evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
+    assert tuned.metrics == {"long": 0.25, "exact_match": 0.0} and tuned.scored == 5
+    assert asked == {len(" ") + 90 + ANSWER_MARGIN}
+    assert evaluator.task.judged_by == "long" and evaluator.config.task.metrics == ("in-memory:long",)
+
+
 def test_a_task_without_a_measure_is_refused(tmp_path):
-    (tmp_path / "text.txt").write_text("\n".join("some words " * 40 for _ in range(40)))
+    (tmp_path / "text.txt").write_text("\n".join(f"{i} some words " * 40 for i in range(400)))
     with pytest.raises(ValueError, match="the task 'text' has no measure of its own: take 'loss'"):
         build(tmp_path, {"name": "text", "data": str(tmp_path / "text.txt")}, metric="task")

@@ -140,4 +140,3 @@ def test_a_hook_on_a_linear_sees_its_tokens(hook):
     gradients(made, given)
     assert [len(t) for t in seen] == [int((given["chosen"] == 1).sum())]
     handle.remove()
-

@@ -8,8 +8,10 @@ import pytest
 
 from qra_eval import hub
 from qra_eval.tasks import SPLITS, Example, make_task
-from qra_eval.tasks.gsm8k import APART, exact_match
+from qra_eval.tasks.gsm8k import APART, GSM8KTask
 from qra_search.errors import BadInput
+
+METRICS = GSM8KTask.metrics
 
 
 def row(number: int) -> dict[str, str]:
@@ -49,7 +51,8 @@ def test_training_rows_that_are_in_the_test_file_are_left_out(folder):
 def test_scores_take_the_strict_and_the_flexible_number():
     examples = [Example("", f" x\n#### {n}") for n in ("72", "1,000", "5", "9")]
     answers = [" so 72\n#### 72", "it is $1,000.", "#### 6\nno, 5", ""]
-    assert exact_match(answers, examples) == {"exact_match": 0.25, "flexible_match": 0.75}
+    scores = {name: [metric(*pair) for pair in zip(answers, examples, strict=True)] for name, metric in METRICS.items()}
+    assert scores == {"exact_match": [1, 0, 0, 0], "flexible_match": [1, 1, 1, 0]}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from qra_eval.tasks.metrics import exact_match, json_f1
+from qra_eval.tasks import Example, make_task
+from qra_eval.tasks.metrics import check_metric, exact_match, json_f1, load_metrics, score_answers
+from qra_search.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,7 @@ from qra_eval.tasks.metrics import exact_match, json_f1
     ],
 )
 def test_exact_match_forgives_case_white_space_and_the_order_of_fields(answer, wanted, score):
-    assert exact_match(answer, wanted) == score
+    assert exact_match(answer, Example("", wanted)) == score
 
 
 @pytest.mark.parametrize(
@@ -35,4 +39,64 @@ def test_exact_match_forgives_case_white_space_and_the_order_of_fields(answer, w
     ],
 )
 def test_f1_is_over_the_fields_of_the_object(answer, wanted, score):
-    assert json_f1(answer, wanted) == pytest.approx(score)
+    assert json_f1(answer, Example("", wanted)) == pytest.approx(score)
+
+
+SLOTS = """
+import json
+
+from qra_eval.tasks.jsonl import JSONLTask
+
+
+def people(answer, example):
+    return float(json.loads(answer)["people"] == json.loads(example.answer)["people"])
+
+
+class SlotsTask(JSONLTask):
+    name = "slots"
+"""
+
+
+@pytest.fixture
+def slots(tmp_path):
+    (tmp_path / "slots.py").write_text(SLOTS)
+    return tmp_path / "slots.py"
+
+
+def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slots, caplog):
+    metrics = load_metrics([f"{slots}:people", "in-memory:length"], {"length": lambda answer, example: len(answer)})
+    wanted = [Example("", ' {"people":4}')] * 3
+    assert score_answers("people", metrics["people"], ['{"people": 4}', '{"people": 5}', "four"], wanted) == [1, 0, 0]
+    assert "metric people fails on 1 of 3 answers, which count as 0" in caplog.text
+    assert score_answers("length", metrics["length"], ["ab"], wanted[:1]) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("{}:poeple", "has no 'poeple': did you mean people"),
+        ("{}", "names no object: FILE.py:NAME or module:NAME is needed"),
+        ("none.py:people", "none.py could not be loaded"),
+        ("no_such_module:f", "module no_such_module could not be loaded"),
+        ("in-memory:f", "in-memory metric 'f': pass metrics="),
+        ("qra_eval.tasks.base:ANSWER_MARGIN", "a function of \\(answer, example\\) is needed"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_one_line(slots, name, why):
+    with pytest.raises(BadInput, match=why):
+        load_metrics([name.format(slots)], {})
+
+
+def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
+    with pytest.raises(BadInput, match="metric 'f' fails on the wanted answer of a test row: KeyError"):
+        check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
+    with pytest.raises(BadInput, match="metric 'f' gives None .*: give a number"):
+        check_metric("f", lambda answer, example: None, Example("a", "b"))
+
+
+def test_a_task_of_a_file_has_the_splits_of_the_rows_it_reads(slots, tmp_path):
+    rows = [{"prompt": f"{i} of us", "answer": {"people": i}} for i in range(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    own, plain = make_task(f"{slots}:SlotsTask", data=tmp_path / "rows.json"), make_task(tmp_path / "rows.json")
+    assert own.name == "slots" and all(own.split(split) == plain.split(split) for split in ("train", "test"))
+    assert plain.split("test")[0].answer.startswith(' {"people":') and set(plain.metrics) == {"exact_match", "f1"}

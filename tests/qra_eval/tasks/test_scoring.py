@@ -74,12 +74,12 @@ def test_accuracies_margins_and_losses_in_closed_form():
     assert scores.margins.tolist() == [-1.0, -1.0]
     first = math.log(1 + math.exp(1))
     second = math.log(math.exp(1) + 1 + math.exp(-4))
-    assert scores.metrics() == {
-        "accuracy": 0.0,
-        "accuracy_norm": 1.0,  # -4/8 above -3/3; -2/4 above -1/1 and -6/2
-        "accuracy_bytes": 0.0,  # -3/3 above -4/2; -6/24 above the others
-        "margin": -1.0,
-        "choice_loss": pytest.approx((first + second) / 2),
+    assert scores.row_scores() == {
+        "accuracy": [0.0, 0.0],
+        "accuracy_norm": [1.0, 1.0],  # -4/8 above -3/3; -2/4 above -1/1 and -6/2
+        "accuracy_bytes": [0.0, 0.0],  # -3/3 above -4/2; -6/24 above the others
+        "margin": [-1.0, -1.0],
+        "choice_loss": pytest.approx([first, second]),
     }
 
 

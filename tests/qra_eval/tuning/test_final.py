@@ -86,7 +86,6 @@ def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_come
 def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_training_again(
     evaluator, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(final, "SCORED_ROWS", 1)
     plan, heard = evaluator.space.uniform(4, 4), []
     options = {"steps": 3, "kept": tmp_path / "kept", "figures": lambda step, told: heard.append(step)}
     whole = evaluator.tune(plan, steps=3, folder=tmp_path / "whole")
@@ -94,7 +93,6 @@ def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_trai
     with pytest.raises(KeyboardInterrupt):
         evaluator.tune(plan, **options)
     monkeypatch.undo()
-    monkeypatch.setattr(final, "SCORED_ROWS", 1)
     resumed = evaluator.tune(plan, folder=tmp_path / "run", **options)
     assert heard == [1, 2, 3] and len(list((tmp_path / "kept").glob(CHECKPOINTS))) == 1
     assert resumed.test_loss == whole.test_loss
@@ -135,11 +133,10 @@ class Killed(BaseException):
 
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
     bench = evaluator.tuner
-    monkeypatch.setattr(final, "score", lambda *_: {})
     for holder, name, changed in (
         (evaluator.quantized, "settings", {"scales": True}),
         (bench, "evaluation", {"validation_rows": 4}),
-        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2}),
+        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2, "scored_rows": 0}),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)

@@ -14,7 +14,6 @@ from evaluators import make_evaluator
 
 import qra_search
 from qra_eval.quantized import adapters
-from qra_eval.tuning import final
 from qra_eval.tuning.full import CURVE_FILE
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_search.cli import errors
@@ -59,12 +58,10 @@ def evaluator(tmp_path_factory):
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         training={"batch_size": 4, "max_length": 48, "learning_rate": 0.01, "scales": True},
         evaluation={"validation_rows": 3},
-        finetune={"steps": 4, "test_rows": 3, "evaluate_every": 2, "checkpoint_every": 2},
+        finetune={"steps": 4, "test_rows": 3, "evaluate_every": 2, "checkpoint_every": 2, "scored_rows": 0},
     )  # fmt: skip
     made.tuner.switcher.prepare()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(final, "score", lambda tuner, rows: {})
-        yield made
+    return made
 
 
 def tune(evaluator, place, kill_at=0, **changed):

@@ -58,6 +58,11 @@ def test_rows_that_are_cut_are_counted_with_the_length_that_keeps_them_whole() -
     )
 
 
+def test_prompts_with_several_answers_are_counted() -> None:
+    counts = {**ENOUGH, "train": RowCount(96, 96, conflicting=4)}
+    assert said(Counting(**counts))[1].startswith("warning: 4 rows have a prompt that occurs again with another answer")
+
+
 def test_a_comparison_is_of_the_test_rows_that_there_are() -> None:
     config = make_config({"finetune": {"test_rows": 50}})
     assert rows_of_test(Counting(test=RowCount(50, 12)), config) == 12
