@@ -1,4 +1,4 @@
-"""Which graphics cards a run fits, what to change if it does not, and what there is room to keep on the one at hand."""
+"""Which graphics cards a run fits, what to change if it does not, and what can stay on the one at hand."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from qra_eval.quantized.model import free_bytes
 from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 
 CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
 }  # fmt: skip
 """By the memory that they are sold with, in GiB of which about 3% are not to be had."""
-PAIRS = {"2 x 24 GB": 24, "2 x 48 GB": 48, "2 x 80 GB": 80}
-"""Over which layers are spread: the memory of each."""
 USABLE = 0.97
 SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
 PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
@@ -28,28 +26,17 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 
 def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
-    """What each card needs, and each pair of cards: see `Evaluator.cards`."""
-    return [*_fits(tuner, budget, CARDS, 1), *_fits(tuner, budget, PAIRS, 2)]
-
-
-def _fits(tuner: FineTuner, budget: int | None, kinds: dict[str, int], count: int) -> list[dict[str, Any]]:
-    tried: list[tuple[str, str, Peak]] = []
-    found: list[dict[str, Any]] = []
-    ways = _ways(tuner, budget, count)
-    for name, gib in reversed(kinds.items()):
+    """What each card needs: see `Evaluator.cards`."""
+    ways, rows = list(_ways(tuner, budget)), []
+    for name, gib in CARDS.items():
         room = int(gib * USABLE * 2**30)
-        fits = next((way for way in tried if way[2].device <= room), None)
-        while fits is None:
-            way = next(ways, None)
-            if way is None:
-                break
-            tried.append(way)
-            fits = way if way[2].device <= room else None
         row: dict[str, Any] = {"name": name, "bytes": room, "settings": None}
-        if fits is not None:
-            row |= {"settings": fits[0], "phase": fits[1], "peak_bytes": fits[2].device, "host_bytes": fits[2].host}
-        found.append(row)
-    return found[::-1]
+        if (way := next((way for way in ways if way[2].device <= room), None)) is not None:
+            settings, phase, peak = way
+            row |= {"settings": settings or "as it is configured", "phase": phase}
+            row |= {"peak_bytes": peak.device, "host_bytes": peak.host}
+        rows.append(row)
+    return rows
 
 
 def fit(tuner: FineTuner, budget: int | None) -> None:
@@ -62,13 +49,14 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
         budget: bytes of the largest plan that will be put in place.
 
     Raises:
-        BadInput: the highest peak is above what is free; the settings that fit are named.
+        BadInput: the highest peak is above what is free, on all devices together; the message has settings that fit.
     """
     model, device = tuner.quantized, tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
         return  # code of a model's own is not run on fake tensors
-    every = dict.fromkeys([device, *model.blocks.devices])
-    free = min(free_bytes(card) + torch.cuda.memory_reserved(card) for card in every)  # its own is free to a process
+    several = dict.fromkeys([device, *model.blocks.devices])
+    # What a process has reserved is free to it.
+    free = sum(free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
     done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
 
     def highest() -> tuple[int, str]:
@@ -79,22 +67,23 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free and model.keep_nothing():
         most, phase = highest()
     if most > free:
-        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget, len(every)))
-        words, least = next((way for way in ways if way[1] <= free), ("", 0))
+        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget))
+        words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
-    model.blocks.keeps = True  # which the next foretells
-    model.blocks.keeps = highest()[0] <= free
+    if len(several) == 1:
+        model.blocks.keeps = True  # which the next call estimates
+        model.blocks.keeps = highest()[0] <= free
 
 
-def _ways(tuner: FineTuner, budget: int | None, count: int) -> Iterator[tuple[str, str, Peak]]:
-    """Settings in words, the phase that takes most with them and its peak; the most comfortable first."""
+def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+    """Options that change the settings, the phase that takes most with them and its peak; the least changed first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            (bytes_,) = resolve_budgets(tuner.quantized.space, plan)
+            bytes_ = resolve_budget(tuner.quantized.space, plan)
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:
@@ -103,11 +92,8 @@ def _ways(tuner: FineTuner, budget: int | None, count: int) -> Iterator[tuple[st
         for words, size in plans:
             for more, changes in (("", {}), (SMALLER, small)):
                 tuner.quantized.settings = settings.model_copy(update=changes)
-                peaks = foretell(tuner, size, gpu=True, cards=count)
+                peaks = foretell(tuner, size, gpu=True)
                 phase = max(peaks, key=lambda name: peaks[name].device)
-                said = (words + more).strip()
-                if count > 1 and len(set(tuner.quantized.blocks.devices)) != count:
-                    said = f"--device {','.join(f'cuda:{at}' for at in range(count))} {said}".strip()
-                yield said or "as it is configured", phase, peaks[phase]
+                yield (words + more).strip(), phase, peaks[phase]
     finally:
         tuner.quantized.settings = settings

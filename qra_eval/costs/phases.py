@@ -9,14 +9,11 @@ wait, and libraries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from qra_eval.costs.sizes import Sizes, largest_of
-from qra_eval.models.split import spread
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.passes import LABELS
 from qra_eval.quantized.threads import workers
@@ -48,24 +45,14 @@ class Peak:
     host: int
 
 
-def foretell(
-    tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None, cards: int | None = None
-) -> dict[str, Peak]:
-    """The peak of every phase; of several cards that of the one that holds most.
+def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
+    """The peak of every phase; of layers over several devices, on one that holds them all.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
-        cards: over which the layers are spread; None: over the devices at hand.
     """
-    devices: Sequence[Any] = tuner.quantized.blocks.devices if cards is None else spread(tuner.model, range(cards))
-    places = [[at for at, own in enumerate(devices) if own == device] for device in dict.fromkeys(devices)]
-    peaks = [_foretold(tuner, _Run(tuner, budget, gpu, layers)) for layers in places]
-    return {n: Peak(max(p[n].device for p in peaks), max(p[n].host for p in peaks)) for n in peaks[0]}
-
-
-def _foretold(tuner: FineTuner, run: _Run) -> dict[str, Peak]:
-    evaluation, finetune = tuner.evaluation, tuner.finetune
+    run, evaluation, finetune = _Run(tuner, budget, gpu), tuner.evaluation, tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     return {
         "load": run.peak(),

@@ -1,4 +1,4 @@
-"""How large a run's model, plan and batches are on one of its devices: the numbers that phases are made of."""
+"""How large a run's model, plan and batches are: the numbers that the peaks of phases are sums of."""
 
 from __future__ import annotations
 
@@ -24,13 +24,9 @@ float32 (6 for each of a pair), and its copy as it is stored (2)."""
 
 
 class Sizes:
-    """The sizes of a run's model, plan and rows.
+    """The sizes of a run's model, plan and rows; of layers over several devices, those on one that holds them all."""
 
-    Args:
-        own: the layers on the device that is looked at; all else is where the first one is.
-    """
-
-    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None, own: Sequence[int]):
+    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
         self.tuner, model = tuner, tuner.quantized
         self.model, self.settings, space = model, tuner.settings, model.space
         text = tuner.model.config.get_text_config()
@@ -53,9 +49,6 @@ class Sizes:
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
-        self.own, self.part = len(own), sum(sizes[at] for at in own) / sum(sizes)
-        if self.own < self.layers:
-            self._take_part(first=0 in own)
         # Activations grow by the same for each layer that is added, if all layers are alike.
         self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
@@ -69,16 +62,6 @@ class Sizes:
         )
         self.bare = self.sketch(passing, self.depths[1])
 
-    def _take_part(self, *, first: bool) -> None:
-        """Of what lies on the device for long, the part of its layers; and what is outside of layers on the first."""
-        tables, stored = [t.linear for t in self.model.tables.values()], self.model.backend.storage
-        levels = self.model.table_levels or ((),)
-        packed = [sum(stored(b).bytes(t.out_features, t.in_features) for t in tables) for b in levels]
-        self.packed = int((self.packed - min(packed)) * self.part) + (max(packed) if first else 0)
-        self.rest, self.tables = (self.rest, self.tables) if first else (0, 0)
-        for name in ("adapters", "cache", "kept"):
-            setattr(self, name, int(getattr(self, name) * self.part))
-
     def resident(self, *, adapters: int) -> int:
         """The plan in place, and what is kept dequantized."""
         return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
@@ -90,7 +73,6 @@ class Sizes:
         """
         model, outputs = self.model, sum(rows for rows, _ in self.shapes)
         numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
-        numbers = int(numbers * self.part)
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
@@ -109,7 +91,7 @@ class Sizes:
         """What the whole model takes of batches, from what the sketches of two depths take."""
         labels = max(len(b.targets) for b in batches)
         short, long = (getattr(sketch, what)(*largest_of(batches), labels) for sketch in (self.short, self.long))
-        return int(long + (long - short) * (self.own - self.depths[1]))
+        return int(long + (long - short) * (self.layers - self.depths[1]))
 
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         return sketch(

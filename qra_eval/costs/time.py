@@ -29,9 +29,8 @@ PASSES = 2
 TIMED_TOKENS = 16384
 """Of the vocabulary of a made-up model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
-"""Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are drawn out from it."""
-FEWER = 4
-"""Times fewer rows of a second one, on a GPU."""
+"""Rows and columns of a made-up linear whose quantization is timed on a CPU, at most; larger ones are extrapolated. A
+GPU, where the launches of kernels take time of their own, quantizes it in full."""
 
 
 def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
@@ -153,24 +152,16 @@ def quantization_seconds(tuner: FineTuner) -> float:
     # The first call imports libraries and makes kernels.
     _timed_quantization(tuner, min(least[0], 64), least[1], model.levels)
     for ((out_features, in_features), levels), count in counts.items():
-        rows, columns = min(out_features, TIMED_OUT), in_features
-        while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
-            columns //= 2
+        rows, columns = out_features, in_features
+        if model.device.type == "cpu":
+            rows = min(rows, TIMED_OUT)
+            while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
+                columns //= 2
         seconds = _timed_quantization(tuner, rows, columns, levels)
-        launches = 0.0
-        if model.device.type == "cuda":
-            launches = not_of_rows(seconds, _timed_quantization(tuner, max(1, rows // FEWER), columns, levels))
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
-        wider = in_features / columns
-        total += count * (launches * wider ** (power - 1) + (seconds - launches) * (out_features / rows) * wider**power)
+        total += count * seconds * (out_features / rows) * (in_features / columns) ** power
     return total
-
-
-def not_of_rows(seconds: float, fewer: float) -> float:
-    """Of the seconds for some rows, given those for `FEWER` times fewer, what does not grow with rows: the launches of
-    a GPU's kernels, which feedback makes for each column."""
-    return min(seconds, max(0.0, (FEWER * fewer - seconds) / (FEWER - 1)))
 
 
 def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:

@@ -13,7 +13,7 @@ from qra_backends import make_backend
 from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.costs.cards import CARDS, PAIRS, cards
+from qra_eval.costs.cards import CARDS, cards
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, foretell
 from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.costs.sketch import Meter, Sketch
@@ -70,9 +70,9 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     with Meter() as meter, labelled_head(model) as head:
         meter.ignore(*model.parameters(), *model.buffers())
         batch_loss(model.train(), head, batch).backward()
-    # Dequantizing, which the sketch adds, takes some; of a mixture a batch's products are left out.
+    # The sketch adds dequantizing, and takes the tokens of a mixture to choose all experts evenly.
     found = sketch.training_step(rows, tokens, labels) / meter.peak
-    assert (0.6 if family == "qwen3_moe" else 0.95) < found < 1.1
+    assert 0.95 < found < 1.1
 
 
 @pytest.mark.parametrize(
@@ -164,22 +164,10 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-def test_every_card_is_told_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
+def test_every_card_has_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
     found = cards(shape_only(tmp_path, family=family).tuner, None)
-    assert [card["name"] for card in found] == [*CARDS, *PAIRS]
-    settings = ["as it is configured"] * len(CARDS) + ["--device cuda:0,cuda:1"] * len(PAIRS)
-    assert [card["settings"] for card in found] == settings
+    assert [(card["name"], card["settings"]) for card in found] == [(name, "as it is configured") for name in CARDS]
     assert all(card["peak_bytes"] < card["bytes"] for card in found)
-
-
-def test_each_of_two_cards_takes_in_training_what_half_the_layers_take_and_a_layer_at_a_time_no_less(
-    tmp_path: Path,
-) -> None:
-    three, five = (foretell(shape_only(tmp_path, layers=n).tuner, gpu=True) for n in (3, 5))
-    eight, spread = (foretell(shape_only(tmp_path, layers=8).tuner, gpu=True, cards=n) for n in (1, 2))
-    for phase in ("search", "tune", "reload"):
-        assert three[phase].device < spread[phase].device <= five[phase].device < eight[phase].device
-    assert spread["quantize"] == eight["quantize"] and spread["sensitivities"].host == eight["sensitivities"].host
 
 
 def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
@@ -190,7 +178,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
     shown = qra("doctor", "--model", tmp_path / "model-4", *brief)
     assert shown.status == 0 and "24 GB" in shown.out and "as it is configured" in shown.out
     rows = qra("doctor", "--model", tmp_path / "model-4", *brief, "--json").json
-    assert len(rows) == len(CARDS) + len(PAIRS) and rows[0]["phase"] in PHASES
+    assert len(rows) == len(CARDS) and rows[0]["phase"] in PHASES
     refused = qra("doctor", "--model", tmp_path / "nothing")
     assert refused.status == 2 and "no file or folder" in refused.err
 

@@ -129,9 +129,3 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * 10)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("launches", "by_rows"), [(2.0, 6.0), (0.0, 4.0), (5.0, 0.0)])
-def test_launches_are_told_from_what_grows_with_rows(launches: float, by_rows: float) -> None:
-    few = launches + by_rows / module.FEWER
-    assert module.not_of_rows(launches + by_rows, few) == pytest.approx(launches)
