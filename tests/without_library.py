@@ -50,15 +50,15 @@ def modules() -> dict[str, str]:
 
 
 def commands() -> dict[str, str]:
-    """The commands that list what there is, and a dry look at the machine."""
+    """The commands that list what there is."""
     from typer.testing import CliRunner
 
     from qra_search.cli.app import app
 
     failed = {}
-    for command in (["backends"], ["backends", "--json"], ["strategies"], ["tasks"], ["export", "--list"], ["doctor"]):
+    for command in (["backends"], ["backends", "--json"], ["strategies"], ["tasks"], ["export", "--list"]):
         done = CliRunner().invoke(app, command)
-        if done.exception is not None and not (command == ["doctor"] and isinstance(done.exception, SystemExit)):
+        if done.exception is not None:
             failed[" ".join(command)] = repr(done.exception)
     return failed
 

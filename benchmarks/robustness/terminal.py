@@ -35,7 +35,6 @@ SCREENS: tuple[tuple[str, str, int], ...] = (
     ("help-search", "qra search --help", 0),
     ("help-finetune", "qra finetune --help", 0),
     ("help-export", "qra export --help", 0),
-    ("doctor", "qra doctor", 0),
     ("doctor-model", "qra doctor --model tiny --task arithmetic --memory uniform4r8", 0),
     ("dry-run", f"qra search {TINY} --memory uniform3r8 --evaluations 24 --dry-run", 0),
     ("plan", f"qra plan {TINY} --memory uniform3r8 --memory uniform4r8 --out runs/a", 0),

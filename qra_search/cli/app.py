@@ -59,7 +59,8 @@ ENTRIES = (
           "devices, and why one cannot be used here."),
     Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
     Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    Entry("doctor", "doctor:doctor", TOOLS, "Check python, libraries, devices and disk, and say what to do."),
+    Entry("doctor", "doctor:doctor", TOOLS, "Check that the files in a folder are whole, or say which graphics cards a "
+          "model fits."),
     Entry("bench", "bench:bench", TOOLS, "Compare search strategies on tasks whose best is known, and write tables "
           "with statistics."),
 )  # fmt: skip

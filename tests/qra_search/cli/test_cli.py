@@ -173,26 +173,6 @@ def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
     assert told not in qra("plan", "--model", "tiny", "--task", "none.jsonl", "--memory", "75%").err
 
 
-def test_doctor_finds_this_environment_fit(qra: Qra) -> None:
-    report = qra("doctor", "--json")
-    found = {row["what"]: row for row in report.json}
-    assert report.status == 0
-    assert found["numpy"]["level"] == "ok"
-    assert found["python"]["found"] == ".".join(map(str, sys.version_info[:3]))
-
-
-def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_search.cli import doctor
-
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", {"peft": None, "scipy": "1.0"}.get)
-    assert doctor._version("peft") is None and version("peft") is not None
-    report = qra("doctor")
-    assert report.status == 1
-    assert "pip install 'peft" in report.out
-    assert ">=1.13 is needed: pip install 'scipy>=1.13'" in report.out
-
-
 def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
     for name in ("a", "b"):
         file = tmp_path / "deep" / f"{name}.safetensors"

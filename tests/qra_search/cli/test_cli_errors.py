@@ -164,8 +164,9 @@ CASES = [
     ((*SEARCH, "--executor", "ray"), "--executor: say with --workers how many there are"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor ray"),
     # what would be left unheard
-    (("doctor", *TASK), "--model is missing: these settings are of a model"),
-    (("doctor", "a", "--model", "tiny"), "a FOLDER and a --model are checked one at a time"),
+    (("doctor", *TASK), "--model is missing: the graphics cards are those that a model fits"),
+    (("doctor", "a", "--model", "tiny"), "takes a FOLDER, whose files are checked, or a --model"),
+    (("doctor",), "takes a FOLDER, whose files are checked, or a --model"),
     ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': something is given twice there"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),
