@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
 from qra_search.allocate.measured import Measured
 from qra_search.config import make_config
@@ -26,13 +28,12 @@ class Guessing(Strategy):
             plan = state.full[-1].plan
             return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
         rng, space = state.rng(), state.space
-        b = rng.integers(len(space.bits), size=len(space))
-        r = rng.integers(len(space.ranks), size=len(space))
-        while space.memory.bytes(b, r) > state.memory_limit:
+        code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
+        while space.memory.bytes(code) > state.memory_limit:
             g = rng.integers(len(space))
-            b[g], r[g] = max(b[g] - 1, 0), max(r[g] - 1, 0)
-        plan = space.decode(b, r)
-        if plan.key in state.seen:
+            code[:, g] = np.maximum(code[:, g] - 1, 0)
+        plan = space.decode(code)
+        if plan in state.seen:
             return []
         return [Proposal(plan, seed=state.seed, origin="guess", predicted_loss=2.0, predicted_std=0.1)]
 
@@ -52,8 +53,6 @@ class Bits(Evaluator):
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=1.0, fidelity=fidelity, seed=seed)
 
     def sensitivities(self) -> Sensitivities:
-        import numpy as np
-
         groups = np.arange(1.0, len(self.space) + 1)[:, None]
         return Sensitivities(groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.table import table_losses
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.table import Rows
 from qra_search.testing.scenarios import toy_space
@@ -29,14 +30,15 @@ class World:
         self.basis = TableBasis(self.space, self.sensitivities)
         self.rng = rng
 
-    def plans(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def plans(self, count: int) -> np.ndarray:
+        """int (count, 2, G), codes of random plans."""
         G, B, R = self.table.shape
-        return self.rng.integers(0, B, (count, G)), self.rng.integers(0, R, (count, G))
+        return np.stack([self.rng.integers(0, B, (count, G)), self.rng.integers(0, R, (count, G))], axis=1)
 
-    def loss(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return 1.0 + self.table[np.arange(len(self.table)), b, r].sum(1)
+    def loss(self, codes: np.ndarray) -> np.ndarray:
+        return 1.0 + table_losses(self.table, codes)
 
     def rows(self, count: int, noise: float = NOISE) -> Rows:
-        b, r = self.plans(count)
-        loss = self.loss(b, r) + noise * self.rng.standard_normal(count)
-        return Rows(b, r, loss, np.ones(count), np.zeros((count, 0)))
+        codes = self.plans(count)
+        loss = self.loss(codes) + noise * self.rng.standard_normal(count)
+        return Rows(codes, loss, np.ones(count), np.zeros((count, 0)))

@@ -238,7 +238,7 @@ def largest(evaluator: QuantizedLoRAEvaluator) -> Plan:
     """The plan of most bytes that the space has."""
     memory = evaluator.space.memory
     most = np.where(memory.allowed, memory.choice, -1)
-    return evaluator.space.decode(*np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:]))
+    return evaluator.space.decode(np.stack(np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:])))
 
 
 def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -> None:

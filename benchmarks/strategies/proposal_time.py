@@ -31,7 +31,8 @@ from qra_search.bench.run import environment
 from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.space.space import Plan
+from qra_search.space.steps import Steps
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
 EXPERTS = "48-layer-128-experts"
@@ -49,22 +50,22 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     """The state of a search with so many finished trials."""
     space, sensitivities = landscape.space, landscape.sensitivities()
     budgets = task_budgets(space)
-    starts = [np.concatenate(space.encode(solve(space, sensitivities, budget).plan)) for budget in budgets]
-    codec, groups = PlanCodec(space), len(space)
+    starts = [space.encode(solve(space, sensitivities, budget).plan) for budget in budgets]
+    steps, groups = Steps(space), len(space)
     rng = np.random.default_rng(seed)
-    done: dict[str, Trial] = {}
+    done: dict[Plan, Trial] = {}
     for plan in space.uniform_plans()[:trials]:
-        done[plan.key] = finished(landscape, len(done), plan)
+        done[plan] = finished(landscape, len(done), plan)
     while len(done) < trials:
         k = len(done) % len(budgets)
-        row = starts[k].copy()
+        code = starts[k].copy()
         changed = rng.random(groups) < 0.1
         changed[rng.integers(groups)] = True
-        row[:groups][changed] = rng.integers(0, len(space.bits), changed.sum())
-        row[groups:][changed] = rng.integers(0, len(space.ranks), changed.sum())
-        plan = codec.decode(codec.repair(row, budgets[k], rng))
-        if plan.key not in done:
-            done[plan.key] = finished(landscape, len(done), plan)
+        code[0, changed] = rng.integers(0, len(space.bits), changed.sum())
+        code[1, changed] = rng.integers(0, len(space.ranks), changed.sum())
+        plan = space.decode(steps.repair(code, budgets[k], rng))
+        if plan not in done:
+            done[plan] = finished(landscape, len(done), plan)
     return StudyState(space, tuple(done.values()), sensitivities, budgets, seed, 10.0 * trials, landscape.fidelities)
 
 

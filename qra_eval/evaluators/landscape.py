@@ -63,11 +63,11 @@ class Landscape(Truth):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
         begun = time.perf_counter()
-        b, r = self.space.encode(plan)
-        loss = float(self._tables_at(fidelity).losses(b[None], r[None])[0])
+        code = self.space.encode(plan)
+        loss = float(self._tables_at(fidelity).losses(code[None])[0])
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
         loss += self.noise_at(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
-        size = int(self.space.memory.bytes(b, r))
+        size = int(self.space.memory.bytes(code))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
 
     def noise_at(self, loss: float) -> float:
@@ -75,8 +75,8 @@ class Landscape(Truth):
         best = self.tables.base - self.tables.gain.max(1).sum()
         return self.noise + self.noise_slope * max(loss - best, 0.0)
 
-    def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return self.tables.losses(b, r)
+    def true_losses(self, codes: np.ndarray) -> np.ndarray:
+        return self.tables.losses(codes)
 
     def additive_table(self) -> np.ndarray:
         return self.tables.additive_table()

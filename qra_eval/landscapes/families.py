@@ -124,9 +124,9 @@ class Tables:
     bend: float
     cap: float
 
-    def losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Noise-free losses (N,) of plans given by level indices (N, G), (N, G)."""
-        rows = np.arange(len(self.layer))
+    def losses(self, codes: np.ndarray) -> np.ndarray:
+        """Noise-free losses (N,) of encoded plans (N, 2, G)."""
+        rows, b, r = np.arange(len(self.layer)), codes[:, 0], codes[:, 1]
         t = self.damage[rows, b] * self.left[rows, b, r]
         x = t.sum(1)
         starts = np.flatnonzero(np.diff(self.layer, prepend=-1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BISECTIONS = 60
+BISECTIONS, BISECTIONS_OF_MANY = 60, 24
 MOST_SUMS = 12_000_000
 """Partial sums of all groups together, 6 bytes each. A measured prior of 6,000 experts needs half as many; only
 thousands of groups that are all alike need more, and there the greedy solution is but a single exchange off."""
@@ -13,7 +13,7 @@ RELATIVE_GAP = 1e-12
 
 
 def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> np.ndarray | None:
-    """Cheapest choice of one item for every group within a budget.
+    """The plan of least cost within a budget.
 
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
     dropped when another is no dearer and no larger, or when the bound shows that no completion beats the best
@@ -21,15 +21,67 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     than `MOST_SUMS` partial sums would be kept: the greedy solution is then as good as known.
 
     Args:
-        cost: float (G, C); inf if an item is not allowed.
-        size: int (G, C), not negative.
+        cost: float (G, B, R); inf if a choice is not allowed.
+        size: int (G, B, R), not negative.
         budget: what the sizes may sum to.
-        exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few items.
+        exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few choices.
 
     Returns:
-        int (G,), the chosen items; None if nothing fits.
+        int64 (2, G), the code of the plan; None if nothing fits.
     """
-    cost, size = np.asarray(cost, dtype=float), np.asarray(size, dtype=np.int64)
+    choice = _solve(flat(np.asarray(cost, dtype=float)), flat(np.asarray(size, dtype=np.int64)), budget, exact)
+    return None if choice is None else to_codes(choice, cost.shape[-1])
+
+
+def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
+    """Plans int64 (S, 2, G) of nearly least cost for many tables: the Lagrangian solution of each, filled greedily.
+
+    Args:
+        cost: float (S, G, B, R); inf if a choice is not allowed.
+        size: int (G, B, R).
+        budget: what the sizes may sum to; the smallest choices must fit.
+    """
+    ranks, cost, size = cost.shape[-1], flat(cost), flat(size)
+    S, G, _ = cost.shape
+    allowed = np.isfinite(cost[0])
+    least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
+    best = np.repeat(least[None], S, 0)
+    rows = np.arange(G)
+    free = cost.argmin(2)
+    fits = size[rows, free].sum(1) <= budget
+    best[fits] = free[fits]
+    todo = np.flatnonzero(~fits)
+    if len(todo):
+        c = cost[todo]
+        span = np.where(allowed, c, -np.inf).max(2) - np.where(allowed, c, np.inf).min(2)
+        width = np.maximum(np.where(allowed, size, 0).max(1) - size[rows, least], 1)
+        # Prices span many decades: bisect on the logarithm.
+        high = np.log((span / width).max(1) * G + 1e-300) + 5.0
+        low = high - 40.0
+        weight, priced = size.astype(float), np.empty_like(c)
+        for _ in range(BISECTIONS_OF_MANY):
+            middle = 0.5 * (low + high)
+            np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
+            priced += c
+            choice = priced.argmin(2)
+            ok = size[rows, choice].sum(1) <= budget
+            best[todo[ok]] = choice[ok]
+            high, low = np.where(ok, middle, high), np.where(ok, low, middle)
+    return to_codes(np.stack([fill(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
+
+
+def flat(table: np.ndarray) -> np.ndarray:
+    """(..., G, C): a table (..., G, B, R) with the C = B R choices of a group as its items."""
+    return table.reshape(*table.shape[:-2], -1)
+
+
+def to_codes(items: np.ndarray, ranks: int) -> np.ndarray:
+    """int64 (..., 2, G): the codes of plans given by one item of each group, (..., G)."""
+    return np.stack(np.divmod(items, ranks), axis=-2)
+
+
+def _solve(cost: np.ndarray, size: np.ndarray, budget: int, exact: bool) -> np.ndarray | None:
+    """The items (G,) of `solve`, of a cost and sizes (G, C)."""
     rows = np.arange(len(cost))
     allowed = np.isfinite(cost)
     if not allowed.any(1).all():
@@ -49,7 +101,11 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
 
 
 def fill(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) -> np.ndarray:
-    """Spend what is left of the budget: single exchanges, each the best fall of cost a byte, while any helps."""
+    """Items (G,) after single exchanges of items within the budget, each the best fall of cost a byte, while any helps.
+
+    Args:
+        cost, size: (G, C).
+    """
     rows = np.arange(len(cost))
     choice = choice.copy()
     room = budget - int(size[rows, choice].sum())

@@ -97,7 +97,7 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     table = additive_table(space, sensitivities)
     plan = solve_table(space, table, budget_bytes)
     fitting = space.uniform_plans(budget_bytes)
-    loss, *others = table_losses(space, table, [plan, *fitting]).tolist()
+    loss, *others = table_losses(table, space.encode_many([plan, *fitting])).tolist()
     uniform = [
         UniformPrediction(other, space.memory_bytes(other), value - loss,
                           0.0 if other == plan else gain_deviation(value - loss))
@@ -117,11 +117,10 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Pla
         BudgetTooSmall: no plan fits.
     """
     space.memory.check_budget(budget_bytes)
-    groups, bits, ranks = table.shape
-    cost = np.where(space.memory.allowed, table, np.inf).reshape(groups, bits * ranks)
-    choice = knapsack.solve(cost, space.memory.choice.reshape(groups, -1), budget_bytes - space.fixed_bytes)
-    assert choice is not None  # the smallest plan fits
-    return space.decode(choice // ranks, choice % ranks)
+    cost = np.where(space.memory.allowed, table, np.inf)
+    code = knapsack.solve(cost, space.memory.choice, budget_bytes - space.fixed_bytes)
+    assert code is not None  # the smallest plan fits
+    return space.decode(code)
 
 
 def gain_deviation(gain: float) -> float:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 
 def additive_table(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
@@ -22,10 +20,9 @@ def additive_table(space: SearchSpace, sensitivities: Sensitivities | None) -> n
     return sensitivities.bits_damage[:, :, None] * left - sensitivities.rank_gain[:, None, :]
 
 
-def table_losses(space: SearchSpace, table: np.ndarray, plans: Sequence[Plan]) -> np.ndarray:
-    """Loss (N,) of plans by a table (G, B, R): its entries added up over groups."""
-    b, r = space.encode_many(plans)
-    return table[np.arange(len(space)), b, r].sum(1)
+def table_losses(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Loss (N,) of encoded plans (N, 2, G) by a table (G, B, R): its entries added up over groups."""
+    return np.asarray(table[np.arange(len(table)), codes[:, 0], codes[:, 1]].sum(-1))
 
 
 def usable_sensitivities(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:

@@ -13,6 +13,7 @@ from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
+from qra_search.space.steps import Steps
 from qra_search.strategies import Estimates, Strategy
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
@@ -85,9 +86,8 @@ def best_uniform(evaluator: Oracle, budget: int) -> float:
 
 def smallest_plan(space: Any) -> Plan:
     """The plan of fewest bytes: what is left to hand over if nothing that was evaluated fits."""
-    weight = np.where(space.bits_allowed, space.memory.weight, np.iinfo(np.int64).max).argmin(1)
-    adapter = np.where(space.ranks_allowed, space.memory.adapter, np.iinfo(np.int64).max).argmin(1)
-    return space.decode(weight, adapter)
+    steps = Steps(space)
+    return space.decode(np.where(steps.allowed, steps.sizes, np.iinfo(np.int64).max).argmin(-1))
 
 
 class Timed(Strategy):
@@ -144,10 +144,10 @@ def truncate(state: StudyState, point: float) -> StudyState:
 
 def _conduct(trials: tuple[Trial, ...], strategy: Timed) -> dict[str, Any]:
     """How the strategy behaved: time, replicates, low fidelity, failures, and how honest its predictions were."""
-    seen: set[tuple[str, float]] = set()
+    seen: set[tuple[Plan, float]] = set()
     replicates = 0
     for trial in trials:
-        key = (trial.plan.key, trial.fidelity)
+        key = (trial.plan, trial.fidelity)
         replicates += key in seen
         seen.add(key)
     scores = [

@@ -15,8 +15,10 @@ Row = dict[str, Any]
 Best = dict[tuple[str, int], np.ndarray]
 """Lowest noise-free loss known (B,) at each budget of the grid, by task and seed."""
 
-FAILED_SHARE = 1.0
-"""A cell that failed is scored as if the best uniform plan had been handed over."""
+FAILED_SHARE = np.inf
+"""Share left of a cell that failed: it is shown as failed, and loses to every score."""
+LARGEST_SHARE = 1e6
+"""In paired tests, which take no infinite values."""
 TIE = 0.005
 """Shares of the possible gain that differ by less count as a tie."""
 RESAMPLES = 2000
@@ -95,9 +97,11 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     """The median of values (N,) or of all of (seeds, tasks), and its percentile interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
-    out (a seed that one task lacks), and so is a seed that all tasks lack.
+    out (a seed that one task lacks), and so is a seed that all tasks lack. Infinite if a cell failed.
     """
     values = np.asarray(values, dtype=float)
+    if np.isinf(values).any():
+        return Interval(FAILED_SHARE, FAILED_SHARE, FAILED_SHARE)
     values = values[~np.isnan(values.reshape(len(values), -1)).all(1)]
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
@@ -108,7 +112,7 @@ def bootstrap_median(values: np.ndarray) -> Interval:
 
 def pairwise(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
     """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
-    both = []
+    both, shares = [], np.minimum(shares, LARGEST_SHARE)
     for i, j in combinations(range(len(names)), 2):
         shared = ~np.isnan(shares[:, [i, j]]).any(1)
         if shared.sum() > 1:

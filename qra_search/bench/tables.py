@@ -29,11 +29,12 @@ HEADING = """# Search strategies side by side
 
 Share of the possible gain over the best uniform plan that is left, summed over three budgets: 0 is the best plan known,
 1 the best uniform plan, above 1 loses to it. The plan is the one that the strategy would hand over, at its noise-free
-loss. Medians with bootstrap 95% intervals over seeds. A cell that failed counts as 1; one that ended early keeps its
-last value."""
+loss. Medians with bootstrap 95% intervals over seeds. A strategy with a failed cell is shown as failed, and loses
+its pairs there; a search that ended early keeps its last value."""
 LEAST, MOST = 0.003, 10.0
 """Shares beyond are drawn here: the axis is logarithmic."""
 BEST_MARGIN = 1e-9
+FAILED = "failed"
 
 Cell = str | int | float | Interval | None
 
@@ -110,7 +111,10 @@ def _setting(kind: str, rows: list[Row]) -> Setting:
     notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _reference_note(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         notes.append("Failures: " + "; ".join(errors))
-    curves = {name: [(point, interval.median) for point, interval in medians[name].items()] for name in order}
+    curves = {
+        name: [(point, interval.median) for point, interval in medians[name].items() if np.isfinite(interval.median)]
+        for name in order
+    }
     return Setting(kind, notes, tables, curves)
 
 
@@ -125,8 +129,9 @@ def _pooled(
     for name in order:
         last = shares[max(medians[name])][name]
         figures = [medians[name].get(point) for point in points]
-        cells, lost = int(np.isfinite(last).sum()), int((last > 1.0 + TIE).sum())
-        body.append([name, cells, *figures, float(np.nanmax(last)), lost])
+        cells, lost, worst = int((~np.isnan(last)).sum()), int((last > 1.0 + TIE).sum()), float(np.nanmax(last))
+        shown = [_score(figure) for figure in figures]
+        body.append([name, cells, *shown, worst if np.isfinite(worst) else FAILED, lost])
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
     return Table(caption, columns, body)
@@ -138,8 +143,8 @@ def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray])
     body: list[list[Cell]] = []
     for i, task in enumerate(sorted({row["task"] for row in rows})):
         own = [shares[name][i] for name in names]
-        if any(np.isfinite(values).any() for values in own):
-            body.append([task, *(bootstrap_median(x) if np.isfinite(x).any() else None for x in own)])
+        if not all(np.isnan(values).all() for values in own):
+            body.append([task, *(_score(None if np.isnan(x).all() else bootstrap_median(x)) for x in own)])
     tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
     if pairs := pairwise(np.column_stack([own.ravel() for own in shares.values()]), names):
         caption = (
@@ -148,6 +153,11 @@ def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray])
         )
         tables.append(Table(caption, ["", *names], _matrix(pairs, names)))
     return tables
+
+
+def _score(interval: Interval | None) -> Cell:
+    """An interval as a cell: `failed` if a cell that it is of failed."""
+    return FAILED if interval is not None and np.isinf(interval.median) else interval
 
 
 def _matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
@@ -226,7 +236,7 @@ def draw_medians(settings: Sequence[Setting], path: Path) -> None:
         figure = Figure(figsize=(6 * len(settings), 4), layout="constrained")
         for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
             for name, curve in setting.medians.items():
-                at, shares = zip(*curve, strict=True)
+                at, shares = np.array(curve).reshape(-1, 2).T
                 axes.plot(at, np.clip(shares, LEAST, MOST), marker="o", label=name)
             axes.set(xscale="log", yscale="log", title=setting.kind, xlabel="evaluations spent")
             axes.set_ylabel("share of the possible gain that is left")

@@ -75,9 +75,9 @@ class StudyState:
         return tuple(t for t in self.trials if t.status == "running")
 
     @cached_property
-    def seen(self) -> frozenset[str]:
-        """Keys of every plan in the log, whatever became of it and at whatever fidelity."""
-        return frozenset(t.plan.key for t in self.trials)
+    def seen(self) -> frozenset[Plan]:
+        """Every plan in the log, whatever became of it and at whatever fidelity."""
+        return frozenset(t.plan for t in self.trials)
 
     @cached_property
     def spent(self) -> float:
@@ -90,8 +90,8 @@ class StudyState:
 
     def next_seed(self, plan: Plan) -> int:
         """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        return self.seed + self._counts[plan.key]
+        return self.seed + self._counts[plan]
 
     @cached_property
-    def _counts(self) -> Counter[str]:
-        return Counter(t.plan.key for t in self.trials if t.fidelity >= 1.0)
+    def _counts(self) -> Counter[Plan]:
+        return Counter(t.plan for t in self.trials if t.fidelity >= 1.0)

@@ -33,9 +33,9 @@ class Proposal:
     predicted_std: float | None = None
 
     @property
-    def key(self) -> tuple[str, float, int]:
+    def key(self) -> tuple[Plan, float, int]:
         """Equal for proposals that would repeat the same evaluation."""
-        return self.plan.key, self.fidelity, self.seed
+        return self.plan, self.fidelity, self.seed
 
 
 @dataclass(frozen=True)

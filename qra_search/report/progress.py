@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from qra_search.log.trial import Trial
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import lower_by
 from qra_search.study.study import Study
 
@@ -18,8 +18,8 @@ class BestSoFar:
         self.budgets, self.spent, self.space = tuple(budgets), spent, space
         self.count = self.failed = 0
         self.last: Trial | None = None
-        self._losses: dict[str, list[float]] = {}
-        self._known: dict[str, Trial] = {}
+        self._losses: dict[Plan, list[float]] = {}
+        self._known: dict[Plan, Trial] = {}
 
     @classmethod
     def of(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
@@ -38,8 +38,8 @@ class BestSoFar:
         if not trial.done:
             self.failed += 1
         elif trial.fidelity >= 1.0:
-            self._losses.setdefault(trial.plan.key, []).append(trial.loss)
-            self._known[trial.plan.key] = trial
+            self._losses.setdefault(trial.plan, []).append(trial.loss)
+            self._known[trial.plan] = trial
 
     def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
         """The best plan within a budget and its mean loss; None if none fits."""

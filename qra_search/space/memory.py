@@ -76,11 +76,11 @@ class MemoryModel:
     bits_allowed: np.ndarray
     ranks_allowed: np.ndarray
 
-    def bytes(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Bytes int64 (...,) of plans given by the indices of their choices, (..., G) and (..., G)."""
+    def bytes(self, codes: np.ndarray) -> np.ndarray:
+        """Bytes int64 (...,) of encoded plans (..., 2, G)."""
         rows = np.arange(self.weight.shape[0])
-        total: np.ndarray = self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
-        return total
+        weight, adapter = self.weight[rows, codes[..., 0, :]], self.adapter[rows, codes[..., 1, :]]
+        return np.asarray(weight.sum(-1) + adapter.sum(-1) + self.fixed)
 
     @cached_property
     def choice(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.space.levels import LevelName, check_name, converted, level_words, read_name, whole
+from qra_search.space.levels import LevelName, check_name, converted, level_words, whole
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,6 @@ class Plan:
         """A short text that is equal for equal plans."""
         # Kept: a search asks for the keys of all its trials before every proposal.
         return ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
-
-    @classmethod
-    def from_key(cls, key: str) -> Plan:
-        """The plan with this `key`.
-
-        Raises:
-            ValueError: there is none.
-        """
-        bits, _, ranks = key.partition("|")
-        return cls(tuple(map(read_name, bits.split(","))), tuple(map(int, ranks.split(","))))
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain data, for JSON: `bits` and `ranks`."""

@@ -42,7 +42,7 @@ class SearchSpace:
         bits: their names.
         ranks: in ascending order.
 
-    A plan is coded as two integer arrays of shape (G,), the indices of its choices in `bits` and `ranks`. `encode` and
+    In arrays a plan is an int64 (2, G), its code: the indices of its choices in `bits`, then in `ranks`. `encode` and
     `decode` are the only way between the two.
 
     Raises:
@@ -122,7 +122,7 @@ class SearchSpace:
 
     def mean_bits(self, plan: Plan) -> float:
         """Nominal bits of a plan's levels, averaged over the groups that uniform plans are made of."""
-        return float(self.widths[self.encode(plan)[0][self._following]].mean())
+        return float(self.widths[self.encode(plan)[0, self._following]].mean())
 
     def mean_rank(self, plan: Plan) -> float:
         """Rank of a plan's adapters, averaged over the same groups."""
@@ -153,7 +153,7 @@ class SearchSpace:
 
     def memory_bytes(self, plan: Plan) -> int:
         """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
-        return int(self.memory.bytes(*self.encode(plan)))
+        return int(self.memory.bytes(self.encode(plan)))
 
     @cached_property
     def unquantized(self) -> SearchSpace:
@@ -171,22 +171,23 @@ class SearchSpace:
         return self.unquantized if not self.contains(plan) and self.unquantized.contains(plan) else self
 
     # -- codec ---------------------------------------------------------------------------------
-    def encode(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (G,), (G,) of a plan's bits and ranks.
+    def encode(self, plan: Plan) -> np.ndarray:
+        """int64 (2, G): the indices of a plan's bits and ranks.
 
         Raises:
             BadInput: it is no plan.
             ValueError: the plan is not of this space; the message names the group.
         """
-        b, r = self.encode_many([plan])
-        return b[0], r[0]
+        code: np.ndarray = self.encode_many([plan])[0]
+        return code
 
-    def decode(self, b: Sequence[int] | np.ndarray, r: Sequence[int] | np.ndarray) -> Plan:
-        """The plan with these indices, each (G,)."""
-        return Plan(tuple(self.bits[int(i)] for i in b), tuple(self.ranks[int(i)] for i in r))
+    def decode(self, code: np.ndarray) -> Plan:
+        """The plan of a code (2, G)."""
+        b, r = code.tolist()
+        return Plan(tuple(self.bits[i] for i in b), tuple(self.ranks[i] for i in r))
 
-    def encode_many(self, plans: Iterable[Plan]) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (N, G), (N, G) of several plans; raises as `encode` does."""
+    def encode_many(self, plans: Iterable[Plan]) -> np.ndarray:
+        """int64 (N, 2, G): the codes of several plans; raises as `encode` does."""
         plans = list(plans)
         for plan in plans:
             if not isinstance(plan, Plan):
@@ -201,7 +202,7 @@ class SearchSpace:
         rows = np.arange(len(self))
         if not (self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()):
             raise ValueError(next(filter(None, map(self._why_not, plans))))
-        return b, r
+        return np.stack([b, r], axis=1)
 
     def contains(self, plan: Plan) -> bool:
         """Whether every choice of the plan is allowed."""

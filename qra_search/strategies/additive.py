@@ -1,18 +1,15 @@
-"""Exact optima of the additive problem: what the sensitivities, corrected by the trials, would choose."""
+"""Exact optima of the additive problem: of the sensitivities, then of the table that trials make of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-
-import numpy as np
 
 from qra_search.allocate.solve import solve_table
-from qra_search.allocate.table import additive_table, usable_sensitivities
+from qra_search.allocate.table import additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.strategies.base import Strategy, mean_estimates
-from qra_search.surrogates.scales import fit_scales
+from qra_search.strategies.base import Strategy
+from qra_search.surrogates.posterior import posterior_table
 
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
@@ -22,9 +19,9 @@ LEARN_FROM = 10
 class AdditiveStrategy(Strategy):
     """The multiple-choice knapsack over the sensitivities for a sweep of budgets.
 
-    First the named budgets; then a little under each of them, further and further. Where none is named, ever
-    finer grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the
-    prior's damage is scaled group by group to what they say.
+    First the named budgets; then a little under each of them, further and further. Without named budgets, ever finer
+    grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the table is the
+    one fitted to the trials.
 
     Args:
         learn_from: distinct plans before the trials correct the sensitivities; None never.
@@ -44,22 +41,10 @@ class AdditiveStrategy(Strategy):
             if len(proposals) >= n:
                 break
             plan = solve_table(state.space, table, budget)
-            if plan.key not in seen:
-                seen.add(plan.key)
+            if plan not in seen:
+                seen.add(plan)
                 proposals.append(Proposal(plan, seed=state.seed, origin="additive"))
         return proposals
-
-
-def posterior_table(state: StudyState) -> np.ndarray:
-    """float (G, B, R): their table, each group's damage and the gain scaled to the trials at full fidelity."""
-    estimates = mean_estimates(state.full)
-    b, r = state.space.encode_many(estimates.plans)
-    sensitivities = usable_sensitivities(state.space, state.sensitivities)
-    damage = additive_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
-    rows = np.arange(len(damage))
-    gain = sensitivities.rank_gain[rows, r].sum(1)
-    scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)
-    return scale[:, None, None] * damage - gain_scale * sensitivities.rank_gain[:, None, :]
 
 
 def _sweep(state: StudyState) -> Iterator[int]:

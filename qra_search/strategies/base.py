@@ -34,7 +34,7 @@ class Strategy(ABC):
     @abstractmethod
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         """At most `n` proposals, none over `state.memory_limit`, none a repeat of a logged (plan, fidelity,
-        seed); fewer or none when the strategy has nothing left to ask."""
+        seed); fewer or none when the strategy has nothing left to ask. `propose(state, 0)` is []."""
 
     def estimate(self, state: StudyState) -> Estimates:
         """Belief about every plan evaluated at full fidelity; a strategy with a model overrides this."""
@@ -46,17 +46,15 @@ def mean_estimates(trials: Sequence[Trial]) -> Estimates:
 
     A single observation has no spread of its own: without any replicate in the log the deviation is nan.
     """
-    losses: dict[str, list[float]] = {}
-    plans: dict[str, Plan] = {}
+    losses: dict[Plan, list[float]] = {}
     for trial in trials:
-        plans[trial.plan.key] = trial.plan
-        losses.setdefault(trial.plan.key, []).append(trial.loss)
+        losses.setdefault(trial.plan, []).append(trial.loss)
     squares = sum(float(np.var(v) * len(v)) for v in losses.values())
     freedom = sum(len(v) - 1 for v in losses.values())
     sd = (squares / freedom) ** 0.5 if freedom else float("nan")
     mean = np.array([float(np.mean(v)) for v in losses.values()])
     std = np.array([sd / len(v) ** 0.5 for v in losses.values()])
-    return Estimates(tuple(plans.values()), mean, std)
+    return Estimates(tuple(losses), mean, std)
 
 
 def mean_losses(trials: Sequence[Trial]) -> dict[Plan, float]:

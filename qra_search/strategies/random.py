@@ -7,8 +7,8 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
+from qra_search.space.steps import Steps
 from qra_search.strategies.base import Strategy
-from qra_search.strategies.plan_codec import PlanCodec
 
 ATTEMPTS = 200
 
@@ -27,8 +27,8 @@ class RandomStrategy(Strategy):
             budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
             for attempt in range(ATTEMPTS):
                 plan = random_plan(state, rng, budget if attempt < ATTEMPTS // 2 else state.memory_limit)
-                if plan.key not in seen:
-                    seen.add(plan.key)
+                if plan not in seen:
+                    seen.add(plan)
                     proposals.append(Proposal(plan, seed=state.seed, origin="random"))
                     break
         return proposals
@@ -36,5 +36,5 @@ class RandomStrategy(Strategy):
 
 def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
     """A random plan of at most `budget` bytes."""
-    codec = PlanCodec(state.space)
-    return codec.decode(codec.repair(codec.random(rng), budget, rng))
+    steps = Steps(state.space)
+    return state.space.decode(steps.repair(steps.random(rng), budget, rng))

@@ -13,5 +13,5 @@ class UniformStrategy(Strategy):
     name = "uniform"
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        plans = [p for p in reversed(state.space.uniform_plans(state.memory_limit)) if p.key not in state.seen]
+        plans = [p for p in reversed(state.space.uniform_plans(state.memory_limit)) if p not in state.seen]
         return [Proposal(plan, seed=state.seed, origin="uniform") for plan in plans[:n]]

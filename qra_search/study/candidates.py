@@ -81,7 +81,7 @@ def predict_better(
     if any(candidate.plan == plan for candidate in known):
         return None
     plans = [plan, best.plan, *(candidate.plan for candidate in known)]
-    own, least, *others = table_losses(space, additive_table(space, sensitivities), plans)
+    own, least, *others = table_losses(additive_table(space, sensitivities), space.encode_many(plans))
     predicted, true = np.array(others) - least, np.array([candidate.loss for candidate in known]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)

@@ -15,7 +15,7 @@ from qra_search.log.trial import MAX_INT, Proposal
 
 
 class StudyFailed(RunFailed):
-    """The search cannot go on."""
+    """The search cannot continue."""
 
 
 def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
@@ -24,11 +24,20 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)
         if size > state.memory_limit:
-            raise StudyFailed(f"the strategy proposed {size} bytes, the budget is {state.memory_limit}")
+            raise StudyFailed(
+                f"the strategy proposed a plan of {size} bytes: at most {state.memory_limit} are allowed, "
+                f"state.memory_limit"
+            )
         if proposal.key in known:
-            raise StudyFailed(f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}")
+            raise StudyFailed(
+                f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}: give a plan that is not "
+                f"in state.seen, or a new seed, state.next_seed(plan)"
+            )
         if proposal.fidelity not in state.fidelities:
-            raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
+            raise StudyFailed(
+                f"the strategy proposed fidelity {proposal.fidelity}: it must be one of state.fidelities, "
+                f"{state.fidelities}"
+            )
         known.add(proposal.key)
 
 

@@ -56,12 +56,12 @@ class SearchResult:
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
         """The result of a study as it stands."""
         beliefs = strategy.estimate(state)
-        seen: dict[str, list[float]] = {}
+        seen: dict[Plan, list[float]] = {}
         for trial in state.full:
-            seen.setdefault(trial.plan.key, []).append(trial.loss)
+            seen.setdefault(trial.plan, []).append(trial.loss)
         candidates = []
         for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True):
-            losses, size = seen[plan.key], state.space.memory_bytes(plan)
+            losses, size = seen[plan], state.space.memory_bytes(plan)
             candidates.append(EvaluatedPlan(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         return cls(
@@ -255,13 +255,13 @@ def candidate_rows(
     space: SearchSpace, candidates: Iterable[EvaluatedPlan], front: Iterable[EvaluatedPlan]
 ) -> list[Row]:
     """A row for each candidate, which says whether it is on the front."""
-    on_front = {c.plan.key for c in front}
+    on_front = {c.plan for c in front}
     return [
         {
             "loss": c.loss,
             "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
             "memory_bytes": c.memory_bytes,
-            "on_front": c.plan.key in on_front,
+            "on_front": c.plan in on_front,
             "uniform": space.uniform_choice(c.plan) is not None,
             "mean_bits": space.mean_bits(c.plan),
             "mean_rank": space.mean_rank(c.plan),

@@ -211,7 +211,7 @@ class Study:
         room = min(room, left - flying)
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
-        due = [p for p in self.design if p.key not in state.seen]
+        due = [p for p in self.design if p not in state.seen]
         if due:
             return [Proposal(plan, seed=self.seed, origin="uniform") for plan in due[:room]]
         proposals = self.strategy.propose(state, room)[:room]
@@ -256,18 +256,18 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
     uniform = [(plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()]
-    chosen: dict[str, Plan] = {}
+    chosen: list[Plan] = []
     if not budgets and uniform:
         middle = space.uniform_ranks[len(space.uniform_ranks) // 2]
-        chosen = {plan.key: plan for plan, _, _, rank in uniform if rank == middle}
+        chosen = [plan for plan, _, _, rank in uniform if rank == middle]
     for budget in budgets:
         best: dict[LevelName, tuple[int, Plan]] = {}
         for plan, size, level, rank in uniform:
             if size <= budget and (level not in best or rank > best[level][0]):
                 best[level] = rank, plan
         widths = sorted({space.level(name).width for name in best})[-2:]
-        chosen |= {plan.key: plan for name, (_, plan) in best.items() if space.level(name).width in widths}
-    return sorted(chosen.values(), key=space.memory_bytes)
+        chosen += [plan for name, (_, plan) in best.items() if space.level(name).width in widths]
+    return sorted(dict.fromkeys(chosen), key=space.memory_bytes)
 
 
 def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:

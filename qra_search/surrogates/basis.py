@@ -9,16 +9,21 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.table import flat_sensitivities
+from qra_search.allocate.table import usable_sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.surrogates.likeness import Dense, covariance
 
 FLOOR = 0.05
 """Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
-
+OWN, DEPTH, DEPTH_OF_KIND, KIND = 0.6, 0.2, 0.2, 0.5
+"""Variance that is a group's own, shared by groups of near depth, by those of near depth and one kind, by one kind."""
+DEPTH_LENGTH = 0.15
+"""Length over which groups of near depth are alike, as a share of the model's depth."""
+JITTER = 1e-9
+MOST_GROUPS = 1024
+"""Groups up to which a table is fitted: the Cholesky factor of their correlations grows with their cube."""
 
 Of = TypeVar("Of")
 
@@ -67,12 +72,13 @@ class TableBasis:
         log_damage: (G, B); `deviation` (G, B) is its distance from the mean over groups.
         h: (R,), log(1 + rank / median rank), centred: damage falls as exp(-k h).
         gain: (G, R), prior fall of the loss by rank, half of it the mean over groups.
-        alike: correlation of groups (G, G); None: they have nothing in common.
+        alike: correlation of groups (G, G).
         cell: covariance (B R, B R) of log damage shared by all groups.
+        alike_root, cell_root: their Cholesky factors.
     """
 
-    def __init__(self, space: SearchSpace, sensitivities: Sensitivities | None, *, alike: bool = True):
-        sensitivities = sensitivities or flat_sensitivities(space)
+    def __init__(self, space: SearchSpace, sensitivities: Sensitivities | None):
+        sensitivities = usable_sensitivities(space, sensitivities)
         self.shape = (len(space), len(space.bits), len(space.ranks))
         damage = np.maximum(sensitivities.bits_damage, 0.0)
         mean = damage.mean(0)
@@ -90,8 +96,10 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike = covariance(space, alike=alike)
-        self.cell = Dense(self._cells(CELLS))
+        self.alike, self.cell = likeness(space), self._cells(CELLS)
+        self.alike_root, self.cell_root = (
+            np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
+        )
 
     def _cells(self, deviations: tuple[float, ...]) -> np.ndarray:
         _, B, R = self.shape
@@ -104,3 +112,23 @@ class TableBasis:
             np.eye(B * R),
         )
         return np.asarray(sum(d * d * part for d, part in zip(deviations, parts, strict=True)))
+
+
+def likeness(space: SearchSpace) -> np.ndarray:
+    """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
+    groups = space.groups
+    total = OWN * np.eye(len(groups))
+    kinds = np.array([g.kind for g in groups])
+    same = (kinds[:, None] == kinds[None, :]).astype(float)
+    if all(g.depth is not None for g in groups):
+        near = nearness(np.array([float(g.depth or 0) for g in groups]))
+        total += DEPTH * near + DEPTH_OF_KIND * near * same
+    if len(set(kinds.tolist())) > 1:
+        total += KIND * same
+    return total
+
+
+def nearness(depth: np.ndarray) -> np.ndarray:
+    """(n, n), how near depths (n,) are to each other, 1 if they are equal."""
+    far = (depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))
+    return np.asarray(np.exp(-0.5 * far**2))

@@ -13,7 +13,7 @@ KNOWN_TO = {
     "noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "shift": 1.5, "units": 4.0,
 }  # fmt: skip
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
-STEP = 2.0
+STEP, SWEEPS = 2.0, 2
 LOUDER = 30.0
 """Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by
 damages far from the prior's."""
@@ -24,30 +24,26 @@ LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
 
-def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
+def refine(fit: TableFit) -> TableFit:
     """The fit with better hyperparameters, the likeliest of those reached from little noise, from much, and from a
     gain in any units.
 
-    The evidence is that of the model linearised at the mode.
-
-    Args:
-        sweeps: passes over all hyperparameters, each doubled or halved for as long as that helps; 0 leaves the fit.
+    The evidence is that of the model linearised at the mode. `SWEEPS` times every hyperparameter is doubled or halved
+    for as long as that helps.
     """
-    if sweeps == 0:
-        return fit
     others = [replace(fit.widths, noise=LOUDER * fit.widths.noise)]
     if fit.widths.units:
         others.append(replace(fit.widths, units=ANY_UNITS))
     starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
-    found = [_climbed(start, fit.widths, sweeps) for start in starts]
+    found = [_climb(start, fit.widths) for start in starts]
     return max(found, key=lambda some: _evidence(some, some.widths, fit.widths))
 
 
-def _climbed(fit: TableFit, prior: Widths, sweeps: int) -> TableFit:
+def _climb(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
     best, at = start, _evidence(fit, start, prior)
-    for _ in range(sweeps):
+    for _ in range(SWEEPS):
         before = best
         for name in KNOWN_TO:
             if getattr(start, name) == 0.0:

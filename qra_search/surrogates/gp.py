@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from qra_search.space.space import SearchSpace
+from qra_search.space.steps import entries
 
 Kernel = Literal["rbf", "matern52"]
 FIT_ITERATIONS = 60
@@ -164,7 +165,7 @@ def seeded_torch(seed: int) -> Iterator[None]:
 
 
 def warped_choices(space: SearchSpace) -> np.ndarray:
-    """float (2 G, K): each choice of each variable on the scale on which the loss is smooth, within [0, 1].
+    """float (2, G, K): each choice of each variable on the scale on which the loss is smooth, within [0, 1].
 
     Bits by their round-to-nearest error, 4^-(bits - 2), ranks by log2(1 + rank).
     """
@@ -174,13 +175,13 @@ def warped_choices(space: SearchSpace) -> np.ndarray:
 
 
 def ordinal_choices(space: SearchSpace) -> np.ndarray:
-    """float (2 G, K): each choice of each variable by its place among them, within [0, 1]."""
+    """float (2, G, K): each choice of each variable by its place among them, within [0, 1]."""
     return _both(space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float))
 
 
-def choice_values(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """float (..., 2 G): the values (2 G, K) of the choices in rows (..., 2 G)."""
-    return values[np.arange(len(values)), rows]
+def choice_values(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """float (M, 2 G): the values (2, G, K) of the choices in codes (M, 2, G), as inputs of a model."""
+    return entries(values, codes).reshape(len(codes), len(values) * values.shape[1])
 
 
 def kernel_module(columns: int, kernel: Kernel, ard: bool) -> Any:
@@ -200,7 +201,7 @@ def kernel_module(columns: int, kernel: Kernel, ard: bool) -> Any:
 
 def _both(space: SearchSpace, bits: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     width = max(len(bits), len(ranks))
-    return np.stack([_scaled(bits, width)] * len(space) + [_scaled(ranks, width)] * len(space))
+    return np.stack([np.tile(_scaled(values, width), (len(space), 1)) for values in (bits, ranks)])
 
 
 def _scaled(values: np.ndarray, width: int) -> np.ndarray:

@@ -1,56 +1,24 @@
-"""Candidate plans: knapsack optima of many tables at once, and neighbours of a plan."""
+"""Candidate plans: the neighbours of a plan within a budget."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from qra_search.allocate import knapsack
-
-BISECTIONS = 24
+from qra_search.allocate.knapsack import flat, to_codes
 
 
-def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
-    """Knapsack choices (S, G) for many tables (S, G, C): the Lagrangian solution of each, filled greedily.
-
-    Args:
-        size: int (G, C).
-        budget: what the sizes may sum to; the smallest items must fit.
-    """
-    S, G, C = cost.shape
-    allowed = np.isfinite(cost[0])
-    least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
-    best = np.repeat(least[None], S, 0)
-    rows = np.arange(G)
-    free = cost.argmin(2)
-    fits = size[rows, free].sum(1) <= budget
-    best[fits] = free[fits]
-    todo = np.flatnonzero(~fits)
-    if len(todo):
-        c = cost[todo]
-        span = np.where(allowed, c, -np.inf).max(2) - np.where(allowed, c, np.inf).min(2)
-        width = np.maximum(np.where(allowed, size, 0).max(1) - size[rows, least], 1)
-        # Prices span many decades: bisect on the logarithm.
-        high = np.log((span / width).max(1) * G + 1e-300) + 5.0
-        low = high - 40.0
-        weight, priced = size.astype(float), np.empty_like(c)
-        for _ in range(BISECTIONS):
-            middle = 0.5 * (low + high)
-            np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
-            priced += c
-            choice = priced.argmin(2)
-            ok = size[rows, choice].sum(1) <= budget
-            best[todo[ok]] = choice[ok]
-            high, low = np.where(ok, middle, high), np.where(ok, low, middle)
-    return np.stack([knapsack.fill(cost[s], size, budget, best[s]) for s in range(S)])
-
-
-def neighbours(plan: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int) -> np.ndarray:
-    """Plans (M, G) one or two changes away from a plan, within the budget; the most promising by the mean table.
+def neighbours(code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int) -> np.ndarray:
+    """Plans int64 (M, 2, G) one or two changes away from a plan (2, G), within the budget; the most promising by the
+    mean table.
 
     Args:
-        plan: int (G,), item of each group.
-        mean: (G, C), the mean table; inf if not allowed.
+        mean: float (G, B, R), the mean table; inf if a choice is not allowed.
+        size: int (G, B, R), bytes of each choice.
+        budget: what the sizes may sum to.
+        count: of swaps; half as many single changes.
     """
+    ranks, mean, size = mean.shape[-1], flat(mean), flat(size)
+    plan = code[0] * ranks + code[1]
     G, C = mean.shape
     rows = np.arange(G)
     delta = mean - mean[rows, plan][:, None]
@@ -76,16 +44,4 @@ def neighbours(plan: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int
     pairs = np.repeat(plan[None], len(i), 0)
     pairs[np.arange(len(i)), i // C] = i % C
     pairs[np.arange(len(i)), j // C] = j % C
-    return np.concatenate([out, pairs])
-
-
-def distinct(choices: np.ndarray, known: set[bytes]) -> np.ndarray:
-    """Rows (M, G) in order, each once, and none whose bytes are known."""
-    seen = set(known)
-    kept = []
-    for i, row in enumerate(choices):
-        key = row.tobytes()
-        if key not in seen:
-            seen.add(key)
-            kept.append(i)
-    return choices[kept]
+    return to_codes(np.concatenate([out, pairs]), ranks)

@@ -30,7 +30,6 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
 from qra_search.surrogates.basis import Arrays, Blocks, TableBasis
-from qra_search.surrogates.likeness import Covariance
 
 STEPS = 8
 MAX_STEP = 1.5
@@ -82,14 +81,13 @@ class Rows:
     """Evaluated plans, replicates averaged.
 
     Attributes:
-        b, r: indices (N, G) of the plans' bits and ranks.
+        codes: int (N, 2, G), the plans.
         loss: (N,), in nats.
         weight: (N,), replicates of each.
         seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
     """
 
-    b: np.ndarray
-    r: np.ndarray
+    codes: np.ndarray
     loss: np.ndarray
     weight: np.ndarray
     seeds: np.ndarray
@@ -99,13 +97,13 @@ class Rows:
 
     def at(self, index: np.ndarray) -> Rows:
         """Some of these rows."""
-        return Rows(self.b[index], self.r[index], self.loss[index], self.weight[index], self.seeds[index])
+        return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
 
-    def joined(self, b: np.ndarray, r: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Rows:
-        """These rows and others, of the first seed."""
-        first = np.zeros((len(b), self.seeds.shape[1]))
-        pairs = ((self.b, b), (self.r, r), (self.loss, loss), (self.weight, weight), (self.seeds, first))
-        return Rows(*(np.concatenate(pair) for pair in pairs))
+    def joined(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
+        """These rows and others, each of one replicate with the first seed."""
+        first = np.zeros((len(codes), self.seeds.shape[1]))
+        pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
+        return Rows(*map(np.concatenate, pairs))
 
 
 class TableFit:
@@ -132,8 +130,9 @@ class TableFit:
         self.spread = spread if spread > 1e-9 else 1e-3 * float(of_one_seed.max()) or 1.0
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
-        own: Blocks[Covariance | None] = Blocks(*[None] * len(fields(Blocks)))  # a block's parameters are independent
-        self._covariances = replace(own, cells=basis.cell, scale=basis.alike, decay=basis.alike)
+        independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
+        self._covariances = replace(independent, cells=basis.cell, scale=basis.alike, decay=basis.alike)
+        self._roots = replace(independent, cells=basis.cell_root, scale=basis.alike_root, decay=basis.alike_root)
         self.theta = self._start() if theta is None else theta
         self._solve()
 
@@ -165,14 +164,14 @@ class TableFit:
     def _spread_out(self, J: Arrays) -> Arrays:
         """J_k S_k for every block."""
         parts = zip(self.variances, self._covariances, J, strict=True)
-        return Blocks(*(v * (own if cov is None else cov.times(own)) for v, cov, own in parts))
+        return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 
     def _grams(self, J: Arrays) -> np.ndarray:
         """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
         N = len(self.rows)
         out = np.empty((len(fields(J)), N, N))
-        for gram, cov, own in zip(out, self._covariances, J, strict=True):
-            X = own if cov is None else cov.rooted(own)
+        for gram, root, own in zip(out, self._roots, J, strict=True):
+            X = own if root is None else own @ root
             np.matmul(X, X.T, out=gram)
         return out
 
@@ -184,8 +183,8 @@ class TableFit:
         sizes = Blocks(B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1], 1)
         theta = Blocks(*map(np.zeros, sizes))
         g, w = np.arange(G), 1.0 / self.V
-        damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.b].sum(1)
-        gain = self.basis.gain[g, self.rows.r].sum(1)
+        damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.codes[:, 0]].sum(1)
+        gain = self.basis.gain[g, self.rows.codes[:, 1]].sum(1)
         y, x, z = (some - (w @ some) / w.sum() for some in (self.rows.loss, damage, gain))
         if (w * x * y).sum() > 0:
             theta.cells[:] = np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -MAX_LOG, MAX_LOG)
@@ -198,7 +197,7 @@ class TableFit:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
             at = self.theta
-            f, J = self._linearised(rows.b, rows.r, rows.seeds, at)
+            f, J = self._linearised(rows.codes, rows.seeds, at)
             if number:
                 shift = self.shift(rows.seeds)
                 predicted = f - shift - (f - shift).min()
@@ -221,7 +220,7 @@ class TableFit:
     def _of_rows(self) -> tuple[Arrays, Arrays]:
         """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
         since with thousands of groups they are nearly all of its memory."""
-        _, J = self._linearised(self.rows.b, self.rows.r, self.rows.seeds, self._at)
+        _, J = self._linearised(self.rows.codes, self.rows.seeds, self._at)
         return J, self._spread_out(J)
 
     def _eta(self, theta: Arrays) -> np.ndarray:
@@ -240,10 +239,11 @@ class TableFit:
         xi = theta.units[..., None] + theta.rank_gain[..., None, :] + theta.gain[..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
-        """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
+    def _linearised(self, codes: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
+        """Loss above `best` (n,) of plans (n, 2, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
-        n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
+        b, r = codes[:, 0], codes[:, 1]
+        n, g, row = len(codes), np.arange(G), np.arange(len(codes))[:, None]
         d = self._damage(theta)[g, b, r]
         w = -self._gain(theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
@@ -265,9 +265,10 @@ class TableFit:
         return d.sum(1) + w.sum(1) + theta.constant + seeds @ theta.seeds, J
 
     # -- what it says -------------------------------------------------------------------------------------------
-    def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
-        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])), self.theta)
+    def joint(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (M,) and covariance (M, M) of the losses of plans (M, 2, G) with the first seed, linearised at the
+        mode."""
+        f, J = self._linearised(codes, np.zeros((len(codes), self.rows.seeds.shape[1])), self.theta)
         cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True)))
         mean = self.best + f - _product(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
@@ -290,20 +291,25 @@ class TableFit:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
         J, SJ = self._of_rows
         prior = []
-        for v, cov, own in zip(self.variances, self._covariances, J, strict=True):
-            w = rng.standard_normal((len(width), own.shape[1] if cov is None else cov.columns)) * v**0.5
-            prior.append(w if cov is None else cov.mixed(w))
+        for v, root, own in zip(self.variances, self._roots, J, strict=True):
+            w = rng.standard_normal((len(width), own.shape[1])) * v**0.5
+            prior.append(w if root is None else w @ root.T)
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
         seen = sum(w @ own.T for w, own in zip(prior, J, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
         parts = zip(self.theta, prior, SJ, strict=True)
         theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
-        return self._damage(theta) - self._gain(theta)[:, :, None, :]
+        return np.asarray(self._damage(theta) - self._gain(theta)[:, :, None, :])
 
-    def given(self, b: np.ndarray, r: np.ndarray) -> TableFit:
-        """The fit given that running plans come out as predicted."""
-        mean, _ = self.joint(b, r)
-        return TableFit(self.basis, self.rows.joined(b, r, mean, np.ones(len(b))), self.widths, self.theta)
+    def mode(self) -> np.ndarray:
+        """float (G, B, R): the table at the mode."""
+        return np.asarray(self._damage(self.theta) - self._gain(self.theta)[:, None, :])
+
+    def given(self, codes: np.ndarray) -> TableFit:
+        """The fit given that running plans (M, 2, G) come out as predicted."""
+        if not len(codes):
+            return self
+        return TableFit(self.basis, self.rows.joined(codes, self.joint(codes)[0]), self.widths, self.theta)
 
 
 def _product(J: Arrays, theta: Arrays) -> np.ndarray:

@@ -30,6 +30,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.study.checks import check_proposals
 from qra_search.study.study import Callback, Study
@@ -76,16 +77,19 @@ class StrategyContract:
         state = scenario(name)
         before = _fingerprint(state)
         proposals = strategy.propose(state, PROPOSED)
-        assert len(proposals) <= PROPOSED
-        assert proposals or self.finite or name in EXHAUSTED
+        assert len(proposals) <= PROPOSED, f"propose(state, {PROPOSED}) returned {len(proposals)} proposals"
+        assert proposals or self.finite or name in EXHAUSTED, (
+            "propose returned [] while plans are left: that ends a study; set `finite = True` if the strategy has "
+            "only a few plans to offer"
+        )
         check_proposals(proposals, state)
         self._check_replicates(proposals, state)
         assert _fingerprint(state) == before, "propose changed the state that it was given"
 
     def test_no_more_is_proposed_than_was_asked_for(self, strategy: Strategy) -> None:
         state = scenario(LOGGED)
-        assert len(strategy.propose(state, 1)) <= 1
-        assert strategy.propose(state, 0) == []
+        assert len(strategy.propose(state, 1)) <= 1, "propose(state, 1) must return at most one proposal"
+        assert strategy.propose(state, 0) == [], "propose(state, 0) must return []"
 
     @pytest.mark.parametrize("name", [LOGGED, "pending trials", "two fidelities"])
     def test_the_same_log_gives_the_same_proposals(self, strategy: Strategy, name: str, tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ class StrategyContract:
         first = strategy.propose(state, PROPOSED)
         disturb_global_randomness()
         again = pickle.loads(pickle.dumps(strategy)).propose(_read_back(state, tmp_path / "trials.jsonl"), PROPOSED)
-        assert again == first
+        assert again == first, "the same log must give the same proposals: draw from state.rng() alone"
 
     def test_another_process_gives_the_same_proposals(self, strategy: Strategy) -> None:
         assert_another_process_proposes_the_same([strategy])
@@ -105,17 +109,17 @@ class StrategyContract:
     def test_a_plan_that_failed_is_not_proposed_again(self, strategy: Strategy) -> None:
         evaluator = ToyEvaluator(toy_space(2, bits=(2, 4)), failing=0.5)
         result = Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, seed=1).run()
-        failed: set[str] = set()
+        failed: set[Plan] = set()
         for trial in result.trials:
-            assert trial.plan.key not in failed
+            assert trial.plan not in failed, f"a plan that failed was proposed again: {trial.plan}"
             if trial.status == "failed":
-                failed.add(trial.plan.key)
-        assert failed
+                failed.add(trial.plan)
+        assert failed, "no evaluation failed: the strategy proposed too few plans to tell"
 
     def test_an_exhausted_space_ends_the_study(self, strategy: Strategy) -> None:
         evaluator = ToyEvaluator(toy_space(1, bits=(2, 4), ranks=(4, 8)))
         result = Study(evaluator, strategy=strategy, evaluations=60).run()
-        assert result.spent < 60
+        assert result.spent < 60, "propose must return [] once every plan was tried"
 
     @pytest.mark.parametrize("fidelities", [(1.0,), (0.25, 1.0)])
     def test_a_resumed_study_equals_an_unbroken_one(
@@ -135,8 +139,9 @@ class StrategyContract:
         resumed = study(pickle.loads(pickle.dumps(strategy)), log=path)
         result = resumed.run()
         resumed.log.close()
-        assert [t.proposal for t in result.trials] == [t.proposal for t in unbroken.trials]
-        assert len(result.trials) > 7 or self.finite
+        proposed, expected = ([t.proposal for t in found.trials] for found in (result, unbroken))
+        assert proposed == expected, "a resumed study must propose the same: keep no state on the object"
+        assert len(result.trials) > 7 or self.finite, "the study ended before it was stopped"
 
     def test_batches_are_the_same_with_any_number_of_workers(self, strategy: Strategy) -> None:
         evaluator = ToyEvaluator()
@@ -149,16 +154,18 @@ class StrategyContract:
                     evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
                 )
                 runs.append([t.proposal for t in study.run().trials])
-        assert runs[0] == runs[1]
+        assert runs[0] == runs[1], "in batches the proposals must be the same with any number of workers"
 
     def test_it_estimates_exactly_the_plans_evaluated_in_full(self, strategy: Strategy) -> None:
         for name in (LOGGED, "two fidelities", "an empty log", "failed trials"):
             state = scenario(name)
             estimates = strategy.estimate(state)
-            assert {p.key for p in estimates.plans} == {t.plan.key for t in state.full}
-            assert len(estimates.plans) == len(estimates.mean) == len(estimates.std)
-            assert np.isfinite(estimates.mean).all()
-            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all()
+            expected = {t.plan for t in state.full}
+            assert set(estimates.plans) == expected, "estimate must return the plans evaluated in full, and no others"
+            shape = (len(expected),)
+            assert np.shape(estimates.mean) == np.shape(estimates.std) == shape, f"mean and std must have shape {shape}"
+            assert np.isfinite(estimates.mean).all(), "means must be finite"
+            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all(), "deviations must be nan, or 0 or more"
             disturb_global_randomness()
             again = strategy.estimate(state)
             assert np.array_equal(again.mean, estimates.mean), "the same log gives other estimates"
@@ -168,9 +175,10 @@ class StrategyContract:
         """A logged plan comes again only at a higher fidelity or with a new seed, and never after it failed."""
         for proposal in proposals:
             for trial in state.trials:
-                if trial.plan.key == proposal.plan.key:
-                    assert trial.status != "failed"
-                    assert trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
+                if trial.plan == proposal.plan:
+                    assert trial.status != "failed", f"trial {trial.id} failed, and its plan is proposed again"
+                    again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
+                    assert again, f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
 
 
 def assert_another_process_proposes_the_same(strategies: Sequence[Strategy]) -> None:

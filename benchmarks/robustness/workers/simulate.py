@@ -24,7 +24,7 @@ from simulator import SimulatedExecutor, lognormal_duration, peak_memory  # noqa
 
 from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
 from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
-from qra_search.strategies.plan_codec import PlanCodec  # noqa: E402
+from qra_search.space.steps import Steps  # noqa: E402
 from qra_search.testing.scenarios import budgets_of  # noqa: E402
 
 SECONDS = 60.0
@@ -168,12 +168,11 @@ def scale(options) -> None:
 def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     """A log of `count` evaluations of random plans, so that a search is seen at its late stage at once."""
     log, rng, space = TrialLog(), np.random.default_rng(1), landscape.space
-    codec, plans = PlanCodec(space), dict[str, Plan]()
+    steps, plans = Steps(space), dict[Plan, None]()
     while len(plans) < count:
-        b, r = (rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks))
-        plan = codec.decode(codec.repair(np.concatenate([b, r]), budget[-1], rng))
-        plans[plan.key] = plan
-    log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans.values()])
+        code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
+        plans[space.decode(steps.repair(code, budget[-1], rng))] = None
+    log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans])
     for trial in log.running:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given sensitivities any more

@@ -32,12 +32,12 @@ FRONT_MARKS = {
 def front_figure(run: RunData) -> Figure:
     """Loss against bytes of every plan, the front, the uniform plans and the budgets."""
     result, space = run.result, run.result.space
-    budgets, front = result.memory_budgets, {c.plan.key for c in result.front}
+    budgets, front = result.memory_budgets, {c.plan for c in result.front}
     marks: dict[str, list[Point]] = {kind: [] for kind in FRONT_MARKS}
     for p in result.candidates:
         place = p.memory_bytes / MIB, p.loss
         uniform = space.uniform_choice(p.plan) is not None
-        kind = "uniform plans (b bits, r rank)" if uniform else "on the front" if p.plan.key in front else "other plans"
+        kind = "uniform plans (b bits, r rank)" if uniform else "on the front" if p.plan in front else "other plans"
         marks[kind].append(place)
         if p.plan == run.plan:
             marks["plan found"].append(place)

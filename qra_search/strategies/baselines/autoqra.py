@@ -8,12 +8,13 @@ import numpy as np
 from pymoo.core.population import Population
 from scipy.stats import spearmanr
 
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.table import additive_table, table_losses
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
+from qra_search.space.steps import Steps
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.baselines.belief import Belief, table_loss
-from qra_search.strategies.baselines.nsga2 import CROSSOVER, check_population, mated, mutate, survivors_of
+from qra_search.strategies.baselines.belief import Belief
+from qra_search.strategies.baselines.nsga2 import CROSSOVER, check_population, mate, mutate, select_survivors
 from qra_search.strategies.baselines.papers import (
     EPSILON,
     Importance,
@@ -25,7 +26,6 @@ from qra_search.strategies.baselines.papers import (
     repair_by_importance,
 )
 from qra_search.strategies.baselines.proposing import budgets_in_turn, one_by_one
-from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
 
 POPULATION = 12
@@ -74,28 +74,28 @@ class AutoQRAStrategy(Strategy):
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, codec, rng = Importance.of(state.space, state.sensitivities), PlanCodec(state.space), state.rng()
+        importance, steps, rng = Importance.of(state.space, state.sensitivities), Steps(state.space), state.rng()
         proposal = None
         if state.spent < self.evolution * state.evaluations and screening_helps(state):
             scores = Scores(state, importance)
             proposal = self._promotion(state, scores) or self._evolve(state, importance, scores)
 
         def region(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
-            center = belief.rows[fitting[belief.mean(belief.rows[fitting]).argmin()]]
-            return trust_region(codec, center, trust_radius(state, budget), budget, rng)
+            center = belief.codes[fitting[belief.mean(belief.codes[fitting]).argmin()]]
+            return trust_region(steps, center, trust_radius(state, budget), budget, rng)
 
         return proposal or refine(state, importance, region, lambda budget: f"{REFINED} {budget}")
 
     def _evolve(self, state: StudyState, importance: Importance, scores: Scores) -> Proposal | None:
-        codec, litter = scores.codec, SCREENED if state.fidelities[0] >= 1.0 else 1
+        steps, litter = Steps(state.space), SCREENED if state.fidelities[0] >= 1.0 else 1
 
         def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
             children = []
             for _ in range(litter):
-                pair = mated(parents, CROSSOVER, rng)
-                mutated = [mutate_by_importance(codec, row, budget, importance, rng) for row in pair]
-                rng.random(2)  # as in `child_of`
-                children.append(repair_by_importance(codec, mutated[0], budget, importance))
+                pair = mate(parents, CROSSOVER, rng)
+                mutated = [mutate_by_importance(steps, code, budget, importance, rng) for code in pair]
+                rng.random(2)  # as in `breed_child`
+                children.append(repair_by_importance(steps, mutated[0], budget, importance))
             return scores.best(np.array(children)), EVOLVED
 
         return evolve(state, importance, self.population, lambda _, g: scores.parents(self.population, g), breed)
@@ -105,15 +105,15 @@ class AutoQRAStrategy(Strategy):
         proxy = state.fidelities[0]
         if proxy >= 1.0:
             return None
-        screened = {t.plan.key for t in state.trials if t.fidelity == proxy}
-        full = {t.plan.key for t in state.trials if t.fidelity >= 1.0}
+        screened = {t.plan for t in state.trials if t.fidelity == proxy}
+        full = {t.plan for t in state.trials if t.fidelity >= 1.0}
         each = max(1, round(PROMOTED_SHARE * self.population))
         due = each * (len(screened) // self.population) - len(screened & full)
-        waiting = [p for p in scores.cheap if p.key not in full] if due > 0 else []
+        waiting = [p for p in scores.cheap if p not in full] if due > 0 else []
         if not waiting:
             return None
-        rows = scores.codec.encode(waiting)
-        predicted, sizes = scores.predict(rows), scores.codec.bytes(rows)
+        codes = state.space.encode_many(waiting)
+        predicted, sizes = scores.predict(codes), state.memory.bytes(codes)
         for budget in budgets_in_turn(state):
             fitting = np.flatnonzero(sizes <= budget)
             if len(fitting):
@@ -131,15 +131,15 @@ class Scores:
     """
 
     def __init__(self, state: StudyState, importance: Importance):
-        self.state, self.codec = state, PlanCodec(state.space)
-        self._encode = coverage_encoding(self.codec, importance)
+        self.state = state
+        self._encode = coverage_encoding(state.space, importance)
         self._table = additive_table(state.space, state.sensitivities)
         proxy = state.fidelities[0]
         self._screening = proxy < 1.0
         self.full = mean_losses(state.full)
         self.cheap = mean_losses([t for t in state.done if t.fidelity == proxy < 1.0])
         both = [p for p in self.full if not self._screening or p in self.cheap]
-        features, target = self._features(self.codec.encode(both)), np.array([self.full[p] for p in both])
+        features, target = self._features(state.space.encode_many(both)), np.array([self.full[p] for p in both])
         self._gap = float((target - features[:, 0]).mean()) if len(both) else 0.0
         self._pairs = features, target
 
@@ -147,64 +147,63 @@ class Scores:
     def _model(self) -> PromotionModel | None:
         return fit_promotion(*self._pairs, seed=self.state.seed)
 
-    def predict(self, rows: np.ndarray) -> np.ndarray:
-        """Full loss (M,) of rows (M, 2 G) that have a cheap score."""
-        features = self._features(rows)
+    def predict(self, codes: np.ndarray) -> np.ndarray:
+        """Full loss (M,) of plans (M, 2, G) that have a cheap score."""
+        features = self._features(codes)
         return features[:, 0] + self._gap if self._model is None else self._model.predict(features)
 
     def parents(self, size: int, generation: int) -> Population | None:
         """Survivors among the evaluated plans by full loss, known or else predicted; None if too few."""
         plans = list(self.cheap if self._screening else self.full)
-        predicted = self.predict(self.codec.encode(plans))
+        predicted = self.predict(self.state.space.encode_many(plans))
         losses = {p: self.full.get(p, float(m)) for p, m in zip(plans, predicted, strict=True)}
-        return survivors_of(self.state, losses, size, generation)
+        return select_survivors(self.state, losses, size, generation)
 
-    def best(self, rows: np.ndarray) -> np.ndarray:
-        """The unseen row with the lowest predicted loss; the first one where nothing can be predicted."""
-        unseen = [row for row in rows if self.codec.decode(row).key not in self.state.seen]
+    def best(self, codes: np.ndarray) -> np.ndarray:
+        """The unseen plan with the lowest predicted loss; the first one where nothing can be predicted."""
+        unseen = [code for code in codes if self.state.space.decode(code) not in self.state.seen]
         if len(unseen) < 2 or self._model is None:
-            return unseen[0] if unseen else rows[0]
+            return unseen[0] if unseen else codes[0]
         return unseen[int(self.predict(np.array(unseen)).argmin())]
 
-    def _features(self, rows: np.ndarray) -> np.ndarray:
+    def _features(self, codes: np.ndarray) -> np.ndarray:
         """float (M, D): cheap score, share of the largest bytes, coverages, and histograms of bits and ranks."""
-        groups, space = self.codec.groups, self.state.space
+        space = self.state.space
         if self._screening:
-            cheap = np.array([self.cheap[self.codec.decode(row)] for row in rows])
+            cheap = np.array([self.cheap[space.decode(code)] for code in codes])
         else:
-            cheap = table_loss(self._table, rows)
-        bits = [(rows[:, :groups] == k).mean(1) for k in range(len(space.bits))]
-        ranks = [(rows[:, groups:] == k).mean(1) for k in range(len(space.ranks))]
-        coverage = self._encode(rows)[:, -2:]
-        return np.column_stack([cheap, self.codec.bytes(rows) / space.memory.maximum, coverage, *bits, *ranks])
+            cheap = table_losses(self._table, codes)
+        bits = [(codes[:, 0] == k).mean(1) for k in range(len(space.bits))]
+        ranks = [(codes[:, 1] == k).mean(1) for k in range(len(space.ranks))]
+        coverage = self._encode(codes)[:, -2:]
+        return np.column_stack([cheap, space.memory.bytes(codes) / space.memory.maximum, coverage, *bits, *ranks])
 
 
 def mutate_by_importance(
-    codec: PlanCodec,
-    row: np.ndarray,
+    steps: Steps,
+    code: np.ndarray,
     budget: int,
     importance: Importance,
     rng: np.random.Generator,
     coupled: float = COUPLED,
 ) -> np.ndarray:
-    """int (2 G,): the row with one step of a variable drawn in proportion to importance^GAMMA.
+    """int (2, G): the code with one step of a variable drawn in proportion to importance^GAMMA.
 
     The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
-    and the row is brought back under the budget by the steps down that matter least elsewhere.
+    and the code is brought back under the budget by the steps down that matter least elsewhere.
     """
-    v = np.arange(codec.variables)
-    up, down = codec.above[v, row], codec.below[v, row]
-    raising = rng.random() < coupled and (up != row).any()
+    up, down = steps.up(code), steps.down(code)
+    raising = rng.random() < coupled and (up != code).any()
     preference = np.maximum(importance.variables, EPSILON) ** GAMMA
-    chance = ((up != row) if raising else (up != row) | (down != row)) * preference
+    chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()
     if not chance.any():
-        return row.copy()
-    at = int(rng.choice(codec.variables, p=chance / chance.sum()))
-    upward = raising or rng.random() < importance.variables[at]
-    first, other = (up[at], down[at]) if upward else (down[at], up[at])
-    mutated = row.copy()
-    mutated[at] = first if first != row[at] else other
-    return repair_by_importance(codec, mutated, budget, importance, keep=at) if raising else mutated
+        return code.copy()
+    at = int(rng.choice(code.size, p=chance / chance.sum()))
+    upward = raising or rng.random() < importance.variables.flat[at]
+    first, other = (up, down) if upward else (down, up)
+    mutated = code.copy()
+    mutated.flat[at] = first.flat[at] if first.flat[at] != code.flat[at] else other.flat[at]
+    return repair_by_importance(steps, mutated, budget, importance, keep=at) if raising else mutated
 
 
 def screening_helps(state: StudyState) -> bool:
@@ -235,16 +234,14 @@ def trust_radius(state: StudyState, budget: int) -> int:
     return radius
 
 
-def trust_region(
-    codec: PlanCodec, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator
-) -> np.ndarray:
-    """int (M, 2 G): rows within `radius` single steps of the center and within the budget; all atomic edits are in."""
+def trust_region(steps: Steps, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator) -> np.ndarray:
+    """int (M, 2, G): codes within `radius` single steps of the center and within the budget; all atomic edits too."""
     drawn = [center]
     for _ in range(REGION_DRAWS if radius > 1 else 0):
-        row = center
+        code = center
         for _ in range(int(rng.integers(1, radius + 1))):
-            row = mutate(codec, row, 0.0, rng)
-        drawn.append(codec.repair(row, budget, rng))
-    rows = np.array(drawn)
-    rows = rows[np.abs(rows - center).sum(1) <= radius]
-    return np.concatenate([atomic_edits(codec, center), rows])
+            code = mutate(steps, code, 0.0, rng)
+        drawn.append(steps.repair(code, budget, rng))
+    codes = np.array(drawn)
+    codes = codes[np.abs(codes - center).sum((1, 2)) <= radius]
+    return np.concatenate([atomic_edits(steps, center), codes])

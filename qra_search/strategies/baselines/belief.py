@@ -1,4 +1,4 @@
-"""What the finished trials say of other plans: a Gaussian process over rows, trials that still run fantasized."""
+"""What the finished trials say of other plans: a Gaussian process over plans, trials that still run fantasized."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.space.space import Plan
-from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.allocate.table import table_losses
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.steps import drop_known
 from qra_search.surrogates.gp import LossGP, fit_loss_gp
 
 MIN_FIT = 4
@@ -19,44 +20,44 @@ CLIP = 4.0
 BATCH = 20_000
 
 Encoding = Callable[[np.ndarray], np.ndarray]
-"""Rows (M, 2 G) to the inputs of the model (M, D), each column within [0, 1]."""
+"""Codes (M, 2, G) to the inputs of the model (M, D), each column within [0, 1]."""
 Score = Callable[[np.ndarray], np.ndarray]
-"""Rows (M, 2 G) to their acquisition (M,); -inf is never chosen."""
+"""Codes (M, 2, G) to their acquisition (M,); -inf is never chosen."""
 
 
 @dataclass(frozen=True)
 class Belief:
-    """A fitted model, and what turns rows into its inputs.
+    """A fitted model, and what turns codes into its inputs.
 
     Attributes:
         table: float (G, B, R), the additive proxy of the loss that the model's mean may follow.
-        rows: int (N, 2 G), the plans that the model knows, fantasized ones last.
+        codes: int (N, 2, G), the plans that the model knows, fantasized ones last.
         ceiling: loss above which observations were cut off.
     """
 
-    codec: PlanCodec
+    space: SearchSpace
     gp: LossGP
     encoding: Encoding
     table: np.ndarray
-    rows: np.ndarray
+    codes: np.ndarray
     ceiling: float
 
-    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and deviation (M,), (M,) of the loss of rows (M, 2 G)."""
-        return self.gp.predict(self.encoding(rows), table_loss(self.table, rows))
+    def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and deviation (M,), (M,) of the loss of plans (M, 2, G)."""
+        return self.gp.predict(self.encoding(codes), table_losses(self.table, codes))
 
-    def mean(self, rows: np.ndarray) -> np.ndarray:
-        """Posterior mean (M,) of rows (M, 2 G)."""
-        return self.predict(rows)[0]
+    def mean(self, codes: np.ndarray) -> np.ndarray:
+        """Posterior mean (M,) of plans (M, 2, G)."""
+        return self.predict(codes)[0]
 
-    def fantasize(self, rows: np.ndarray) -> Belief:
-        """The belief once these rows have come out as expected."""
-        gp = self.gp.fantasize(self.encoding(rows), table_loss(self.table, rows))
-        return replace(self, gp=gp, rows=np.concatenate([self.rows, rows]))
+    def fantasize(self, codes: np.ndarray) -> Belief:
+        """The belief once these plans have come out as expected."""
+        gp = self.gp.fantasize(self.encoding(codes), table_losses(self.table, codes))
+        return replace(self, gp=gp, codes=np.concatenate([self.codes, codes]))
 
 
 def believe(
-    codec: PlanCodec,
+    space: SearchSpace,
     known: Mapping[Plan, float],
     encoding: Encoding,
     table: np.ndarray,
@@ -72,35 +73,24 @@ def believe(
     losses = np.array(list(known.values()))
     if len(known) < MIN_FIT or np.ptp(losses) == 0:
         return None
-    rows = codec.encode(list(known))
+    codes = space.encode_many(known)
     ceiling = float(losses.min() + CLIP * (np.median(losses) - losses.min()))
     ceiling = ceiling if ceiling > losses.min() else float(losses.max())
-    gp = fit_loss_gp(encoding(rows), table_loss(table, rows), np.minimum(losses, ceiling), **options)
-    belief = Belief(codec, gp, encoding, table, rows, ceiling)
+    gp = fit_loss_gp(encoding(codes), table_losses(table, codes), np.minimum(losses, ceiling), **options)
+    belief = Belief(space, gp, encoding, table, codes, ceiling)
     waiting = [plan for plan in pending if plan not in known]
-    return belief.fantasize(codec.encode(waiting)) if waiting else belief
+    return belief.fantasize(space.encode_many(waiting)) if waiting else belief
 
 
-def table_loss(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """float (M,): additive loss of rows (M, 2 G) by a table (G, B, R)."""
-    groups = len(table)
-    return table[np.arange(groups), rows[:, :groups], rows[:, groups:]].sum(1)
-
-
-def known_rows(codec: PlanCodec, keys: Iterable[str]) -> set[bytes]:
-    """The rows of plans by their keys, as bytes: what `best_rows` leaves out."""
-    plans = [Plan.from_key(key) for key in keys]
-    return {row.astype(np.int64).tobytes() for row in (codec.encode(plans) if plans else ())}
-
-
-def best_rows(
-    codec: PlanCodec, score: Score, rows: np.ndarray, known: set[bytes], limit: int
+def best_codes(
+    space: SearchSpace, score: Score, codes: np.ndarray, known: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the rows that are not known and take at most `limit` bytes, each once, best first, with their scores."""
-    rows = np.unique(rows.astype(np.int64), axis=0)
-    rows = rows[codec.bytes(rows) <= limit]
-    rows = rows[[row.tobytes() not in known for row in rows]] if len(rows) else rows
-    values = np.concatenate([score(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)] or [np.zeros(0)])
+    """Those of the codes (M, 2, G) that are not known (N, 2, G) and take at most `limit` bytes, each once, best first,
+    with their scores."""
+    codes = np.unique(codes, axis=0)
+    codes = codes[space.memory.bytes(codes) <= limit]
+    codes = drop_known(codes, known)
+    values = np.concatenate([score(codes[i : i + BATCH]) for i in range(0, len(codes), BATCH)] or [np.zeros(0)])
     order = np.argsort(-values, kind="stable")
     order = order[np.isfinite(values[order])]
-    return rows[order], values[order]
+    return codes[order], values[order]

@@ -15,9 +15,9 @@ from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
+from qra_search.space.steps import Steps
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.proposing import budget_in_turn, budgets_in_turn, fresh_plans
-from qra_search.strategies.plan_codec import PlanCodec
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -44,34 +44,34 @@ class NSGA2Strategy(Strategy):
         self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        codec = PlanCodec(state.space)
+        steps = Steps(state.space)
         parents: dict[int, Population | None] = {}
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
             generation = (len(state.trials) + offset) // self.population
             if generation not in parents:
                 before = [t for t in state.full if t.id < generation * self.population]
-                parents[generation] = survivors_of(state, mean_losses(before), self.population, generation)
+                parents[generation] = select_survivors(state, mean_losses(before), self.population, generation)
             chosen = parents[generation]
             if chosen is None:
                 return self._first(state, offset, rng)
             budget = budget_in_turn(state, offset)
-            return child_of(codec, chosen, budget, rng, self.crossover, self.mutation), "offspring"
+            return breed_child(steps, chosen, budget, rng, self.crossover, self.mutation), "offspring"
 
         return fresh_plans(state, n, draw)
 
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """A plan of the first generation."""
-        codec, kind = PlanCodec(state.space), rng.random()
+        space, steps, kind = state.space, Steps(state.space), rng.random()
         budget = budgets_in_turn(state, offset)[0]
         if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
-            return codec.encode([solve(state.space, state.sensitivities, within).plan])[0], "additive"
-        uniform = state.space.uniform_plans(state.memory_limit)
+            return space.encode(solve(space, state.sensitivities, within).plan), "additive"
+        uniform = space.uniform_plans(state.memory_limit)
         if uniform and kind > 1.0 - UNIFORM_SHARE:
-            return codec.encode([uniform[rng.integers(len(uniform))]])[0], "uniform"
-        return codec.repair(codec.random(rng), budget, rng), "random"
+            return space.encode(uniform[rng.integers(len(uniform))]), "uniform"
+        return steps.repair(steps.random(rng), budget, rng), "random"
 
 
 def check_population(size: int) -> int:
@@ -81,70 +81,70 @@ def check_population(size: int) -> int:
     return size
 
 
-def survivors_of(state: StudyState, losses: Mapping[Plan, float], size: int, generation: int) -> Population | None:
+def select_survivors(state: StudyState, losses: Mapping[Plan, float], size: int, generation: int) -> Population | None:
     """At most `size` of the plans, by rank and crowding in (loss, exact bytes); None if too few to mate."""
     if len(losses) < 2:
         return None
-    codec = PlanCodec(state.space)
-    rows = codec.encode(list(losses))
-    objectives = np.column_stack([list(losses.values()), codec.bytes(rows)])
-    return survivors(rows, objectives, size, np.random.default_rng([state.seed, generation]))
+    codes = state.space.encode_many(losses)
+    objectives = np.column_stack([list(losses.values()), state.memory.bytes(codes)])
+    return survivors(codes, objectives, size, np.random.default_rng([state.seed, generation]))
 
 
-def survivors(rows: np.ndarray, objectives: np.ndarray, size: int, rng: np.random.Generator) -> Population:
-    """At most `size` of the rows (N, 2 G) by rank and crowding in objectives (N, 2), which each then knows."""
+def survivors(codes: np.ndarray, objectives: np.ndarray, size: int, rng: np.random.Generator) -> Population:
+    """At most `size` of the plans (N, 2, G) by rank and crowding in objectives (N, 2), which each then knows."""
+    rows = codes.reshape(len(codes), -1)  # as pymoo has them
     pop = Population.new("X", rows, "F", np.asarray(objectives, dtype=float), "CV", np.zeros((len(rows), 1)))
     return RankAndCrowding().do(Problem(n_var=rows.shape[1], n_obj=2), pop, n_survive=size, random_state=rng)
 
 
-def child_of(
-    codec: PlanCodec,
+def breed_child(
+    steps: Steps,
     parents: Population,
     budget: int,
     rng: np.random.Generator,
     crossover: float = CROSSOVER,
     mutation: float | None = None,
 ) -> np.ndarray:
-    """int (2 G,): one child of a population, by adjacent mutation and random steps down to the budget.
+    """int (2, G): one child of a population, by adjacent mutation and random steps down to the budget.
 
     Random numbers are drawn in the order of pymoo's `Mating`, which makes two children, of which the first is taken.
     """
-    rate = 1.0 / codec.variables if mutation is None else mutation
-    mutated = [mutate(codec, row, rate, rng) for row in mated(parents, crossover, rng)]
+    rate = 1.0 / (2 * len(steps.space)) if mutation is None else mutation
+    mutated = [mutate(steps, code, rate, rng) for code in mate(parents, crossover, rng)]
     rng.random(2)  # pymoo's chance that a mutation is applied, which is always
-    return [codec.repair(row, budget, rng) for row in mutated][0]
+    return [steps.repair(code, budget, rng) for code in mutated][0]
 
 
-def mated(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two rows (2 G,) by binary tournament and, with this chance, crossover."""
-    rows = parents.get("X").astype(int)
+def mate(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two codes (2, G) by binary tournament and, with this chance, crossover."""
+    codes = parents.get("X").astype(int)
+    codes = codes.reshape(len(codes), 2, -1)
     chosen = TournamentSelection(pressure=2, func_comp=fitter).do(None, parents, 1, 2, to_pop=False, random_state=rng)
-    first, second = rows[chosen[0]]
-    return crossed(first, second, rng) if rng.random() < crossover else (first, second)
+    first, second = codes[chosen[0]]
+    return cross(first, second, rng) if rng.random() < crossover else (first, second)
 
 
-def crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform crossover of two rows in which a group's (bits, rank) is one gene."""
-    swap = np.tile(rng.random(len(first) // 2) < 0.5, 2)
+def cross(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform crossover of two codes (2, G) in which a group's (bits, rank) is one gene."""
+    swap = rng.random(first.shape[1]) < 0.5
     return np.where(swap, second, first), np.where(swap, first, second)
 
 
-def mutate(codec: PlanCodec, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """int (2 G,): the row with some variables one adjacent step up or down.
+def mutate(steps: Steps, code: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """int (2, G): the code with some variables one step up or down.
 
     Args:
         rate: chance of each variable; one is drawn outright, so that something changes.
     """
-    v = np.arange(codec.variables)
-    up, down = codec.above[v, row], codec.below[v, row]
-    movable = (up != row) | (down != row)
+    up, down = steps.up(code), steps.down(code)
+    movable = ((up != code) | (down != code)).ravel()
     if not movable.any():
-        return row.copy()
-    chosen = rng.random(codec.variables) < rate
-    chosen[rng.choice(codec.variables, p=movable / movable.sum())] = True
-    upward = rng.random(codec.variables) < 0.5
-    target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
-    return np.where(chosen, target, row)
+        return code.copy()
+    chosen = rng.random(code.size) < rate
+    chosen[rng.choice(code.size, p=movable / movable.sum())] = True
+    upward = rng.random(code.shape) < 0.5
+    target = np.where(upward, np.where(up != code, up, down), np.where(down != code, down, up))
+    return np.where(chosen.reshape(code.shape), target, code)
 
 
 def fitter(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:

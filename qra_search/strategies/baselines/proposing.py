@@ -9,7 +9,7 @@ import numpy as np
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.strategies.random import random_plan
 
 ATTEMPTS = 60
 """Draws for one proposal before random plans take its place, and as many of those before the list ends."""
@@ -45,22 +45,21 @@ def fresh_plans(
     """At most `n` proposals of plans that the log does not hold.
 
     Args:
-        draw: from the offset of the proposal and its generator, a row (2 G,) and its origin. It is called again while
+        draw: from the offset of the proposal and its generator, a code (2, G) and its origin. It is called again while
             the plan is known; then random plans within the budget take its place.
     """
-    codec = PlanCodec(state.space)
     seen = set(state.seen)
     proposals: list[Proposal] = []
     for offset in range(n):
         rng = state.rng(offset)
         for attempt in range(2 * ATTEMPTS):
             if attempt < ATTEMPTS:
-                row, origin = draw(offset, rng)
+                code, origin = draw(offset, rng)
+                plan = state.space.decode(code)
             else:
-                row, origin = codec.repair(codec.random(rng), budget_in_turn(state, offset), rng), "random"
-            plan = codec.decode(row)
-            if plan.key not in seen:
-                seen.add(plan.key)
+                plan, origin = random_plan(state, rng, budget_in_turn(state, offset)), "random"
+            if plan not in seen:
+                seen.add(plan)
                 proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))
                 break
     return proposals

@@ -9,12 +9,12 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
+from qra_search.space.steps import Steps
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.belief import Belief
-from qra_search.strategies.baselines.nsga2 import check_population, child_of, survivors_of
+from qra_search.strategies.baselines.nsga2 import breed_child, check_population, select_survivors
 from qra_search.strategies.baselines.papers import Importance, atomic_edits, check_share, evolve, refine, tried_in_full
 from qra_search.strategies.baselines.proposing import one_by_one
-from qra_search.strategies.plan_codec import PlanCodec
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
@@ -46,14 +46,14 @@ class QRAdaptorStrategy(Strategy):
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, codec = Importance.of(state.space, state.sensitivities), PlanCodec(state.space)
+        importance, steps = Importance.of(state.space, state.sensitivities), Steps(state.space)
 
         def parents(before: list[Trial], generation: int) -> Population | None:
             losses = mean_losses([t for t in before if t.done])
-            return survivors_of(state, losses, self.population, generation)
+            return select_survivors(state, losses, self.population, generation)
 
         def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            return child_of(codec, parents, budget, rng), OFFSPRING
+            return breed_child(steps, parents, budget, rng), OFFSPRING
 
         if state.spent < self.evolution * state.evaluations:
             proposal = evolve(state, importance, self.population, parents, breed)
@@ -71,13 +71,13 @@ class QRAdaptorStrategy(Strategy):
         for budget in state.budgets:
             fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
             best = min(fitting, key=losses.__getitem__, default=None)
-            if best is not None and best.key not in tried:
+            if best is not None and best not in tried:
                 return best
         return None
 
 
 def front_edits(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
-    """int (M, 2 G): the atomic edits of the front, by posterior mean, of the fitting plans."""
-    rows = belief.rows[fitting]
-    front = non_dominated(belief.mean(rows), belief.codec.bytes(rows))
-    return np.concatenate([atomic_edits(belief.codec, row) for row in rows[front]])
+    """int (M, 2, G): the atomic edits of the front, by posterior mean, of the fitting plans."""
+    codes = belief.codes[fitting]
+    front = non_dominated(belief.mean(codes), belief.space.memory.bytes(codes))
+    return np.concatenate([atomic_edits(Steps(belief.space), code) for code in codes[front]])

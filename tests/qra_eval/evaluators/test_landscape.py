@@ -14,6 +14,7 @@ from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES
 from qra_eval.landscapes.shapes import KINDS
 from qra_search.allocate.solve import solve_table
+from qra_search.allocate.table import table_losses
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
@@ -39,7 +40,7 @@ def random_plans(landscape: Landscape, count: int, budget: int | None = None) ->
 def test_true_losses_of_arrays_equal_those_of_single_plans(family: str, granularity: str) -> None:
     landscape = make_landscape(family, 5, granularity, seed=1)
     plans = random_plans(landscape, 8)
-    many = landscape.true_losses(*landscape.space.encode_many(plans))
+    many = landscape.true_losses(landscape.space.encode_many(plans))
     assert many == pytest.approx([landscape.true_loss(plan) for plan in plans], abs=1e-12)
     assert np.isfinite(many).all() and (many > landscape.tables.base - landscape.tables.gain.max(1).sum() - 1e-9).all()
 
@@ -153,9 +154,9 @@ def test_a_misleading_prior_errs_systematically_over_depth() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_additive_family_is_additive(family: str) -> None:
     landscape = make_landscape(family, 6, "module", seed=1)
-    b, r = landscape.space.encode_many(random_plans(landscape, 20))
-    table = landscape.additive_table()[np.arange(len(landscape.space)), b, r].sum(1) + landscape.tables.base
-    gap = np.abs(table - landscape.true_losses(b, r)).max()
+    codes = landscape.space.encode_many(random_plans(landscape, 20))
+    table = table_losses(landscape.additive_table(), codes) + landscape.tables.base
+    gap = np.abs(table - landscape.true_losses(codes)).max()
     assert (gap < 1e-9) == landscape.is_additive == (family == "additive")
 
 
@@ -163,9 +164,8 @@ def brute_force(landscape: Landscape, budget: int) -> float:
     space = landscape.space
     choices = list(itertools.product(range(len(space.bits)), range(len(space.ranks))))
     plans = np.array(list(itertools.product(choices, repeat=len(space))))
-    b, r = plans[:, :, 0], plans[:, :, 1]
-    fits = space.memory.bytes(b, r) <= budget
-    return float(landscape.true_losses(b[fits], r[fits]).min())
+    codes = plans.transpose(0, 2, 1)
+    return float(landscape.true_losses(codes[space.memory.bytes(codes) <= budget]).min())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -199,11 +199,12 @@ def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
     assert share_left(rows[1], 10, best) == pytest.approx(1 / 3)
 
 
-def test_a_failed_cell_counts_as_the_best_uniform_plan_and_is_named() -> None:
+def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
     rows = [row_of("good", [1.0] * 5), {k: row_of("bad", [])[k] for k in ("task", "strategy", "seed", "evaluations")}]
     rows[1]["error"] = "StudyFailed: so it went"
     (setting,) = make_settings(rows)
-    assert setting.medians["bad"] == [(10, 1.0)]
+    pooled = {row[0]: row[2] for row in setting.tables[0].rows}
+    assert setting.medians["bad"] == [] and pooled["bad"] == "failed" and pooled["good"] != "failed"
     assert "Failures: bad: StudyFailed: so it went" in setting.notes
     (conduct,) = [table for table in setting.tables if table.caption == "Conduct:"]
     assert {row[0]: row[conduct.columns.index("failed cells")] for row in conduct.rows} == {"bad": 1, "good": 0}

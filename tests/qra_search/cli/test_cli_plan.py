@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from cli_runner import Qra
 
-from qra_search.allocate.knapsack import solve
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.solve import solve
 from qra_search.config import load_config
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
@@ -23,19 +21,13 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     run = RunFolder(tmp_path / "a")
     result, (budget,) = run.result(), run.result().memory_budgets
     assert result.trials == () and result.sensitivities is not None
-    table = additive_table(result.space, result.sensitivities)
-    groups = len(result.space)
-    size = result.space.memory.choice.reshape(groups, -1)
-    best = solve(table.reshape(groups, -1), size, budget - result.space.fixed_bytes)
-    b, r = result.space.encode(run.plan())
-    assert best is not None
-    rows = range(groups)
-    assert table[rows, b, r].sum() == pytest.approx(table.reshape(groups, -1)[rows, best].sum())
-    (foretold,) = done.json["allocations"]
-    assert foretold["memory_bytes"] <= foretold["budget"] == budget
+    allocation = solve(result.space, result.sensitivities, budget)
+    assert run.plan() == allocation.plan
+    (row,) = done.json["allocations"]
+    assert row["memory_bytes"] <= row["budget"] == budget
     fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget]
-    assert {json.dumps(u["plan"]) for u in foretold["uniform"]} == {json.dumps(p.to_dict()) for p in fitting}
-    assert all(u["predicted_gain"] >= -1e-9 for u in foretold["uniform"])
+    assert {json.dumps(u["plan"]) for u in row["uniform"]} == {json.dumps(p.to_dict()) for p in fitting}
+    assert all(u["predicted_gain"] >= -1e-9 for u in row["uniform"])
 
 
 def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(qra: Qra, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def test_groups_that_say_no_place_of_their_own_lie_in_order(places: list[tuple[s
 def test_cells_and_legend_of_the_sensitivities_have_one_unit() -> None:
     known = evil_space()
     damage = np.geomspace(0.004, 0.9, len(known))[:, None] * np.array([[1.0, 0.5, 0.1, 0.0]])
-    lowest = np.zeros(len(known), dtype=int)
+    lowest = np.zeros((2, len(known)), dtype=int)
     sensitivities = Sensitivities(damage, np.zeros((len(known), len(known.ranks))))
-    found = heat_maps(known, known.decode(lowest, lowest), sensitivities)[-1]
+    found = heat_maps(known, known.decode(lowest), sensitivities)[-1]
     assert "in thousandths of a nat" in found.remark
     low, high = (float(text) for text in found.legend[-1].split(" to "))
     assert low < float(found.labels[-1]) == high == 900

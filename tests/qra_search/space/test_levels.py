@@ -47,7 +47,7 @@ def test_the_space_keeps_them_by_width_then_as_given_with_the_bytes_of_each():
     first, second = (space.memory_bytes(space.uniform(name, 4)) for name in ("nf4", "hqq-4"))
     weights = sum(group.weights for group in space.groups)
     assert second - first == weights * 32 // 64 // 8  # groups of 32 have twice the metadata
-    assert space.decode(*space.encode(PLAN)) == PLAN and space.mean_bits(PLAN) == pytest.approx((2 + 4 + 4 + 8 + 4) / 5)
+    assert space.decode(space.encode(PLAN)) == PLAN and space.mean_bits(PLAN) == pytest.approx((2 + 4 + 4 + 8 + 4) / 5)
 
 
 def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():

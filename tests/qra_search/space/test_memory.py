@@ -30,7 +30,7 @@ def test_an_adapter_takes_two_bytes_a_weight():
 def test_bytes_of_a_plan_are_the_sum_of_its_linears(seed):
     space = make_space(fixed_bytes=1000)
     rng = np.random.default_rng(seed)
-    plan = space.decode(rng.integers(0, 4, 6), rng.integers(0, 3, 6))
+    plan = space.decode(np.stack([rng.integers(0, 4, 6), rng.integers(0, 3, 6)]))
     expected = 1000
     for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
         for m in group.linears:
@@ -41,7 +41,7 @@ def test_bytes_of_a_plan_are_the_sum_of_its_linears(seed):
 
 def test_many_plans_are_counted_at_once(space):
     plans = space.uniform_plans()
-    assert space.memory.bytes(*space.encode_many(plans)).tolist() == [space.memory_bytes(p) for p in plans]
+    assert space.memory.bytes(space.encode_many(plans)).tolist() == [space.memory_bytes(p) for p in plans]
 
 
 def test_minimum_and_maximum_are_those_of_the_smallest_and_largest_plan(space):

@@ -12,7 +12,8 @@ from qra_search import Evaluation, Evaluator, Sensitivities
 from qra_search.allocate.solve import solve_table
 from qra_search.allocate.table import additive_table, flat_sensitivities
 from qra_search.log.state import StudyState
-from qra_search.strategies.additive import AdditiveStrategy, posterior_table
+from qra_search.strategies.additive import AdditiveStrategy
+from qra_search.surrogates.posterior import posterior_table
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 
 
@@ -46,8 +47,8 @@ def test_the_plan_is_the_best_of_all_that_fit():
     for budget in budgets_of(space, 0.0, 0.3, 0.7, 1.0):
         best = np.inf
         for choice in itertools.product(itertools.product(range(3), range(2)), repeat=3):
-            b, r = np.array(choice).T
-            if space.memory.allowed[np.arange(3), b, r].all() and space.memory.bytes(b, r) <= budget:
+            b, r = code = np.array(choice).T
+            if space.memory.allowed[np.arange(3), b, r].all() and space.memory.bytes(code) <= budget:
                 best = min(best, table[np.arange(3), b, r].sum())
         b, r = space.encode(solve_table(space, table, budget))
         assert table[np.arange(3), b, r].sum() == pytest.approx(best)

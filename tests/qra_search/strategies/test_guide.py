@@ -11,18 +11,31 @@ from pathlib import Path
 import pytest
 
 from qra_search.testing import StrategyContract
+from qra_search.testing.scenarios import scenario
 
 GUIDE = Path(__file__).parents[3] / "docs" / "add-a-strategy.md"
 MODULE = "printed_climber"
 
 
+def load_printed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The strategy of a class that the guide prints."""
+    printed = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
+    (folder / f"{MODULE}.py").write_text(next(code for code in printed if f"class {name}" in code))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    return getattr(importlib.import_module(MODULE), name)()
+
+
+@pytest.mark.parametrize("study", ["an empty log", "no sensitivities", "two fidelities and an empty log"])
+def test_the_strategy_on_top_of_the_posterior_table_works_from_the_first_proposal_on(study, tmp_path, monkeypatch):
+    strategy, state = load_printed("Greedy", tmp_path, monkeypatch), scenario(study)
+    proposals = strategy.propose(state, 2)
+    assert len(proposals) == 2 and all(state.space.memory_bytes(p.plan) <= state.memory_limit for p in proposals)
+    assert strategy.propose(state, 0) == []
+
+
 class TestClimber(StrategyContract):
     @pytest.fixture
     def strategy(self, tmp_path_factory, monkeypatch):
-        folder = tmp_path_factory.mktemp("package")
-        printed = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
-        (folder / f"{MODULE}.py").write_text(next(code for code in printed if "class Climber" in code))
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
-        monkeypatch.delitem(sys.modules, MODULE, raising=False)
-        return importlib.import_module(MODULE).Climber()
+        return load_printed("Climber", tmp_path_factory.mktemp("package"), monkeypatch)

@@ -41,7 +41,6 @@ def test_a_search_takes_options_of_its_strategy():
         ("nsga2", {"population": "many"}, "option 'population' of strategy 'nsga2' is 'many': input should be a valid"),
         ("nsga2", {"crossover": [1]}, "option 'crossover' of strategy 'nsga2' is [1]: input should be a valid number"),
         ("qra", {"draws": 1.5}, "option 'draws' of strategy 'qra' is 1.5: input should be a valid integer"),
-        ("qra", {"sweps": 1}, "unknown option of strategy 'qra': 'sweps': did you mean sweeps"),
         ("nsga2", {"populaton": 3}, "unknown option of strategy 'nsga2': 'populaton': did you mean population"),
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': it takes none"),
         (OwnStrategy, {"deep": 1}, "unknown option of strategy 'own': 'deep': did you mean depth?"),

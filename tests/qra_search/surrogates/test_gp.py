@@ -7,9 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from nehvi import quality_model
 
-from qra_search.surrogates.gp import choice_values, fit_loss_gp, ordinal_choices, seeded_torch, warped_choices
+from qra_search.surrogates.gp import (
+    choice_values,
+    fit_loss_gp,
+    kernel_module,
+    ordinal_choices,
+    proxy_mean,
+    seeded_torch,
+    warped_choices,
+)
 from qra_search.testing.scenarios import toy_space
 
 RNG = np.random.default_rng(0)
@@ -23,12 +30,31 @@ def gp(request):
     return fit_loss_gp(INPUTS, PROXY, LOSSES, kernel=request.param)
 
 
+def botorch_model(gp, known):
+    """BoTorch's model of the standardized loss with the hyperparameters of `gp`, given inputs and proxy (N, D + 1)."""
+    from botorch.models import SingleTaskGP
+
+    columns = gp.inputs.shape[1]
+    unit = gp.residual + gp.constant + gp.slope * gp.proxy
+    covariance = kernel_module(columns, gp.kernel, ard=True)
+    model = SingleTaskGP(
+        known,
+        torch.as_tensor(unit)[:, None],
+        train_Yvar=torch.full((len(unit), 1), gp.noise, dtype=torch.double),
+        covar_module=covariance,
+        mean_module=proxy_mean(columns, gp.slope, gp.constant, learn=False),
+        outcome_transform=None,
+    ).double()
+    covariance.lengthscale = torch.as_tensor(gp.lengthscale)
+    return model.eval()
+
+
 def test_its_posterior_equals_botorchs(gp):
     new = np.random.default_rng(1).random((7, 6))
-    known = torch.as_tensor(np.column_stack([INPUTS, PROXY, np.zeros(30)]))
-    posterior = quality_model(gp, known).posterior(torch.as_tensor(np.column_stack([new, new.sum(1), np.zeros(7)])))
+    known = torch.as_tensor(np.column_stack([INPUTS, PROXY]))
+    posterior = botorch_model(gp, known).posterior(torch.as_tensor(np.column_stack([new, new.sum(1)])))
     mean, std = gp.predict(new, new.sum(1))
-    assert mean == pytest.approx(gp.center - gp.scale * posterior.mean.detach().numpy().ravel(), rel=1e-6)
+    assert mean == pytest.approx(gp.center + gp.scale * posterior.mean.detach().numpy().ravel(), rel=1e-6)
     assert std == pytest.approx(gp.scale * posterior.variance.detach().numpy().ravel() ** 0.5, rel=1e-3, abs=1e-6)
 
 
@@ -79,10 +105,10 @@ def test_seeded_torch_gives_back_the_threads_even_after_an_error():
 def test_levels_are_warped_to_the_error_of_their_bits_and_the_log_of_their_rank():
     space = toy_space(2, bits=(2, 3, 4, 16), ranks=(0, 1, 3))
     values = warped_choices(space)
-    assert values[0] == pytest.approx([1.0, 0.25, 0.0625, 0.0])
-    assert values[2, :3] == pytest.approx([0.0, 0.5, 1.0])
-    assert choice_values(values, np.array([[3, 0, 1, 2]])) == pytest.approx(np.array([[0.0, 1.0, 0.5, 1.0]]))
-    assert ordinal_choices(space)[0] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    assert values[0, 0] == pytest.approx([1.0, 0.25, 0.0625, 0.0])
+    assert values[1, 0, :3] == pytest.approx([0.0, 0.5, 1.0])
+    assert choice_values(values, np.array([[[3, 0], [1, 2]]])) == pytest.approx(np.array([[0.0, 1.0, 0.5, 1.0]]))
+    assert ordinal_choices(space)[0, 0] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
 
 
 def test_a_single_choice_is_a_constant_input():

@@ -7,9 +7,9 @@ import pytest
 from table_world import World
 
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.table import table_losses
 from qra_search.surrogates.basis import TableBasis
-from qra_search.surrogates.evidence import refined
-from qra_search.surrogates.likeness import ByKindAndDepth
+from qra_search.surrogates.evidence import refine
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
 
@@ -20,7 +20,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearised(rows.b, rows.r, rows.seeds, fit.theta)
+    f, J = fit._linearised(rows.codes, rows.seeds, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -28,11 +28,11 @@ def test_the_mode_is_stationary():
 
 def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries():
     world = World()
-    b, r = world.plans(200)
-    truth = world.loss(b, r)
+    codes = world.plans(200)
+    truth = world.loss(codes)
     errors = []
     for count in (10, 60):
-        mean, _ = refined(TableFit(world.basis, world.rows(count), Widths())).joint(b, r)
+        mean, _ = refine(TableFit(world.basis, world.rows(count), Widths())).joint(codes)
         errors.append(float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.std()))
     assert errors[1] < 0.15
     assert errors[1] < errors[0] / 2
@@ -40,31 +40,20 @@ def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries():
 
 def test_its_deviations_are_honest():
     world = World()
-    b, r = world.plans(300)
-    fit = refined(TableFit(world.basis, world.rows(40), Widths()))
-    mean, cov = fit.joint(b, r)
-    scores = (mean - world.loss(b, r)) / np.sqrt(np.diag(cov))
+    codes = world.plans(300)
+    fit = refine(TableFit(world.basis, world.rows(40), Widths()))
+    mean, cov = fit.joint(codes)
+    scores = (mean - world.loss(codes)) / np.sqrt(np.diag(cov))
     assert 0.5 < np.sqrt(np.mean(scores**2)) < 1.6
 
 
-def test_likeness_by_parts_gives_the_same_posterior():
+def test_draws_have_the_posteriors_mean_and_deviation():
     world = World()
-    rows, (b, r) = world.rows(20), world.plans(10)
-    expected = refined(TableFit(world.basis, rows, Widths())).joint(b, r)
-    world.basis.alike = ByKindAndDepth(world.space)
-    for found, known in zip(refined(TableFit(world.basis, rows, Widths())).joint(b, r), expected, strict=True):
-        np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-5 * float(np.abs(known).max()))
-
-
-@pytest.mark.parametrize("by_parts", [False, True])
-def test_draws_have_the_posteriors_mean_and_deviation(by_parts):
-    world = World()
-    world.basis.alike = ByKindAndDepth(world.space) if by_parts else world.basis.alike
-    fit = refined(TableFit(world.basis, world.rows(80), Widths()))
-    b, r = world.plans(20)
+    fit = refine(TableFit(world.basis, world.rows(80), Widths()))
+    codes = world.plans(20)
     tables = fit.draws(np.random.default_rng(0), np.ones(4000))
-    sums = np.stack([tables[:, np.arange(12), x, y].sum(1) for x, y in zip(b, r, strict=True)], 1)
-    mean, cov = fit.joint(b, r)
+    sums = np.stack([table_losses(table, codes) for table in tables])
+    mean, cov = fit.joint(codes)
     # The constant c is no part of a table: compare what plans differ by.
     contrast = np.eye(20) - 1 / 20
     deviation = np.sqrt(np.diag(contrast @ cov @ contrast))
@@ -77,6 +66,7 @@ def test_a_draw_of_no_width_is_the_mode_and_all_damage_is_positive():
     fit = TableFit(world.basis, world.rows(20), Widths())
     tables = fit.draws(np.random.default_rng(0), np.array([0.0, 0.0, 3.0]))
     np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(tables[0], fit.mode())
     assert (np.diff(tables, axis=3) <= 0).mean() > 0.5
     assert (fit._damage(fit.theta) > 0).all()
 
@@ -92,7 +82,7 @@ def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
     trust = {}
     for shuffled in (False, True):
         world = World(prior_error=0.1, shuffled=shuffled)
-        trust[shuffled] = 1.0 + refined(TableFit(world.basis, world.rows(80), Widths())).theta.trust[0]
+        trust[shuffled] = 1.0 + refine(TableFit(world.basis, world.rows(80), Widths())).theta.trust[0]
     assert trust[False] > 0.6
     assert trust[True] < 0.4
 
@@ -105,20 +95,20 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
         sensitivities = Sensitivities(
             scales[0] * world.sensitivities.bits_damage, scales[1] * world.sensitivities.rank_gain
         )
-        fit = refined(TableFit(TableBasis(world.space, sensitivities), world.rows(40), Widths()))
-        b, r = world.plans(200)
-        mean, _ = fit.joint(b, r)
-        error[scales] = np.std(mean - world.loss(b, r)) / np.std(world.loss(b, r))
+        fit = refine(TableFit(TableBasis(world.space, sensitivities), world.rows(40), Widths()))
+        codes = world.plans(200)
+        mean, _ = fit.joint(codes)
+        error[scales] = np.std(mean - world.loss(codes)) / np.std(world.loss(codes))
     assert error[damage, gain] < 1.2 * error[1.0, 1.0] < 0.2
 
 
 def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
     world = World()
     rows = world.rows(40)
-    b, r = world.plans(50)
-    before, _ = TableFit(world.basis, rows, Widths()).joint(b, r)
-    broken = rows.joined(b[:1] * 0, r[:1] * 0, np.array([40.0]), np.ones(1))
-    after, _ = TableFit(world.basis, broken, Widths()).joint(b, r)
+    codes = world.plans(50)
+    before, _ = TableFit(world.basis, rows, Widths()).joint(codes)
+    broken = rows.joined(codes[:1] * 0, np.array([40.0]))
+    after, _ = TableFit(world.basis, broken, Widths()).joint(codes)
     assert np.abs(after - before).max() < 0.1 * before.std()
 
 
@@ -127,12 +117,12 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
     for seed in range(4):
         world = World()
         rows = world.rows(60)
-        truth = world.loss(rows.b, rows.r)
+        truth = world.loss(rows.codes)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.b, rows.r, truth + luck, rows.weight, rows.seeds)
-        b, r = world.plans(200)
-        mean, _ = refined(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(b, r)
-        bias.append(np.mean(mean - world.loss(b, r)) / world.loss(b, r).std())
+        seen = Rows(rows.codes, truth + luck, rows.weight, rows.seeds)
+        codes = world.plans(200)
+        mean, _ = refine(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(codes)
+        bias.append(np.mean(mean - world.loss(codes)) / world.loss(codes).std())
     # Weighed by what was observed, losses come out a quarter of their spread too low.
     assert abs(np.mean(bias)) < 0.1
 
@@ -140,9 +130,9 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
 def test_pending_plans_narrow_the_belief_and_leave_its_mean():
     world = World()
     fit = TableFit(world.basis, world.rows(30), Widths())
-    b, r = world.plans(5)
-    before, cov_before = fit.joint(b, r)
-    after, cov_after = fit.given(b, r).joint(b, r)
+    codes = world.plans(5)
+    before, cov_before = fit.joint(codes)
+    after, cov_after = fit.given(codes).joint(codes)
     np.testing.assert_allclose(after, before, atol=0.2 * float(np.sqrt(np.diag(cov_before)).max()))
     assert (np.diag(cov_after) < 0.5 * np.diag(cov_before)).all()
 
@@ -153,7 +143,7 @@ def test_replicates_count_for_more():
     widths = Widths(noise=0.2)
     once = TableFit(world.basis, rows, widths).at_rows()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.loss, weight, rows.seeds), widths).at_rows()[1]
+    often = TableFit(world.basis, Rows(rows.codes, rows.loss, weight, rows.seeds), widths).at_rows()[1]
     assert often[3] < once[3]
 
 
@@ -161,14 +151,14 @@ def test_replicates_count_for_more():
 def test_one_or_two_rows_are_enough(count):
     world = World()
     rows = world.rows(count)
-    mean, std = refined(TableFit(world.basis, rows, Widths())).at_rows()
+    mean, std = refine(TableFit(world.basis, rows, Widths())).at_rows()
     assert np.isfinite(mean).all() and np.isfinite(std).all()
 
 
 def test_what_it_is_given_is_not_changed():
     world = World()
     rows = world.rows(15)
-    copies = [x.copy() for x in (rows.b, rows.r, rows.loss, rows.weight)]
-    refined(TableFit(world.basis, rows, Widths())).draws(np.random.default_rng(0), np.ones(3))
-    for before, after in zip(copies, (rows.b, rows.r, rows.loss, rows.weight), strict=True):
+    copies = [x.copy() for x in (rows.codes, rows.loss, rows.weight)]
+    refine(TableFit(world.basis, rows, Widths())).draws(np.random.default_rng(0), np.ones(3))
+    for before, after in zip(copies, (rows.codes, rows.loss, rows.weight), strict=True):
         np.testing.assert_array_equal(before, after)

@@ -10,6 +10,7 @@ import pytest
 from qra_search import search
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
+from qra_search.space.steps import Steps
 from qra_search.strategies.baselines.autoqra import (
     EVOLVED,
     FEWEST_PAIRS,
@@ -23,7 +24,6 @@ from qra_search.strategies.baselines.autoqra import (
     trust_region,
 )
 from qra_search.strategies.baselines.papers import WARM_START, Importance
-from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
@@ -67,8 +67,8 @@ def test_screening_ends_once_it_was_seen_to_mislead(rough):
     strategy = AutoQRAStrategy(population=6, evolution=1.0)
     trials = search(evaluator, strategy, evaluations=22, memory_budget=budgets, seed=1).trials
     last = max(t.id for t in trials if t.fidelity < 1.0)
-    low = {t.plan.key for t in trials if t.fidelity < 1.0}
-    assert 0 < len({t.plan.key for t in trials[:last] if t.fidelity == 1.0} & low) < FEWEST_PAIRS
+    low = {t.plan for t in trials if t.fidelity < 1.0}
+    assert 0 < len({t.plan for t in trials[:last] if t.fidelity == 1.0} & low) < FEWEST_PAIRS
     assert sum(t.fidelity == 1.0 for t in trials[last:]) > 6
     honest = search(ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0)), strategy, evaluations=30,
                     memory_budget=budgets, seed=1).trials  # fmt: skip
@@ -89,7 +89,7 @@ def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     low = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}
     gap = np.mean([scores.full[k] - low[k] for k in scores.full])
-    rows = scores.codec.encode(list(scores.cheap))
+    rows = state.space.encode_many(scores.cheap)
     assert scores.predict(rows) == pytest.approx([low[p] + gap for p in scores.cheap])
 
 
@@ -98,7 +98,7 @@ def test_the_model_learns_the_full_loss_from_the_pairs():
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     quiet = ToyEvaluator(state.space, noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in scores.cheap])
-    predicted = scores.predict(scores.codec.encode(list(scores.cheap)))
+    predicted = scores.predict(state.space.encode_many(scores.cheap))
     cheap = np.array([quiet.evaluate(p, fidelity=0.25).loss for p in scores.cheap])
     new = np.array([p not in scores.full for p in scores.cheap])
     assert np.abs(predicted - truth)[new].mean() < 0.5 * np.abs(cheap - truth)[new].mean()
@@ -125,7 +125,7 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(rough):
     state = logged_state(evaluator, 30)
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     rng = np.random.default_rng(0)
-    rows = np.array([scores.codec.random(rng) for _ in range(8)])
+    rows = np.array([Steps(state.space).random(rng) for _ in range(8)])
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])
 
 
@@ -178,14 +178,14 @@ def test_another_budgets_refinements_leave_the_radius_alone():
 
 def test_a_trust_region_lies_within_its_radius_and_budget():
     space = toy_space(8)
-    levels, rng = PlanCodec(space), np.random.default_rng(0)
+    steps, rng = Steps(space), np.random.default_rng(0)
     budget = budgets_of(space, 0.5)[0]
-    center = levels.repair(levels.random(rng), budget, rng)
-    region = trust_region(levels, center, 5, budget, rng)
-    distance = np.abs(region - center).sum(1)
+    center = steps.repair(steps.random(rng), budget, rng)
+    region = trust_region(steps, center, 5, budget, rng)
+    distance = np.abs(region - center).sum((1, 2))
     assert distance.max() <= 5 and distance.max() > 2
     far = region[distance > 2]
-    assert (levels.bytes(far) <= budget).all()
+    assert (space.memory.bytes(far) <= budget).all()
 
 
 def test_pending_promotions_are_not_promoted_twice():

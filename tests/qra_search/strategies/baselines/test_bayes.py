@@ -7,17 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from qra_search import search
-from qra_search.strategies.baselines.bayes import BayesStrategy, swaps
-from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates.hypervolume_improvement import Strips
+from qra_search.space.steps import Steps
+from qra_search.strategies.baselines.bayes import BayesStrategy, improvement
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
 
-def all_rows(space):
-    codec = PlanCodec(space)
-    return np.array(list(itertools.product(*(np.flatnonzero(row) for row in codec.allowed))))
+def all_codes(space):
+    steps = Steps(space)
+    choices = [np.flatnonzero(row) for row in steps.allowed.reshape(-1, steps.allowed.shape[-1])]
+    return np.array(list(itertools.product(*choices))).reshape(-1, 2, len(space))
 
 
 def small_state(**options):
@@ -27,33 +28,41 @@ def small_state(**options):
 
 def test_the_proposal_has_the_largest_acquisition_of_the_whole_space():
     state, strategy = small_state(), BayesStrategy()
-    belief = strategy._believe(state)
-    codec = belief.codec
-    sizes = codec.bytes(belief.rows)
-    mean = belief.mean(belief.rows)
-    strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
-    rows = all_rows(state.space)
-    rows = rows[[codec.decode(r).key not in state.seen for r in rows]]
-    values = strips.log_improvement(*belief.predict(rows), codec.bytes(rows))
-    chosen = codec.encode([strategy.propose(state, 1)[0].plan])
-    got = strips.log_improvement(*belief.predict(chosen), codec.bytes(chosen))[0]
-    assert got == pytest.approx(values.max(), abs=1e-9)
+    score = improvement(strategy._believe(state), state.memory_budgets)
+    codes = all_codes(state.space)
+    values = score(codes[[state.space.decode(code) not in state.seen for code in codes]])
+    chosen = state.space.encode(strategy.propose(state, 1)[0].plan)
+    assert score(chosen[None])[0] == pytest.approx(values.max(), abs=1e-9)
+
+
+def test_the_acquisition_adds_up_expected_improvements_under_each_budget():
+    state = small_state()
+    belief = BayesStrategy()._believe(state)
+    mean, sizes = belief.mean(belief.codes), state.memory.bytes(belief.codes)
+    codes = all_codes(state.space)[::17]
+    expected, std = belief.predict(codes)
+    total = 0.0
+    for budget in state.memory_budgets:
+        best = mean[sizes <= budget].min()
+        z = (best - expected) / std
+        total += np.where(state.memory.bytes(codes) <= budget, std * (norm.pdf(z) + z * norm.cdf(z)), 0.0)
+    np.testing.assert_allclose(np.exp(improvement(belief, state.memory_budgets)(codes)), total, rtol=1e-6, atol=1e-12)
 
 
 def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
     state = small_state(pending=1)
     without = replace(state, trials=state.trials[:-1])
     pending = state.pending[0].plan
-    row = PlanCodec(state.space).encode([pending])
+    code = state.space.encode(pending)[None]
     strategy = BayesStrategy()
-    assert strategy._believe(state).predict(row)[1][0] < strategy._believe(without).predict(row)[1][0]
-    assert pending.key not in {p.plan.key for p in strategy.propose(state, 3)}
+    assert strategy._believe(state).predict(code)[1][0] < strategy._believe(without).predict(code)[1][0]
+    assert pending not in {p.plan for p in strategy.propose(state, 3)}
 
 
 def test_what_it_expected_is_recorded():
     state, strategy = small_state(), BayesStrategy()
     proposal = strategy.propose(state, 1)[0]
-    mean, std = strategy._believe(state).predict(PlanCodec(state.space).encode([proposal.plan]))
+    mean, std = strategy._believe(state).predict(state.space.encode_many([proposal.plan]))
     assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
 
 
@@ -72,16 +81,3 @@ def test_it_beats_random_search_on_a_landscape_with_interaction():
     budget = budgets_of(evaluator.space, 0.35)
     bayes, random = (search(evaluator, s, evaluations=18, memory_budget=budget, seed=1) for s in ("bayes", "random"))
     assert bayes.best().loss < random.best().loss
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_swaps_move_one_variable_up_and_another_down(seed):
-    rng = np.random.default_rng(seed)
-    codec = PlanCodec(toy_space(4, restricted=True))
-    row = codec.random(rng)
-    for swapped in swaps(codec, row, 20, rng):
-        change = np.sign(swapped - row)
-        assert (change == 1).sum() == 1 and (change == -1).sum() == 1
-        assert codec.allowed[np.arange(codec.variables), swapped].all()
-    alone = PlanCodec(toy_space(2, bits=(4,), ranks=(8,)))
-    assert len(swaps(alone, alone.random(rng), 5, rng)) == 0

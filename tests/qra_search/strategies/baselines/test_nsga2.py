@@ -19,77 +19,78 @@ from pymoo.core.repair import Repair
 from pymoo.operators.selection.tournament import TournamentSelection
 
 from qra_search import search
+from qra_search.space.steps import Steps
 from qra_search.strategies.base import mean_losses
 from qra_search.strategies.baselines import nsga2
-from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, child_of, mutate, survivors_of
-from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, breed_child, mutate, select_survivors
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
 SPACE = toy_space(6, restricted=True)
-CODEC = PlanCodec(SPACE)
+STEPS = Steps(SPACE)
 
 
-def random_rows(seed: int, count: int) -> np.ndarray:
+def random_codes(seed: int, count: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([CODEC.random(rng) for _ in range(count)])
+    return np.stack([STEPS.random(rng) for _ in range(count)])
 
 
 @given(st.integers(0, 1000))
 def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
-    first, second = random_rows(seed, 2)
-    born = nsga2.crossed(first, second, np.random.default_rng(seed))
-    G = CODEC.groups
-    for g in range(G):
-        genes = [(row[g], row[G + g]) for row in (first, second)]
-        assert sorted((row[g], row[G + g]) for row in born) == sorted(genes)
+    first, second = random_codes(seed, 2)
+    born = nsga2.cross(first, second, np.random.default_rng(seed))
+    for g in range(len(SPACE)):
+        genes = [tuple(code[:, g]) for code in (first, second)]
+        assert sorted(tuple(code[:, g]) for code in born) == sorted(genes)
 
 
 def test_a_child_is_the_one_that_pymoos_mating_makes():
     """Drawn in the same order: tournament, crossover, mutation, repair."""
-    pop = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+    pop = nsga2.survivors(random_codes(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
     budget = budgets_of(SPACE, 0.4)[0]
 
     class Crossed(Crossover):
         def _do(self, problem, X, *args, random_state=None, **kwargs):
-            pairs = [nsga2.crossed(a, b, random_state) for a, b in zip(*X, strict=True)]
+            pairs = [
+                np.stack(nsga2.cross(a.reshape(2, -1), b.reshape(2, -1), random_state)).reshape(2, -1)
+                for a, b in zip(*X, strict=True)
+            ]
             return np.swapaxes(np.array(pairs), 0, 1)
 
     class Mutated(Mutation):
         def _do(self, problem, X, *args, random_state=None, **kwargs):
-            return np.stack([nsga2.mutate(CODEC, row, 0.2, random_state) for row in X])
+            return np.stack([nsga2.mutate(STEPS, row.reshape(2, -1), 0.2, random_state).ravel() for row in X])
 
     class Repaired(Repair):
         def _do(self, problem, X, random_state=None, **kwargs):
-            return np.stack([CODEC.repair(row, budget, random_state) for row in X])
+            return np.stack([STEPS.repair(row.reshape(2, -1), budget, random_state).ravel() for row in X])
 
     select = TournamentSelection(pressure=2, func_comp=nsga2.fitter)
     mating = Mating(select, Crossed(2, 2, prob=0.6, vtype=int), Mutated(prob=1.0, vtype=int), repair=Repaired())
-    problem = Problem(n_var=CODEC.variables, n_obj=2, vtype=int)
+    problem = Problem(n_var=2 * len(SPACE), n_obj=2, vtype=int)
     theirs, ours = np.random.default_rng(5), np.random.default_rng(5)
     for _ in range(20):
-        child = nsga2.child_of(CODEC, pop, budget, ours, crossover=0.6, mutation=0.2)
-        assert child.tolist() == mating.do(problem, pop, 1, random_state=theirs)[0].X.tolist()
+        child = nsga2.breed_child(STEPS, pop, budget, ours, crossover=0.6, mutation=0.2)
+        assert child.ravel().tolist() == mating.do(problem, pop, 1, random_state=theirs)[0].X.tolist()
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
-    X = random_rows(seed, 5)
+    X = random_codes(seed, 5)
     rng = np.random.default_rng(seed)
-    mutated = [mutate(CODEC, row, rate, rng) for row in X]
-    v = np.arange(CODEC.variables)
+    mutated = [mutate(STEPS, code, rate, rng) for code in X]
     for before, after in zip(X, mutated, strict=True):
-        assert CODEC.allowed[v, after].all()
+        assert SPACE.contains(SPACE.decode(after))
         changed = after != before
         assert changed.any()
-        adjacent = (after == CODEC.above[v, before]) | (after == CODEC.below[v, before])
+        adjacent = (after == STEPS.up(before)) | (after == STEPS.down(before))
         assert adjacent[changed].all()
 
 
 def test_a_child_draws_from_the_given_generator_alone():
-    parents = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+    parents = nsga2.survivors(random_codes(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
 
     def run():
-        return child_of(CODEC, parents, SPACE.memory.maximum, np.random.default_rng(3))
+        return breed_child(STEPS, parents, SPACE.memory.maximum, np.random.default_rng(3))
 
     first = run()
     np.random.seed(0)
@@ -99,7 +100,7 @@ def test_a_child_draws_from_the_given_generator_alone():
 
 def test_the_tournament_prefers_what_pymoos_prefers():
     objectives = np.random.default_rng(2).random((12, 2))
-    pop = nsga2.survivors(np.arange(12)[:, None], objectives, 12, np.random.default_rng(0))
+    pop = nsga2.survivors(np.arange(24).reshape(12, 2, 1), objectives, 12, np.random.default_rng(0))
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
     algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
     theirs = binary_tournament(pop, pairs, algorithm).ravel()
@@ -111,9 +112,9 @@ def test_the_tournament_prefers_what_pymoos_prefers():
 
 def test_parents_are_distinct_survivors_of_the_trials_given():
     state = logged_state(ToyEvaluator(), 11)
-    assert survivors_of(state, mean_losses(state.full[:1]), 4, 0) is None
-    parents = survivors_of(state, mean_losses(state.full[:8]), 4, 2)
-    known = {tuple(r) for r in PlanCodec(state.space).encode([t.plan for t in state.trials[:8]])}
+    assert select_survivors(state, mean_losses(state.full[:1]), 4, 0) is None
+    parents = select_survivors(state, mean_losses(state.full[:8]), 4, 2)
+    known = {tuple(code.ravel()) for code in state.space.encode_many([t.plan for t in state.trials[:8]])}
     assert len(parents) == 4
     assert {tuple(p.X) for p in parents} <= known
 
@@ -139,9 +140,9 @@ def test_children_descend_from_survivors():
     evaluator = ToyEvaluator(toy_space(8))
     strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
     state = logged_state(evaluator, 18)
-    parents = [p.X for p in survivors_of(state, mean_losses(state.full), 6, 3)]
+    parents = [p.X for p in select_survivors(state, mean_losses(state.full), 6, 3)]
     for proposal in strategy.propose(state, 3):
-        row = PlanCodec(state.space).encode([proposal.plan])[0]
+        row = state.space.encode(proposal.plan).ravel()
         assert min(int((row != p).sum()) for p in parents) == 1
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from qra_search.log.trial import Proposal
 from qra_search.strategies.baselines.proposing import budget_in_turn, fresh_plans, one_by_one
-from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, scenario, toy_space
 
 
@@ -21,15 +20,15 @@ def test_budgets_take_turns_by_the_number_of_the_proposal():
 
 def test_fresh_plans_draws_again_then_falls_back_on_random_plans():
     state = scenario("a log that another strategy wrote")
-    known = PlanCodec(state.space).encode([state.trials[0].plan])[0]
+    known = state.space.encode(state.trials[0].plan)
     proposals = fresh_plans(state, 2, lambda offset, rng: (known, "stubborn"))
     assert [p.origin for p in proposals] == ["random", "random"]
-    assert not {p.plan.key for p in proposals} & state.seen
+    assert not {p.plan for p in proposals} & state.seen
 
 
 def test_fresh_plans_ends_where_nothing_is_left():
     state = logged_state(ToyEvaluator(toy_space(1, bits=(2,), ranks=(4, 8))), 2)
-    row = PlanCodec(state.space).encode([state.trials[0].plan])[0]
+    row = state.space.encode(state.trials[0].plan)
     assert fresh_plans(state, 3, lambda offset, rng: (row, "x")) == []
 
 

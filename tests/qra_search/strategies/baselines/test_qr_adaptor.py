@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qra_search import search
+from qra_search.space.steps import Steps
 from qra_search.strategies.baselines.papers import (
     WARM_START,
     Importance,
@@ -18,7 +19,6 @@ from qra_search.strategies.baselines.papers import (
     warm_start,
 )
 from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
-from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
 
@@ -46,9 +46,8 @@ def test_the_first_plan_is_the_sensitivity_informed_one():
     budgets = budgets_of(evaluator.space, 0.4)
     state = logged_state(evaluator, 0, budgets=budgets)
     proposal = QRAdaptorStrategy().propose(state, 1)[0]
-    levels = PlanCodec(state.space)
-    expected = warm_start(levels, Importance.of(state.space, state.sensitivities), budgets[0])
-    assert proposal.plan == levels.decode(expected)
+    expected = warm_start(Steps(state.space), Importance.of(state.space, state.sensitivities), budgets[0])
+    assert proposal.plan == state.space.decode(expected)
 
 
 def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rough):
@@ -86,18 +85,18 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
     low = [replace(t, evaluation=evaluator.evaluate(t.plan, fidelity=0.25)) for t in low]
     both = [replace(t, id=8 + i) for i, t in enumerate(state.trials[:5])]
     belief = matern_belief(replace(state, trials=(*low, *both)), Importance.of(state.space, state.sensitivities))
-    assert len(belief.rows) == 8
+    assert len(belief.codes) == 8
     gap = np.mean([state.trials[i].loss - low[i].loss for i in range(5)])
     shifted = [low[i].loss + gap for i in range(5, 8)]
     known = dict(
         zip(
-            map(tuple, belief.rows),
+            (code.tobytes() for code in belief.codes),
             belief.gp.center + belief.gp.scale * (belief.gp.residual + belief.gp.constant),
             strict=True,
         )
     )
-    rows = PlanCodec(state.space).encode([t.plan for t in low[5:]])
-    assert [known[tuple(r)] for r in rows] == pytest.approx(np.minimum(shifted, belief.ceiling).tolist())
+    codes = state.space.encode_many([t.plan for t in low[5:]])
+    assert [known[code.tobytes()] for code in codes] == pytest.approx(np.minimum(shifted, belief.ceiling).tolist())
 
 
 def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edits():
@@ -105,33 +104,31 @@ def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edi
     state = logged_state(evaluator, 21, budgets=budgets_of(evaluator.space, 0.5))
     belief = matern_belief(state, Importance.of(state.space, state.sensitivities))
     assert belief.gp.kernel == "matern52" and belief.gp.slope == 0.0
-    row, budget = best_improvement(state, belief, set(state.seen), front_edits)
+    code, budget = best_improvement(state, belief, set(state.seen), front_edits)
     assert budget == state.memory_budgets[0]
-    sizes = belief.codec.bytes(belief.rows)
+    sizes = belief.space.memory.bytes(belief.codes)
     fitting = np.flatnonzero(sizes <= budget)
     edits = front_edits(belief, fitting, budget)
-    edits = edits[belief.codec.bytes(edits) <= budget]
-    edits = edits[[belief.codec.decode(e).key not in state.seen for e in edits]]
+    edits = edits[belief.space.memory.bytes(edits) <= budget]
+    edits = edits[[belief.space.decode(e) not in state.seen for e in edits]]
     mean, std = belief.predict(edits)
-    level = belief.mean(belief.rows[fitting]).min()
+    level = belief.mean(belief.codes[fitting]).min()
     draws = mean[:, None] + std[:, None] * np.random.default_rng(0).standard_normal(200_000)
     improvement = np.maximum(level - draws, 0.0).mean(1)
-    at = int(np.flatnonzero((edits == row).all(1))[0])
+    at = int(np.flatnonzero((edits == code).all((1, 2)))[0])
     assert improvement[at] == pytest.approx(improvement.max(), rel=0.02)
 
 
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
-    space = toy_space(3, restricted=True)
-    levels = PlanCodec(space)
-    row = levels.random(np.random.default_rng(3))
-    edits = atomic_edits(levels, row)
-    assert len({tuple(e) for e in edits}) == len(edits)
+    steps = Steps(toy_space(3, restricted=True))
+    code = steps.random(np.random.default_rng(3))
+    edits = atomic_edits(steps, code)
+    assert len({edit.tobytes() for edit in edits}) == len(edits)
     for edit in edits:
-        changed = np.flatnonzero(edit != row)
-        assert len(changed) in (1, 2) and len({v % levels.groups for v in changed}) == 1
-        steps = {int(levels.above[v, row[v]]) for v in changed} | {int(levels.below[v, row[v]]) for v in changed}
-        assert set(edit[changed].tolist()) <= steps
-    assert Counter(len(np.flatnonzero(e != row)) for e in edits)[1] == len(levels.neighbours(row))
+        changed = edit != code
+        assert changed.sum() in (1, 2) and changed.any(0).sum() == 1
+        assert (((edit == steps.up(code)) | (edit == steps.down(code)))[changed]).all()
+    assert Counter(int((edit != code).sum()) for edit in edits)[1] == len(steps.neighbours(code))
 
 
 def test_the_budget_binds_and_nothing_is_repeated(rough):

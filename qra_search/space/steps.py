@@ -1,0 +1,112 @@
+"""Steps of plans to adjacent choices: neighbours, random plans, and random steps down to a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from qra_search.space.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of encoded plans, int (2, G): each of the 2 G variables to the next smaller or larger allowed choice.
+
+    K is the larger number of choices, of bits and of ranks.
+    """
+
+    space: SearchSpace
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """bool (2, G, K): which choices each variable may take."""
+        return _stack(self.space.bits_allowed, self.space.ranks_allowed, False)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64 (2, G, K): bytes of each choice of each variable."""
+        return _stack(self.space.memory.weight, self.space.memory.adapter, 0)
+
+    def down(self, code: np.ndarray) -> np.ndarray:
+        """int (2, G): every variable at its next smaller allowed choice, or where it is if there is none."""
+        return entries(self._below, code)
+
+    def up(self, code: np.ndarray) -> np.ndarray:
+        """int (2, G): every variable at its next larger allowed choice, or where it is if there is none."""
+        return entries(self._above, code)
+
+    def random(self, rng: np.random.Generator) -> np.ndarray:
+        """int (2, G): every variable drawn from its allowed choices, whatever the bytes."""
+        flat = self.allowed.reshape(-1, self.allowed.shape[-1])
+        return np.array([rng.choice(np.flatnonzero(row)) for row in flat]).reshape(2, -1)
+
+    def repair(self, code: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
+        """int (2, G): the code brought within `budget` bytes: random variables, one at a time, go to the next smaller.
+
+        Raises:
+            BudgetTooSmall: no plan fits.
+        """
+        self.space.memory.check_budget(budget)
+        code, total = code.copy(), int(self.space.memory.bytes(code))
+        order: Iterator[int] = iter(())
+        while total > budget:
+            v = next(order, None)
+            if v is None:
+                order = iter(rng.permutation(code.size))
+                continue
+            at = np.unravel_index(v, code.shape)
+            sizes, now = self.sizes[at], self.sizes[at][code[at]]
+            smaller = np.flatnonzero(self.allowed[at] & (sizes < now))
+            if len(smaller):
+                code[at] = smaller[sizes[smaller].argmax()]
+                total += int(sizes[code[at]] - now)
+        return code
+
+    def neighbours(self, code: np.ndarray) -> np.ndarray:
+        """int (M, 2, G): all codes that differ from this one by one step of one variable."""
+        found = []
+        for to in (self.down(code), self.up(code)):
+            side, group = np.nonzero(to != code)
+            codes = np.tile(code, (len(side), 1, 1))
+            codes[np.arange(len(side)), side, group] = to[side, group]
+            found.append(codes)
+        return np.concatenate(found)
+
+    @cached_property
+    def _below(self) -> np.ndarray:
+        return _previous_allowed(self.allowed)
+
+    @cached_property
+    def _above(self) -> np.ndarray:
+        return np.asarray(self.allowed.shape[-1] - 1 - _previous_allowed(self.allowed[..., ::-1])[..., ::-1])
+
+
+def entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(..., 2, G): the entries of values (2, G, K) at the choices of codes (..., 2, G)."""
+    side, group = np.indices(values.shape[:2])
+    return np.asarray(values[side, group, codes])
+
+
+def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The codes (M, 2, G) in order, each once, without those that are among the known (N, 2, G)."""
+    first: dict[bytes, int] = {}
+    for i, code in enumerate(codes):
+        first.setdefault(code.tobytes(), i)
+    seen = {code.tobytes() for code in known}
+    return codes[[i for key, i in first.items() if key not in seen]]
+
+
+def _stack(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:
+    width = max(bits.shape[1], ranks.shape[1])
+    return np.stack([np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)])
+
+
+def _previous_allowed(allowed: np.ndarray) -> np.ndarray:
+    """int (..., K): the last allowed choice before each; the choice itself if there is none."""
+    values = np.arange(allowed.shape[-1])
+    last = np.maximum.accumulate(np.where(allowed, values, -1), axis=-1)
+    before = np.concatenate([np.full_like(last[..., :1], -1), last[..., :-1]], axis=-1)
+    return np.where(before >= 0, before, values)

@@ -1,0 +1,100 @@
+"""The table of losses fitted to a study, and the additive table that its trials make of the sensitivities."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from qra_search.allocate.table import additive_table
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Trial
+from qra_search.space.space import Plan
+from qra_search.surrogates.basis import MOST_GROUPS, TableBasis
+from qra_search.surrogates.evidence import refine
+from qra_search.surrogates.table import Rows, TableFit, Widths
+
+MAX_ROWS = 400
+"""Rows that the table is fitted to: all at first, then those of lowest loss."""
+BLAS = ThreadpoolController()
+"""Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
+times the processor time was seen), and rounding, and so the proposals, would depend on their number."""
+FEWEST_REPLICATES = 3
+"""Second and further evaluations of plans from which the noise between seeds is estimated."""
+LEAST_NOISE = 1e-4
+"""Of the table, as a share of its spread: with none its covariance would be singular."""
+MOST_SEEDS = 16
+"""Seeds told apart by what they add; a log from elsewhere may have one for every trial."""
+
+
+def posterior_table(state: StudyState) -> np.ndarray:
+    """float (G, B, R): nats of loss that each choice adds, by the sensitivities and the trials at full fidelity.
+
+    The mode of the fitted table; `additive_table` of the sensitivities while no trial has ended, and above
+    `MOST_GROUPS` groups.
+    """
+    with BLAS.limit(limits=1, user_api="blas"):
+        fit = fit_table(state, observe(state)[1])
+        return additive_table(state.space, state.sensitivities) if fit is None else fit.mode()
+
+
+def fit_table(state: StudyState, rows: Rows, widths: Widths | None = None) -> TableFit | None:
+    """The table given what was observed; None if that is nothing, or there are more than `MOST_GROUPS` groups.
+
+    Args:
+        rows: as `observe` gives them.
+        widths: where the hyperparameters start.
+    """
+    if not len(rows) or len(state.space) > MOST_GROUPS:
+        return None
+    widths = widths or Widths()
+    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.at(fitted_rows(rows)), widths)
+    noise = replicate_noise(state)
+    if noise > 0:
+        known = replace(widths, noise=max(noise / fit.spread, LEAST_NOISE))
+        fit = TableFit(fit.basis, fit.rows, known, fit.theta)
+    return refine(fit)
+
+
+def observe(state: StudyState) -> tuple[list[Plan], Rows]:
+    """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
+    by_plan: dict[Plan, list[Trial]] = {}
+    for trial in state.full:
+        by_plan.setdefault(trial.plan, []).append(trial)
+    weight = np.array([len(trials) for trials in by_plan.values()], float)
+    mean = np.array([float(np.mean([t.loss for t in trials])) for trials in by_plan.values()])
+    seeds = seed_shares([[t.seed for t in trials] for trials in by_plan.values()], common_seeds(state.full))
+    return list(by_plan), Rows(state.space.encode_many(by_plan), mean, weight, seeds)
+
+
+def fitted_rows(rows: Rows) -> np.ndarray:
+    """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, if there are many."""
+    return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
+
+
+def replicate_noise(state: StudyState) -> float:
+    """Deviation between seeds in nats, pooled over the plans evaluated in full with several; 0 while these are few.
+
+    The table's noise starts from it in place of a default; evidence moves it from there.
+    """
+    losses: dict[Plan, dict[int, float]] = {}
+    for trial in state.full:
+        losses.setdefault(trial.plan, {})[trial.seed] = trial.loss
+    freedom = sum(len(some) - 1 for some in losses.values())
+    squares = sum(float(np.var(list(some.values()))) * len(some) for some in losses.values())
+    return float(np.sqrt(squares / freedom)) if freedom >= FEWEST_REPLICATES else 0.0
+
+
+def common_seeds(trials: Sequence[Trial]) -> list[int]:
+    """The seeds of most of these trials, the commonest first; what any other adds counts as noise."""
+    return [seed for seed, _ in Counter(t.seed for t in trials).most_common(MOST_SEEDS)]
+
+
+def seed_shares(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
+    """(len(each), len(known) - 1), the share of each of the known seeds but the first in each list of seeds."""
+    others = known[1:]
+    share = [[some.count(seed) / len(some) for seed in others] for some in each]
+    return np.array(share, float).reshape(len(each), len(others))

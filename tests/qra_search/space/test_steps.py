@@ -1,0 +1,61 @@
+"""Steps of plans are to adjacent allowed choices, and repair ends within the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qra_search import SearchSpace
+from qra_search.space.steps import Steps, drop_known
+from qra_search.testing.scenarios import budgets_of, toy_space
+
+SPACE = toy_space(4, restricted=True)
+STEPS = Steps(SPACE)
+
+
+@given(st.integers(0, 10_000))
+def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
+    code = STEPS.random(np.random.default_rng(seed))
+    assert np.array_equal(SPACE.encode(SPACE.decode(code)), code)
+    found = {neighbour.tobytes() for neighbour in STEPS.neighbours(code)}
+    expected = set()
+    for side, group in np.ndindex(code.shape):
+        allowed = np.flatnonzero(STEPS.allowed[side, group]).tolist()
+        at = allowed.index(code[side, group])
+        for place in (at - 1, at + 1):
+            if 0 <= place < len(allowed):
+                neighbour = code.copy()
+                neighbour[side, group] = allowed[place]
+                expected.add(neighbour.tobytes())
+    assert found == expected and len(STEPS.neighbours(code)) == len(expected)
+
+
+def test_adjacent_choices_skip_those_a_group_may_not_take():
+    space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
+    narrow = SearchSpace(
+        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
+    )
+    steps, least, most = Steps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
+    assert steps.up(least).tolist() == [[3], [1]] and steps.down(most).tolist() == [[0], [0]]
+    assert steps.up(most).tolist() == most.tolist() and steps.down(least).tolist() == least.tolist()
+
+
+def test_a_space_of_one_plan_has_no_neighbours():
+    steps = Steps(toy_space(2, bits=(4,), ranks=(8,)))
+    assert len(steps.neighbours(steps.random(np.random.default_rng(0)))) == 0
+
+
+@given(st.integers(0, 1000), st.floats(0.0, 1.0))
+@settings(deadline=None)
+def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
+    rng = np.random.default_rng(seed)
+    budget, code = budgets_of(SPACE, share)[0], STEPS.random(rng)
+    repaired = STEPS.repair(code, budget, rng)
+    assert SPACE.memory.bytes(repaired) <= budget and (repaired <= code).all()
+    assert np.array_equal(repaired, code) or SPACE.memory.bytes(code) > budget
+
+
+def test_known_plans_and_repeated_ones_are_dropped_in_order():
+    codes = np.array([[[1], [2]], [[3], [4]], [[1], [2]], [[5], [6]]])
+    np.testing.assert_array_equal(drop_known(codes, codes[1:2]), codes[[0, 3]])
