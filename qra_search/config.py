@@ -222,7 +222,7 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
         )
     embeddings = config.quantization.embeddings
     for field, chosen, known in (
-        ("space.bits", config.space.bits, (*engine.bits, UNQUANTIZED_BITS)),
+        ("space.bits", () if config.space.bits == "auto" else config.space.bits, (*engine.bits, UNQUANTIZED_BITS)),
         ("quantization.embeddings", () if embeddings == "auto" else embeddings, engine.embeddings),
     ):
         if lacking := [str(bits) for bits in chosen if bits not in known]:

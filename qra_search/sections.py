@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from qra_search.errors import shortened
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
-from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
+from qra_search.space.space import DEFAULT_RANKS
 
 DEFAULT_STRATEGY = "qra"
 DEFAULT_EVALUATIONS = 24
@@ -66,6 +66,7 @@ class TaskConfig(Section):
 
 
 BackendSpec = str | dict[str, Any]
+Width = int | float
 BACKEND_FORMS = (
     "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
 )
@@ -81,19 +82,26 @@ def _backend_spec(given: Any) -> Any:
     return given
 
 
-def _is_width(key: Any) -> bool:
-    return (isinstance(key, int) and not isinstance(key, bool)) or (isinstance(key, str) and key.isdecimal())
+def _width(key: Any) -> Width | None:
+    """The bits that a key stands for, a number or its text; None if it is neither."""
+    try:
+        bits = float(key)
+    except (TypeError, ValueError):
+        return None
+    if isinstance(key, bool) or not 1 <= bits <= UNQUANTIZED_BITS:
+        return None
+    return int(bits) if bits.is_integer() else bits
 
 
 class QuantizationConfig(Section):
     """How weights are stored at each bit-width."""
 
-    backend: BackendSpec | dict[int, BackendSpec | list[BackendSpec]] = Field(
+    backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = Field(
         "mixed-calibrated",
         description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
         "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
-    embeddings: Literal["auto"] | tuple[int, ...] = Field(
+    embeddings: Literal["auto"] | tuple[Width, ...] = Field(
         "auto",
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
         "they are; auto: 3, 4, 5, 6 and 16, as far as the backend can store them",
@@ -108,11 +116,11 @@ class QuantizationConfig(Section):
     @field_validator("embeddings", mode="before")
     @classmethod
     def _several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, int) and not isinstance(given, bool) else given
+        return (given,) if isinstance(given, int | float) and not isinstance(given, bool) else given
 
     @field_validator("embeddings")
     @classmethod
-    def _known(cls, values: Literal["auto"] | tuple[int, ...]) -> Literal["auto"] | tuple[int, ...]:
+    def _known(cls, values: Literal["auto"] | tuple[Width, ...]) -> Literal["auto"] | tuple[Width, ...]:
         if values == "auto":
             return values
         _check_distinct(values, "choices")
@@ -125,9 +133,9 @@ class QuantizationConfig(Section):
     def _backend(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "name" in given:
             return _backend_spec(given)
-        if not given or not all(_is_width(key) for key in given):
+        if not given or None in map(_width, given):
             raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
-        several = {int(bits): specs for bits, specs in given.items()}
+        several = {_width(bits): specs for bits, specs in given.items()}
         for bits, specs in several.items():
             if specs == []:
                 raise ValueError(f"at {bits} bits a list names at least one backend")
@@ -144,7 +152,11 @@ def _check_distinct(values: tuple[Any, ...], what: str) -> None:
 class SpaceConfig(Section):
     """What may be chosen, and for what."""
 
-    bits: tuple[int, ...] = DEFAULT_BITS
+    bits: Literal["auto"] | tuple[Width, ...] = Field(
+        "auto",
+        description="bits to choose from, whole or and a half (16: left unquantized); auto: 2, 3, 4 and 8, or, if a "
+        "budget is below the uniform 3-bit plan, 1, 1.5, 2, 2.5, 3 and 4, as far as the backend has them",
+    )
     ranks: tuple[int, ...] = DEFAULT_RANKS
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
         "auto",
@@ -154,7 +166,9 @@ class SpaceConfig(Section):
 
     @field_validator("bits", "ranks")
     @classmethod
-    def _known(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    def _known(cls, values: Any, info: ValidationInfo) -> Any:
+        if values == "auto":
+            return values
         _check_distinct(values, "choices")
         least, most, end = (1, 16, "16: left unquantized") if info.field_name == "bits" else (0, 4096, "0: no adapter")
         if not all(least <= value <= most for value in values):

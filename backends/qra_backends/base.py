@@ -240,7 +240,7 @@ class Backend(ABC):
         if reason is not None:
             raise ValueError(reason)
 
-    def width(self, bits: Level) -> int:
+    def width(self, bits: Level) -> float:
         """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
         self.check_bits(bits)
         if not isinstance(bits, int):

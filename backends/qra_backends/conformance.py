@@ -116,13 +116,13 @@ class BackendConformance:
             source = linear(self.shape)
             error = relative_error(backend, quantized(backend, bits, source), source)
             shannon = 2 ** -bits_per_weight(backend.storage(bits), *self.shape)
-            rounded = round_to_nearest_by_row(source.weight.detach(), backend.width(bits))
+            rounded = round_to_nearest_by_row(source.weight.detach(), int(backend.width(bits)))
             worst = ERROR_SLACK * ((rounded - source.weight).norm() / source.weight.norm()).item()
             assert shannon <= error <= worst, f"{bits} bits: {shannon:.5f} <= {error:.5f} <= {worst:.5f}"
 
     def test_more_bits_are_closer(self, backend: Backend) -> None:
         source = linear(self.shape)
-        errors: dict[int, list[float]] = {}
+        errors: dict[float, list[float]] = {}
         for bits in backend.bits:
             error = relative_error(backend, quantized(backend, bits, source), source)
             errors.setdefault(backend.width(bits), []).append(error)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from qra_backends.base import Backend, Expected, Level
 from qra_backends.modules import Groups
-from qra_backends.registry import Spec, make_backend
+from qra_backends.registry import Spec, make_backend, read_width
 from qra_backends.storage import StorageFormat
 
 _ROUNDED: Spec = {"name": "reference", "ranges": "mse"}
-DEFAULT_CHOICE: dict[int, Spec] = {
+DEFAULT_CHOICE: dict[float, Spec] = {
     2: "hqq",
     3: "hqq",
     4: "bitsandbytes-nf4",
@@ -23,9 +23,10 @@ DEFAULT_CHOICE: dict[int, Spec] = {
     6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
-TRELLIS = (1, 2, 3, 4, 5)
+TRELLIS = (1, 1.5, 2, 2.5, 3, 4, 5)
 """Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
-CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys(TRELLIS, "trellis"), 6: "reference-gptq", 8: "bitsandbytes-int8"}
+CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS, "trellis")
+CALIBRATED_CHOICE |= {6: "reference-gptq", 8: "bitsandbytes-int8"}
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
@@ -41,7 +42,7 @@ class _Part:
 class MixedBackend(Backend):
     """Hands each level to the backend chosen for it.
 
-    `bits` has a width itself if it is stored in one way, else the names that the backends chosen give to their ways:
+    A whole width that is stored in one way is a level itself. Others have the names that their backends give them:
     `{4: ["bitsandbytes-nf4", "hqq"]}` has the levels `nf4` and `hqq-4`. A name that is taken gets a number: `hqq-4-2`.
 
     Args:
@@ -52,11 +53,16 @@ class MixedBackend(Backend):
     name: ClassVar[str] = "mixed"
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
-    def __init__(self, *, choice: Mapping[int | str, Spec | Sequence[Spec]] | None = None):
+    def __init__(self, *, choice: Mapping[float | str, Spec | Sequence[Spec]] | None = None):
         self._parts: dict[Level, _Part] = {}
         several: dict[str, Any] = {}
-        for key, given in sorted((choice or DEFAULT_CHOICE).items(), key=lambda item: _width(item[0])):
-            bits = _width(key)
+        chosen: dict[float, Any] = {}
+        for key, given in (choice or DEFAULT_CHOICE).items():
+            width = read_width(key)
+            if width is None:
+                raise ValueError(f"the keys of a choice are bits, got {key!r}")
+            chosen[width] = given
+        for bits, given in sorted(chosen.items(), key=lambda item: item[0]):
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
@@ -64,9 +70,9 @@ class MixedBackend(Backend):
             parts = [
                 part for spec, backend in zip(specs, backends, strict=True) for part in _parts(spec, backend, bits)
             ]
+            whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                name = bits if len(parts) == 1 else self._free(part.backend.level_name(part.level))
-                self._parts[name] = part
+                self._parts[bits if whole else self._free(part.backend.level_name(part.level))] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
@@ -83,7 +89,7 @@ class MixedBackend(Backend):
         reasons = {part.backend.name: part.backend.unavailable() for part in self._parts.values()}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
-    def width(self, bits: Level) -> int:
+    def width(self, bits: Level) -> float:
         part = self._part(bits)
         return part.backend.width(part.level)
 
@@ -198,14 +204,7 @@ class MixedBackend(Backend):
         return self.part(bits)
 
 
-def _width(key: object) -> int:
-    """The bits that a key of a choice says."""
-    if not str(key).isdecimal():
-        raise ValueError(f"the keys of a choice are bits, got {key!r}")
-    return int(str(key))
-
-
-def _parts(spec: Any, backend: Backend, bits: int) -> list[_Part]:
+def _parts(spec: Any, backend: Backend, bits: float) -> list[_Part]:
     """The ways in which a backend stores so many bits."""
     words = spec if isinstance(spec, str) else backend.name
     if isinstance(spec, Mapping):

@@ -34,7 +34,7 @@ def make_backend(spec: Spec) -> Backend:
         raise ValueError(f"a backend is a name, a mapping with `name`, or one from bits to backends, got {spec!r}")
     if "name" in spec:
         return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
-    if all(isinstance(key, int) or (isinstance(key, str) and key.isdigit()) for key in spec):
+    if None not in map(read_width, spec):
         return _build("mixed", {"choice": spec})
     raise ValueError(f"a backend given as a mapping has the key `name`, or bit-widths as keys, got keys {list(spec)}")
 
@@ -87,3 +87,12 @@ def _load(point: EntryPoint) -> type[Backend]:
     if not (isinstance(cls, type) and issubclass(cls, Backend)):
         raise ValueError(f"backend {point.name} ({point.value}) must be a subclass of qra_backends.Backend")
     return cls
+
+
+def read_width(key: object) -> float | None:
+    """The bits that a number or its text stands for, whole or not; None if it is neither."""
+    try:
+        bits = float(str(key))
+    except ValueError:
+        return None
+    return int(bits) if bits.is_integer() else bits

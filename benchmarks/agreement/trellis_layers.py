@@ -22,7 +22,7 @@ from benchmarks.common import RESULTS
 from qra_eval.models.load import load_model
 
 BACKENDS: dict[str, Any] = {
-    "trellis": "trellis-halves",
+    "trellis": "trellis",
     "trellis, L 10": {"name": "trellis", "L": 10},
     "trellis, damping 0.1": {"name": "trellis", "damping": 0.1},
     "mixed-calibrated": {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"},  # until trellis

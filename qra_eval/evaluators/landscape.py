@@ -146,10 +146,11 @@ def build(config: RunConfig) -> Landscape:
     for name in config.options:
         if name not in known:
             raise ValueError(plugins.unknown_message("option of the landscape evaluator", name, known))
+    bits = DEFAULT_BITS if config.space.bits == "auto" else config.space.bits
     granularity = "module" if config.space.granularity == "auto" else config.space.granularity
     try:
         return make_landscape(
-            **{"granularity": granularity, "bits": config.space.bits, "ranks": config.space.ranks} | config.options
+            **{"granularity": granularity, "bits": bits, "ranks": config.space.ranks} | config.options
         )
     except TypeError as error:
         raise ValueError(f"options of the landscape evaluator: {error}") from None

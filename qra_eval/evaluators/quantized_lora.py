@@ -108,7 +108,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.rows = kind(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, config.quantization, config.space, self.rows, config.training, device=devices[0],
-            devices=devices, compute=config.model.compute, progress=progress,
+            devices=devices, compute=config.model.compute, progress=progress, budgets=search.memory,
             dequantized_cache=config.model.dequantized_cache,
         )  # fmt: skip
         self.tuner = FineTuner(self.quantized, self.rows, config.evaluation, config.finetune, metric=search.metric)

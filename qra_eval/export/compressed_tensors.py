@@ -145,7 +145,7 @@ def _unpacked(run: TunedRun, packed: dict[str, CompressedIntegers], out: Path) -
 
 def uneven_shards(run: TunedRun) -> list[str]:
     """The fused matrices whose shards have different bits, each as one text."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     for linear in run.linears:
         parent, _, kind = linear.name.rpartition(".")
         for fused, kinds in FUSED:

@@ -37,7 +37,7 @@ class Chosen:
     name: str
     out_features: int
     in_features: int
-    bits: int
+    bits: float
     rank: int
     group: str
 
@@ -142,7 +142,7 @@ class TunedRun:
                     found.append(Chosen(name, *shape, self._width(group["bits"]), group["rank"], group["name"]))
         return tuple(found)
 
-    def _width(self, level: int | str) -> int:
+    def _width(self, level: int | str) -> float:
         return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)
 
     def module(self, name: str) -> nn.Module:

@@ -61,6 +61,7 @@ class QuantizedModel:
         settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
+        budgets: of memory, from which the bits follow if `space` leaves them open.
         dequantized_cache: bytes for dequantized weights; see `dequantized_cache_bytes`.
 
     Attributes:
@@ -87,6 +88,7 @@ class QuantizedModel:
         devices: Sequence[torch.device] = (),
         compute: str = "auto",
         dequantized_cache: int | str = "auto",
+        budgets: Sequence[str | int] = (),
         progress: Callable[[str, int, int], None] | None = None,
     ):
         self.loaded, self.device, self.progress = loaded, device, progress
@@ -129,7 +131,7 @@ class QuantizedModel:
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
         self.space = model_space(
             group_linears(found, self.granularity), self.granularity, space, self.backend,
-            fixed_bytes=tensor_bytes(self.model) - dense, tables=offered, depth=len(self.blocks),
+            budgets=budgets, fixed_bytes=tensor_bytes(self.model) - dense, tables=offered, depth=len(self.blocks),
         )  # fmt: skip
         own, of_tables = (
             _levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])

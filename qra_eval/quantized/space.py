@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from qra_backends.base import Backend
@@ -12,14 +13,17 @@ from torch import nn
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
 from qra_eval.quantized.bank import storable
 from qra_search.config import SpaceConfig
+from qra_search.space.budgets import budget_size
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import DEFAULT_BITS, SearchSpace
 
 log = logging.getLogger(__name__)
 
 ADAPTER_DTYPE = torch.bfloat16
+SMALL_BITS = (1, 1.5, 2, 2.5, 3, 4)
+"""Bits to choose from if a budget is below the uniform 3-bit plan: 8 are in no such plan."""
 
 
 def model_space(
@@ -28,6 +32,7 @@ def model_space(
     config: SpaceConfig,
     backend: Backend,
     *,
+    budgets: Sequence[str | int] = (),
     fixed_bytes: int,
     tables: Mapping[str, tuple[nn.Linear, Sequence[LevelName]]] = {},  # noqa: B006 - never written to
     depth: int = 0,
@@ -36,10 +41,20 @@ def model_space(
 
     Args:
         granularity: that of the groups; the config's may be `auto`.
+        budgets: of memory, from which the bits follow if the config leaves them open.
         fixed_bytes: bytes of everything that is not searched.
         tables: each as a linear, with its levels.
         depth: of the tables: one more than that of the last layer.
     """
+    if config.bits == "auto":
+        fixed: dict[str, Any] = {"fixed_bytes": fixed_bytes, "tables": tables, "depth": depth}
+        usual = config.model_copy(update={"bits": DEFAULT_BITS})
+        space = model_space(groups, granularity, usual, backend, **fixed)
+        three = space.uniform(3, min(config.ranks))
+        if three is None or all(budget_size(space, budget) >= space.memory_bytes(three) for budget in budgets):
+            return space
+        fewer = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
+        return model_space(groups, granularity, config.model_copy(update={"bits": fewer}), backend, **fixed)
     own = levels_of(config.bits, backend, [member.module for _, members in groups for member in members])
     levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
     ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
@@ -97,7 +112,7 @@ def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], dept
     )
 
 
-def table_levels(bits: Sequence[int], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
+def table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
     """The levels of these bit-widths in which a backend can store a table, by width.
 
     Raises:
@@ -122,7 +137,7 @@ def _level(name: LevelName, backend: Backend) -> Level:
     return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
-def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
+def levels_of(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
@@ -136,8 +151,10 @@ def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
-def check_bits(bits: Sequence[int], backend: Backend) -> None:
+def check_bits(bits: Sequence[float] | str, backend: Backend) -> None:
     """Raises ValueError if the backend lacks a bit-width, or is unavailable."""
+    if isinstance(bits, str):
+        bits = DEFAULT_BITS
     known = {UNQUANTIZED_BITS, *map(backend.width, backend.bits)}
     lacking = [b for b in bits if b not in known]
     if lacking:

@@ -77,7 +77,10 @@ Memory = Annotated[
 ]  # fmt: skip
 
 
-Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from; these are the default.", WHAT)]
+Bits = Annotated[
+    str | None,
+    option("--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, less.", WHAT),
+]
 Ranks = Annotated[str | None, option("--ranks 4,8,16,32", "LoRA ranks to choose from; these are the default.", WHAT)]
 Granularity = Annotated[
     str | None,
@@ -257,19 +260,18 @@ def _value(name: str, value: Any) -> Any:
         return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         try:
-            return [int(part) for part in str(value).split(",") if part.strip()]
+            parts = [part.strip() for part in str(value).split(",") if part.strip()]
+            return [float(part) if name == "bits" and "." in part else int(part) for part in parts]
         except ValueError:
-            raise BadInput(
-                f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
-            ) from None
+            raise BadInput(f"--{name} is {value!r}: numbers with commas between are needed, such as 2,3,4") from None
     if name == "columns":
         return _pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
     if name == "backend" and "=" in value:
         wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
         found = {bits: names.split("+") for bits, names in _pairs(name, value, wanted).items()}
-        if not all(bits.isdecimal() for bits in found):
+        if not all(bits.replace(".", "", 1).isdecimal() for bits in found):
             raise BadInput(f"--backend is {value!r}: {wanted}")
-        return {int(bits): names if len(names) > 1 else names[0] for bits, names in found.items()}
+        return {bits: names if len(names) > 1 else names[0] for bits, names in found.items()}
     return value
 
 

@@ -82,7 +82,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
-    bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
+    bits, ranks = (", ".join(map(str, values)) for values in (facts["levels"], config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
     hint = embeddings_hint(config, fixed, facts["budgets"] or [facts["smallest_bytes"]])
     yield "not searched", format_bytes(fixed) + (f"; {hint}" if hint else "")

@@ -53,16 +53,22 @@ def resolve_budget(space: SearchSpace, budget: str | int) -> int:
         BadInput: it has no form of a budget, or the space has no such uniform plan.
         BudgetTooSmall: no plan of the space fits.
     """
+    return space.memory.check_budget(budget_size(space, budget))
+
+
+def budget_size(space: SearchSpace, budget: str | int) -> int:
+    """Bytes of a memory budget in a space, whether or not a plan fits.
+
+    Raises:
+        BadInput: as `resolve_budget`.
+    """
     text = check_budget_text(budget)
     if match := _PER_WEIGHT.fullmatch(text):
-        size = space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
-    elif match := _PERCENT.fullmatch(text):
-        size = math.floor(space.memory_bytes(_reference(space, text)) * float(match.group(1)) / 100)
-    elif (plan := uniform_in(space, text, what="memory budget")) is not None:
-        size = space.memory_bytes(plan)
-    else:
-        size = parse_bytes(budget)
-    return space.memory.check_budget(size)
+        return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
+    if match := _PERCENT.fullmatch(text):
+        return math.floor(space.memory_bytes(_reference(space, text)) * float(match.group(1)) / 100)
+    plan = uniform_in(space, text, what="memory budget")
+    return parse_bytes(budget) if plan is None else space.memory_bytes(plan)
 
 
 def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:

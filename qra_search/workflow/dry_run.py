@@ -77,6 +77,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
         "linears": sum(len(group.linears) for group in space.groups),
         "weights": space.weights,
         "fixed_bytes": space.fixed_bytes,
+        "levels": list(space.bits),
         "smallest_bytes": space.memory.minimum,
         "largest_bytes": space.memory.maximum,
         "budgets": list(budgets),

@@ -60,7 +60,7 @@ class TestTrellis(BackendConformance):
     shapes = ((192, 96), (96, 192), (64, 64))
     shape = (96, 192)
 
-    @pytest.fixture(params=[{}, {"halves": True, "L": 10, "block": 16}], ids=str)
+    @pytest.fixture(params=[{}, {"L": 10, "block": 16}], ids=str)
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend({"name": "trellis", **request.param})
 

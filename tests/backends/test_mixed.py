@@ -59,8 +59,8 @@ def test_a_module_of_another_backend_is_refused():
 
 def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
     backend = make_backend("mixed-calibrated")
-    assert backend.calibrated and backend.bits == (1, 2, 3, 4, 5, 6, 8)
-    assert [backend.part(b).name for b in backend.bits] == ["trellis"] * 5 + ["reference-gptq", "bitsandbytes"]
+    assert backend.calibrated and backend.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, 4, 5, 6, 8)
+    assert [backend.part(b).name for b in backend.bits] == ["trellis"] * 7 + ["reference-gptq", "bitsandbytes"]
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():

@@ -72,7 +72,7 @@ class GGUFBackend(TensorBackend):
             )
         return None
 
-    def width(self, bits: str) -> int:
+    def width(self, bits: str) -> float:
         self.check_bits(bits)
         return TYPES[bits].width
 

@@ -23,10 +23,10 @@ from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
 from qra_backends.trellis.rotation import block_of
 
-WHOLE = (1, 2, 3, 4, 5)
-"""Levels named by their bits."""
-HALVES = {"trellis-1.5": 3, "trellis-2.5": 5, "trellis-3.5": 7, "trellis-4.5": 9}
-"""Levels between them, and their bits times two."""
+HALF_BITS: dict[Level, int] = {
+    1: 2, "trellis-1.5": 3, 2: 4, "trellis-2.5": 5, 3: 6, "trellis-3.5": 7, 4: 8, "trellis-4.5": 9, 5: 10,
+}  # fmt: skip
+"""Every level with its bits times two."""
 LEAST_L, MOST_L = 10, 16
 MOST_BLOCK = 1024
 _BLOCKS = 12 << 20  # bytes of a block of rows, and of the ways back of a column: see `viterbi.PIECE`
@@ -42,7 +42,6 @@ class TrellisBackend(TensorBackend):
             quantizing takes time in proportion to 2^L.
         block: inputs that are rotated together at most, a power of two; 1: none are.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
-        halves: True adds the levels `trellis-1.5` to `trellis-4.5`, each beside the width that it begins with.
     """
 
     name: ClassVar[str] = "trellis"
@@ -50,21 +49,20 @@ class TrellisBackend(TensorBackend):
     side_by_side = True
     layer = TrellisLinear
     largest = torch.finfo(SCALE_DTYPE).max
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"halves": {"halves": True}}
+    bits = tuple(HALF_BITS)
 
-    def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03, halves: bool = False):
+    def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03):
         if not isinstance(L, int) or not LEAST_L <= L <= MOST_L:
             raise ValueError(f"L must be a whole number from {LEAST_L} to {MOST_L}, got {L!r}")
         if not isinstance(block, int) or not 1 <= block <= MOST_BLOCK or block & (block - 1):
             raise ValueError(f"block must be a power of two up to {MOST_BLOCK}, got {block!r}")
         check_damping(damping)
-        self.L, self.block, self.damping, self.halves = L, block, damping, bool(halves)
-        self.bits: tuple[Level, ...] = tuple(sorted((*WHOLE, *(HALVES if halves else ())), key=_half_bits))
-        self.options = {"L": L, "block": block, "damping": damping, "halves": self.halves}
+        self.L, self.block, self.damping = L, block, damping
+        self.options = {"L": L, "block": block, "damping": damping}
 
     def storage(self, bits: Level) -> TrellisCode:
         self.check_bits(bits)
-        return TrellisCode(_half_bits(bits), self.L)
+        return TrellisCode(HALF_BITS[bits], self.L)
 
     def expected(
         self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
@@ -74,14 +72,9 @@ class TrellisBackend(TensorBackend):
             "scale": ((out_features, 1), SCALE_DTYPE),
         }
 
-    def width(self, bits: Level) -> int:
+    def width(self, bits: Level) -> float:
         self.check_bits(bits)
-        return _half_bits(bits) // 2
-
-    def identity(self, bits: Level) -> dict[str, Any]:
-        """Alike whether there are other levels beside it or not."""
-        found = super().identity(bits)
-        return {**found, "spec": {**found["spec"], "halves": bits in HALVES}}
+        return bits if isinstance(bits, int) else HALF_BITS[bits] / 2
 
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None = None
@@ -134,7 +127,3 @@ class TrellisBackend(TensorBackend):
     def retrained(self, module: nn.Module, groups: Groups) -> TrellisLinear:
         own = self.own(module)
         return TrellisLinear(own.codes, groups.scale, code=own.code, block=own.block, **own.form)
-
-
-def _half_bits(bits: Level) -> int:
-    return HALVES[bits] if isinstance(bits, str) else 2 * bits

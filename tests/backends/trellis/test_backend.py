@@ -78,7 +78,7 @@ def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing()
 
 
 def test_threads_and_the_levels_beside_it_do_not_change_a_code():
-    (linear, hessian), backend = case(), make_backend({"name": "trellis-halves", "L": 10})
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     levels = (1, "trellis-2.5", 4)
     alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
     with ThreadPoolExecutor(3) as pool:
@@ -169,10 +169,8 @@ def test_a_wrong_option_is_refused(options, message: str):
 def test_what_cannot_be_stored_is_refused():
     linear, hessian = case()
     backend = make_backend("trellis")
-    with pytest.raises(ValueError, match=r"does not store 8 bits: choose from 1, 2, 3, 4, 5"):
+    with pytest.raises(ValueError, match=r"does not store 8 bits: choose from 1, trellis-1.5, 2, trellis-2.5, 3, "):
         backend.quantize(linear, 8, hessian=hessian)
-    with pytest.raises(ValueError, match="does not store trellis-2.5"):
-        backend.storage("trellis-2.5")
     with pytest.raises(ValueError, match=r"SecondMoment.*torch\.eye\(192\)"):
         backend.quantize(linear, 2)
     with pytest.raises(ValueError, match="positive definite"):
@@ -190,15 +188,14 @@ def test_what_cannot_be_stored_is_refused():
         other.from_tensors(backend.to_tensors(module), bits=4, out_features=96, in_features=192)
 
 
-def test_a_level_is_the_same_beside_halves_and_has_a_part_in_a_mixed_backend():
-    plain, halves = make_backend("trellis"), make_backend("trellis-halves")
-    assert halves.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, "trellis-4.5", 5)
-    assert [halves.width(bits) for bits in halves.bits] == [1, 1, 2, 2, 3, 3, 4, 4, 5]
-    assert all(plain.identity(bits) == halves.identity(bits) for bits in plain.bits)
-    assert plain.level_name(2) == "trellis-2" and halves.level_name("trellis-2.5") == "trellis-2.5"
-    mixed = make_backend({2: "trellis", 3: "trellis-halves", 8: "reference"})
-    assert mixed.bits == (2, "trellis-3", "trellis-3.5", 8)
-    assert mixed.part(2).spec["name"] == "trellis"
+def test_levels_between_whole_bits_have_names_and_widths_of_their_own_and_a_part_in_a_mixed_backend():
+    backend = make_backend("trellis")
+    assert backend.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, "trellis-4.5", 5)
+    assert [backend.width(bits) for bits in backend.bits] == [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+    assert backend.level_name(2) == "trellis-2" and backend.level_name("trellis-2.5") == "trellis-2.5"
+    mixed = make_backend({2: "trellis", "2.5": "trellis", 8: "reference"})
+    assert mixed.bits == (2, "trellis-2.5", 8) and mixed.width("trellis-2.5") == 2.5
+    assert make_backend(mixed.spec).bits == mixed.bits
 
 
 def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch: pytest.MonkeyPatch):

@@ -57,9 +57,9 @@ def test_packed_states_are_read_back(half: int, L: int, rows: int, seed: int):
 
 
 @settings(deadline=None)
-@given(out=st.integers(1, 40), inputs=st.integers(1, 40), level=st.sampled_from(make_backend("trellis-halves").bits))
+@given(out=st.integers(1, 40), inputs=st.integers(1, 40), level=st.sampled_from(make_backend("trellis").bits))
 def test_bytes_are_those_of_the_tensors_at_every_shape(out: int, inputs: int, level):
-    backend = make_backend({"name": "trellis", "halves": True, "L": 10})
+    backend = make_backend({"name": "trellis", "L": 10})
     linear = torch.nn.Linear(inputs, out, bias=False)
     tensors = backend.to_tensors(backend.quantize(linear, level, hessian=torch.eye(inputs)))
     assert sum(tensor.nbytes for tensor in tensors.values()) == backend.storage(level).bytes(out, inputs)
