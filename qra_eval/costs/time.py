@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qra_eval.costs.engines import engine_bytes
 from qra_eval.costs.phases import foretell
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
@@ -43,7 +44,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         `setup_seconds` (quantizing, nearly 0 if the cache has it), `sensitivities_seconds`, `evaluation_seconds` (one
         at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
         `device` and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory),
-        and `disk_bytes` of the bank.
+        `disk_bytes` of the bank, and `engines` (see `qra_eval.costs.engines`).
     """
     pace = seconds_per_token(tuner)
     model = tuner.quantized
@@ -63,6 +64,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
         "disk_bytes": bank_bytes(tuner),
+        "engines": engine_bytes(model),
     }
 
 

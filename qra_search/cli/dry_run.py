@@ -20,6 +20,7 @@ from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
 
+PLAN_PHASES = ("load", "quantize", "sensitivities")
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 
@@ -31,16 +32,18 @@ def print_dry_run(
     track: Sequence[str] = (),
     begun: bool = False,
     contest: Contest | None = None,
+    evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Build the evaluator, spend nothing, and print what a run would do.
+    """Build the evaluator, spend nothing, and print what a command would do.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has begun, and so has a task.
         contest: what would be tuned in full, and no plan searched; None: a search.
+        evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
     """
-    facts = foretold(config, view, track=track, begun=begun, tunes=contest is not None)
+    facts = foretold(config, view, track=track, begun=begun, tunes=contest is not None, evaluations=evaluations)
     if contest is not None:
         facts["tunings"] = {"plans": [plan.to_dict() for plan in contest.plans], "seeds": len(contest.seeds)}
     if as_json:
@@ -51,10 +54,11 @@ def print_dry_run(
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
     grid = Table.grid(padding=(0, 2))
-    costs = (
-        _cost_rows(facts["estimate"], config) if contest is None else _tuning_rows(facts["estimate"], config, contest)
-    )
-    for name, text in (*_space_rows(facts, config), *costs):
+    if contest is None:
+        costs = _cost_rows(facts["estimate"], config, evaluations)
+    else:
+        costs = _tuning_rows(facts["estimate"], config, contest)
+    for name, text in (*_space_rows(facts, config, searches=contest is None and evaluations != 0), *costs):
         grid.add_row(name, Text(text))
     console.print(grid)
     if facts["example"]:
@@ -74,7 +78,7 @@ def example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return rows
 
 
-def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, searches: bool) -> Iterator[tuple[str, str]]:
     weights, fixed = facts["weights"], facts["fixed_bytes"]
 
     def size(count: int) -> str:
@@ -92,9 +96,11 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
     first = "; ".join(
         f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
     )
-    if "tunings" not in facts:
+    if searches:
         yield "evaluated first", first or "no uniform plan fits"
     yield "will run", storing_text(config)
+    for name, least in facts["estimate"].get("engines", {}).items():
+        yield f"in {name}", _engine_text(least, facts["budgets"])
     for line in rows_text({name: RowCount(**count) for name, count in facts["rows"].items()}):
         yield "rows", line
 
@@ -109,6 +115,14 @@ def _tuning_rows(estimate: Mapping[str, Any], config: RunConfig, contest: Contes
     yield from _peak_rows({n: peak for n, peak in estimate.get("phases", {}).items() if n in ("tune", "reload")})
 
 
+def _engine_text(least: int | str, budgets: Sequence[int]) -> str:
+    """From how many bytes on an engine's own formats hold the model, and whether the budgets allow that."""
+    if isinstance(least, str):
+        return f"not this model: {least}"
+    fits = "" if not budgets else ": fits the budget" if least <= max(budgets) else ": more than the budget"
+    return f"from {format_bytes(least)}{fits}, planned with --engine"
+
+
 def _many(some: Sequence[Any], what: str) -> str:
     return f"{len(some)} {what}{'s' * (len(some) != 1)}"
 
@@ -119,21 +133,27 @@ def _peak_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory"
 
 
-def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+def _cost_rows(
+    estimate: Mapping[str, Any], config: RunConfig, evaluations: float | None
+) -> Iterator[tuple[str, str]]:
     costs = Costs(config.search.evaluations, estimate.get("sensitivities_charge", 0.0))
-    many = evaluations_text(costs.evaluations)
-    yield "evaluations", f"{many}, by strategy {config.search.strategy}{costs.sensitivities_text}"
+    plans_only, phases = evaluations == 0, dict(estimate.get("phases", {}))
+    if plans_only:
+        phases = {name: phases[name] for name in PLAN_PHASES if name in phases}
+    else:
+        many = evaluations_text(costs.evaluations)
+        yield "evaluations", f"{many}, by strategy {config.search.strategy}{costs.sensitivities_text}"
     if "total_seconds" in estimate:
-        parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
-        parts += ", but for the answers that it writes" if config.search.metric == "task" else ""
-        if seconds := estimate.get("sensitivities_seconds"):
-            parts += f", {duration(seconds)} for the sensitivities"
-        if seconds := estimate.get("setup_seconds"):
-            parts += f", {duration(seconds)} to quantize"
-        yield "time", f"about {duration(estimate['total_seconds'])} ({parts})"
+        parts = []
+        if not plans_only:
+            answers = ", but for the answers that it writes" if config.search.metric == "task" else ""
+            parts.append(f"{duration(estimate['evaluation_seconds'])} an evaluation{answers}")
+        for name, what in (("sensitivities_seconds", "for the sensitivities"), ("setup_seconds", "to quantize")):
+            parts += [f"{duration(estimate[name])} {what}"] if estimate.get(name) else []
+        yield "time", f"about {duration(estimate['total_seconds'])} ({', '.join(parts)})"
     else:
         yield "time", "known after the first evaluation"
-    yield from _peak_rows(estimate.get("phases", {}))
+    yield from _peak_rows(phases)
     if "phases" not in estimate and "peak_bytes" in estimate:
         yield "peak memory", f"about {format_bytes(estimate['peak_bytes'])}"
     if "disk_bytes" in estimate:

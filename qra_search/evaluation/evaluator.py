@@ -140,8 +140,9 @@ class Evaluator(ABC):
     def estimate(self) -> Mapping[str, Any]:
         """What a search will take; `--dry-run` prints it.
 
-        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`, and `phases`:
-        of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`; `phases`: of
+        each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak; and `engines`: of each engine by
+        name, the bytes of the smallest plan that it holds, or why it takes none.
         """
         return {}
 

@@ -30,14 +30,16 @@ MUCH = 0.25
 
 
 def foretold(
-    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False, tunes: bool = False
-) -> dict[str, Any]:
-    """Build the evaluator, spend nothing, and say what a search would do; see `dry_run`.
+    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False, tunes: bool = False,
+    evaluations: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Build the evaluator, spend nothing, and say what a command would do; see `dry_run`.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has begun, and so has a task.
         tunes: a plan is to be tuned in full.
+        evaluations: as `dry_run`.
     """
     with bad_input():
         for spec in track:
@@ -49,13 +51,16 @@ def foretold(
     with closing(built) as evaluator:
         if tunes:
             check_tunes(evaluator, config)
-        return dry_run(evaluator, config)
+        return dry_run(evaluator, config, evaluations)
 
 
-def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
-    """Facts of a search that is yet to begin, as plain data.
+def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
+    """Facts of a plan or a search that is yet to begin, as plain data.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
+
+    Args:
+        evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
 
     Raises:
         BadInput: a budget that no plan fits.
@@ -69,7 +74,9 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
         told = evaluator.sensitivities_charge()
         if told is not None:
             estimate["sensitivities_charge"] = told
-        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * config.search.evaluations
+        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * (
+            config.search.evaluations if evaluations is None else evaluations
+        )
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),

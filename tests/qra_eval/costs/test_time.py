@@ -32,9 +32,9 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
     evaluator = make(tmp_path / "bank", backend)
     before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
     facts = evaluator.estimate()
-    sizes = {"peak_bytes", "disk_bytes", "phases"}
+    sizes = {"peak_bytes", "disk_bytes", "phases", "engines"}
     assert set(facts) == {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", *sizes}
-    assert all(facts[name] > 0 for name in set(facts) - {"phases"})
+    assert all(facts[name] > 0 for name in set(facts) - {"phases", "engines"})
     assert not (tmp_path / "bank").exists()
     after = dict(evaluator.tuner.model.named_parameters())
     assert set(after) == set(before)

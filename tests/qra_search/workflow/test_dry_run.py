@@ -25,6 +25,10 @@ def test_the_time_counts_the_sensitivities_and_all_evaluations() -> None:
     assert estimate["total_seconds"] == 10 + 4 + 2 * 12 and estimate["sensitivities_charge"] == 3.0
 
 
+def test_the_time_of_a_plan_alone_counts_no_evaluations() -> None:
+    assert dry_run(Estimating(), RunConfig(), evaluations=0)["estimate"]["total_seconds"] == 10 + 4
+
+
 def test_without_an_estimate_the_time_is_unknown() -> None:
     assert dry_run(AdditiveEvaluator(), RunConfig())["estimate"] == {}
 
