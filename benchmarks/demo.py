@@ -20,7 +20,7 @@ from benchmarks.common import MIB, RESULTS, append, commit, read
 from benchmarks.study.intervals import make_markdown_table
 from qra_search.cli.demo import DEMO
 from qra_search.config import make_config
-from qra_search.runs.comparison import opponents
+from qra_search.runs.baselines import select_baselines
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.workflow.run import Run
 
@@ -48,7 +48,7 @@ def measure(out: Path, seeds: int) -> None:
         planned = time.process_time() - start
         space, evaluator = result.space, run.evaluator()
         limit = space.memory_bytes(run.plan)
-        plans = {"found": run.plan, "uniform": opponents(space, limit, "best", result)[0]}
+        plans = {"found": run.plan, "uniform": select_baselines(space, run.plan, limit, "best", result)[0]}
         sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])
         assert sixteen is not None  # it is all that this space has
         for seed in range(seeds):
@@ -60,7 +60,8 @@ def measure(out: Path, seeds: int) -> None:
                 tuned = evaluator.tune(plan, seed=seed)
                 line: dict[str, Any] = {**key, "steps": tuned.steps, "memory_bytes": space.of(plan).memory_bytes(plan)}
                 line |= {"test_loss": round(tuned.test_loss, 4), "right": tuned.metrics["exact_match"]}
-                line |= {"scored": tuned.scored, "processor_seconds": round(time.process_time() - start, 1)}
+                line |= {"scored": len(tuned.row_scores["exact_match"])}
+                line |= {"processor_seconds": round(time.process_time() - start, 1)}
                 append(PATH, line | {"planning_processor_seconds": round(planned, 1), "commit": commit()})
                 print(f"seed {seed}, {role}: {tuned.test_loss:.4f}, {line['right']:.1%} right", flush=True)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
 from qra_search.allocate.measured import Measured
 from qra_search.config import make_config
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.runs.folder import RunFolder
@@ -97,31 +99,35 @@ def make_run(
     )  # fmt: skip
     result = study.run()
     study.log.close()
-    folder.write(result)
+    result.write(folder.path)
     return folder
 
 
-def add_test(folder: RunFolder, *, seeds: int = 2) -> None:
-    """A `test.json` with the plan found and two uniform plans."""
+def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: Any) -> None:
+    """Records of the run's plan and two uniform plans, whose losses are 1, 1.1 and 1.2, and a hundredth more a seed.
+
+    Args:
+        of_plan: further fields of the plan's records.
+    """
     space, plan = folder.result().space, folder.plan()
-    found = plan.to_dict()
-    plans = [("found", found)] + [("uniform", {"bits": [b] * len(space), "ranks": [4] * len(space)}) for b in (2, 3)]
-    tuned = [
-        {
-            "role": role, "plan": p, "seed": seed, "steps": 9, "test_loss": 1 + i / 10 + seed / 100,
-            "metrics": {"exact_match": 0.5 - i / 10}, "memory_bytes": space.memory_bytes(Plan(p["bits"], p["ranks"])),
-            "seconds": 2.0,
-        }
-        for i, (role, p) in enumerate(plans)
-        for seed in range(seeds)
-    ]  # fmt: skip
-    folder.test_file.write_text(json.dumps({"format": "qra-test/1", "limit": 1, "tuned": tuned}))
+    plans = [plan] + [Plan((bits,) * len(space), (4,) * len(space)) for bits in (2, 3)]
+    for i, tuned in enumerate(plans):
+        for seed in range(seeds):
+            loss = 1 + i / 10 + seed / 100
+            nats = tuple(2 * loss + (row % 2) / 10 for row in range(rows)) if rows > 1 else (loss,)
+            record = TuningRecord(
+                tuned, seed, 9, space.memory_bytes(tuned), 2.0, nats, (2 if rows > 1 else 1,) * rows,
+                {"exact_match": (0.5 - i / 10,)}, finished_at=i + seed / 10, **(of_plan if tuned == plan else {}),
+            )  # fmt: skip
+            tuning = folder.tuning(record.id)
+            tuning.path.mkdir(parents=True)
+            tuning.write(record)
 
 
 def write_curve(folder: Path, name: str, steps: int, *, end: str = "") -> None:
     """The loss curve of a tuning in a run's folder, with a validation loss at every fourth step."""
     rows = [{"step": s, "loss": 2.0 + 1 / s, **({"validation_loss": 2.5} if s % 4 == 0 else {})}
             for s in range(1, steps + 1)]  # fmt: skip
-    (folder / "tuning" / name).mkdir(parents=True)
+    (folder / "tunings" / name).mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows) + end
-    (folder / "tuning" / name / "curve.jsonl").write_text(text)
+    (folder / "tunings" / name / "curve.jsonl").write_text(text)

@@ -69,7 +69,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "evaluation": {"validation_rows": 4}, "finetune": {"test_rows": 4},
     })  # fmt: skip
     bench, told = evaluator.tuner, []
-    evaluator.tune(evaluator.space.uniform(4, 8), steps=2, figures=lambda step, figures: told.append(figures["loss"]))
+    evaluator.tune(evaluator.space.uniform(4, 8), steps=2, on_step=lambda step, figures: told.append(figures["loss"]))
     ours = {as_key(row): row for split in ("train", "validation", "test") for row in bench.rows(split, 10**6)}
     batch = [tuple(ids.tolist()) for ids in bench.final_batches(2, 0)[0].input_ids]
     trainer = sft(model, chats, folder)

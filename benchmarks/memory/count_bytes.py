@@ -16,6 +16,8 @@ from qra_backends import make_backend
 from benchmarks.common import append
 from qra_eval import load
 from qra_eval.quantized.bank import tensor_bytes
+from qra_search.runs.folder import RunFolder
+from qra_search.runs.plan_file import plan_data
 
 
 def main() -> None:
@@ -23,8 +25,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     options = parser.parse_args()
-    data = json.loads((options.run / "plan.json").read_text())
-    result = json.loads((options.run / "result.json").read_text())
+    run = RunFolder(options.run)
+    data, result = plan_data(run.find_tuning().path), run.result().to_dict()
     backend = make_backend(data["backend"])
     model, _ = load(options.run)
     base = model.get_base_model()

@@ -55,9 +55,9 @@ def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for step in sorted(draw.randrange(1, options.steps) for _ in range(options.kills)):
         at.append(run(options, folder / "broken", step))
     run(options, folder / "broken", None)
-    one, two = (load_file(folder / name / "run/adapter/adapter_model.safetensors") for name in ("whole", "broken"))
+    one, two = (load_file(folder / name / "adapter/adapter_model.safetensors") for name in ("whole", "broken"))
     same = one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    curves = [(folder / name / "kept/curve.jsonl").read_text() for name in ("whole", "broken")]
+    curves = [(folder / name / "curve.jsonl").read_text() for name in ("whole", "broken")]
     return {
         "steps": options.steps, "kills": len(at), "killed_after_steps": at, "tensors": len(one),
         "weights_equal_to_the_bit": same, "curves_equal": curves[0] == curves[1],
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, folder: Path, kill_at: int | None) -> int:
 
 
 def done(folder: Path) -> int:
-    path = folder / "kept/curve.jsonl"
+    path = folder / "curve.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
@@ -96,7 +96,7 @@ def tune(options: argparse.Namespace, folder: Path) -> None:
         "finetune": {"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
     })  # fmt: skip
     plan = evaluator.space.uniform(4, 8)
-    evaluator.tune(plan, seed=1, steps=options.steps, folder=folder / "run", kept=folder / "kept")
+    evaluator.tune(plan, seed=1, steps=options.steps, folder=folder)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         losses, tokens = row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
     else:
         plan = choose_plan(evaluator, row)
-        tuned = evaluator.tune(plan, seed=seed, kept=folder)
+        tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
     general = measure_text_loss(evaluator, model, options.data, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -33,22 +33,14 @@ from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import LaunchedProcesses
+from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.config import RunConfig, in_steps, make_config
+from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import (
-    NO_ADAPTER,
-    Evaluation,
-    EvaluationFailed,
-    Evaluator,
-    Figures,
-    Progress,
-    RowCount,
-    Tuned,
-)
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Progress, RowCount, StepFigures
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.launched import standing
-from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -265,32 +257,24 @@ class QuantizedLoRAEvaluator(Evaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
-        kept: Path | None = None,
-        figures: Figures | None = None,
+        save_base: bool = True,
+        on_step: Callable[[int, StepFigures], None] | None = None,
         progress: Progress | None = None,
-    ) -> Tuned:
-        """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`.
+    ) -> TuningRecord:
+        """Tune a plan in full and measure it on test rows; see `qra_eval.tuning.final.tune`.
 
-        A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
+        What is saved with its base is loaded by `qra_eval.load(folder)`.
         """
         self.space.of(plan).encode(plan)
-        place = None if folder is None else RunFolder(folder)
-        config = make_config(self.config.model_dump(), in_steps(steps))
-        if place is not None:
-            if not any(plan.ranks):
-                raise BadInput(NO_ADAPTER)
-            if place.has_tuned or place.half_aside:
-                place.set_aside()
-        kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
-        own: dict[str, Any] = {"folder": folder, "figures": figures, "progress": progress}
+        folder = None if folder is None else Path(folder)
+        shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
         if standing()[1] == 1:
-            tuned = tune(self.tuner, plan, **kinds, **own)
-        else:
-            with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
-                tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
-        if place is not None:
-            place.keep_tuned(config, self, tuned)
-        return tuned
+            return tune(self.tuner, **shared, on_step=on_step, progress=progress)
+        with self._launched.leading(shared, self.tuner.settings.rows_a_step):
+            return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)
+
+    def write_base(self, plan: Plan, folder: Path) -> None:
+        write_base(self.tuner, plan, folder)
 
     def tuning_data(self) -> str:
         tuner = self.tuner
@@ -309,7 +293,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Those that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
 
-    def untuned(self) -> Tuned | None:
+    def untuned(self) -> TuningRecord | None:
         """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
         return untuned(self.tuner)
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.loading import ADAPTER_FOLDER
 from qra_search import plugins
 from qra_search.errors import BadInput
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 
 Run = TunedRun | str | Path
 

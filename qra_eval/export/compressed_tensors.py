@@ -15,8 +15,8 @@ from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.merged import load_plain
 from qra_eval.export.peft import untied, write_adapter, write_config
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_eval.tuning.loading import ADAPTER_FOLDER
 from qra_search.engines import FUSED
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 LIBRARY = "compressed_tensors"

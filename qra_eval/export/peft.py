@@ -19,11 +19,13 @@ from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import known_tables
-from qra_eval.tuning.loading import ADAPTER_FOLDER, BASE_FILE, PLAN_FILE, levels_of
+from qra_eval.tuning.loading import levels_of
 from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import room_for
 from qra_search.errors import BadInput
 from qra_search.files import write_json
+from qra_search.runs.plan_file import PLAN_NAME
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.workflow.export import serve_command
 
 VLLM = "vllm"
@@ -77,7 +79,7 @@ class PEFTExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks, base=out)
-        for name in (BASE_FILE, PLAN_FILE):
+        for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_base(run, out)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))

@@ -1,4 +1,4 @@
-"""A tuned run as exports need it: its quantized base, dequantized weights, adapter and live logits."""
+"""A tuning as exports need it: its quantized base, dequantized weights, adapter and live logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked, linear_of
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import containing_run
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENTENCES = (
@@ -63,6 +64,7 @@ class TunedRun:
     """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Args:
+        folder: of a tuning, or of a run: that of its plan.
         model, tokenizer: in memory, if the run was made with these.
 
     Raises:
@@ -70,8 +72,8 @@ class TunedRun:
     """
 
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
-        self.folder, self._given = Path(folder), {"model": model, "tokenizer": tokenizer}
-        self.trusted = RunFolder(self.folder).trusts_code
+        self.folder, self._given = loading.find_tuning(Path(folder)), {"model": model, "tokenizer": tokenizer}
+        self.trusted = containing_run(self.folder).trusts_code
         self.plan = loading.tuned_plan(self.folder)
         loading.check_adapter(self.adapter_folder)
 
@@ -83,7 +85,7 @@ class TunedRun:
     # -- the parts -----------------------------------------------------------------------------
     @property
     def adapter_folder(self) -> Path:
-        return self.folder / loading.ADAPTER_FOLDER
+        return self.folder / ADAPTER_FOLDER
 
     @property
     def spec(self) -> str:

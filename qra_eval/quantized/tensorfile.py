@@ -13,6 +13,9 @@ from torch import Tensor
 from qra_search.errors import BadInput
 from qra_search.files import replacing, write_digest
 
+HEADER = {"format": "pt"}
+"""In the header of every file."""
+
 
 class DamagedFile(BadInput):
     """A tensor file that is cut off or foreign."""
@@ -32,7 +35,7 @@ def write_tensors(
     with replacing(path, durable=not lasting) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
-            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
+            save_file(ready, partial, metadata={**HEADER, **(metadata or {})})
         except SafetensorError as error:  # what is written is ours: it is the disk
             raise OSError(f"{path} cannot be written ({error})") from error
     if lasting:

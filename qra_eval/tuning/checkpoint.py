@@ -1,4 +1,4 @@
-"""A checkpoint: all that a training's next step depends on, in one safetensors file, written whole or not at all."""
+"""Checkpoints: all that a training's next step depends on, in one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -42,8 +42,13 @@ def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor],
     write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, lasting=False)
 
 
-def read_checkpoint(path: Path, training: Training) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_checkpoint(
+    path: Path, training: Training, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Restore a training from a checkpoint, and return the best parameters and the caller's data; None without one.
+
+    Args:
+        identity: the caller's data under that name; a checkpoint with another is of another training.
 
     Raises:
         RunFailed: the file is damaged.
@@ -51,15 +56,19 @@ def read_checkpoint(path: Path, training: Training) -> tuple[dict[str, Tensor], 
     if not path.is_file():
         return None
     try:
-        return _restored(open_tensors(path), training)
+        return _restore(open_tensors(path), training, json.loads(json.dumps(identity)))
     except DamagedFile as error:
-        raise RunFailed(f"{error}: delete it, and the tuning begins anew") from error
+        raise RunFailed(f"{error}: delete it to train from the beginning") from error
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RunFailed(f"{path} is damaged ({error}): delete it, and the tuning begins anew") from error
+        raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
 
 
-def _restored(file: Any, training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _restore(
+    file: Any, training: Training, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     state = json.loads(file.metadata()[STATE])
+    if state["identity"] != identity:
+        return None
     keys = set(file.keys())
     for name, parameter in named(training):
         parameter.data.copy_(file.get_tensor(f"value::{name}"))

@@ -6,8 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import describe, one_line
-from qra_search.evaluation.evaluator import EvaluationFailed, Figures, Progress, ReloadFailed, Tuned
+from qra_search.evaluation.evaluator import Progress, StepFigures
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
@@ -39,26 +39,28 @@ def tune(
     *,
     seed: int = 0,
     steps: int | None = None,
-    folder: str | Path | None = None,
-    kept: Path | None = None,
-    figures: Figures | None = None,
+    folder: Path | None = None,
+    save_base: bool = True,
+    on_step: Callable[[int, StepFigures], None] | None = None,
     progress: Progress | None = None,
     processes: Processes = ALONE,
-) -> Tuned:
-    """Tune a plan on the calibration split, measure it on the test split, and save it if a folder is given.
+) -> TuningRecord:
+    """Tune a plan on the training split, measure it on the test split, and save it if a folder is given.
 
-    A tuning that was broken off is resumed from its last checkpoint in `kept`. Arguments and errors are those of
+    An interrupted tuning is resumed from the checkpoint in its folder. Arguments and errors are those of
     `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
     length = tuner.finetune_steps if steps is None else steps
+    start = time.perf_counter()
 
-    def work() -> Tuned:
-        return _tuned(tuner, plan, seed, length, folder, kept, figures, progress, processes)
+    def work() -> TuningRecord:
+        return _tuned(tuner, plan, seed, length, folder, save_base, on_step, progress, processes)
 
     try:
         return unless_out_of_memory(tuner, work)
     except Diverged as error:
-        raise EvaluationFailed(f"diverged: {error}") from None
+        size, seconds = tuner.space.of(plan).memory_bytes(plan), time.perf_counter() - start
+        return TuningRecord(plan, seed, length, size, seconds, failed=f"diverged: {error}")
 
 
 def _tuned(
@@ -66,19 +68,19 @@ def _tuned(
     plan: Plan,
     seed: int,
     steps: int,
-    folder: str | Path | None,
-    kept: Path | None,
-    figures: Figures | None,
+    folder: Path | None,
+    save_base: bool,
+    on_step: Callable[[int, StepFigures], None] | None,
     progress: Progress | None,
     processes: Processes,
-) -> Tuned:
-    start, finetune = time.perf_counter(), tuner.finetune
+) -> TuningRecord:
+    start, finetune, saves = time.perf_counter(), tuner.finetune, folder is not None and processes.rank == 0
     processes.alike(lambda: tuner.apply(plan, seed))
-    shown = 0 if folder is None else finetune.sample_answers
+    shown = finetune.sample_answers if saves and save_base else 0
     before = processes.alike(lambda: sample_answers(tuner, shown))
     batches = tuner.final_batches(steps, seed)
     identity = _identity(tuner, plan, seed, steps, batches)
-    watch = FullTuning(finetune, lambda: _validation_loss(tuner, processes), identity, kept, figures, processes)
+    watch = FullTuning(finetune, lambda: _validation_loss(tuner, processes), identity, folder, on_step, processes)
     each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
     with watch.saving():
         tuner.train(steps, seed, each_step, watch=watch, batches=batches, processes=processes)
@@ -87,28 +89,38 @@ def _tuned(
     if not math.isfinite(sum(nats)):
         raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
     after = processes.alike(lambda: sample_answers(tuner, shown))
-    metrics, scored = processes.alike(lambda: scores(tuner) if processes.rank == 0 else ({}, 0))
-    tuned = Tuned(
+    scores = processes.alike(lambda: row_scores(tuner) if processes.rank == 0 else {})
+    error = _save(tuner, plan, folder, save_base) if folder is not None and saves else ""
+    return TuningRecord(
         plan=plan,
         seed=seed,
         steps=steps,
-        test_loss=sum(nats) / max(1, sum(tokens)),
-        metrics=metrics,
         memory_bytes=tuner.space.of(plan).memory_bytes(plan),
         seconds=time.perf_counter() - start + watch.earlier_seconds,
         row_nats=nats,
         row_tokens=tokens,
+        row_scores=scores,
         samples=tuple(
             {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
         ),
-        scored=scored,
+        reload_error=error,
     )
-    if folder is not None:
-        return _saved(tuner, tuned, folder)
-    return tuned
 
 
-def untuned(tuner: FineTuner) -> Tuned | None:
+def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
+    """Save what was tuned; returns why it does not load back the same, if its base is saved and that is known."""
+    save(tuner, plan, folder, base=save_base)
+    if not save_base or not any(plan.ranks):
+        return ""
+    try:
+        check_reload(tuner, plan, folder)
+    except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
+        log.warning("the adapter in %s does not load back as it was tuned: %s", folder, describe(error))
+        return one_line(describe(error), REASON)
+    return ""
+
+
+def untuned(tuner: FineTuner) -> TuningRecord | None:
     """The model as it was loaded, measured on the test split as what is tuned is.
 
     The task's own figures only if weights are kept ready: else layers are on the device in turn, for every token.
@@ -118,17 +130,15 @@ def untuned(tuner: FineTuner) -> Tuned | None:
     if plan is None:
         return None
 
-    def work() -> Tuned:
+    def work() -> TuningRecord:
         with tuner.switcher.unquantized():
             rows = tuner.rows("test", tuner.finetune.test_rows)
             nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
-            metrics, scored = scores(tuner) if tuner.quantized.materialised else ({}, 0)
+            scores = row_scores(tuner) if tuner.quantized.materialised else {}
             if not tuner.quantized.materialised and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
                 log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
-        return Tuned(
-            plan, 0, 0, sum(nats) / max(1, sum(tokens)), metrics, space.memory_bytes(plan),
-            time.perf_counter() - start, tuple(nats), tuple(tokens), scored=scored,
-        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), seconds, tuple(nats), tuple(tokens), scores)
 
     return unless_out_of_memory(tuner, work)
 
@@ -164,23 +174,12 @@ def _validation_loss(tuner: FineTuner, processes: Processes) -> float:
 def _row_losses(
     tuner: FineTuner, rows: Sequence[Encoded], processes: Processes
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Summed loss and labelled tokens of each row, each process passing every so-manieth."""
+    """Summed loss and labelled tokens of each row, rank r of n passing rows r, r + n, ..."""
     own = slice(processes.rank, None, processes.size)
     found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.rows_together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
     nats[own], tokens[own] = found
     return tuple(processes.total(*nats)), tuple(map(int, processes.total(*tokens)))
-
-
-def _saved(tuner: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:
-    """Save what was tuned, and check that it loads back the same."""
-    start = time.perf_counter()
-    save(tuner, tuned.plan, folder)
-    try:
-        check_reload(tuner, tuned.plan, folder)
-    except Exception as error:  # whatever it is, hours of tuning are measured and saved: they go with the error
-        raise ReloadFailed(one_line(describe(error), REASON), tuned) from error
-    return replace(tuned, seconds=tuned.seconds + time.perf_counter() - start)
 
 
 def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
@@ -199,8 +198,7 @@ def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], s
     ]
 
 
-def scores(tuner: FineTuner) -> tuple[dict[str, float], int]:
-    """Means of the task's scores of what is in place, and the number of test rows that they are of."""
-    found = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
-    count = max((len(rows) for rows in found.values()), default=0)
-    return {name: sum(rows) / len(rows) for name, rows in found.items()}, count
+def row_scores(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
+    """The task's scores of what is in place, by metric, on the first test rows."""
+    scores = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
+    return {name: tuple(rows) for name, rows in scores.items()}

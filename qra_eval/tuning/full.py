@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -18,9 +17,9 @@ from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.config import FinetuneConfig
 from qra_search.errors import RunFailed
-from qra_search.evaluation.evaluator import Figures
+from qra_search.evaluation.evaluator import StepFigures
 from qra_search.files import write_text
-from qra_search.runs.tuned import CHECKPOINTS, CURVE_FILE
+from qra_search.runs.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.study.interrupt import on_interrupt
 
 log = logging.getLogger(__name__)
@@ -34,11 +33,10 @@ class FullTuning(TrainerCallback):
 
     Args:
         validate: the validation loss of the model as it is; leaves it in training mode.
-        identity: what the training depends on, as plain data; a checkpoint is named by it, and that of another
-            training is left as it is.
+        identity: what the training depends on, as plain data; the checkpoint of another one is not resumed.
         folder: of checkpoint and curve; None: neither is written.
         processes: that tune together: all read the checkpoint, the first writes it.
-        figures: called with the figures of each step.
+        on_step: called with each step and its figures.
 
     Attributes:
         best_step: the step of the lowest validation loss; None if it was never looked at.
@@ -52,10 +50,10 @@ class FullTuning(TrainerCallback):
         validate: Callable[[], float],
         identity: Mapping[str, Any],
         folder: Path | None = None,
-        figures: Figures | None = None,
+        on_step: Callable[[int, StepFigures], None] | None = None,
         processes: Processes = ALONE,
     ):
-        self.settings, self.validate, self.identity, self.figures = settings, validate, identity, figures
+        self.settings, self.validate, self.identity, self.on_step = settings, validate, identity, on_step
         self.folder, self.processes = folder, processes
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.stale = float("inf"), 0
@@ -69,7 +67,7 @@ class FullTuning(TrainerCallback):
         self._began = self._written = time.monotonic()
         if self.folder is None:
             return
-        found = read_checkpoint(self.checkpoint, training)
+        found = read_checkpoint(self.checkpoint, training, self.identity)
         if found is not None:
             self.best, more = found
             self.curve = more["curve"]
@@ -84,29 +82,29 @@ class FullTuning(TrainerCallback):
             write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again
 
     def after(self, training: Training) -> bool:
-        told = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
+        figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         last = training.step == training.steps
         every = self.settings.evaluate_every
         if every and (last or training.step % every == 0):
-            told["validation_loss"] = self._look(training)
-        self._tell(training.step, told)
+            figures["validation_loss"] = self._measure_validation(training)
+        self._write_step(training.step, figures)
         stop = bool(self.settings.patience) and self.stale >= self.settings.patience
         interrupted = self.processes.any(self._interrupted)  # what comes while this waits is for the next step
         needed = last or stop or interrupted
-        due = needed or self._due(training.step)
+        due = needed or self._is_due(training.step)
         if self.folder is not None and due and self.processes.rank == 0:
             training.stopped = stop and not last
             training.seconds = self.earlier_seconds + time.monotonic() - self._began
             more = {
-                "best_loss": self.best_loss if self.best else None, "best_step": self.best_step, "stale": self.stale,
-                "curve": self.curve,
+                "identity": self.identity, "best_loss": self.best_loss if self.best else None,
+                "best_step": self.best_step, "stale": self.stale, "curve": self.curve,
             }  # fmt: skip
             try:
                 write_checkpoint(self.checkpoint, training, self.best, more)
             except OSError as error:
                 if needed:
                     raise
-                log.warning("no checkpoint after step %d, the tuning goes on: %s", training.step, error)
+                log.warning("could not write the checkpoint at step %d; training continues: %s", training.step, error)
             training.seconds, self._written = self.earlier_seconds, time.monotonic()
         if interrupted:
             raise KeyboardInterrupt(f"step {training.step} of {training.steps} is saved")
@@ -128,7 +126,7 @@ class FullTuning(TrainerCallback):
             for name, parameter in named(training):
                 parameter.data.copy_(self.best[name])
 
-    def _look(self, training: Training) -> float:
+    def _measure_validation(self, training: Training) -> float:
         loss = self.validate()
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = loss, training.step, 0
@@ -137,25 +135,24 @@ class FullTuning(TrainerCallback):
             self.stale += 1
         return loss
 
-    def _due(self, step: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
         by_time = bool(minutes) and time.monotonic() - self._written >= 60 * minutes
         return by_time or (bool(every) and step % every == 0)
 
-    def _tell(self, step: int, told: dict[str, float]) -> None:
+    def _write_step(self, step: int, figures: dict[str, float]) -> None:
         if self.folder is not None and self.processes.rank == 0:
-            self.curve.append(json.dumps({"step": step, **told}) + "\n")
+            self.curve.append(json.dumps({"step": step, **figures}) + "\n")
             try:
                 with (self.folder / CURVE_FILE).open("a") as file:
                     file.write(self.curve[-1])
             except OSError as error:
-                log.warning("step %d is missing in %s, the tuning goes on: %s", step, CURVE_FILE, error)
-        if self.figures is not None:
-            self.figures(step, told)
+                log.warning("could not write step %d to %s; training continues: %s", step, CURVE_FILE, error)
+        if self.on_step is not None:
+            self.on_step(step, figures)
 
     @property
     def checkpoint(self) -> Path:
-        """Its file, named by what the training follows from: it is not that of other settings, nor in its place."""
+        """Its file."""
         assert self.folder is not None
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / CHECKPOINTS.replace("*", digest)
+        return self.folder / CHECKPOINT_FILE

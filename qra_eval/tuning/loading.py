@@ -1,4 +1,4 @@
-"""The model of a tuned run's folder: its quantized base, and the PEFT adapter on it."""
+"""The model of a tuning's folder: its quantized base, and the PEFT adapter on it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput
 from qra_search.files import read_json, tensor_names
-from qra_search.runs.plan_file import plan_data
+from qra_search.runs.folder import RunFolder
+from qra_search.runs.plan_file import PLAN_NAME, plan_data
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-ADAPTER_FOLDER = "adapter"
-BASE_FILE = "quantized.safetensors"
-PLAN_FILE = "plan.json"
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
 NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
@@ -37,15 +36,18 @@ the hub's client at once, as no name of a model, and shown."""
 def load(
     folder: str | Path,
     *,
+    tuning: str | None = None,
     adapter: str | Path | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> Any:
-    """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
+    """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
     Args:
+        folder: of a run, or of one tuning.
+        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         trust_remote_code: run code that comes with the model.
@@ -57,7 +59,7 @@ def load(
     """
     from peft import PeftModel
 
-    folder = Path(folder)
+    folder = find_tuning(Path(folder), tuning)
     plan = tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
@@ -89,8 +91,8 @@ def load_base(
     model: Any = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
-    """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
-    folder, devices = Path(folder), resolve_devices(device)
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
+    folder, devices = find_tuning(Path(folder)), resolve_devices(device)
     device = str(devices[0])
     data = tuned_plan(folder)
     dtype = getattr(torch, data["dtype"])
@@ -110,27 +112,35 @@ def load_base(
     return model, loaded.tokenizer
 
 
+def find_tuning(folder: Path, tuning: str | None = None) -> Path:
+    """The folder of a run's tuning, or, if it is no run's, the folder itself."""
+    run = RunFolder(folder)
+    return run.find_tuning(tuning).path if tuning is not None or run.tunings_folder.is_dir() else folder
+
+
 def tuned_plan(folder: Path) -> dict[str, Any]:
-    """What the `plan.json` of a tuned run holds.
+    """What the `plan.json` of a tuning holds.
 
     Raises:
         BadInput: the folder holds nothing tuned, or the file is damaged.
     """
     if not folder.is_dir():
         raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    missing = [name for name in (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         if (folder / "adapter_config.json").is_file():
             raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
+        if missing == [BASE_FILE]:
+            raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) makes it again")
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = plan_data(folder)
     lacking = [name for name in ("backend", "dtype", "groups", "model", "weights") if name not in data]
     if lacking:
-        raise BadInput(f"{folder / PLAN_FILE} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
+        raise BadInput(f"{folder / PLAN_NAME} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
     groups = data["groups"] if isinstance(data["groups"], list) else [None]
     whole = all(isinstance(group, dict) and {"bits", "linears"} <= group.keys() for group in groups)
     if not whole or not isinstance(getattr(torch, str(data["dtype"]), None), torch.dtype):
-        raise BadInput(f"{folder / PLAN_FILE} is damaged in its groups or dtype: restore it, or tune anew")
+        raise BadInput(f"{folder / PLAN_NAME} is damaged in its groups or dtype: restore it, or tune anew")
     return data
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qra_eval.tasks.batches import Batch
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
+from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.launched import standing
 
 Result = TypeVar("Result")
@@ -114,7 +114,7 @@ class LaunchedProcesses(Processes):
         self._broken = True
         try:
             yield
-        except (EvaluationFailed, ReloadFailed):  # all came to the same end, or the others were done
+        except EvaluationFailed:  # all came to the same end
             self._broken = False
             raise
         self._broken = False

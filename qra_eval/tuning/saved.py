@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as serialize
+from torch import Tensor
 
 from qra_eval.quantized import adapters
+from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.space import ADAPTER_DTYPE
-from qra_eval.quantized.switcher import PlanSwitcher
-from qra_eval.quantized.tensorfile import write_tensors
+from qra_eval.quantized.tensorfile import HEADER, open_tensors, write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.loading import ADAPTER_FOLDER, BASE_DIGEST, BASE_FILE, NO_ADDRESS, PLAN_FILE, load
-from qra_search.errors import BadInput
+from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
+from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.files import digest_file, write_json
-from qra_search.space.levels import LevelName
+from qra_search.runs.plan_file import PLAN_NAME, plan_data
+from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.space import Plan
+from qra_search.space.space import Plan, SearchSpace
 
 CHECKED_TOKENS = 32
 """On which a reloaded model is compared, in the stored dtype, which may be emulated; each meets every weight."""
@@ -37,30 +41,81 @@ adapter for other tools.
 """
 
 
+SCALES_FILE = "scales.safetensors"
+"""What training changed of a base that is not saved."""
+
+
 class ReloadMismatch(RuntimeError):
     """The saved adapter, reloaded, does not compute what the tuned model does."""
 
 
-def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
-    """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
-    `plan.json` (how the two go together)."""
-    folder, quantized = Path(folder), tuner.quantized
-    tensors = {
-        f"{linear.name}::{key}": tensor
-        for group, bits in zip(tuner.space.groups, plan.bits, strict=True)
-        for linear in group.linears
-        for key, tensor in _base_tensors(tuner.switcher, linear.name, bits).items()
-    }
-    write_tensors(tensors, folder / BASE_FILE)
-    digest = digest_file(folder / BASE_FILE).read_text().split()[0]
-    write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
-    data = plan_to_dict(tuner.space, plan)
+def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> None:
+    """Write adapter and plan into a folder, and the quantized base that the adapter belongs on.
+
+    Args:
+        base: False: of the base only what training changed; `write_base` makes it again from the bank.
+    """
+    quantized, bank = tuner.quantized, tuner.quantized.bank
+    space = tuner.space.of(plan)
+    tensors = _base_tensors(tuner, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    if base:
+        write_tensors(tensors, folder / BASE_FILE)
+        digest = digest_file(folder / BASE_FILE).read_text().split()[0]
+    else:
+        digest = hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest()
+        stored = bank_tensors(bank, space, plan)
+        changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
+        if changed:
+            write_tensors(changed, folder / SCALES_FILE)
+    if any(plan.ranks):
+        write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
+    data = plan_to_dict(space, plan)
     data["model"] = quantized.loaded.spec
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
     data[BASE_DIGEST] = digest
-    write_json(folder / PLAN_FILE, data)
+    write_json(folder / PLAN_NAME, data)
+
+
+def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
+    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed.
+
+    Raises:
+        RunFailed: the bank gives another base now.
+    """
+    tuner.switcher.prepare()
+    tensors = bank_tensors(tuner.quantized.bank, tuner.space.of(plan), plan)
+    if (folder / SCALES_FILE).is_file():
+        changed = open_tensors(folder / SCALES_FILE)
+        tensors |= {name: changed.get_tensor(name) for name in changed.keys()}  # noqa: SIM118 - no mapping
+    if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != plan_data(folder).get(BASE_DIGEST):
+        raise RunFailed(f"the quantized weights are no longer those that {folder} was tuned on: tune it anew")
+    write_tensors(tensors, folder / BASE_FILE)
+
+
+def bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
+    """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
+    return {
+        f"{linear.name}::{key}": tensor.contiguous()
+        for group, bits in zip(space.groups, plan.bits, strict=True)
+        for linear in group.linears
+        if bits != UNQUANTIZED_BITS
+        for key, tensor in bank.tensors(linear.name, bits).items()
+    }
+
+
+def _base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
+    """The same with the scales and offsets that training left."""
+    switcher, backend = tuner.switcher, tuner.quantized.backend
+    tensors = bank_tensors(tuner.quantized.bank, tuner.space.of(plan), plan)
+    for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
+        for linear in group.linears:
+            if linear.name in switcher.wrapped and switcher.wrapped[linear.name].groups is not None:
+                trained = backend.to_tensors(switcher.base_module(linear.name, bits))
+                tensors |= {f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
+    return tensors
 
 
 def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:
@@ -132,10 +187,3 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
     return difference
-
-
-def _base_tensors(switcher: PlanSwitcher, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
-    """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
-    if name in switcher.wrapped and switcher.wrapped[name].groups is not None:
-        return switcher.quantized.backend.to_tensors(switcher.base_module(name, bits))
-    return {} if bits == UNQUANTIZED_BITS else switcher.quantized.bank.tensors(name, bits)

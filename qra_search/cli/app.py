@@ -46,14 +46,13 @@ ENTRIES = (
     Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
           "no training."),
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
-    Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run in full, save the adapter, and test it "
-          "against uniform plans and the untuned model."),
+    Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run and its baselines in full, save the "
+          "adapters, and compare them on test data."),
     Entry("export", "export:export", SEARCH, "Write a tuned run for another tool, and say by how much its logits "
           "differ."),
     Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
-    Entry("show", "look:show", LOOK, "Show the plan of a run: bits, rank and sensitivity of every layer as strips."),
+    Entry("show", "look:show", LOOK, "Show the plan of a run layer by layer, its tunings, or two plans side by side."),
     Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
-    Entry("plans", "look:plans", LOOK, "Compare and edit plans."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
           "devices, and why one cannot be used here."),

@@ -19,10 +19,10 @@ from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.report.table import WIDTH
-from qra_search.runs.comparison import Against as AgainstName
+from qra_search.runs.baselines import Against as AgainstName
 from qra_search.space.budgets import check_budget_text
-from qra_search.trackers import TRACKERS
 from qra_search.workflow.settings import make_settings
+from qra_search.workflow.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from qra_search.report.terminal.live import View
@@ -120,8 +120,8 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
+    option("--track TOOL", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or another tracker of accelerate. "
+           "May be given several times.", WHERE,
            autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 DryRun = Annotated[
@@ -142,10 +142,16 @@ def _check_against(value: str) -> str:
 
 Against = Annotated[
     str,
-    option(f"--against {'|'.join(AGAINST)}", "Uniform plans to tune as well: all that fit, the best of them, or none.",
+    option(f"--against {'|'.join(AGAINST)}", "Baselines to tune as well: the best uniform plan that fits, all of them, "
+           "the plan shuffled over linears of the same shape, or none.",
            show_default=True, callback=_check_against),
 ]  # fmt: skip
-Run = Annotated[Path, argument("RUN", "Folder of a run.")]
+RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
+Tuning = Annotated[
+    str | None,
+    option("--tuning ID", "A tuning by its id (see `qra show`), uniform, shuffled or 16-bit; default: that of the "
+           "run's plan."),
+]  # fmt: skip
 
 
 SETTINGS: dict[str, Any] = {

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from qra_search.cli import common
 from qra_search.cli.common import option
-from qra_search.cli.finetune import print_tested
+from qra_search.cli.finetune import print_comparison
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.report.finding import said
+from qra_search.report.finding import headline
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.folder import RunFolder
 from qra_search.study.listener import Listener
@@ -53,13 +53,13 @@ def demo(
     view.say(_opening(config, folder))
     with Run(out, config) as run:
         result = run.choose_plan(progress=view, first=first_look)
-        view.say(f"Planned. {said(result)}")
-        done = run.finetune(with_16_bit=True, progress=view, check=False)
-    if as_json:
-        common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
-    else:
-        print_tested(folder, done)
-    check_reloads(done)
+        view.say(f"Planned. {headline(result)}")
+        comparison = run.finetune(with_16_bit=True, progress=view, check=False)
+        if as_json:
+            common.emit({"folder": str(out), "comparison": comparison.to_dict(), **result.to_dict()})
+        else:
+            print_comparison(run, comparison)
+    check_reloads(comparison, folder)
 
 
 def first_look(evaluator: Evaluator, view: Listener) -> None:

@@ -22,26 +22,16 @@ from qra_search.log.lines import NOT_A_LOG
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
-from qra_search.runs.comparison import read_test
-from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import plan_data
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in
 from qra_search.workflow.evaluator import build_evaluator
 
-
-def _read_result(file: Path) -> None:
-    """Raises ValueError if the file, or the log beside it, has lost something."""
-    written, run = (read_json(file) or {}).get("trials", 0), RunFolder(file.parent)
-    if run.exists and (kept := len(run.result().trials)) < written:
-        raise ValueError(f"counts {written} trials, {run.log_file.name} has {kept}: a search evaluates the lost again")
-
-
 READERS: dict[str, Callable[[Path], object]] = {
     "config.yaml": load_config,
     "plan.json": lambda file: choices_in(plan_data(file)),
-    "test.json": lambda file: read_test(read_json(file)),
-    "result.json": _read_result,
+    "record.json": lambda file: TuningFolder(file.parent).record(),
     **dict.fromkeys(("adapter_config.json", "sensitivities.json"), read_json),
 }
 """What reads a file of a run, by its name."""

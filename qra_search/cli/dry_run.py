@@ -15,10 +15,10 @@ from qra_search.evaluation.evaluator import RowCount
 from qra_search.report.engine_support import storing_text
 from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
-from qra_search.runs.contest import Contest
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
+from qra_search.workflow.finetune import Tunings
 
 PLAN_PHASES = ("load", "quantize", "sensitivities")
 SHOWN = 600
@@ -31,7 +31,7 @@ def print_dry_run(
     *,
     track: Sequence[str] = (),
     begun: bool = False,
-    contest: Contest | None = None,
+    tunings: Tunings | None = None,
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
@@ -40,12 +40,12 @@ def print_dry_run(
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has begun, and so has a task.
-        contest: what would be tuned in full, and no plan searched; None: a search.
+        tunings: what would be tuned in full, and no plan searched; None: a search.
         evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
     """
-    facts = foretold(config, view, track=track, begun=begun, tunes=contest is not None, evaluations=evaluations)
-    if contest is not None:
-        facts["tunings"] = {"plans": [plan.to_dict() for plan in contest.plans], "seeds": len(contest.seeds)}
+    facts = foretold(config, view, track=track, begun=begun, tunes=tunings is not None, evaluations=evaluations)
+    if tunings is not None:
+        facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
     if as_json:
         common.emit(facts)
         return
@@ -54,11 +54,11 @@ def print_dry_run(
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
     grid = Table.grid(padding=(0, 2))
-    if contest is None:
+    if tunings is None:
         costs = _cost_rows(facts["estimate"], config, evaluations)
     else:
-        costs = _tuning_rows(facts["estimate"], config, contest)
-    for name, text in (*_space_rows(facts, config, searches=contest is None and evaluations != 0), *costs):
+        costs = _tuning_rows(facts["estimate"], config, tunings)
+    for name, text in (*_space_rows(facts, config, searches=tunings is None and evaluations != 0), *costs):
         grid.add_row(name, Text(text))
     console.print(grid)
     if facts["example"]:
@@ -105,10 +105,10 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, searches: bool) 
         yield "rows", line
 
 
-def _tuning_rows(estimate: Mapping[str, Any], config: RunConfig, contest: Contest) -> Iterator[tuple[str, str]]:
-    finetune, count = config.finetune, len(contest.plans) * len(contest.seeds)
+def _tuning_rows(estimate: Mapping[str, Any], config: RunConfig, tunings: Tunings) -> Iterator[tuple[str, str]]:
+    finetune, count = config.finetune, len(tunings)
     each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
-    yield "tunings", f"{count}, of {each} each: {_many(contest.plans, 'plan')} with {_many(contest.seeds, 'seed')}"
+    yield "tunings", f"{count}, of {each} each: {_many(tunings.plans, 'plan')} with {_many(tunings.seeds, 'seed')}"
     if "evaluation_seconds" in estimate and finetune.epochs is None and config.evaluation.steps:
         seconds = estimate["evaluation_seconds"] * finetune.steps / config.evaluation.steps
         yield "time", f"about {duration(count * seconds)} ({duration(seconds)} a tuning)"

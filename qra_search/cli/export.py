@@ -11,17 +11,19 @@ from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.report.table import TextTable
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
+from qra_search.workflow.export import export_target, export_tuning, make_exporter, serve_command
+from qra_search.workflow.start import open_run
 
 PAIR = "a name and a value are needed, such as dtype=float32"
 
 
 def export(
     run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
+    tuning: common.Tuning = None,
     format: Annotated[
-        str, option("--format -f F", "A format; --list shows all. Default: that of the engine searched for, or peft.")
+        str, option("--format -f F", "A format; --list shows all. Default: that of the run's engine, or peft.")
     ] = "",
-    out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
+    out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")] = None,
     options: Annotated[
         list[str] | None,
         option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
@@ -47,18 +49,19 @@ def export(
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
     given = dict(common.pair(text, "--option", PAIR) for text in options or [])
-    folder = RunFolder(run)
-    target = export_target(folder, format or None, out, given)
+    target = export_target(RunFolder(run), format or None, out, given, tuning=tuning)
+    with open_run(run) as opened:
+        opened.write_base(target.tuning)
     if check_only:
         with bad_input():
-            if reasons := make_exporter(target).reasons(run):
+            if reasons := make_exporter(target).reasons(target.tuning.path):
                 raise BadInput(f"{run} cannot be exported as {target.format}: " + "; ".join(reasons))
         if as_json:
             common.emit({"run": str(run), "format": target.format})
         else:
             print(f"{run} can be exported as {target.format}.")
         return
-    done = export_run(folder, target)
+    done = export_tuning(target)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return

@@ -1,26 +1,26 @@
-"""`qra finetune`: the plan of a run tuned in full, and compared with uniform plans on test data."""
+"""`qra finetune`: the plan of a run tuned in full, and compared with its baselines on test data."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, cast
 
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import follows
-from qra_search.report.finding import finding
+from qra_search.report.finding import find_tested
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps, print_samples
-from qra_search.runs.comparison import Against
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.baselines import Against
+from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text
-from qra_search.workflow.finetune import Finetuned, check_reloads, contest_of
+from qra_search.workflow.finetune import check_reloads, select_tunings
+from qra_search.workflow.run import Run
 from qra_search.workflow.start import open_run
 
 
 def finetune(
-    run: common.Run,
+    run: common.RunPath,
     plan: Annotated[
         str | None, option("--plan FILE|uniform2r4", "Another plan than the run's own plan.json, or a uniform one.")
     ] = None,
@@ -55,11 +55,11 @@ def finetune(
     track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
-    """Tune the plan of a run in full, save the adapter, and test it against uniform plans and the untuned model.
+    """Tune the plan of a run and its baselines in full, save the adapters, and compare them on test data.
 
-    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
-    another budget than the run's largest into a folder of its own in it. If it is broken off, the same command goes on
-    from the last checkpoint. On several GPUs: `torchrun --nproc-per-node 4 -m qra_search finetune RUN`.
+    Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
+    another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
+    checkpoint. On several GPUs: `torchrun --nproc-per-node 4 -m qra_search finetune RUN`.
 
     [bold]Example[/]
 
@@ -73,31 +73,27 @@ def finetune(
             return
         if dry_run:
             settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
-            rivals = cast(Against, against)
-            contest = contest_of(opened.result, chosen, memory, against=rivals, seeds=seeds, with_16_bit=with_16_bit)
-            print_dry_run(settings, view, track=track or (), begun=True, contest=contest, as_json=as_json)
+            tunings = select_tunings(
+                opened.result, chosen, memory, against=cast(Against, against), seeds=seeds, with_16_bit=with_16_bit
+            )
+            print_dry_run(settings, view, track=track or (), begun=True, tunings=tunings, as_json=as_json)
             return
-        done = opened.finetune(
+        comparison = opened.finetune(
             plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
             device=device, settings=changes, track=track or (), with_16_bit=with_16_bit, progress=view, check=False,
         )  # fmt: skip
     if as_json:
-        common.emit(json.loads(done.folder.test_file.read_text()))
+        common.emit(comparison.to_dict())
     else:
-        print_tested(opened.folder, done)
-    check_reloads(done)
+        print_comparison(opened, comparison)
+    check_reloads(comparison, opened.folder)
 
 
-def print_tested(folder: RunFolder, done: Finetuned) -> None:
-    """The finding, the table of the comparison, a few answers, and what to do next.
-
-    Args:
-        folder: of the run.
-    """
+def print_comparison(run: Run, comparison: Comparison) -> None:
+    """The finding, the table of the comparison, a few answers, and what to do next."""
     console = common.stdout()
     console.print()
-    console.print(done)
-    print_samples(console, done.tested)
+    console.print(comparison)
+    print_samples(console, comparison.tuned.samples)
     console.print()
-    found = finding(done.result, done.tested, done.limit)
-    print_next_steps(console, folder, done.result, found, done.folder)
+    print_next_steps(console, run.folder, run.result, find_tested(comparison))

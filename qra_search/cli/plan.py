@@ -11,7 +11,7 @@ from qra_search.cli.dry_run import print_dry_run
 from qra_search.config import RunConfig
 from qra_search.report import formatting
 from qra_search.report.engine_support import takers_text
-from qra_search.report.finding import said
+from qra_search.report.finding import headline
 from qra_search.report.tables import allocation_table
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps
@@ -65,7 +65,7 @@ def plan(
 def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, costs: Costs | None) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
-    console.print(f"\n[bold]{said(result)}[/]")
+    console.print(f"\n[bold]{headline(result)}[/]")
     for budget in result.memory_budgets:
         allocation = result.allocation(budget)
         if allocation is None:

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, RunFailed
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.space.space import Plan, SearchSpace
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done, and the steps in all."""
-Figures = Callable[[int, Mapping[str, float]], None]
-"""Called with a step, counted from 1, and its figures by name."""
+StepFigures = Mapping[str, float]
+"""Of a step of a tuning: `loss` and, where they are known, others."""
 NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
 CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
 
@@ -43,34 +44,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What the full tuning of one plan gave.
-
-    Attributes:
-        steps: optimizer steps that were asked for.
-        test_loss: nats a labelled token on test rows that the search never saw.
-        metrics: the task's own figures, on the first `scored` test rows.
-        memory_bytes: exact resident bytes of the plan.
-        seconds: wall time, that of a tuning that was resumed included.
-        row_nats: summed loss of each test row, from which intervals of differences are made; empty if not known.
-        row_tokens: labelled tokens of each.
-        samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
-    """
-
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    metrics: Mapping[str, float]
-    memory_bytes: int
-    seconds: float
-    row_nats: Sequence[float] = field(default=(), repr=False)
-    row_tokens: Sequence[int] = field(default=(), repr=False)
-    samples: Sequence[Mapping[str, str]] = field(default=(), repr=False)
-    scored: int = 0
-
-
-@dataclass(frozen=True)
 class RowCount:
     """Rows of one split.
 
@@ -91,14 +64,6 @@ class RowCount:
 
 class EvaluationFailed(RunFailed):
     """The plan could not be evaluated; the message is the reason that the log keeps."""
-
-
-class ReloadFailed(RunFailed):
-    """What full tuning saved does not load back as it was tuned; `tuned` is what had been measured by then."""
-
-    def __init__(self, reason: str, tuned: Tuned):
-        super().__init__(reason)
-        self.tuned = tuned
 
 
 class Evaluator(ABC):
@@ -191,25 +156,26 @@ class Evaluator(ABC):
         *,
         seed: int = 0,
         steps: int | None = None,
-        folder: str | Path | None = None,
-        kept: Path | None = None,
-        figures: Figures | None = None,
+        folder: Path | None = None,
+        save_base: bool = True,
+        on_step: Callable[[int, StepFigures], None] | None = None,
         progress: Progress | None = None,
-    ) -> Tuned:
-        """Tune a plan in full and measure it on test data.
+    ) -> TuningRecord:
+        """Tune a plan in full and measure it on test rows.
+
+        A tuning that diverges, or whose saved adapter does not load back as it was tuned, has a record that says so.
 
         Args:
             plan: of `space`, or of its `unquantized`.
             steps: of the optimizer; None: as the settings say.
-            folder: where the result is saved; None: it is not.
-            kept: a folder of this tuning's own, for its curve and the checkpoints (`CHECKPOINTS`) that it is resumed
-                from. Who records the result removes these: `qra_search.runs.tuned.forget_checkpoints`.
-            figures: called with the figures of each step: `loss` and, where they are known, others.
+            folder: of this tuning alone (`qra_search.runs.tuning_folder`): for its curve, the checkpoint that it is
+                resumed from, its adapter; None: nothing is written.
+            save_base: save the quantized base of the adapter as well, and check that both load back.
+            on_step: called with each step, counted from 1, and its figures.
 
         Raises:
-            BadInput: the evaluator cannot tune, or the plan is to be saved and has no adapter.
-            EvaluationFailed: the plan cannot be tuned; `diverged: ...` and `out of memory: ...` are shown as such.
-            ReloadFailed: the result was saved, and what was saved is not what was tuned.
+            BadInput: the evaluator cannot tune.
+            EvaluationFailed: the plan could not be tuned this time (`out of memory: ...`).
         """
         raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
 
@@ -221,9 +187,13 @@ class Evaluator(ABC):
         """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
         raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")
 
-    def untuned(self) -> Tuned | None:
+    def untuned(self) -> TuningRecord | None:
         """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""
         return None
+
+    def write_base(self, plan: Plan, folder: Path) -> None:
+        """Write the quantized base of a tuning that was saved without it."""
+        raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:

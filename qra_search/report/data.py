@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any
 
 from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
-from qra_search.report.finding import Finding, finding, said
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.report.finding import Finding, find_result, headline
+from qra_search.report.formatting import role_name
 from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
-from qra_search.runs.comparison import TUNING, TestResult, read_test
+from qra_search.runs.comparison import Comparison, role_of
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import read_plan
-from qra_search.runs.tuned import CURVE_FILE
+from qra_search.runs.tuning_folder import CURVE_FILE
 from qra_search.space.space import Plan
 from qra_search.study.result import SearchResult
 
@@ -50,20 +52,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A comparison on test data within another budget than the run's own."""
-
-    folder: str
-    budget: int
-    tested: tuple[TestResult, ...]
-
-    @classmethod
-    def read(cls, place: RunFolder) -> Record:
-        data = place.test() or {}
-        return cls(str(place.path), int(data["limit"]), tuple(read_test(data)))
-
-
-@dataclass(frozen=True)
 class RunData:
     """One run as a report sees it."""
 
@@ -72,9 +60,8 @@ class RunData:
     result: SearchResult
     identity: dict[str, Any]
     config: RunConfig | None
-    tested: tuple[TestResult, ...]
-    tuned: bool
-    records: tuple[Record, ...] = ()
+    records: tuple[TuningRecord, ...] = ()
+    comparison: Comparison | None = None
 
     @classmethod
     def read(cls, run: RunFolder) -> RunData:
@@ -87,16 +74,14 @@ class RunData:
         result = run.result()
         if run.plan_file.is_file():
             read_plan(result.space, run.plan_file)
-        return cls.of(run, result, run.identity(), config, read_test(run.test()))
+        return cls.of_result(run, result, run.identity(), config)
 
     @classmethod
-    def of(
-        cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None,
-        tested: Sequence[TestResult],
-    ) -> RunData:  # fmt: skip
-        """What is at hand of a run, of which only the comparisons within other budgets are read."""
-        records = tuple(Record.read(place) for place in run.records())
-        return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir(), records)
+    def of_result(
+        cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None
+    ) -> RunData:
+        """A run whose result is at hand; its tunings are read."""
+        return cls(str(run.path), run.name, result, identity, config, tuple(run.records()), run.comparison())
 
     @property
     def planned(self) -> float | None:
@@ -105,17 +90,22 @@ class RunData:
 
     @cached_property
     def finding(self) -> Finding | None:
-        return finding(self.result, self.tested)
+        return find_result(self.result, self.comparison)
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """Loss curves of the full tunings."""
-        return read_curves(self.folder)
+        return read_curves(self.folder, {record.id: self._name(record) for record in self.records})
+
+    def _name(self, record: TuningRecord) -> str:
+        plan = None if self.comparison is None else self.comparison.tuned.plan
+        role = role_of(record, self.result.space, plan)
+        return f"{role_name(role, record.plan, self.result.space)}, seed {record.seed}"
 
     @cached_property
-    def said(self) -> str:
+    def headline(self) -> str:
         """The finding in a sentence, or what is predicted before anything was evaluated."""
-        return said(self.result, self.tested)
+        return headline(self.result, self.comparison)
 
     @cached_property
     def allocation(self) -> Allocation | None:
@@ -128,8 +118,10 @@ class RunData:
 
     @cached_property
     def plan(self) -> Plan | None:
-        """The plan that is handed over."""
-        return self.finding.plan if self.finding else self.result.chosen() if self.result.plans_are_wanted else None
+        """The tuned plan, or the run's."""
+        if self.finding is not None:
+            return self.finding.chosen.plan
+        return self.result.chosen() if self.result.plans_are_wanted else None
 
     @cached_property
     def origins(self) -> tuple[str, ...]:
@@ -166,10 +158,14 @@ class RunData:
         return tuple(points)
 
 
-def read_curves(folder: str | Path) -> tuple[Curve, ...]:
-    """The loss curves of a run's full tunings, by name; those without a finite loss are left out."""
-    files = sorted((Path(folder) / TUNING).glob(f"*/{CURVE_FILE}"))
-    curves = (_curve(file.parent.name, file.read_text().splitlines()) for file in files)
+def read_curves(folder: str | Path, names: Mapping[str, str]) -> tuple[Curve, ...]:
+    """The loss curves of a run's tunings; those without a finite loss are left out.
+
+    Args:
+        names: of finished tunings, by id; others go by their id.
+    """
+    files = sorted(Path(folder).glob(f"tunings/*/{CURVE_FILE}"))
+    curves = (_curve(names.get(f.parent.name, f.parent.name), f.read_text().splitlines()) for f in files)
     return tuple(curve for curve in curves if curve.loss)[:CURVES_SHOWN]
 
 

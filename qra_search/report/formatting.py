@@ -7,20 +7,15 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qra_search.runs.comparison import SIXTEEN, UNTUNED, TestResult, difference
 from qra_search.space.levels import level_words
-from qra_search.study.candidates import lower_by
 
 if TYPE_CHECKING:
+    from qra_search.runs.comparison import Change, TunedPlan
+    from qra_search.runs.intervals import Interval
     from qra_search.space.space import Plan, SearchSpace
 
-
-FAILURES = ("diverged", "out of memory")
-"""What a failed tuning's reason begins with if there is a word for it."""
-Z = 1.96
-"""Standard errors on either side that hold 95%."""
-SHARES = ("accuracy", "accuracy_norm", "accuracy_bytes", "exact_match", "flexible_match")
-"""Figures of tasks that are shares of rows."""
+NO_SHARES = ("loss", "perplexity")
+"""Ends of the names of metrics that are no shares of rows."""
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
@@ -36,13 +31,14 @@ def plan_name(plan: Plan, space: SearchSpace) -> str:
     return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
 
 
-def tested_name(tested: TestResult, space: SearchSpace) -> str:
-    """A plan of a comparison on test data, or what stands beside it: the untuned model, and 16-bit LoRA."""
-    if tested.role == UNTUNED:
+def role_name(role: str, plan: Plan, space: SearchSpace) -> str:
+    """A tuned plan in a table: by its choices, or as what it is there for."""
+    if role == "untuned":
         return "untuned, 16 bits"
-    if tested.role == SIXTEEN:
-        return f"16-bit LoRA, rank {max(tested.plan.ranks)}"
-    return plan_name(tested.plan, space)
+    if role == "16-bit":
+        return f"16-bit LoRA, rank {max(plan.ranks)}"
+    prefix = {"plan": "plan: ", "shuffled": "shuffled: "}.get(role, "")
+    return prefix + plan_name(plan, space)
 
 
 def bits_counts(plan: Plan, space: SearchSpace) -> str:
@@ -59,12 +55,9 @@ def loss_text(value: float, std: float = math.nan) -> str:
     return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
 
 
-def test_loss_text(tested: TestResult) -> str:
-    """The test loss of a tuned plan; or `diverged`, `out of memory` or `failed`."""
-    if not tested.failed:
-        return loss_text(tested.loss, tested.loss_error)
-    what, colon, _ = tested.failed.partition(":")
-    return what if colon and what in FAILURES else "failed"
+def test_loss_text(tuned: TunedPlan) -> str:
+    """The test loss of a tuned plan, or that it diverged."""
+    return "diverged" if tuned.failed else loss_text(tuned.loss, tuned.loss_error)
 
 
 def pair_text(low: float, high: float) -> tuple[str, str]:
@@ -75,52 +68,28 @@ def pair_text(low: float, high: float) -> tuple[str, str]:
     return f"{low:.2f}", f"{high:.2f}"
 
 
-def lower_text(found: TestResult, other: TestResult) -> str:
-    """How much lower a test loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
-    if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
+def change_text(change: Change | None) -> str:
+    """A change of a loss with its interval: `−16.4 % (−20.1 to −12.7)`; empty if there is none."""
+    if change is None:
         return ""
-    share, interval = percent(lower_by(found.loss, other.loss)), difference(found, other)
-    if interval is None:
+    share = signed_percent(change.share)
+    if change.interval is None:
         return f"{share}, no interval"
-    low, high = (signed_percent(-end / abs(other.loss)).removesuffix(" %") for end in reversed(interval))
-    return f"{share} ({low} to {high}{', chance' if interval[0] <= 0 <= interval[1] else ''})"
+    low, high = (signed_percent(end).removesuffix(" %") for end in change.interval)
+    return f"{share} ({low} to {high}{', chance' if change.may_be_chance else ''})"
 
 
-def metric_text(tested: TestResult, name: str) -> str:
-    """A figure of a tuned plan: a share of rows in percent with its interval, anything else as a number."""
-    value = tested.metrics[name]
-    if name not in SHARES or not 0 <= value <= 1:
-        return f"{value:.4g}"
-    if not tested.scored:
-        return percent(value)
-    low, high = share_interval(value, tested.scored)
-    return f"{percent(value)} ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def share_interval(share: float, rows: int) -> tuple[float, float]:
-    """Interval at 95% of a share of independent rows (Wilson 1927), which holds near 0 and 1 as well.
-
-    >>> tuple(round(x, 3) for x in share_interval(0.5, 64))
-    (0.381, 0.619)
-    >>> tuple(round(x, 3) for x in share_interval(0.0, 20))
-    (0.0, 0.161)
-    """
-    wide = 1 + Z * Z / rows
-    middle = (share + Z * Z / (2 * rows)) / wide
-    half = Z / wide * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def metric_text(name: str, value: float, interval: Interval | None) -> str:
+    """A metric with its interval; in percent what lies between 0 and 1, but for losses."""
+    low, high = interval or (value, value)
+    if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
+        return percent(value) + (f" ({100 * low:.0f} to {100 * high:.0f})" if interval else "")
+    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if interval else "")
 
 
 def percent(share: float) -> str:
     """A share as a percentage: `16.4 %`, `−0.3 %`."""
     return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
-
-
-def gain_text(gain: float, doubtful: bool) -> str:
-    """How much lower a loss is as a share of a rival's; `none` if it is not, and no number where that is zero."""
-    if not gain > 0:
-        return "none" if math.isfinite(gain) else "\N{EN DASH}"
-    return percent(gain) + (", chance" if doubtful else "")
 
 
 def signed_percent(share: float) -> str:

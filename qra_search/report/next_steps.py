@@ -9,28 +9,22 @@ from pathlib import Path
 from qra_search.report.finding import Finding
 from qra_search.report.formatting import evaluations_text
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import uniform_text
 from qra_search.study.result import SearchResult
 
 
-def next_steps(
-    run: str | Path, result: SearchResult, found: Finding | None = None, place: RunFolder | None = None
-) -> list[tuple[str, str]]:
+def next_steps(run: str | Path, result: SearchResult, found: Finding | None = None) -> list[tuple[str, str]]:
     """Commands that may follow, each with what it does.
 
     Args:
-        run: the run's folder.
-        found: what the run found; if a uniform plan won on test data, tuning that is a step.
-        place: where the tuned plan is kept; default: the run's folder.
+        found: what the run found; if a uniform plan won on test data, exporting that is a step.
     """
-    folder = RunFolder(run)
-    place, quoted = place or folder, _quoted(run)
+    folder, quoted = RunFolder(run), _quoted(run)
+    is_tested = found is not None and found.data == "test"
     steps = [("look at the plan", f"qra show {quoted}")]
-    if found is not None and found.data == "test" and not found.beats and found.rival not in (None, found.plan):
-        plan = uniform_text(found.space, found.rival)
-        steps.append(("tune and keep the uniform plan", f"qra finetune {quoted} --plan {plan}"))
-    if place.adapter.is_dir():
-        steps.append(("export it", f"qra export {_quoted(place.path)}"))
+    if found is not None and is_tested:
+        if found.change is not None and not found.is_better:
+            steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
+        steps.append(("export it", f"qra export {quoted}"))
     elif (chosen := result.chosen()) is None or any(chosen.ranks):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent

@@ -20,11 +20,9 @@ from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import figures
-from qra_search.report.finding import CHANCE, finding, headline
-from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
+from qra_search.report.formatting import change_text, duration, evaluations_text, plan_name
 from qra_search.report.layout import heat_maps
 from qra_search.report.next_steps import next_steps
-from qra_search.runs.comparison import FOUND
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
@@ -101,14 +99,13 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
     elif run.config is not None:
         model = model or run.config.evaluator
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
-    charts = {name: _chart(figure, run.said, f"{key}-{name}") for name, figure in figures([run]).items()}
+    charts = {name: _chart(figure, run.headline, f"{key}-{name}") for name, figure in figures([run]).items()}
     return {
         "run": run,
         "where": [name for name in (model, task) if name],
         "facts": _facts(run),
-        "records": [(r, headline(finding(run.result, r.tested, r.budget))) for r in run.records],
         "charts": charts,
-        "samples": next((t.samples for t in run.tested if t.role == FOUND), ()),
+        "samples": () if run.comparison is None else run.comparison.tuned.samples,
         "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
         "commands": next_steps(run.folder, run.result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
@@ -125,14 +122,13 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     found, result, items = run.finding, run.result, []
     if found is not None:
-        bits = bits_per_weight(result.space, found.memory_bytes)
-        limit = f"of {format_bytes(found.budget)}; " if result.memory_budgets else ""
-        size = format_bytes(found.memory_bytes)
+        bits = bits_per_weight(result.space, found.chosen.memory_bytes)
+        limit = f"of {format_bytes(found.budget_bytes)}; " if result.memory_budgets else ""
+        size = format_bytes(found.chosen.memory_bytes)
         items.append(("Memory of the plan", size, f"{limit}{bits:.2f} bits a searched weight"))
-        if found.rival is not None:
-            gain = f"−{percent(found.gain)}" if found.gain > 0 and not found.unproven else "none"
-            rival = f"{found.data} data, {plan_name(found.rival, found.space)}"
-            items.append(("Loss against uniform", CHANCE if found.doubtful else gain, rival))
+        if found.baseline is not None and found.change is not None:
+            baseline = f"{found.data} data, {plan_name(found.baseline.plan, found.space)}"
+            items.append(("Loss against uniform", change_text(found.change), baseline))
     failed = f", {len(result.failures())} failed" if result.failures() else ""
     plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
     items.append(("Evaluations spent", evaluations_text(result.spent), plans))

@@ -10,24 +10,25 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from qra_search.allocate.solve import Allocation
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.data import RunData
-from qra_search.report.finding import finding, headline, said
+from qra_search.report.finding import comparison_headline, evaluated_change, headline
 from qra_search.report.formatting import (
     bits_counts,
+    change_text,
     duration,
     evaluations_text,
-    gain_text,
     loss_text,
-    lower_text,
     metric_text,
     plan_name,
+    role_name,
     test_loss_text,
-    tested_name,
 )
 from qra_search.report.table import TextTable
-from qra_search.runs.comparison import FOUND, TestResult, metrics_of
+from qra_search.runs.comparison import Comparison, TunedPlan, loss_change, role_of
+from qra_search.runs.intervals import mean_interval
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
 BUDGETS_SHOWN = 12
@@ -37,39 +38,69 @@ NOTEBOOK_WIDTH = 110
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
 
 
-def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
-    """The comparison on test data, cheapest first, with how much lower the loss of the plan found is.
-
-    Of the task's figures the first; `test.json` has all, which would not fit beside each other.
-    """
-    names = metrics_of(tested)[:1]
-    found = next((t for t in tested if t.role == FOUND), None)
+def tuned_table(comparison: Comparison) -> TextTable:
+    """A comparison on test data, cheapest first: losses, how the plan's differs from each, and every metric."""
+    names, tuned = comparison.metric_names, comparison.tuned
     rows = [
         (
-            ("found: " if t is found else "") + tested_name(t, space),
+            role_name(t.role, t.plan, comparison.space),
             format_bytes(t.memory_bytes),
             test_loss_text(t),
-            "" if found is None or t is found else lower_text(found, t),
-            *(metric_text(t, name) if name in t.metrics else "" for name in names),
+            "" if t is tuned else change_text(loss_change(tuned, t)),
+            *(_metric_cell(t, name) for name in names),
         )
-        for t in tested
+        for t in comparison.tunings
     ]
-    seeds = max((len(t.losses) for t in tested), default=1)
+    seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
-    heads = ("plan", "size", "test loss", "lower by", *(name.replace("_", " ") for name in names))
+    heads = ("plan", "size", "test loss", "change", *(name.replace("_", " ") for name in names))
     notes = []
     if any(row[3] for row in rows):
-        notes.append("Lower by: how much lower the loss of the plan found is, as a share of the other's.")
+        notes.append("Change: of the plan's test loss against this row's.")
     if any("(" in row[3] for row in rows):
-        notes.append(f"In brackets: its 95% interval, from {max(len(t.row_tokens) for t in tested)} test rows.")
+        notes.append(f"In brackets: 95% intervals, of losses over {len(tuned.row_tokens)} test rows.")
+    for name in names:
+        if tuned.metric_interval(name) is not None:
+            notes.append(f"{name.replace('_', ' ').capitalize()}: on {len(tuned.row_scores[name])} test rows.")
     if any("chance" in row[3] for row in rows):
         notes.append("Chance: the interval holds zero.")
-    return TextTable(caption, heads, rows, marked=[i for i, t in enumerate(tested) if t is found], notes=notes)
+    marked = [i for i, t in enumerate(comparison.tunings) if t is tuned]
+    return TextTable(caption, heads, rows, marked=marked, notes=notes)
+
+
+def _metric_cell(tuned: TunedPlan, name: str) -> str:
+    return metric_text(name, tuned.metrics[name], tuned.metric_interval(name)) if name in tuned.metrics else ""
+
+
+def record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
+    """Every tuning of a run, oldest first."""
+    rows = [
+        (
+            record.id, role_name(role_of(record, space, plan), record.plan, space), str(record.seed), str(record.steps),
+            format_bytes(record.memory_bytes), "diverged" if record.failed else loss_text(record.test_loss),
+            duration(record.seconds),
+        )
+        for record in records
+    ]  # fmt: skip
+    return TextTable("Tunings", ("id", "plan", "seed", "steps", "size", "test loss", "time"), rows, left=("plan",))
+
+
+def record_text(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
+    """A finished tuning in one line."""
+    name = role_name(role_of(record, space, plan), record.plan, space)
+    if record.failed:
+        return f"{name}, seed {record.seed}: {record.failed}"
+    metrics = [
+        f"{name.replace('_', ' ')} {metric_text(name, mean, mean_interval(record.row_scores[name]))}"
+        for name, mean in record.metrics.items()
+    ]
+    losses = ", ".join([f"test loss {loss_text(record.test_loss)}", *metrics])
+    return f"{name}, seed {record.seed}: {losses}, {format_bytes(record.memory_bytes)}, {duration(record.seconds)}"
 
 
 def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
     """The allocated plan, and every uniform plan that fits, by predicted loss."""
-    rows = [("planned: " + plan_name(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
+    rows = [("plan: " + plan_name(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
     for other in sorted(allocation.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
         same = other.plan == allocation.plan
@@ -79,7 +110,7 @@ def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
         ))  # fmt: skip
     notes = []
     if len(rows) > 1:
-        notes.append("Gain: by how many nats of loss the planned one is predicted to end lower, after a short tuning.")
+        notes.append("Gain: by how many nats of loss the plan is predicted to end lower, after a short tuning.")
     if any(row[3] for row in rows):
         notes.append("These intervals, meant to hold 90%, held 95% of the differences in seventeen recorded searches.")
     if any(row[4] for row in rows):
@@ -102,10 +133,10 @@ def comparison_table(result: SearchResult) -> TextTable:
         best, uniform = row.best, row.uniform
         marked.append(len(rows))
         rows.append((
-            format_bytes(row.budget), ("found: " if best.evaluations else "predicted: ") + plan_name(best.plan, space),
+            format_bytes(row.budget), ("plan: " if best.evaluations else "predicted: ") + plan_name(best.plan, space),
             format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
             loss_text(best.observed) if best.evaluations else "not yet",
-            "" if uniform is None else gain_text(row.gain, row.doubtful),
+            "" if uniform is None or uniform.plan == best.plan else change_text(evaluated_change(best, uniform)),
         ))  # fmt: skip
         if uniform is None:
             rows.append(("", "no uniform plan fits", "", "", "", ""))
@@ -113,9 +144,8 @@ def comparison_table(result: SearchResult) -> TextTable:
         loss = loss_text(uniform.loss, uniform.loss_std)
         size = format_bytes(uniform.memory_bytes)
         rows.append(("", plan_name(uniform.plan, space), size, loss, loss_text(uniform.observed), ""))
-    heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "lower by")
-    chance = any("chance" in row[-1] for row in rows)
-    notes = ["Chance: below twice the standard error of the difference."] if chance else []
+    heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
+    notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
@@ -148,40 +178,35 @@ def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = la
     rows = []
     for run in runs:
         found = run.finding
-        rival = found is not None and found.rival is not None
+        baseline = found.baseline if found else None
         planned = "" if run.planned is None else f" of {evaluations_text(run.planned)}"
         rows.append((
             f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
-            format_bytes(found.budget) if found else "–",
-            f"{loss_text(found.loss)} ({found.data})" if found else "none yet",
-            loss_text(found.rival_loss) if found and rival else "–",
-            gain_text(found.gain, found.doubtful) if found and rival else "–",
+            format_bytes(found.budget_bytes) if found else "–",
+            f"{loss_text(found.chosen.loss)} ({found.data})" if found else "none yet",
+            loss_text(baseline.loss) if baseline else "–",
+            change_text(found.change) or "–" if found else "–",
             evaluations_text(run.result.spent) + planned,
             duration(run.seconds),
         ))  # fmt: skip
-    heads = ("run", "budget", "loss", "best uniform", "gain", "evaluations", "time")
+    heads = ("run", "budget", "loss", "best uniform", "change", "evaluations", "time")
     return TextTable("The finding of every run", heads, rows)
 
 
-def result_rich(result: SearchResult, tested: Sequence[TestResult] = ()) -> Group:
+def result_rich(result: SearchResult, comparison: Comparison | None = None) -> Group:
     """The finding in a sentence, and for every budget the best plan beside the best uniform one."""
     failed = len(result.failures())
     spent = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     spent += f"; spent {evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
-    parts: list[Any] = [Text(said(result, tested), style="bold"), Text()]
+    parts: list[Any] = [Text(headline(result, comparison), style="bold"), Text()]
     if result.comparisons:
         parts += [comparison_table(result), Text()]
     return Group(*parts, Text(spent, style="dim"))
 
 
-def tested_rich(result: SearchResult, tested: Sequence[TestResult], limit: int) -> Group:
-    """A comparison on test data: the finding in a sentence, and every plan that was tuned.
-
-    Args:
-        limit: bytes that the comparison keeps to.
-    """
-    found = headline(finding(result, tested, limit))
-    return Group(Text(found, style="bold"), Text(), tested_table(tested, result.space))
+def comparison_rich(comparison: Comparison) -> Group:
+    """A comparison on test data: the finding in a sentence, and every plan that was tuned."""
+    return Group(Text(comparison_headline(comparison), style="bold"), Text(), tuned_table(comparison))
 
 
 def as_html(thing: Any) -> str:

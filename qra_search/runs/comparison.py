@@ -1,202 +1,288 @@
-"""The final comparison: the plan found and its uniform rivals, tuned in full and tested, and what tells them apart."""
+"""A plan beside its baselines on test rows: computed from tuning records whenever it is shown, and stored nowhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
-from qra_search.errors import BadInput, RunFailed, describe
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.runs.baselines import is_shuffled
+from qra_search.runs.intervals import TWO_SIDED, Interval, log_ratio_interval, mean_interval, standard_error
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.result import SearchResult
 
-TEST_FORMAT = "qra-test/1"
-TWO_SIDED = 1.96
-"""Standard errors on either side that hold 95%."""
-LEVEL = 0.95
-DRAWS = 2000
-LEAST_ROWS = 8
-"""Fewer rows say nothing about others of their kind."""
-TUNING = "tuning"
-"""Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
-FOUND = "found"
-UNIFORM = "uniform"
-UNTUNED = "untuned"
-SIXTEEN = "16-bit"
-"""Tuned like the plan, on the model as it is; like the untuned model it is there to measure by, and no rival."""
-Against = Literal["all", "best", "none"]
-
-
-class TuningFailed(RunFailed):
-    """The plan found could not be tuned: there is nothing to compare others with."""
+Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
+SHOWN_BY = "qra_search.report.tables"
+"""Stands above this module, and is imported when a comparison is first shown."""
 
 
 @dataclass(frozen=True)
-class TestResult:
-    """One plan of the comparison, over the seeds it was tuned with.
+class TunedPlan:
+    """One plan with the records of all seeds that it was tuned with."""
 
-    Attributes:
-        scored: test rows that the metrics are of; 0 if that is not known.
-        failed: why it could not be tuned with a seed; empty if it could.
-        reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
-        row_nats: summed test loss of each row, the mean over the seeds; empty if the evaluator does not say.
-        row_tokens: labelled tokens of each row.
-        samples: generated answers, each with `prompt`, `wanted`, `before` and `after` the tuning.
-    """
+    role: Role
+    records: tuple[TuningRecord, ...]
 
-    role: str
-    plan: Plan
-    memory_bytes: int
-    losses: tuple[float, ...]
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    scored: int = 0
-    failed: str = ""
-    reload_error: str = ""
-    row_nats: tuple[float, ...] = ()
-    row_tokens: tuple[int, ...] = ()
-    samples: tuple[dict[str, str], ...] = ()
-    __test__ = False  # no test class, whatever pytest takes it for
+    @property
+    def plan(self) -> Plan:
+        return self.records[0].plan
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.records[0].memory_bytes
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Test loss of each seed; inf if it diverged."""
+        return tuple(record.test_loss for record in self.records)
 
     @property
     def loss(self) -> float:
-        """Mean test loss over the seeds; inf if a tuning failed or diverged."""
+        """Mean test loss over the seeds."""
         return sum(self.losses) / len(self.losses)
 
     @property
     def loss_error(self) -> float:
         """Standard error of the mean over the seeds; nan for a single one."""
-        n = len(self.losses)
-        if n < 2:
-            return float("nan")
-        return math.sqrt(sum((x - self.loss) ** 2 for x in self.losses) / (n - 1) / n)
+        return standard_error(self.losses) if math.isfinite(self.loss) else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Time of all its tunings."""
+        return sum(record.seconds for record in self.records)
+
+    @property
+    def failed(self) -> str:
+        """Why a seed diverged; empty if none did."""
+        return next((record.failed for record in self.records if record.failed), "")
+
+    @property
+    def reload_error(self) -> str:
+        """Why a saved adapter does not load back as it was tuned; empty if all do."""
+        return next((record.reload_error for record in self.records if record.reload_error), "")
+
+    @cached_property
+    def row_nats(self) -> tuple[float, ...]:
+        """Test loss of each row, the mean over the seeds."""
+        return _mean_rows([record.row_nats for record in self.records])
+
+    @property
+    def row_tokens(self) -> tuple[int, ...]:
+        return self.records[0].row_tokens
+
+    @cached_property
+    def row_scores(self) -> dict[str, tuple[float, ...]]:
+        """Scores by metric and row, the mean over the seeds; metrics that every seed has."""
+        names = [n for n in self.records[0].row_scores if all(n in r.row_scores for r in self.records)]
+        return {name: _mean_rows([record.row_scores[name] for record in self.records]) for name in names}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean score of each metric."""
+        return {name: float(np.mean(scores)) for name, scores in self.row_scores.items() if scores}
+
+    def metric_interval(self, name: str) -> Interval | None:
+        """95% interval of a metric over its rows; None with too few."""
+        return mean_interval(self.row_scores[name])
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """Generated answers of the first seed that has some."""
+        return next((record.samples for record in self.records if record.samples), ())
 
 
-def difference(found: TestResult, other: TestResult) -> tuple[float, float] | None:
-    """Interval at 95% of a plan's test loss less another's, in nats; None if nothing tells it.
+@dataclass(frozen=True)
+class Change:
+    """A loss against another, as a share of it: -0.1 is 10% lower.
 
-    From the rows that both were measured on, widened by the spread over seeds if there are several; by that spread
-    alone if the rows are not known.
+    Attributes:
+        interval: at 95%; None if nothing tells it.
     """
-    if found.failed or other.failed or not (math.isfinite(found.loss) and math.isfinite(other.loss)):
+
+    share: float
+    interval: Interval | None = None
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the loss is lower than the other, be it by chance."""
+        return self.share < 0
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the interval holds zero."""
+        return self.interval is not None and self.interval[0] <= 0.0 <= self.interval[1]
+
+
+def loss_change(tuned: TunedPlan, other: TunedPlan) -> Change | None:
+    """The change of one test loss against another; None if one of them diverged.
+
+    The interval is that of paired rows, widened by the spread over seeds if there are several; by that spread alone if
+    the rows differ. It is taken of the ratio's logarithm, so that it stays above -100%.
+    """
+    loss, other_loss = tuned.loss, other.loss
+    if not (math.isfinite(loss) and math.isfinite(other_loss) and other_loss):
         return None
-    change = found.loss - other.loss
-    seeds = TWO_SIDED * math.hypot(found.loss_error, other.loss_error)
-    rows = None
-    if found.row_tokens and found.row_tokens == other.row_tokens:
-        rows = paired_interval(found.row_nats, other.row_nats, found.row_tokens)
-    if rows is None:
-        return (change - seeds, change + seeds) if math.isfinite(seeds) else None
-    if not math.isfinite(seeds):
-        return rows
-    return change - math.hypot(change - rows[0], seeds), change + math.hypot(rows[1] - change, seeds)
+    share = (loss - other_loss) / abs(other_loss)
+    if min(loss, other_loss) <= 0:
+        return Change(share)
+    seeds = TWO_SIDED * math.hypot(tuned.loss_error / loss, other.loss_error / other_loss)
+    middle = math.log(loss / other_loss)
+    same_rows = tuned.row_tokens == other.row_tokens
+    rows = log_ratio_interval(tuned.row_nats, other.row_nats) if same_rows else None
+    if rows is None and not math.isfinite(seeds):
+        return Change(share)
+    low, high = rows or (middle, middle)
+    if math.isfinite(seeds):
+        low, high = middle - math.hypot(middle - low, seeds), middle + math.hypot(high - middle, seeds)
+    return Change(share, (math.expm1(low), math.expm1(high)))
 
 
-def paired_interval(
-    nats: Sequence[float], other_nats: Sequence[float], tokens: Sequence[int]
-) -> tuple[float, float] | None:
-    """Interval at 95% of the difference of two losses, in nats a token, by paired bootstrap over rows (Efron 1979).
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """A tuned plan and all that was tuned alike: other plans within the budget, 16-bit LoRA, and the untuned model.
 
-    The same each time.
+    Attributes:
+        budget_bytes: that plans keep to, but for the last two; never less than the plan's own bytes.
+        tunings: cheapest first.
+    """
+
+    space: SearchSpace
+    budget_bytes: int
+    tunings: tuple[TunedPlan, ...]
+
+    def find_role(self, role: str) -> TunedPlan | None:
+        """The tuning of lowest test loss in a role; None if there is none. A uniform plan is a baseline of itself."""
+        if role == "uniform":
+            return self.baseline
+        return min((t for t in self.tunings if t.role == role), key=lambda t: t.loss, default=None)
+
+    @property
+    def tuned(self) -> TunedPlan:
+        """The plan that the others are compared with."""
+        return next(t for t in self.tunings if t.role == "plan")
+
+    @property
+    def baseline(self) -> TunedPlan | None:
+        """The best uniform plan within the budget, tuned with as many seeds if one was; a uniform plan is its own."""
+        uniform = [t for t in self.tunings if t.role == "uniform" and math.isfinite(t.loss)]
+        if self.space.uniform_choice(self.tuned.plan) is not None:
+            uniform.append(self.tuned)
+        as_many = [t for t in uniform if len(t.records) >= len(self.tuned.records)]
+        return min(as_many or uniform, key=lambda t: t.loss, default=None)
+
+    @property
+    def change(self) -> Change | None:
+        """The plan's test loss against the baseline's; None without one."""
+        baseline = self.baseline
+        return None if baseline is None or baseline is self.tuned else loss_change(self.tuned, baseline)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Metrics of every plan that was tuned; the untuned model may lack some."""
+        whole = [t for t in self.tunings if not t.failed and t.role != "untuned"]
+        return [name for name in (whole[0].metrics if whole else {}) if all(name in t.metrics for t in whole)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {"budget_bytes": self.budget_bytes, "tunings": [_plain(t, self) for t in self.tunings]}
+
+    def __rich__(self) -> Any:
+        return import_module(SHOWN_BY).comparison_rich(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module(SHOWN_BY).as_html(self))
+
+    def __str__(self) -> str:
+        return str(import_module("qra_search.report.table").as_text(self))
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.tunings)} plans, test loss {self.tuned.loss:.4g})"
+
+
+def compare(
+    records: Sequence[TuningRecord],
+    space: SearchSpace,
+    plan: Plan,
+    budget_bytes: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Comparison | None:
+    """The comparison of a plan with what was tuned alike; None if the plan was not tuned.
 
     Args:
-        nats, other_nats: summed loss of each row (N,) under the one plan and the other.
-        tokens: labelled tokens of each row (N,), not all zero.
-
-    Returns:
-        Lowest and highest difference, the one less the other; None with fewer than `LEAST_ROWS` rows.
+        budget_bytes: that other plans keep to; at least the plan's own bytes count.
+        settings: of the tunings; default: those of the plan's last record.
     """
-    change, weight = np.subtract(nats, other_nats), np.asarray(tokens, dtype=float)
-    if len(change) < LEAST_ROWS:
+    own = [record for record in records if record.plan == plan and not record.is_untuned]
+    if settings is None:
+        settings = max(own, key=lambda record: record.finished_at).settings if own else {}
+    own = [record for record in own if record.settings == settings]
+    if not own:
         return None
-    rng = np.random.default_rng(0)
-    drawn = np.empty(DRAWS)
-    for i in range(DRAWS):
-        rows = rng.integers(len(change), size=len(change))
-        drawn[i] = change[rows].sum() / max(weight[rows].sum(), 1.0)
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(low), float(high)
+    budget_bytes = max(budget_bytes, own[0].memory_bytes)
+    by_plan: dict[tuple[Plan, bool], list[TuningRecord]] = {}
+    for record in records:
+        if record.settings == settings:
+            by_plan.setdefault((record.plan, record.is_untuned), []).append(record)
+    tunings = []
+    for same in by_plan.values():
+        role = role_of(same[0], space, plan)
+        if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
+            tunings.append(TunedPlan(role, tuple(sorted(same, key=lambda record: record.seed))))
+    return Comparison(space, budget_bytes, tuple(sorted(tunings, key=lambda t: (t.memory_bytes, t.loss))))
 
 
-def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:
-    """Uniform plans of at most `limit` bytes, cheapest first: all, or the best by the search's own estimate.
-
-    If the search evaluated none that fits, the best is the one of lowest predicted loss, or the largest without
-    sensitivities.
-    """
-    fitting = space.uniform_plans(limit)
-    if against == "none" or not fitting:
-        return []
-    if against == "all":
-        return fitting
-    seen = [c for c in (result.uniform if result else []) if c.memory_bytes <= limit]
-    if seen:
-        return [min(seen, key=lambda c: c.loss).plan]
-    allocation = result.allocation(limit) if result else None
-    best = None if allocation is None else allocation.best_uniform
-    return [fitting[-1] if best is None else best.plan]
+def tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> Plan | None:
+    """The plan that a run's records are about: its own if that was tuned, else the last that is no baseline of it, else
+    the last uniform one; None if nothing was tuned."""
+    roles = {record.plan: role_of(record, space, plan) for record in records if not record.is_untuned}
+    for role in ("plan", "other", "uniform"):
+        of_role = [tuned for tuned, own in roles.items() if own == role]
+        if of_role:
+            return of_role[-1]
+    return None
 
 
-def read_test(data: dict[str, Any] | None) -> list[TestResult]:
-    """The plans of a `test.json`, cheapest first; empty if there is none.
-
-    Raises:
-        BadInput: another format, or fields that are missing.
-    """
-    if data is None:
-        return []
-    if (known := data.get("format") if isinstance(data, dict) else None) != TEST_FORMAT:
-        raise BadInput(f"test.json has format {known!r}, {TEST_FORMAT!r} is needed: run qra finetune")
-    try:
-        return tested_in(data["tuned"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise BadInput(
-            f"test.json is damaged ({describe(error)}): move it away, and qra finetune makes it anew"
-        ) from error
+def role_of(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:
+    """What a record is beside a plan."""
+    if record.is_untuned:
+        return "untuned"
+    if record.plan == plan:
+        return "plan"
+    if space.contains(record.plan) and space.uniform_choice(record.plan) is not None:
+        return "uniform"
+    if set(record.plan.bits) == {UNQUANTIZED_BITS}:
+        return "16-bit"
+    return "shuffled" if plan is not None and is_shuffled(space, plan, record.plan) else "other"
 
 
-def metrics_of(tested: Sequence[TestResult]) -> list[str]:
-    """Names of the figures that all plans have which could be tuned; the untuned model may lack some."""
-    whole = [t for t in tested if not t.failed and t.role != UNTUNED]
-    return [name for name in (whole[0].metrics if whole else {}) if all(name in t.metrics for t in whole)]
-
-
-def tested_in(entries: Sequence[dict[str, Any]]) -> list[TestResult]:
-    """The plans of a `test.json`'s entries, cheapest first."""
-    grouped: dict[tuple[Plan, bool], list[dict[str, Any]]] = {}
-    for entry in entries:
-        grouped.setdefault((Plan.from_dict(entry["plan"]), entry["role"] == UNTUNED), []).append(entry)
-    tested = []
-    for (plan, _), same in grouped.items():
-        names = [n for n in same[0]["metrics"] if all(n in e["metrics"] for e in same)]
-        metrics = {n: sum(e["metrics"][n] for e in same) / len(same) for n in names}
-        tested.append(
-            TestResult(
-                same[0]["role"],
-                plan,
-                same[0]["memory_bytes"],
-                tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
-                metrics,
-                sum(e["seconds"] for e in same),
-                scored=min(e.get("scored", 0) for e in same),
-                failed=next((e["failed"] for e in same if "failed" in e), ""),
-                row_nats=_mean_rows([e.get("row_nats", ()) for e in same]),
-                row_tokens=tuple(same[0].get("row_tokens", ())),
-                samples=tuple(
-                    {name: sample[name] for name in ("prompt", "wanted", "before", "after")}
-                    for sample in next((e["samples"] for e in same if "samples" in e), ())
-                ),
-                reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
-            )
-        )
-    return sorted(tested, key=lambda t: (t.memory_bytes, t.loss))
-
-
-def _mean_rows(several: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Losses by row, the mean over seeds; empty if they are not of the same rows."""
-    if len({len(nats) for nats in several}) != 1:
+def _mean_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Figures by row, the mean over seeds; empty if they are not of the same rows."""
+    if len({len(rows) for rows in rows_by_seed}) != 1:
         return ()
-    return tuple(sum(nats) / len(several) for nats in zip(*several, strict=True))
+    return tuple(sum(row) / len(rows_by_seed) for row in zip(*rows_by_seed, strict=True))
+
+
+def _plain(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
+    change = None if tuned is comparison.tuned else loss_change(comparison.tuned, tuned)
+    interval = {name: tuned.metric_interval(name) for name in tuned.metrics}
+    return {
+        "role": tuned.role,
+        "ids": [record.id for record in tuned.records],
+        "plan": tuned.plan.to_dict(),
+        "memory_bytes": tuned.memory_bytes,
+        "seeds": [record.seed for record in tuned.records],
+        "test_loss": tuned.loss if math.isfinite(tuned.loss) else None,
+        "loss_change": None if change is None else {"share": change.share, "interval": change.interval},
+        "metrics": {
+            name: {"mean": mean, "interval": interval[name], "rows": len(tuned.row_scores[name])}
+            for name, mean in tuned.metrics.items()
+        },
+        "seconds": tuned.seconds,
+        **{name: text for name in ("failed", "reload_error") if (text := getattr(tuned, name))},
+    }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +13,29 @@ from qra_search.allocate.measured import Measured, plain_identity, read_sensitiv
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluator, Tuned
-from qra_search.files import read_json, write_json, write_text
-from qra_search.log.recorded import STUDY, record, recorded_state
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.files import write_json, write_text
+from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.contest import Contest, TestFile, conditions, tuned_entry
-from qra_search.runs.plan_file import read_plan
-from qra_search.runs.tuned import EARLIER, TunedFolder, TuningBusy
+from qra_search.runs.comparison import Comparison, compare, tuned_plan
+from qra_search.runs.plan_file import PLAN_NAME, read_plan
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.candidates import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
-LOG_NAME = "trials.jsonl"
+LOG_NAME, TUNINGS = "trials.jsonl", "tunings"
 SENSITIVITIES_NAME = "sensitivities.json"
-WITHIN = "within-"
-"""Begins the name of a folder with what was tuned within another budget."""
+OLD_FILE = "test.json"
+"""Of earlier versions, which kept the latest tuning of everything in one folder."""
+ROLES = ("plan", "uniform", "shuffled", "16-bit")
+"""Names that a tuning with an adapter goes by, beside its id."""
 
 
 class NoRun(BadInput):
@@ -44,16 +46,17 @@ class RunExists(BadInput):
     """The folder holds another run, or one that has to be resumed explicitly."""
 
 
-class RunFolder(TunedFolder):
-    """One run on disk: `config.yaml`, `trials.jsonl`, and what is made from them."""
+class RunFolder:
+    """One run on disk: `config.yaml`, `trials.jsonl`, what is made from them, and a folder for each tuning."""
 
     def __init__(self, path: str | Path):
-        super().__init__(path)
+        self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.sensitivities_file = self.path / SENSITIVITIES_NAME
         self.log_file = self.path / LOG_NAME
-        self.result_file = self.path / "result.json"
+        self.plan_file = self.path / PLAN_NAME
         self.report_file = self.path / "report.html"
+        self.tunings_folder = self.path / TUNINGS
 
     @property
     def name(self) -> str:
@@ -150,51 +153,27 @@ class RunFolder(TunedFolder):
         return load_config(self.config_file)
 
     @property
-    def run(self) -> RunFolder:
-        """The run that what is tuned here is part of: a record, or what was set aside, lies in its run's folder."""
-        inside = self.path.name.startswith((WITHIN, EARLIER)) and not self.config_file.is_file()
-        return RunFolder(self.path.parent) if inside else self
-
-    @property
     def trusts_code(self) -> bool:
-        """Whether the run was begun with leave to run code that comes with its model."""
-        run = self.run
-        return run.config_file.is_file() and run.config().model.trust_remote_code
+        """Whether the run may execute code that comes with its model."""
+        return self.config_file.is_file() and self.config().model.trust_remote_code
 
     def engine(self) -> str | None:
         """Name of the engine that the run was searched for."""
-        run = self.run
-        return run.config().engine if run.config_file.is_file() else None
-
-    def record(self, limit: int) -> RunFolder:
-        """Where what is tuned within another budget than the run's own is kept: a folder in this one, which is
-        exported as a run is."""
-        size = f"{limit / 2**20:.3f}".rstrip("0").rstrip(".")
-        return RunFolder(self.path / f"{WITHIN}{size}MiB")
-
-    def records(self) -> list[RunFolder]:
-        """The folders of `record` that hold a comparison, by name."""
-        return [RunFolder(file.parent) for file in sorted(self.path.glob(f"{WITHIN}*MiB/test.json"))]
+        return self.config().engine if self.config_file.is_file() else None
 
     def result(self) -> SearchResult:
-        """The result as the journal has it, or, before a search, what the sensitivities say; beliefs are those of
-        `result.json` while it counts the same trials.
+        """The result as the journal has it, or, before a search, what the sensitivities say.
 
         Raises:
             NoRun: the folder holds no run.
         """
         state, identity = self._state()
-        written = read_json(self.result_file)
         strategy = identity.get("strategy", "")
-        if state.trials and not (written and written.get("trials") == len(state.trials) and "candidates" in written):
-            written = None
-        if state.trials and (written is None or state.pending):
+        if state.trials:
             return SearchResult.from_state(state, _strategy(strategy))
-        candidates = tuple(_candidate(c) for c in written["candidates"]) if state.trials and written else ()
         return SearchResult(
-            state.space, state.trials, candidates, state.memory_budgets, state.sensitivities, strategy, state.seed,
-            state.spent,
-        )  # fmt: skip
+            state.space, (), (), state.memory_budgets, state.sensitivities, strategy, state.seed, state.spent
+        )
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
@@ -253,71 +232,86 @@ class RunFolder(TunedFolder):
                 write_json(self.plan_file, plan_to_dict(measured.space, plan))
         self.keep_config(config)
 
-    def write(self, result: SearchResult) -> Path | None:
-        """Write `result.json`, `sensitivities.json` and `plan.json`.
-
-        What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ..., and
-        that folder returned; a plan that was tuned keeps its file, which says more than the search knows, and so does
-        one that is being tuned.
-        """
-        kept = aside = None
-        try:
-            with self.tuning_alone():
-                tuned = self.tuned(result.space) if self.adapter.is_dir() and not self.half_aside else None
-                if tuned is not None and tuned == result.chosen():
-                    kept = self.plan_file.read_text()
-                elif self.adapter.is_dir() or self.half_aside:
-                    aside = self.set_aside()
-        except TuningBusy:  # its files are its own
-            kept = self.plan_file.read_text() if self.plan_file.is_file() else None
+    def write(self, result: SearchResult) -> None:
+        """Write the sensitivities and the plan of a search."""
         identity = self.identity()
         result.write(self.path, evaluator={k: v for k, v in identity.items() if k not in ("strategy", "evaluations")})
-        if kept is not None:
-            write_text(self.plan_file, kept)
-        return aside
 
     def plan(self) -> Plan:
-        """The plan that is handed over: that of `plan.json` if it was tuned, or is what the log leads to.
-
-        A search that was killed, or goes on, has left the file of the one before it.
+        """The run's plan: that of `plan.json`, or, before it is written, what the log leads to.
 
         Raises:
             NoRun: the run has no plan yet.
         """
-        result, plan = self.result(), None
-        written = (read_json(self.result_file) or {}).get("trials")
-        if self.plan_file.is_file() and (self.adapter.is_dir() or not result.trials or written == len(result.trials)):
-            plan = read_plan(result.space, self.plan_file)
-        elif result.memory_budgets or result.candidates:
-            plan = result.chosen()
+        result = self.result()
+        if self.plan_file.is_file():
+            return read_plan(result.space, self.plan_file)
+        plan = result.chosen() if result.plans_are_wanted else None
         if plan is None:
-            raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
+            raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan
 
-    def keep_tuned(self, config: RunConfig, evaluator: Evaluator, tuned: Tuned) -> None:
-        """Make a run of a folder that a plan was tuned into from Python, with no search: its settings, a log without
-        trials, and the plan's test. Nothing if the comparison there is of a run that goes on.
+    # -- tunings -------------------------------------------------------------------------------
+    def tuning(self, id: str) -> TuningFolder:
+        """The folder of a tuning, which may be yet to be made."""
+        return TuningFolder(self.tunings_folder / id)
+
+    def records(self) -> list[TuningRecord]:
+        """The records of all finished tunings, oldest first.
+
+        Raises:
+            BadInput: one of them is damaged, or the folder is of an earlier version.
+        """
+        if (self.path / OLD_FILE).is_file():
+            raise BadInput(f"{self.path} was tuned by an earlier version: plan and tune anew in another folder")
+        files = sorted(self.tunings_folder.glob("*/record.json"))
+        records = [record for file in files if (record := TuningFolder(file.parent).record()) is not None]
+        return sorted(records, key=lambda record: (record.finished_at, record.id))
+
+    def comparison(self, plan: Plan | None = None, budget_bytes: int | None = None) -> Comparison | None:
+        """A tuned plan beside its baselines; None if it was not tuned.
 
         Args:
-            config: the settings that it was tuned with.
+            plan: default: the run's, or, if that was not tuned, the last that was chosen in its place.
+            budget_bytes: default: the run's largest budget.
         """
-        if self.test_file.is_file() or self.run is not self:
-            return
-        limit = tuned.memory_bytes
-        if self.exists:
-            limit = max([*self.result().memory_budgets[-1:], limit])
+        records = self.records()
+        if not records:
+            return None
+        result = self.result()
+        if plan is None:
+            plan = tuned_plan(records, result.space, self.plan())
+        if budget_bytes is None:
+            budget_bytes = max(result.memory_budgets, default=0)
+        return None if plan is None else compare(records, result.space, plan, budget_bytes)
+
+    def find_tuning(self, name: str | None = None) -> TuningFolder:
+        """The folder of a finished tuning with an adapter.
+
+        Args:
+            name: an id or its beginning; `uniform`, `shuffled` or `16-bit`: that of lowest test loss beside the run's
+                plan; default: that of the run's plan. Of several seeds the first.
+
+        Raises:
+            BadInput: there is none; the message lists those that there are.
+        """
+        records = [record for record in self.records() if record.has_adapter]
+        if name is None or name in ROLES:
+            comparison = self.comparison(None if name else self.plan())
+            tuned = None if comparison is None else comparison.find_role(name or "plan")
+            found = [] if tuned is None else [record for record in tuned.records if record.has_adapter][:1]
         else:
-            search = config.search.model_copy(update={"memory": (str(limit),)})
-            config = config.model_copy(update={"search": search})
-            self.begin(config)
-            asked = {"strategy": search.strategy, "evaluations": search.evaluations}
-            with TrialLog(self.log_file) as log:
-                record(log, evaluator.space, asked, evaluator=evaluator.describe(), budgets=[limit], seed=search.seed)
-                self.keep_config(config)
-        rows = len(tuned.row_tokens) or config.finetune.test_rows
-        shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
-        contest = Contest(tuned.plan, (), limit, (tuned.seed,), rows, shared)
-        TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
+            found = [record for record in records if record.id.startswith(name)]
+        if len(found) != 1:
+            what = f"no tuning {name!r}" if name else "no tuning of its plan"
+            there = ", ".join(record.id for record in records) or "none"
+            raise BadInput(f"{self.path} has {what} (tunings: {there}): run `qra finetune {self.path}`, or give an id")
+        return self.tuning(found[0].id)
+
+
+def containing_run(folder: Path) -> RunFolder:
+    """The run that a tuning's folder is part of, or the run in the folder itself."""
+    return RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
 
 
 def identity_in(log: TrialLog) -> dict[str, Any]:
@@ -344,9 +338,3 @@ def _strategy(name: str) -> Strategy:
         stand_in = RandomStrategy()
         stand_in.name = name
         return stand_in
-
-
-def _candidate(data: Mapping[str, Any]) -> EvaluatedPlan:
-    std = float("nan") if data["loss_std"] is None else data["loss_std"]
-    plan = Plan.from_dict(data["plan"])
-    return EvaluatedPlan(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])

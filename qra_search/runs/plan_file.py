@@ -7,9 +7,10 @@ from typing import Any
 
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
-from qra_search.runs.tuned import TunedFolder
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
+
+PLAN_NAME = "plan.json"
 
 
 def read_plan(space: SearchSpace, path: Path) -> Plan:
@@ -28,7 +29,7 @@ def plan_data(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: no such file, or no plan in it.
     """
-    file = TunedFolder(path).plan_file if path.is_dir() else path
+    file = path / PLAN_NAME if path.is_dir() else path
     with bad_input():
         data = read_json(file)
     if not isinstance(data, dict):

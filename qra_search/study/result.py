@@ -223,14 +223,13 @@ class SearchResult:
         }
 
     def write(self, folder: str | Path, *, evaluator: Mapping[str, Any] | None = None) -> None:
-        """Write `result.json`, `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder.
+        """Write `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder.
 
         Args:
             evaluator: what identifies it, for `sensitivities.json`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "result.json", self.to_dict())
         if self.sensitivities is not None:
             Measured(self.space, self.sensitivities, evaluator or {}).write(folder / "sensitivities.json")
         plan = self.chosen()

@@ -8,7 +8,6 @@ from qra_search.allocate.solve import solve
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 from qra_search.study.listener import Listener
@@ -49,7 +48,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             space, (), (), budgets, sensitivities, config.search.strategy, config.search.seed, allocations=allocations
         )
         folder.write_plan(config, Measured(space, sensitivities, plain_identity(evaluator.describe())), result.chosen())
-    write_report(folder, config, result, folder.identity(), read_test(folder.test()))
+    write_report(folder, config, result, folder.identity())
     return result
 
 

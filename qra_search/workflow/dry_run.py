@@ -19,9 +19,9 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.trackers import check_tracker
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
 from qra_search.workflow.settings import check_task
+from qra_search.workflow.tracking import check_tracker
 
 FEW = 32
 """Rows below which a loss says little of other rows."""

@@ -13,6 +13,7 @@ from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.workflow.evaluator import loading_objects
 
 USUAL = "peft"
@@ -21,12 +22,13 @@ USUAL = "peft"
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What an export will be: the format, its options, and where it is written.
+    """What an export will be: the tuning, the format with its options, and where it is written.
 
     Attributes:
         engine: that the run was searched for, if the format follows from it.
     """
 
+    tuning: TuningFolder
     format: str
     options: Mapping[str, Any]
     path: Path
@@ -38,26 +40,30 @@ def export_target(
     format: str | None = None,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    tuning: str | None = None,
 ) -> ExportTarget:
     """Settle what is written where.
 
     Args:
         format: of `qra export --list`; None: that of the engine that the run was searched for, or `peft`.
-        out: default: `exports/FORMAT` in the run's folder.
+        out: default: `exports/FORMAT` in the run's folder, with the id of a tuning that is named.
+        tuning: as `RunFolder.find_tuning` takes it.
 
     Raises:
-        BadInput: there is no format, or the run holds nothing tuned.
+        BadInput: there is no such format or tuning.
     """
-    if not folder.path.is_dir():
-        raise BadInput(f"{folder.path} is no folder: give that of a run, tuned by `qra finetune`")
+    if format is not None and format not in plugins.names("exporters"):
+        plugins.load("exporters", format)  # which says what there is
+    found = folder.check().find_tuning(tuning)
+    _check_whole(found)
     engine = None if format else folder.engine()
     format = format or USUAL
     given = dict(options or {})
     if engine is not None:
         format = ENGINES[engine].format
-    if format in plugins.names("exporters"):
-        _check_tuned(folder)
-    return ExportTarget(format, given, Path(out or folder.path / "exports" / format), engine)
+    name = f"{format}-{found.id}" if tuning else format
+    return ExportTarget(found, format, given, Path(out or folder.path / "exports" / name), engine)
 
 
 def make_exporter(target: ExportTarget) -> Any:
@@ -71,8 +77,8 @@ def make_exporter(target: ExportTarget) -> Any:
         return plugins.load("exporters", target.format).with_options(options)
 
 
-def export_run(folder: RunFolder, target: ExportTarget, objects: Mapping[str, Any] | None = None) -> Any:
-    """Write a tuned run, and say by how much its logits differ.
+def export_tuning(target: ExportTarget, objects: Mapping[str, Any] | None = None) -> Any:
+    """Write a tuned plan, and say by how much its logits differ.
 
     Args:
         objects: model and tokenizer in memory that the run was made with, if it was.
@@ -87,7 +93,7 @@ def export_run(folder: RunFolder, target: ExportTarget, objects: Mapping[str, An
     if target.path.exists() and not (target.path.is_dir() and not any(target.path.iterdir())):
         raise BadInput(f"{target.path} exists already: give another place with --out, or remove it first")
     with bad_input():
-        return exporter.export(folder.path, target.path, **loading_objects(objects or {}))
+        return exporter.export(target.tuning.path, target.path, **loading_objects(objects or {}))
 
 
 def serve_command(engine: str, out: Path) -> str:
@@ -98,12 +104,11 @@ def serve_command(engine: str, out: Path) -> str:
     return ENGINES[engine].serve.format(out=out, rank=room_for(engine, rank))
 
 
-def _check_tuned(folder: RunFolder) -> None:
-    """Raises BadInput for a folder with nothing tuned, or what was cut off, before seconds of loading libraries."""
-    weights = folder.path / "quantized.safetensors"
-    if missing := [file.name for file in (folder.plan_file, folder.adapter) if not file.exists()]:
-        lacking = ", ".join(missing)
-        raise BadInput(f"{folder.path} holds no tuned plan, it lacks {lacking}: run `qra finetune` on it first")
-    for file in (weights, folder.adapter / "adapter_model.safetensors"):
+def _check_whole(tuning: TuningFolder) -> None:
+    """Raises BadInput for a file that is missing or cut off, before seconds of loading libraries."""
+    weights = tuning.adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise BadInput(f"{tuning.path} lacks its adapter: remove it, and `qra finetune` tunes it anew")
+    for file in (tuning.base_file, weights):
         if file.is_file():
             tensor_names(file)

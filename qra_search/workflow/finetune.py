@@ -1,83 +1,72 @@
-"""Full tuning of a run's plan, and of the uniform plans that it is compared with."""
+"""Full tuning of a run's plan and its baselines: records that are missing are written, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from qra_search.config import RunConfig, differences
+from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import NO_ADAPTER, Evaluator
-from qra_search.files import write_json
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, StepFigures
+from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
 from qra_search.launched import standing
-from qra_search.report.table import as_text
-from qra_search.report.tables import as_html, tested_rich
-from qra_search.runs.comparison import (
-    FOUND,
-    SIXTEEN,
-    TUNING,
-    UNIFORM,
-    UNTUNED,
-    Against,
-    TestResult,
-    opponents,
-    read_test,
-)
-from qra_search.runs.contest import Contest, conditions
+from qra_search.report.tables import record_text
+from qra_search.runs.baselines import Against, select_baselines
+from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.trackers import tracked
-from qra_search.workflow.comparing import compare_on_test
 from qra_search.workflow.dry_run import rows_of_test, say_rows
 from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.search import write_report
 
+OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
+"""Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
+StepListener = Callable[[str, int, StepFigures], None]
+"""Called with the id of a tuning, a step, counted from 1, and its figures by name."""
 
-@dataclass(frozen=True, repr=False)
-class Finetuned:
-    """What `finetune` leaves: the plan found beside the uniform plans that it was compared with.
+
+class TuningFailed(RunFailed):
+    """The plan could not be tuned: there is nothing to compare others with."""
+
+
+@dataclass(frozen=True)
+class Tunings:
+    """What is to be tuned: a plan and its baselines, each once with each seed.
 
     Attributes:
-        result: of the run.
-        tested: every plan that was tuned, cheapest first.
-        limit: bytes that the comparison keeps to.
-        folder: where the tuned plan is kept: the run's folder, or one in it.
+        budget_bytes: that the plan and its baselines keep to.
+        others: baselines, and 16-bit LoRA if it is asked for.
     """
 
-    result: SearchResult
-    tested: tuple[TestResult, ...]
-    limit: int
-    folder: RunFolder
+    plan: Plan
+    others: tuple[Plan, ...]
+    budget_bytes: int
+    seeds: tuple[int, ...] = (0,)
 
     @property
-    def found(self) -> TestResult:
-        """The plan that was tuned for the budget."""
-        return next(t for t in self.tested if t.role == FOUND)
+    def plans(self) -> list[Plan]:
+        """The plan first, each plan once."""
+        return list(dict.fromkeys((self.plan, *self.others)))
 
-    @property
-    def uniform(self) -> list[TestResult]:
-        """The uniform plans beside it, cheapest first."""
-        return [t for t in self.tested if t.role == UNIFORM]
+    def __len__(self) -> int:
+        return len(self.plans) * len(self.seeds)
 
-    def __rich__(self) -> Any:
-        return tested_rich(self.result, self.tested, self.limit)
-
-    def _repr_html_(self) -> str:
-        return as_html(self)
-
-    def __repr__(self) -> str:
-        return f"Finetuned({str(self.folder.path)!r}, {len(self.tested)} plans tuned)"
-
-    def __str__(self) -> str:
-        return as_text(self)
+    def __iter__(self) -> Iterator[tuple[int, Plan]]:
+        return itertools.product(self.seeds, self.plans)
 
 
-def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
+def select_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
     """The plan of a run, or the best within a budget.
 
     Raises:
@@ -93,23 +82,7 @@ def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
     return plan
 
 
-def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) -> int:
-    """The bytes that a comparison keeps to: the budget named, else the run's largest; the plan's own if it takes more.
-
-    Raises:
-        BudgetTooSmall: no plan of the space fits the budget.
-    """
-    if memory is not None:
-        return resolve_budget(result.space, memory)
-    return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
-
-
-def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: int | str | None = None) -> RunFolder:
-    """Where what is tuned within so many bytes is kept: in the run's folder, or, for another budget, in one in it."""
-    return folder if memory is None or limit in result.memory_budgets[-1:] else folder.record(limit)
-
-
-def contest_of(
+def select_tunings(
     result: SearchResult,
     plan: Plan,
     memory: int | str | None = None,
@@ -117,82 +90,145 @@ def contest_of(
     against: Against = "best",
     seeds: int = 1,
     with_16_bit: bool = False,
-) -> Contest:
-    """A plan and all that it is compared with, but for the conditions, which its evaluator knows.
+) -> Tunings:
+    """A plan and all that is tuned beside it.
 
     Args:
-        memory: the budget that the plan was chosen for, if it is not the run's own.
-        with_16_bit: tune adapters of the largest rank on the model in 16 bits as well.
+        memory: the budget; default: the run's largest, or the plan's own bytes if these are more.
+        with_16_bit: adapters of the largest rank on the model in 16 bits as well.
 
     Raises:
-        BadInput: the plan has no adapter, or no plan fits the budget.
+        BadInput: the plan has no adapter or cannot be shuffled, or no plan fits the budget.
     """
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
-    space, limit = result.space, limit_of(result, plan, memory)
+    space = result.space
+    if memory is not None:
+        budget_bytes = resolve_budget(space, memory)
+    else:
+        budget_bytes = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    others = select_baselines(space, plan, budget_bytes, against, result)
     sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
-    others = tuple(opponents(space, limit, against, result))
-    return Contest(plan, others, limit, tuple(range(seeds)), sixteen=sixteen)
+    return Tunings(plan, (*others, *([sixteen] if sixteen else [])), budget_bytes, tuple(range(seeds)))
 
 
-def tune_with(
+def tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
+    """All that tunings have to share, beside plan and seed, to be compared: settings, model, backend and rows."""
+    described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
+    settings = {
+        "training": config.training.model_dump(),
+        "finetune": config.finetune.model_dump(exclude=set(FinetuneConfig.beside)),
+        "evaluator": described,
+        "data": evaluator.tuning_data(),
+        "test_rows": rows_of_test(evaluator, config),
+        "scored_rows": config.finetune.scored_rows,
+    }
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
+
+
+def tune_missing(
     evaluator: Evaluator,
     config: RunConfig,
     folder: RunFolder,
     listener: Listener,
     result: SearchResult,
-    contest: Contest,
+    tunings: Tunings,
     *,
-    memory: int | str | None = None,
-    track: Sequence[str] = (),
-) -> Finetuned:
-    """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
+    on_step: StepListener | None = None,
+) -> Comparison:
+    """Tune what has no record yet, write its record as each tuning ends, and the report at the end.
 
-    Another plan that was tuned in the same place, or this one with other settings, is set aside.
-
-    Args:
-        config: the run's own, but for what may be set anew for the tuning.
-        result: of the run.
-        contest: as `contest_of` makes it.
-        memory: as there: the plan then has a record of its own (`place_of`).
-        track: trackers that hear of every step, such as `tensorboard`.
+    A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
+    awaited at the end.
 
     Raises:
-        BadInput: the evaluator cannot tune, or another process tunes there.
-        TuningFailed: the plan cannot be tuned; that is recorded like all else.
+        BadInput: the evaluator cannot tune.
+        TuningFailed: the plan cannot be tuned. A baseline that cannot is said, and the others are tuned.
     """
     check_tunes(evaluator, config)
-    shared = conditions(config, evaluator.describe(), evaluator.tuning_data())
-    contest = replace(contest, rows=rows_of_test(evaluator, config), conditions=shared)
-    place = place_of(folder, result, contest.limit, memory)
-    with place.tuning_alone():
-        _make_room(place, result.space, contest, listener)
-        say_rows(evaluator, listener)
-        _say_count(contest, listener)
-        settings = config.model_dump(mode="json", include={"training", "finetune"})
-        told = {"seeds": len(contest.seeds), **settings}
+    folder.records()  # a damaged one is refused before the hours begin
+    settings = tuning_settings(config, evaluator)
+    say_rows(evaluator, listener)
+    _say_tunings(tunings, listener)
+    jobs = [(folder.tuning(tuning_id(plan, seed, settings)), plan, seed) for seed, plan in tunings]
+    if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
+        listener.say(f"{recorded} of {len(jobs)} tunings are recorded already, {len(jobs) - recorded} left")
+
+    def finish(tuning: TuningFolder, plan: Plan, seed: int, *, wait: bool) -> bool:
+        """Write a record if it is missing; returns whether no other process is at it."""
+        with tuning.lock(wait=wait) as is_ours:
+            record = tuning.record()
+            if record is None and not is_ours:
+                listener.say(f"tuning {tuning.id} is running in another process: it is awaited at the end")
+                return False
+            if record is None:
+                try:
+                    record = evaluator.tune(
+                        plan, seed=seed, folder=tuning.path, save_base=plan == tunings.plan,
+                        progress=listener.progress, on_step=on_step and partial(on_step, tuning.id),
+                    )  # fmt: skip
+                except EvaluationFailed as error:
+                    if plan == tunings.plan:
+                        raise TuningFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
+                    listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
+                    return True
+                record = _write(tuning, record, settings)
+        listener.say(record_text(record, evaluator.space, tunings.plan))
+        if plan == tunings.plan and record.failed:
+            raise TuningFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")
+        return True
+
+    try:
+        _measure_untuned(evaluator, folder, settings, listener)
+        for wait in (False, True):
+            jobs = [job for job in jobs if not finish(*job, wait=wait)]
+    except KeyboardInterrupt as stop:
+        kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
+        listener.say(f"Stopped: {kept}. Give the same command again to continue.")
+        raise
+    finally:
+        if folder.records():
+            write_report(folder, config, result, folder.identity())
+    comparison = compare(folder.records(), result.space, tunings.plan, tunings.budget_bytes, settings)
+    assert comparison is not None  # the plan's record is there
+    return comparison
+
+
+def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
+    """Write the record of a tuning, with what identifies it."""
+    if not (record.failed or math.isfinite(record.test_loss)):
+        record = replace(record, failed=f"diverged: test loss is {record.test_loss}", row_nats=())
+    record = replace(record, settings=settings, finished_at=time.time())
+    tuning.write(record)
+    return record
+
+
+def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener) -> None:
+    """Write the record of the untuned model, if it is missing and the evaluator can say it."""
+    plan = evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)
+    if plan is None:
+        return
+    tuning = folder.tuning(tuning_id(plan, 0, settings))
+    with tuning.lock() as ours:
+        if not ours or tuning.record() is not None:
+            return
+        listener.progress("test the untuned model", 0, 1)
         try:
-            with tracked(track, place.path / TUNING, told, listener.say) as figures:
-                compare_on_test(
-                    evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
-                )
-        except KeyboardInterrupt as stop:
-            kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
-            listener.say(f"Stopped: {kept}. Give the same command again to go on.")
-            raise
-        finally:
-            if place.test_file.is_file():
-                write_report(folder, config, result, folder.identity(), read_test(folder.test()))
-    return Finetuned(result, tuple(read_test(place.test())), contest.limit, place)
+            record = evaluator.untuned()
+        except EvaluationFailed as error:
+            listener.say(f"the untuned model could not be tested: {error}")
+            return
+        if record is not None:
+            _write(tuning, record, settings)
+        listener.progress("test the untuned model", 1, 1)
 
 
-def _say_count(contest: Contest, listener: Listener) -> None:
+def _say_tunings(tunings: Tunings, listener: Listener) -> None:
     if standing()[1] > 1:
         listener.say(f"{standing()[1]} processes share the rows of each step")
-    count, seeds = sum(contest.role(plan.key) == UNIFORM for plan in contest.plans), len(contest.seeds)
-    rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
-    rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
-    listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
+    count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
+    beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
+    listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
 
 
 def check_tunable(known: RunConfig, config: RunConfig) -> None:
@@ -202,42 +238,20 @@ def check_tunable(known: RunConfig, config: RunConfig) -> None:
         if path == "evaluation.validation_rows":  # those of finetune.evaluate_every too
             continue
         if section == "evaluation":
-            raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
+            raise BadInput(f"{path} is of a search's short tunings: set the length of a full one with finetune.steps")
         if section not in ("training", "finetune") and path != "model.device":
             raise BadInput(
                 f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
 
 
-def check_reloads(done: Finetuned) -> None:
-    """Raises RunFailed if what was saved of the plan found is not what was tuned; all else is recorded by then."""
-    for found in done.tested:
-        if found.reload_error:
-            raise RunFailed(
-                f"the adapter in {done.folder.adapter} does not load back as it was tuned: {found.reload_error}; what "
-                "was measured is kept, but do not use the adapter: delete its folder, and the same command tunes it "
-                "again"
-            )
-
-
-def _make_room(place: RunFolder, space: SearchSpace, contest: Contest, listener: Listener) -> None:
-    """Set aside what was tuned of another plan, with other settings or on other data, and say where it is then; nothing
-    that was measured is overwritten.
-
-    What other plans were compared with, now or before, is not tuned again.
-    """
-    test = place.test()
-    same_plan = not place.adapter.is_dir() or place.tuned(space) == contest.found
-    if place.half_aside or not same_plan or not (test is None or contest.counts(test) or not test.get("tuned")):
-        aside = place.set_aside()
-        listener.say(f"another plan, other settings or other data: what was tuned before is kept in {aside}")
-    known = [] if place.test_file.is_file() else [folder.test() for folder in place.earlier()]
-    test = next((test for test in known if test is not None and contest.counts(test)), None)
-    if test is not None:
-        others = [e for e in test["tuned"] if e["role"] in (UNTUNED, SIXTEEN)]
-        others += [
-            e | {"role": UNIFORM}
-            for e in test["tuned"]
-            if e not in others and space.uniform_choice(Plan.from_dict(e["plan"]))
-        ]
-        write_json(place.test_file, {**test, "tuned": others}, durable=True)
+def check_reloads(comparison: Comparison, folder: RunFolder) -> None:
+    """Raises RunFailed if a saved adapter is not what was tuned; all else is recorded by then."""
+    for tuned in comparison.tunings:
+        for record in tuned.records:
+            if record.reload_error:
+                path = folder.tuning(record.id).path
+                raise RunFailed(
+                    f"the adapter in {path} does not load back as it was tuned: {record.reload_error}; its figures are "
+                    "kept, but do not use it: delete its folder, and the same command tunes it again"
+                )

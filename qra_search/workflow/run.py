@@ -10,26 +10,29 @@ from typing import Any
 from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, in_steps, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.executors import Executor
 from qra_search.launched import follows
-from qra_search.report.finding import said
+from qra_search.report.finding import headline
 from qra_search.report.notebook import Heard, listener_for
-from qra_search.runs.comparison import Against, TestResult, read_test
+from qra_search.runs.baselines import Against
+from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import read_plan
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import uniform_in
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
-from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.allocation import check_plannable, plan_run
 from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, load_tuned
-from qra_search.workflow.export import export_run, export_target
-from qra_search.workflow.finetune import Finetuned, check_reloads, check_tunable, chosen_plan, contest_of, tune_with
+from qra_search.workflow.export import export_target, export_tuning
+from qra_search.workflow.finetune import check_reloads, check_tunable, select_plan, select_tunings, tune_missing
 from qra_search.workflow.search import Workers, begun, in_workers, search_with
 from qra_search.workflow.settings import check_task
+from qra_search.workflow.tracking import SearchTracker, check_tracker, open_trackers
 
 
 class Run:
@@ -73,13 +76,18 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        """The plan that is handed over."""
+        """The run's plan."""
         return self.folder.plan()
 
     @property
-    def tested(self) -> list[TestResult]:
-        """The comparison on test data; empty before `finetune`."""
-        return read_test(self.folder.test())
+    def records(self) -> list[TuningRecord]:
+        """Every finished tuning, oldest first."""
+        return self.folder.records()
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The tuned plan beside its baselines on test data; None before `finetune`."""
+        return self.folder.comparison()
 
     def choose_plan(
         self, *, progress: Heard = None, first: Callable[[Evaluator, Listener], None] | None = None
@@ -124,7 +132,7 @@ class Run:
             workers: evaluate in so many worker processes; default: in this one.
             batch: so many proposals at a time, all awaited: the same trials with any number of workers.
             callbacks: hear of every event of the study.
-            track: a tracker, or several, such as `tensorboard` or `mlflow:sqlite:///runs.db`.
+            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
 
         Raises:
             BadInput: what was given cannot be used; nothing was spent.
@@ -139,8 +147,10 @@ class Run:
             raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
-                trackers = [Tracker(spec, self.path, say=listener.say) for spec in _several(track)]
+                for name in (names := _several(track)):
+                    check_tracker(name)
             stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
+            send = stack.enter_context(open_trackers(names, self.path, self.config))
             executor: Executor | None = None
             if pool is None:
                 evaluator = self.evaluator(listener)
@@ -148,7 +158,7 @@ class Run:
                 evaluator, executor = stack.enter_context(in_workers(self.config, pool, listener))
             return search_with(
                 evaluator, self.config, self.folder, listener, executor=executor, batch=batch,
-                callbacks=(*callbacks, *trackers),
+                callbacks=(*callbacks, SearchTracker(send)),
             )  # fmt: skip
 
     def finetune(
@@ -166,10 +176,11 @@ class Run:
         with_16_bit: bool = False,
         progress: Heard = None,
         check: bool = True,
-    ) -> Finetuned:
-        """Tune the plan in full, save the adapter, and compare it with uniform plans on test data.
+    ) -> Comparison:
+        """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
-        Of processes that `torchrun` started, all but the first help it, and end in here.
+        Only tunings without a record are made. Of processes that `torchrun` started, all but the first help it, and
+        end in here.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -177,33 +188,34 @@ class Run:
             steps: of the optimizer; None: as the settings say.
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
-            against: uniform plans to tune as well: `all` that fit, the `best`, or `none`.
+            against: baselines to tune as well: `all` uniform plans that fit, the `best` of them, the plan `shuffled`
+                over linears of the same shape, or `none`.
             device: another than the run's.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            check: False: do not raise if what was saved is not what was tuned; `check_reloads` does then.
+            check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
             BadInput: what was given cannot be used.
-            TuningFailed: the plan cannot be tuned; that is recorded.
-            RunFailed: what was saved does not load back as it was tuned.
+            TuningFailed: the plan cannot be tuned.
+            RunFailed: a saved adapter does not load back as it was tuned.
         """
         config, chosen = self.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=settings)
-        track = _several(track)
-        with bad_input():
-            for spec in track:
-                check_tracker(spec)
         result = self.result
-        contest = contest_of(result, chosen, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
+        tunings = select_tunings(result, chosen, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)
             if follows():
                 evaluator.follow()
-            done = tune_with(evaluator, config, self.folder, listener, result, contest, memory=memory, track=track)
+            with open_trackers(_several(track), self.path, config) as log:
+                comparison = tune_missing(
+                    evaluator, config, self.folder, listener, result, tunings,
+                    on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),
+                )  # fmt: skip
         if check:
-            check_reloads(done)
-        return done
+            check_reloads(comparison, self.folder)
+        return comparison
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -214,9 +226,17 @@ class Run:
         return write_reports([self.folder], out)
 
     def export(
-        self, format: str | None = None, out: str | Path | None = None, *, options: Mapping[str, Any] | None = None
+        self,
+        format: str | None = None,
+        out: str | Path | None = None,
+        *,
+        tuning: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Write the tuned plan for another tool; see `qra export --list`.
+        """Write a tuned plan for another tool; see `qra export --list`.
+
+        Args:
+            tuning: as `load` takes it.
 
         Returns:
             `path`, `notes`, and by how much logits differ.
@@ -224,11 +244,25 @@ class Run:
         Raises:
             BadInput: nothing is tuned, or the format cannot hold this plan.
         """
-        return export_run(self.folder, export_target(self.folder, format, out, options), self._objects)
+        target = export_target(self.folder, format, out, options, tuning=tuning)
+        self.write_base(target.tuning)
+        return export_tuning(target, self._objects)
 
-    def load(self, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
-        """The tuned model, exactly as it was after tuning: (peft model, tokenizer)."""
-        return load_tuned(self.config, self.path, self._objects, device=device, trust_remote_code=trust_remote_code)
+    def load(self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
+        """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
+
+        Args:
+            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
+        """
+        found = self.folder.find_tuning(tuning)
+        self.write_base(found)
+        return load_tuned(self.config, found.path, self._objects, device=device, trust_remote_code=trust_remote_code)
+
+    def write_base(self, tuning: TuningFolder) -> None:
+        """Write the quantized base of a tuning, if it was saved without it."""
+        record = tuning.record()
+        if record is not None and not tuning.base_file.is_file():
+            self.evaluator().write_base(record.plan, tuning.path)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""
@@ -246,7 +280,9 @@ class Run:
 
     def __repr__(self) -> str:
         return (
-            f"Run({str(self.path)!r}): {said(self.result, self.tested)}" if self.folder.exists else f"Run({self.path})"
+            f"Run({str(self.path)!r}): {headline(self.result, self.comparison)}"
+            if self.folder.exists
+            else f"Run({self.path})"
         )
 
     def _set(self, field: str, value: Any) -> None:
@@ -282,7 +318,7 @@ class Run:
         config = make_config(known.model_dump(mode="json"), given, source="options")
         check_tunable(known, config)
         with bad_input():
-            return config, chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
+            return config, select_plan(self.folder, memory) if plan is None else self._plan(plan)
 
     def _plan(self, given: Plan | str | Path) -> Plan:
         if isinstance(given, Plan):

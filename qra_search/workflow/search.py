@@ -18,7 +18,6 @@ from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.notebook import listener_for
-from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
@@ -183,19 +182,13 @@ def search_with(
         with on_interrupt(stop):
             result = study.run()
         identity = identity_in(log)
-    _write(folder, config, result, identity, listener)
+    folder.write(result)
+    write_report(folder, config, result, identity)
     if not result.candidates and not study.stopping:
         raise StudyFailed(_why_nothing(result, study.evaluations))
     return result
 
 
-def _write(
-    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], listener: Listener
-) -> None:
-    """The files of a result and the report; what was tuned for another plan than the best is set aside, and said."""
-    if (aside := folder.write(result)) is not None:
-        listener.say(f"another plan than the tuned one is best now: what was tuned is kept in {aside}")
-    write_report(folder, config, result, identity, read_test(folder.test()))
 
 
 def resumed_text(study: Study) -> str | None:
@@ -245,13 +238,11 @@ def make_study(
         )
 
 
-def write_report(
-    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
-) -> None:
-    """Write `report.html` of a run from what is at hand; nothing is read again."""
+def write_report(folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any]) -> None:
+    """Write `report.html` of a run from what is at hand; of its files the tunings alone are read."""
     from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
 
-    write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
+    write_text(folder.report_file, page([RunData.of_result(folder, result, identity, config)]))
 
 
 def new_folder(config: RunConfig) -> Path:

@@ -15,6 +15,7 @@ from cli_runner import Qra
 
 from qra_eval.models.load import load_model
 from qra_search import BadInput, open_run, plan
+from qra_search.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_python.py"
@@ -30,15 +31,18 @@ SETTINGS = ["evaluation.steps=3", "finetune.steps=6", "finetune.test_rows=16"]
 def contents(folder: Path, *places: Path) -> dict[str, Any]:
     """The files of a run: JSON and text without times, checksums and the names of model and task; others as bytes."""
     found: dict[str, Any] = {}
+    ids = {record.id: f"tuning-{i}" for i, record in enumerate(RunFolder(folder).records())}  # follow from the names
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and "exports" not in f.parts):
         if file.name in OTHER:
             continue
         name = str(file.relative_to(folder))
+        for id, number in ids.items():
+            name = name.replace(id, number)
         if file.suffix in (".json", ".jsonl", ".yaml"):
             text = TIMES.sub(r"\1: 0", NAMES.sub("NAME", file.read_text()))
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
-            text = re.sub(r'"(started|command|crc)":"[^"]*"', "", text).replace("'NAME'", "NAME")
+            text = re.sub(r'"(started|command|crc|digest|id)": ?"[^"]*"', "", text).replace("'NAME'", "NAME")
             found[name] = " ".join(ADDRESS.sub("", text).split())  # YAML is folded by the length of a path
         else:
             found[name] = file.read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,7 +16,6 @@ from qra_search.report.finding import Finding
 from qra_search.report.layout import HeatMap, layout
 from qra_search.report.next_steps import next_steps
 from qra_search.report.tables import result_rich
-from qra_search.runs.comparison import FOUND, TestResult, read_test
 from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ LABEL_EVERY = 5
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
     console.print()
-    console.print(result_rich(result, read_test(folder.test())))
+    console.print(result_rich(result, folder.comparison()))
     if not complete:
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
@@ -40,24 +39,17 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
     print_next_steps(console, folder, result)
 
 
-def print_next_steps(
-    console: Console,
-    folder: RunFolder,
-    result: SearchResult,
-    found: Finding | None = None,
-    place: RunFolder | None = None,
-) -> None:
+def print_next_steps(console: Console, folder: RunFolder, result: SearchResult, found: Finding | None = None) -> None:
     """Where the report is, and the commands that follow; see `next_steps`."""
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    steps = next_steps(folder.path, result, found, place)
+    steps = next_steps(folder.path, result, found)
     width = max(len(what) for what, _ in steps)
     for what, command in steps:
         console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
-def print_samples(console: Console, tested: Sequence[TestResult]) -> None:
-    """Generated answers of the plan found, from before its tuning and after."""
-    samples = next((t.samples for t in tested if t.role == FOUND), ())
+def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
+    """Generated answers from before a tuning and after."""
     if not samples:
         return
     console.print("\nAnswers to test rows, by the quantized model before its tuning and after:")

@@ -11,7 +11,7 @@ from tiny_families import tiny_config_model
 import qra_eval
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import RunFolder, containing_run
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,8 +62,7 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
             assert exported.is_plain() and len(exported.linears) == len(evaluator.quantized.linears)
 
 
-@pytest.mark.parametrize("inside", ["", "within-90MiB", "earlier-1"])
-def test_whatever_lies_in_a_run_has_its_settings(tmp_path, inside):
+def test_a_tuning_has_the_settings_of_its_run(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.format(model="tiny", trust="true"))
-    assert RunFolder(tmp_path / inside).trusts_code
-    assert not RunFolder(tmp_path / inside / "other").trusts_code
+    assert containing_run(tmp_path).trusts_code and containing_run(tmp_path / "tunings" / "1a").trusts_code
+    assert not containing_run(tmp_path / "other" / "1a").trusts_code

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
-from cli_runner import Qra
 from evaluators import make_evaluator
 
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.tuning import final
-from qra_eval.tuning.saved import ReloadMismatch
+from qra_eval.tuning.loading import load
+from qra_eval.tuning.saved import ReloadMismatch, check_reload
 from qra_eval.tuning.training import Diverged
-from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
-from qra_search.runs.folder import find_runs
-from qra_search.runs.tuned import CHECKPOINTS
+from qra_search.errors import BadInput, RunFailed
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.runs.tuning_folder import CHECKPOINT_FILE
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,6 @@ def evaluator(tmp_path_factory):
     )
 
 
-def test_a_plan_without_any_adapter_is_refused_before_it_is_tuned(evaluator, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluator.tuner, "train", raising(AssertionError("it was tuned")))
-    with pytest.raises(BadInput, match="rank 0 everywhere, so there is no adapter to tune and save"):
-        evaluator.tune(evaluator.space.uniform(4, 0), folder=tmp_path)
-
-
 def raising(error):
     def act(*args, **options):
         raise error
@@ -44,42 +38,34 @@ def raising(error):
     return act
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (Diverged("training loss is nan at step 3 of 5"), "diverged: training loss is nan at step 3 of 5"),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "out of memory: CUDA out of memory. "),
-    ],
-)
-def test_a_plan_that_cannot_be_tuned_fails_with_a_word_for_the_kind_and_the_reason(
-    evaluator, monkeypatch, error, reason
-):
-    monkeypatch.setattr(evaluator.tuner, "train", raising(error))
-    with pytest.raises(EvaluationFailed) as failed:
-        evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
-    assert str(failed.value).startswith(reason) and "\n" not in str(failed.value)
+def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(evaluator, monkeypatch):
+    plan = evaluator.space.uniform(4, 4)
+    monkeypatch.setattr(evaluator.tuner, "train", raising(Diverged("training loss is nan at step 3 of 5")))
+    record = evaluator.tune(plan, steps=1)
+    assert record.failed == "diverged: training loss is nan at step 3 of 5" and record.test_loss == math.inf
+    memory = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+    monkeypatch.setattr(evaluator.tuner, "train", raising(memory))
+    with pytest.raises(EvaluationFailed, match="^out of memory: CUDA out of memory. Tried$"):
+        evaluator.tune(plan, steps=1)
 
 
 def test_a_tuning_whose_last_step_ends_in_no_number_has_diverged_and_saves_nothing(evaluator, monkeypatch, tmp_path):
     monkeypatch.setattr(final, "_row_losses", lambda *_: ([math.nan], [3]))
-    with pytest.raises(EvaluationFailed, match="diverged: test loss is nan after step 1 of 1"):
-        evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
-    assert not (tmp_path / "adapter").exists()
+    record = evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
+    assert record.failed == "diverged: test loss is nan after step 1 of 1" and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize(
     "error", [ReloadMismatch("logits differ by up to 0.5"), torch.cuda.OutOfMemoryError("no room\nfor a second model")]
 )
-def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_comes_with_the_error(
+def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_its_record_says_it(
     evaluator, monkeypatch, tmp_path, error
 ):
     plan = evaluator.space.uniform(4, 4)
     loss = evaluator.tune(plan, steps=1).test_loss
     monkeypatch.setattr(final, "check_reload", raising(error))
-    with pytest.raises(ReloadFailed, match=" ".join(str(error).split())) as failed:
-        evaluator.tune(plan, steps=1, folder=tmp_path)
-    tuned = failed.value.tuned
-    assert (tuned.plan, tuned.test_loss) == (plan, loss)
+    record = evaluator.tune(plan, steps=1, folder=tmp_path)
+    assert " ".join(str(error).split()) in record.reload_error and (record.plan, record.test_loss) == (plan, loss)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -87,15 +73,15 @@ def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_trai
     evaluator, monkeypatch, tmp_path
 ):
     plan, heard = evaluator.space.uniform(4, 4), []
-    options = {"steps": 3, "kept": tmp_path / "kept", "figures": lambda step, told: heard.append(step)}
+    options = {"steps": 3, "folder": tmp_path / "run", "on_step": lambda step, figures: heard.append(step)}
     whole = evaluator.tune(plan, steps=3, folder=tmp_path / "whole")
-    monkeypatch.setattr(final, "row_losses", raising(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        evaluator.tune(plan, **options)
-    monkeypatch.undo()
-    resumed = evaluator.tune(plan, folder=tmp_path / "run", **options)
-    assert heard == [1, 2, 3] and len(list((tmp_path / "kept").glob(CHECKPOINTS))) == 1
-    assert resumed.test_loss == whole.test_loss
+    with monkeypatch.context() as cut:
+        cut.setattr(final, "row_losses", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.tune(plan, **options)
+    resumed = evaluator.tune(plan, **options)
+    assert heard == [1, 2, 3] and (tmp_path / "run" / CHECKPOINT_FILE).is_file()
+    assert resumed.row_nats == whole.row_nats
     file = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -110,21 +96,33 @@ def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_aft
     assert (tuned.samples[0]["prompt"], tuned.samples[0]["wanted"]) == (asked.prompt, asked.answer)
 
 
-def test_what_is_tuned_from_python_is_a_run_that_the_commands_take(evaluator, tmp_path, capsys):
-    plan, folder = evaluator.space.uniform(2, 4), tmp_path / "mine"
-    evaluator.tune(plan, steps=1, folder=folder)
-    qra = Qra(capsys)
-    shown = qra("show", folder)
-    assert shown.status == 0 and "uniform 2 bits, rank 4" in shown.out
-    assert qra("report", folder).status == 0 and (folder / "report.html").is_file()
-    again = qra("finetune", folder, "--steps", 1, "--against", "none", "--with-16-bit", "--json").json
-    roles = {entry["role"]: entry for entry in again["tuned"]}
-    assert roles.keys() == {"found", "untuned", "16-bit"} and roles["found"]["plan"] == plan.to_dict()
-    assert all(e["metrics"].keys() == {"exact_match"} and e["scored"] == 4 for e in roles.values())
-    taken = tensor_bytes(tiny_model().model)
-    assert roles["untuned"]["memory_bytes"] == taken < roles["16-bit"]["memory_bytes"]
-    evaluator.tune(plan, steps=1, folder=folder / "within-1MiB")  # of that run, and none by itself
-    assert [run.path for run in find_runs(tmp_path)] == [folder]
+@pytest.mark.parametrize("scales", [False, True])
+def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(evaluator, monkeypatch, tmp_path, scales):
+    settings = evaluator.quantized.settings.model_copy(update={"scales": scales})
+    monkeypatch.setattr(evaluator.quantized, "settings", settings)
+    plan, (one, two) = evaluator.space.uniform(2, 4), (tmp_path / name for name in ("whole", "adapter-alone"))
+    for folder, save_base in ((one, True), (two, False)):
+        evaluator.tune(plan, steps=2, folder=folder, save_base=save_base)
+    assert (two / "scales.safetensors").is_file() == scales and not (two / "quantized.safetensors").exists()
+    with pytest.raises(BadInput, match="was saved without its base"):
+        load(two)
+    evaluator.write_base(plan, two)
+    for file in ("quantized.safetensors", "adapter/adapter_model.safetensors", "plan.json"):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    data = json.loads((two / "plan.json").read_text())
+    (two / "plan.json").write_text(json.dumps(data | {"qra_base": "0" * 64}))
+    with pytest.raises(RunFailed, match="no longer those that"):
+        evaluator.write_base(plan, two)
+
+
+def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
+    sixteen = evaluator.space.unquantized.uniform(16, 4)
+    record = evaluator.tune(sixteen, steps=1, folder=tmp_path, save_base=False)
+    evaluator.write_base(sixteen, tmp_path)
+    assert check_reload(evaluator.tuner, sixteen, tmp_path) == 0.0
+    untuned = evaluator.untuned()
+    assert untuned.is_untuned and untuned.memory_bytes == tensor_bytes(tiny_model().model) < record.memory_bytes
+    assert record.metrics.keys() == {"exact_match"} and len(untuned.row_nats) == len(record.row_nats) == 4
 
 
 class Killed(BaseException):
@@ -141,13 +139,13 @@ def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatc
         monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)
 
-    def kill(step, told):
+    def kill(step, figures):
         if step == 3:
             raise Killed
 
-    evaluator.tune(plan, steps=4, folder=tmp_path / "whole", kept=tmp_path / "kept-whole")
+    evaluator.tune(plan, steps=4, folder=tmp_path / "whole")
     with pytest.raises(Killed):
-        evaluator.tune(plan, steps=4, kept=tmp_path / "kept", figures=kill)
-    evaluator.tune(plan, steps=4, folder=tmp_path / "run", kept=tmp_path / "kept")
+        evaluator.tune(plan, steps=4, folder=tmp_path / "run", on_step=kill)
+    evaluator.tune(plan, steps=4, folder=tmp_path / "run")
     for file in ("adapter/adapter_model.safetensors", "quantized.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

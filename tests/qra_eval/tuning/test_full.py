@@ -19,7 +19,6 @@ from qra_eval.tuning.full import CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
 from qra_search.config import FinetuneConfig, TrainingConfig
 from qra_search.errors import RunFailed
-from qra_search.runs.tuned import forget_checkpoints
 
 STEPS = 8
 SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1, schedule="cosine")
@@ -118,13 +117,9 @@ def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
 def test_a_checkpoint_of_another_training_is_not_resumed(whole, tmp_path):
     with pytest.raises(Killed):
         tune(tmp_path, kill_at=5, identity="b")
-    state, _, heard, watch = tune(tmp_path)
+    state, _, heard, _ = tune(tmp_path)
     assert same(state, whole[0]) and len(heard) == STEPS
     assert (tmp_path / CURVE_FILE).read_text() == whole[4]
-    watch.checkpoint.unlink()
-    *_, heard, _ = tune(tmp_path, identity="b")  # nor is it lost
-    assert [step for step, _ in heard] == [5, 6, 7, 8]
-    assert len((tmp_path / CURVE_FILE).read_text().splitlines()) == STEPS
 
 
 def test_a_training_that_had_ended_is_not_made_again(whole, tmp_path):
@@ -132,8 +127,6 @@ def test_a_training_that_had_ended_is_not_made_again(whole, tmp_path):
     state, trained, heard, watch = tune(tmp_path)
     assert same(state, whole[0]) and trained.loss == whole[1].loss and heard == []
     assert watch.checkpoint.is_file()
-    forget_checkpoints(tmp_path)
-    assert not watch.checkpoint.exists()
 
 
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
@@ -157,7 +150,7 @@ def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkey
     monkeypatch.setattr(full, "write_checkpoint", failing)
     with pytest.raises(OSError, match="No space left"):
         tune(tmp_path)
-    assert len(writes) == STEPS // 2 and "no checkpoint after step 2, the tuning goes on" in caplog.text
+    assert len(writes) == STEPS // 2 and "could not write the checkpoint at step 2; training continues" in caplog.text
     monkeypatch.undo()
     assert same(tune(tmp_path)[0], whole[0])
 

@@ -74,7 +74,7 @@ def tune(evaluator, place, kill_at=0, **changed):
         if stage.startswith("tune") and done == kill_at:
             os._exit(7)
 
-    done = evaluator.tune(evaluator.space.uniform(4, 4), kept=place / "kept", progress=heard)
+    done = evaluator.tune(evaluator.space.uniform(4, 4), folder=place / "run", save_base=False, progress=heard)
     tensors = adapters.state(evaluator.tuner.switcher.wrapped, torch.float32)
     for name, wrapper in evaluator.tuner.switcher.wrapped.items():
         tensors[f"{name}.scale"] = wrapper.groups.scale.float()
@@ -82,7 +82,7 @@ def tune(evaluator, place, kill_at=0, **changed):
 
 
 def tuned(place):
-    return *torch.load(place / "tuned"), (place / "kept" / CURVE_FILE).read_text()
+    return *torch.load(place / "tuned"), (place / "run" / CURVE_FILE).read_text()
 
 
 @pytest.mark.parametrize("changed", [{"accumulation": 2, "batch_size": 2}, {}], ids=["batches", "rows"])

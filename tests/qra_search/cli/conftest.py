@@ -13,9 +13,8 @@ from cli_runner import SEARCHED, Qra
 from qra_search import Plan, plugins
 from qra_search.cli.errors import run_safely
 from qra_search.config import RunConfig
-from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
-from qra_search.files import write_json
-from qra_search.space.serialization import plan_to_dict
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.tuning_record import TuningRecord
 
 
 @pytest.fixture
@@ -43,37 +42,39 @@ def searched(made_once: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
-    uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`); `data` are its rows."""
+    uniform plans run out of memory (`failing` is True), mixed ones (False), what was saved does not load back
+    (`forgetful`), uniform plans diverge (`diverging`), Ctrl-C comes after so many tunings (`stops_after`); `data` are
+    its rows."""
     from qra_eval.evaluators.landscape import build
 
-    load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False, "kept": []}
-    seen["data"] = "rows"
+    load = plugins.load
+    seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "data": "rows", "stops_after": 10**9}
+    seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 
-        def tune(plan: Plan, *, seed: int, folder: Path | None, progress: Any, kept: Path,
-                 figures: Any) -> Tuned:  # fmt: skip
+        def tune(plan: Plan, *, seed: int, folder: Path, save_base: bool, progress: Any, on_step: Any) -> TuningRecord:
+            if len(seen["tuned"]) >= seen["stops_after"]:
+                raise KeyboardInterrupt
             seen["tuned"].append((plan, seed, config.finetune.steps))
-            seen["kept"].append(kept)
-            if figures is not None:
-                figures(1, {"loss": 2.5, "rate": 1e-3})
-                figures(2, {"loss": 2.0, "validation_loss": float("inf")})
+            seen["folders"].append(folder)
+            on_step(1, {"loss": 2.5, "rate": 1e-3})
+            on_step(2, {"loss": 2.0, "validation_loss": float("inf")})
             progress("tune", 1, 1)
-            if (evaluator.space.uniform_choice(plan) is not None) == seen["failing"]:
+            is_uniform = evaluator.space.uniform_choice(plan) is not None
+            if is_uniform == seen["failing"]:
                 raise EvaluationFailed("out of memory: 3 GiB more are needed")
-            own = evaluator.space.contains(plan)
-            loss = evaluator.true_loss(plan) if own else 0.1
-            size = evaluator.space.of(plan).memory_bytes(plan)
-            done = Tuned(plan, seed, config.finetune.steps, loss, {"exact_match": 0.25}, size, 1.5)
-            if folder is not None:
-                (folder / "adapter").mkdir(exist_ok=True)
-                write_json(folder / "plan.json", plan_to_dict(evaluator.space, plan))
-                if seen["forgetful"]:
-                    raise ReloadFailed("logits differ by up to 0.5", done)
-            return done
+            loss = evaluator.true_loss(plan) if evaluator.space.contains(plan) else 0.1
+            (folder / "adapter").mkdir(parents=True, exist_ok=True)
+            return TuningRecord(
+                plan, seed, config.finetune.steps, evaluator.space.of(plan).memory_bytes(plan), 1.5, (loss,), (1,),
+                {"exact_match": (0.25,)},
+                failed="diverged: training loss is nan" if is_uniform and seen["diverging"] else "",
+                reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
+            )  # fmt: skip
 
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         return evaluator

@@ -54,4 +54,4 @@ def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
     data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
     assert data["allocations"][0]["memory_bytes"] <= data["allocations"][0]["budget"]
-    assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform", "16-bit"}
+    assert {tuned["role"] for tuned in data["comparison"]["tunings"]} == {"plan", "uniform", "16-bit"}

@@ -1,4 +1,4 @@
-"""`qra finetune`, with an evaluator that tunes at once."""
+"""`qra finetune`, with an evaluator that tunes at once: records that are missing are written, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,139 +7,256 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Qra
+from cli_runner import LANDSCAPE, Qra
 
 from qra_search import Plan, open_run
 from qra_search.config import dump_config, load_config, make_config
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import resolve_budget
+from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import plan_to_dict
 
 pytestmark = pytest.mark.usefixtures("tuner")
+MIXED = Plan((2, 3, 3, 3), (8,) * 4)
 
 
-def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(
-    qra: Qra, tmp_path: Path, searched: Path
-) -> None:
-    mixed = tmp_path / "mixed.json"
-    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
-    done = qra("finetune", searched, "--plan", mixed)
-    assert done.status == 0, done.err
-    run = RunFolder(searched)
-    entries = json.loads(run.test_file.read_text())["tuned"]
-    assert [e["role"] for e in entries] == ["found", "uniform"]
-    assert run.adapter.is_dir()
-    assert "whose test loss is" in done.out and "exact match" in done.out and "25" in done.out
-    assert "On test data" in run.report_file.read_text()
+def write_plan(run: Path, plan: Plan, name: str = "mixed.json") -> Path:
+    file = run.parent / name
+    file.write_text(json.dumps(plan_to_dict(RunFolder(run).result().space, plan)))
+    return file
 
 
 @pytest.fixture
-def mixed(qra: Qra, tmp_path: Path, searched: Path) -> tuple[str | Path, ...]:
+def mixed(searched: Path) -> tuple[str | Path, ...]:
     """The command that tunes a mixed plan of a run in `searched`."""
-    file = tmp_path / "mixed.json"
-    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
-    return ("finetune", searched, "--plan", file)
+    return ("finetune", searched, "--plan", write_plan(searched, MIXED))
 
 
-def test_a_uniform_plan_that_cannot_be_tuned_counts_as_lost(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+@pytest.fixture
+def planned(qra: Qra, tmp_path: Path) -> Path:
+    """A run that `qra plan` left, within two budgets."""
+    out = tmp_path / "p"
+    budgets = ("--memory", "uniform3r8", "--memory", "uniform4r8")
+    modules = ("--evaluator", "landscape", "--set", "options.layers=4")
+    assert qra("plan", *modules, *budgets, "--out", out).status == 0
+    return out
+
+
+def records(run: Path) -> list[TuningRecord]:
+    return RunFolder(run).records()
+
+
+def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
+) -> None:
+    done = qra(*mixed)
+    assert done.status == 0, done.err
+    run = RunFolder(searched)
+    comparison = run.comparison(MIXED)
+    assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", "uniform"]
+    assert all(run.tuning(record.id).adapter.is_dir() for record in records(searched))
+    assert "whose test loss is" in done.out and "exact match" in done.out and "25.0 %" in done.out
+    assert "On test data" in run.report_file.read_text()
+
+
+def test_the_baseline_of_a_plan_without_a_search_is_that_of_least_predicted_loss(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    allocation = RunFolder(planned).result().allocation()
+    assert allocation is not None and allocation.best_uniform is not None
+    assert qra("finetune", planned).status == 0
+    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, allocation.best_uniform.plan]
+    assert allocation.best_uniform.gain == min(u.gain for u in allocation.uniform)
+
+
+@pytest.mark.parametrize(("against", "roles"), [
+    ("all", {"uniform"}), ("shuffled", {"shuffled"}), ("none", set()), ("best", {"uniform"}),
+])  # fmt: skip
+def test_what_a_plan_is_tuned_against_is_an_option(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...], against: str, roles: set[str]
+) -> None:
+    found = qra(*mixed, "--against", against, "--with-16-bit", "--json").json["tunings"]
+    assert {t["role"] for t in found} == {"plan", "16-bit"} | roles
+    result = RunFolder(searched).result()
+    fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= result.memory_budgets[0]]
+    assert len(found) == 2 + {"all": len(fitting), "none": 0}.get(against, 1)
+
+
+def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    assert qra(*mixed, "--with-16-bit").status == 0
+    first = {file: file.read_bytes() for file in searched.glob("tunings/*/record.json")}
+    other = write_plan(searched, Plan((3, 2, 3, 3), (8,) * 4), "other.json")
+    for words, jobs in (
+        (mixed, 0),
+        ((*mixed, "--with-16-bit"), 0),
+        (("finetune", searched, "--plan", other, "--with-16-bit"), 1),
+        ((*mixed, "--seeds", 2), 2),
+        ((*mixed, "--steps", 9), 2),
+        ((*mixed, "--set", "finetune.steps=9"), 0),
+        ((*mixed, "--set", "training.schedule=cosine"), 2),
+        ((*mixed, "--set", "finetune.checkpoint_every=7"), 0),
+    ):
+        tuner["tuned"].clear()
+        assert qra(*words).status == 0
+        assert len(tuner["tuned"]) == jobs, words
+    tuner["data"] = "other rows"
+    assert qra(*mixed).status == 0 and len(tuner["tuned"]) == 2
+    assert first and all(file.read_bytes() == content for file, content in first.items())
+    assert len(records(searched)) == len(first) + 9 == len({record.id for record in records(searched)})
+
+
+def test_a_comparison_is_of_what_was_tuned_with_the_same_settings(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
+) -> None:
+    assert qra(*mixed, "--against", "all").status == 0
+    config = RunFolder(searched).config_file
+    config.write_text(dump_config(make_config(load_config(config).model_dump(), {"finetune.steps": 3})))
+    assert len(qra(*mixed, "--against", "none", "--json").json["tunings"]) == 1
+    assert len(qra(*mixed, "--against", "none", "--steps", 100, "--json").json["tunings"]) > 2
+
+
+def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
+    assert qra("finetune", planned).status == 0
+    run = RunFolder(planned)
+    small = resolve_budget(run.result().space, "uniform3r8")
+    tuner["tuned"].clear()
+    done = qra("finetune", planned, "--memory", "uniform3r8")
+    assert done.status == 0, done.err
+    sizes = [run.result().space.memory_bytes(plan) for plan, _, _ in tuner["tuned"]]
+    assert len(sizes) == 2 and max(sizes) <= small
+    for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
+        assert f"within {format_bytes(small)}" in shown.out
+    comparison = run.comparison()
+    assert comparison is not None and comparison.tuned.plan == run.plan()
+
+
+def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_exported_after_a_defeat(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    lost = qra("finetune", planned, "--plan", "uniform2r4")
+    assert lost.status == 0 and tuner["tuned"][0][0] == Plan((2,) * 28, (4,) * 28)
+    assert "No plan found" in lost.out and "it may be chance" in " ".join(lost.out.split())
+    assert f"qra export {planned} --tuning uniform" in lost.out
+    found = RunFolder(planned).find_tuning("uniform").record()
+    assert found is not None and found.plan == tuner["tuned"][1][0]
+
+
+def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tuple[str | Path, ...]) -> None:
+    assert qra(*mixed, "--against", "none", "--with-16-bit").status == 0
+    run = RunFolder(searched)
+    refused = qra("export", searched)
+    assert refused.status == 2 and "has no tuning of its plan (tunings: " in refused.err
+    run.plan_file.write_text(write_plan(searched, MIXED).read_text())
+    for record in records(searched):
+        assert run.find_tuning(record.id[:6]).id == record.id
+    assert {name: run.find_tuning(name).record().plan for name in (None, "16-bit")} == {  # type: ignore[union-attr]
+        None: MIXED, "16-bit": Plan((16,) * 4, (32,) * 4),
+    }  # fmt: skip
+    refused = qra("export", searched, "--tuning", "shuffled")
+    assert refused.status == 2 and "no tuning 'shuffled'" in refused.err
+
+
+def test_two_processes_tune_different_records_of_one_run(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process is at is left for the end, and then found done."""
+    assert qra(*mixed, "--against", "none").status == 0
+    (record,) = records(searched)
+    own = RunFolder(searched).tuning(record.id)
+    content = own.record_file.read_bytes()
+    own.record_file.unlink()
+    tuner["tuned"].clear()
+    with own.lock():
+        from qra_search.runs.tuning_folder import TuningFolder
+
+        lock = TuningFolder.lock
+
+        def finish_other(self: TuningFolder, *, wait: bool = False) -> Any:
+            if wait:
+                own.record_file.write_bytes(content)
+            return lock(self)
+
+        monkeypatch.setattr(TuningFolder, "lock", finish_other)
+        done = qra(*mixed)
+    assert done.status == 0 and f"tuning {record.id} is running in another process" in " ".join(done.err.split())
+    assert len(tuner["tuned"]) == 1 and tuner["tuned"][0][0] != MIXED
+    assert own.record_file.read_bytes() == content
+
+
+def test_a_baseline_out_of_memory_leaves_no_record_and_one_that_diverged_does(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
     tuner["failing"] = True
-    done = qra(*mixed, "--against", "all")
-    assert done.status == 0, done.err
-    assert len(tuner["tuned"]) > 2
-    assert (
-        "no uniform plan to compare it with" in done.out and done.out.count("out of memory") == len(tuner["tuned"]) - 1
-    )
-    assert "exact match" in done.out
-    run = RunFolder(tmp_path / "a")
-    reasons = {e.get("failed") for e in json.loads(run.test_file.read_text())["tuned"] if e["role"] == "uniform"}
-    assert reasons == {"out of memory: 3 GiB more are needed"}
-    report = run.report_file.read_text()
-    assert "out of memory" in report and "Exact match" in report
+    done = qra(*mixed)
+    assert done.status == 0 and "has no record: out of memory: 3 GiB more are needed" in " ".join(done.err.split())
+    assert "no uniform plan to compare it with" in done.out and len(records(searched)) == 1
+    tuner |= {"failing": None, "diverging": True}
+    assert "no uniform plan to compare it with" in qra(*mixed).out
+    assert [record.failed for record in records(searched)] == ["", "diverged: training loss is nan"]
+    count = len(tuner["tuned"])
+    assert "diverged" in qra(*mixed).out and len(tuner["tuned"]) == count
+    assert "diverged" in RunFolder(searched).report_file.read_text()
 
 
-def test_every_tuning_has_a_folder_of_its_own_and_trackers_hear_of_its_steps(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+def test_the_plan_failing_is_an_error_and_tried_again_unless_it_diverged(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
-    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    tuner["failing"] = False
+    done = qra(*mixed)
+    assert done.status == 1 and not records(searched)
+    assert "the plan could not be tuned with seed 0: out of memory: 3 GiB more are needed" in done.err
+    tuner |= {"failing": None, "diverging": True}
+    for _ in range(2):
+        done = qra("finetune", searched, "--plan", "uniform2r4")
+        assert done.status == 1 and "diverged: training loss is nan" in done.err
+        assert qra("show", searched).status == qra("report", searched).status == 0
+        (row,) = qra("runs", searched.parent, "--json").json
+        assert row["loss"] is None and row["loss_change"] is None
+    assert len(tuner["tuned"]) == 2
+
+
+def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_and_shown(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    tuner["forgetful"] = True
+    for _ in range(2):
+        done = qra(*mixed)
+        assert done.status == 1 and "test loss" in done.out
+        assert "does not load back as it was tuned: logits differ by up to 0.5" in done.err
+        assert len(records(searched)) == 2 == len(tuner["tuned"])
+
+
+def test_ctrl_c_keeps_what_was_tuned_and_says_so(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    tuner["stops_after"] = 1
+    stopped = qra(*mixed)
+    assert stopped.status == 130 and "Give the same command again to continue" in stopped.err
+    assert "On test data" in RunFolder(searched).report_file.read_text()
+    tuner["stops_after"] = 9
+    again = qra(*mixed)
+    assert again.status == 0 and "1 of 2 tunings are recorded already, 1 left" in again.err
+    assert len(tuner["tuned"]) == 2
+
+
+def test_several_seeds_give_an_interval(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    shown = qra("finetune", searched, "--against", "none", "--seeds", 3)
+    assert shown.status == 0 and "±" in shown.out
+    assert [seed for _, seed, _ in tuner["tuned"]] == [0, 1, 2]
+
+
+def test_trackers_hear_of_every_step(qra: Qra, searched: Path, mixed: tuple[str | Path, ...]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = qra(*mixed, "--seeds", 2, "--track", "tensorboard")
-    assert done.status == 0, done.err
-    names = [kept.name for kept in tuner["kept"]]
-    assert len(set(names)) == 4 and {kept.parent for kept in tuner["kept"]} == {tmp_path / "a" / "tuning"}
-    events = EventAccumulator(str(tmp_path / "a" / "tuning" / "tensorboard"))
+    assert qra(*mixed, "--seeds", 2, "--track", "tensorboard").status == 0
+    events = EventAccumulator(str(searched / "qra"))
     events.Reload()
-    for name in names:
-        assert [(e.step, e.value) for e in events.Scalars(f"{name}/loss")] == [(1, 2.5), (2, 2.0)]
-        assert f"{name}/validation_loss" not in events.Tags()["scalars"]
-
-
-def test_settings_of_training_set_anew_are_recorded_and_tune_again(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    test = RunFolder(tmp_path / "a").test_file
-    assert qra(*mixed).status == 0
-    assert len(tuner["tuned"]) == 2
-    anew = ("--epochs", 2, "--set", "finetune.evaluate_every=5", "--set", "training.schedule=cosine")
-    assert qra(*mixed, *anew).status == 0
-    told = json.loads(test.read_text())["conditions"]
-    assert (told["training"]["schedule"], told["finetune"]["epochs"], told["finetune"]["evaluate_every"]) == (
-        "cosine", 2.0, 5,
-    )  # fmt: skip
-    assert len(tuner["tuned"]) == 4
-    assert qra(*mixed, *anew, "--set", "finetune.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
-
-
-@pytest.mark.parametrize("what", ["steps of the run", "rows"])
-def test_what_was_tuned_otherwise_is_set_aside_and_tuned_again(
-    qra: Qra, searched: Path, tuner: dict[str, Any], what: str
-) -> None:
-    """It is said where it is; until then an export has it, and the plan stays what it was."""
-    assert qra("finetune", searched).status == 0
-    first, plan = list(tuner["tuned"]), RunFolder(searched).plan_file.read_bytes()
-    if what == "rows":
-        tuner["data"] = "other rows"
-    else:
-        config = RunFolder(searched).config_file
-        config.write_text(dump_config(make_config(load_config(config).model_dump(), {"finetune.steps": 3})))
-    again = qra("finetune", searched)
-    assert again.status == 0 and [job[:2] for job in tuner["tuned"]] == [job[:2] for job in first] * 2
-    aside = searched / "earlier-1"
-    assert f"what was tuned before is kept in {aside}" in " ".join(again.err.split())
-    assert (aside / "adapter").is_dir() and (aside / "plan.json").read_bytes() == plan
-
-
-def test_a_length_is_one_however_it_is_given(qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...]) -> None:
-    assert qra(*mixed, "--steps", 9).status == 0
-    count = len(tuner["tuned"])
-    assert {steps for _, _, steps in tuner["tuned"]} == {9}
-    assert qra(*mixed, "--set", "finetune.steps=9").status == 0 and len(tuner["tuned"]) == count
-
-
-def test_what_another_plan_was_compared_with_is_not_tuned_again(
-    qra: Qra, tmp_path: Path, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    """Also if the search took the comparison away, since another plan was best."""
-    assert qra(*mixed, "--with-16-bit").status == 0
-    run, other = RunFolder(searched), tmp_path / "other.json"
-    assert run.write(run.result()) == run.path / "earlier-1" and not run.test_file.exists()
-    assert qra("plans", "edit", searched, "--set", "*=3:8", "--set", "layers.1=2:8", "--out", other).status == 0
-    tuner["tuned"].clear()
-    assert qra("finetune", searched, "--plan", other, "--with-16-bit").status == 0
-    assert tuner["tuned"] == [(Plan((3, 2, 3, 3), (8,) * 4), 0, 100)]
-    assert {e["role"] for e in json.loads(run.test_file.read_text())["tuned"]} == {"found", "uniform", "16-bit"}
-
-
-def test_two_processes_do_not_tune_in_one_folder(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    run = RunFolder(searched)
-    with run.tuning_alone():
-        refused = qra("finetune", searched)
-    assert refused.status == 2 and "another process tunes in" in refused.err and not tuner["tuned"]
-    other = searched / "uniform.json"
-    assert qra("plans", "edit", searched, "--set", "*=2:4", "--out", other).status == 0
-    assert qra("finetune", searched, "--plan", other).status == 0
-    with run.tuning_alone():  # nor does a search take its files away
-        assert run.write(run.result()) is None and run.adapter.is_dir() and run.plan() == Plan((2,) * 4, (4,) * 4)
+    for record in records(searched):
+        assert [(e.step, e.value) for e in events.Scalars(f"{record.id}/loss")] == [(1, 2.5), (2, 2.0)]
+        assert f"{record.id}/validation_loss" not in events.Tags()["scalars"]
 
 
 def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
@@ -151,63 +268,35 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
         (("--set", "finetune.patience=2"), "finetune.patience is 2: it counts looks at the validation loss"),
         (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
-        (("--track", "nothing"), "nothing"),
+        (("--set", "evaluation.steps=200"), "set the length of a full one with finetune.steps"),
+        (("--against", "rivals"), "'rivals' is not one of best, all, shuffled, none"),
     ):
         done = qra(*mixed, *options)
         assert done.status == 2 and why in done.err and tuner["built"] == built
+    assert qra(*mixed, "--track", "nothing").status == 2 and not tuner["tuned"]
 
 
 def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
     done = qra(*mixed, "--epochs", 2, "--set", "training.schedule=cosine", "--dry-run")
     assert done.status == 0 and "schedule: cosine" in done.out and "Nothing was run" in done.out
-    assert not tuner["tuned"] and not RunFolder(tmp_path / "a").test_file.exists()
+    assert not tuner["tuned"] and not (searched / "tunings").exists()
     short = qra(*mixed, "--steps", 5, "--seeds", 3, "--with-16-bit", "--dry-run")
     assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
-    assert "evaluations" not in short.out.partition("Space and cost")[2]
-    refused = qra(*mixed[:-1], tmp_path / "none.json", "--dry-run")
+    refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
     assert refused.status == 2 and "none.json does not exist" in refused.err
 
 
-def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(tmp_path: Path, mixed: tuple[str | Path, ...]) -> None:
-    with open_run(tmp_path / "a") as run:
+def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(searched: Path, mixed: tuple[str | Path, ...]) -> None:
+    with open_run(searched) as run:
         done = run.finetune(mixed[-1])
+        again = run.folder.comparison(MIXED)
+        assert again is not None and again.to_dict() == done.to_dict()
     shown = str(done).splitlines()
     assert "test loss" in shown[0] and shown[2].split()[:2] == ["plan", "size"]
-    assert len([line for line in shown if "MiB" in line]) >= len(done.tested) == 2
-    assert "95% interval" not in str(done)  # no losses by row
-    assert repr(done).startswith("Finetuned(") and "<pre" in done._repr_html_()
-
-
-def test_the_chosen_plan_failing_is_an_error_and_recorded(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["failing"] = False
-    done = qra(*mixed)
-    assert done.status == 1
-    assert "the plan could not be tuned with seed 0: out of memory: 3 GiB more are needed" in done.err
-    run = RunFolder(tmp_path / "a")
-    (entry,) = json.loads(run.test_file.read_text())["tuned"]
-    assert (entry["role"], entry["failed"]) == ("found", "out of memory: 3 GiB more are needed")
-    assert "out of memory" in run.report_file.read_text()
-    assert qra("show", tmp_path / "a").status == 0 and qra("report", tmp_path / "a").status == 0
-
-
-def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_and_shown(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["forgetful"] = True
-    done = qra(*mixed)
-    assert done.status == 1 and "test loss" in done.out
-    assert "does not load back as it was tuned: logits differ by up to 0.5" in done.err
-    assert [e["role"] for e in json.loads(RunFolder(tmp_path / "a").test_file.read_text())["tuned"]] == [
-        "found",
-        "uniform",
-    ]
-    count = len(tuner["tuned"])
-    again = qra(*mixed)
-    assert again.status == 1 and "does not load back" in again.err and len(tuner["tuned"]) == count
+    assert len([line for line in shown if "MiB" in line]) >= len(done.tunings) == 2
+    assert repr(done).startswith("Comparison(") and "<pre" in done._repr_html_()
 
 
 def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
@@ -216,58 +305,43 @@ def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, searched: Path, tu
     assert RunFolder(searched).config().model.device == "auto"
 
 
-def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path, searched: Path) -> None:
-    plan = tmp_path / "p.json"
-    qra("plans", "edit", searched, "--set", "*=3:8", "--out", plan)
-    assert "beats uniform 3 bits, rank 8" in qra("finetune", searched, "--plan", plan).out
+def test_planning_again_keeps_the_length_of_the_search(qra: Qra, tmp_path: Path) -> None:
+    asked = ("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    assert qra(*asked).status == 0
+    assert qra("search", tmp_path / "a", "--evaluations", "9").status == 0
+    assert qra(*asked).status == 0
+    assert RunFolder(tmp_path / "a").config().search.evaluations == 9
+    assert qra(*asked, "--set", "search.evaluations=11").status == 0
+    assert RunFolder(tmp_path / "a").config().search.evaluations == 11
 
 
-def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    result = RunFolder(searched).result()
-    fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= result.memory_budgets[0]]
-    assert qra("finetune", searched, "--against", "all", "--steps", 3, "--json").status == 0
-    plans = {plan.key for plan, _, _ in tuner["tuned"]}
-    assert {p.key for p in fitting} <= plans
-    assert {steps for _, _, steps in tuner["tuned"]} == {3}
+def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qra, tmp_path: Path) -> None:
+    run = tmp_path / "m [v2]"
+    done = qra.search(run)
+    assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
+    assert f"Report: {run}" in qra("report", run).out
+    assert "m [v2]" in qra("runs", tmp_path).out
 
 
-def test_ctrl_c_keeps_what_was_tuned_and_says_so(
-    qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_folder_of_an_earlier_version_is_refused_in_a_line(qra: Qra, searched: Path) -> None:
+    (searched / "test.json").write_text("{}")
+    for command in ("show", "report", "finetune", "export"):
+        done = qra(command, searched)
+        assert done.status == 2 and "was tuned by an earlier version" in done.err and done.err.count("\n") == 1, command
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("plan.json", "{"), ("plan.json", "[]"), ("record.json", "{"), ("record.json", "[]"), ("record.json", "{}"),
+])  # fmt: skip
+def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], name: str, content: str
 ) -> None:
-    from qra_search.workflow import comparing as final
-
-    tuned = final._measured
-
-    def interrupted(*args: Any) -> Any:
-        if tuner["tuned"]:
-            raise KeyboardInterrupt
-        return tuned(*args)
-
-    monkeypatch.setattr(final, "_measured", interrupted)
-    stopped = qra("finetune", searched, "--against", "all")
-    assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
-    first = list(tuner["tuned"])
-    assert len(first) == 1
-    monkeypatch.setattr(final, "_measured", tuned)
-    assert qra("finetune", searched, "--against", "all").status == 0
-    assert tuner["tuned"].count(first[0]) == 1
-
-
-def test_several_seeds_give_an_interval(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    shown = qra("finetune", searched, "--against", "none", "--seeds", 3)
-    assert shown.status == 0
-    assert [seed for _, seed, _ in tuner["tuned"]] == [0, 1, 2]
-    assert "±" in shown.out
-
-
-def test_a_plan_from_a_file_or_for_a_smaller_budget_is_tuned_instead(
-    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
-) -> None:
-    qra.search(tmp_path / "a", strategy="additive", evaluations=20)
-    assert qra("plans", "edit", tmp_path / "a", "--set", "*=2:4", "--out", tmp_path / "p.json").status == 0
-    assert qra("finetune", tmp_path / "a", "--plan", tmp_path / "p.json", "--against", "none").status == 0
-    assert tuner["tuned"][-1][0] == Plan((2,) * 4, (4,) * 4)
-    result = RunFolder(tmp_path / "a").result()
-    assert qra("finetune", tmp_path / "a", "--memory", "uniform2r16", "--against", "none").status == 0
-    best = result.best(result.space.memory_bytes(Plan((2,) * 4, (16,) * 4)))
-    assert best is not None and tuner["tuned"][-1][0] == best.plan
+    assert qra(*mixed).status == 0
+    (file,) = [searched / name] if name == "plan.json" else [next(searched.glob("tunings/*/record.json"))]
+    file.write_text(content)
+    for command in ("show", "report"):
+        done = qra(command, searched)
+        assert done.status == 2 and name in done.err and done.err.count("\n") == 1, command
+    report = qra("doctor", searched, "--json")
+    faults = [row["what"] for row in report.json if row["level"] == "fault"]
+    assert report.status == 1 and faults == [str(file.relative_to(searched))]

@@ -89,12 +89,21 @@ def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path:
     assert len(rows) == 1
 
 
-def test_plan_diff_names_every_group_that_differs(qra: Qra, runs: Path, tmp_path: Path) -> None:
-    edited = tmp_path / "e.json"
-    assert qra("plans", "edit", runs / "a", "--set", "*.v_proj=8:4", "--out", edited).status == 0
-    data = qra("plans", "diff", runs / "a", edited, "--json").json
-    assert {d["group"].rpartition(".")[2] for d in data["differences"]} == {"v_proj"}
-    assert all(d["second"] == [8, 4] for d in data["differences"])
-    data = qra("plans", "edit", runs / "a", "--set", "*=4:", "--out", tmp_path / "four.json", "--json").json
-    assert data["memory_bytes"] == json.loads((tmp_path / "four.json").read_text())["memory_bytes"]
-    assert "0 of 21 groups differ" in qra("plans", "diff", edited, edited).out
+def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Path, tmp_path: Path) -> None:
+    spaces, plans = ([getattr(RunFolder(runs / name), of)() for name in "ab"] for of in ("result", "plan"))
+    names, one, two = spaces[0].space.names, *plans
+    expected = {
+        name: [[p.bits[i], p.ranks[i]] for p in (one, two)]
+        for i, name in enumerate(names)
+        if (one.bits[i], one.ranks[i]) != (two.bits[i], two.ranks[i])
+    }
+    data = qra("show", runs / "a", runs / "b", "--json").json
+    assert {row["group"]: [row["first"], row["second"]] for row in data} == expected and expected
+    shown = qra("show", runs / "a", runs / "b").out
+    assert all(name in shown for name in expected) and f"{len(expected)} of 21 groups differ." in shown
+    assert "0 of 21 groups differ." in qra("show", runs / "a", runs / "a" / "plan.json").out
+    broken = json.loads((runs / "a" / "plan.json").read_text())
+    broken["groups"].append(dict(broken["groups"][0]))
+    (tmp_path / "p.json").write_text(json.dumps(broken))
+    refused = qra("show", runs / "a", tmp_path / "p.json")
+    assert refused.status == 2 and "twice: leave one out" in refused.err

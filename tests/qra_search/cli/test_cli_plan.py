@@ -32,7 +32,7 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
 
 def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(qra: Qra, tmp_path: Path) -> None:
     done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
-    for text in ("uniform 2 bits, rank 4", "uniform 3 bits, rank 8", "planned: mixed", "90% interval",
+    for text in ("uniform 2 bits, rank 4", "uniform 3 bits, rank 8", "plan: mixed", "90% interval",
                  f"qra finetune {tmp_path / 'a'}", f"qra search {tmp_path / 'a'} --evaluations 24",
                  "What a search takes: ", "What it may gain: "):  # fmt: skip
         assert text in done.out, text

@@ -10,7 +10,8 @@ import pytest
 from qra_eval import QuantizedLoRAEvaluator
 from qra_search import Plan, search
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluator, Tuned
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator
 
 
@@ -37,8 +38,8 @@ def test_the_real_evaluator_has_them_all(real: QuantizedLoRAEvaluator) -> None:
 
 def test_an_evaluator_that_is_given_a_way_to_tune_can() -> None:
     class Tuning(ToyEvaluator):
-        def tune(self, plan: Plan, **options: Any) -> Tuned:
-            return Tuned(plan, 0, 1, 2.0, {}, self.space.memory_bytes(plan), 0.0)
+        def tune(self, plan: Plan, **options: Any) -> TuningRecord:
+            return TuningRecord(plan, 0, 1, self.space.memory_bytes(plan), row_nats=(2.0,), row_tokens=(1,))
 
     borrowed: Any = ToyEvaluator()
     borrowed.tune = Tuning().tune

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import add_test, make_run
+from report_runs import add_tunings, make_run
 
 from qra_search.report.page import write_page
 
@@ -57,7 +57,7 @@ def probed(page: Path, width: int, profile: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("width", [380, 1600])
 def test_the_report_fits_any_width(tmp_path: Path, width: int) -> None:
     run = make_run(tmp_path / "a")
-    add_test(run)
+    add_tunings(run)
     found = probed(write_page([run], tmp_path / "report.html"), width, tmp_path / "profile")
     assert found["faults"] == [] and found["width"] == width
     assert found["scroll"] <= width and found["wide"] == []

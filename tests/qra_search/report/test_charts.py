@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_runs import EVIL, add_test, make_run
+from report_runs import EVIL, add_tunings, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
@@ -25,7 +25,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     folder = make_run(tmp_path_factory.mktemp("figures") / "a", evaluations=120)
-    add_test(folder)
+    add_tunings(folder)
     return RunData.read(folder)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_runs import EVIL, Bits, Guessing, add_test, evil_space, make_run, write_curve
+from report_runs import EVIL, Bits, Guessing, add_tunings, evil_space, make_run, write_curve
 from rich.console import Console
 
 from qra_search import Study, search
@@ -56,7 +55,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = make_run(tmp_path_factory.mktemp("report") / "evil")
-    add_test(folder)
+    add_tunings(folder)
     return folder
 
 
@@ -93,7 +92,7 @@ def test_nothing_is_fetched(text: str) -> None:
 
 def test_a_page_of_a_big_search_stays_light() -> None:
     result = search(Bits(evil_space(layers=60)), strategy=Guessing(), evaluations=450)
-    text = page([RunData("big", "big", result, {}, None, (), False)])
+    text = page([RunData("big", "big", result, {}, None)])
     assert len(text.encode()) < 700_000
 
 
@@ -125,7 +124,7 @@ def test_the_headline_is_the_finding_on_test_data(run: RunFolder, text: str) -> 
     assert found is not None and found.data == "test"
     heading = re.search(r"<h1[^>]*>(.*?)</h1>", text, re.DOTALL)
     assert heading is not None
-    # add_test: mean of 1.00 and 1.01 for the plan found; 1.10 and 1.11 for the better uniform plan.
+    # add_tunings: mean of 1.00 and 1.01 for the plan found; 1.10 and 1.11 for the better uniform plan.
     assert heading.group(1).split()[2:6] == [f"{1.005:.2f}", "instead", "of", f"{1.105:.2f}"]
 
 
@@ -196,33 +195,32 @@ def test_a_page_needs_a_run() -> None:
 
 def test_answers_from_before_the_tuning_and_after_are_shown_and_escaped(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "s", evaluations=8)
-    add_test(folder, seeds=1)
-    data = json.loads(folder.test_file.read_text())
-    for i, entry in enumerate(data["tuned"]):
-        entry |= {"row_nats": [1.0 + i + (row % 2) / 10 for row in range(12)], "row_tokens": [2] * 12}
     answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
-    data["tuned"][0]["samples"] = [answers]
-    folder.test_file.write_text(json.dumps(data))
+    add_tunings(folder, seeds=1, rows=12, samples=(answers,))
     shown = page([RunData.read(folder)])
     text = " ".join("".join(Page(shown).text).split())
     assert "Answers to test rows" in text and "9 or so" in text
     assert "<script>alert" not in shown and "onerror=alert(2)>" not in shown
-    assert "95% interval" in text  # rows tell it
+    assert "95% intervals, of losses over 12 test rows" in text
 
 
 def test_the_report_shows_the_tunings_of_a_run_that_has_some(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", evaluations=8)
     assert "How the tuning went" not in page([RunData.read(run)])
-    write_curve(run.path, "uniform-4-rank-8-seed-0", 20)
+    add_tunings(run, seeds=1)
+    for record in run.records():
+        write_curve(run.path, record.id, 20)
     shown = page([RunData.read(run)])
-    assert "How the tuning went" in shown and "uniform-4-rank-8-seed-0" in shown
+    assert "How the tuning went" in shown and "uniform 3 bits, rank 4, seed 0" in shown
+    assert all(record.id in shown for record in run.records())
 
 
 def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: str) -> None:
     data = RunData.read(run)
     shown = " ".join("".join(Page(text).text).replace("\xa0", " ").split())
     compared, failed = tables.comparison_table(data.result), tables.failure_table(data)
-    for table in (tables.tested_table(data.tested, data.result.space), compared, failed):
+    assert data.comparison is not None
+    for table in (tables.tuned_table(data.comparison), compared, failed):
         console = Console(file=io.StringIO(), width=400)
         console.print(table)
         printed = console.file.getvalue()  # type: ignore[attr-defined]

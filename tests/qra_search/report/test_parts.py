@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from report_runs import evil_space, write_curve
-from scipy.stats import binomtest
 
 from qra_search import Group, Linear, Plan, SearchSpace, search
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
 from qra_search.report.data import read_curves, smoothed
-from qra_search.report.finding import Finding, finding, headline
+from qra_search.report.finding import comparison_headline, evaluated_change, headline
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal.tables import strip
-from qra_search.runs.comparison import TestResult
-from qra_search.study.candidates import Comparison, EvaluatedPlan
+from qra_search.runs.comparison import Comparison, Role, TunedPlan
+from qra_search.study.candidates import EvaluatedPlan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -103,70 +105,71 @@ def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[float, float
     assert formatting.pair_text(*pair) == texts
 
 
-def found(**changes: object) -> Finding:
-    plan, rival = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
-    fields = {"space": toy_space(2, bits=(2, 3, 4), ranks=(8,)), "data": "test", "plan": plan, "loss": 1.43,
-              "memory_bytes": 108 << 20, "budget": 108 << 20, "rival": rival, "rival_loss": 1.71,
-              "rival_bytes": 100 << 20, "interval": (-0.342, -0.171)}  # fmt: skip
-    return Finding(**(fields | changes))  # type: ignore[arg-type]
+TWO = toy_space(2, bits=(2, 3, 4), ranks=(8,))
+PLAN, UNIFORM = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
+RATIOS = (0.7, 0.8, 0.9, 0.95) * 3
 
 
-def test_the_headline_gives_both_losses_the_budget_the_rivals_size_and_the_interval() -> None:
-    assert headline(found()) == (
-        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB), within 108.0 MiB: "
-        "16.4 % lower, 95% interval 10.0 % to 20.0 %."
+def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, **fields: Any) -> TunedPlan:
+    record = TuningRecord(plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields)
+    return TunedPlan(role, (record,))
+
+
+def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, untuned: float | None = None,
+             **fields: Any) -> Comparison:  # fmt: skip
+    """A comparison in whose rows the plan's loss is these shares of the uniform plan's."""
+    tunings = [tuned("plan", PLAN, [1.71 * ratio for ratio in ratios], 108, **fields)]
+    if uniform is not None:
+        tunings.append(tuned("uniform", UNIFORM, [uniform] * len(ratios)))
+    if untuned is not None:
+        tunings.append(tuned("untuned", Plan((16, 16), (0, 0)), [untuned]))
+    return Comparison(TWO, 108 << 20, tuple(tunings))
+
+
+def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
+    sentence = comparison_headline(compared())
+    assert sentence.startswith(
+        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB), within 108.0 MiB: −16.3 % (−2"
     )
+    assert sentence.endswith(").") and "+" not in sentence
 
 
-def test_what_makes_a_finding_worthless_is_said_first() -> None:
+def test_what_makes_a_plan_worthless_is_said_first() -> None:
     """Both worse than the untuned model, or answers that are empty; not where one of both is better."""
-    assert headline(found(untuned_loss=1.2)).startswith("Both models are worse than untuned, whose test loss is 1.200.")
-    assert headline(found(untuned_loss=1.2, rival=None, rival_loss=math.nan)).startswith("The tuned model is worse")
-    assert headline(found(silent=True)).startswith("The tuned model answers nothing")
-    assert headline(found(untuned_loss=1.5)) == headline(found())
-
-
-@pytest.mark.parametrize(("metrics", "silent"), [({"exact_match": 0.0}, True), ({"choice_loss": 0.7}, False)])
-def test_a_choice_is_judged_by_likelihood_so_that_empty_answers_say_nothing_of_it(
-    metrics: dict[str, float], silent: bool
-) -> None:
-    result = search(ToyEvaluator(), strategy="random", evaluations=1)
-    plan, empty = result.candidates[0].plan, ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
-    tested = TestResult("found", plan, 9, (1.0,), metrics, samples=empty)
-    said = finding(result, [tested])
-    assert said is not None and said.silent is silent
-    assert headline(said).startswith("The tuned model answers nothing") is silent
+    both = comparison_headline(compared(untuned=1.2))
+    assert both.startswith("Both models are worse than untuned, whose test loss is 1.200.")
+    assert comparison_headline(compared(untuned=1.2, uniform=None)).startswith("The tuned model is worse")
+    assert comparison_headline(compared(untuned=1.5)) == comparison_headline(compared())
+    empty = ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
+    assert comparison_headline(compared(samples=empty)).startswith("The tuned model answers nothing")
+    judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})
+    assert not comparison_headline(judged).startswith("The tuned"), "a choice is judged by its likelihood"
 
 
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
-    for loss in (1.70, 1.72):
-        said = headline(found(loss=loss, interval=(-0.1, 0.05)))
-        assert said.endswith("a difference too small to tell from chance, 95% interval −2.9 % to +5.8 %.")
-        assert "instead" not in said and "beats" not in said
+    for shift in (-0.05, 0.05):
+        sentence = comparison_headline(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
+        assert "a difference too small to tell from chance, " in sentence and ", chance)." in sentence
+        assert "instead" not in sentence and "beats" not in sentence
 
 
-def test_a_test_loss_is_not_called_lower_when_nothing_tells_what_chance_is() -> None:
-    assert "nothing says whether the difference is chance" in headline(found(interval=None))
-    assert "16.4 % lower" in headline(found(interval=None, noise=0.1))
-
-
-def test_a_gain_that_may_be_chance_is_called_so_in_tables_too() -> None:
-    assert formatting.gain_text(0.031, doubtful=True) == "3.1 %, chance"
-    assert [formatting.gain_text(g, doubtful=False) for g in (0.031, -0.2, math.nan)] == ["3.1 %", "none", "–"]
-    plan, rival = Plan((2,), (4,)), Plan((3,), (4,))
-    best, uniform = (EvaluatedPlan(p, loss, 0.1, 9, loss) for p, loss in ((plan, 1.0), (rival, 1.2)))
-    assert Comparison(9, best, uniform).doubtful  # the difference's standard error is 0.14
-    assert not Comparison(9, best, replace(uniform, loss=1.4)).doubtful
-
-
-def test_the_headline_admits_noise_and_defeat_and_absence() -> None:
-    assert "too small to tell from chance" in headline(found(interval=None, noise=0.2, data="validation"))
-    assert "chance" not in headline(found(interval=None, noise=0.1, data="validation"))
-    worse = headline(found(loss=1.8, interval=(0.02, 0.2)))
+def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
+    worse = comparison_headline(compared([1.1, 1.2] * 6))
     assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
-    assert "no uniform plan to compare" in headline(found(rival=None))
-    assert headline(None) == "No plan has been evaluated with success yet."
-    assert "beats" in headline(found(loss=math.inf, interval=None))
+    assert "no uniform plan to compare" in comparison_headline(compared(uniform=None))
+    assert "nothing says whether the difference is chance" in comparison_headline(compared([0.8]))
+    assert comparison_headline(compared([1.2])).endswith("(it may be chance).")
+    nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
+    assert headline(replace(nothing, candidates=(), trials=())) == "No plan has been evaluated with success yet."
+    assert "beats" in comparison_headline(compared(failed="diverged: training loss is nan"))
+
+
+def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:
+    best, uniform = (EvaluatedPlan(p, loss, 0.1, 9, loss) for p, loss in ((PLAN, 1.0), (UNIFORM, 1.2)))
+    near, far = evaluated_change(best, uniform), evaluated_change(best, replace(uniform, loss=1.4))
+    assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
+    assert far is not None and not far.may_be_chance
+    assert formatting.change_text(far).startswith("−28.6 % (−48.8 to −8.4)")
 
 
 def test_figures_stay_with_their_units() -> None:
@@ -184,20 +187,6 @@ def test_steps_of_a_ramp_are_written_without_exponents() -> None:
     assert levels[0] == 0 and labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130")
 
 
-@pytest.mark.parametrize(("right", "rows"), [(0, 20), (1, 64), (32, 64), (60, 64), (64, 64)])
-def test_the_interval_of_a_share_is_wilsons(right: int, rows: int) -> None:
-    theirs = binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert formatting.share_interval(right / rows, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
-
-
-def test_a_share_has_its_interval_if_its_rows_are_known_and_other_figures_have_none() -> None:
-    metrics = {"accuracy": 0.5, "perplexity": 12.3456, "margin": 0.25}
-    known = TestResult("found", Plan((2,), (4,)), 1, (1.0,), metrics, scored=64)
-    assert [formatting.metric_text(known, name) for name in metrics] == ["50.0 % (38 to 62)", "12.35", "0.25"]
-    unknown = TestResult("found", Plan((2,), (4,)), 1, (1.0,), metrics)
-    assert formatting.metric_text(unknown, "accuracy") == "50.0 %"
-
-
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
     space = toy_space(3, table=True)
     trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials
@@ -213,12 +202,12 @@ def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() 
 
 def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> None:
     lines = ('{"step": 10, "loss": NaN, "validation_loss": NaN}', "null", '{"step": 3}', '{"step": 11, "lo')
-    write_curve(tmp_path, "plan-a", 9, end="\n".join(lines))
+    write_curve(tmp_path, "1a", 9, end="\n".join(lines))
     write_curve(tmp_path, "empty", 0)
-    (curve,) = read_curves(tmp_path)
-    assert curve.name == "plan-a" and curve.validation == ((4, 2.5), (8, 2.5))
+    (curve,) = read_curves(tmp_path, {"1a": "the plan"})
+    assert curve.name == "the plan" and curve.validation == ((4, 2.5), (8, 2.5))
     assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10))
-    assert read_curves(tmp_path / "nothing") == ()
+    assert read_curves(tmp_path / "nothing", {}) == ()
 
 
 def test_many_steps_are_means_of_a_few_and_the_mean_stays() -> None:

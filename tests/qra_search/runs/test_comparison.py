@@ -1,232 +1,158 @@
-"""The final comparison on test data: who takes part, what is written, and that it goes on where it was broken off."""
+"""Comparisons: computed from records alone, of what was tuned alike, with intervals over rows and seeds."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 
-from qra_search import Plan, search
-from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
+from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import formatting
-from qra_search.report.finding import finding
-from qra_search.runs.comparison import TestResult, TuningFailed, metrics_of, opponents, read_test
-from qra_search.runs.contest import Contest
-from qra_search.study.listener import Listener
+from qra_search.runs.baselines import is_shuffled, select_baselines, shuffle_plan
+from qra_search.runs.comparison import Comparison, TunedPlan, compare, loss_change, tuned_plan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
-from qra_search.workflow.comparing import compare_on_test
 
 SPACE = toy_space()
-FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
+PLAN = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
+LOW, HIGH = Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)
+UNTUNED, SIXTEEN = (SPACE.unquantized.uniform(16, rank) for rank in (0, SPACE.ranks[-1]))
+LIMIT = SPACE.memory_bytes(PLAN)
 
 
-def result(plan: Plan, seed: int, loss: float) -> Tuned:
-    return Tuned(plan, seed, 5, loss, {"exact_match": 0.5}, SPACE.of(plan).memory_bytes(plan), 1.0)
+def record(plan: Plan | None, loss: float, *, seed: int = 0, rows: int = 12, **fields: Any) -> TuningRecord:
+    assert plan is not None
+    nats = tuple(loss + (i % 3 - 1) / 10 for i in range(rows))
+    return TuningRecord(
+        plan, seed, fields.pop("steps", 5), SPACE.of(plan).memory_bytes(plan), 1.0, nats, (1,) * rows, **fields
+    )
 
 
-class Tuner(ToyEvaluator):
-    """Tunes at once; the loss is the mean of the bits, negated, and a hundredth a seed."""
-
-    def __init__(self, fail_after: int | None = None):
-        super().__init__(SPACE)
-        self.calls: list[tuple[str, int]] = []
-        self.saved: list[Plan] = []
-        self.fail_after = fail_after
-
-    def tune(self, plan: Plan, *, seed: int = 0, folder: Any = None, **_: Any) -> Tuned:
-        if self.fail_after is not None and len(self.calls) >= self.fail_after:
-            raise KeyboardInterrupt
-        self.calls.append((plan.key, seed))
-        if folder is not None:
-            (folder / "adapter").mkdir(exist_ok=True)
-            self.saved.append(plan)
-        return result(plan, seed, 8 - sum(plan.bits) / 5 + seed / 100)
+def compared(*records: TuningRecord, plan: Plan = PLAN) -> Comparison:
+    comparison = compare(records, SPACE, plan, LIMIT)
+    assert comparison is not None
+    return comparison
 
 
-class Saying(Listener):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def compared(
-    tuner: Any, found: Plan, others: list[Plan], path: Path, *, listener: Listener | None = None,
-    save: Path | None = None, **settings: Any,
-) -> list[TestResult]:  # fmt: skip
-    contest = Contest(found, tuple(others), **{"limit": 9, **settings})
-    return compare_on_test(tuner, contest, path, SPACE, listener or Listener(), save=save)
-
-
-def test_all_opponents_are_the_uniform_plans_that_fit_and_no_others() -> None:
-    limit = SPACE.memory_bytes(FOUND)
-    fitting = opponents(SPACE, limit, "all")
-    assert fitting == [p for p in SPACE.uniform_plans() if SPACE.memory_bytes(p) <= limit]
-    assert len(fitting) > 1
+def test_a_comparison_holds_what_was_tuned_alike_within_the_budget() -> None:
+    big, other = SPACE.uniform_plans()[-1], Plan((2, 2, 3, 2, 2), (4,) * 5)
+    assert SPACE.memory_bytes(big) > LIMIT > SPACE.memory_bytes(other)
+    comparison = compared(
+        record(PLAN, 4.0), record(LOW, 6.0), record(HIGH, 5.0, settings={"steps": 9}), record(big, 1.0),
+        record(other, 3.0), record(SIXTEEN, 2.0), record(UNTUNED, 9.0, steps=0),
+        record(shuffle_plan(SPACE, PLAN), 4.5),
+    )  # fmt: skip
+    assert {t.role: t.loss for t in comparison.tunings} == {
+        "plan": pytest.approx(4.0), "uniform": pytest.approx(6.0), "16-bit": pytest.approx(2.0),
+        "untuned": pytest.approx(9.0), "shuffled": pytest.approx(4.5), "other": pytest.approx(3.0),
+    }  # fmt: skip
+    assert comparison.tuned.plan == PLAN and comparison.baseline is not None and comparison.baseline.plan == LOW
+    assert [t.memory_bytes for t in comparison.tunings] == sorted(t.memory_bytes for t in comparison.tunings)
+    names = [formatting.role_name(t.role, t.plan, SPACE) for t in comparison.tunings]
+    assert "untuned, 16 bits" in names and f"16-bit LoRA, rank {SPACE.ranks[-1]}" in names
+    assert json.dumps(comparison.to_dict(), allow_nan=False)
 
 
-def test_the_best_opponent_is_the_one_that_the_search_saw_as_best() -> None:
+def test_the_settings_are_those_of_the_plans_last_record_or_as_given() -> None:
+    records = [
+        record(plan, loss, settings={"steps": steps}, finished_at=steps)
+        for plan in (PLAN, LOW) for steps, loss in ((1, 5.0), (2, 4.0))
+    ]  # fmt: skip
+    assert [t.loss for t in compared(*records).tunings] == pytest.approx([4.0, 4.0])
+    first = compare(records, SPACE, PLAN, LIMIT, {"steps": 1})
+    assert first is not None and [t.loss for t in first.tunings] == pytest.approx([5.0, 5.0])
+    assert compare(records, SPACE, HIGH, LIMIT) is None
+
+
+def test_seeds_of_a_plan_are_one_entry_with_a_standard_error() -> None:
+    tuned = compared(record(PLAN, 4.01, seed=1), record(PLAN, 4.0)).tuned
+    assert tuned.losses == pytest.approx((4.0, 4.01)) and tuned.loss == pytest.approx(4.005)
+    # Two values a hundredth apart: deviation 0.01 / sqrt(2), and its mean's error that over sqrt(2).
+    assert tuned.loss_error == pytest.approx(0.005)
+
+
+def test_the_baseline_is_the_best_uniform_plan_with_as_many_seeds_if_there_is_one() -> None:
+    two = [record(PLAN, 4.0), record(PLAN, 4.0, seed=1), record(LOW, 6.0), record(LOW, 6.0, seed=1)]
+    assert compared(*two, record(HIGH, 5.0)).baseline.plan == LOW  # type: ignore[union-attr]
+    assert compared(record(PLAN, 4.0), record(LOW, 6.0), record(HIGH, 5.0)).baseline.plan == HIGH  # type: ignore[union-attr]
+    alone = compared(record(HIGH, 5.0), record(LOW, 6.0), plan=HIGH)
+    assert alone.baseline is alone.tuned and alone.change is None
+    lost = compared(record(PLAN, 4.0), record(LOW, 0.0, failed="diverged: training loss is nan"))
+    assert lost.baseline is None and lost.metric_names == []
+
+
+def test_a_runs_tuned_plan_is_its_own_or_the_last_chosen_in_its_place() -> None:
+    other = Plan((8,) * 4 + (2,), (4,) * 5)
+    records = [record(UNTUNED, 9.0, steps=0), record(LOW, 6.0), record(other, 3.0), record(SIXTEEN, 1.0)]
+    assert tuned_plan(records, SPACE, PLAN) == other
+    assert tuned_plan([*records, record(PLAN, 4.0)], SPACE, PLAN) == PLAN
+    assert tuned_plan(records[:2], SPACE, PLAN) == LOW and tuned_plan(records[:1], SPACE, PLAN) is None
+
+
+def of_losses(*losses: float, rows: tuple[float, ...] = ()) -> TunedPlan:
+    """Losses by seed; those of rows, or a single row."""
+    return TunedPlan("plan", tuple(
+        TuningRecord(PLAN, seed, 1, 9, row_nats=tuple(x + loss - np.mean(rows) for x in rows) if rows else (loss,),
+                     row_tokens=(1,) * (len(rows) or 1))
+        for seed, loss in enumerate(losses)
+    ))  # fmt: skip
+
+
+def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:
+    change = loss_change(of_losses(1.0), of_losses(2.0))
+    assert change is not None and (change.share, change.interval, change.may_be_chance) == (-0.5, None, False)
+    change = loss_change(of_losses(1.0, 1.2), of_losses(2.0, 2.0))
+    # Standard error of the mean of two losses that differ by 0.2: 0.1, a share of 1 / 11 of their mean.
+    assert change is not None and change.interval is not None
+    assert np.log1p(change.interval) == pytest.approx(np.log(0.55) + np.array([-1, 1]) * 1.96 / 11)
+
+
+def test_rows_and_seeds_widen_the_interval_together_and_it_stays_above_minus_all() -> None:
+    rows = tuple(np.random.default_rng(4).normal(1.0, 0.8, 40))
+    alone = loss_change(of_losses(1.0, rows=rows), of_losses(1.1, rows=(1.1,) * 40))
+    both = loss_change(of_losses(0.7, 1.3, rows=rows), of_losses(1.1, 1.1, rows=(1.1,) * 40))
+    assert alone is not None and both is not None and alone.interval is not None and both.interval is not None
+    assert -1 < both.interval[0] < alone.interval[0] < alone.interval[1] < both.interval[1]
+    assert both.may_be_chance and both.is_lower
+
+
+def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> None:
+    right = (1.0,) * 16 + (0.0,) * 48
+    tuned = compared(record(PLAN, 4.0, row_scores={"accuracy": right, "f1": (0.5,) * 3}),
+                     record(PLAN, 4.0, seed=1, row_scores={"accuracy": right[::-1]})).tuned  # fmt: skip
+    assert tuned.metrics == {"accuracy": 0.25}
+    low, high = tuned.metric_interval("accuracy") or (0, 0)
+    assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy
+    assert formatting.metric_text("accuracy", 0.25, (low, high)) == "25.0 % (16 to 37)"
+    assert formatting.metric_text("choice_loss", 0.25, None) == "0.25"
+
+
+# -- baselines -------------------------------------------------------------------------------------
+def test_baselines_are_the_uniform_plans_that_fit_the_best_of_them_or_none() -> None:
     result = search(ToyEvaluator(SPACE), strategy="random", evaluations=8, memory_budget="uniform4r8")
     limit = result.memory_budgets[0]
+    fitting = [p for p in SPACE.uniform_plans() if SPACE.memory_bytes(p) <= limit]
+    assert select_baselines(SPACE, PLAN, limit, "all") == fitting and len(fitting) > 1
     best = min((c for c in result.uniform if c.memory_bytes <= limit), key=lambda c: c.loss)
-    assert opponents(SPACE, limit, "best", result) == [best.plan]
-    assert opponents(SPACE, limit, "best") == [opponents(SPACE, limit, "all")[-1]]
-    assert opponents(SPACE, limit, "none") == []
+    assert select_baselines(SPACE, PLAN, limit, "best", result) == [best.plan]
+    assert select_baselines(SPACE, PLAN, limit, "best") == fitting[-1:]
+    assert select_baselines(SPACE, PLAN, limit, "none") == []
 
 
-def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_saved(tmp_path: Path) -> None:
-    tuner = Tuner()
-    uniform = [Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)]
-    tested = compared(tuner, FOUND, uniform, tmp_path / "t.json", limit=9, seeds=(0, 1), save=tmp_path)
-    assert sorted(tuner.calls) == sorted((p.key, s) for p in (FOUND, *uniform) for s in (0, 1))
-    assert tuner.saved == [FOUND]
-    found = next(t for t in tested if t.role == "found")
-    assert found.plan == FOUND
-    assert found.losses == pytest.approx((4.0, 4.01))
-    # Two values a hundredth apart: deviation 0.01 / sqrt(2), and its mean's error that over sqrt(2).
-    assert found.loss_error == pytest.approx(0.005)
-    assert [t.memory_bytes for t in tested] == sorted(t.memory_bytes for t in tested)
-    assert read_test(json.loads((tmp_path / "t.json").read_text())) == tested
-
-
-class Untuned(Tuner):
-    """Knows the untuned model too, of which it is asked once."""
-
-    def untuned(self) -> Tuned:
-        self.calls.append(("untuned", 0))
-        return replace(result(LEFT.uniform(16, 0), 0, 9.0), memory_bytes=10**7)  # type: ignore[arg-type]
-
-
-LEFT = SPACE.unquantized
-
-
-def test_the_untuned_model_and_16_bit_lora_stand_in_the_table_and_are_no_rivals(tmp_path: Path) -> None:
-    tuner, sixteen = Untuned(), LEFT.uniform(16, SPACE.ranks[-1])
-    tested = compared(tuner, FOUND, [LOW], tmp_path / "t.json", sixteen=sixteen)
-    assert {t.role: t.loss for t in tested} == {"found": 4.0, "uniform": 6.0, "16-bit": -8.0, "untuned": 9.0}
-    named = [formatting.tested_name(t, SPACE) for t in tested]
-    assert "untuned, 16 bits" in named and f"16-bit LoRA, rank {SPACE.ranks[-1]}" in named
-    searched = search(ToyEvaluator(SPACE), strategy="random", evaluations=3)
-    found = finding(searched, tested)
-    assert found is not None and (found.rival, found.untuned_loss) == (LOW, 9.0) and found.budget < 10**7
-    calls = len(tuner.calls)
-    assert compared(tuner, FOUND, [LOW], tmp_path / "t.json") == tested and len(tuner.calls) == calls
-    assert json.dumps(json.loads((tmp_path / "t.json").read_text()), allow_nan=False)
-
-
-def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
-    uniform = [Plan((b,) * 5, (4,) * 5) for b in (2, 3, 4)]
-    options: dict[str, Any] = {"limit": 9, "save": tmp_path}
-    broken = Tuner(fail_after=2)
-    with pytest.raises(KeyboardInterrupt):
-        compared(broken, FOUND, uniform, tmp_path / "t.json", **options)
-    rest, hears = Tuner(), Saying()
-    tested = compared(rest, FOUND, uniform, tmp_path / "t.json", **options, listener=hears)
-    assert hears.lines[0] == "resumed: 2 of 4 tunings are done, 2 left"
-    assert not set(broken.calls) & set(rest.calls)
-    whole = compared(Tuner(), FOUND, uniform, tmp_path / "other.json", **options)
-    assert tested == whole
-
-
-def test_other_settings_start_the_comparison_anew(tmp_path: Path) -> None:
-    compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9, conditions={"finetune": {"steps": 5}})
-    again = Tuner()
-    compared(again, FOUND, [], tmp_path / "t.json", limit=9, conditions={"finetune": {"steps": 6}})
-    assert again.calls == [(FOUND.key, 0)]
-
-
-def test_a_plan_found_earlier_leaves_the_comparison(tmp_path: Path) -> None:
-    earlier = Plan((8,) * 4 + (2,), (4,) * 5)
-    compared(Tuner(), earlier, [], tmp_path / "t.json", limit=9)
-    tested = compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9)
-    assert [t.plan for t in tested] == [FOUND]
-
-
-def test_a_tuning_that_diverged_is_kept_as_such(tmp_path: Path) -> None:
-    class Diverging(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Tuned:
-            return Tuned(plan, 0, 5, math.nan, {"exact_match": math.nan}, SPACE.memory_bytes(plan), 1.0)
-
-    (tested,) = compared(Diverging(), FOUND, [], tmp_path / "t.json", limit=9)
-    assert tested.loss == math.inf
-    assert tested.metrics == {}
-
-
-class Failing(Tuner):
-    """Cannot tune some plans."""
-
-    def __init__(self, reasons: dict[Plan, str]):
-        super().__init__()
-        self.reasons = reasons
-
-    def tune(self, plan: Plan, **options: Any) -> Tuned:
-        done = super().tune(plan, **options)
-        if plan in self.reasons:
-            raise EvaluationFailed(self.reasons[plan])
-        return done
-
-
-LOW, HIGH = Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)
-
-
-def test_a_rival_that_cannot_be_tuned_is_recorded_with_its_reason_and_the_rest_go_on(tmp_path: Path) -> None:
-    path, options = tmp_path / "t.json", {"limit": 9}
-    failing = Failing({LOW: "diverged: training loss is nan at step 3 of 5"})
-    tested = compared(failing, FOUND, [LOW, HIGH], path, **options)
-    lost = next(t for t in tested if t.plan == LOW)
-    assert (lost.loss, lost.failed) == (math.inf, "diverged: training loss is nan at step 3 of 5")
-    assert lost.memory_bytes == SPACE.memory_bytes(LOW)
-    assert [t.plan for t in tested if not t.failed] == sorted((FOUND, HIGH), key=SPACE.memory_bytes)
-    assert metrics_of(tested) == ["exact_match"]
-    assert read_test(json.loads(path.read_text())) == tested
-
-
-def test_only_what_failed_is_tuned_again_if_the_comparison_is_asked_for_again(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"limit": 9}
-    compared(Failing({LOW: "out of memory: 3 GiB"}), FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
-    again = Tuner()
-    tested = compared(again, FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
-    assert again.calls == [(LOW.key, 0)] and not any(t.failed for t in tested)
-
-
-def test_the_plan_found_failing_ends_the_comparison_and_is_recorded(tmp_path: Path) -> None:
-    failing = Failing({FOUND: "out of memory: 3 GiB"})
-    with pytest.raises(TuningFailed, match="the plan could not be tuned with seed 0: out of memory: 3 GiB"):
-        compared(failing, FOUND, [LOW], tmp_path / "t.json", limit=9)
-    (kept,) = read_test(json.loads((tmp_path / "t.json").read_text()))
-    assert (kept.role, kept.failed) == ("found", "out of memory: 3 GiB")
-    assert failing.calls == [(FOUND.key, 0)]
-
-
-def test_what_was_measured_is_recorded_though_what_was_saved_does_not_load_back(tmp_path: Path) -> None:
-    class Forgetful(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Tuned:
-            tuned = super().tune(plan, **options)
-            if options["folder"] is not None:
-                raise ReloadFailed("logits differ by up to 0.5", tuned)
-            return tuned
-
-    options: dict[str, Any] = {"limit": 9, "save": tmp_path}
-    tested = compared(Forgetful(), FOUND, [LOW], tmp_path / "t.json", **options)
-    found = next(t for t in tested if t.role == "found")
-    assert found.loss == pytest.approx(4.0) and found.reload_error == "logits differ by up to 0.5"
-    assert [t.reload_error for t in tested if t.plan == LOW] == [""]
-    assert read_test(json.loads((tmp_path / "t.json").read_text())) == tested
-    again = Tuner()
-    assert compared(again, FOUND, [LOW], tmp_path / "t.json", **options) == tested and not again.calls
-    (tmp_path / "adapter").rmdir()
-    tested = compared(again, FOUND, [LOW], tmp_path / "t.json", **options)
-    assert again.calls == [(FOUND.key, 0)] and not any(t.reload_error for t in tested)
-
-
-def test_another_format_is_refused() -> None:
-    with pytest.raises(ValueError, match="format 'x'"):
-        read_test({"format": "x"})
-    assert read_test(None) == []
+def test_a_shuffled_plan_has_the_same_choices_on_linears_of_the_same_shape() -> None:
+    shapes = [(8, 64), (64, 8)] * 4
+    linears = [Linear(name=f"g{i}", out_features=out, in_features=into) for i, (out, into) in enumerate(shapes)]
+    space = SearchSpace(groups=[Group(name=linear.name, linears=(linear,)) for linear in linears])
+    plan = Plan((2, 8, 3, 8, 4, 8, 4, 8), (4, 8, 8, 8, 4, 8, 4, 8))
+    (shuffled,) = select_baselines(space, plan, 0, "shuffled")
+    assert shuffled != plan and space.memory_bytes(shuffled) == space.memory_bytes(plan)
+    for side in (0, 1):
+        choices = [Counter(list(zip(p.bits, p.ranks, strict=True))[side::2]) for p in (plan, shuffled)]
+        assert choices[0] == choices[1]
+    assert shuffle_plan(space, plan) == shuffled != shuffle_plan(space, plan, seed=7)
+    assert is_shuffled(space, plan, shuffled) and not is_shuffled(space, plan, plan)
+    with pytest.raises(BadInput, match="it cannot be shuffled"):
+        shuffle_plan(space, Plan((2, 8) * 4, (4, 8) * 4))

@@ -1,51 +1,44 @@
-"""Intervals of differences of test losses by paired bootstrap over rows."""
+"""Intervals of ratios by paired bootstrap over rows, of shares and of means."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from qra_search import Plan
-from qra_search.runs.comparison import LEAST_ROWS, TestResult, difference, paired_interval
+from qra_search.runs.intervals import LEAST_ROWS, log_ratio_interval, mean_interval, share_interval, standard_error
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_rows_are_many() -> None:
-    change = np.random.default_rng(1).normal(0.3, 2.0, 4000)
-    found = paired_interval(change.tolist(), [0.0] * 4000, [1] * 4000)
+def test_the_interval_of_a_ratio_is_the_delta_methods_where_rows_are_many() -> None:
+    one, two = np.random.default_rng(1).gamma(4.0, 0.5, (2, 4000))
+    found = log_ratio_interval(one.tolist(), two.tolist())
     assert found is not None
-    wide = 1.96 * change.std() / 4000**0.5
-    assert found == pytest.approx((change.mean() - wide, change.mean() + wide), abs=0.1 * wide)
+    deviation = (one / one.mean() - two / two.mean()).std() / 4000**0.5
+    middle = np.log(one.mean() / two.mean())
+    assert found == pytest.approx((middle - 1.96 * deviation, middle + 1.96 * deviation), abs=0.1 * 1.96 * deviation)
 
 
-def test_what_all_rows_share_is_no_part_of_the_difference() -> None:
-    hard = np.random.default_rng(2).uniform(0.0, 50.0, 64)
-    found = paired_interval((hard + 1.0).tolist(), hard.tolist(), [2] * 64)
-    assert found == pytest.approx((0.5, 0.5))
+def test_a_loss_that_is_a_share_of_the_other_in_every_row_is_exactly_that_share() -> None:
+    rows = np.random.default_rng(2).uniform(0.1, 50.0, 64)
+    assert log_ratio_interval((0.9 * rows).tolist(), rows.tolist()) == pytest.approx((np.log(0.9),) * 2)
 
 
 def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
-    assert paired_interval([1.0] * (LEAST_ROWS - 1), [2.0] * (LEAST_ROWS - 1), [1] * (LEAST_ROWS - 1)) is None
-    rows = np.random.default_rng(3).normal(size=(2, 20)).tolist()
-    assert paired_interval(rows[0], rows[1], [3] * 20) == paired_interval(rows[0], rows[1], [3] * 20)
+    few = [1.0] * (LEAST_ROWS - 1)
+    assert log_ratio_interval(few, few) is None and mean_interval(few) is None
+    rows = np.random.default_rng(3).uniform(1, 2, (2, 20)).tolist()
+    assert log_ratio_interval(*rows) == log_ratio_interval(*rows)
 
 
-def on_test_rows(*losses: float, rows: tuple[float, ...] = (), failed: str = "") -> TestResult:
-    return TestResult("found", Plan((2,), (4,)), 9, losses, failed=failed, row_nats=rows, row_tokens=(1,) * len(rows))
+@pytest.mark.parametrize(("right", "rows"), [(0, 20), (1, 64), (32, 64), (60, 64), (64, 64)])
+def test_the_interval_of_a_share_is_wilsons(right: int, rows: int) -> None:
+    theirs = binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert share_interval(right / rows, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+    assert mean_interval([1.0] * right + [0.0] * (rows - right)) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
-def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:
-    assert difference(on_test_rows(1.0), on_test_rows(2.0)) is None
-    low, high = difference(on_test_rows(1.0, 1.2), on_test_rows(2.0, 2.0)) or (0.0, 0.0)
-    # Standard error of the mean of two losses that differ by 0.2: 0.1.
-    assert (low, high) == pytest.approx((-0.9 - 0.196, -0.9 + 0.196))
-    assert difference(on_test_rows(1.0, failed="out of memory: 1"), on_test_rows(2.0)) is None
-
-
-def test_rows_and_seeds_widen_the_interval_together() -> None:
-    rows = tuple(np.random.default_rng(4).normal(1.0, 1.0, 40))
-    flat = (2.0,) * 40
-    mean = float(np.mean(rows))
-    alone = difference(on_test_rows(mean, rows=rows), on_test_rows(2.0, rows=flat))
-    both = difference(on_test_rows(mean - 0.3, mean + 0.3, rows=rows), on_test_rows(2.0, 2.0, rows=flat))
-    assert alone is not None and both is not None
-    assert both[0] < alone[0] and both[1] > alone[1]
+def test_a_mean_of_other_scores_has_the_normal_interval() -> None:
+    scores = np.random.default_rng(5).normal(10, 3, 50)
+    error = scores.std(ddof=1) / 50**0.5
+    assert standard_error(scores.tolist()) == pytest.approx(error)
+    assert mean_interval(scores.tolist()) == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error))

@@ -9,7 +9,7 @@ import pytest
 from qra_search import Plan, search
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.report.finding import finding, headline, said
+from qra_search.report.finding import find_result, headline
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.groups import Group, Linear
 from qra_search.space.space import SearchSpace
@@ -30,8 +30,8 @@ def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
     (comparison,) = result.comparisons
     assert comparison.uniform is not None and comparison.uniform.loss == 0.0
     assert math.isnan(comparison.gain) and not comparison.beats_uniform
-    found = finding(result)
-    assert found is not None and math.isnan(found.gain) and "No plan found" in headline(found)
+    found = find_result(result)
+    assert found is not None and found.change is None and "No plan found" in headline(result)
 
 
 class Accuracy(ToyEvaluator):
@@ -43,16 +43,16 @@ class Accuracy(ToyEvaluator):
 
 def test_a_negative_loss_that_is_lower_is_a_gain():
     result = search(Accuracy(toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8")
-    (comparison,), found = result.comparisons, finding(result)
-    assert comparison.beats_uniform and comparison.uniform is not None and found is not None
-    assert comparison.gain == found.gain == pytest.approx(1 - comparison.uniform.loss / comparison.best.loss, rel=0.2)
-    assert comparison.gain > 0
+    (comparison,), found = result.comparisons, find_result(result)
+    assert comparison.beats_uniform and comparison.uniform is not None and found is not None and found.is_better
+    assert comparison.gain == pytest.approx(1 - comparison.uniform.loss / comparison.best.loss, rel=0.2)
+    assert found.change is not None and found.change.share == -comparison.gain < 0
 
 
 def test_a_search_without_a_budget_says_what_it_found():
     for evaluations in (2, 4):
         result = search(ToyEvaluator(toy_space()), evaluations=evaluations)
-        assert result.candidates and "No plan has been evaluated" not in said(result)
+        assert result.candidates and "No plan has been evaluated" not in headline(result)
 
 
 def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import qra_search
 from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.errors import RunFailed
+from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.checks import StudyFailed
@@ -40,7 +40,7 @@ def run(config: Any, folder: Path, *, resume: bool = False, **options: Any) -> S
 def contents(folder: Path) -> dict[str, str]:
     """The files of a run that hold no times."""
     return {
-        name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json", "result.json")
+        name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json")
     }
 
 
@@ -202,13 +202,10 @@ def test_one_tracker_may_be_given_by_its_name(tmp_path: Path) -> None:
 def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
     run(SETTINGS, tmp_path / "a")
     folder = RunFolder(tmp_path / "a")
-    plan = json.loads(folder.plan_file.read_text())
-    entry = {
-        "role": "found", "plan": {k: [g[n] for g in plan["groups"]] for k, n in (("bits", "bits"), ("ranks", "rank"))},
-        "seed": 0, "steps": 3, "test_loss": 1.5, "metrics": {}, "memory_bytes": plan["memory_bytes"], "seconds": 1.0,
-    }  # fmt: skip
-    folder.adapter.mkdir()
-    folder.test_file.write_text(json.dumps({"format": "qra-test/1", "tuned": [entry]}))
+    plan = folder.plan()
+    record = TuningRecord(plan, 0, 3, folder.result().space.memory_bytes(plan), 1.0, (1.5,), (1,))
+    folder.tuning(record.id).path.mkdir(parents=True)
+    folder.tuning(record.id).write(record)
     run(SETTINGS, tmp_path / "a", resume=True)
     assert "On test data" in folder.report_file.read_text()
 
@@ -253,5 +250,5 @@ def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureF
 def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
     known = make_config({})
     check_tunable(known, make_config({}, {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}))
-    with pytest.raises(BadInput, match=r"evaluation\.steps counts in a search alone: .* finetune\.steps says"):
+    with pytest.raises(BadInput, match=r"evaluation\.steps is of a search's short tunings: .* finetune\.steps"):
         check_tunable(known, make_config({}, {"evaluation.steps": 8}))

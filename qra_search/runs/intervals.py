@@ -1,0 +1,73 @@
+"""95% intervals: of a share of rows, and of one loss as a share of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Interval = tuple[float, float]
+TWO_SIDED = 1.96
+"""Standard errors on either side that hold 95%."""
+LEVEL = 0.95
+RESAMPLES = 2000
+LEAST_ROWS = 8
+"""Fewer rows say nothing about others of their kind."""
+
+
+def log_ratio_interval(nats: Sequence[float], other_nats: Sequence[float]) -> Interval | None:
+    """Interval of the logarithm of the ratio of two losses, by paired bootstrap over rows (Efron 1979).
+
+    The same each time.
+
+    Args:
+        nats, other_nats: summed losses (N,) of the same rows; those of the same labels, so that tokens cancel.
+
+    Returns:
+        None with fewer than `LEAST_ROWS` rows, or a loss that is not positive.
+    """
+    one, two = np.asarray(nats, dtype=float), np.asarray(other_nats, dtype=float)
+    if len(one) < LEAST_ROWS or len(one) != len(two) or min(one.sum(), two.sum()) <= 0:
+        return None
+    rng = np.random.default_rng(0)
+    ratios = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        rows = rng.integers(len(one), size=len(one))
+        ratios[i] = one[rows].sum() / two[rows].sum()
+    low, high = np.quantile(ratios, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return math.log(low), math.log(high)
+
+
+def share_interval(share: float, rows: int) -> Interval:
+    """Interval of a share of independent rows (Wilson 1927), which holds near 0 and 1 as well.
+
+    >>> tuple(round(x, 3) for x in share_interval(0.5, 64))
+    (0.381, 0.619)
+    >>> tuple(round(x, 3) for x in share_interval(0.0, 20))
+    (0.0, 0.161)
+    """
+    z = TWO_SIDED
+    width = 1 + z * z / rows
+    middle = (share + z * z / (2 * rows)) / width
+    half = z / width * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mean_interval(scores: Sequence[float]) -> Interval | None:
+    """Interval of a mean over independent rows, within 0 and 1 if all scores are; None with fewer than `LEAST_ROWS`.
+
+    Scores between 0 and 1 vary at most as much as a share of rows with the same mean.
+    """
+    if len(scores) < LEAST_ROWS:
+        return None
+    mean = float(np.mean(scores))
+    if min(scores) >= 0 and max(scores) <= 1:
+        return share_interval(mean, len(scores))
+    half = TWO_SIDED * float(np.std(scores, ddof=1)) / math.sqrt(len(scores))
+    return mean - half, mean + half
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of a mean; nan for a single value."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -1,0 +1,129 @@
+"""A search or full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qra_search.config import RunConfig
+from qra_search.errors import BadInput, bad_input, one_line
+from qra_search.log.trial import Trial
+from qra_search.plugins import UnknownName, unknown_message
+from qra_search.report.progress import BestSoFar
+from qra_search.space.memory import format_bytes
+from qra_search.study.study import Callback, Study
+
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Names of accelerate's trackers. Each is also the name of the package that the tracker needs."""
+PROJECT = "qra"
+"""The project or experiment that runs are put in; of trackers that write files, their folder in the run's."""
+Log = Callable[[Mapping[str, float], int], None]
+"""Called with figures by name, and a step."""
+
+
+class SearchTracker(Callback):
+    """Sends figures after every evaluation; of a resumed study also those of its earlier trials."""
+
+    def __init__(self, log: Log):
+        self.log, self.best = log, BestSoFar()
+
+    def started(self, study: Study) -> None:
+        self.best = BestSoFar.of(study, trials=())
+        for trial in study.log.trials:
+            if trial.status != "running":
+                self.finished(study, trial)
+
+    def finished(self, study: Study, trial: Trial) -> None:
+        self.best.add(trial)
+        self.log(trial_figures(trial, self.best), self.best.count)
+
+
+@contextmanager
+def open_trackers(names: Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
+    """Begin a run in each tool, with the settings of a config; yields what sends figures to all of them.
+
+    A tool that fails after its start gets nothing more, with a warning: the run goes on.
+
+    Raises:
+        BadInput: no such tracker, its package is not installed, or it cannot begin.
+    """
+    with bad_input():
+        trackers = {name: _begin(name, check_tracker(name), folder, config) for name in names}
+
+    def attempt(name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
+            del trackers[name]
+            warnings.warn(f"{name} gets no more, the run goes on: {one_line(repr(error), 300)}", stacklevel=2)
+
+    def log(figures: Mapping[str, float], step: int) -> None:
+        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        for name, tracker in list(trackers.items()):
+            attempt(name, lambda tracker=tracker: tracker.log(finite, step=step))  # type: ignore[misc]
+
+    try:
+        yield log
+    finally:
+        for name, tracker in list(trackers.items()):
+            attempt(name, tracker.finish)
+
+
+def check_tracker(name: str) -> Any:
+    """accelerate's class for a tool.
+
+    Raises:
+        UnknownName: no such tool.
+        ImportError: its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UnknownName(unknown_message("tracker", name, LOGGER_TYPE_TO_CLASS))
+    if name in TRACKERS and importlib.util.find_spec(name) is None:
+        raise ImportError(f"tracker {name!r} needs the package {name}: pip install {name}")
+    return LOGGER_TYPE_TO_CLASS[name]
+
+
+def _begin(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
+    from accelerate.state import PartialState
+
+    try:
+        PartialState()  # accelerate's loggers refuse to work without it
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = kind(PROJECT, str(folder)) if kind.requires_logging_directory else kind(PROJECT)
+        tracker.start()
+        tracker.store_init_configuration({"run": folder.name, **flatten(config.model_dump(mode="json"))})
+        return tracker
+    except Exception as error:  # each tool has exceptions of its own
+        reason = one_line(repr(error), 200)
+        raise BadInput(f"tracker {name!r} cannot begin ({reason}): leave it out, or configure it") from error
+
+
+def trial_figures(trial: Trial, best: BestSoFar) -> dict[str, float]:
+    """The figures after a trial: its own, and the lowest mean loss within each budget so far, `best/SIZE`."""
+    figures = {"trial": float(trial.id), "spent": best.spent, "failed": float(best.failed), "fidelity": trial.fidelity}
+    if (done := trial.evaluation) is not None:
+        figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
+        if trial.proposal.predicted_loss is not None:
+            figures["predicted_loss"] = trial.proposal.predicted_loss
+    for budget in best.budgets:
+        if (found := best.best(budget)) is not None:
+            figures[f"best/{format_bytes(budget).replace(' ', '')}"] = found[1]
+    return figures
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
+    """Nested mappings by dotted name; what is no number or text becomes one."""
+    flat: dict[str, int | float | str] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (int, float, str)) else str(value)
+    return flat
