@@ -29,7 +29,7 @@ def run_cell(
     """Run one search and look at it at every checkpoint and at its end; returns a row of plain data.
 
     A look takes the log as it stood when at most so much was spent, asks the strategy what it believes then, and
-    takes what it would hand over (`SearchResult.best`) at its noise-free loss.
+    takes its best plan (`SearchResult.best`) at its noise-free loss.
 
     Args:
         reference_cache: folder where reference optima are kept between processes.
@@ -73,7 +73,7 @@ def checkpoints(evaluations: float) -> list[float]:
 
 
 def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
-    """The budgets and the midpoints between them: the grid at which plans are handed over."""
+    """The budgets and the midpoints between them: the grid at which best plans are compared."""
     middles = [(a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False)]
     return tuple(sorted([*budgets, *middles]))
 
@@ -85,7 +85,7 @@ def best_uniform(evaluator: Oracle, budget: int) -> float:
 
 
 def smallest_plan(space: Any) -> Plan:
-    """The plan of fewest bytes: what is left to hand over if nothing that was evaluated fits."""
+    """The plan of fewest bytes: taken if nothing that was evaluated fits."""
     steps = Steps(space)
     return space.decode(np.where(steps.allowed, steps.sizes, np.iinfo(np.int64).max).argmin(-1))
 
@@ -113,9 +113,9 @@ class Timed(Strategy):
 def _look(
     point: float, state: StudyState, strategy: Strategy, evaluator: Oracle, grid: tuple[int, ...]
 ) -> dict[str, Any]:
-    """What would be handed over at each budget of the grid when at most `point` evaluations were spent."""
+    """The best plan at each budget of the grid when at most `point` evaluations were spent."""
     then = truncate(state, point)
-    # What the strategy itself would hand over: not what the sensitivities say beside it.
+    # The strategy's own best plan, not the allocated one.
     result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
     handed, believed = [], []
     for budget in grid:

@@ -141,7 +141,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cell(task: Task, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
-    """The row of one cell; an exception becomes its `error`, and the benchmark goes on."""
+    """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
     key = {"task": task.name, "strategy": strategy_label(strategy), "seed": seed, "evaluations": evaluations}
     try:
         row = run_cell(task, strategy, seed, evaluations, reference_cache=references)

@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
 
 def best_known(rows: Sequence[Row]) -> Best:
-    """The reference, or what any strategy handed over at any time where that is better."""
+    """The reference, or the best plan of any strategy at any time if that is better."""
     best: Best = {}
     for row in rows:
         if "error" not in row:

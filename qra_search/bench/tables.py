@@ -28,7 +28,7 @@ HEADING = """# Search strategies side by side
 {rows} cells, commit {commits}; {versions}.
 
 Share of the possible gain over the best uniform plan that is left, summed over three budgets: 0 is the best plan known,
-1 the best uniform plan, above 1 loses to it. The plan is the one that the strategy would hand over, at its noise-free
+1 the best uniform plan, above 1 loses to it. The plan is the strategy's best one, at its noise-free
 loss. Medians with bootstrap 95% intervals over seeds. A strategy with a failed cell is shown as failed, and loses
 its pairs there; a search that ended early keeps its last value."""
 LEAST, MOST = 0.003, 10.0

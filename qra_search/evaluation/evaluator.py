@@ -86,7 +86,7 @@ class Evaluator(ABC):
         """Evaluate one plan of the space.
 
         Raises:
-            EvaluationFailed: it cannot be evaluated (out of memory, not finite); the search goes on.
+            EvaluationFailed: it cannot be evaluated (out of memory, not finite); the search continues.
         """
 
     def sensitivities(self) -> Sensitivities | None:
@@ -112,11 +112,11 @@ class Evaluator(ABC):
         return {}
 
     def sensitivities_charge(self) -> float | None:
-        """Full evaluations that measuring the sensitivities is charged as, said in a moment; None if not known."""
+        """Full evaluations that measuring the sensitivities is charged as, without measuring it; None if unknown."""
         return None
 
     def evaluation_seconds(self) -> float:
-        """Seconds of a full evaluation, roughly, said in a moment; nan if not known."""
+        """Seconds of a full evaluation, roughly, without running one; nan if unknown."""
         return math.nan
 
     def row_counts(self) -> Mapping[str, RowCount]:
@@ -197,7 +197,7 @@ class Evaluator(ABC):
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:
-    """The evaluation itself, or EvaluationFailed where its loss or its bytes cannot be true."""
+    """The evaluation itself, or EvaluationFailed if its loss or its bytes cannot be true."""
     if not isinstance(evaluation, Evaluation):
         raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
     if not math.isfinite(evaluation.loss):

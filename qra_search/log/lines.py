@@ -110,7 +110,7 @@ class Contents:
         header: entries by name; the last value of each.
         trials: by number; one is missing if its proposal was lost.
         damage: (number of the line, what is wrong) of every line that was left out.
-        writer: what the last writer said of itself.
+        writer: the last writer's process, host and command.
         next: number of the next trial.
         end: bytes up to the end of the last whole line, or of the last whole batch; what follows was being written
             when its process died.

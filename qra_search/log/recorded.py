@@ -84,6 +84,6 @@ def _check_trials(log: TrialLog, space: SearchSpace) -> None:
             raise LogDamaged(f"{log.path}: trial {trial.id} is no plan of the log's space ({short(error)})") from None
         if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
             raise LogDamaged(
-                f"{log.path}: trial {trial.id} is said to take {trial.evaluation.memory_bytes} bytes, "
+                f"{log.path}: trial {trial.id} is recorded with {trial.evaluation.memory_bytes} bytes, "
                 f"the log's space counts {size}"
             )

@@ -22,7 +22,7 @@ class Proposal:
 
     Attributes:
         origin: why it was proposed (`uniform`, `sweep`, `confirm`, ...), for the record.
-        predicted_loss, predicted_std: what the strategy expected, where it has a model.
+        predicted_loss, predicted_std: what the strategy expected, if it has a model.
     """
 
     plan: Plan

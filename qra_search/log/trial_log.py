@@ -275,7 +275,7 @@ def describe_writer(writer: Mapping[str, Any]) -> str:
 
 @cache
 def this_process(pid: int) -> dict[str, Any]:
-    """What a writer says of itself; `pid` is its own, by which a forked child is told from its parent."""
+    """This process as a log names its writer; by `pid` a forked child differs from its parent."""
     return {
         "pid": pid,
         "host": socket.gethostname(),

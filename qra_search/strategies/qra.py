@@ -8,10 +8,10 @@ dozen evaluations say much about it. Each proposal:
    they came out as predicted.
 2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
    Add the neighbours of each budget's incumbent, one change or a swap away.
-3. *Worth.* Add up over budgets the expected fall of the best mean among evaluated plans: what would be handed over. The
+3. *Worth.* Add up over budgets the expected fall of the best posterior mean among evaluated plans. The
    candidate of greatest worth is proposed.
 
-The plan handed over is the one of lowest posterior mean: a lucky draw is seen through. Above `MOST_GROUPS` groups the
+The best plan is the one of lowest posterior mean, so that no lucky draw sets it. Above `MOST_GROUPS` groups the
 proposals are those of `additive`.
 """
 
@@ -51,7 +51,7 @@ SPANS = (0.4, 1.0)
 MOVES = 40
 """Single changes of each incumbent among the candidates, and twice as many swaps."""
 KEEP = 12
-"""Evaluated plans of each budget that compete for being handed over."""
+"""Evaluated plans of each budget that may become its best plan."""
 ATTEMPTS = 50
 
 
@@ -175,7 +175,7 @@ class Candidates:
     """What a proposal is chosen from.
 
     Attributes:
-        known: (K,), rows of the fit that may be handed over.
+        known: (K,), rows of the fit that may be the best plan.
         believed: (K,), posterior means of their losses.
         new: int (M, 2, G), plans not yet evaluated.
     """

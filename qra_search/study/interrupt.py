@@ -1,4 +1,4 @@
-"""The first Ctrl-C is a wish, which is met at the next good moment; the second is an order."""
+"""The first Ctrl-C stops at the next good moment; the second stops at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
     """While it lasts the first Ctrl-C calls `first`, and any further one raises KeyboardInterrupt as ever.
 
-    Outside the main thread, which alone hears of Ctrl-C, nothing is changed.
+    Outside the main thread, which alone receives Ctrl-C, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What hears how a run goes: lines of text, steps of long work, and the events of its study."""
+"""The listener of a run: called with lines of text, steps of long work, and the events of its study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qra_search.study.study import Callback
 
 
 class Listener(Callback):
-    """Hears what a run does. Every method does nothing by default; a terminal's view is one."""
+    """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
 
     def __enter__(self) -> Any:
         return self
@@ -18,14 +18,14 @@ class Listener(Callback):
         return None
 
     def say(self, text: str) -> None:
-        """A line for whoever watches."""
+        """Show a line of text."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` steps of a stage, such as `("quantize", 12, 210)`."""
 
 
 class ProgressListener(Listener):
-    """Hands the steps of long work on to a function."""
+    """Passes the steps of long work to a function."""
 
     def __init__(self, progress: Callable[[str, int, int], None]):
         self._progress = progress

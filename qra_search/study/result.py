@@ -1,20 +1,19 @@
-"""What a search found: the front, the plan to hand over under a budget, and how it stands against uniform."""
+"""The result of a search: the front, the best plan within a budget, and its comparison with uniform plans."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from qra_search.allocate.measured import Measured
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, solve
-from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
@@ -26,8 +25,6 @@ from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.study.candidates import Comparison, EvaluatedPlan, predict_better
 
-RowsOf = Literal["candidates", "trials"]
-Row = dict[str, Any]
 SHOWN_BY = "qra_search.report.tables"
 """Stands above this module, and is imported when a result is first shown."""
 __all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
@@ -86,7 +83,7 @@ class SearchResult:
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
-        """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
+        """The best plan: lowest posterior mean of the loss within the budget; None if nothing that fits was
         evaluated. The allocated plan, if it was not evaluated, takes its place where it is predicted to be better by
         more than may be chance.
 
@@ -134,7 +131,7 @@ class SearchResult:
         return self.allocations[limit]
 
     def chosen(self, budget_bytes: int | None = None) -> Plan | None:
-        """The plan to hand over within a budget (default: the largest): the best evaluated one, or, if nothing that
+        """The plan chosen within a budget (default: the largest): the best evaluated one, or, if nothing that
         fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did."""
         best = self.best(budget_bytes)
         if best is not None:
@@ -149,41 +146,12 @@ class SearchResult:
 
     @property
     def _failed(self) -> set[Plan]:
-        """Plans that could not be evaluated: none of them is handed over."""
+        """Plans that could not be evaluated: none of them is chosen."""
         return {trial.plan for trial in self.failures()}
 
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
-
-    def rows(self, of: RowsOf = "candidates") -> list[Row]:
-        """One row for each plan that was fully evaluated (cheapest first), or for each trial (oldest first).
-
-        Sizes are in bytes, times in seconds since 1970 or in seconds, losses in the evaluator's unit; what is not
-        known is None. `bits` and `ranks` are lists in the order of the space's groups.
-
-        Raises:
-            BadInput: `of` is neither.
-        """
-        if of == "candidates":
-            return candidate_rows(self.space, self.candidates, self.front)
-        if of == "trials":
-            return [trial_row(t) for t in self.trials]
-        raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
-
-    def to_pandas(self, of: RowsOf = "candidates") -> Any:
-        """`rows` as a `pandas.DataFrame`, the metrics of trials in columns of their own, `metrics.NAME`.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            hint = "a pandas frame needs pandas: pip install pandas, or take .rows()"
-            raise ImportError(hint, name="pandas") from None
-        # A None in place of the metrics would be a column of its own.
-        return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in self.rows(of)])
 
     def __rich__(self) -> Any:
         return import_module(SHOWN_BY).result_rich(self)
@@ -248,47 +216,3 @@ def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
 def finite(value: float) -> float | None:
     """A figure as JSON has it: a tuning that failed has none."""
     return value if math.isfinite(value) else None
-
-
-def candidate_rows(
-    space: SearchSpace, candidates: Iterable[EvaluatedPlan], front: Iterable[EvaluatedPlan]
-) -> list[Row]:
-    """A row for each candidate, which says whether it is on the front."""
-    on_front = {c.plan for c in front}
-    return [
-        {
-            "loss": c.loss,
-            "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
-            "memory_bytes": c.memory_bytes,
-            "on_front": c.plan in on_front,
-            "uniform": space.uniform_choice(c.plan) is not None,
-            "mean_bits": space.mean_bits(c.plan),
-            "mean_rank": space.mean_rank(c.plan),
-            "observed": c.observed,
-            "evaluations": c.evaluations,
-            **c.plan.to_dict(),
-        }
-        for c in candidates
-    ]
-
-
-def trial_row(trial: Trial) -> Row:
-    """A trial; one that is running or failed has None for all that an evaluation says."""
-    proposal, evaluation = trial.proposal, trial.evaluation
-    return {
-        "id": trial.id,
-        "status": trial.status,
-        **trial.plan.to_dict(),
-        "fidelity": trial.fidelity,
-        "seed": trial.seed,
-        "origin": proposal.origin,
-        "predicted_loss": proposal.predicted_loss,
-        "predicted_std": proposal.predicted_std,
-        "reason": trial.reason,
-        "proposed_at": trial.proposed_at,
-        "finished_at": trial.finished_at,
-        "loss": evaluation.loss if evaluation else None,
-        "memory_bytes": evaluation.memory_bytes if evaluation else None,
-        "metrics": dict(evaluation.metrics) if evaluation else None,
-        "seconds": evaluation.seconds if evaluation else None,
-    }

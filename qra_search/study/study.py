@@ -31,7 +31,7 @@ FIRST_FAILURES = 5
 
 
 class Callback:
-    """Hears what happens in a study. Every method does nothing by default."""
+    """Called with the events of a study. Every method does nothing by default."""
 
     def started(self, study: Study) -> None: ...
 
@@ -123,7 +123,7 @@ class Study:
         return Sensitivities.from_dict(data) if data else self._given_sensitivities
 
     def run(self) -> SearchResult:
-        """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
+        """Search until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
 
         However it ends, the log is free for another process, and names what was in flight as running.
         """
@@ -154,7 +154,7 @@ class Study:
     def ask(self) -> Proposal | None:
         """The next plan to evaluate, for those who evaluate by themselves; None once nothing is left to ask.
 
-        It is in the log as running until `tell`. What was asked and not told before the log was closed comes first.
+        It is in the log as running until `tell`. Proposals without a result from before the log was closed come first.
         """
         self._measure_sensitivities()
         waiting = [trial for trial in self.log.running if trial.id not in self._asked]
@@ -173,11 +173,11 @@ class Study:
         An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
 
         Raises:
-            BadInput: the proposal was not asked for, or was told before.
+            BadInput: the proposal is unknown or finished.
         """
         trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
         if trial is None:
-            raise BadInput("this proposal is not open: tell each one that study.ask() gave, once")
+            raise BadInput("unknown or finished proposal: call tell() exactly once for each proposal from ask()")
         try:
             if isinstance(evaluation, EvaluationFailed):
                 raise evaluation
@@ -189,7 +189,7 @@ class Study:
         return done
 
     def close(self) -> None:
-        """Let another process use the log; what was asked and not told is asked again by the next."""
+        """Let another process use the log; open proposals are asked again there."""
         self._asked.clear()
         self.log.release()
 
@@ -221,11 +221,11 @@ class Study:
     def _record(self, trial: Trial, future: Future[Evaluation]) -> None:
         error = future.exception()
         if isinstance(error, WorkerUnusable):
-            raise StudyFailed(f"{error}; trial {trial.id} is run again when the search goes on") from error
+            raise StudyFailed(f"{error}; trial {trial.id} is run again when the search is resumed") from error
         if error is None:
             try:
                 evaluation = plain(check_evaluation(future.result(), self.space, trial.plan))
-            except Exception as bad:  # whatever an evaluator returns, its trial fails and the search goes on
+            except Exception as bad:  # whatever an evaluator returns, its trial fails and the search continues
                 error = bad
         if error is None:
             trial = self.log.finish(trial.id, evaluation)

@@ -68,7 +68,7 @@ class TableBasis:
 
     Attributes:
         shape: (G, B, R).
-        live: bool (G, B), where a bit-width does damage at all (16 bits do none).
+        live: bool (G, B), whether a level does damage at all (16 bits do none).
         log_damage: (G, B); `deviation` (G, B) is its distance from the mean over groups.
         h: (R,), log(1 + rank / median rank), centred: damage falls as exp(-k h).
         gain: (G, R), prior fall of the loss by rank, half of it the mean over groups.

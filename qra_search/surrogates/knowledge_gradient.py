@@ -1,4 +1,4 @@
-"""What an evaluation is worth before it is made: the expected fall of the loss handed over."""
+"""What an evaluation is worth before it is made: the expected fall of the best plan's loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=T
 def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: np.ndarray) -> np.ndarray:
     """(M,), expected fall of the least mean among the known plans and the new one that is evaluated.
 
-    The knowledge gradient (Frazier, Powell and Dayanik 2009) of what a search would hand over. While no known plan
+    The knowledge gradient (Frazier, Powell and Dayanik 2009) of the best plan. While no known plan
     fits, the least mean is taken to be that of the worst plan.
 
     Args:

@@ -27,7 +27,7 @@ FEWEST_REPLICATES = 3
 LEAST_NOISE = 1e-4
 """Of the table, as a share of its spread: with none its covariance would be singular."""
 MOST_SEEDS = 16
-"""Seeds told apart by what they add; a log from elsewhere may have one for every trial."""
+"""Seeds whose shifts are estimated; a log from elsewhere may have one for every trial."""
 
 
 def posterior_table(state: StudyState) -> np.ndarray:

@@ -17,15 +17,15 @@ from qra_search.strategies.baselines.belief import Belief
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, check_population, mate, mutate, select_survivors
 from qra_search.strategies.baselines.papers import (
     EPSILON,
-    Importance,
     atomic_edits,
     check_share,
     coverage_encoding,
     evolve,
+    measure_importance,
     refine,
     repair_by_importance,
 )
-from qra_search.strategies.baselines.proposing import budgets_in_turn, one_by_one
+from qra_search.strategies.baselines.proposing import budgets_in_turn, propose_one_by_one
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
 
 POPULATION = 12
@@ -33,7 +33,7 @@ PROMOTED_SHARE = 1 / 3
 """Of a generation, promoted to full fidelity."""
 EVOLUTION_SHARE = 0.5
 SCREENED = 16
-"""Offspring that the performance model chooses one from, where there is no lower fidelity to screen them with."""
+"""Offspring that the performance model chooses one from, if there is no lower fidelity to screen them with."""
 FEWEST_PAIRS, LEAST_AGREEMENT = 6, 0.5
 """Rank correlation of cheap and full losses, over so many plans seen at both, below which screening ends."""
 GAMMA = 1.5
@@ -48,7 +48,7 @@ EVOLVED, PROMOTED, REFINED = "evolved", "promoted", "trust region"
 
 
 class AutoQRAStrategy(Strategy):
-    """The two stages of the paper AutoQRA, each told from the log.
+    """The two stages of the paper AutoQRA, each derived from the log.
 
     1. Evolution from a warm start by importances: parents by rank and crowding, layer-atomic crossover,
        importance-guided or budget-coupled mutation, deterministic repair. Offspring are evaluated at the lowest
@@ -71,10 +71,14 @@ class AutoQRAStrategy(Strategy):
         self.population, self.evolution = check_population(population), evolution
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        return one_by_one(state, n, self._next)
+        return propose_one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, steps, rng = Importance.of(state.space, state.sensitivities), Steps(state.space), state.rng()
+        importance, steps, rng = (
+            measure_importance(state.space, state.sensitivities),
+            Steps(state.space),
+            state.rng(),
+        )
         proposal = None
         if state.spent < self.evolution * state.evaluations and screening_helps(state):
             scores = Scores(state, importance)
@@ -86,7 +90,7 @@ class AutoQRAStrategy(Strategy):
 
         return proposal or refine(state, importance, region, lambda budget: f"{REFINED} {budget}")
 
-    def _evolve(self, state: StudyState, importance: Importance, scores: Scores) -> Proposal | None:
+    def _evolve(self, state: StudyState, importance: np.ndarray, scores: Scores) -> Proposal | None:
         steps, litter = Steps(state.space), SCREENED if state.fidelities[0] >= 1.0 else 1
 
         def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -130,7 +134,7 @@ class Scores:
     mean gap between the two.
     """
 
-    def __init__(self, state: StudyState, importance: Importance):
+    def __init__(self, state: StudyState, importance: np.ndarray):
         self.state = state
         self._encode = coverage_encoding(state.space, importance)
         self._table = additive_table(state.space, state.sensitivities)
@@ -183,7 +187,7 @@ def mutate_by_importance(
     steps: Steps,
     code: np.ndarray,
     budget: int,
-    importance: Importance,
+    importance: np.ndarray,
     rng: np.random.Generator,
     coupled: float = COUPLED,
 ) -> np.ndarray:
@@ -194,12 +198,12 @@ def mutate_by_importance(
     """
     up, down = steps.up(code), steps.down(code)
     raising = rng.random() < coupled and (up != code).any()
-    preference = np.maximum(importance.variables, EPSILON) ** GAMMA
+    preference = np.maximum(importance, EPSILON) ** GAMMA
     chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()
     if not chance.any():
         return code.copy()
     at = int(rng.choice(code.size, p=chance / chance.sum()))
-    upward = raising or rng.random() < importance.variables.flat[at]
+    upward = raising or rng.random() < importance.flat[at]
     first, other = (up, down) if upward else (down, up)
     mutated = code.copy()
     mutated.flat[at] = first.flat[at] if first.flat[at] != code.flat[at] else other.flat[at]

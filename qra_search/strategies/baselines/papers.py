@@ -6,7 +6,6 @@ Equation numbers are those of AutoQRA (arXiv 2602.22268), which took them over f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from pymoo.core.population import Population
@@ -42,7 +41,7 @@ def check_share(name: str, share: float) -> None:
 
 def evolve(
     state: StudyState,
-    importance: Importance,
+    importance: np.ndarray,
     population: int,
     parents_of: Callable[[list[Trial], int], Population | None],
     breed: Callable[[Population, int, np.random.Generator], tuple[np.ndarray, str]],
@@ -68,7 +67,7 @@ def evolve(
 
 
 def refine(
-    state: StudyState, importance: Importance, neighbourhood: Neighbourhood, origin: Callable[[int], str]
+    state: StudyState, importance: np.ndarray, neighbourhood: Neighbourhood, origin: Callable[[int], str]
 ) -> Proposal | None:
     """The plan near the front with the largest expected improvement, at full fidelity; a warm start if there is none.
 
@@ -84,7 +83,7 @@ def refine(
     return next(iter(starts), None)
 
 
-def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
+def matern_belief(state: StudyState, importance: np.ndarray) -> Belief | None:
     """A Matern-5/2 GP over ordinal places and coverage, of every plan once, pending ones fantasized.
 
     A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
@@ -149,29 +148,19 @@ def atomic_edits(steps: Steps, code: np.ndarray) -> np.ndarray:
     return np.concatenate([steps.neighbours(code), np.array(both, dtype=code.dtype).reshape(-1, *code.shape)])
 
 
-@dataclass(frozen=True)
-class Importance:
-    """Importance of the bits and the rank of every group, each (G,), within [0, 1] and 1 for the most important."""
+def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
+    """float (2, G), within [0, 1]: the importance of the bits and the rank of every group, 1 for the most important.
 
-    bits: np.ndarray
-    ranks: np.ndarray
-
-    @classmethod
-    def of(cls, space: SearchSpace, sensitivities: Sensitivities | None) -> Importance:
-        """Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all alike where it is 0."""
-        sensitivities = sensitivities or flat_sensitivities(space)
-        rows = np.arange(len(space))
-        damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
-        gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
-        return cls(_share_of_largest(damage), _share_of_largest(gain))
-
-    @property
-    def variables(self) -> np.ndarray:
-        """float (2, G): the importance of every variable."""
-        return np.stack([self.bits, self.ranks])
+    Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all equal if that is 0.
+    """
+    sensitivities = sensitivities or flat_sensitivities(space)
+    rows = np.arange(len(space))
+    damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
+    gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
+    return np.stack([_share_of_largest(damage), _share_of_largest(gain)])
 
 
-def warm_start(steps: Steps, importance: Importance, budget: int) -> np.ndarray:
+def warm_start(steps: Steps, importance: np.ndarray, budget: int) -> np.ndarray:
     """int (2, G): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
 
     A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
@@ -181,10 +170,10 @@ def warm_start(steps: Steps, importance: Importance, budget: int) -> np.ndarray:
     least, most = np.nanmin(values, -1), np.nanmax(values, -1)
 
     def at(scale: float) -> np.ndarray:
-        wanted = least + np.minimum(1.0, scale * importance.variables) * (most - least)
+        wanted = least + np.minimum(1.0, scale * importance) * (most - least)
         return np.nanargmin(np.abs(values - wanted[..., None]), -1)
 
-    low, high = 0.0, 1.0 / max(float(importance.variables[importance.variables > 0].min(initial=1.0)), EPSILON)
+    low, high = 0.0, 1.0 / max(float(importance[importance > 0].min(initial=1.0)), EPSILON)
     if memory.bytes(at(high)) <= budget:
         return at(high)
     for _ in range(BISECTIONS):
@@ -194,7 +183,7 @@ def warm_start(steps: Steps, importance: Importance, budget: int) -> np.ndarray:
 
 
 def jittered_start(
-    steps: Steps, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
+    steps: Steps, importance: np.ndarray, budget: int, rng: np.random.Generator, rate: float = JITTER
 ) -> np.ndarray:
     """int (2, G): a warm start of which each variable took, with chance `rate`, one step; within the budget."""
     code = warm_start(steps, importance, budget)
@@ -202,7 +191,7 @@ def jittered_start(
 
 
 def repair_by_importance(
-    steps: Steps, code: np.ndarray, budget: int, importance: Importance, keep: int | None = None
+    steps: Steps, code: np.ndarray, budget: int, importance: np.ndarray, keep: int | None = None
 ) -> np.ndarray:
     """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
 
@@ -219,7 +208,7 @@ def repair_by_importance(
     while total > budget:
         down = steps.down(code)
         saved = entries(steps.sizes, code) - entries(steps.sizes, down)
-        price = np.where(saved > 0, (importance.variables + EPSILON) / np.maximum(saved, 1), np.inf)
+        price = np.where(saved > 0, (importance + EPSILON) / np.maximum(saved, 1), np.inf)
         if keep is not None and np.isfinite(np.delete(price, keep)).any():
             price.flat[keep] = np.inf
         if not np.isfinite(price).any():
@@ -231,14 +220,14 @@ def repair_by_importance(
     return code
 
 
-def coverage_encoding(space: SearchSpace, importance: Importance) -> Callable[[np.ndarray], np.ndarray]:
+def coverage_encoding(space: SearchSpace, importance: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Ordinal places of all variables, and how well bits and ranks cover what is important (eq. 9).
 
     Returns:
         A function of codes (M, 2, G) to inputs (M, 2 G + 2), each within [0, 1].
     """
     values = ordinal_choices(space)
-    weights = importance.variables / importance.variables.sum(1, keepdims=True)
+    weights = importance / importance.sum(1, keepdims=True)
 
     def encode(codes: np.ndarray) -> np.ndarray:
         places = entries(values, codes)

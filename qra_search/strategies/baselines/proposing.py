@@ -26,7 +26,7 @@ def budgets_in_turn(state: StudyState, offset: int = 0) -> list[int]:
     return list(state.budgets[start:] + state.budgets[:start])
 
 
-def one_by_one(state: StudyState, n: int, ask: Callable[[StudyState], Proposal | None]) -> list[Proposal]:
+def propose_one_by_one(state: StudyState, n: int, ask: Callable[[StudyState], Proposal | None]) -> list[Proposal]:
     """At most `n` proposals, each asked for as if the earlier ones were running trials already."""
     proposals: list[Proposal] = []
     while len(proposals) < n and (proposal := ask(state)) is not None:

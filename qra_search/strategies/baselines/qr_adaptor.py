@@ -13,8 +13,15 @@ from qra_search.space.steps import Steps
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.belief import Belief
 from qra_search.strategies.baselines.nsga2 import breed_child, check_population, select_survivors
-from qra_search.strategies.baselines.papers import Importance, atomic_edits, check_share, evolve, refine, tried_in_full
-from qra_search.strategies.baselines.proposing import one_by_one
+from qra_search.strategies.baselines.papers import (
+    atomic_edits,
+    check_share,
+    evolve,
+    measure_importance,
+    refine,
+    tried_in_full,
+)
+from qra_search.strategies.baselines.proposing import propose_one_by_one
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
@@ -22,7 +29,7 @@ OFFSPRING, PROMOTED, REFINED = "offspring", "promoted", "refined"
 
 
 class QRAdaptorStrategy(Strategy):
-    """The three phases of the paper QR-Adaptor, each told from the log.
+    """The three phases of the paper QR-Adaptor, each derived from the log.
 
     I. `population` plans whose bits and ranks rise with the sensitivities, jittered.
     II. NSGA-II with layer-atomic crossover and adjacent mutation, until a share of the evaluations is spent.
@@ -43,10 +50,10 @@ class QRAdaptorStrategy(Strategy):
         self.population, self.evolution = check_population(population), evolution
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        return one_by_one(state, n, self._next)
+        return propose_one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, steps = Importance.of(state.space, state.sensitivities), Steps(state.space)
+        importance, steps = measure_importance(state.space, state.sensitivities), Steps(state.space)
 
         def parents(before: list[Trial], generation: int) -> Population | None:
             losses = mean_losses([t for t in before if t.done])

@@ -76,7 +76,7 @@ def test_an_empty_log_has_no_space() -> None:
 @pytest.mark.parametrize(
     ("plan", "size", "says"),
     [
-        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 is said to take 1 bytes, the log's space counts"),
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 is recorded with 1 bytes, the log's space counts"),
         (Plan((2, 3, 3), (5, 5, 5)), 1, r"trial 6 is no plan of the log's space .*group 'layers.0': bits 2"),
         (Plan((3, 3), (5, 5)), 1, "trial 6 is no plan of the log's space"),
     ],

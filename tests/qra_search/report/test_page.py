@@ -155,7 +155,7 @@ def test_the_trace_never_shows_a_plan_over_the_budget_and_ends_at_the_best_mean(
     assert trace.points[-1][0] == pytest.approx(data.result.spent)
 
 
-def test_several_runs_are_compared_and_then_shown_one_by_one(run: RunFolder, tmp_path: Path) -> None:
+def test_several_runs_are_compared_and_then_shown_propose_one_by_one(run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", memory=("uniform2r4", "uniform4r8"))
     text = write_page([run, other], tmp_path / "compare.html").read_text()
     parsed = Page(text)

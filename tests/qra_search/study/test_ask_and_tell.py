@@ -71,5 +71,5 @@ def test_what_was_not_asked_or_was_told_before_is_refused() -> None:
     proposal = study.ask()
     assert proposal is not None
     study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))
-    with pytest.raises(BadInput, match="this proposal is not open"):
+    with pytest.raises(BadInput, match="unknown or finished proposal"):
         study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))

@@ -26,7 +26,7 @@ def problem(seed: int, groups: int = 12, ranks: int = 2, tables: int = 5):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
-def test_many_tables_are_solved_as_well_as_one_by_one(seed):
+def test_many_tables_are_solved_as_well_as_propose_one_by_one(seed):
     cost, size, budget = problem(seed)
     codes = solve_many(cost, size, budget)
     g = np.arange(len(size))

@@ -23,7 +23,7 @@ from qra_search.strategies.baselines.autoqra import (
     trust_radius,
     trust_region,
 )
-from qra_search.strategies.baselines.papers import WARM_START, Importance
+from qra_search.strategies.baselines.papers import WARM_START, measure_importance
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
@@ -86,7 +86,7 @@ def test_the_promoted_plan_is_the_one_with_the_lowest_predicted_loss_that_fits()
 
 def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
     state = screened_state(pairs=3)
-    scores = Scores(state, Importance.of(state.space, state.sensitivities))
+    scores = Scores(state, measure_importance(state.space, state.sensitivities))
     low = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}
     gap = np.mean([scores.full[k] - low[k] for k in scores.full])
     rows = state.space.encode_many(scores.cheap)
@@ -95,7 +95,7 @@ def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
 
 def test_the_model_learns_the_full_loss_from_the_pairs():
     state = screened_state(pairs=MIN_PAIRS + 6)
-    scores = Scores(state, Importance.of(state.space, state.sensitivities))
+    scores = Scores(state, measure_importance(state.space, state.sensitivities))
     quiet = ToyEvaluator(state.space, noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in scores.cheap])
     predicted = scores.predict(state.space.encode_many(scores.cheap))
@@ -123,7 +123,7 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated(rough):
     assert origins.count(WARM_START) == 6 and origins.count(EVOLVED) > 3 and PROMOTED not in origins
     evaluator = ToyEvaluator(toy_space(6))
     state = logged_state(evaluator, 30)
-    scores = Scores(state, Importance.of(state.space, state.sensitivities))
+    scores = Scores(state, measure_importance(state.space, state.sensitivities))
     rng = np.random.default_rng(0)
     rows = np.array([Steps(state.space).random(rng) for _ in range(8)])
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])

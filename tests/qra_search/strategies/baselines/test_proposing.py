@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qra_search.log.trial import Proposal
-from qra_search.strategies.baselines.proposing import budget_in_turn, fresh_plans, one_by_one
+from qra_search.strategies.baselines.proposing import budget_in_turn, fresh_plans, propose_one_by_one
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, scenario, toy_space
 
 
@@ -40,7 +40,7 @@ def test_one_by_one_shows_each_ask_the_earlier_proposals_as_running():
         asked.append(current)
         return None if len(asked) == 3 else Proposal(current.trials[0].plan, seed=100 + len(asked))
 
-    proposals = one_by_one(state, 5, ask)
+    proposals = propose_one_by_one(state, 5, ask)
     assert [p.seed for p in proposals] == [101, 102]
     assert [len(s.pending) for s in asked] == [0, 1, 2]
     assert asked[2].trials[-1].proposal == proposals[1]

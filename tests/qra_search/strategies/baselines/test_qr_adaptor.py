@@ -12,10 +12,10 @@ from qra_search import search
 from qra_search.space.steps import Steps
 from qra_search.strategies.baselines.papers import (
     WARM_START,
-    Importance,
     atomic_edits,
     best_improvement,
     matern_belief,
+    measure_importance,
     warm_start,
 )
 from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
@@ -46,7 +46,7 @@ def test_the_first_plan_is_the_sensitivity_informed_one():
     budgets = budgets_of(evaluator.space, 0.4)
     state = logged_state(evaluator, 0, budgets=budgets)
     proposal = QRAdaptorStrategy().propose(state, 1)[0]
-    expected = warm_start(Steps(state.space), Importance.of(state.space, state.sensitivities), budgets[0])
+    expected = warm_start(Steps(state.space), measure_importance(state.space, state.sensitivities), budgets[0])
     assert proposal.plan == state.space.decode(expected)
 
 
@@ -84,7 +84,7 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
     low = [replace(t, proposal=replace(t.proposal, fidelity=0.25)) for t in state.trials]
     low = [replace(t, evaluation=evaluator.evaluate(t.plan, fidelity=0.25)) for t in low]
     both = [replace(t, id=8 + i) for i, t in enumerate(state.trials[:5])]
-    belief = matern_belief(replace(state, trials=(*low, *both)), Importance.of(state.space, state.sensitivities))
+    belief = matern_belief(replace(state, trials=(*low, *both)), measure_importance(state.space, state.sensitivities))
     assert len(belief.codes) == 8
     gap = np.mean([state.trials[i].loss - low[i].loss for i in range(5)])
     shifted = [low[i].loss + gap for i in range(5, 8)]
@@ -102,7 +102,7 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
 def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edits():
     evaluator = ToyEvaluator(toy_space(4))
     state = logged_state(evaluator, 21, budgets=budgets_of(evaluator.space, 0.5))
-    belief = matern_belief(state, Importance.of(state.space, state.sensitivities))
+    belief = matern_belief(state, measure_importance(state.space, state.sensitivities))
     assert belief.gp.kernel == "matern52" and belief.gp.slope == 0.0
     code, budget = best_improvement(state, belief, set(state.seen), front_edits)
     assert budget == state.memory_budgets[0]
