@@ -60,7 +60,7 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         "row_losses": write_numbers(losses, 4),
         "row_tokens": write_numbers(tokens, 4),
         "text_loss": round(general, 5),
-        **score_answers(evaluator, model, settings["max_length"]),
+        **score_answers(evaluator, model, settings),
     }
 
 
@@ -100,15 +100,18 @@ def measure_text_loss(evaluator: QuantizedLoRAEvaluator, model: Any, data: str, 
     return sum(losses) / sum(tokens)
 
 
-def score_answers(evaluator: QuantizedLoRAEvaluator, model: Any, max_length: int) -> dict[str, Any]:
-    """Whether the greedy answer to each test question is right, as a text of 0 and 1; F1 of answers that are JSON."""
+def score_answers(evaluator: QuantizedLoRAEvaluator, model: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Whether the greedy answer to each test question is right, as a text of 0 and 1; F1 of answers that are JSON.
+
+    The setting `answer_rows` asks for the first so many questions only.
+    """
     task, tokenizer = evaluator.task, evaluator.tuner.tokenizer
-    examples = task.split("test")
-    room = max_length + task.answer_tokens(examples, tokenizer)
+    examples = task.split("test")[: settings.get("answer_rows")]
+    room = settings["max_length"] + task.answer_tokens(examples, tokenizer)
     found = task.score_rows(model, tokenizer, examples, batch_size=ANSWERS_TOGETHER, max_length=room)
     right, f1 = list(map(int, found["exact_match"])), found.get("f1")
-    scores = {"right": round(sum(right) / len(right), 5), "row_right": "".join(map(str, right))}
-    if f1 is not None:
+    scores = {"right": round(sum(right) / max(1, len(right)), 5), "row_right": "".join(map(str, right))}
+    if f1:
         scores |= {"f1": round(sum(f1) / len(f1), 5), "row_f1": write_numbers(f1, 3)}
     return scores
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks.common import MIB, PeakWatch, append, commit, cpu_name, read
 from benchmarks.study.finetune_rows import measure_row
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--task", default="banking77")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--only", default="", help="rows whose name this regular expression matches")
+    parser.add_argument("--row", type=yaml.safe_load, help="another row, such as '{kind: plan, budget: 62MiB}'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
     parser.add_argument("--threads", type=int, default=1)
@@ -57,6 +59,7 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed")
     settings, rows = read_settings(options.set)
+    rows = rows if options.row is None else [Row(**options.row)]
     for seed in options.seeds:
         for row in rows:
             if re.search(options.only, row.name):
@@ -77,11 +80,10 @@ def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -
         line = pool.submit(measure_apart, options, row, seed, settings, folder).result()
     append(options.out, {**key, **line, "commit": commit(), "cpu": cpu_name(), "threads": options.threads})
     shutil.rmtree(folder, ignore_errors=True)
-    right = line["row_right"].count("1")
+    size, right, asked = line["memory_bytes"] / MIB, line["row_right"].count("1"), len(line["row_right"])
     print(
-        f"  {line['memory_bytes'] / MIB:.1f} MiB, loss {line['test_loss']:.4f}, "
-        f"{right} of {len(line['row_right'])} right, {line['seconds']:.0f} s", flush=True,
-    )  # fmt: skip
+        f"  {size:.1f} MiB, loss {line['test_loss']:.4f}, {right} of {asked} right, {line['seconds']:.0f} s", flush=True
+    )
 
 
 def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
