@@ -40,9 +40,9 @@ def test_a_shuffled_plan_has_the_same_choices_within_each_shape_and_so_the_same_
 def test_the_first_layers_get_the_next_wider_bits_as_far_as_the_budget_goes():
     made = space()
     whole = made.memory_bytes(made.uniform(2, 2))
-    assert widen_first_layers(made, whole) == made.uniform(2, 2)
-    assert widen_first_layers(made, whole + 2 * 8 * 64 // 8) == Plan((3, 3, 2, 2, 2), (2,) * 5)
-    assert widen_first_layers(made, whole - 1).bits == (2, 2, 2, 2, 1)
+    assert widen_first_layers(made, whole, 2) == made.uniform(2, 2)
+    assert widen_first_layers(made, whole + 2 * 8 * 64 // 8, 2) == Plan((3, 3, 2, 2, 2), (2,) * 5)
+    assert widen_first_layers(made, whole - 1, 2).bits == (2, 2, 2, 2, 1)
 
 
 def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):

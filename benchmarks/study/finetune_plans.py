@@ -26,7 +26,7 @@ def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
         return uniform_plan(space, UNQUANTIZED_BITS if row.kind == "lora" else row.bits, row.rank or 0)
     budget = resolve_budget(space, row.budget)
     if row.kind == "first-wider":
-        plan = widen_first_layers(space, budget)
+        plan = widen_first_layers(space, budget, row.rank or 0)
     else:
         plan = solve(space, evaluator.sensitivities(), budget).plan
     if plan is None:
@@ -55,9 +55,8 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int) -> Plan:
     return Plan(tuple(plan.bits[i] for i in source), tuple(plan.ranks[i] for i in source))
 
 
-def widen_first_layers(space: SearchSpace, budget: int) -> Plan | None:
+def widen_first_layers(space: SearchSpace, budget: int, rank: int) -> Plan | None:
     """The widest uniform plan within a budget, with the next wider bits in as many of the first groups as fit."""
-    (rank,) = space.ranks
     uniform = [plan for bits in space.bits if (plan := space.uniform(bits, rank)) is not None]
     best = None
     for narrow, wide in pairwise(uniform):

@@ -32,7 +32,7 @@ class Row:
     """
 
     kind: str
-    bits: int | str | None = None
+    bits: float | str | None = None
     rank: int | None = None
     budget: str | None = None
     shuffle: int | None = None
