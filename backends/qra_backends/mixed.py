@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, Expected, Level
+from qra_backends.base import Backend, Level
 from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend, read_width
-from qra_backends.storage import StorageFormat
 
 _ROUNDED: Spec = {"name": "reference", "ranges": "mse"}
 DEFAULT_CHOICE: dict[float, Spec] = {
@@ -37,6 +36,25 @@ class _Part:
     backend: Backend
     level: Level
     words: str
+
+
+def _of_level(method: str) -> Any:
+    """A method that asks the backend of a level about that backend's own level."""
+
+    def ask(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
+        part = self._part(bits)
+        return getattr(part.backend, method)(part.level, *args, **named)
+
+    return ask
+
+
+def _of_module(method: str) -> Any:
+    """A method that asks the backend that made a module."""
+
+    def ask(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
+        return getattr(self._part_of(module), method)(module, *args)
+
+    return ask
 
 
 class MixedBackend(Backend):
@@ -89,9 +107,10 @@ class MixedBackend(Backend):
         reasons = {part.backend.name: part.backend.unavailable() for part in self._parts.values()}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
-    def width(self, bits: Level) -> float:
-        part = self._part(bits)
-        return part.backend.width(part.level)
+    # What is chosen for one level does not touch another: all is as the part's backend has it.
+    storage, width, expected = _of_level("storage"), _of_level("width"), _of_level("expected")
+    calibrates, identity, trainable_numbers = map(_of_level, ("calibrates", "identity", "trainable_numbers"))
+    dequantize, rows, to_tensors, trainable = map(_of_module, ("dequantize", "rows", "to_tensors", "trainable"))
 
     def describe(self, bits: Level) -> str:
         return self._part(bits).words
@@ -102,10 +121,6 @@ class MixedBackend(Backend):
             return reason
         part = self._parts[bits]
         return part.backend.supports(part.level, out_features, in_features)
-
-    def storage(self, bits: Level) -> StorageFormat:
-        part = self._part(bits)
-        return part.backend.storage(part.level)
 
     def part(self, bits: Level) -> Backend:
         """The backend chosen for a level.
@@ -137,40 +152,9 @@ class MixedBackend(Backend):
             for backend, own in self._by_backend(levels)
         )
 
-    def calibrates(self, bits: Level) -> bool:
-        part = self._part(bits)
-        return part.backend.calibrates(part.level)
-
-    def identity(self, bits: Level) -> dict[str, Any]:
-        """That of the part: what is chosen for one level does not touch the tensors of another."""
-        part = self._part(bits)
-        return part.backend.identity(part.level)
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return self._part_of(module).dequantize(module)
-
-    def expected(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected | None:
-        part = self._part(bits)
-        return part.backend.expected(part.level, out_features, in_features, dtype)
-
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return self._part_of(module).rows(module, at)
-
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return self._part_of(module).to_tensors(module)
-
     def from_tensors(self, tensors: dict[str, Tensor], *, bits: Level, **form: Any) -> nn.Module:
         part = self._part(bits)
         return _marked(part.backend.from_tensors(tensors, bits=part.level, **form), bits)
-
-    def trainable(self, module: nn.Module) -> Groups | None:
-        return self._part_of(module).trainable(module)
-
-    def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
-        part = self._part(bits)
-        return part.backend.trainable_numbers(part.level, out_features, in_features)
 
     def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
         return _marked(self._part_of(module).retrained(module, groups), getattr(module, _BITS))

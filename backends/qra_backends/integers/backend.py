@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected
+from qra_backends.calibration import check_damping
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, laid_out, words_of
 from qra_backends.modules import Groups
@@ -40,7 +41,8 @@ class CompressedTensorsBackend(ErrorFeedback):
         if group_size not in GROUP_SIZES:
             raise ValueError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}")
         self.group_size, self.symmetric = group_size, bool(symmetric)
-        self.calibrate_with(damping)
+        check_damping(damping)
+        self.damping = damping
         self.options = {"group_size": group_size, "symmetric": self.symmetric, "damping": damping}
 
     def is_symmetric(self, bits: int) -> bool:

@@ -4,19 +4,17 @@ Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-tra
 
 Memory to quantize (out, in) at L levels together, in float32 arrays: two of (in, in) while the Hessian is factorized;
 then one, the factor, with 1 + 1.5 L (1.5 L if the weight is float32) of a block of rows, which is the whole weight up
-to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian lives.
+to 4608 / L rows.
 """
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
@@ -46,7 +44,7 @@ class Fitted(NamedTuple):
 class ErrorFeedback(TensorBackend):
     """The base of backends that fit groups first, then choose codes by feedback.
 
-    A subclass gives `fit`, `packed` and `size_of`, and calls `calibrate_with`.
+    A subclass gives `fit`, `packed`, `size_of` and `damping`.
     """
 
     calibrated = True
@@ -68,11 +66,6 @@ class ErrorFeedback(TensorBackend):
     def laid_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a weight from its blocks', joined."""
         return tensors
-
-    def calibrate_with(self, damping: float) -> None:
-        """Raises ValueError if the damping cannot be."""
-        check_damping(damping)
-        self.damping, self._last = damping, _Last()
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
@@ -96,7 +89,7 @@ class ErrorFeedback(TensorBackend):
     ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)
-        factor = self._factor(hessian)
+        factor = factorize(hessian, self.damping)
         importance = hessian.diagonal().to(torch.float32)
         blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
@@ -105,27 +98,6 @@ class ErrorFeedback(TensorBackend):
             for bits, codes in feed_back(rows, grids, self.size_of(rows.shape[1]), factor).items():
                 blocks[bits].append(self.packed(bits, codes, grids[bits]))
         return {bits: self.laid_out(bits, joined(parts)) for bits, parts in blocks.items()}
-
-    def _factor(self, hessian: Tensor) -> Factor:
-        if hessian.is_inference():  # keeps no version, so a change in place would go unseen
-            return factorize(hessian, self.damping)
-        kept = self._last.factors
-        version, factor = kept.get(hessian, (None, None))
-        if factor is None or version != hessian._version:
-            kept.clear()
-            factor = factorize(hessian, self.damping)
-            kept[hessian] = (hessian._version, factor)
-        return factor
-
-
-class _Last(threading.local):
-    """The factor of a thread's last Hessian, for the next linear that reads the same; goes when the Hessian goes."""
-
-    def __init__(self) -> None:
-        self.factors = WeakTensorKeyDictionary()
-
-    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
-        return _Last, ()  # a copy of a model, whose tables know their backend, starts with none
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
@@ -145,7 +117,8 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
 
     def __init__(self, *, group_size: int = 64, damping: float = 0.1):
         super().__init__(group_size=group_size, ranges="mse")
-        self.calibrate_with(damping)
+        check_damping(damping)
+        self.damping = damping
         self.options = {"group_size": group_size, "damping": damping}
 
     def level_name(self, bits: int) -> str:
