@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from qra_backends import DequantizedLinear, TensorBackend
+from qra_backends import Backend, DequantizedLinear
 
 LEVELS = 2**6 - 1
 
@@ -22,7 +22,7 @@ class Int6Linear(DequantizedLinear):
         return (codes * scale + offset).to(dtype or self.dtype)
 
 
-class Int6Backend(TensorBackend):
+class Int6Backend(Backend):
     """Rows rounded to the nearest of 64 evenly spaced levels."""
 
     name = "int6"

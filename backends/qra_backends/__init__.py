@@ -5,7 +5,7 @@ from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
 from qra_backends.registry import backend_names, make_backend
 from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes, live_tensors
-from qra_backends.tensors import TensorBackend, check_tensors, copy_bias
+from qra_backends.tensors import check_tensors, copy_bias
 
 __all__ = [
     "Backend",
@@ -13,7 +13,6 @@ __all__ = [
     "Groups",
     "SecondMoment",
     "StorageFormat",
-    "TensorBackend",
     "backend_names",
     "bits_per_weight",
     "check_tensors",

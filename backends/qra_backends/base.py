@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from qra_backends.modules import Groups
 from qra_backends.storage import StorageFormat
+from qra_backends.tensors import Expected, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 Level = Any
 """Name of a way to store a weight, int or str: its bits if the backend has one way for so many, else a text such as
 `Q4_K`. (`Any`, so that a backend whose levels are all numbers may say `int`.)"""
@@ -24,6 +25,8 @@ Level = Any
 
 class Backend(ABC):
     """Quantizes the weights of linear layers, at one of several levels.
+
+    A subclass gives `expected`, `module`, `to_tensors`, `layer`, and `encode`, or `encode_levels`.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
     here says why in `unavailable()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
@@ -54,13 +57,41 @@ class Backend(ABC):
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     options: dict[str, Any]
 
+    @property
     @abstractmethod
+    def layer(self) -> type[nn.Module]:
+        """Of the modules that it makes; it has `dequantize(dtype)`."""
+
+    @abstractmethod
+    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
+        """A layer of these tensors, which were checked; they are used, not copied, and never written to.
+
+        Args:
+            form: out_features, in_features, dtype, and bias, a parameter of the layer's own or None.
+        """
+
+    @abstractmethod
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
+        """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up.
+
+        Args:
+            dtype: that the module computes in; all dtypes take the same bytes.
+        """
+
+    @abstractmethod
+    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
+
     def storage(self, bits: Level) -> StorageFormat:
         """Exact bytes of a weight at `bits`: every tensor that the quantized module holds, its bias left out.
 
         Raises:
             ValueError: this backend does not store `bits`.
         """
+        self.check_bits(bits)
+        return _Summed(self, bits)
 
     def quantize(
         self,
@@ -152,19 +183,14 @@ class Backend(ABC):
     def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
         """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
 
-        To be given by a backend that does not define `quantize` itself.
+        To be given by a backend that does not define `encode_levels`.
         """
-        raise NotImplementedError(f"backend {self.name} defines neither `encode` nor `quantize`")
+        raise NotImplementedError(f"backend {self.name} defines neither `encode` nor `encode_levels`")
 
-    @abstractmethod
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
-
-    def expected(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected | None:
-        """Shape and dtype of each tensor of `to_tensors`, by name; None if they are not known beforehand."""
-        return None
+        weight: Tensor = self.own(module).dequantize()
+        return weight
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings.
@@ -173,11 +199,6 @@ class Backend(ABC):
         """
         return self.dequantize(module)[at]
 
-    @abstractmethod
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
-
-    @abstractmethod
     def from_tensors(
         self,
         tensors: dict[str, Tensor],
@@ -196,6 +217,22 @@ class Backend(ABC):
         Raises:
             ValueError: the tensors are not those of this backend at `bits` for this shape.
         """
+        self.check_shape(bits, out_features, in_features)
+        owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
+        check_tensors(tensors, self.expected(bits, out_features, in_features, dtype), owner)
+        frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
+        form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
+        return self.module(tensors, bits, **form)
+
+    def own(self, module: nn.Module) -> Any:
+        """The module itself.
+
+        Raises:
+            ValueError: it is not of this backend.
+        """
+        if not isinstance(module, self.layer):
+            raise ValueError(f"expected a layer made by the backend {self.name}, got {type(module).__name__}")
+        return module
 
     def trainable(self, module: nn.Module) -> Groups | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
@@ -308,6 +345,18 @@ class Backend(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """The bytes of the tensors that a backend expects."""
+
+    backend: Backend
+    bits: Level
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        tensors = self.backend.expected(self.bits, out_features, in_features).values()
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
 
 def installed_version(library: str) -> str | None:

@@ -69,6 +69,7 @@ class MixedBackend(Backend):
     """
 
     name: ClassVar[str] = "mixed"
+    layer = nn.Module
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[float | str, Spec | Sequence[Spec]] | None = None):
@@ -152,9 +153,9 @@ class MixedBackend(Backend):
             for backend, own in self._by_backend(levels)
         )
 
-    def from_tensors(self, tensors: dict[str, Tensor], *, bits: Level, **form: Any) -> nn.Module:
+    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         part = self._part(bits)
-        return _marked(part.backend.from_tensors(tensors, bits=part.level, **form), bits)
+        return _marked(part.backend.module(tensors, part.level, **form), bits)
 
     def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
         return _marked(self._part_of(module).retrained(module, groups), getattr(module, _BITS))

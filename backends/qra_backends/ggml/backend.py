@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected
+from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, half, with_scales
@@ -18,13 +18,13 @@ from qra_backends.ggml.types import TYPES
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import ceil_div
-from qra_backends.tensors import TensorBackend
+from qra_backends.tensors import Expected
 
 DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
 """Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
 
 
-class GGUFBackend(TensorBackend):
+class GGUFBackend(Backend):
     """Levels are GGML types, stored as a GGUF file holds them and decoded to llama.cpp's numbers, bit for bit.
 
     Scales are llama.cpp's, fitted with the Hessian's diagonal as importance matrix; codes are chosen by error feedback,

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected
 from qra_backends.calibration import check_damping
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, laid_out, words_of
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.storage import ceil_div, largest_group
+from qra_backends.tensors import Expected
 
 GROUP_SIZES = (32, 64, 128)
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, missing_library
+from qra_backends.base import Backend, missing_library
 from qra_backends.storage import ceil_div, largest_group
-from qra_backends.tensors import TensorBackend
+from qra_backends.tensors import Expected
 
 # At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -25,7 +25,7 @@ _FOUR_BIT_COPIES, _INT8_COPIES = 2.42, 2.25
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 
 
-class BitsAndBytesBackend(TensorBackend):
+class BitsAndBytesBackend(Backend):
     """4 bits by blocks of a row with a float32 scale each (or doubly quantized scales); 8 bits with one a row.
 
     The layers are `bitsandbytes.nn.Linear4bit` and `Linear8bitLt`, as PEFT and exports look for them, but they act on
@@ -98,9 +98,9 @@ class BitsAndBytesBackend(TensorBackend):
 
     @property
     def layer(self) -> Any:
-        from qra_backends.libraries.bitsandbytes_layers import SteadyLayer
+        from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
 
-        return SteadyLayer
+        return SteadyLinear4bit | WeightOnlyLinear8bit
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         return self.own(module).rows(at)

@@ -17,23 +17,7 @@ NUMBERS_AT_ONCE = 1 << 20
 none, and is called once."""
 
 
-class SteadyLayer:
-    """What both layers have beyond the library's."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those that the layer was made of, by name."""
-        raise NotImplementedError
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out, in) in `dtype` (default: the layer's own)."""
-        raise NotImplementedError
-
-    def rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
-        return self.dequantize()[at]
-
-
-class SteadyLinear4bit(Linear4bit, SteadyLayer):
+class SteadyLinear4bit(Linear4bit):
     """A Linear4bit that never repacks itself.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight in place at the first forward in eval mode without
@@ -59,11 +43,17 @@ class SteadyLinear4bit(Linear4bit, SteadyLayer):
         self.register_parameter("bias", bias)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Those that the layer was made of, by name."""
         return state_tensors(self.weight.data, self.weight.quant_state)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) in `dtype` (default: the layer's own)."""
         weight = dequantize_4bit(self.weight.data, self.weight.quant_state)
         return weight if dtype is None else weight.to(dtype)
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,)."""
+        return self.dequantize()[at]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -71,7 +61,7 @@ class SteadyLinear4bit(Linear4bit, SteadyLayer):
         self.quant_state = self.weight.quant_state
 
 
-class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
+class WeightOnlyLinear8bit(Linear8bitLt):
     """y = x Wᵀ + bias with W[o, i] = code[o, i] · row_scale[o] / 127, in train and in eval mode.
 
     The library's own layer does this only in train mode on a CPU. In eval mode, and on a GPU, it also rounds the
@@ -98,6 +88,7 @@ class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
         return self.scale_bits.view(torch.float32)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Those that the layer was made of, by name."""
         return {"weight": self.weight.data, "SCB": self.row_scale}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,6 +104,7 @@ class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
         return weight
 
     def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         return self.weight.data[at].to(self.compute_dtype).mul_(self.row_scale[at, None] / 127)
 
     def __getstate__(self) -> dict[str, Any]:

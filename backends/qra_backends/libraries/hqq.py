@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, missing_library
+from qra_backends.base import Backend, missing_library
 from qra_backends.storage import ceil_div, largest_group
-from qra_backends.tensors import TensorBackend
+from qra_backends.tensors import Expected
 
 if TYPE_CHECKING:
     from qra_backends.libraries.hqq_linear import HQQLinear
@@ -28,7 +28,7 @@ _PACKING, _SOLVING = {2: 2.69, 3: 6.98, 4: 2.69, 8: 1.25}, 37
 """Bytes on a GPU, as counted: of a weight while its codes are packed; of each of the rows that are solved at once."""
 
 
-class HQQBackend(TensorBackend):
+class HQQBackend(Backend):
     """Codes with a scale and a zero point of 16 bits each for every group of a row, by minimizing a p-norm, p < 1.
 
     At 3 bits the library stores ten codes in 32 bits. Where `group_size` does not divide the row, the largest of its

@@ -12,16 +12,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected
+from qra_backends.base import Backend
 from qra_backends.modules import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
 from qra_backends.storage import ceil_div
-from qra_backends.tensors import TensorBackend
+from qra_backends.tensors import Expected
 
 
-class ReferenceBackend(TensorBackend):
+class ReferenceBackend(Backend):
     """Codes of 2 to 6 or 8 bits without a gap, and 16 bits each of scale and offset for every group of a row.
 
     Takes any shape: the last group of a row may be shorter.

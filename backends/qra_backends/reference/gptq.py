@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
@@ -23,7 +24,6 @@ from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
 from qra_backends.storage import ceil_div
-from qra_backends.tensors import TensorBackend
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
@@ -41,7 +41,7 @@ class Fitted(NamedTuple):
     zero: Tensor | None = None
 
 
-class ErrorFeedback(TensorBackend):
+class ErrorFeedback(Backend):
     """The base of backends that fit groups first, then choose codes by feedback.
 
     A subclass gives `fit`, `packed`, `size_of` and `damping`.

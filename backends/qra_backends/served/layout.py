@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, Expected, Level
+from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
+from qra_backends.tensors import Expected
 
 METHOD = "qra"
 SEPARATOR = "::"
@@ -63,16 +64,10 @@ class Layout:
 
         Args:
             dtype: that the model computes in.
-
-        Raises:
-            ValueError: the backend does not tell.
         """
         if name not in self.levels:
             return {"weight": ((out_features, in_features), dtype)}
-        found = self.backend.expected(self.levels[name], out_features, in_features, dtype)
-        if found is None:
-            raise ValueError(f"{name}: backend {self.backend.name} does not tell its tensors beforehand")
-        return found
+        return self.backend.expected(self.levels[name], out_features, in_features, dtype)
 
 
 class Shards:

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, Level
+from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.kernels import choice
 from qra_backends.modules import Groups
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.gptq import factorize
-from qra_backends.tensors import TensorBackend
+from qra_backends.tensors import Expected
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
 from qra_backends.trellis.rotation import block_of
@@ -32,7 +32,7 @@ MOST_BLOCK = 1024
 _BLOCKS = 12 << 20  # bytes of a block of rows, and of the ways back of a column: see `viterbi.PIECE`
 
 
-class TrellisBackend(TensorBackend):
+class TrellisBackend(Backend):
     """Streams of 1 to 5 bits a weight, L - K bits more a column, and a 16-bit scale a row. Takes any shape.
 
     Without calibration data, say so with `hessian=torch.eye(in_features)`.
