@@ -133,9 +133,7 @@ def _peak_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory"
 
 
-def _cost_rows(
-    estimate: Mapping[str, Any], config: RunConfig, evaluations: float | None
-) -> Iterator[tuple[str, str]]:
+def _cost_rows(estimate: Mapping[str, Any], config: RunConfig, evaluations: float | None) -> Iterator[tuple[str, str]]:
     costs = Costs(config.search.evaluations, estimate.get("sensitivities_charge", 0.0))
     plans_only, phases = evaluations == 0, dict(estimate.get("phases", {}))
     if plans_only:

@@ -49,9 +49,7 @@ def plan(
     common.say_model(settings, view)
     if dry_run:
         check_plannable(settings)
-        print_dry_run(
-            settings, view, begun=out is not None and RunFolder(out).exists, evaluations=0, as_json=as_json
-        )
+        print_dry_run(settings, view, begun=out is not None and RunFolder(out).exists, evaluations=0, as_json=as_json)
         return
     with Run(out or new_folder(settings), settings) as run:
         result = run.choose_plan(progress=view)

@@ -121,7 +121,7 @@ class RunData:
         """The tuned plan, or the run's."""
         if self.finding is not None:
             return self.finding.chosen.plan
-        return self.result.chosen() if self.result.plans_are_wanted else None
+        return self.result.chosen() if self.result.has_budget_or_candidates else None
 
     @cached_property
     def origins(self) -> tuple[str, ...]:

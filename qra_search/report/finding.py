@@ -94,7 +94,7 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
         return _sentence(found)
     if result.failures() and not result.candidates:
         return NOTHING
-    allocation = result.allocation(budget_bytes) if budget_bytes or result.plans_are_wanted else None
+    allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
     if allocation is None:
         return NOTHING
     return f"{allocation_text(allocation, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"

@@ -246,7 +246,7 @@ class RunFolder:
         result = self.result()
         if self.plan_file.is_file():
             return read_plan(result.space, self.plan_file)
-        plan = result.chosen() if result.plans_are_wanted else None
+        plan = result.chosen() if result.has_budget_or_candidates else None
         if plan is None:
             raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan

@@ -119,18 +119,6 @@ def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     return plan
 
 
-def uniform_text(space: SearchSpace, plan: Plan) -> str:
-    """The text that names a uniform plan, such as `uniform3r8`.
-
-    Raises:
-        ValueError: the plan is not uniform.
-    """
-    choice = space.uniform_choice(plan)
-    if choice is None:
-        raise ValueError("the plan is not uniform, so no text names it")
-    return f"uniform{choice[0]}r{choice[1]}"
-
-
 def bits_per_weight(space: SearchSpace, count: int) -> float:
     """Bits that so many bytes of a plan come to for each searched weight."""
     return (count - space.fixed_bytes) * 8 / space.weights

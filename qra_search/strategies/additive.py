@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
 
 from qra_search.allocate.solve import solve_table
 from qra_search.allocate.table import additive_table
@@ -35,16 +38,25 @@ class AdditiveStrategy(Strategy):
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
         table = posterior_table(state) if learn else additive_table(state.space, state.sensitivities)
-        seen = set(state.seen)
-        proposals: list[Proposal] = []
-        for budget in _sweep(state):
-            if len(proposals) >= n:
-                break
-            plan = solve_table(state.space, table, budget)
-            if plan not in seen:
-                seen.add(plan)
-                proposals.append(Proposal(plan, seed=state.seed, origin="additive"))
-        return proposals
+        return propose_optima(state, table, n, origin="additive")
+
+
+def propose_optima(state: StudyState, table: np.ndarray, n: int, *, origin: str, skip: int = 0) -> list[Proposal]:
+    """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets.
+
+    Args:
+        skip: budgets of the sweep that are left out, since their plans are in the log.
+    """
+    seen = set(state.seen)
+    proposals: list[Proposal] = []
+    for budget in islice(_sweep(state), skip, None):
+        if len(proposals) >= n:
+            break
+        plan = solve_table(state.space, table, budget)
+        if plan not in seen:
+            seen.add(plan)
+            proposals.append(Proposal(plan, seed=state.seed, origin=origin))
+    return proposals
 
 
 def _sweep(state: StudyState) -> Iterator[int]:

@@ -11,24 +11,24 @@ dozen evaluations say much about it. Each proposal:
 3. *Worth.* Add up over budgets the expected fall of the best posterior mean among evaluated plans. The
    candidate of greatest worth is proposed.
 
-The best plan is the one of lowest posterior mean, so that no lucky draw sets it. Above `MOST_GROUPS` groups the
-proposals are those of `additive`.
+The best plan is the one of lowest posterior mean, so that no lucky draw sets it. Above `MOST_GROUPS` groups
+only the optima of the sensitivities are proposed, for the budgets and a sweep below them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from qra_search.allocate.knapsack import solve_many
 from qra_search.allocate.solve import solve
+from qra_search.allocate.table import additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import drop_known
-from qra_search.strategies.additive import AdditiveStrategy
+from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, mean_estimates
 from qra_search.strategies.random import random_plan
 from qra_search.surrogates.basis import MOST_GROUPS
@@ -53,6 +53,8 @@ MOVES = 40
 KEEP = 12
 """Evaluated plans of each budget that may become its best plan."""
 ATTEMPTS = 50
+PRIOR = "prior"
+"""Origin of the optima of the sensitivities."""
 
 
 class QRAStrategy(Strategy):
@@ -76,7 +78,9 @@ class QRAStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         if len(state.space) > MOST_GROUPS:
-            return AdditiveStrategy(learn_from=None).propose(state, n)
+            table = additive_table(state.space, state.sensitivities)
+            done = sum(t.proposal.origin == PRIOR for t in state.trials)
+            return propose_optima(state, table, n, origin=PRIOR, skip=done)
         with BLAS.limit(limits=1, user_api="blas"):
             return self._propose(state, n)
 
@@ -109,12 +113,12 @@ class QRAStrategy(Strategy):
     def _ranked(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
         space, budgets = state.space, self._budgets(state, k)
-        candidates = self._candidates(state, fit, budgets, k)
-        known = candidates.known
+        believed, _ = fit.at_rows()
+        known, new = self._candidates(state, fit, believed, budgets, k)
         n = len(known)
-        codes = np.concatenate([fit.rows.codes[known], candidates.new])
+        codes = np.concatenate([fit.rows.codes[known], new])
         mean, cov = fit.joint(codes)
-        mean[:n] = candidates.believed
+        mean[:n] = believed[known]
         excess = np.maximum(mean - fit.best, 0.0)
         own = fit.own(excess)
         luck = fit.error(fit.widths, 1.0, excess) - own
@@ -139,7 +143,7 @@ class QRAStrategy(Strategy):
         budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
         plan = solve(state.space, state.sensitivities, budget).plan
         if plan not in asked:
-            return Proposal(plan, seed=self._seed(state, k), origin="prior")
+            return Proposal(plan, seed=self._seed(state, k), origin=PRIOR)
         rng = state.rng(k)
         for _ in range(ATTEMPTS):
             plan = random_plan(state, rng, budget)
@@ -152,10 +156,16 @@ class QRAStrategy(Strategy):
         step = -(-len(state.budgets) // AT_ONCE)
         return list(state.budgets[(len(state.trials) + k) % step :: step])
 
-    def _candidates(self, state: StudyState, fit: TableFit, budgets: list[int], k: int) -> Candidates:
+    def _candidates(
+        self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (K,) of the fit that may be the best plan, and codes (M, 2, G) of plans not yet evaluated.
+
+        Args:
+            believed: (N,), posterior mean loss of each row.
+        """
         memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
         tables = np.where(memory.allowed, fit.draws(state.rng(k), self.spans), np.inf)
-        believed, _ = fit.at_rows()
         used = memory.bytes(rows.codes)
         known: set[int] = set()
         found = []
@@ -166,20 +176,4 @@ class QRAStrategy(Strategy):
             found.append(solve_many(tables, memory.choice, budget - fixed))
             if len(best):
                 found.append(neighbours(rows.codes[best[0]], tables[0], memory.choice, budget - fixed, MOVES))
-        index = np.array(sorted(known), int)
-        return Candidates(index, believed[index], drop_known(np.concatenate(found), rows.codes))
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a proposal is chosen from.
-
-    Attributes:
-        known: (K,), rows of the fit that may be the best plan.
-        believed: (K,), posterior means of their losses.
-        new: int (M, 2, G), plans not yet evaluated.
-    """
-
-    known: np.ndarray
-    believed: np.ndarray
-    new: np.ndarray
+        return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)

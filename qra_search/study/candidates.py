@@ -35,7 +35,7 @@ class EvaluatedPlan:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class UniformComparison:
     """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
     is, as a share of the uniform plan's loss; nan without one, or if that is zero."""
 
@@ -50,18 +50,6 @@ class Comparison:
     @property
     def gain(self) -> float:
         return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
-
-    @property
-    def noise(self) -> float:
-        """Standard error of the difference of the two losses; nan without a uniform plan."""
-        return math.nan if self.uniform is None else math.hypot(self.best.loss_std, self.uniform.loss_std)
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the difference may be chance: it is below twice its standard error."""
-        if self.uniform is None or self.best.plan == self.uniform.plan:
-            return False
-        return abs(self.uniform.loss - self.best.loss) < 2 * self.noise
 
 
 def lower_by(loss: float, other: float) -> float:

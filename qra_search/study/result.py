@@ -23,11 +23,11 @@ from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.candidates import Comparison, EvaluatedPlan, predict_better
+from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predict_better
 
 SHOWN_BY = "qra_search.report.tables"
 """Stands above this module, and is imported when a result is first shown."""
-__all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
+__all__ = ["EvaluatedPlan", "UniformComparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,17 +104,17 @@ class SearchResult:
         better = predict_better(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed else better
 
-    def comparison(self, budget_bytes: int | None = None) -> Comparison | None:
+    def comparison(self, budget_bytes: int | None = None) -> UniformComparison | None:
         """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
         limit = self.budget_bytes if budget_bytes is None else budget_bytes
         best = self.best(limit)
-        return None if best is None else Comparison(limit, best, self._best_uniform(limit))
+        return None if best is None else UniformComparison(limit, best, self._best_uniform(limit))
 
     @property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
         if not self.memory_budgets:
-            return [Comparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
+            return [UniformComparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, budget_bytes: int | None = None) -> Allocation | None:
@@ -140,7 +140,7 @@ class SearchResult:
         return None if allocation is None or allocation.plan in self._failed else allocation.plan
 
     @property
-    def plans_are_wanted(self) -> bool:
+    def has_budget_or_candidates(self) -> bool:
         """Whether a plan was looked for within some bytes: a budget, or those of what was evaluated."""
         return bool(self.memory_budgets or self.candidates)
 

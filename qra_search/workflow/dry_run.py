@@ -74,8 +74,10 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
         told = evaluator.sensitivities_charge()
         if told is not None:
             estimate["sensitivities_charge"] = told
-        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * (
-            config.search.evaluations if evaluations is None else evaluations
+        estimate["total_seconds"] = (
+            setup
+            + sensitivities
+            + estimate["evaluation_seconds"] * (config.search.evaluations if evaluations is None else evaluations)
         )
     return {
         "config": config.model_dump(mode="json"),

@@ -189,8 +189,6 @@ def search_with(
     return result
 
 
-
-
 def resumed_text(study: Study) -> str | None:
     """What a study finds in its log, and what is left to do; None if it begins anew."""
     state = study.state

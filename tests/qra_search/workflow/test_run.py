@@ -39,9 +39,7 @@ def run(config: Any, folder: Path, *, resume: bool = False, **options: Any) -> S
 
 def contents(folder: Path) -> dict[str, str]:
     """The files of a run that hold no times."""
-    return {
-        name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json")
-    }
+    return {name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json")}
 
 
 def test_it_leaves_the_folder_that_the_command_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
