@@ -15,6 +15,7 @@ from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text
 from qra_search.workflow.finetune import check_reloads, select_tunings
+from qra_search.workflow.rates import read_rates
 from qra_search.workflow.run import Run
 from qra_search.workflow.start import open_run
 
@@ -45,6 +46,10 @@ def finetune(
         bool, option("--with-16-bit", "Tune LoRA on the model in 16 bits as well, to see what fewer bits cost.")
     ] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
+    rates: Annotated[
+        str | None,
+        option("--rates 5e-4,1e-3,2e-3", "Take the learning rate of least validation loss after a short tuning."),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         option("--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."),
@@ -80,7 +85,8 @@ def finetune(
             return
         comparison = opened.finetune(
             plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
-            device=device, settings=changes, track=track or (), with_16_bit=with_16_bit, progress=view, check=False,
+            device=device, settings=changes, track=track or (), with_16_bit=with_16_bit,
+            rates=read_rates(rates) if rates else (), progress=view, check=False,
         )  # fmt: skip
     if as_json:
         common.emit(comparison.to_dict())

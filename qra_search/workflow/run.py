@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, load_tuned
 from qra_search.workflow.export import export_target, export_tuning
 from qra_search.workflow.finetune import check_reloads, check_tunable, select_plan, select_tunings, tune_missing
+from qra_search.workflow.rates import choose_rate
 from qra_search.workflow.search import Workers, begun, in_workers, search_with
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import SearchTracker, check_tracker, open_trackers
@@ -174,6 +176,7 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
+        rates: Sequence[float] = (),
         progress: Heard = None,
         check: bool = True,
     ) -> Comparison:
@@ -194,6 +197,7 @@ class Run:
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
+            rates: learning rates to choose from, by the validation loss of the plan after a short tuning at each.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
@@ -205,6 +209,8 @@ class Run:
         result = self.result
         tunings = select_tunings(result, chosen, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
         with listener_for(progress) as listener:
+            if rates:
+                config = choose_rate(partial(self.evaluator, listener), config, chosen, rates, listener)
             evaluator = self.evaluator(listener, config)
             if follows():
                 evaluator.follow()

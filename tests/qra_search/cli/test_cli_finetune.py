@@ -345,3 +345,10 @@ def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
     report = qra("doctor", searched, "--json")
     faults = [row["what"] for row in report.json if row["level"] == "fault"]
     assert report.status == 1 and faults == [str(file.relative_to(searched))]
+
+
+def test_the_full_tuning_has_the_learning_rate_that_was_chosen(qra: Qra, searched: Path) -> None:
+    done = qra("finetune", searched, "--rates", "2e-3,4e-3", "--against", "none")
+    assert done.status == 0 and "the full tuning has learning rate 0.002" in done.err  # a landscape has no rate
+    assert records(searched)[0].settings["training"]["learning_rate"] == 2e-3
+    assert qra("finetune", searched, "--rates", "fast").status == 2
