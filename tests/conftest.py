@@ -51,4 +51,4 @@ def kernels(monkeypatch) -> Callable[[bool], None]:
     """Says whether tensors on the CPU go to our kernels, which Triton's interpreter runs."""
     from qra_backends.kernels import choice
 
-    return lambda used: monkeypatch.setattr(choice, "usable", lambda device: used)
+    return lambda used: monkeypatch.setattr(choice, "is_usable", lambda device: used)

@@ -189,7 +189,7 @@ class Backend(ABC):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
-        weight: Tensor = self.own(module).dequantize()
+        weight: Tensor = self.check_own(module).dequantize()
         return weight
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Backend(ABC):
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
         return self.module(tensors, bits, **form)
 
-    def own(self, module: nn.Module) -> Any:
+    def check_own(self, module: nn.Module) -> Any:
         """The module itself.
 
         Raises:
@@ -243,7 +243,7 @@ class Backend(ABC):
         self.check_bits(bits)
         return 0
 
-    def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
+    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
 
         Args:
@@ -297,7 +297,7 @@ class Backend(ABC):
         """Plain data that `make_backend` builds an equal backend from."""
         return {"name": self.name, **self.options}
 
-    def calibrates(self, bits: Level) -> bool:
+    def is_calibrated(self, bits: Level) -> bool:
         """Whether `quantize` needs a Hessian at a level."""
         self.check_bits(bits)
         return self.calibrated

@@ -127,9 +127,9 @@ class BackendConformance:
                 scale, offset, size = groups
                 assert counted == scale.numel() + (0 if offset is None else offset.numel())
                 assert offset is None or scale.shape == offset.shape
-                assert torch.equal(backend.dequantize(backend.retrained(module, groups)), before)
+                assert torch.equal(backend.dequantize(backend.with_groups(module, groups)), before)
                 moved = None if offset is None else offset + scale
-                changed = backend.retrained(module, groups._replace(scale=2 * scale, offset=moved))
+                changed = backend.with_groups(module, groups._replace(scale=2 * scale, offset=moved))
                 assert weight_bytes(changed) == weight_bytes(module)
                 expected = 2 * before.float()
                 if offset is not None:

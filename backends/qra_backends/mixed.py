@@ -110,7 +110,9 @@ class MixedBackend(Backend):
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
     storage, width, expected = _of_level("storage"), _of_level("width"), _of_level("expected")
-    calibrates, identity, trainable_numbers = map(_of_level, ("calibrates", "identity", "trainable_numbers"))
+    is_calibrated, identity, trainable_numbers = map(
+        _of_level, ("is_calibrated", "identity", "trainable_numbers")
+    )
     dequantize, rows, to_tensors, trainable = map(_of_module, ("dequantize", "rows", "to_tensors", "trainable"))
 
     def describe(self, bits: Level) -> str:
@@ -157,8 +159,8 @@ class MixedBackend(Backend):
         part = self._part(bits)
         return _marked(part.backend.module(tensors, part.level, **form), bits)
 
-    def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return _marked(self._part_of(module).retrained(module, groups), getattr(module, _BITS))
+    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+        return _marked(self._part_of(module).with_groups(module, groups), getattr(module, _BITS))
 
     def _shared(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""

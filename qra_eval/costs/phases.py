@@ -79,7 +79,7 @@ class _Run(Sizes):
     def quantizing(self) -> tuple[int, int]:
         """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
         model, backend, levels = self.model, self.model.backend, self.model.levels
-        calibrated = any(map(backend.calibrates, levels))
+        calibrated = any(map(backend.is_calibrated, levels))
         inputs = self.inputs()
         shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
@@ -151,7 +151,7 @@ class _Run(Sizes):
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
             probing, waiting = probing + self.kept, waiting + self.pinned()
-        passing = (0, 0) if any(map(self.model.backend.calibrates, self.model.levels)) else self.passing()
+        passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.passing()
         return max(passing[0], probing), max(passing[1], waiting)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:

@@ -116,7 +116,7 @@ class Sizes:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
         levels, shape = self.model.table_levels, (table.out_features, table.in_features)
         work = self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0)
-        moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.calibrates, levels)) else 0
+        moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu and not self.kept else 0)
 
     def casts(self) -> int:

@@ -130,13 +130,13 @@ class Bank:
     # -- files ---------------------------------------------------------------------------------
     def path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
-        calibration = self.calibration if self.backend.calibrates(bits) else ""
+        calibration = self.calibration if self.backend.is_calibrated(bits) else ""
         digest = self._digest(calibration, [self.backend.identity(bits), self.stored(layer, bits)])
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
     def figures_file(self, layer: int) -> Path:
-        """The file of what a pass forward and backward told of a layer's linears, see `figures`."""
+        """The file of a layer's `figures`."""
         levels = [[self.backend.identity(b), self.stored(layer, b)] for b in self.levels(layer)]
         return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
 
@@ -174,7 +174,7 @@ class Bank:
         write_tensors(flat, self.path(layer, bits))
 
     def figures(self, layer: int) -> dict[str, dict[str, list[float]]] | None:
-        """What a pass forward and backward told of a layer's linears, by name; None if none was made.
+        """Figures of a layer's linears from the pass of the calibration rows, by name; None if there are none.
 
         `damage`: at each of the layer's levels, see `LayerMoments.damage`; 0 where the linear cannot be stored.
         `spectrum`: see `LayerMoments`.

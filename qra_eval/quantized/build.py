@@ -91,15 +91,15 @@ def _build(
             return {name: bank.linears[name] for name in bank.names(layer)}
         return {name: blocks.model.get_submodule(name) for name in bank.names(layer)}
 
-    def told(before: int, of_layer: int) -> None:
+    def report(before: int, of_layer: int) -> None:
         if progress is not None:
             progress("quantize", before + of_layer, total)
 
     steps: Iterable[tuple[int, LayerMoments | None]] = ((layer, None) for layer in layers)
-    if figures or any(bank.backend.calibrates(level) for levels in missing.values() for level in levels):
+    if figures or any(bank.backend.is_calibrated(level) for levels in missing.values() for level in levels):
         steps = pass_layers(blocks, batches, linears, weighting, layers, head, progress)
     for layer, moments in steps:
-        _quantize(bank, blocks, layer, missing.get(layer, []), moments, partial(told, done))
+        _quantize(bank, blocks, layer, missing.get(layer, []), moments, partial(report, done))
         if moments is not None:
             rare |= {n: moments.tokens(n) for n in bank.names(layer) if likeness(n) != n}
         done += len(bank.names(layer))
@@ -118,13 +118,13 @@ def _quantize(
     layer: int,
     missing: Sequence[LevelName],
     moments: LayerMoments | None,
-    told: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> None:
     """A layer's linears at the levels that it lacks, on the device, each level written to its file; with moments of a
     decoder layer also the figures of all its levels.
 
     Args:
-        told: called with how many of the layer's linears are done.
+        report: called with how many of the layer's linears are done.
     """
     device, backend, names = blocks.device_of(layer), bank.backend, bank.names(layer)
     measured = moments if layer < len(blocks) else None
@@ -136,13 +136,13 @@ def _quantize(
         for name in names:
             linear = bank.linears[name]
             with put(linear, device, linear.weight.dtype):
-                kept = [level for level in bank.levels(layer) if storable(backend, level, linear)]
+                storables = [level for level in bank.levels(layer) if storable(backend, level, linear)]
                 weights = None if moments is None else moments.output_weights(name)
-                own = [level for level in missing if level in kept]
+                own = [level for level in missing if level in storables]
                 modules = backend.quantize_levels(linear, own, hessian=hessian, output_weights=weights)
                 if measured is not None:
                     damage[name] = [
-                        _damage(bank, measured, name, level, modules.get(level)) if level in kept else 0.0
+                        _damage(bank, measured, name, level, modules.get(level)) if level in storables else 0.0
                         for level in bank.levels(layer)
                     ]
             made[name] = {
@@ -154,7 +154,7 @@ def _quantize(
         give_back_freed_memory(device)
 
     together = sharing(names, moments, bank.linears)
-    side_by_side(quantize, together, workers(backend, len(together), device), lambda _: told(len(made)))
+    side_by_side(quantize, together, workers(backend, len(together), device), lambda _: report(len(made)))
     for level in missing:
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
     if measured is not None:

@@ -33,7 +33,7 @@ class TrainedGroups(nn.Module):
         dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.retrained(module, self._stored(groups))).to(dtype)
+            return self.backend.dequantize(self.backend.with_groups(module, self._stored(groups))).to(dtype)
 
         bias = module.bias
         return grouped_linear(x, self._now(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]

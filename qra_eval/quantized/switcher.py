@@ -92,7 +92,7 @@ class PlanSwitcher:
     def base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
         module, groups = self.quantized.bank.module(name, bits), self.wrapped[name].groups
-        return module if groups is None else self.quantized.backend.retrained(module, groups)
+        return module if groups is None else self.quantized.backend.with_groups(module, groups)
 
     def _put_base(self, name: str, bits: LevelName, fast: bool) -> None:
         """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""

@@ -174,8 +174,8 @@ class WorkOfOneSize(ReferenceBackend):
 
 
 class RetrainsInPlace(ReferenceBackend):
-    def retrained(self, module, groups):
-        changed = super().retrained(module, groups)
+    def with_groups(self, module, groups):
+        changed = super().with_groups(module, groups)
         module.scale, module.offset = changed.scale, changed.offset
         return changed
 

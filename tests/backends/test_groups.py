@@ -53,7 +53,7 @@ def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
     module = backend.quantize(nn.Linear(64, 8), 4)
     assert backend.trainable(module) is None and backend.trainable_numbers(4, 8, 64) == 0
     with pytest.raises(NotImplementedError, match="hqq"):
-        backend.retrained(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
+        backend.with_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
 
 
 def test_without_offsets_the_gradient_is_by_the_scale_alone():

@@ -16,7 +16,7 @@ SHAPES = {"q": (40, IN), "k": (24, IN), "v": (8, IN), "o": (5, IN)}
 
 
 def layout(**changes: Any) -> Layout:
-    return Layout.of({"quant_method": "qra", "backend": CHOICE, "levels": LEVELS} | changes)
+    return Layout.from_config({"quant_method": "qra", "backend": CHOICE, "levels": LEVELS} | changes)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_shards_of_any_levels_decode_to_their_weights_in_the_bytes_of_their_form
 
 
 def test_scales_in_the_other_half_precision_are_cast_and_no_others() -> None:
-    made = Layout.of({"quant_method": "qra", "backend": "hqq", "levels": {"q": 4}})
+    made = Layout.from_config({"quant_method": "qra", "backend": "hqq", "levels": {"q": 4}})
     shards = Shards(made, {"q": (64, 64)}, torch.float16)
     size, dtype = shards.buffers["scale"]
     buffer = torch.empty(size, dtype=dtype)

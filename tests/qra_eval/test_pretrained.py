@@ -92,7 +92,7 @@ def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path)
     tuned, done = TunedRun(run), export(run, "vllm", tmp_path / "served")
     assert "--max-lora-rank 8" in done.notes[-1]  # the least that vLLM has
     config = json.loads((done.path / "config.json").read_text())["quantization_config"]
-    layout, (table,) = Layout.of(config), tuned.tables
+    layout, (table,) = Layout.from_config(config), tuned.tables
     assert layout.embedding == layout.head == table
     chosen = {linear.name: linear for linear in tuned.linears}
     weights = {name: tuned.weight(linear) for name, linear in chosen.items()}

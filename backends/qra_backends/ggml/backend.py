@@ -100,11 +100,11 @@ class GGUFBackend(Backend):
         return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        own = self.own(module)
+        own = self.check_own(module)
         return decode(own.blocks[at], own.kind, own.dtype)
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = self.own(module)
+        own = self.check_own(module)
         scale = half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
         return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
@@ -112,14 +112,14 @@ class GGUFBackend(Backend):
         self.check_bits(bits)
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
-    def retrained(self, module: nn.Module, groups: Groups) -> GGMLLinear:
-        own = self.own(module)
+    def with_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
+        own = self.check_own(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
         changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
         return GGMLLinear(changed, own.kind, **own.form)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {"blocks": self.own(module).blocks.clone()}
+        return {"blocks": self.check_own(module).blocks.clone()}
 
     def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qra_backends.calibration import check_damping
 from qra_backends.integers.fit import as_16_bits, fit_groups
-from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, laid_out, words_of
+from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, lay_out, pack_words
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.storage import ceil_div, largest_group
@@ -58,25 +58,25 @@ class CompressedTensorsBackend(ErrorFeedback):
             )
         return reason
 
-    def size_of(self, in_features: int) -> int:
+    def group_size_for(self, in_features: int) -> int:
         return largest_group(in_features, self.group_size, WORD) or WORD
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
-        size = self.size_of(rows.shape[1])
+        size = self.group_size_for(rows.shape[1])
         return fit_groups(rows, bits, size, importance, symmetric=self.is_symmetric(bits))
 
-    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
         assert fitted.zero is not None
-        return {"words": words_of(codes, bits), "scale": fitted.scale, "zero": fitted.zero}
+        return {"words": pack_words(codes, bits), "scale": fitted.scale, "zero": fitted.zero}
 
-    def laid_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return laid_out(tensors["words"], tensors["scale"], None if self.is_symmetric(bits) else tensors["zero"], bits)
+    def lay_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return lay_out(tensors["words"], tensors["scale"], None if self.is_symmetric(bits) else tensors["zero"], bits)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.own(module).tensors().items()}
+        return {name: tensor.clone() for name, tensor in self.check_own(module).tensors().items()}
 
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
-        groups = in_features // self.size_of(in_features)
+        groups = in_features // self.group_size_for(in_features)
         tensors = {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
             "weight_scale": ((out_features, groups), SCALE_DTYPE),
@@ -87,17 +87,19 @@ class CompressedTensorsBackend(ErrorFeedback):
         return tensors
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
-        return CompressedIntegers(tensors, bits=bits, group_size=self.size_of(form["in_features"]), **form)
+        return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = self.own(module)
+        own = self.check_own(module)
         # bfloat16 has every number of `as_16_bits`, so rounding to it is rounding to what is stored.
         return Groups(own.scale().to(torch.bfloat16), None, own.group_size)
 
     def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
-        return out_features * ceil_div(in_features, self.size_of(in_features))
+        return out_features * ceil_div(in_features, self.group_size_for(in_features))
 
-    def retrained(self, module: nn.Module, groups: Groups) -> CompressedIntegers:
-        own = self.own(module)
-        return own.made_of({**own.tensors(), "weight_scale": as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()})
+    def with_groups(self, module: nn.Module, groups: Groups) -> CompressedIntegers:
+        own = self.check_own(module)
+        return own.with_tensors(
+            {**own.tensors(), "weight_scale": as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()}
+        )

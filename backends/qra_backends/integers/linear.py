@@ -23,7 +23,7 @@ _SCALE_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and 
 class CompressedIntegers(DequantizedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - zero[o, g]), g = i // group_size.
 
-    Buffers: the tensors of the `pack-quantized` form by their names (see `laid_out`), the scales as integers of their
+    Buffers: the tensors of the `pack-quantized` form by their names (see `lay_out`), the scales as integers of their
     size. Without weight_zero_point the zero is 2^(bits - 1) everywhere.
     """
 
@@ -38,7 +38,7 @@ class CompressedIntegers(DequantizedLinear):
         found = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
         return {**found, "weight_scale": found["weight_scale"].view(SCALE_DTYPE)}
 
-    def made_of(self, tensors: Mapping[str, Tensor]) -> CompressedIntegers:
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> CompressedIntegers:
         """A layer of this form from other tensors."""
         return CompressedIntegers(tensors, bits=self.bits, group_size=self.group_size, **self.form)
 
@@ -74,7 +74,7 @@ class CompressedIntegers(DequantizedLinear):
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}, symmetric={symmetric}"
 
 
-def words_of(codes: Tensor, bits: int) -> Tensor:
+def pack_words(codes: Tensor, bits: int) -> Tensor:
     """Codes uint8 (out, in) as little-endian words int32 (out, ceil(in · bits / 32)), one stream of bits a row."""
     out_features, in_features = codes.shape
     padded = F.pad(codes, (0, -in_features % WORD))
@@ -82,14 +82,14 @@ def words_of(codes: Tensor, bits: int) -> Tensor:
     return words[:, : ceil_div(in_features * bits, WORD)].contiguous()
 
 
-def laid_out(words: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> dict[str, Tensor]:
+def lay_out(words: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> dict[str, Tensor]:
     """The tensors of compressed-tensors' `pack-quantized` form.
 
     Shapes: weight_packed int32 (out, in·bits/32), weight_scale bfloat16 (out, groups), weight_zero_point int32
     (out·bits/32, groups) unless `zero` is None, weight_shape int64 (2,).
 
     Args:
-        words: of `words_of`; scale and zero: float32 (out, groups).
+        words: of `pack_words`; scale and zero: float32 (out, groups).
     """
     shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
     tensors = {"weight_packed": words, "weight_scale": scale.to(SCALE_DTYPE).contiguous(), "weight_shape": shape}

@@ -14,7 +14,7 @@ from qra_backends.base import missing_library
 log = logging.getLogger(__name__)
 
 
-def usable(device: torch.device) -> bool:
+def is_usable(device: torch.device) -> bool:
     """Whether our kernels work on tensors of a device. Elsewhere torch's operations give the same numbers.
 
     Triton needs a C compiler when a kernel is first called, which slim images lack.
@@ -24,7 +24,7 @@ def usable(device: torch.device) -> bool:
 
 def decoder(device: torch.device) -> Callable[..., Tensor] | None:
     """`groupwise.decode` if our kernels work on a device."""
-    if not usable(device):
+    if not is_usable(device):
         return None
     from qra_backends.kernels.groupwise import decode
 

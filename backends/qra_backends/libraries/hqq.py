@@ -82,7 +82,7 @@ class HQQBackend(Backend):
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        layer = self.own(module)
+        layer = self.check_own(module)
         tensors = {"W_q": layer.W_q.data, "scale": layer.meta["scale"], "zero": layer.meta["zero"]}
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 

@@ -41,7 +41,7 @@ class HQQLinear(quantize.HQQLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it, cast to `dtype` if one is given."""
-        if choice.usable(self.W_q.device):
+        if choice.is_usable(self.W_q.device):
             from qra_backends.libraries.hqq_triton import decode
 
             weight = decode(self.W_q, self.meta)

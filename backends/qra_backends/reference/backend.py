@@ -62,10 +62,10 @@ class ReferenceBackend(Backend):
         return joined(blocks)
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return self.own(module).rows(at)
+        return self.check_own(module).rows(at)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        packed = self.own(module)
+        packed = self.check_own(module)
         scale, offset = packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE)
         return {"codes": packed.codes.clone(), "scale": scale.clone(), "offset": offset.clone()}
 
@@ -81,15 +81,15 @@ class ReferenceBackend(Backend):
         return PackedLinear(**tensors, bits=bits, group_size=self.group_size, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
-        packed = self.own(module)
+        packed = self.check_own(module)
         return Groups(packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE), packed.group_size)
 
     def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return 2 * out_features * ceil_div(in_features, self.group_size)
 
-    def retrained(self, module: nn.Module, groups: Groups) -> PackedLinear:
-        packed = self.own(module)
+    def with_groups(self, module: nn.Module, groups: Groups) -> PackedLinear:
+        packed = self.check_own(module)
         assert groups.offset is not None  # `trainable` gave offsets
         tensors = {"codes": packed.codes, "scale": groups.scale, "offset": groups.offset}
         return self.module(tensors, packed.bits, **packed.form)

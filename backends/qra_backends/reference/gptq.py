@@ -44,7 +44,7 @@ class Fitted(NamedTuple):
 class ErrorFeedback(Backend):
     """The base of backends that fit groups first, then choose codes by feedback.
 
-    A subclass gives `fit`, `packed`, `size_of` and `damping`.
+    A subclass gives `fit`, `packed`, `group_size_for` and `damping`.
     """
 
     calibrated = True
@@ -56,14 +56,14 @@ class ErrorFeedback(Backend):
         """The groups of float32 rows (n, in); importance: (in,), weight of each column's squared error."""
 
     @abstractmethod
-    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
         """The tensors of a block of rows with codes uint8 (n, in)."""
 
     @abstractmethod
-    def size_of(self, in_features: int) -> int:
+    def group_size_for(self, in_features: int) -> int:
         """Weights of a row that share a scale."""
 
-    def laid_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def lay_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a weight from its blocks', joined."""
         return tensors
 
@@ -78,7 +78,7 @@ class ErrorFeedback(Backend):
             return int(max(2 * matrix, matrix + block)) + fitting
         # As counted: feedback has the columns and their codes; of a block of columns its values in floats and as codes,
         # and the errors, those of the block before as well; and five arrays of the groups. cuSOLVER inverts in a copy.
-        groups = ceil_div(in_features, self.size_of(in_features))
+        groups = ceil_div(in_features, self.group_size_for(in_features))
         feedback = 5 * in_features + 14 * min(_BLOCK, in_features) + 20 * groups
         block = rows * (4 * in_features * (dtype != torch.float32) + len(levels) * feedback)
         pieces = int(stored * (1 - rows / out_features))
@@ -95,9 +95,9 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in feed_back(rows, grids, self.size_of(rows.shape[1]), factor).items():
-                blocks[bits].append(self.packed(bits, codes, grids[bits]))
-        return {bits: self.laid_out(bits, joined(parts)) for bits, parts in blocks.items()}
+            for bits, codes in feed_back(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
+                blocks[bits].append(self.pack(bits, codes, grids[bits]))
+        return {bits: self.lay_out(bits, joined(parts)) for bits, parts in blocks.items()}
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
@@ -124,14 +124,14 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
     def level_name(self, bits: int) -> str:
         return f"gptq-{bits}"
 
-    def size_of(self, in_features: int) -> int:
+    def group_size_for(self, in_features: int) -> int:
         return self.group_size
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
         found = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
         return Fitted(*(values.to(torch.float32) for values in found))
 
-    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
         scale, offset = fitted.scale.to(GROUP_DTYPE), fitted.offset.to(GROUP_DTYPE)
         return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
 
@@ -184,8 +184,8 @@ def feed_back(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, fact
     groups = order // group_size
     grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest)
     columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)  # a contiguous row a column
-    round_block = _round_plainly
-    if choice.usable(weight.device):
+    round_block = _round_columns
+    if choice.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))
@@ -195,7 +195,7 @@ def feed_back(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, fact
     return {bits: codes.T for bits, codes in zip(grids, chosen.split(out_features, dim=1), strict=True)}
 
 
-def _round_plainly(
+def _round_columns(
     block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, divisor: Tensor, highest: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `feedback_triton.round_columns`; the block is used up."""

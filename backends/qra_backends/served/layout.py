@@ -44,7 +44,7 @@ class Layout:
     head: str | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Layout:
+    def from_config(cls, config: Mapping[str, Any]) -> Layout:
         """That of a `quantization_config`.
 
         Raises:

@@ -64,7 +64,7 @@ class QRAConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QRAConfig:
-        return cls(Layout.of(config))
+        return cls(Layout.from_config(config))
 
     @staticmethod
     def get_checkpoint_weight_mapper() -> WeightsMapper:

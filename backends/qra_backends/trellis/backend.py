@@ -21,7 +21,7 @@ from qra_backends.reference.gptq import factorize
 from qra_backends.tensors import Expected
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
-from qra_backends.trellis.rotation import block_of
+from qra_backends.trellis.rotation import rotated_block
 
 HALF_BITS: dict[Level, int] = {
     1: 2, "trellis-1.5": 3, 2: 4, "trellis-2.5": 5, 3: 6, "trellis-3.5": 7, 4: 8, "trellis-4.5": 9, 5: 10,
@@ -80,13 +80,13 @@ class TrellisBackend(Backend):
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None = None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        from qra_backends.trellis.encode import device_for, encode, turned  # brings numba: a second to import
+        from qra_backends.trellis.encode import encode, encoding_device, rotate_rows  # brings numba: a second to import
 
-        device, weight = weight.device, weight.to(device_for(weight))
+        device, weight = weight.device, weight.to(encoding_device(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
         weights = check_output_weights(output_weights, weight)
-        block = block_of(weight.shape[1], self.block)
-        hessian = turned(turned(hessian, block).T, block)
+        block = rotated_block(weight.shape[1], self.block)
+        hessian = rotate_rows(rotate_rows(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
         made = {bits: encode(weight, self.storage(bits), block, hessian, factor, weights) for bits in levels}
@@ -99,31 +99,31 @@ class TrellisBackend(Backend):
         matrix, columns = 4 * in_features**2, 4 * out_features * in_features
         if device == "cpu":
             return 4 * matrix + columns + _BLOCKS
-        if torch.cuda.is_available() and not choice.usable(torch.device(device)):
-            return 0  # there is no compiler: it is quantized on the host, see `encode.device_for`
+        if torch.cuda.is_available() and not choice.is_usable(torch.device(device)):
+            return 0  # there is no compiler: it is quantized on the host, see `encode.encoding_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
         return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device, 5))
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        rows: Tensor = self.own(module).rows(at)
+        rows: Tensor = self.check_own(module).rows(at)
         return rows
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        own = self.own(module)
+        own = self.check_own(module)
         return {"codes": own.codes.clone(), "scale": own.scales().clone()}
 
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
-        block = block_of(form["in_features"], self.block)
+        block = rotated_block(form["in_features"], self.block)
         return TrellisLinear(**tensors, code=self.storage(bits), block=block, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = self.own(module)
+        own = self.check_own(module)
         return Groups(own.scales(), None, own.in_features)
 
     def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return out_features
 
-    def retrained(self, module: nn.Module, groups: Groups) -> TrellisLinear:
-        own = self.own(module)
+    def with_groups(self, module: nn.Module, groups: Groups) -> TrellisLinear:
+        own = self.check_own(module)
         return TrellisLinear(own.codes, groups.scale, code=own.code, block=own.block, **own.form)

@@ -35,18 +35,18 @@ def decode(
         block: inputs that were rotated together.
     """
     unit = UNIT / math.sqrt(block)
-    if choice.usable(codes.device):
+    if choice.is_usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows
 
         return decode_rows(codes, scale, unit, at, code, block, dtype)
     scale = (scale if at is None else scale[at]).float() * unit
     if at is None:
         at = torch.arange(len(scale), device=codes.device)
-    return plainly(codes.device.type)(codes, scale, at, code, block, dtype)
+    return portable_decoder(codes.device.type)(codes, scale, at, code, block, dtype)
 
 
 @lru_cache
-def plainly(device: str) -> Callable[[Tensor, Tensor, Tensor, TrellisCode, int, torch.dtype], Tensor]:
+def portable_decoder(device: str) -> Callable[[Tensor, Tensor, Tensor, TrellisCode, int, torch.dtype], Tensor]:
     """What decodes without Triton. numba compiles when a weight is first decoded, not before."""
     if device == "cpu":
         from qra_backends.trellis.decode_numba import decode_rows

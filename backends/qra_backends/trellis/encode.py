@@ -34,7 +34,7 @@ def encode(
     """The streams of all columns, and the scale of each row.
 
     Args:
-        weight: (out, in), on a device of `device_for`.
+        weight: (out, in), on a device of `encoding_device`.
         block: inputs that are rotated together.
         hessian: float32 (in, in), of the rotated inputs, damped.
         factor: of the same.
@@ -50,7 +50,7 @@ def encode(
     columns = torch.empty(in_features, out_features, dtype=torch.float32, device=weight.device)
     scale = torch.empty(out_features, dtype=torch.float32, device=weight.device)
     for part in parts:
-        rows = turned(weight[part].float(), block)
+        rows = rotate_rows(weight[part].float(), block)
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
     scale = _stored(scale)
@@ -64,7 +64,7 @@ def encode(
         unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
-        fitted = _stored((pull * turned(weight[part].float(), block)).sum(1) / power)
+        fitted = _stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
         scale[part] = torch.where(power > 0, fitted, scale[part])
     return {"codes": codes, "scale": scale[:, None].to(SCALE_DTYPE)}
 
@@ -88,7 +88,7 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
     return codes
 
 
-def turned(rows: Tensor, block: int) -> Tensor:
+def rotate_rows(rows: Tensor, block: int) -> Tensor:
     """`rotation.rotated` of rows (n, in), compiled on a CPU: eight times as quick there."""
     if rows.device.type != "cpu":
         return rotated(rows, block)
@@ -97,9 +97,9 @@ def turned(rows: Tensor, block: int) -> Tensor:
     return made
 
 
-def device_for(weight: Tensor) -> torch.device:
+def encoding_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
-    return weight.device if choice.usable(weight.device) else torch.device("cpu")
+    return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
 
 
 def _round_on_host(

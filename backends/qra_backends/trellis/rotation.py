@@ -15,7 +15,7 @@ from torch import Tensor
 from qra_backends.trellis.code import mixed
 
 
-def block_of(in_features: int, largest: int) -> int:
+def rotated_block(in_features: int, largest: int) -> int:
     """Inputs that are rotated together: the largest power of two up to `largest` that divides their number."""
     return min(in_features & -in_features, largest)
 

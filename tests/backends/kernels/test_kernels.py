@@ -94,9 +94,9 @@ def test_a_missing_compiler_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
 
     monkeypatch.setattr(choice, "try_kernel", no_compiler)
     with caplog.at_level(logging.WARNING):
-        assert not any(choice.usable(torch.device("cuda")) for _ in range(3))
+        assert not any(choice.is_usable(torch.device("cuda")) for _ in range(3))
     assert len(caplog.records) == 1 and "C compiler" in caplog.text
-    assert not choice.usable(torch.device("cpu"))
+    assert not choice.is_usable(torch.device("cpu"))
     choice._works.cache_clear()
 
 
@@ -108,7 +108,7 @@ def test_memory_that_runs_out_is_no_missing_compiler(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(choice, "try_kernel", full)
     with pytest.raises(torch.OutOfMemoryError):
-        choice.usable(torch.device("cuda"))
+        choice.is_usable(torch.device("cuda"))
     monkeypatch.setattr(choice, "try_kernel", lambda: None)
-    assert choice.usable(torch.device("cuda"))
+    assert choice.is_usable(torch.device("cuda"))
     choice._works.cache_clear()

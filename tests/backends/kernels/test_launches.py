@@ -23,7 +23,7 @@ MOST, WEIGHTS = 260, 14
 @pytest.fixture
 def gpu(monkeypatch):
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(choice, "usable", lambda device: True)
+        monkeypatch.setattr(choice, "is_usable", lambda device: True)
         yield gpu
 
 
