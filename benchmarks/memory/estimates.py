@@ -13,7 +13,7 @@ from typing import Any
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from benchmarks.common import RESULTS, append, commit
-from qra_eval.costs.phases import foretell
+from qra_eval.costs.phases import estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.space.budgets import resolve_budgets
 
@@ -83,7 +83,7 @@ def foretold(
     settings = {"space": {"ranks": ranks}, "training": {"batch_size": 1, **training}}
     evaluator = QuantizedLoRAEvaluator({"model": {"name": str(folder)}, **settings}, weights=False)
     size = None if budget is None else resolve_budgets(evaluator.space, budget)[0]
-    peaks = foretell(evaluator.tuner, size, gpu=True)
+    peaks = estimate_peaks(evaluator.tuner, size, gpu=True)
     return {
         "plan": (size or evaluator.space.memory.maximum) / 2**30,
         "device": {name: peak.device / 2**30 for name, peak in peaks.items()},

@@ -25,7 +25,7 @@ from pretended_gpu import pretended_gpu
 
 from benchmarks.common import RESULTS, append, commit, read
 from benchmarks.memory.random_models import Shape, write_model, write_rows
-from qra_eval.costs.phases import CUDA_CONTEXT, foretell
+from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.loading import load
 from qra_search.space.space import Plan
@@ -122,7 +122,7 @@ def phases(
         evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(given)
         evaluator.quantized.blocks.keeps &= keeps
         plan = largest(evaluator.space)
-        told = foretell(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
+        told = estimate_peaks(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
 
         def phase(name: str, work: Any, *args: Any, **options: Any) -> tuple[Phase, Any]:
             gpu.peak, sent, fetched = gpu.bytes, gpu.sent, gpu.fetched

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qra_eval.costs.phases import CUDA_CONTEXT, Peak, foretell
+from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
 from qra_eval.quantized.model import free_bytes
 from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -25,9 +25,9 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 """Budgets that are tried, the best first, where the plan asked for is too large."""
 
 
-def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
+def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     """What each card needs: see `Evaluator.cards`."""
-    ways, rows = list(_ways(tuner, budget)), []
+    ways, rows = list(_list_changes(tuner, budget)), []
     for name, gib in CARDS.items():
         room = int(gib * USABLE * 2**30)
         row: dict[str, Any] = {"name": name, "bytes": room, "settings": None}
@@ -39,7 +39,7 @@ def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def fit(tuner: FineTuner, budget: int | None) -> None:
+def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """Before anything is quantized: refuse what does not fit the GPU at hand, and choose what is kept ready on it.
 
     Dequantized weights are kept as far as training leaves room for them, and the unquantized model while it is
@@ -60,14 +60,14 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
 
     def highest() -> tuple[int, str]:
-        peaks = foretell(tuner, budget)
+        peaks = estimate_peaks(tuner, budget)
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = highest()
     if most > free and model.keep_nothing():
         most, phase = highest()
     if most > free:
-        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget))
+        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_changes(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
@@ -76,7 +76,7 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
         model.blocks.keeps = highest()[0] <= free
 
 
-def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _list_changes(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
     """Options that change the settings, the phase that takes most with them and its peak; the least changed first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}
@@ -92,7 +92,7 @@ def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak
         for words, size in plans:
             for more, changes in (("", {}), (SMALLER, small)):
                 tuner.quantized.settings = settings.model_copy(update=changes)
-                peaks = foretell(tuner, size, gpu=True)
+                peaks = estimate_peaks(tuner, size, gpu=True)
                 phase = max(peaks, key=lambda name: peaks[name].device)
                 yield (words + more).strip(), phase, peaks[phase]
     finally:

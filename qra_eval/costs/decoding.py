@@ -8,7 +8,8 @@ import torch
 from qra_backends import Backend
 from torch import Tensor
 
-from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Meter
+from qra_eval.costs.meter import Meter
+from qra_eval.costs.sketch import DEQUANTIZE_BYTES
 from qra_search.space.levels import LevelName
 
 

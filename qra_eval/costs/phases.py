@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qra_eval.costs.sizes import Sizes, largest_of
+from qra_eval.costs.sizes import Sizes, largest_batch
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.passes import LABELS
 from qra_eval.quantized.threads import workers
@@ -22,7 +22,7 @@ from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
-from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
 
 LIBRARIES = 372 << 20
@@ -45,7 +45,7 @@ class Peak:
     host: int
 
 
-def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
+def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
     """The peak of every phase; of layers over several devices, on one that holds them all.
 
     Args:
@@ -58,8 +58,15 @@ def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = 
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
         "sensitivities": run.peak(*run.measuring_sensitivities()),
-        "search": run.peak(run.training(evaluation.steps, "validation", evaluation.validation_rows)),
-        "tune": run.peak(max(run.training(finetune.steps, *tested), run.passing_untuned(*tested))),
+        "search": run.peak(
+            run.training(
+                evaluation.steps, "validation", evaluation.validation_rows,
+                scored=0 if tuner.metric == "loss" else evaluation.validation_rows,
+            )
+        ),
+        "tune": run.peak(
+            max(run.training(finetune.steps, *tested, scored=finetune.scored_rows), run.passing_untuned(*tested))
+        ),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
     }
 
@@ -127,7 +134,7 @@ class _Run(Sizes):
         """
         batches = self.model.calibration_batches()
         experts = 4 * sum(w**2 for parent, w in self.inputs() if likeness(f"{parent}.") != f"{parent}.")
-        both = self.bare.calibration(self.layer_sketched, *largest_of(batches)) + experts + self.placed()
+        both = self.bare.calibration(self.layer_sketched, *largest_batch(batches)) + experts + self.placed()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.moments() + 3 * 4 * self.largest
@@ -154,23 +161,39 @@ class _Run(Sizes):
         passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.passing()
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def training(self, steps: int, split: SplitName, held_out: int) -> int:
-        """Training a plan, or measuring it."""
+    def training(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
+        """Training a plan, measuring it, or generating the answers of so many rows."""
         trained = 0
         if steps and self.rank:
-            trained = self.stretched("training_step", self.tuner.batches(steps, 0))
+            trained = self.bytes_of_batches("training_step", self.tuner.batches(steps, 0))
         if steps:
             trained += self.trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
-        measured = self.stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
-        return self.resident(adapters=self.adapter_bytes) + max(trained, measured) + self.reordered(self.wide)
+        measured = self.bytes_of_batches("held_out", bucketed(rows, 2 * self.settings.batch_size))
+        highest = max(trained, measured, self.generating(split, min(scored, held_out)))
+        return self.resident(adapters=self.adapter_bytes) + highest + self.reordered(self.wide)
+
+    def generating(self, split: SplitName, scored: int) -> int:
+        """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
+        tuner, task = self.tuner, self.tuner.rows.task
+        if not scored or task.judged_by is None or tuner.tokenizer is None:
+            return 0
+        rows = min(scored, SCORED_TOGETHER * tuner.rows_together)
+        longest = max(map(len, tuner.rows(split, scored)))
+        answer = task.answer_tokens(task.split(split)[:scored], tuner.tokenizer)
+        text = tuner.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
+        kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
+        mask = rows * longest**2 * self.wide
+        return kept + mask + self.whole_model_bytes("held_out", rows, longest, rows)
 
     def passing_untuned(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
         batches = bucketed(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.layer_forward(self.layer_sketched, *largest_of(batches))
+        forward = self.bare.layer_forward(self.layer_sketched, *largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.cast_tables(self.passed) + max(self.placed() + forward, logits)
 

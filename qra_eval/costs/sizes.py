@@ -76,7 +76,7 @@ class Sizes:
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
-            count, tokens = largest_of(self.tuner.batches(steps, 0))
+            count, tokens = largest_batch(self.tuner.batches(steps, 0))
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
@@ -87,10 +87,13 @@ class Sizes:
         batches are added up, as it else is of the passes."""
         return 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
 
-    def stretched(self, what: str, batches: list[Batch]) -> int:
-        """What the whole model takes of batches, from what the sketches of two depths take."""
-        labels = max(len(b.targets) for b in batches)
-        short, long = (getattr(sketch, what)(*largest_of(batches), labels) for sketch in (self.short, self.long))
+    def bytes_of_batches(self, what: str, batches: list[Batch]) -> int:
+        """What the whole model takes of batches."""
+        return self.whole_model_bytes(what, *largest_batch(batches), max(len(b.targets) for b in batches))
+
+    def whole_model_bytes(self, what: str, rows: int, tokens: int, labels: int) -> int:
+        """What the whole model takes of a batch, extrapolated from sketches of two depths."""
+        short, long = (getattr(sketch, what)(rows, tokens, labels) for sketch in (self.short, self.long))
         return int(long + (long - short) * (self.layers - self.depths[1]))
 
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
@@ -165,7 +168,7 @@ class Sizes:
         return sum(b.input_ids.numel() for b in batches) * self.width * self.passed
 
 
-def largest_of(batches: list[Batch]) -> tuple[int, int]:
+def largest_batch(batches: list[Batch]) -> tuple[int, int]:
     """Rows and tokens of the largest batch."""
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     return rows, tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -14,9 +13,8 @@ import torch
 from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from qra_eval.costs.meter import Meter
 from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
@@ -30,7 +28,7 @@ DEQUANTIZE_BYTES = 5
 CPU = torch.device("cpu")
 Work = tuple[tuple[tuple[int, int], int], ...]
 KEPT = 8
-"""Sketches that are kept, the last used ones."""
+"""Number of sketches that are cached, the last used ones."""
 
 
 class Sketch:
@@ -38,8 +36,8 @@ class Sketch:
 
     Args:
         config: of transformers.
-        dtype: in which the model is stored, and computes.
-        tables: whether embeddings and head are in place quantized.
+        dtype: of the weights and of the arithmetic.
+        tables: whether embeddings and head are quantized.
         rank: of the adapters, 0 for none.
         dropout: of their inputs in training.
         checkpointing: whether layers compute their activations again in the backward pass.
@@ -244,49 +242,3 @@ class _Shapes:
         made = torch.empty(len(at), module.shape[1], dtype=module.dtype)
         del work
         return made
-
-
-class Meter(TorchDispatchMode):
-    """Bytes of all tensors that operations make within the context, each storage once, until it is freed.
-
-    Tensors that were there before do not count, nor do views of them.
-
-    Attributes:
-        bytes: that live now.
-        peak: the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._known: set[int] = set()
-        self._before: list[Any] = []
-
-    def ignore(self, *tensors: Tensor) -> None:
-        """These were there before."""
-        self._before += [tensor.untyped_storage() for tensor in tensors]
-        self._known |= {storage._cdata for storage in self._before[-len(tensors) :]}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
-                self.ignore(leaf)
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._made(leaf)
-        return out
-
-    def _made(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._freed, key, size)
-
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.bytes -= size

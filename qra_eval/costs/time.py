@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qra_eval.costs.engines import engine_bytes
-from qra_eval.costs.phases import foretell
+from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
@@ -56,7 +56,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         measuring += calibrating
     elif not cached:
         setup += calibrating
-    phases = foretell(tuner, budget)
+    phases = estimate_peaks(tuner, budget)
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": measuring,

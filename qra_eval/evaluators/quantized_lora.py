@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import cards, fit
+from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_devices
@@ -111,7 +111,7 @@ class QuantizedLoRAEvaluator(Evaluator):
                 config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
             )
         self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
-        fit(self.tuner, self.budget)
+        check_fit(self.tuner, self.budget)
         self.sensitivities_report: dict[str, Any] = {}
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
@@ -233,7 +233,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def cards(self) -> list[dict[str, Any]]:
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
-        return cards(self.tuner, self.budget)
+        return list_cards(self.tuner, self.budget)
 
     def example(self) -> str:
         """The first problem of the validation split, with its answer."""

@@ -24,6 +24,9 @@ from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
 
+SCORED_TOGETHER = 4
+"""Times as many rows as train together are scored together."""
+
 
 class FineTuner:
     """What tuning and measuring share; the evaluator, the sensitivities and the estimates of cost stand on it.
@@ -164,7 +167,7 @@ class FineTuner:
         task = self.rows.task
         examples = task.split(split)[:rows]
         room = self.with_room(task.answer_tokens(examples, self.tokenizer))
-        return examples, {"batch_size": 4 * self.rows_together, "max_length": room}
+        return examples, {"batch_size": SCORED_TOGETHER * self.rows_together, "max_length": room}
 
     def with_room(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""

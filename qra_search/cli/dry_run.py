@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the resolved config, the space, what it will cost, and an example as it is tuned on."""
+"""What `--dry-run` prints: the resolved config, the space, the cost, and an example as it is tuned on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
+from qra_search.workflow.dry_run import Costs, embeddings_hint, forecast_command, rows_text
 from qra_search.workflow.finetune import Tunings
 
 PLAN_PHASES = ("load", "quantize", "sensitivities")
@@ -43,7 +43,7 @@ def print_dry_run(
         tunings: what would be tuned in full, and no plan searched; None: a search.
         evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
     """
-    facts = foretold(config, view, track=track, begun=begun, tunes=tunings is not None, evaluations=evaluations)
+    facts = forecast_command(config, view, track=track, begun=begun, tunes=tunings is not None, evaluations=evaluations)
     if tunings is not None:
         facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
     if as_json:
@@ -69,7 +69,7 @@ def print_dry_run(
 
 
 def example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What is given and what is learnt in turn, each as a Python text, so that spaces and ends of lines show."""
+    """The parts of a row that are given and learnt, each as a Python literal, which shows spaces and line ends."""
     rows = []
     for learnt, parts in groupby(pieces, lambda piece: piece["learnt"]):
         text = "".join(piece["text"] for piece in parts)
@@ -150,7 +150,7 @@ def _cost_rows(estimate: Mapping[str, Any], config: RunConfig, evaluations: floa
             parts += [f"{duration(estimate[name])} {what}"] if estimate.get(name) else []
         yield "time", f"about {duration(estimate['total_seconds'])} ({', '.join(parts)})"
     else:
-        yield "time", "known after the first evaluation"
+        yield "time", "unknown until the first evaluation"
     yield from _peak_rows(phases)
     if "phases" not in estimate and "peak_bytes" in estimate:
         yield "peak memory", f"about {format_bytes(estimate['peak_bytes'])}"

@@ -28,7 +28,7 @@ _environment_lock = Lock()
 def visible_gpus() -> list[str]:
     """The GPUs that torch can use in this process, as device names."""
     if "+cpu" in importlib.metadata.version("torch"):
-        return []  # a study with workers needs no torch itself: it is not imported to hear that there are none
+        return []  # without importing torch, which a study with workers does not need
     import torch
 
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -40,12 +40,12 @@ def named_gpus(device: str) -> list[str]:
 
 
 def uses_gpus(device: str) -> bool:
-    """Whether a device is a GPU or several, whichever there are."""
+    """Whether a device is `cuda` or names GPUs."""
     return device.partition(":")[0] == "cuda"
 
 
 def check_share(gpus: float | None, device: str) -> None:
-    """Raises BadInput if no worker can have so many GPUs, or the device says otherwise."""
+    """Raises BadInput for an impossible number of GPUs of a worker, or one that contradicts the device."""
     if gpus is None:
         return
     if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
@@ -56,8 +56,8 @@ def check_share(gpus: float | None, device: str) -> None:
         raise BadInput(f"--gpus-per-worker is 0 and the device is {device!r}: leave one of them out")
 
 
-def check_room(nodes: Sequence[int], workers: int, gpus: float, where: str) -> None:
-    """Check that there is room for workers of so many GPUs each.
+def check_enough_gpus(nodes: Sequence[int], workers: int, gpus: float, where: str) -> None:
+    """Check that there are GPUs for all workers.
 
     Args:
         nodes: GPUs of every machine; a worker's are all of one machine.
@@ -66,7 +66,7 @@ def check_room(nodes: Sequence[int], workers: int, gpus: float, where: str) -> N
     Raises:
         BadInput: there are too few.
     """
-    room = sum(_places(count, gpus) for count in nodes)
+    room = sum(_count_workers(count, gpus) for count in nodes)
     if room >= workers:
         return
     share = "a GPU" if gpus == 1 else f"{gpus:g} GPUs" if gpus > 1 else f"{gpus:g} of a GPU"
@@ -98,13 +98,13 @@ def devices_of_workers(device: str, workers: int, share: float | None) -> list[s
     if share is None and device == "auto" and not visible:
         return ["cpu"] * workers
     share, gpus = share or max(1, len(named)), named or visible
-    check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
+    check_enough_gpus([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
     size = max(1, int(share))
     bundles = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
     return [bundles[worker % len(bundles)] for worker in range(workers)]
 
 
-def _places(count: int, gpus: float) -> int:
+def _count_workers(count: int, gpus: float) -> int:
     return count // int(gpus) if gpus >= 1 else count * int(1 / gpus + 1e-9)
 
 
@@ -133,10 +133,10 @@ def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
     if len(indices) < len(gpus):
         raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
     shown = {"CUDA_VISIBLE_DEVICES": _visible(device, indices)}
-    return {DEVICE: own_gpus(len(indices)), SHARING: str(sharing), **shown, **share}
+    return {DEVICE: name_gpus(len(indices)), SHARING: str(sharing), **shown, **share}
 
 
-def own_gpus(count: float) -> str:
+def name_gpus(count: float) -> str:
     """The device of a worker that sees so many GPUs, or a share of one, and no others: `cuda`, or `cuda:0,cuda:1`."""
     return "cuda" if count <= 1 else ",".join(f"cuda:{i}" for i in range(int(count)))
 

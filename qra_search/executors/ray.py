@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import WorkerDied, WorkerUnusable
-from qra_search.executors.devices import DEVICE, SHARING, check_room, own_gpus
+from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_gpus
 from qra_search.executors.pool import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Served
 
@@ -57,7 +57,7 @@ class RayExecutor(WorkerExecutor):
         except BaseException:
             self.shutdown()
             raise
-        self._device, self._sharing = own_gpus(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
+        self._device, self._sharing = name_gpus(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
@@ -76,7 +76,7 @@ class RayExecutor(WorkerExecutor):
             gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
         if gpus:
             nodes = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
-            check_room(nodes, workers, gpus, "the Ray cluster")
+            check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
         return gpus
 
 

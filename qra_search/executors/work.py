@@ -23,7 +23,7 @@ class Failure:
 
     Attributes:
         name: of its class.
-        error: class to raise instead, if it is none of an evaluation.
+        error: class to raise in its place, if the evaluator could not be built.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Served:
     evaluator: Evaluator | None = None
 
     def build(self, factory: Factory) -> Failure | None:
-        """Build the evaluator; what kept it from being built, if anything did."""
+        """Build the evaluator; returns the failure, if it cannot be built."""
         try:
             with bad_input():
                 self.evaluator = factory()

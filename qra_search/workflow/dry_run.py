@@ -1,4 +1,4 @@
-"""What is known of a run before it begins: its rows, the space, the extremes of memory, cost and worth of a search."""
+"""What is known of a run before it starts: its rows, its space, and the cost and possible gain of a search."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from qra_search.workflow.tracking import check_tracker
 FEW = 32
 """Rows below which a loss says little of other rows."""
 MUCH = 0.25
-"""Share of the budget from which on it is said that embeddings take it."""
+"""Share of the budget from which on embeddings are worth a hint."""
 
 
-def foretold(
+def forecast_command(
     config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False, tunes: bool = False,
     evaluations: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Build the evaluator, spend nothing, and say what a command would do; see `dry_run`.
+    """Build the evaluator, spend nothing, and estimate what a command would do; see `dry_run`.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
@@ -71,13 +71,10 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
-        told = evaluator.sensitivities_charge()
-        if told is not None:
-            estimate["sensitivities_charge"] = told
-        estimate["total_seconds"] = (
-            setup
-            + sensitivities
-            + estimate["evaluation_seconds"] * (config.search.evaluations if evaluations is None else evaluations)
+        if (charge := evaluator.sensitivities_charge()) is not None:
+            estimate["sensitivities_charge"] = charge
+        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * (
+            config.search.evaluations if evaluations is None else evaluations
         )
     return {
         "config": config.model_dump(mode="json"),
@@ -102,7 +99,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
 
 
 def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> str | None:
-    """What to say if much of the memory is in what no plan changes, and halving that is one setting away.
+    """A hint where embeddings that are not searched take much of the budget; None elsewhere.
 
     Args:
         fixed: bytes of all that is not searched.
@@ -117,12 +114,12 @@ def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> st
 
 @dataclass(frozen=True)
 class Costs:
-    """What a search takes, foretold.
+    """What a search takes, estimated before it starts.
 
     Attributes:
         evaluations: full evaluations of plans that it may spend.
-        sensitivities: so many more take as long as measuring these; 0 if that is done.
-        seconds: of a full evaluation; nan if nothing tells it.
+        sensitivities: what measuring them takes, in full evaluations; 0 if they are measured.
+        seconds: of a full evaluation; nan if unknown.
     """
 
     evaluations: float
@@ -150,10 +147,10 @@ class Costs:
 def foretold_costs(
     evaluator: Evaluator, evaluations: float, sensitivities: Sensitivities | None = None
 ) -> Costs | None:
-    """What a search of so many evaluations will cost; None if nothing tells it.
+    """What a search of so many evaluations costs; None if that is unknown.
 
     Args:
-        sensitivities: if they are measured: they cost nothing more then.
+        sensitivities: if they are measured already, which then cost nothing.
     """
     charge = evaluator.sensitivities_charge() if sensitivities is None else 0.0
     return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())
@@ -171,7 +168,7 @@ def worth_text(allocation: Allocation | None) -> str:
 
 
 def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
-    """Lines on the rows: how many there are, then warnings."""
+    """Lines about the rows: how many there are, then warnings."""
     if not counts:
         return []
     lines = [", ".join(_count_text(name, count) for name, count in counts.items())]

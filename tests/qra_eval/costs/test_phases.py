@@ -13,10 +13,11 @@ from qra_backends import make_backend
 from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.costs.cards import CARDS, cards
-from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, foretell
+from qra_eval.costs.cards import CARDS, list_cards
+from qra_eval.costs.meter import Meter
+from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, estimate_peaks
 from qra_eval.costs.sizes import TRAINED_NUMBER
-from qra_eval.costs.sketch import Meter, Sketch
+from qra_eval.costs.sketch import Sketch
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch
@@ -100,7 +101,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
 
 def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     evaluator = shape_only(tmp_path)
-    peaks = foretell(evaluator.tuner)
+    peaks = estimate_peaks(evaluator.tuner)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
     assert all(peak.device == 0 and peak.host >= RELOAD_LIBRARIES for peak in peaks.values())
     facts = evaluator.estimate()
@@ -113,7 +114,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
 
 def test_depth_adds_each_layers_input_to_quantizing_and_adapters_and_activations_to_training(tmp_path: Path) -> None:
     # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
-    four, eight = (foretell(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
+    four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
     model = shape_only(tmp_path).quantized
     tokens = sum(batch.input_ids.numel() for batch in model.calibration_batches())
     waiting = tokens * model.model.config.hidden_size * 2  # each layer's input, in bfloat16
@@ -122,7 +123,7 @@ def test_depth_adds_each_layers_input_to_quantizing_and_adapters_and_activations
 
 
 def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:
-    usual, along = (foretell(shape_only(tmp_path, scales=scales).tuner) for scales in (False, True))
+    usual, along = (estimate_peaks(shape_only(tmp_path, scales=scales).tuner) for scales in (False, True))
     bench = shape_only(tmp_path).tuner
     numbers = sum(
         bench.quantized.backend.trainable_numbers(8, m.out_features, m.in_features)
@@ -143,7 +144,8 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
         training={"batch_size": 1, "max_length": 16}, evaluation={"steps": 1, "validation_rows": 1},
         finetune={"steps": 1, "test_rows": 1},
     ).tuner  # fmt: skip
-    peaks, loaded = foretell(tuner, gpu=True), sum(t.linear.weight.nbytes for t in tuner.quantized.tables.values())
+    peaks = estimate_peaks(tuner, gpu=True)
+    loaded = sum(table.linear.weight.nbytes for table in tuner.quantized.tables.values())
     assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
 
 
@@ -165,7 +167,7 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_every_card_has_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
-    found = cards(shape_only(tmp_path, family=family).tuner, None)
+    found = list_cards(shape_only(tmp_path, family=family).tuner, None)
     assert [(card["name"], card["settings"]) for card in found] == [(name, "as it is configured") for name in CARDS]
     assert all(card["peak_bytes"] < card["bytes"] for card in found)
 

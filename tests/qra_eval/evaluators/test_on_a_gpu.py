@@ -17,8 +17,8 @@ import qra_eval
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
-from qra_eval.costs.cards import fit
-from qra_eval.costs.phases import CUDA_CONTEXT, foretell
+from qra_eval.costs.cards import check_fit
+from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
@@ -121,7 +121,7 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
         if fits:
-            fit(evaluator.tuner, None)
+            check_fit(evaluator.tuner, None)
         own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
         sent: Counter[int] = Counter()
         fetched = codes = 0
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     }  # fmt: skip
     config = make_config(given)
     with pretended_gpu():
-        peaks = foretell(QuantizedLoRAEvaluator(config, weights=False).tuner)
+        peaks = estimate_peaks(QuantizedLoRAEvaluator(config, weights=False).tuner)
     most = max(peak.device for peak in peaks.values()) - CUDA_CONTEXT
     with pretended_gpu(room=most):
         QuantizedLoRAEvaluator(config)
@@ -187,7 +187,7 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
             evaluator = on_the_card(tmp_path / "model", tmp_path / device, embeddings=(4,), device=device)
             damage = evaluator.sensitivities().bits_damage
             plan = evaluator.space.uniform(4, 4)
-            told = foretell(evaluator.tuner, evaluator.space.memory_bytes(plan))
+            told = estimate_peaks(evaluator.tuner, evaluator.space.memory_bytes(plan))
             gpu.most.clear()
             found = [evaluator.evaluate(plan).loss]
             assert max(gpu.most.values()) < 1.05 * (told["search"].device - CUDA_CONTEXT)

@@ -86,9 +86,9 @@ def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
 
 
 def test_a_workers_gpus_are_all_of_one_machine():
-    devices.check_room([2, 2], 2, 2, "the Ray cluster")
+    devices.check_enough_gpus([2, 2], 2, 2, "the Ray cluster")
     with pytest.raises(BadInput, match="1 worker with 4 GPUs each: the Ray cluster has 4 GPUs: at most .* 2 can be"):
-        devices.check_room([2, 2], 1, 4, "the Ray cluster")
+        devices.check_enough_gpus([2, 2], 1, 4, "the Ray cluster")
 
 
 @pytest.mark.parametrize(
