@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import MIB, RESULTS, append, commit, read
+from benchmarks.common import MIB, RESULTS, append_lines, find_commit, read_lines
 from benchmarks.study.intervals import make_markdown_table
 from qra_search.cli.demo import DEMO
 from qra_search.config import make_config
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         measure(options.out, options.seeds)
-    print(*table([d for d in read(PATH) if d.get("settings") == SETTINGS]), sep="\n")
+    print(*table([d for d in read_lines(PATH) if d.get("settings") == SETTINGS]), sep="\n")
 
 
 def measure(out: Path, seeds: int) -> None:
@@ -54,7 +54,7 @@ def measure(out: Path, seeds: int) -> None:
         for seed in range(seeds):
             for role, plan in (plans | {"16-bit": sixteen}).items():
                 key = {"command": COMMAND, "settings": SETTINGS, "role": role, "seed": seed}
-                if any(key.items() <= line.items() for line in read(PATH)):
+                if any(key.items() <= line.items() for line in read_lines(PATH)):
                     continue
                 start = time.process_time()
                 tuned = evaluator.tune(plan, seed=seed)
@@ -62,7 +62,7 @@ def measure(out: Path, seeds: int) -> None:
                 line |= {"test_loss": round(tuned.test_loss, 4), "right": tuned.metrics["exact_match"]}
                 line |= {"scored": len(tuned.row_scores["exact_match"])}
                 line |= {"processor_seconds": round(time.process_time() - start, 1)}
-                append(PATH, line | {"planning_processor_seconds": round(planned, 1), "commit": commit()})
+                append_lines(PATH, line | {"planning_processor_seconds": round(planned, 1), "commit": find_commit()})
                 print(f"seed {seed}, {role}: {tuned.test_loss:.4f}, {line['right']:.1%} right", flush=True)
 
 

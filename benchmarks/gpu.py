@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, append, commit, read
+from benchmarks.common import RESULTS, append_lines, find_commit, read_lines
 from benchmarks.gpu_parts.common import device_name
 
 SHARES = {"dequantize": 0.2, "training": 0.35, "search": 0.35, "conformance": 0.35, "large": 1.0}
@@ -110,7 +110,7 @@ def run_here(options: argparse.Namespace) -> int:
 def head(options: argparse.Namespace, part: str) -> dict[str, Any]:
     """What all rows of a part say that are measured alike."""
     name = "pretended" if options.pretended else device_name(options.device)
-    made = {"commit": commit(), "device": name, "torch": torch.__version__}
+    made = {"commit": find_commit(), "device": name, "torch": torch.__version__}
     made |= {"threads": torch.get_num_threads(), "small": options.small, "part": part}
     return made | ({"folder": str(options.folder)} if part == "large" else {})
 
@@ -118,7 +118,7 @@ def head(options: argparse.Namespace, part: str) -> dict[str, Any]:
 def known(options: argparse.Namespace, part: str) -> list[dict[str, Any]]:
     """The rows of a part that are there, but for errors."""
     mine = head(options, part)
-    return [row for row in read(options.out) if mine.items() <= row.items() and "error" not in row]
+    return [row for row in read_lines(options.out) if mine.items() <= row.items() and "error" not in row]
 
 
 def ended(options: argparse.Namespace, part: str) -> bool:
@@ -131,7 +131,7 @@ def record(options: argparse.Namespace, part: str, row: dict[str, Any]) -> None:
     print(f"{part}: {json.dumps({k: v for k, v in row.items() if k != 'traceback'})}", flush=True)
     if "traceback" in row:
         print(row["traceback"], file=sys.stderr, flush=True)
-    append(options.out, head(options, part) | row)
+    append_lines(options.out, head(options, part) | row)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.common import read
+from benchmarks.common import read_lines
 from benchmarks.study import finetunes, finetunes_table
 from benchmarks.study.finetune_plans import shuffle_plan, widen_first_layers
 from benchmarks.study.finetune_settings import RESULTS, read_settings
@@ -71,7 +71,7 @@ def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):
     finetunes.main()
     finetunes.main()
     assert made == [("QLoRA", 0), ("QLoRA", 1)]
-    assert [line["seed"] for line in read(tmp_path / "lines.jsonl")] == [0, 1]
+    assert [line["seed"] for line in read_lines(tmp_path / "lines.jsonl")] == [0, 1]
     assert not any((tmp_path / "work").iterdir())
 
 
@@ -119,7 +119,7 @@ def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_unt
 @pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")
 def test_committed_lines_have_a_figure_for_each_test_question():
     questions = {"banking77": 3080, "restaurant8k": 3731}
-    for line in read(RESULTS):
+    for line in read_lines(RESULTS):
         assert len(line["row_right"]) == questions[line["task"]], line["row"]
         assert line["right"] == pytest.approx(line["row_right"].count("1") / len(line["row_right"]), abs=1e-5)
         assert json.dumps(line["settings"])

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.agreement.engine_side import GENERATED, starts
 from benchmarks.agreement.logits import MARGIN, difference, float32_weight, logits, run_model, texts
-from benchmarks.common import RESULTS, append
+from benchmarks.common import RESULTS, append_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
@@ -89,7 +89,7 @@ def main() -> None:
 
 def say(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
-    append(path, row)
+    append_lines(path, row)
 
 
 def tune(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         row = compare(options, Path(temporary))
     print(json.dumps(row, indent=1))
-    append(options.out, row)
+    append_lines(options.out, row)
     raise SystemExit(0 if row["rows_equal"] == row["rows"] and row["loss_difference"] < 1e-3 else 1)
 
 
@@ -89,7 +89,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         as_key(r) for s in ("train", "validation", "test") for r in plain.encode(plain.split(s), own, LENGTH)
     }
     return {
-        "commit": commit(), "trl": trl.__version__, "model": options.model, "rows": len(flat),
+        "commit": find_commit(), "trl": trl.__version__, "model": options.model, "rows": len(flat),
         "rows_equal": sum(key in ours for key in flat),
         "rows_equal_by_the_models_own_template": sum(key in turn_by_turn for key in flat),
         "labelled_tokens": sum(label >= 0 for _, labels in flat for label in labels),

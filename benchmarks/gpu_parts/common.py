@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import PeakWatch, cpu_name
+from benchmarks.common import PeakWatch, find_cpu_name
 from benchmarks.memory.random_models import SHAPES, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
@@ -20,7 +20,7 @@ def device_name(device: str) -> str:
     """The card, or the processor."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return cpu_name()
+    return find_cpu_name()
 
 
 def synchronize(device: str) -> None:
@@ -54,7 +54,7 @@ def measured(device: str) -> Iterator[dict[str, Any]]:
     with PeakWatch() as watch:
         yield found
         synchronize(device)
-    found |= {"seconds": time.perf_counter() - start, "host": watch.most}
+    found |= {"seconds": time.perf_counter() - start, "host": watch.peak_bytes}
     if cuda:
         free, total = torch.cuda.mem_get_info(device)
         found |= {"allocated": torch.cuda.max_memory_allocated(device)}

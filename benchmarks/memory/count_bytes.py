@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from qra_backends import make_backend
 
-from benchmarks.common import append
+from benchmarks.common import append_lines
 from qra_eval import load
 from qra_eval.quantized.bank import tensor_bytes
 from qra_search.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def main() -> None:
     }
     print(json.dumps(report))
     if options.out:
-        append(options.out, report)
+        append_lines(options.out, report)
     sys.exit(0 if report["counted"] == report["plan"] and report["in_result"] else 1)
 
 

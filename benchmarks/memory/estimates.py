@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.space.budgets import resolve_budgets
@@ -68,8 +68,8 @@ def main() -> None:
             words = f"{budget or '8 bits, rank 32'} | {ranks[-1]} | {'yes' if checkpointing else 'no'}"
             print(f"| {name} | {words} | {device} | {host:.1f} | {asked:g} |", flush=True)
             facts = {"model": name, "budget": budget, "ranks": ranks, "checkpointing": checkpointing, **row}
-            facts |= {"asked": asked, "tokens": options.tokens, "scales": options.scales, "commit": commit()}
-            append(RESULTS / "estimates.jsonl", facts)
+            facts |= {"asked": asked, "tokens": options.tokens, "scales": options.scales, "commit": find_commit()}
+            append_lines(RESULTS / "estimates.jsonl", facts)
 
 
 PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pretended_gpu import pretended_gpu
 
-from benchmarks.common import RESULTS, append, commit, read
+from benchmarks.common import RESULTS, append_lines, find_commit, read_lines
 from benchmarks.memory.random_models import Shape, write_model, write_rows
 from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -158,9 +158,9 @@ def reload(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="default: those without a row")
-    last = {row["scenario"]: row for row in read(ROWS)}
+    last = {row["scenario"]: row for row in read_lines(ROWS)}
     names = parser.parse_args().names or [name for name in SCENARIOS if name not in last]
-    wrong, made_at = [], commit()
+    wrong, made_at = [], find_commit()
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         model, rows = str(write_model(SHAPE, root / "model")), str(write_rows(root / "rows"))
@@ -173,7 +173,7 @@ def main() -> None:
                 wrong.append(name)
                 continue
             last[name] = {"scenario": name, "commit": made_at, "phases": list(map(asdict, found))}
-            append(ROWS, last[name])
+            append_lines(ROWS, last[name])
             parts = [f"{p.name} {p.ratio:.3f} (sent {p.sent / 1e6:.1f} MB)" for p in found]
             print(f"{name}: {'; '.join(parts)}; {time.perf_counter() - begun:.0f} s", flush=True)
     ratios = {name: [Phase(**phase).ratio for phase in row["phases"]] for name, row in last.items()}

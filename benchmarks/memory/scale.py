@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 import qra_eval
-from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_pages, read
+from benchmarks.common import RESULTS, PeakWatch, append_lines, count_own_bytes, find_commit, find_cpu_name, read_lines
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
@@ -106,9 +106,9 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
                 kept.unlink()
         found = child(options, phase, size, backend)
         expected = foretold[phase]["host"]
-        row = key(options, size, backend) | {"phase": phase, "cpu": cpu_name(), "torch": torch.__version__}
+        row = key(options, size, backend) | {"phase": phase, "cpu": find_cpu_name(), "torch": torch.__version__}
         row |= {"foretold": expected, "ratio": found["measured"] / expected, **found}
-        append(options.out, row)
+        append_lines(options.out, row)
         known[phase] = row
         print(f"{size} {backend} {phase}: measured {format_bytes(row['measured'])}, foretold {format_bytes(expected)}, "
               f"ratio {row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}", flush=True)  # fmt: skip
@@ -131,7 +131,7 @@ def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> d
 def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     """Do a phase, and measure its peak; or estimate the peaks of all."""
     with PeakWatch(0.003) as watch:
-        at_start, began = own_pages(), time.perf_counter()
+        at_start, began = count_own_bytes(), time.perf_counter()
 
         def make(weights: bool = True) -> QuantizedLoRAEvaluator:
             return evaluator_of(options, size, backend, weights, watch.progress)
@@ -140,7 +140,7 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
             return {"phases": make(weights=False).estimate()["phases"]}
         found = WORK[options.phase](make, made_by("tune", options, size, backend))
         seconds, processor_seconds = time.perf_counter() - began, time.process_time()
-    measured = {"measured": watch.most, "at": watch.at, "at_start": at_start, "at_end": own_pages()}
+    measured = {"measured": watch.peak_bytes, "at": watch.peak_stage, "at_start": at_start, "at_end": count_own_bytes()}
     took = {"seconds": seconds, "processor_seconds": round(processor_seconds, 1)}
     return {**found, **measured, **took, "threads": torch.get_num_threads()}
 
@@ -259,7 +259,7 @@ def made_by(phase: str, options: argparse.Namespace, size: str, backend: str) ->
 
 def key(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     malloc = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
-    made = {"commit": commit(), "size": Path(size).name, "backend": backend}
+    made = {"commit": find_commit(), "size": Path(size).name, "backend": backend}
     made |= {"dequantized_cache": options.dequantized_cache, "compute_asked": options.compute}
     return made | {"malloc": malloc}
 
@@ -267,7 +267,7 @@ def key(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
 def recorded(options: argparse.Namespace, size: str, backend: str) -> dict[str, dict[str, Any]]:
     """Rows that are there, by phase."""
     wanted = key(options, size, backend)
-    return {row["phase"]: row for row in read(options.out) if wanted.items() <= row.items()}
+    return {row["phase"]: row for row in read_lines(options.out) if wanted.items() <= row.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
-from benchmarks.common import RESULTS, append, commit, read
+from benchmarks.common import RESULTS, append_lines, find_commit, read_lines
 from benchmarks.memory.estimates import LLAMA, shapes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
@@ -60,15 +60,16 @@ def main() -> None:
     options, order = parser.parse_args(), list(models())
     if options.anew:
         ROWS.unlink(missing_ok=True)
-    known = {row["model"] for row in read(ROWS)}
+    known = {row["model"] for row in read_lines(ROWS)}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in models().items():
             if name not in known and name in (options.names or order):
-                row = {"model": name, "tokens": TOKENS, "cards": fits(Path(folder) / name, config), "commit": commit()}
-                append(ROWS, row)
+                cards = fits(Path(folder) / name, config)
+                row = {"model": name, "tokens": TOKENS, "cards": cards, "commit": find_commit()}
+                append_lines(ROWS, row)
                 print(name, [cell(card) for card in row["cards"]], flush=True)
     before, mark, rest = PAGE.read_text().partition(MARKS[0])
-    rows = sorted(read(ROWS), key=lambda row: order.index(row["model"]))
+    rows = sorted(read_lines(ROWS), key=lambda row: order.index(row["model"]))
     PAGE.write_text(before + mark + "\n" + table(rows) + "\n" + rest[rest.index(MARKS[1]) :])
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.common import RESULTS, append
+from benchmarks.common import RESULTS, append_lines
 from qra_search.report.page import write_page
 from qra_search.runs.folder import RunFolder
 
@@ -88,7 +88,7 @@ def main() -> None:
 def record(row: dict[str, Any], only: list[str] | None) -> None:
     """Append a row; those of a run over some pages alone are not kept."""
     if not only:
-        append(ROWS, row)
+        append_lines(ROWS, row)
 
 
 def faulty(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 CACHE = "bank"
@@ -41,9 +41,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = kill(options, Path(folder))
-    row = {"what": "kill", "commit": commit(), "model": options.model, "threads": torch.get_num_threads(), **row}
+    row = {"what": "kill", "commit": find_commit(), "model": options.model, "threads": torch.get_num_threads(), **row}
     print(json.dumps(row, indent=1))
-    append(options.out, row)
+    append_lines(options.out, row)
     raise SystemExit(0 if row["weights_equal_to_the_bit"] and row["curves_equal"] else 1)
 
 

@@ -19,7 +19,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, append, commit, read
+from benchmarks.common import RESULTS, append_lines, find_commit, read_lines
 
 ROOT = Path(__file__).parents[2]
 ROWS = RESULTS / "cli" / "terminal.jsonl"
@@ -77,7 +77,7 @@ def main() -> None:
                     continue
                 texts = terminal.run(command, live=screen in LIVE)
                 for which, text in texts.items():
-                    row = looked_at(text, columns) | {"status": terminal.status, "commit": commit()}
+                    row = looked_at(text, columns) | {"status": terminal.status, "commit": find_commit()}
                     record({"screen": screen + which, "columns": columns, **row})
                     wrong = terminal.status != status or row["too_wide"]
                     print(f"{columns} {screen}{which}: {row}{'  <--' if wrong else ''}", flush=True)
@@ -89,12 +89,12 @@ def main() -> None:
 
 def record(row: dict[str, Any]) -> None:
     """Put a row in the place of an earlier one of the same screen."""
-    known = read(ROWS)
+    known = read_lines(ROWS)
     place = (row["screen"], row["columns"])
     at = next((i for i, r in enumerate(known) if (r["screen"], r["columns"]) == place), len(known))
     known[at : at + 1] = [row]
     ROWS.unlink(missing_ok=True)
-    append(ROWS, *known)
+    append_lines(ROWS, *known)
 
 
 def looked_at(text: str, columns: int) -> dict[str, Any]:

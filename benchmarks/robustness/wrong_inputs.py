@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, append, read
+from benchmarks.common import RESULTS, append_lines, read_lines
 from benchmarks.robustness.wrong_cases import CASES, OF_PLUGINS, world
 
 ROOT = Path(__file__).parents[2]
@@ -66,10 +66,10 @@ def main() -> None:
 
 def record(rows: list[dict[str, Any]]) -> None:
     """Write the rows in the order of the inputs, in place of those of the same inputs that are there."""
-    found = {(row["command"], "environment" in row): row for row in [*read(ROWS), *rows]}
+    found = {(row["command"], "environment" in row): row for row in [*read_lines(ROWS), *rows]}
     order = [(f"qra {command}", offline) for command, _ in (*CASES, *OF_PLUGINS) for offline in (False, True)]
     ROWS.unlink(missing_ok=True)
-    append(ROWS, *(found[k] for k in order if k in found))
+    append_lines(ROWS, *(found[k] for k in order if k in found))
 
 
 def spent(command: list[str]) -> float:

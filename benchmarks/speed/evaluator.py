@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch, schedule
@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluator.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    head = {"commit": commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
+    head = {"commit": find_commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
     head |= {"task": options.task, "backend": options.backend, "steps": options.steps}
     with tempfile.TemporaryDirectory() as cold:
         for row in [time_stored(options)] if options.stored else times(options, cold):
             print(json.dumps(row))
-            append(options.out, head | row)
+            append_lines(options.out, head | row)
 
 
 def times(options: argparse.Namespace, cold: str) -> Iterator[dict[str, Any]]:

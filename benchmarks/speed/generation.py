@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, append, commit, cpu_name
+from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
 from qra_eval import load
 from qra_eval.models.load import load_model
 
@@ -68,9 +68,10 @@ def main() -> None:
         row = {
             "way": name, "model": plan["model"], "dtype": plan["dtype"], "memory_bytes": plan["memory_bytes"],
             "tokens": given.tokens, "tokens_a_second": round(sorted(found)[len(found) // 2], 2),
-            "slowest": round(min(found), 2), "fastest": round(max(found), 2), "cpu": cpu_name(), "commit": commit(),
+            "slowest": round(min(found), 2), "fastest": round(max(found), 2),
+            "cpu": find_cpu_name(), "commit": find_commit(),
         }  # fmt: skip
-        append(given.out, row)
+        append_lines(given.out, row)
         print(f"{name:40} {row['tokens_a_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})", flush=True)
 
 

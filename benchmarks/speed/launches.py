@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from launches import HIDDEN, counted_layer, dequantizing, levels, module_of
@@ -24,7 +24,7 @@ def main() -> None:
     for way, kernels in (("kernel", True), ("plain", False)):
         with counted_layer(kernels=kernels) as count:
             for name, backend, bits in levels():
-                row = found.setdefault(name, {"level": name, "commit": commit()})
+                row = found.setdefault(name, {"level": name, "commit": find_commit()})
                 made = dequantizing(module_of(backend, bits))
                 row |= {f"{way}_layer": count(backend, bits).count, f"{way}_weight": made.count}
                 row |= {f"{way}_bytes": round(made.bytes / HIDDEN**2, 2)}
@@ -34,7 +34,7 @@ def main() -> None:
     print(f"{'level':22}", *(f"{column:>14}" for column in columns))
     for row in found.values():
         print(f"{row['level']:22}", *(f"{row[column]:>14}" for column in columns))
-    append(RESULTS / "launches.jsonl", *found.values())
+    append_lines(RESULTS / "launches.jsonl", *found.values())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, append, commit
+from benchmarks.common import RESULTS, append_lines, find_commit
 
 AIM = 1.0
 """Seconds that the project aims at; `qra report` and `qra show` are of a run of 224 groups and 60 evaluations."""
@@ -78,10 +78,10 @@ def run(arguments: list[str], folder: str) -> float:
 def record(rows: list[dict[str, object]], repeats: int) -> None:
     """Append what was measured, with the commit and the load that the machine was under."""
     line = {
-        "commit": commit(), "python": platform.python_version(), "cores": os.cpu_count(),
+        "commit": find_commit(), "python": platform.python_version(), "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1), "repeats": repeats, "rows": rows,
     }  # fmt: skip
-    append(RESULTS / "cli" / "startup.jsonl", line)
+    append_lines(RESULTS / "cli" / "startup.jsonl", line)
 
 
 if __name__ == "__main__":

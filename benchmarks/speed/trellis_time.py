@@ -27,7 +27,7 @@ from qra_backends.trellis import decode_torch
 from qra_backends.trellis.code import UNIT
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, append, commit, cpu_name
+from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
 from qra_eval.models.load import load_model
 
 BITS = (2, 3, 4, 8)
@@ -66,8 +66,8 @@ def main() -> None:
             levels[bits].append(cpu_seconds(lambda bits=bits: quantize(single, (bits,), linears)))
     seconds = {name: statistics.median(times) for name, times in whole.items()}
     row = {
-        "commit": commit(),
-        "cpu": cpu_name(),
+        "commit": find_commit(),
+        "cpu": find_cpu_name(),
         "weights": weights,
         "levels": list(BITS),
         "cpu_seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -77,7 +77,7 @@ def main() -> None:
         "compile_seconds": compile_seconds(),
     }
     print(json.dumps(row))
-    append(options.out, row)
+    append_lines(options.out, row)
 
 
 def example(data: Path, layers: int) -> dict[str, tuple[nn.Linear, Tensor]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, append, commit, cpu_name, read
+from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import model
 from qra_eval.quantized.calibration import WEIGHTINGS, Weighting
@@ -48,13 +48,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
     options = parser.parse_args()
     if options.table:
-        print(*table(read(options.out)), sep="\n")
+        print(*table(read_lines(options.out)), sep="\n")
         return
     torch.set_num_threads(1)
     for name, key in settings():
-        if re.search(options.only, name) and not any(key.items() <= line.items() for line in read(options.out)):
-            append(options.out, {**key, **measure(key, options.data, options.cache), "commit": commit()})
-            print(name, table(read(options.out))[-1], flush=True)
+        if re.search(options.only, name) and not any(key.items() <= line.items() for line in read_lines(options.out)):
+            append_lines(options.out, {**key, **measure(key, options.data, options.cache), "commit": find_commit()})
+            print(name, table(read_lines(options.out))[-1], flush=True)
 
 
 def settings() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,7 +84,7 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
         "quantize_seconds": round(time.perf_counter() - start[0], 1),
         "quantize_cpu_seconds": round(time.process_time() - start[1], 1),
         "memory_bytes": evaluator.space.memory_bytes(plan),
-        "cpu": cpu_name(),
+        "cpu": find_cpu_name(),
     }
     tuner.apply(plan, key["seed"])
     line["untuned_loss"] = round(tuner.held_out("test", TEST_ROWS), 5)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.common import MIB, PeakWatch, append, commit, cpu_name, read
+from benchmarks.common import MIB, PeakWatch, append_lines, find_commit, find_cpu_name, read_lines
 from benchmarks.study.finetune_rows import measure_row
 from benchmarks.study.finetune_settings import RESULTS, Row, read_settings
 from benchmarks.study.finetunes_table import fill_page, make_table
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")
     options = parser.parse_args()
     if options.table or options.page:
-        table = make_table(read(options.out), options.task, options.model)
+        table = make_table(read_lines(options.out), options.task, options.model)
         print(*table, sep="\n")
         if options.page:
             fill_page(options.page, f"{options.task} {options.model}", table)
@@ -71,14 +71,15 @@ def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -
     own = {name: value for name, value in settings.items() if row.is_ours or name != "plans"}
     key = {"task": options.task, "model": options.model, "row": row.name, "seed": seed}
     key |= {"spec": row.to_dict(), "settings": own}
-    if any(key.items() <= line.items() for line in read(options.out)):
+    if any(key.items() <= line.items() for line in read_lines(options.out)):
         return
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = options.work / f"{options.task}-{options.model}-{seed}-{digest}"
     print(f"{options.task} {options.model} seed {seed}: {row.name}, in {folder}", flush=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         line = pool.submit(measure_apart, options, row, seed, settings, folder).result()
-    append(options.out, {**key, **line, "commit": commit(), "cpu": cpu_name(), "threads": options.threads})
+    machine = {"commit": find_commit(), "cpu": find_cpu_name(), "threads": options.threads}
+    append_lines(options.out, {**key, **line, **machine})
     shutil.rmtree(folder, ignore_errors=True)
     size, right, asked = line["memory_bytes"] / MIB, line["row_right"].count("1"), len(line["row_right"])
     print(
@@ -96,9 +97,9 @@ def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, A
         with PeakWatch(0.02) as watch:
             line = measure_row(options, row, seed, settings, folder)
     finally:
-        append(spent, {"seconds": time.monotonic() - begun, "cpu_seconds": sum(os.times()[:2])})
-    seconds = {name: round(sum(d[name] for d in read(spent)), 1) for name in ("seconds", "cpu_seconds")}
-    return {**line, "peak_bytes": watch.most, **seconds}
+        append_lines(spent, {"seconds": time.monotonic() - begun, "cpu_seconds": sum(os.times()[:2])})
+    seconds = {name: round(sum(d[name] for d in read_lines(spent)), 1) for name in ("seconds", "cpu_seconds")}
+    return {**line, "peak_bytes": watch.peak_bytes, **seconds}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import MIB, read
+from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    options.out.write_text(draw(read(options.lines), options.task, options.model))
+    options.out.write_text(draw(read_lines(options.lines), options.task, options.model))
 
 
 def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
