@@ -94,7 +94,7 @@ class SearchResult:
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        limit = self.budget_bytes if memory_budget is None else resolve_budget(self.space, memory_budget)
+        limit = self._resolve(memory_budget)
         fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
         if best is None or self.sensitivities is None:
@@ -104,9 +104,9 @@ class SearchResult:
         better = predict_better(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed else better
 
-    def comparison(self, budget_bytes: int | None = None) -> UniformComparison | None:
+    def comparison(self, memory_budget: int | str | None = None) -> UniformComparison | None:
         """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
-        limit = self.budget_bytes if budget_bytes is None else budget_bytes
+        limit = self._resolve(memory_budget)
         best = self.best(limit)
         return None if best is None else UniformComparison(limit, best, self._best_uniform(limit))
 
@@ -117,7 +117,7 @@ class SearchResult:
             return [UniformComparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
-    def allocation(self, budget_bytes: int | None = None) -> Allocation | None:
+    def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
         """The allocation within a budget (default: the largest); None without sensitivities.
 
         Raises:
@@ -125,18 +125,18 @@ class SearchResult:
         """
         if self.sensitivities is None:
             return None
-        limit = self.budget_bytes if budget_bytes is None else budget_bytes
+        limit = self._resolve(memory_budget)
         if limit not in self.allocations:
             self.allocations[limit] = solve(self.space, self.sensitivities, limit)
         return self.allocations[limit]
 
-    def chosen(self, budget_bytes: int | None = None) -> Plan | None:
+    def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan chosen within a budget (default: the largest): the best evaluated one, or, if nothing that
         fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did."""
-        best = self.best(budget_bytes)
+        best = self.best(memory_budget)
         if best is not None:
             return best.plan
-        allocation = None if not self.candidates and self.failures() else self.allocation(budget_bytes)
+        allocation = None if not self.candidates and self.failures() else self.allocation(memory_budget)
         return None if allocation is None or allocation.plan in self._failed else allocation.plan
 
     @property
@@ -203,6 +203,10 @@ class SearchResult:
         plan = self.chosen()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
+
+    def _resolve(self, memory_budget: int | str | None) -> int:
+        """Bytes of a budget; those of the largest without one."""
+        return self.budget_bytes if memory_budget is None else resolve_budget(self.space, memory_budget)
 
     def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
         return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)

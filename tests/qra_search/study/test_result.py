@@ -94,10 +94,11 @@ def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
 def test_a_budget_is_written_as_for_a_search(result, budget):
     (limit,) = resolve_budgets(result.space, budget)
     assert result.best(budget) == result.best(limit)
+    assert result.comparison(budget).budget == limit and result.allocation(budget) == result.allocation(limit)
 
 
 def test_a_budget_below_the_smallest_plan_is_refused_as_by_a_search(result):
-    for ask, budget in ((result.best, "1KiB"), (result.allocation, 1024)):
+    for ask, budget in ((result.best, "1KiB"), (result.comparison, "1KiB"), (result.allocation, 1024)):
         with pytest.raises(BudgetTooSmall, match="below the smallest plan"):
             ask(budget)
 
