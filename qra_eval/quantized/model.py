@@ -18,7 +18,7 @@ from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_byte
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS
-from qra_eval.quantized.space import model_space, table_levels
+from qra_eval.quantized.space import SMALL_BITS, is_small, model_space, table_levels
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
+SMALL_TABLE_BITS = (2, 2.5, 3, 4, UNQUANTIZED_BITS)
+"""The same under a budget that is small enough for `SMALL_BITS`."""
 CALIBRATION_ROWS = 64
 """Train rows whose activations and gradients calibrated backends see; their pass is charged to the sensitivities."""
 MEASURED_ROWS = 32
@@ -127,12 +129,19 @@ class QuantizedModel:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
             self.compute = self._undecoded
-        wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
-        offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
-        self.space = model_space(
-            group_linears(found, self.granularity), self.granularity, space, self.backend,
-            budgets=budgets, fixed_bytes=tensor_bytes(self.model) - dense, tables=offered, depth=len(self.blocks),
-        )  # fmt: skip
+        groups, fixed = group_linears(found, self.granularity), tensor_bytes(self.model) - dense
+
+        def make_space(chosen: SpaceConfig, auto_tables: Sequence[float]) -> SearchSpace:
+            wanted = auto_tables if quantization.embeddings == "auto" else quantization.embeddings
+            tables = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
+            return model_space(
+                groups, self.granularity, chosen, backend, fixed_bytes=fixed, tables=tables, depth=len(self.blocks)
+            )
+
+        self.space = make_space(space, AUTO_TABLE_BITS)
+        if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
+            widths = [bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits)]
+            self.space = make_space(space.model_copy(update={"bits": tuple(widths)}), SMALL_TABLE_BITS)
         own, of_tables = (
             _levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)
@@ -140,10 +149,10 @@ class QuantizedModel:
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self._bank = Bank(
-            {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
+            {**self.linears, **{name: table.linear for name, table in self.tables.items()}},
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self.calibration,
-            layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)), levels={len(self.blocks): of_tables},
+            layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)), levels={len(self.blocks): of_tables},
             devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
         )  # fmt: skip
         self._whole = False

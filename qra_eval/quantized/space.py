@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from qra_backends.base import Backend
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 ADAPTER_DTYPE = torch.bfloat16
 SMALL_BITS = (1, 1.5, 2, 2.5, 3, 4)
-"""Bits to choose from if a budget is below the uniform 3-bit plan: 8 are in no such plan."""
+"""Bits to choose from under a small budget: 8 are in no such plan."""
 
 
 def model_space(
@@ -32,7 +31,6 @@ def model_space(
     config: SpaceConfig,
     backend: Backend,
     *,
-    budgets: Sequence[str | int] = (),
     fixed_bytes: int,
     tables: Mapping[str, tuple[nn.Linear, Sequence[LevelName]]] = {},  # noqa: B006 - never written to
     depth: int = 0,
@@ -41,21 +39,12 @@ def model_space(
 
     Args:
         granularity: that of the groups; the config's may be `auto`.
-        budgets: of memory, from which the bits follow if the config leaves them open.
         fixed_bytes: bytes of everything that is not searched.
         tables: each as a linear, with its levels.
         depth: of the tables: one more than that of the last layer.
     """
-    if config.bits == "auto":
-        fixed: dict[str, Any] = {"fixed_bytes": fixed_bytes, "tables": tables, "depth": depth}
-        usual = config.model_copy(update={"bits": DEFAULT_BITS})
-        space = model_space(groups, granularity, usual, backend, **fixed)
-        three = space.uniform(3, min(config.ranks))
-        if three is None or all(budget_size(space, budget) >= space.memory_bytes(three) for budget in budgets):
-            return space
-        fewer = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
-        return model_space(groups, granularity, config.model_copy(update={"bits": fewer}), backend, **fixed)
-    own = levels_of(config.bits, backend, [member.module for _, members in groups for member in members])
+    bits = DEFAULT_BITS if config.bits == "auto" else config.bits
+    own = levels_of(bits, backend, [member.module for _, members in groups for member in members])
     levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
     ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
     return SearchSpace(
@@ -80,6 +69,12 @@ def model_space(
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
+    """Whether any memory budget is below the uniform 3-bit plan at a rank; never if the space has no such plan."""
+    three = space.uniform(3, rank)
+    return three is not None and any(budget_size(space, budget) < space.memory_bytes(three) for budget in budgets)
 
 
 def _own_levels(

@@ -53,18 +53,18 @@ def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_modu
 
 
 @pytest.mark.parametrize(
-    ("budgets", "bits"),
+    ("memory", "bits", "tables"),
     [
-        ((), (2, 3, 4, 8)),
-        (("8bpw",), (2, 3, 4, 8)),
-        (("2.5bpw", "8bpw"), (1, "trellis-1.5", 2, "trellis-2.5", 3, 4)),
-        (("uniform3r4",), (2, 3, 4, 8)),
-        (("1MiB",), (2, 3, 4, 8)),
-        (("20KiB",), (1, "trellis-1.5", 2, "trellis-2.5", 3, 4)),
+        ((), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
+        (("8bpw",), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
+        (("uniform3r4",), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
+        (("60%", "8bpw"), (1, "trellis-1.5", 2, "trellis-2.5", 3, 4), (2, "trellis-2.5", 3, 4, 16)),
     ],
 )
-def test_bits_that_are_left_open_follow_from_the_smallest_budget(budgets, bits):
-    groups = group_linears(find_linears(tiny_config_model("llama")), "module")
-    backend = make_backend("mixed-calibrated")
-    space = model_space(groups, "module", SpaceConfig(ranks=(4,)), backend, fixed_bytes=0, budgets=budgets)
-    assert space.bits == bits
+def test_bits_that_are_left_open_follow_from_the_smallest_budget(tmp_path, memory, bits, tables):
+    evaluator = make_evaluator(
+        "tiny", quantization=QuantizationConfig(cache=str(tmp_path)), space=SpaceConfig(ranks=(4,)),
+        memory=memory,
+    )  # fmt: skip
+    assert evaluator.quantized.levels == bits
+    assert {group.bits for group in evaluator.space.groups if group.is_embedding} == {tables}
