@@ -1,8 +1,9 @@
 """Attention for short sequences on a CPU: plain matrix products, two to four times as fast as the flash kernel there.
 
-Measured at 8 x 190 tokens, 9 heads, bfloat16, one thread: torch's CPU kernel takes about three times as long forward
-and backward, and it needs the keys repeated for grouped queries. Longer sequences go to torch's kernel, which keeps
-no (T, T) matrix for the backward pass.
+A training step of SmolLM2 in bfloat16 on one thread takes 1.31 times as long with torch's kernel (8 rows of 164 tokens
+of GSM8K; 1.32 with 8 rows of 21 of Banking77), which needs the keys repeated for grouped queries. With transformers'
+eager attention it takes 1.33 times as long on the long rows, and keeps half as much memory again. Longer sequences go
+to torch's kernel, which keeps no (T, T) matrix for the backward pass.
 """
 
 from __future__ import annotations

@@ -54,16 +54,19 @@ def check_model(model: Any) -> None:
     if model.get_output_embeddings() is None:
         raise BadInput(f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM")
     tensors = list(model.parameters())
-    if (
-        getattr(model.config, "quantization_config", None)
-        or getattr(model, "hf_quantizer", None)
-        or any(type(t) is not nn.Parameter or not t.is_floating_point() for t in tensors)
-    ):
+    quantized = getattr(model.config, "quantization_config", None) or getattr(model, "hf_quantizer", None)
+    plain = all(type(t) is nn.Parameter and t.is_floating_point() for t in tensors)
+    if not plain or (quantized and not _is_dequantized(model)):
         raise BadInput("the model is quantized already: the search needs the unquantized weights")
     if any(tensor.grad is not None for tensor in tensors):
         raise BadInput("the model is being trained, it has gradients: end that, and model.zero_grad()")
     if any(tensor.is_meta for tensor in tensors):
         raise BadInput("the model has weights that are not in memory: load it without offloading")
+
+
+def _is_dequantized(model: Any) -> bool:
+    """Whether transformers has read a model from GGUF, which it marks as quantized although its weights are plain."""
+    return type(getattr(model, "hf_quantizer", None)).__name__ == "GgufHfQuantizer"
 
 
 def _copied(model: nn.Module, dtype: torch.dtype, device: str | None = None) -> nn.Module:
@@ -73,7 +76,9 @@ def _copied(model: nn.Module, dtype: torch.dtype, device: str | None = None) -> 
         made[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
     for buffer in model.buffers():
         made[id(buffer)] = buffer.detach().to(device, copy=True)
-    twin = copy.deepcopy(model, made)
+    twin: Any = copy.deepcopy(model, made)
+    if _is_dequantized(twin):
+        twin.hf_quantizer.remove_quantization_config(twin)
     for module in twin.modules():
         for hooks in HOOKS:
             getattr(module, hooks).clear()

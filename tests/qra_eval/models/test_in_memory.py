@@ -15,6 +15,7 @@ from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.in_memory import check_model
 from qra_eval.models.load import load_model
+from qra_eval.models.loaded import config_digest
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
 from qra_search.errors import BadInput
 from qra_search.space.plan import Plan
@@ -55,6 +56,7 @@ def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: 
     given, again = (load_model(model, tokenizer=byte_tokenizer(), dtype=dtype) for _ in range(2))
     kept = load_model(str(tmp_path), dtype=dtype)
     assert given.fingerprint == again.fingerprint == kept.fingerprint
+    assert config_digest(given.model) == config_digest(kept.model)
     assert given.name == given.spec == f"in-memory:{type(model).__name__}"
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -149,3 +151,12 @@ def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, t
 def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
     with pytest.raises(BadInput, match="a model in memory needs its tokenizer: give both"):
         load_model(tiny)
+
+
+def test_a_model_that_transformers_read_from_gguf_is_plain(smollm2_file: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: Any = {"pretrained_model_name_or_path": smollm2_file.parent, "gguf_file": smollm2_file.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    given = load_model(model, tokenizer=AutoTokenizer.from_pretrained(**source))
+    assert given.fingerprint == load_model("smollm2").fingerprint

@@ -55,7 +55,7 @@ CASES = [
     (("schema", "extra"), "unexpected extra argument"),
     # names
     ((*SEARCH, "--strategy", "addtive"), "unknown strategy 'addtive': did you mean additive?"),
-    ((*SEARCH, "--evaluator", "landscpe"), "unknown evaluator 'landscpe': did you mean landscape?"),
+    (("search", "--out", "new", "--evaluator", "landscpe"), "unknown evaluator 'landscpe': did you mean landscape?"),
     (
         (*SEARCH, "--set", "search.options.popsize=3", "--strategy", "additive"),
         "unknown option of strategy 'additive': 'popsize'",
@@ -149,6 +149,7 @@ CASES = [
     (("doctor", "a", "--model", "tiny"), "takes a FOLDER, whose files are checked, or a --model"),
     (("doctor",), "takes a FOLDER, whose files are checked, or a --model"),
     ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': something is given twice there"),
+    ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),
     ((*REAL, "./none", *TASK), "no file or folder './none'"),
