@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from benchmarks.study.finetune_settings import Row
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.allocate.solve import solve
+from qra_search.runs.baselines import shuffle_plan
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
@@ -39,20 +38,6 @@ def uniform_plan(space: SearchSpace, bits: Any, rank: int) -> Plan:
     plan = space.uniform(bits, rank)
     assert plan is not None
     return plan
-
-
-def shuffle_plan(space: SearchSpace, plan: Plan, seed: int) -> Plan:
-    """The plan's choices shuffled over groups of the same shapes, so that they take the same bytes."""
-    alike: dict[Any, list[int]] = {}
-    for i, group in enumerate(space.groups):
-        shapes = tuple((linear.out_features, linear.in_features) for linear in group.linears)
-        alike.setdefault((group.is_embedding, shapes), []).append(i)
-    generator = np.random.default_rng(seed)
-    source = list(range(len(space)))
-    for places in alike.values():
-        for place, other in zip(places, generator.permutation(places), strict=True):
-            source[place] = other
-    return Plan(tuple(plan.bits[i] for i in source), tuple(plan.ranks[i] for i in source))
 
 
 def widen_first_layers(space: SearchSpace, budget: int, rank: int) -> Plan | None:

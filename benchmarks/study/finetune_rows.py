@@ -82,7 +82,7 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
         "training": {name: settings[name] for name in TRAINING},
         "search": {"memory": [] if row.budget is None else [row.budget]},
         "finetune": {
-            "steps": settings["steps"], "test_rows": settings["loss_rows"], "sample_answers": 0,
+            "steps": settings["steps"], "test_rows": settings["loss_rows"], "scored_rows": 0, "sample_answers": 0,
             "checkpoint_minutes": 3.0,
         },
     })  # fmt: skip
