@@ -60,7 +60,9 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
         "sensitivities": run.peak(*run.measuring_sensitivities()),
         "search": run.peak(
             run.training(
-                evaluation.steps, "validation", evaluation.validation_rows,
+                evaluation.steps,
+                "validation",
+                evaluation.validation_rows,
                 scored=0 if tuner.metric == "loss" else evaluation.validation_rows,
             )
         ),

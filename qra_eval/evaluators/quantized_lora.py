@@ -24,8 +24,8 @@ from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
-from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
-from qra_eval.tasks.base import text_hash
+from qra_eval.tasks import SPLITS, Task, make_task, render_example
+from qra_eval.tasks.base import hash_examples
 from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
@@ -244,7 +244,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
-        return rendered_example(self.task, self.rows.tokenizer, self.rows.max_length)
+        return render_example(self.task, self.rows.tokenizer, self.rows.max_length)
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
@@ -278,7 +278,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def tuning_data(self) -> str:
         tuner = self.tuner
-        return text_hash(
+        return hash_examples(
             self.task, train=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
         )
 

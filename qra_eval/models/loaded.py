@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qra_eval.models.embeddings import known_tables
 from qra_eval.models.linears import find_linears, normalise, unstack
+from qra_search.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra"
 
 
+def unwritable_cache(folder: Path, error: OSError) -> BadInput:
+    """The error for a cache folder that cannot be written to."""
+    return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")
+
+
 def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
     """The cached folder of a key, made by `build` in a temporary one and renamed when it is complete.
 
@@ -207,7 +213,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise ValueError(f"cannot write to the cache {folder.parent} ({error.strerror}): set QRA_CACHE") from error
+        raise unwritable_cache(folder.parent, error) from error
     try:
         if not folder.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

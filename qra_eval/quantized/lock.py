@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from qra_eval.models.loaded import unwritable_cache
 from qra_search.evaluation.evaluator import Progress
 from qra_search.files import read_json, write_json
 from qra_search.log.trial_log import describe_writer, this_process
@@ -25,7 +26,11 @@ def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator
         work: what the holder does, for those that wait: `quantizes the same weights`.
         progress: called with the holder and its work, 0 and 1, while this process waits.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.touch()
+    except OSError as error:
+        raise unwritable_cache(lock_file.parent, error) from error
     lock, holder = FileLock(lock_file), lock_file.with_suffix(".holder")
     while not lock.is_locked:
         try:

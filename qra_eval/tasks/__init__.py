@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, rendered_example
+from qra_eval.tasks.base import Task, render_example
 from qra_eval.tasks.encoding import Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
@@ -22,7 +22,7 @@ __all__ = [
     "Task",
     "encode_example",
     "make_task",
-    "rendered_example",
+    "render_example",
 ]
 
 

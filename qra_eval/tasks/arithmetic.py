@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qra_eval.tasks.base import Task, hash_of
+from qra_eval.tasks.base import Task, hash_parts
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.gsm8k import number_of
 from qra_search.errors import BadInput
@@ -139,24 +139,24 @@ class ArithmeticTask(Task):
             raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return {name: _drawn(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
+        return {name: _generate_split(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
 
 
-def owner(example: Example) -> SplitName:
+def split_of(example: Example) -> SplitName:
     """The split that a problem belongs to, by a hash of its operands, in whatever order or wording they come."""
-    return OWNERS[int(hash_of("operands", *example.meta["operands"])[:8], 16) % len(OWNERS)]
+    return OWNERS[int(hash_parts("operands", *example.meta["operands"])[:8], 16) % len(OWNERS)]
 
 
 @lru_cache(maxsize=16)
-def _drawn(
+def _generate_split(
     seed: int, split: SplitName, size: int, kinds: tuple[str, ...], digits: tuple[int, ...]
 ) -> tuple[Example, ...]:
     """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
-    draw = random.Random(hash_of("arithmetic", seed, SEEDS[split]))
+    draw = random.Random(hash_parts("arithmetic", seed, SEEDS[split]))
     found: dict[str, Example] = {}
     barren = 0
     for problem in _problems(draw, kinds, digits):
-        if owner(problem) == split and problem.key not in found:
+        if split_of(problem) == split and problem.key not in found:
             found[problem.key] = problem
             barren = 0
         if len(found) >= size:

@@ -8,7 +8,7 @@ from typing import Literal
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import exact_match
-from qra_eval.tasks.sources import field_of, folder_rows, hub_data, hub_rows
+from qra_eval.tasks.sources import folder_rows, load_hub_data, read_field, read_hub_rows
 
 HUB = "legacy-datasets/banking77"
 
@@ -31,12 +31,10 @@ class Banking77Task(Task):
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         if self.data is not None:
-            rows = folder_rows(self.data, "banking77", split)
-            return [
-                _example(field_of(row, "text", str, where), field_of(row, "label", str, where)) for where, row in rows
-            ]
-        names = hub_data(HUB)[split].features["label"].names
-        return [_example(row["text"], names[row["label"]]) for _, row in hub_rows(HUB, None, split)]
+            rows, fields = folder_rows(self.data, "banking77", split), ("text", "label")
+            return [_example(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
+        names = load_hub_data(HUB)[split].features["label"].names
+        return [_example(row["text"], names[row["label"]]) for _, row in read_hub_rows(HUB, None, split)]
 
 
 def _example(text: str, label: str) -> Example:

@@ -54,7 +54,7 @@ class Task(ABC):
         if name not in SPLITS:
             raise BadInput(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
         if self._splits is None:
-            self._splits = _checked(self.name, self._load())
+            self._splits = _check_splits(self.name, self._load())
         return self._splits[name]
 
     @abstractmethod
@@ -133,7 +133,7 @@ class Task(ABC):
         return self.chat
 
 
-def _checked(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[SplitName, tuple[Example, ...]]:
+def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[SplitName, tuple[Example, ...]]:
     """The splits of a task, which may be a user's own.
 
     Raises:
@@ -156,7 +156,7 @@ def _checked(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[S
     return splits
 
 
-def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:
+def render_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:
     """One row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
 
     Args:
@@ -220,7 +220,7 @@ def partition(
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(hash_of(seed, example.key), []).append(example)
+        groups.setdefault(hash_parts(seed, example.key), []).append(example)
     if len(groups) < len(shares):
         raise BadInput(
             f"{len(groups)} distinct examples cannot be split into {', '.join(shares)}: {len(shares)} are needed"
@@ -254,10 +254,10 @@ def without(examples: Iterable[Example], taken: Iterable[Example]) -> list[Examp
 
 def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
     """Examples in the order of the hashes of their keys."""
-    return sorted(examples, key=lambda example: hash_of(seed, example.key))
+    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
 
 
-def text_hash(task: Task, **counts: int | None) -> str:
+def hash_examples(task: Task, **counts: int | None) -> str:
     """Hash of the first examples of splits as the task has them, by the splits' names; None: of all."""
     digest = hashlib.sha256()
     for split, count in counts.items():
@@ -266,6 +266,6 @@ def text_hash(task: Task, **counts: int | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def hash_of(*parts: Any) -> str:
+def hash_parts(*parts: Any) -> str:
     """Hexadecimal SHA-256 of the parts' texts."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.sources import field_of
+from qra_eval.tasks.sources import read_field
 from qra_search.errors import BadInput, shortened
 
 FORMS = (
@@ -100,7 +100,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
         BadInput: fewer than two choices, or an answer that names none or several of them.
     """
     question = _text(row, _first(row, PROMPTS) or "question", where)
-    given: Any = field_of(row, _first(row, CHOICES) or "choices", (list, dict), where)
+    given: Any = read_field(row, _first(row, CHOICES) or "choices", (list, dict), where)
     labelled = isinstance(given, dict)
     choices: Any = given.get("text") if labelled else given
     labels: Any = given.get("label") if labelled else []
@@ -108,7 +108,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
         raise BadInput(f"{where}: choices must be two or more texts, got {shortened(choices, 60)}")
     if labelled and not (_are_texts(labels) and len(labels) == len(choices)):
         raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shortened(labels, 60)}")
-    answer = field_of(row, _first(row, CHOSEN) or "answer", (int, str), where)
+    answer = read_field(row, _first(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
     else:
@@ -129,7 +129,7 @@ def as_question(text: str) -> str:
 
 def _instruction(row: Mapping[str, Any], where: str) -> Example:
     instruction = _text(row, "instruction", where)
-    given = field_of(row, "input", str, where) if "input" in row else ""
+    given = read_field(row, "input", str, where) if "input" in row else ""
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
     answer = _answer(row, "output", where)
@@ -152,16 +152,16 @@ def _turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str
     """The turns of `messages` or of `conversations`, with the row's system text first if they have none."""
     speaker, said, roles = TURNS[field]
     turns: list[dict[str, str]] = []
-    for number, message in enumerate(field_of(row, field, list, where), start=1):
+    for number, message in enumerate(read_field(row, field, list, where), start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
             raise BadInput(f"{place} is a {type(message).__name__}, an object with {speaker} and {said} is needed")
-        role = field_of(message, speaker, str, place)
+        role = read_field(message, speaker, str, place)
         if role not in roles:
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
-        turns.append({"role": roles[role], "content": _whole(field_of(message, said, str, place), said, place)})
+        turns.append({"role": roles[role], "content": _whole(read_field(message, said, str, place), said, place)})
     own = any(turn["role"] == "system" for turn in turns)
     return turns if own else [*_system(row), *turns]
 
@@ -178,7 +178,7 @@ def _chat(turns: list[dict[str, str]], where: str) -> Example:
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field that is not blank; numbers are taken as texts."""
-    value = field_of(row, name, (str, int, float), where)
+    value = read_field(row, name, (str, int, float), where)
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
     return _whole(str(value), name, where)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.sources import field_of, folder_rows, hub_rows
+from qra_eval.tasks.sources import folder_rows, read_field, read_hub_rows
 from qra_search.errors import BadInput
 
 HUB = ("openai/gsm8k", "main")
@@ -49,7 +49,7 @@ class GSM8KTask(Task):
         return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
-        rows = hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
+        rows = read_hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
         return [_example(row, where) for where, row in rows]
 
 
@@ -66,7 +66,7 @@ def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str |
 
 
 def _example(row: dict[str, Any], where: str) -> Example:
-    question, answer = field_of(row, "question", str, where), field_of(row, "answer", str, where)
+    question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
     if number_of(answer) is None:
         raise BadInput(f"{where}: the answer has no number after '####'")
     return Example(f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},))

@@ -11,7 +11,7 @@ from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, to_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
 from qra_eval.tasks.scoring import score_choices
-from qra_eval.tasks.sources import is_hub_name, split_files, split_rows
+from qra_eval.tasks.sources import find_split_files, is_hub_name, read_splits
 from qra_search.errors import BadInput
 
 LEAST_ROWS = 8
@@ -59,7 +59,7 @@ class JSONLTask(Task):
                 "subset and splits are of a data set on the hub, and these are rows of one's own: leave them out"
             )
         if self._hub_name is None and isinstance(data, str):
-            split_files(Path(data))  # refuses what is not there
+            find_split_files(Path(data))  # refuses what is not there
 
     @property
     def _hub_name(self) -> str | None:
@@ -67,7 +67,7 @@ class JSONLTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         what = self.data if isinstance(self.data, str) else self.name
-        given = split_rows(self.data, self.subset, self.names)
+        given = read_splits(self.data, self.subset, self.names)
         examples = {split: [to_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()}
         choosing = {bool(example.choices) for some in examples.values() for example in some}
         if len(choosing) > 1:

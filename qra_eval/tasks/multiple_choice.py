@@ -13,7 +13,7 @@ from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, split_o
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import as_question, read_choices
 from qra_eval.tasks.scoring import score_choices
-from qra_eval.tasks.sources import folder_rows, hub_rows, split_rows
+from qra_eval.tasks.sources import folder_rows, read_hub_rows, read_splits
 from qra_search.errors import BadInput
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ class MultipleChoiceTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is not None and not (isinstance(self.data, str) and Path(self.data).is_dir()):
-            return split_off({name: self._read(rows) for name, rows in split_rows(self.data).items()}, self.seed)
+            return split_off({name: self._read(rows) for name, rows in read_splits(self.data).items()}, self.seed)
         test = shuffled(self._rows("test"), self.seed)
         train = without(self._rows("train"), test)
         return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
@@ -64,7 +64,7 @@ class MultipleChoiceTask(Task):
         source = self.source
         if self.data is not None:
             return self._read(folder_rows(self.data, source.name, split))
-        rows = hub_rows(source.dataset, source.config, source.test if split == "test" else split)
+        rows = read_hub_rows(source.dataset, source.config, source.test if split == "test" else split)
         return [_example(source, *source.read(row)) for _, row in rows]
 
     def _read(self, rows: Sequence[tuple[str, Row]]) -> list[Example]:

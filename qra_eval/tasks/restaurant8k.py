@@ -9,7 +9,7 @@ from typing import Any, Literal
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import exact_match, json_f1
-from qra_eval.tasks.sources import field_of, folder_rows
+from qra_eval.tasks.sources import folder_rows, read_field
 from qra_search.errors import BadInput
 
 SLOTS = ("date", "time", "people", "first_name", "last_name")
@@ -41,8 +41,8 @@ class Restaurant8kTask(Task):
 
 
 def _example(row: dict[str, Any], where: str) -> Example:
-    text, asked = field_of(row, "text", str, where), field_of(row, "asked", list, where)
-    slots = json.dumps(field_of(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
+    text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
+    slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
     prompt = (
         f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
         f"Guest: {text.strip()}\nSlots as JSON:"

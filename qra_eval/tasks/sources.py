@@ -48,7 +48,7 @@ def is_hub_name(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
 
 
-def split_rows(
+def read_splits(
     data: Any, subset: str | None = None, splits: Mapping[str, str] | None = None
 ) -> dict[SplitName, list[Row]]:
     """The rows of each split that the data has; what it lacks is left out.
@@ -63,15 +63,15 @@ def split_rows(
         BadInput: it cannot be read, downloaded, or has no split to train on; one line.
     """
     if isinstance(data, Mapping):
-        return _named(data, "the data", splits)
+        return _select_splits(data, "the data", splits)
     if not isinstance(data, str | Path):
         return {"train": _dictionaries(data, "row")}
     if is_hub_name(str(data)):
-        return _named(hub_data(str(data), subset), str(data), splits)
-    return {split: read_rows(path) for split, path in split_files(Path(data)).items()}
+        return _select_splits(load_hub_data(str(data), subset), str(data), splits)
+    return {split: read_rows(path) for split, path in find_split_files(Path(data)).items()}
 
 
-def split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
+def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
     """The file of each split that there is; a single file is for `train`, and others are split off it.
 
     Args:
@@ -135,7 +135,7 @@ def folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
     return read_rows(path)
 
 
-def hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
+def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
     """A data set's splits by name, downloaded unless they were before.
 
     Args:
@@ -155,12 +155,12 @@ def hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
         raise _unavailable(name, error) from error
 
 
-def hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
-    """The rows of one split of a data set on the hub; see `hub_data`."""
-    return _dictionaries(hub_data(name, subset)[split], f"{name}, {split} row")
+def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
+    """The rows of one split of a data set on the hub; see `load_hub_data`."""
+    return _dictionaries(load_hub_data(name, subset)[split], f"{name}, {split} row")
 
 
-def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """A row's field, checked to be there and of a type.
 
     Raises:
@@ -176,7 +176,7 @@ def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], w
     return value
 
 
-def _named(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None) -> dict[SplitName, list[Row]]:
+def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None) -> dict[SplitName, list[Row]]:
     """The rows of a mapping of splits, by the usual names or by those given."""
     chosen: dict[str, str] = dict(splits or {})
     for ours, theirs in chosen.items():

@@ -15,13 +15,13 @@ from qra_eval.tasks.sources import (
     READERS,
     STEMS,
     Row,
-    field_of,
-    hub_rows,
+    find_split_files,
     is_file_name,
+    read_field,
+    read_hub_rows,
     read_rows,
+    read_splits,
     read_text,
-    split_files,
-    split_rows,
 )
 from qra_search.errors import BadInput
 
@@ -70,10 +70,10 @@ class TextTask(Task):
     def _texts(self) -> dict[SplitName, Text]:
         if self.data is None:
             names = {split: stems[0] for split, stems in STEMS.items()}
-            return {s: Text([row["text"].strip("\n") for _, row in hub_rows(*HUB, n)]) for s, n in names.items()}
+            return {s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)]) for s, n in names.items()}
         if isinstance(self.data, str):
-            return {split: _read(path) for split, path in split_files(Path(self.data), ENDS).items()}
-        return {split: _paragraphs(rows, self.name) for split, rows in split_rows(self.data).items()}
+            return {split: _read(path) for split, path in find_split_files(Path(self.data), ENDS).items()}
+        return {split: _paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}
 
     def _blocks(self, text: Text) -> Iterator[Example]:
         block: list[str] = []
@@ -116,7 +116,7 @@ def _read(path: Path) -> Text:
 
 def _paragraphs(rows: Sequence[Row], what: str) -> Text:
     """Rows of `{"text"}`, each of which is a paragraph."""
-    text = Text([field_of(row, "text", str, where) for where, row in rows])
+    text = Text([read_field(row, "text", str, where) for where, row in rows])
     if not any(part.strip() for part in text.parts):
         raise BadInput(f"{what} has no text")
     return text

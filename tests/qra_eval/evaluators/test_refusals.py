@@ -9,6 +9,7 @@ import pytest
 
 from qra_eval import hub
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.errors import BadInput
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
@@ -47,3 +48,11 @@ def test_a_setting_that_cannot_be_used_is_one_line(folder: Path, fields: dict[st
     with pytest.raises(ValueError) as refused:
         QuantizedLoRAEvaluator({"model": {"name": "tiny"}, **fields})
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_line(folder: Path) -> None:
+    (folder / "file").write_text("in the way")
+    given: dict[str, Any] = {"model": {"name": "tiny"}, "quantization": {"cache": str(folder / "file" / "bank")}}
+    evaluator = QuantizedLoRAEvaluator({**given, "space": {"bits": (4,), "ranks": (4,)}})
+    with pytest.raises(BadInput, match="cannot write to the cache .*file/bank .*: set QRA_CACHE"):
+        evaluator.sensitivities()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks import make_task, rendered_example
+from qra_eval.tasks import make_task, render_example
 
 CHATML = (
     "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<|end|>' }}{% endfor %}"
@@ -34,7 +34,7 @@ def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
         examples = task.split("train")
         example = examples[seed % len(examples)]
         (number,) = (c for c in example.prompt if c.isdecimal())
-        assert rendered_example(task, tokenizer, 64, seed) == [(text.format(number), a) for text, a in pieces]
+        assert render_example(task, tokenizer, 64, seed) == [(text.format(number), a) for text, a in pieces]
         assert task.prompt(example, tokenizer) == pieces[0][0].format(number)
 
 
@@ -46,4 +46,4 @@ def _numbered(value, i):
 
 def test_running_text_is_all_learnt():
     task = make_task([{"text": f"Line {i}"} for i in range(9)], block_characters=5)
-    assert [learnt for _, learnt in rendered_example(task, byte_tokenizer(), 20)] == [True]
+    assert [learnt for _, learnt in render_example(task, byte_tokenizer(), 20)] == [True]

@@ -9,7 +9,7 @@ import pytest
 
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.jsonl import JSONLTask
-from qra_eval.tasks.sources import is_hub_name, read_rows, split_rows
+from qra_eval.tasks.sources import is_hub_name, read_rows, read_splits
 from qra_search.errors import BadInput
 
 ROWS = [{"prompt": f"say, {i}", "answer": f'"{i}"\nend'} for i in range(12)]
@@ -67,7 +67,7 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
     load = datasets.load_dataset
     monkeypatch.setattr("qra_eval.hub.unavailable_reason", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda _, subset: load(str(folder), subset, cache_dir=tmp_path / "c"))
-    found = split_rows("someone/questions")
+    found = read_splits("someone/questions")
     assert [row["prompt"] for _, row in found["train"]] == [row["prompt"] for row in ROWS[:8]]
     assert found.keys() == {"train", "test"} and found["test"][0][0].endswith("test row 1")
     turned = make_task("someone/questions", splits={"train": "test", "test": "train"})
