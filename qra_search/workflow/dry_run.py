@@ -76,6 +76,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
         estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * (
             config.search.evaluations if evaluations is None else evaluations
         )
+    linears = [group for group in space.groups if not group.is_embedding]
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),
@@ -83,7 +84,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
         "linears": sum(len(group.linears) for group in space.groups),
         "weights": space.weights,
         "fixed_bytes": space.fixed_bytes,
-        "levels": list(space.bits),
+        "levels": [b for b in space.bits if any(b in (group.bits or space.bits) for group in linears)],
         "smallest_bytes": space.memory.minimum,
         "largest_bytes": space.memory.maximum,
         "budgets": list(budgets),
