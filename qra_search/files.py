@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,10 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors writes files for their owner alone, whatever the umask allows
         if durable:
             sync(partial)
         partial.replace(path)
@@ -43,6 +47,17 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def honour_umask(folder: Path) -> None:
+    """Give every file in a folder the permissions that a new one has: safetensors writes for the owner alone."""
+    with tempfile.TemporaryDirectory(dir=folder) as holder:
+        probe = Path(holder) / "probe"
+        probe.touch()
+        mode = probe.stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:

@@ -17,6 +17,7 @@ import torch
 from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
 from qra_search.errors import BadInput
+from qra_search.files import honour_umask
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 
 Run = TunedRun | str | Path
@@ -106,6 +107,7 @@ class Exporter(ABC):
             partial.mkdir()
             with torch.random.fork_rng(devices=[]):  # loading with peft draws the factors' first values
                 done = self.write(tuned, partial)
+            honour_umask(partial)
             if out.exists():
                 out.rmdir()
             shutil.move(partial, out)

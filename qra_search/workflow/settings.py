@@ -35,7 +35,7 @@ def make_settings(
     overrides: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> RunConfig:
-    """The settings of a config with keywords and overrides, which win.
+    """The settings of a config with keywords and overrides, which win; relative paths become absolute.
 
     Args:
         config: a `RunConfig`, its fields as a mapping, the path of a YAML file, or None for the defaults.
@@ -53,14 +53,33 @@ def make_settings(
     given = {FIELDS[name]: _plain(value) for name, value in keywords.items() if value is not None}
     given |= overrides or {}
     if config is None:
-        return make_config({}, given, source="options")
-    if isinstance(config, (str, Path)):
-        return load_config(config, given)
-    if isinstance(config, RunConfig):
-        return make_config(config.model_dump(mode="json", exclude_unset=True), given) if given else config
-    if isinstance(config, Mapping):
-        return make_config(dict(config), given)
-    raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
+        made = make_config({}, given, source="options")
+    elif isinstance(config, (str, Path)):
+        made = load_config(config, given)
+    elif isinstance(config, RunConfig):
+        made = make_config(config.model_dump(mode="json", exclude_unset=True), given) if given else config
+    elif isinstance(config, Mapping):
+        made = make_config(dict(config), given)
+    else:
+        raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
+    model, task = made.model, made.task
+    paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data}
+    absolute = {field: _absolute(path) for field, path in paths.items() if path is not None}
+    changed = {field: path for field, path in absolute.items() if path != paths[field]}
+    return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+
+
+def _absolute(name: Any) -> Any:
+    """A relative path that exists, from the root, so that a run opens from any folder; anything else as it is.
+
+    A bare name of a folder is left: it may be that of a model or a task.
+    """
+    if not isinstance(name, str) or "://" in name:
+        return name
+    path, colon, thing = name.partition(".py:")
+    file = Path(path + ".py" if colon else path)
+    is_path = file.is_file() or (file.is_dir() and len(file.parts) > 1)
+    return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
 
 
 def check_task(config: RunConfig) -> None:

@@ -250,3 +250,21 @@ def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() ->
     check_tunable(known, make_config({}, {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}))
     with pytest.raises(BadInput, match=r"evaluation\.steps is of a search's short tunings: .* finetune\.steps"):
         check_tunable(known, make_config({}, {"evaluation.steps": 8}))
+
+
+def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tiny", "models/mine"):
+        Path(folder).mkdir(parents=True)
+    for file in ("rows.jsonl", "slots.py"):
+        Path(file).touch()
+    for given, kept in (
+        ({"model": "models/mine", "task": "rows.jsonl"}, (str(tmp_path / "models/mine"), str(tmp_path / "rows.jsonl"))),
+        ({"model": "tiny", "task": "slots.py:Slots"}, ("tiny", f"{tmp_path / 'slots.py'}:Slots")),
+        ({"model": "owner/name", "task": "arithmetic"}, ("owner/name", "arithmetic")),
+    ):
+        config = make_settings(None, **given)
+        assert (config.model.name, config.task.name) == kept
+    assert make_settings({"task": {"name": "text", "data": "rows.jsonl"}}).task.data == str(tmp_path / "rows.jsonl")
