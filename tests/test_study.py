@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -111,3 +112,14 @@ def test_committed_lines_have_a_figure_for_each_test_question():
         assert len(line["row_right"]) == questions[line["task"]], line["row"]
         assert line["right"] == pytest.approx(line["row_right"].count("1") / len(line["row_right"]), abs=1e-5)
         assert json.dumps(line["settings"])
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")
+def test_the_pages_table_is_what_the_committed_lines_give(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "study.md"
+    again = tmp_path / "study.md"
+    again.write_text(page.read_text())
+    finetunes_table.fill_page(
+        again, "banking77 smollm2", finetunes_table.make_table(read_lines(RESULTS), "banking77", "smollm2")
+    )
+    assert again.read_text() == page.read_text()
