@@ -1,8 +1,8 @@
 """Seconds and memory of one proposal, by the number of trials in the log and of groups in the space.
 
-    python benchmarks/strategies/proposal_time.py --strategy qra --out benchmarks/results/strategies/proposals.jsonl
+    python -m benchmarks.strategies.proposal_time --strategy qra --out benchmarks/results/strategies/proposals.jsonl
 
-    python benchmarks/strategies/proposal_time.py --spaces 48-layer-128-experts --budgets 1 --trials 0 10 50 --out OUT
+    python -m benchmarks.strategies.proposal_time --spaces 48-layer-128-experts --budgets 1 --trials 0 10 50 --out OUT
 
 Every figure comes from a process of its own. The log is made, not searched: the additive optimum of the sensitivities
 at each of the three budgets with a tenth of its groups changed at random, brought back under the budget. Times are by
@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from experts import expert_landscape
 
+from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
 from qra_search.bench.run import environment
@@ -121,8 +121,8 @@ def main() -> None:
     for strategy in options.strategy:
         for space in options.spaces:
             for trials in options.trials:
-                command = [sys.executable, __file__, "--one", "--strategy", strategy, "--spaces", space]
-                command += ["--trials", str(trials), "--budgets", str(options.budgets)]
+                command = [sys.executable, "-m", "benchmarks.strategies.proposal_time", "--one", "--strategy", strategy]
+                command += ["--spaces", space, "--trials", str(trials), "--budgets", str(options.budgets)]
                 row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 print(row, flush=True)
                 if options.out:

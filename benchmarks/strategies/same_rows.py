@@ -1,6 +1,6 @@
 """Whether two runs of the benchmark have the same rows, all but times, to twelve digits: machines differ in the last.
 
-python benchmarks/strategies/same_rows.py OLD/raw.jsonl NEW/raw.jsonl
+python -m benchmarks.strategies.same_rows OLD/raw.jsonl NEW/raw.jsonl
 """
 
 from __future__ import annotations

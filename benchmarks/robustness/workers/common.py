@@ -5,33 +5,23 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "workers"
+from benchmarks.common import RESULTS, append_lines, find_commit
 
 
 def record(name: str, **figures: Any) -> dict[str, Any]:
     """Append one line to the results of a benchmark, and print it."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     line = {
         "benchmark": name,
         **figures,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "commit": commit(),
+        "commit": find_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_lines(RESULTS / "workers" / f"{name}.jsonl", line)
     print(json.dumps(line), flush=True)
     return line
-
-
-def commit() -> str:
-    """The commit of the checkout that was measured; empty outside one."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,6 +1,6 @@
 """Flips, cuts off at, and cuts out every single byte of a log in turn, and counts what that did.
 
-    python benchmarks/robustness/workers/damage.py --trials 200
+    python -m benchmarks.robustness.workers.damage --trials 200
 
 Each proposal and each result is a line of its own. So a flipped or missing byte is named, and costs at most one trial
 its result or its proposal; two trials if the byte is the end between two lines. A log that ends early, its last line
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,14 +22,12 @@ from typing import Any
 
 import orjson
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import record  # noqa: E402
-
-from qra_search import search  # noqa: E402
-from qra_search.log import lines  # noqa: E402
-from qra_search.log.errors import LogMismatch  # noqa: E402
-from qra_search.log.lines import Contents  # noqa: E402
-from qra_search.testing.scenarios import ToyEvaluator, toy_space  # noqa: E402
+from benchmarks.robustness.workers.common import record
+from qra_search import search
+from qra_search.log import lines
+from qra_search.log.errors import LogMismatch
+from qra_search.log.lines import Contents
+from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
 def written(trials: int) -> bytes:

@@ -1,6 +1,6 @@
 """Kills short searches at random moments, many times, and counts results that were lost or that counted twice.
 
-    python benchmarks/robustness/workers/kills.py --kills 500 --workers 2
+    python -m benchmarks.robustness.workers.kills --kills 500 --workers 2
 
 In pieces: fewer kills each, every piece with a `--seed` of its own; the pieces add up.
 
@@ -23,12 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import record  # noqa: E402
-
-from qra_search import Callback, TrialLog, search  # noqa: E402
-from qra_search.executors import ProcessExecutor, process  # noqa: E402
-from qra_search.testing.scenarios import ToyEvaluator  # noqa: E402
+from benchmarks.robustness.workers.common import record
+from qra_search import Callback, TrialLog, search
+from qra_search.executors import ProcessExecutor, process
+from qra_search.testing.scenarios import ToyEvaluator
 
 OPTIONS = {"strategy": "random", "evaluations": 16, "batch": 3, "seed": 2}
 

@@ -1,8 +1,8 @@
 """Searches on simulated workers: utilisation, overhead, and evaluations needed against a serial search.
 
-    python benchmarks/robustness/workers/simulate.py quality --workers 64
-    python benchmarks/robustness/workers/simulate.py scale --workers 64 --trials 10000 --layers 80
-    python benchmarks/robustness/workers/simulate.py scale --workers 64 --trials 200 --before 10000 --layers 80
+    python -m benchmarks.robustness.workers.simulate quality --workers 64
+    python -m benchmarks.robustness.workers.simulate scale --workers 64 --trials 10000 --layers 80
+    python -m benchmarks.robustness.workers.simulate scale --workers 64 --trials 200 --before 10000 --layers 80
 
 The search's own time is measured in processor time, so that other work on the machine does not count; run with
 OMP_NUM_THREADS=1, in which it is the time of an idle machine, or with `--clock wall` on one that is idle.
@@ -11,21 +11,17 @@ OMP_NUM_THREADS=1, in which it is the time of an idle machine, or with `--clock 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import record  # noqa: E402
-from simulator import SimulatedExecutor, lognormal_duration, peak_memory  # noqa: E402
-
-from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
-from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
-from qra_search.space.steps import Steps  # noqa: E402
-from qra_search.testing.scenarios import budgets_of  # noqa: E402
+from benchmarks.robustness.workers.common import record
+from benchmarks.robustness.workers.simulator import SimulatedExecutor, lognormal_duration, peak_memory
+from qra_eval.evaluators.landscape import make_landscape
+from qra_search import Callback, Plan, Proposal, Study, TrialLog
+from qra_search.space.steps import Steps
+from qra_search.testing.scenarios import budgets_of
 
 SECONDS = 60.0
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}

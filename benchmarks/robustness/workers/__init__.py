@@ -1,0 +1,1 @@
+"""Searches that are killed, logs that are damaged, workers that are simulated."""

@@ -1,0 +1,1 @@
+"""What search strategies cost, and whether they still make the same rows."""
