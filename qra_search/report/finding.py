@@ -9,7 +9,7 @@ from typing import Literal
 
 from qra_search.allocate.solve import Allocation
 from qra_search.report.formatting import change_text, loss_text, pair_text, plan_name
-from qra_search.runs.comparison import Change, Comparison, TunedPlan
+from qra_search.runs.comparison import Change, Comparison, TunedPlan, loss_change
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import EvaluatedPlan
@@ -102,7 +102,7 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
 
 def comparison_headline(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
-    return " ".join([*_faults(comparison), _sentence(find_tested(comparison))])
+    return " ".join([*_faults(comparison), _sentence(find_tested(comparison)), *_control(comparison)])
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:
@@ -114,6 +114,21 @@ def _faults(comparison: Comparison) -> Iterator[str]:
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:
         yield "The tuned model answers nothing to the test rows that are shown."
+
+
+def _control(comparison: Comparison) -> Iterator[str]:
+    """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
+    tuned, shuffled = comparison.tuned, comparison.find_role("shuffled")
+    change = None if shuffled is None else loss_change(tuned, shuffled)
+    if shuffled is None or change is None:
+        return
+    text = f"Its widths and ranks shuffled over linears have {pair_text(tuned.loss, shuffled.loss)[1]}"
+    if change.interval is None or change.may_be_chance:
+        yield f"{text}: {doubt_text(change)}."
+    elif change.is_lower:
+        yield f"{text}: choosing by layer brings {change_text(change)}."
+    else:
+        yield f"{text}: choosing by layer does not pay here, {change_text(change)}."
 
 
 def _sentence(found: Finding) -> str:

@@ -146,6 +146,20 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert not comparison_headline(judged).startswith("The tuned"), "a choice is judged by its likelihood"
 
 
+def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
+    shuffled = Plan((4, 2), (8, 8))
+    for ratio, text in (
+        (1.0, "shuffled over linears have 1.71: choosing by layer brings −16"),
+        (0.7, "shuffled over linears have 1.20: choosing by layer does not pay here, +19"),
+    ):
+        comparison = compared()
+        control = tuned("shuffled", shuffled, [1.71 * ratio] * len(RATIOS), 108)
+        assert text in comparison_headline(replace(comparison, tunings=(*comparison.tunings, control)))
+    few = compared(ratios=(0.8,), uniform=None)
+    control = tuned("shuffled", shuffled, [1.71], 108)
+    assert "nothing says whether" in comparison_headline(replace(few, tunings=(*few.tunings, control)))
+
+
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
     for shift in (-0.05, 0.05):
         sentence = comparison_headline(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
