@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from qra_eval.costs.sizes import Sizes, largest_batch
-from qra_eval.quantized.calibration import likeness
+from qra_eval.quantized.calibration import expert_kind
 from qra_eval.quantized.passes import LABELS
 from qra_eval.quantized.threads import workers
 from qra_eval.sensitivities.cache import probe_batch
@@ -135,7 +135,7 @@ class _Run(Sizes):
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
-        experts = 4 * sum(w**2 for parent, w in self.inputs() if likeness(f"{parent}.") != f"{parent}.")
+        experts = 4 * sum(w**2 for parent, w in self.inputs() if expert_kind(f"{parent}.") != f"{parent}.")
         both = self.bare.calibration(self.layer_sketched, *largest_batch(batches)) + experts + self.placed()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)

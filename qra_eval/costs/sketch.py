@@ -19,7 +19,7 @@ from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, likeness
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, expert_kind
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
@@ -115,7 +115,7 @@ class Sketch:
         Those of experts are left out: which tokens an expert sees is not known.
         """
         blocks, linears = self._whole(layer)
-        linears = {name: linear for name, linear in linears.items() if likeness(name) == name}
+        linears = {name: linear for name, linear in linears.items() if expert_kind(name) == name}
         with self._metered() as meter:
             flow = blocks.enter(self._batch(rows, tokens, 1))
             start = flow.hidden.clone().requires_grad_(True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qra_eval.models.device import give_back_freed_memory
 from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, put
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, likeness
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, expert_kind
 from qra_eval.quantized.lock import lock_work
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.quantized.threads import sharing, side_by_side, workers
@@ -101,7 +101,7 @@ def _build(
     for layer, moments in steps:
         _quantize(bank, blocks, layer, missing.get(layer, []), moments, partial(report, done))
         if moments is not None:
-            rare |= {n: moments.tokens(n) for n in bank.names(layer) if likeness(n) != n}
+            rare |= {n: moments.tokens(n) for n in bank.names(layer) if expert_kind(n) != n}
         done += len(bank.names(layer))
     few = [name for name, tokens in rare.items() if tokens < FEW_TOKENS]
     if few:

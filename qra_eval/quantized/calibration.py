@@ -46,7 +46,7 @@ class LayerMoments:
     Linears that read the same tensor (q, k, v; gate, up) share one moment, in which a token counts by its squared
     gradients at all of their outputs. Padding up to the longest row of a batch counts in the plain share: it is little,
     since batches hold rows of similar length. An expert's figures are drawn towards those of all experts of its layer,
-    by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the identity: rounding to nearest.
+    by `SHRINK_TOKENS`; a linear that no token reached, nor another expert's, gets the identity: rounding to nearest.
 
     Args:
         labelled: labels whose gradients are taken, in all batches.
@@ -65,7 +65,7 @@ class LayerMoments:
         self._shared: dict[str, str] = {}
         self._read: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._hessians: dict[str, Tensor] = {}
-        self._like_owner: dict[str, str] = {}
+        self._owner_kinds: dict[str, str] = {}
         self._common: dict[tuple[str, str], Any] = {}
 
     # -- gathering -----------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class LayerMoments:
             owner = next((owner for owner, (other, *_) in self._read.items() if other is given), name)
             if owner == name:
                 self._read[name] = (given, x, torch.zeros(x.shape[:-1].numel(), device=x.device))
-            self._shared[name], self._like_owner[likeness(name)] = owner, likeness(owner)
+            self._shared[name], self._owner_kinds[expert_kind(name)] = owner, expert_kind(owner)
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._take(name, x, gradient, generator))
 
@@ -172,24 +172,31 @@ class LayerMoments:
 
     def _shrunk(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
         """A linear's mean; an expert's is drawn towards that over the tokens of all experts of its layer."""
-        mean, like = mean_of(name), likeness(name)
-        if like == name:
+        mean, kind = mean_of(name), expert_kind(name)
+        if kind == name:
             return mean
-        key = (mean_of.__name__, self._like_owner.get(like, like) if mean_of == self._second_moment else like)
+        key = (mean_of.__name__, self._owner_kinds.get(kind, kind) if mean_of == self._second_moment else kind)
         if key not in self._common:
-            means = {n: mean_of(n) for n in self._linears if likeness(n) == key[1]}
-            total = sum(self.tokens(n) for n, other in means.items() if other is not None)
-            parts = [other * (self.tokens(n) / total) for n, other in means.items() if other is not None]
-            self._common[key] = sum(parts) if parts else None
+            self._common[key] = self._mean_of_kind(key[1], mean_of)
         common = self._common[key]
         if mean is None or common is None:
             return common
         tokens = self.tokens(name)
         return mean.mul_(tokens).add_(common, alpha=SHRINK_TOKENS).div_(tokens + SHRINK_TOKENS)
 
+    def _mean_of_kind(self, kind: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
+        """The mean over the tokens of all experts of the layer; None if none saw any."""
+        total, tokens = None, 0
+        for name in (n for n in self._linears if expert_kind(n) == kind):
+            mean = mean_of(name)
+            if mean is not None:
+                part = mean.mul_(self.tokens(name))
+                total, tokens = part if total is None else total.add_(part), tokens + self.tokens(name)
+        return None if total is None else total.div_(tokens)
 
-def likeness(name: str) -> str:
-    """What an expert's linear shares with those of the other experts of its layer: its name without the number."""
+
+def expert_kind(name: str) -> str:
+    """The name of an expert's linear without the expert's number: alike for all experts of a layer."""
     head, found, tail = name.partition(".experts.")
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
 

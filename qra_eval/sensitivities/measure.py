@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.calibration import likeness
+from qra_eval.quantized.calibration import expert_kind
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
@@ -63,7 +63,7 @@ def measure_sensitivities(tuner: FineTuner, probe: Batch) -> tuple[Sensitivities
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
     figures = model.figures()
-    by_linear = no_less_than_likes({name: np.array(values) for name, values in figures["damage"].items()})
+    by_linear = raise_rare_experts({name: np.array(values) for name, values in figures["damage"].items()})
     raw = np.array([np.sum([by_linear[m.name] for m in g.linears], axis=0) for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
@@ -92,14 +92,14 @@ def measure_sensitivities(tuner: FineTuner, probe: Batch) -> tuple[Sensitivities
     return sensitivities, report
 
 
-def no_less_than_likes(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Damage of experts, at least `UNSEEN` of the mean over their layer: few rows say little of those rarely chosen."""
-    likes: dict[str, list[np.ndarray]] = {}
+    kinds: dict[str, list[np.ndarray]] = {}
     for name, figures in damage.items():
-        likes.setdefault(likeness(name), []).append(figures)
-    floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in likes.items()}
+        kinds.setdefault(expert_kind(name), []).append(figures)
+    floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in kinds.items()}
     return {
-        name: figures if likeness(name) == name else np.maximum(figures, floors[likeness(name)])
+        name: figures if expert_kind(name) == name else np.maximum(figures, floors[expert_kind(name)])
         for name, figures in damage.items()
     }
 

@@ -96,7 +96,7 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike, self.cell = likeness(space), self._cells(CELLS)
+        self.alike, self.cell = expert_kind(space), self._cells(CELLS)
         self.alike_root, self.cell_root = (
             np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
         )
@@ -114,7 +114,7 @@ class TableBasis:
         return np.asarray(sum(d * d * part for d, part in zip(deviations, parts, strict=True)))
 
 
-def likeness(space: SearchSpace) -> np.ndarray:
+def expert_kind(space: SearchSpace) -> np.ndarray:
     """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
     groups = space.groups
     total = OWN * np.eye(len(groups))
