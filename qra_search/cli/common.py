@@ -25,7 +25,7 @@ from qra_search.workflow.settings import make_settings
 from qra_search.workflow.tracking import TRACKERS
 
 if TYPE_CHECKING:
-    from qra_search.report.terminal.live import View
+    from qra_search.study.listener import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -231,7 +231,7 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
 
 
-def say_model(config: RunConfig, view: View) -> None:
+def say_model(config: RunConfig, view: Listener) -> None:
     """Say which model is taken, if none was named."""
     if config.evaluator == RunConfig().evaluator and "name" not in config.model.model_fields_set:
         view.say(f"No --model was named: {config.model.name} is taken.")

@@ -12,7 +12,7 @@ from qra_search.cli.finetune import print_comparison
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report.finding import headline
-from qra_search.report.terminal.live import make_view
+from qra_search.report.live import make_view
 from qra_search.runs.folder import RunFolder
 from qra_search.study.listener import Listener
 from qra_search.workflow.finetune import check_reloads

@@ -20,8 +20,8 @@ from qra_search.errors import BadInput, DamagedLines, describe
 from qra_search.files import is_whole, read_json
 from qra_search.log.lines import NOT_A_LOG
 from qra_search.log.trial_log import TrialLog
+from qra_search.report.live import make_view
 from qra_search.report.table import TextTable
-from qra_search.report.terminal.live import make_view
 from qra_search.runs.plan_file import plan_data
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.memory import format_bytes

@@ -14,9 +14,9 @@ from qra_search.config import RunConfig, dump_config
 from qra_search.evaluation.evaluator import RowCount
 from qra_search.report.engine_support import storing_text
 from qra_search.report.formatting import duration, evaluations_text
-from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
+from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import Costs, embeddings_hint, forecast_command, rows_text
 from qra_search.workflow.finetune import Tunings
 
@@ -27,7 +27,7 @@ SHOWN = 600
 
 def print_dry_run(
     config: RunConfig,
-    view: View,
+    view: Listener,
     *,
     track: Sequence[str] = (),
     begun: bool = False,

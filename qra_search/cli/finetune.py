@@ -9,8 +9,8 @@ from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import follows
 from qra_search.report.finding import find_tested
-from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import print_next_steps, print_samples
+from qra_search.report.live import make_view
+from qra_search.report.terminal import print_next_steps, print_samples
 from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text

@@ -18,7 +18,7 @@ from qra_search.report.finding import headline
 from qra_search.report.layout import heat_maps
 from qra_search.report.table import TextTable
 from qra_search.report.tables import overview_table, record_table
-from qra_search.report.terminal.tables import strip
+from qra_search.report.terminal import strip
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.runs.plan_file import plan_data
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget

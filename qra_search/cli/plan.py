@@ -12,9 +12,9 @@ from qra_search.config import RunConfig
 from qra_search.report import formatting
 from qra_search.report.engine_support import takers_text
 from qra_search.report.finding import headline
+from qra_search.report.live import make_view
 from qra_search.report.tables import allocation_table
-from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import print_next_steps
+from qra_search.report.terminal import print_next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes

@@ -13,8 +13,8 @@ from qra_search.cli.app import INTERRUPTED
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.errors import BadInput
-from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import print_result
+from qra_search.report.live import make_view
+from qra_search.report.terminal import print_result
 from qra_search.runs.folder import RunFolder
 from qra_search.study.study import Callback, Study
 from qra_search.workflow.run import Run

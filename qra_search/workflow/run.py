@@ -15,7 +15,7 @@ from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.executors import Executor
 from qra_search.launched import follows
 from qra_search.report.finding import headline
-from qra_search.report.notebook import Heard, listener_for
+from qra_search.report.live import ProgressArgument, listener_for
 from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
@@ -92,7 +92,7 @@ class Run:
         return self.folder.comparison()
 
     def choose_plan(
-        self, *, progress: Heard = None, first: Callable[[Evaluator, Listener], None] | None = None
+        self, *, progress: ProgressArgument = None, first: Callable[[Evaluator, Listener], None] | None = None
     ) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`.
 
@@ -124,7 +124,7 @@ class Run:
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
         track: str | Sequence[str] = (),
-        progress: Heard = None,
+        progress: ProgressArgument = None,
     ) -> SearchResult:
         """Search from where the run stands, by short fine-tunings; as `qra search` does.
 
@@ -177,7 +177,7 @@ class Run:
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
         rates: Sequence[float] = (),
-        progress: Heard = None,
+        progress: ProgressArgument = None,
         check: bool = True,
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.

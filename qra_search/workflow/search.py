@@ -17,7 +17,7 @@ from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.notebook import listener_for
+from qra_search.report.live import listener_for
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy

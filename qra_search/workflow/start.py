@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search.config import RunConfig, in_memory_name
 from qra_search.errors import BadInput
-from qra_search.report.notebook import Heard
+from qra_search.report.live import ProgressArgument
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.evaluator import select_objects
 from qra_search.workflow.run import Run
@@ -26,7 +26,7 @@ def plan(
     metrics: Mapping[str, Callable[..., float]] | None = None,
     config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: Heard = None,
+    progress: ProgressArgument = None,
     **keywords: Any,
 ) -> Run:
     """Choose bits and rank of every layer for a budget from measured sensitivities: minutes, no training.

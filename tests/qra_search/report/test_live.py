@@ -1,4 +1,4 @@
-"""The live view: quiet, plain or drawn; what it says of stages, trials, the best so far and the time left."""
+"""The live view: quiet, as lines or as bars; what it says of stages, trials, the best plans and the time left."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
-from qra_search.report import notebook
-from qra_search.report.notebook import progress_view
+from qra_search.report import live
+from qra_search.report.live import View, make_view, notebook_or_stderr_view
 from qra_search.report.progress import BestSoFar
-from qra_search.report.terminal import live
-from qra_search.report.terminal.live import PlainView, RichView, View, make_view
+from qra_search.study.listener import Listener
 
 
-def console(*, terminal: bool) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=110, _environ={"TERM": "xterm"})
+def console(*, terminal: bool = False, **environment: str) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=110, _environ={"TERM": "xterm", **environment})
 
 
-def text_of(on: Console) -> str:
+def lines(on: Console) -> list[str]:
     assert isinstance(on.file, io.StringIO)
-    return on.file.getvalue()
+    return on.file.getvalue().splitlines()
 
 
-def study(view: View, evaluations: float = 14) -> Study:
+def study(listener: Listener, evaluations: float = 14) -> Study:
     return Study(
-        Bits(evil_space()), strategy=Guessing(), evaluations=evaluations, memory_budget="uniform3r4", callbacks=(view,)
-    )
+        Bits(evil_space()), strategy=Guessing(), evaluations=evaluations, memory_budget="uniform3r4",
+        callbacks=(listener,),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -40,149 +40,110 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_view_suits_where_it_is_seen() -> None:
-    assert isinstance(make_view(console(terminal=True)), RichView)
-    assert isinstance(make_view(console(terminal=False)), PlainView)
-    assert type(make_view(console(terminal=True), quiet=True)) is View
-    dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
-    assert isinstance(make_view(dumb), PlainView)
-
-
-def test_a_quiet_view_says_nothing() -> None:
-    on = console(terminal=False)
-    view = make_view(on, quiet=True)
-    with view:
+def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet() -> None:
+    for on, draws in ((console(terminal=True), True), (console(), False), (console(terminal=True, TERM="dumb"), False)):
+        view = make_view(on)
+        assert isinstance(view, View) and view.draws is draws
+    on = console()
+    with make_view(on, quiet=True) as view:
         view.say("words")
         view.progress("quantize", 1, 2)
         study(view).run()
-    assert text_of(on) == ""
+    assert lines(on) == []
 
 
-def test_plain_lines_name_a_stage_at_once_and_its_pace_when_it_takes_long(clock: list[float]) -> None:
-    on = console(terminal=False)
-    view = PlainView(on)
-    for done in range(0, 101):
-        clock[0] = done * 0.5
-        view.progress("quantize", done, 100)
-    lines = text_of(on).splitlines()
-    assert lines[0] == "quantize: 0 of 100"
-    assert lines[1] == "quantize: 30 of 100, about 35 s left"
-    assert lines[-1] == "quantize: done in 50 s"
-    assert len(lines) == 5
+@pytest.mark.parametrize(
+    ("ticks", "total", "expected"),
+    [
+        ([(n, n / 2) for n in range(101)], 100, ["0 of 100", "30 of 100, about 35 s left", "60 of 100, about 20 s left",
+                                                 "90 of 100, about 5.0 s left", "done in 50 s"]),
+        ([(0, 0.0), (1, 60.0), (2, 61.0), (30, 89.0)], 200, ["0 of 200", "1 of 200",
+                                                              "30 of 200, about 2 min 50 s left"]),
+    ],
+    ids=["even", "slow first step"],
+)  # fmt: skip
+def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
+    clock: list[float], ticks: list[tuple[int, float]], total: int, expected: list[str]
+) -> None:
+    """The first step may include work that is done once: the pace is that of the others."""
+    on = console()
+    view = View(on)
+    for done, clock[0] in ticks:
+        view.progress("quantize", done, total)
+    assert lines(on) == [f"quantize: {text}" for text in expected]
 
 
-def test_a_slow_first_step_is_not_taken_for_the_pace(clock: list[float]) -> None:
-    on = console(terminal=False)
-    view = PlainView(on)
-    for done, clock[0] in ((0, 0.0), (1, 60.0), (2, 61.0), (30, 89.0)):
-        view.progress("quantize", done, 200)
-    lines = text_of(on).splitlines()
-    assert lines[1] == "quantize: 1 of 200"
-    assert lines[-1] == "quantize: 30 of 200, about 2 min 50 s left"
+def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TRIALS_EVERY", 0.0)
+    on = console()
+    running = study(View(on))
+    best = running.run().best()
+    assert sum(line.startswith("[") for line in lines(on)) == len(running.log)
+    assert any("predicted 2.0000" in line for line in lines(on)) and best is not None
+    assert f"lowest seen {best.observed:.4f}" in lines(on)[-1] and "uniform" in lines(on)[-1]
 
 
-def test_plain_trials_say_loss_size_and_the_best_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "TRIAL_LINES_EVERY", 0.0)
-    on = console(terminal=False)
-    running = study(PlainView(on))
-    result = running.run()
-    lines = text_of(on).splitlines()
-    assert sum(line.startswith("[") for line in lines) == len(running.log)
-    assert any("predicted 2.0000" in line for line in lines)
-    best = result.best()
-    assert best is not None
-    assert f"lowest seen {best.observed:.4f}" in lines[-1] and "uniform" in lines[-1]
-
-
-def test_failures_are_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "TRIAL_LINES_EVERY", math.inf)
-    on = console(terminal=False)
-    running = study(PlainView(on), evaluations=40)
+def test_failures_always_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TRIALS_EVERY", math.inf)
+    on = console()
+    running = study(View(on), evaluations=40)
     running.run()
-    failed = [t for t in running.log if t.status == "failed"]
-    assert failed
-    assert text_of(on).count("failed, EvaluationFailed: out of memory") == len(failed)
+    failed = sum(t.status == "failed" for t in running.log)
+    assert "\n".join(lines(on)).count("failed, EvaluationFailed: out of memory") == failed > 0
 
 
-def test_the_drawn_view_shows_bars_best_gain_last_trial_and_time_left(clock: list[float]) -> None:
-    on = console(terminal=True)
-    view = RichView(on)
+def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(clock: list[float]) -> None:
+    view = View(console(terminal=True))
     running = study(view)
 
-    class Ticking(View):
+    class Ticking(Listener):
         def finished(self, study: Study, trial: object) -> None:
             clock[0] += 2.0
 
     running.callbacks = (Ticking(), view)
     running.run()
     view.progress("evaluate", 3, 12)
-    screen = Console(file=io.StringIO(), width=110)
-    screen.print(view.render())
-    shown = text_of(screen)
-    best = view.best.best(running.memory_budgets[0])
+    screen = console()
+    screen.print(view.bars.get_renderable())
+    shown, best = "\n".join(lines(screen)), view.best.best(running.memory_budgets[0])
     assert best is not None
-    for words in (
-        "evaluations",
-        "lowest seen",
-        "uniform",
-        f"{best[1]:.4f}",
-        "3 of 12",
-        f"last: #{running.log.trials[-1].id} ",
-        "left",
-        "time",
-    ):
+    for words in ("evaluations", f"iB: lowest seen {best[1]:.4f}, uniform", "3 of 12", "left", "time",
+                  f"last: #{running.log.trials[-1].id} "):  # fmt: skip
         assert words in shown
-    assert "within " in shown and "iB: lowest seen" in shown
 
 
-def test_the_drawn_view_leaves_stages_that_took_long_as_lines(clock: list[float]) -> None:
+def test_a_stage_that_took_long_leaves_a_line_above_the_bars(clock: list[float]) -> None:
     on = console(terminal=True)
-    view = RichView(on)
-    with view:
-        view.progress("quantize", 0, 4)
+    with View(on) as view:
+        view.progress("[bold]quantize", 0, 4)
         clock[0] = 9.0
-        view.progress("quantize", 4, 4)
-    assert "quantize: done in 9.0 s" in text_of(on)
+        view.progress("[bold]quantize", 4, 4)
+    assert "[bold]quantize: done in 9.0 s" in "\n".join(lines(on)), "names are no markup"
 
 
-def test_names_and_reasons_are_not_read_as_markup() -> None:
-    on = console(terminal=False)
-    PlainView(on).say("[bold]layers[0][/] :smile:")
-    assert text_of(on) == "[bold]layers[0][/] :smile:\n"
-
-
-def test_the_best_so_far_agrees_with_the_result() -> None:
-    view = View()
+def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() -> None:
+    view = View(console())
     running = study(view, evaluations=30)
-    result = running.run()
-    budget = running.memory_budgets[0]
+    result, budget = running.run(), running.memory_budgets[0]
     comparison = result.comparison()
-    best, rival = view.best.best(budget), view.best.best(budget, uniform=True)
-    assert comparison is not None and comparison.uniform is not None and best is not None and rival is not None
-    assert best[1] == pytest.approx(comparison.best.observed)
-    assert rival[1] == pytest.approx(comparison.uniform.observed)
-    assert view.best.gain(comparison.budget) == pytest.approx(1 - comparison.best.observed / rival[1])
-    assert view.best.spent == pytest.approx(result.spent)
-    assert view.best.failed == len(result.failures())
-
-
-def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
-    first = study(View(), evaluations=12)
-    first.run()
-    again = BestSoFar.of(first)
-    assert again.count == len(first.log)
-    assert again.best(first.memory_budgets[0]) is not None and again.spent == pytest.approx(first.result().spent)
+    assert comparison is not None and comparison.uniform is not None
+    for best in (view.best, BestSoFar.of(running)):
+        own, uniform = best.best(budget), best.best(budget, uniform=True)
+        assert own is not None and own[1] == pytest.approx(comparison.best.observed)
+        assert uniform is not None and uniform[1] == pytest.approx(comparison.uniform.observed)
+        assert best.gain(budget) == pytest.approx(1 - comparison.best.observed / uniform[1])
+        assert best.spent == pytest.approx(result.spent)
+        assert (best.count, best.failed) == (len(running.log), len(result.failures()))
 
 
 def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shell = type("ZMQInteractiveShell", (), {})
-    monkeypatch.setattr("builtins.get_ipython", shell, raising=False)
-    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
-    view = progress_view()
-    assert isinstance(view, PlainView)
-    view.say("a line")
-    assert capsys.readouterr().out == "a line\n"
-    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: object())
-    assert isinstance(progress_view(), RichView)
+    monkeypatch.setattr("builtins.get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
+    for package, draws in ((None, False), (object(), True)):
+        monkeypatch.setattr(live.importlib.util, "find_spec", lambda name, package=package: package)
+        view = notebook_or_stderr_view()
+        assert isinstance(view, View) and view.draws is draws
+        if not draws:
+            view.say("a line")
+            assert capsys.readouterr().out == "a line\n"

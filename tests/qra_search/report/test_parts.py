@@ -20,7 +20,7 @@ from qra_search.report.data import read_curves, smoothed
 from qra_search.report.finding import comparison_headline, evaluated_change, headline
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
-from qra_search.report.terminal.tables import strip
+from qra_search.report.terminal import strip
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.study.candidates import EvaluatedPlan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space

@@ -12,7 +12,7 @@ from report_runs import EVIL, Bits, Guessing, evil_space, make_run
 from rich.console import Console
 
 from qra_search import Plan, SearchResult, search
-from qra_search.report.notebook import in_notebook
+from qra_search.report.live import in_notebook
 from qra_search.report.table import TextTable
 from qra_search.report.tables import as_html
 from qra_search.space.memory import format_bytes

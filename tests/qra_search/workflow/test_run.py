@@ -14,7 +14,6 @@ from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.errors import RunFailed
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
@@ -121,7 +120,7 @@ def test_progress_is_shown_on_stderr_when_asked_for(tmp_path: Path, capsys: pyte
 
 
 def test_a_view_of_the_caller_sees_the_run(tmp_path: Path) -> None:
-    class Kept(View):
+    class Kept(Listener):
         def say(self, text: str) -> None:
             said.append(text)
 

@@ -1,0 +1,191 @@
+"""What a run shows while it runs: bars in a terminal or a notebook, lines elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Iterator
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, Task, TextColumn
+from rich.text import Text
+
+from qra_search.errors import needed
+from qra_search.evaluation.evaluator import Progress as ProgressFunction
+from qra_search.log.trial import Trial
+from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
+from qra_search.report.progress import BestSoFar
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import SearchSpace
+from qra_search.study.listener import Listener, ProgressListener
+from qra_search.study.study import Study
+
+LONG_STAGE = 2.0
+"""Seconds after which the end of a stage is worth a line."""
+STAGE_EVERY, TRIALS_EVERY = 15.0, 1.0
+"""Least seconds between lines of a stage, and between lines of finished evaluations."""
+PACE_SECONDS = 600.0
+"""The time left follows from the pace of so many seconds."""
+BUDGETS_SHOWN = 6
+ProgressArgument = bool | ProgressFunction | Listener | None
+"""A function of (stage, done, total), True for a view, False for nothing, None for a view in a notebook alone."""
+
+
+def listener_for(progress: ProgressArgument) -> Listener:
+    """The listener that a `progress` argument asks for.
+
+    Raises:
+        BadInput: it is not a `ProgressArgument`.
+    """
+    if isinstance(progress, Listener):
+        return progress
+    if progress is None or isinstance(progress, bool):
+        return notebook_or_stderr_view() if (in_notebook() if progress is None else progress) else Listener()
+    if callable(progress):
+        return ProgressListener(progress)
+    raise needed("progress", progress, "True, False, or a function of a stage's name, the steps done and all its steps")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return Console().is_jupyter
+
+
+def notebook_or_stderr_view() -> Listener:
+    """The view for a cell of a notebook, or for stderr; rich draws bars in a notebook if `ipywidgets` is installed."""
+    if not in_notebook():
+        return make_view(Console(stderr=True, highlight=False, emoji=False))
+    return make_view(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
+
+
+def make_view(console: Console, *, quiet: bool = False) -> Listener:
+    """The view of a run on a console, or a listener that shows nothing."""
+    return Listener() if quiet else View(console)
+
+
+class View(Listener):
+    """Shows a run on a console: bars and the best plans so far if it can redraw lines, else a line for each event."""
+
+    def __init__(self, console: Console):
+        self.console, self.best = console, BestSoFar()
+        self.draws = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+        self.bars = _Bars(self)
+        self._stage: Task | None = None
+        self.search: Task | None = None
+        self._printed = self._trial_printed = -math.inf
+
+    def __enter__(self) -> View:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not self.draws)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        now, current = time.monotonic(), self._stage
+        if current is None or current.description != stage or done < current.completed:
+            self._remove_stage()
+            current = self._stage = self.bars.add(stage, total)
+            if not self.draws and self.search is None:
+                self._printed = now
+                self.say(f"{stage} ..." if total <= 1 else f"{stage}: {done} of {total}")
+        self.bars.update(current.id, completed=done, total=total or None)
+        if total and done >= total:
+            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE:
+                self.say(f"{stage}: done in {duration(current.elapsed or 0.0)}")
+            self._remove_stage()
+        elif not self.draws and now - self._printed >= STAGE_EVERY:
+            self._printed = now
+            self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", time_left_text(current)))))
+
+    def started(self, study: Study) -> None:
+        self.best = BestSoFar.of(study)
+        self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
+
+    def finished(self, study: Study, trial: Trial) -> None:
+        assert self.search is not None
+        self.best.add(trial)
+        self.bars.update(self.search.id, completed=self.best.spent)
+        now, is_last = time.monotonic(), self.best.spent >= study.evaluations
+        if self.draws or (now - self._trial_printed < TRIALS_EVERY and not is_last and trial.done):
+            return
+        self._printed = self._trial_printed = now
+        spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"
+        self.say(f"[{spent}] {trial_text(trial, study.space)}")
+        if is_last or self.best.count % 10 == 0:
+            for line in best_texts(self.best):
+                self.say(f"    {line}")
+            if not is_last:
+                self.say(f"    {time_left_text(self.search)}")
+
+    def _remove_stage(self) -> None:
+        if self._stage is not None:
+            self.bars.remove_task(self._stage.id)
+            self._stage = None
+
+
+class _Bars(Progress):
+    """Bars of a view; below them the best plans and the last trial of its search."""
+
+    def __init__(self, view: View):
+        self.view = view
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(36), TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[left]}"), TextColumn("{task.fields[elapsed]}"),
+        )  # fmt: skip
+        super().__init__(
+            *columns, console=view.console, transient=True, disable=not view.draws, refresh_per_second=4,
+            speed_estimate_period=PACE_SECONDS, get_time=time.monotonic,
+        )  # fmt: skip
+
+    def add(self, name: str, total: float, completed: float = 0.0) -> Task:
+        """A new bar."""
+        id = self.add_task(name, total=total or None)
+        self.update(id, completed=completed)
+        return self._tasks[id]
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        best = self.view.best
+        for task in self.tasks:
+            count = f"{evaluations_text(task.completed)} of {evaluations_text(task.total)}" if task.total else ""
+            failed = f", {best.failed} failed" if task is self.view.search and best.failed else ""
+            task.fields |= {"count": count + failed, "left": time_left_text(task)}
+            task.fields["elapsed"] = f"time {duration(task.elapsed or 0.0)}"
+        yield self.make_tasks_table(self.tasks)
+        last = [] if best.last is None or best.space is None else [f"last: {trial_text(best.last, best.space)}"]
+        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in [*best_texts(best), *last])
+
+
+def time_left_text(task: Task) -> str:
+    """The time that a task still takes at its pace since the first step, which may include work that is done once."""
+    return "" if task.time_remaining is None else f"about {duration(task.time_remaining)} left"
+
+
+def trial_text(trial: Trial, space: SearchSpace) -> str:
+    """A finished trial in one line."""
+    where = f"#{trial.id} {trial.proposal.origin or 'proposal'}"
+    if trial.evaluation is None:
+        return f"{where}: failed, {trial.reason}"
+    expected = trial.proposal.predicted_loss
+    predicted = "" if expected is None else f" (predicted {expected:.4f})"
+    size, seconds = format_bytes(trial.evaluation.memory_bytes), duration(trial.evaluation.seconds)
+    return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {plan_name(trial.plan, space)}, {seconds}"
+
+
+def best_texts(best: BestSoFar) -> list[str]:
+    """The best plan within each of the largest budgets, in one line each; none for a budget that nothing fits yet."""
+    lines = []
+    for budget in best.budgets[-BUDGETS_SHOWN:]:
+        if (found := best.best(budget)) is None:
+            continue
+        text, uniform = f"within {format_bytes(budget)}: lowest seen {found[1]:.4f}", best.best(budget, uniform=True)
+        if uniform is None:
+            lines.append(f"{text}, no uniform plan fits")
+            continue
+        gain = best.gain(budget)
+        lines.append(f"{text}, uniform {uniform[1]:.4f}, {f'{percent(gain)} lower' if gain > 0 else 'not beaten yet'}")
+    return lines
