@@ -9,16 +9,13 @@ LEVELS = 2**6 - 1
 
 
 class Int6Linear(DequantizedLinear):
-    def __init__(self, codes, grid, **shape):
-        super().__init__(**shape)
-        self.register_buffer("codes", codes)  # uint8 (out, in * 3/4)
-        self.register_buffer("grid", grid.view(torch.int32))  # (out, 2) float32, safe from model.to(dtype)
+    """Of `codes` uint8 (out, in * 3/4) and `grid` float32 (out, 2)."""
 
     def dequantize(self, dtype=None):
         low, middle, high = self.codes.to(torch.int32).unflatten(1, (-1, 3)).unbind(2)
         word = low | middle << 8 | high << 16
         codes = torch.stack([word >> shift & LEVELS for shift in (0, 6, 12, 18)], dim=2).flatten(1)
-        scale, offset = self.grid.view(torch.float32).split(1, dim=1)
+        scale, offset = self.tensors()["grid"].split(1, dim=1)
         return (codes * scale + offset).to(dtype or self.dtype)
 
 
@@ -51,8 +48,5 @@ class Int6Backend(Backend):
         packed = torch.stack([word >> shift & 255 for shift in (0, 8, 16)], dim=2).flatten(1).to(torch.uint8)
         return {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
 
-    def to_tensors(self, module):
-        return {"codes": module.codes.clone(), "grid": module.grid.view(torch.float32).clone()}
-
     def module(self, tensors, bits, **form):
-        return Int6Linear(**tensors, **form)
+        return Int6Linear(tensors, **form)

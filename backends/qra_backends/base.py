@@ -26,7 +26,7 @@ Level = Any
 class Backend(ABC):
     """Quantizes the weights of linear layers, at one of several levels.
 
-    A subclass gives `expected`, `module`, `to_tensors`, `layer`, and `encode`, or `encode_levels`.
+    A subclass gives `expected`, `module`, `layer`, and `encode`, or `encode_levels`.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
     here says why in `unavailable()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
@@ -60,7 +60,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def layer(self) -> type[nn.Module]:
-        """Of the modules that it makes; it has `dequantize(dtype)`."""
+        """Of the modules that it makes; it has `tensors`, `dequantize` and `rows`, as `DequantizedLinear`."""
 
     @abstractmethod
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
@@ -80,9 +80,9 @@ class Backend(ABC):
             dtype: that the module computes in; all dtypes take the same bytes.
         """
 
-    @abstractmethod
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
+        return {name: tensor.detach().clone() for name, tensor in self.check_own(module).tensors().items()}
 
     def storage(self, bits: Level) -> StorageFormat:
         """Exact bytes of a weight at `bits`: every tensor that the quantized module holds, its bias left out.
@@ -193,11 +193,9 @@ class Backend(ABC):
         return weight
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings.
-
-        To be overridden if some rows can be had without all of them.
-        """
-        return self.dequantize(module)[at]
+        """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings."""
+        rows: Tensor = self.check_own(module).rows(at)
+        return rows
 
     def from_tensors(
         self,

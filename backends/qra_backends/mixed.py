@@ -110,9 +110,7 @@ class MixedBackend(Backend):
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
     storage, width, expected = _of_level("storage"), _of_level("width"), _of_level("expected")
-    is_calibrated, identity, trainable_numbers = map(
-        _of_level, ("is_calibrated", "identity", "trainable_numbers")
-    )
+    is_calibrated, identity, trainable_numbers = map(_of_level, ("is_calibrated", "identity", "trainable_numbers"))
     dequantize, rows, to_tensors, trainable = map(_of_module, ("dequantize", "rows", "to_tensors", "trainable"))
 
     def describe(self, bits: Level) -> str:

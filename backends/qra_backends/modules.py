@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 Dequantize = Callable[[torch.dtype], Tensor]
+INTEGERS = {2: torch.int16, 4: torch.int32}
+"""By bytes of a number."""
 
 
 class DequantizedLinear(nn.Linear):
@@ -21,28 +24,51 @@ class DequantizedLinear(nn.Linear):
     It is an `nn.Linear` for the sake of libraries that look for one: PEFT wraps it, and asks its `weight` for shape,
     dtype and device a dozen times. That is a `TemporaryWeight`, which is dequantized where its values are used.
 
-    A subclass registers what it stores as buffers of integer dtype (floats viewed as integers of their size):
-    `module.to(dtype)` would round floats.
-
     Args:
+        tensors: what it stores, by name. Each is a buffer; floats are viewed as integers of their size, as
+            `module.to(dtype)` would round them.
         bias: frozen, or None.
         dtype: what the layer computes in.
     """
 
-    def __init__(self, out_features: int, in_features: int, *, bias: nn.Parameter | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        out_features: int,
+        in_features: int,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ):
         nn.Module.__init__(self)
         self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
         self.register_parameter("bias", bias)
+        self._store(tensors)
 
-    @property
-    def form(self) -> dict[str, Any]:
-        """What the constructor of every such layer takes by name."""
-        names = ("out_features", "in_features", "bias", "dtype")
-        return {name: getattr(self, name) for name in names}
+    def _store(self, tensors: Mapping[str, Tensor]) -> None:
+        self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            whole = INTEGERS[tensor.element_size()] if tensor.is_floating_point() else tensor.dtype
+            self.register_buffer(name, tensor.view(whole))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it stores, by name: views of the buffers."""
+        return {name: self.get_buffer(name).view(dtype) for name, dtype in self._dtypes.items()}
+
+    def with_tensors(self, **tensors: Tensor) -> Self:
+        """A layer that has some other tensors, and shares all else with this one."""
+        twin = copy.copy(self)
+        twin._buffers = {}
+        twin._store({**self.tensors(), **tensors})
+        return twin
 
     @abstractmethod
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype` (default: the layer's own), a new tensor."""
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of `dequantize()` with indices `at` (n,); overridden if no others need be decoded."""
+        return self.dequantize()[at]
 
     def forward(self, x: Tensor) -> Tensor:
         return dequantized_linear(x, self.dequantize, self.bias)

@@ -138,7 +138,7 @@ def _unpacked(run: TunedRun, packed: dict[str, CompressedIntegers], out: Path) -
             return tensors[f"{linear.name}.weight"]
         module = packed[linear.name]
         own = {key: tensors[f"{linear.name}.{key}"] for key in module.tensors()}
-        return module.with_tensors(own).dequantize()
+        return module.with_tensors(**own).dequantize()
 
     return run.with_weights(weight)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import decode, half, with_scales
+from qra_backends.ggml.decode import half, with_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
 from qra_backends.ggml.types import TYPES
@@ -99,10 +99,6 @@ class GGUFBackend(Backend):
         }
         return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
 
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        own = self.check_own(module)
-        return decode(own.blocks[at], own.kind, own.dtype)
-
     def trainable(self, module: nn.Module) -> Groups:
         own = self.check_own(module)
         scale = half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
@@ -113,16 +109,13 @@ class GGUFBackend(Backend):
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
-        own = self.check_own(module)
+        own: GGMLLinear = self.check_own(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
         changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
-        return GGMLLinear(changed, own.kind, **own.form)
-
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {"blocks": self.check_own(module).blocks.clone()}
+        return own.with_tensors(blocks=changed)
 
     def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
     def module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:
-        return GGMLLinear(tensors["blocks"], TYPES[bits], **form)
+        return GGMLLinear(tensors, TYPES[bits], **form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ class GGMLLinear(DequantizedLinear):
 
     blocks: Tensor
 
-    def __init__(self, blocks: Tensor, kind: GGMLType, **form: Any):
-        super().__init__(**form)
+    def __init__(self, tensors: Mapping[str, Tensor], kind: GGMLType, **form: Any):
+        super().__init__(tensors, **form)
         self.kind = kind
-        self.register_buffer("blocks", blocks)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), decoded in float32 and rounded once to `dtype`."""
         return decode(self.blocks, self.kind, dtype or self.dtype)
+
+    def rows(self, at: Tensor) -> Tensor:
+        return decode(self.blocks[at], self.kind, self.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, type={self.kind.name}"

@@ -72,9 +72,6 @@ class CompressedTensorsBackend(ErrorFeedback):
     def lay_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return lay_out(tensors["words"], tensors["scale"], None if self.is_symmetric(bits) else tensors["zero"], bits)
 
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.check_own(module).tensors().items()}
-
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = in_features // self.group_size_for(in_features)
         tensors = {
@@ -99,7 +96,5 @@ class CompressedTensorsBackend(ErrorFeedback):
         return out_features * ceil_div(in_features, self.group_size_for(in_features))
 
     def with_groups(self, module: nn.Module, groups: Groups) -> CompressedIntegers:
-        own = self.check_own(module)
-        return own.with_tensors(
-            {**own.tensors(), "weight_scale": as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()}
-        )
+        own: CompressedIntegers = self.check_own(module)
+        return own.with_tensors(weight_scale=as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous())

@@ -17,7 +17,6 @@ from qra_backends.storage import ceil_div
 
 WORD = 32
 SCALE_DTYPE = torch.bfloat16
-_SCALE_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
 
 
 class CompressedIntegers(DequantizedLinear):
@@ -28,19 +27,8 @@ class CompressedIntegers(DequantizedLinear):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
-        super().__init__(**form)
+        super().__init__(tensors, **form)
         self.bits, self.group_size = bits, group_size
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.view(_SCALE_STORAGE) if name == "weight_scale" else tensor)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those that the layer was made of."""
-        found = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
-        return {**found, "weight_scale": found["weight_scale"].view(SCALE_DTYPE)}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> CompressedIntegers:
-        """A layer of this form from other tensors."""
-        return CompressedIntegers(tensors, bits=self.bits, group_size=self.group_size, **self.form)
 
     def zeros(self) -> Tensor:
         """Zero points float32 (out, groups)."""

@@ -102,12 +102,6 @@ class BitsAndBytesBackend(Backend):
 
         return SteadyLinear4bit | WeightOnlyLinear8bit
 
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return self.check_own(module).rows(at)
-
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.check_own(module).tensors().items()}
-
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         if bits == 8:
             return {"weight": ((out_features, in_features), torch.int8), "SCB": ((out_features,), torch.float32)}

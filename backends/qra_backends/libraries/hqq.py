@@ -81,11 +81,6 @@ class HQQBackend(Backend):
         dtype = _group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        layer = self.check_own(module)
-        tensors = {"W_q": layer.W_q.data, "scale": layer.meta["scale"], "zero": layer.meta["zero"]}
-        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
     @property
     def layer(self) -> type[nn.Module]:
         from qra_backends.libraries.hqq_linear import HQQLinear

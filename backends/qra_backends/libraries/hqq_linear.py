@@ -49,6 +49,14 @@ class HQQLinear(quantize.HQQLinear):
             weight = super().dequantize()
         return weight if dtype is None else weight.to(dtype)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the layer was made of, by name."""
+        return {"W_q": self.W_q.data, "scale": self.meta["scale"], "zero": self.meta["zero"]}
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,)."""
+        return self.dequantize()[at]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HQQLinear:
         super()._apply(fn, recurse)
         device = self.W_q.device

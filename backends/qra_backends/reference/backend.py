@@ -61,14 +61,6 @@ class ReferenceBackend(Backend):
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return joined(blocks)
 
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return self.check_own(module).rows(at)
-
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        packed = self.check_own(module)
-        scale, offset = packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE)
-        return {"codes": packed.codes.clone(), "scale": scale.clone(), "offset": offset.clone()}
-
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
         return {
@@ -78,21 +70,20 @@ class ReferenceBackend(Backend):
         }
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
-        return PackedLinear(**tensors, bits=bits, group_size=self.group_size, **form)
+        return PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
-        packed = self.check_own(module)
-        return Groups(packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE), packed.group_size)
+        tensors = self.check_own(module).tensors()
+        return Groups(tensors["scale"], tensors["offset"], self.group_size)
 
     def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return 2 * out_features * ceil_div(in_features, self.group_size)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> PackedLinear:
-        packed = self.check_own(module)
+        own: PackedLinear = self.check_own(module)
         assert groups.offset is not None  # `trainable` gave offsets
-        tensors = {"codes": packed.codes, "scale": groups.scale, "offset": groups.offset}
-        return self.module(tensors, packed.bits, **packed.form)
+        return own.with_tensors(scale=groups.scale, offset=groups.offset)
 
 
 def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

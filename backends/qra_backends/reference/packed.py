@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from qra_backends.reference.blocks import rows_at_once
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
-_GROUP_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
 
 
 class PackedLinear(DequantizedLinear):
@@ -27,12 +27,9 @@ class PackedLinear(DequantizedLinear):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int, group_size: int, **form: Any):
-        super().__init__(**form)
+    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
+        super().__init__(tensors, **form)
         self.bits, self.group_size = bits, group_size
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale.view(_GROUP_STORAGE))
-        self.register_buffer("offset", offset.view(_GROUP_STORAGE))
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
@@ -43,7 +40,8 @@ class PackedLinear(DequantizedLinear):
         return self._decoded(at, self.dtype)
 
     def _decoded(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
-        scale, offset = self.scale.view(GROUP_DTYPE), self.offset.view(GROUP_DTYPE)
+        stored = self.tensors()
+        scale, offset = stored["scale"], stored["offset"]
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
         kernel = decoder(self.codes.device)
         if kernel is not None:

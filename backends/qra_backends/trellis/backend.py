@@ -104,17 +104,9 @@ class TrellisBackend(Backend):
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
         return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device, 5))
 
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        rows: Tensor = self.check_own(module).rows(at)
-        return rows
-
-    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        own = self.check_own(module)
-        return {"codes": own.codes.clone(), "scale": own.scales().clone()}
-
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = rotated_block(form["in_features"], self.block)
-        return TrellisLinear(**tensors, code=self.storage(bits), block=block, **form)
+        return TrellisLinear(tensors, code=self.storage(bits), block=block, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
         own = self.check_own(module)
@@ -125,5 +117,5 @@ class TrellisBackend(Backend):
         return out_features
 
     def with_groups(self, module: nn.Module, groups: Groups) -> TrellisLinear:
-        own = self.check_own(module)
-        return TrellisLinear(own.codes, groups.scale, code=own.code, block=own.block, **own.form)
+        own: TrellisLinear = self.check_own(module)
+        return own.with_tensors(scale=groups.scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.decode import decode
 
 SCALE_DTYPE = torch.float16
-_SCALE_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
 
 
 class TrellisLinear(DequantizedLinear):
@@ -26,11 +26,9 @@ class TrellisLinear(DequantizedLinear):
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, codes: Tensor, scale: Tensor, *, code: TrellisCode, block: int, **form: Any):
-        super().__init__(**form)
+    def __init__(self, tensors: Mapping[str, Tensor], *, code: TrellisCode, block: int, **form: Any):
+        super().__init__(tensors, **form)
         self.code, self.block = code, block
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale.view(_SCALE_STORAGE))
 
     def scales(self) -> Tensor:
         """Float16 (out, 1), a view."""
