@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from qra_eval.models.loaded import unwritable_cache
 from qra_search.evaluation.evaluator import Progress
-from qra_search.files import read_json, write_json
-from qra_search.log.trial_log import describe_writer, this_process
+from qra_search.files import write_text
+from qra_search.log.trial_log import describe_process
 
 WAIT_SECONDS = 1.0
 
@@ -37,9 +37,10 @@ def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator
             lock.acquire(timeout=WAIT_SECONDS)
         except Timeout:
             if progress is not None:
-                progress(f"wait for {describe_writer(read_json(holder) or {})}: it {work}", 0, 1)
+                owner = holder.read_text() if holder.is_file() else "another process"
+                progress(f"wait for {owner}: it {work}", 0, 1)
     try:
-        write_json(holder, this_process(os.getpid()))
+        write_text(holder, describe_process(os.getpid()))
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -19,6 +19,9 @@ Progress = Callable[[str, int, int], None]
 StepFigures = Mapping[str, float]
 """Of a step of a tuning: `loss` and, where they are known, others."""
 NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+MAX_INT = 1 << 63
+LARGEST_LOSS = 1e100
+"""A larger loss has diverged; its square would be no number."""
 CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
 
 
@@ -197,14 +200,38 @@ class Evaluator(ABC):
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:
-    """The evaluation itself, or EvaluationFailed if its loss or its bytes cannot be true."""
+    """The evaluation in plain numbers, or EvaluationFailed if its loss or its bytes cannot be true."""
     if not isinstance(evaluation, Evaluation):
         raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
-    if not math.isfinite(evaluation.loss):
-        raise EvaluationFailed(f"loss is {evaluation.loss}")
-    expected = space.memory_bytes(plan)
-    if int(evaluation.memory_bytes) != expected:
+    evaluation, expected = normalize_evaluation(evaluation), space.memory_bytes(plan)
+    if evaluation.memory_bytes != expected:
         raise EvaluationFailed(
             f"the evaluator counted {evaluation.memory_bytes} bytes, the space counts {expected} for the same plan"
         )
     return evaluation
+
+
+def normalize_evaluation(evaluation: Evaluation) -> Evaluation:
+    """The evaluation in plain numbers, which every log and every process can hold.
+
+    Raises:
+        EvaluationFailed: a field is no number, the loss is not finite, or the fidelity is no share of 1.
+    """
+    try:
+        plain = Evaluation(
+            float(evaluation.loss),
+            int(evaluation.memory_bytes),
+            {str(name): float(value) for name, value in evaluation.metrics.items()},
+            float(evaluation.seconds),
+            float(evaluation.fidelity),
+            int(evaluation.seed),
+        )
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise EvaluationFailed(f"the evaluation holds a value that is no number ({error})") from None
+    if not abs(plain.loss) < LARGEST_LOSS:  # nan is not below it either
+        raise EvaluationFailed(f"loss is {plain.loss}")
+    if not 0 < plain.fidelity <= 1:
+        raise EvaluationFailed(f"fidelity is {plain.fidelity}: it must be above 0 and at most 1")
+    if not abs(plain.seed) < MAX_INT > plain.memory_bytes:
+        raise EvaluationFailed("the evaluation holds a whole number of more than 64 bits")
+    return plain

@@ -10,7 +10,7 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, bad_input, describe
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
 from qra_search.executors.base import InputUnusable, WorkerUnusable
-from qra_search.log.trial import Proposal, plain, printable
+from qra_search.log.trial import Proposal, to_printable
 from qra_search.space.space import SearchSpace
 
 Factory = Callable[[], Evaluator]
@@ -46,7 +46,7 @@ class Identity:
 def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
     """The checked evaluation of a proposal, in plain numbers."""
     evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-    return plain(check_evaluation(evaluation, evaluator.space, proposal.plan))
+    return check_evaluation(evaluation, evaluator.space, proposal.plan)
 
 
 def identify(evaluator: Evaluator) -> Identity:
@@ -71,10 +71,10 @@ class Served:
             with bad_input():
                 self.evaluator = factory()
         except BadInput as error:
-            return Failure("BadInput", printable(describe(error)), InputUnusable)
+            return Failure("BadInput", to_printable(describe(error)), InputUnusable)
         except (Exception, SystemExit) as error:
             name = type(error).__name__
-            return Failure(name, printable(f"{name}: {error}"), WorkerUnusable)
+            return Failure(name, to_printable(f"{name}: {error}"), WorkerUnusable)
         return None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -82,7 +82,7 @@ class Served:
         try:
             return function(self.evaluator, *args)
         except (Exception, SystemExit) as error:
-            return Failure(type(error).__name__, printable(str(error)))
+            return Failure(type(error).__name__, to_printable(str(error)))
 
 
 def unwrap(reply: Any) -> Any:

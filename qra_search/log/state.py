@@ -9,8 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.log.lines import NOT_A_LOG, LogError, describe_briefly
 from qra_search.log.trial import Trial
+from qra_search.log.trial_log import TrialLog
 from qra_search.space.memory import MemoryModel
+from qra_search.space.serialization import space_from_dict
 from qra_search.space.space import Plan, SearchSpace
 
 DEFAULT_SWEEP = 9
@@ -95,3 +98,35 @@ class StudyState:
     @cached_property
     def _counts(self) -> Counter[Plan]:
         return Counter(t.plan for t in self.trials if t.fidelity >= 1.0)
+
+
+def read_state(log: TrialLog) -> StudyState:
+    """The state of the study that wrote a log, without its evaluator.
+
+    Raises:
+        LogError: no search has begun in the log, or it holds what no study writes: checksums tell damage, but a log
+            from anyone may also hold plans and bytes that its space does not allow.
+    """
+    if log.meta("space_data") is None:
+        raise LogError(f"{log.path} holds no search space: no search has begun in it")
+    try:
+        space = space_from_dict(log.meta("space_data"))
+        sensitivities = Sensitivities.from_dict(log.meta("prior")) if log.meta("prior") else None
+        if sensitivities is not None:
+            sensitivities.check(space)
+        for trial in log:
+            if not space.contains(trial.plan):
+                raise ValueError(f"trial {trial.id} is no plan of its space")
+            size = space.memory_bytes(trial.plan)
+            if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
+                raise ValueError(f"trial {trial.id} has {trial.evaluation.memory_bytes} bytes, its plan takes {size}")
+        return StudyState(
+            space,
+            log.trials,
+            sensitivities,
+            tuple(map(int, log.meta("budgets") or ())),
+            int(log.meta("seed") or 0),
+            float((log.meta("study") or {}).get("evaluations", 100.0)),
+        )
+    except NOT_A_LOG as error:
+        raise LogError(f"{log.path} holds what is not of one search ({describe_briefly(error)})") from None

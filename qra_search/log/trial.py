@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.space.space import Plan
 
 MAX_REASON = 4000
-MAX_INT = 1 << 63
-LARGEST_LOSS = 1e100
-"""A loss above has diverged; its square would be no number."""
 
 Status = Literal["running", "done", "failed"]
 
@@ -74,33 +71,7 @@ class Trial:
         return self.evaluation.loss
 
 
-def plain(evaluation: Evaluation) -> Evaluation:
-    """The evaluation in plain numbers, which every log and every process can hold.
-
-    Raises:
-        EvaluationFailed: a field is no number, the loss is not finite, or the fidelity is no share of 1.
-    """
-    try:
-        made = Evaluation(
-            float(evaluation.loss),
-            int(evaluation.memory_bytes),
-            {str(name): float(value) for name, value in evaluation.metrics.items()},
-            float(evaluation.seconds),
-            float(evaluation.fidelity),
-            int(evaluation.seed),
-        )
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
-    if not abs(made.loss) < LARGEST_LOSS:  # nor is it if it is no number
-        raise EvaluationFailed(f"loss is {made.loss}")
-    if not 0 < made.fidelity <= 1:
-        raise EvaluationFailed(f"the evaluation's fidelity is {made.fidelity}, a share up to 1 is needed")
-    if not abs(made.seed) < MAX_INT > made.memory_bytes:
-        raise EvaluationFailed("the evaluation holds a whole number of more than 64 bits")
-    return made
-
-
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """Text that can be stored: valid UTF-8, of bounded length."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"

@@ -16,8 +16,7 @@ from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import write_json, write_text
-from qra_search.log.recorded import STUDY, recorded_state
-from qra_search.log.state import StudyState
+from qra_search.log.state import StudyState, read_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import Comparison, compare, tuned_plan
@@ -207,7 +206,7 @@ class RunFolder:
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                state, identity = recorded_state(log), identity_in(log)
+                state, identity = read_state(log), identity_in(log)
             if state.sensitivities is None and not state.trials and planned:
                 state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file).sensitivities)
             return state, identity
@@ -316,7 +315,7 @@ def containing_run(folder: Path) -> RunFolder:
 
 def identity_in(log: TrialLog) -> dict[str, Any]:
     """What a log says of the evaluator and the study."""
-    return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
+    return {**(log.meta("evaluator") or {}), **(log.meta("study") or {})}
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:

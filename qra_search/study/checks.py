@@ -9,9 +9,9 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import RunFailed, needed
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.evaluator import MAX_INT, Evaluator
 from qra_search.log.state import StudyState
-from qra_search.log.trial import MAX_INT, Proposal
+from qra_search.log.trial import Proposal
 
 
 class StudyFailed(RunFailed):

@@ -13,12 +13,12 @@ from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.errors import BadInput, needed
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
-from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial, plain
+from qra_search.log.trial import Proposal, Trial
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import LevelName
+from qra_search.space.serialization import space_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.checks import StudyFailed, check_evaluator, check_options, check_proposals
@@ -59,7 +59,7 @@ class Study:
     Raises:
         BadInput: an argument that cannot be used.
         BudgetTooSmall: no plan fits a budget.
-        LogMismatch: the log is of another search.
+        LogError: the log is of another search.
     """
 
     def __init__(
@@ -88,18 +88,16 @@ class Study:
         self.batch = batch
         self.callbacks = _checked(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
-        try:
-            record(
-                self.log,
-                self.space,
-                {"strategy": self.strategy.name, "evaluations": self.evaluations},
-                evaluator=evaluator.describe(),
-                budgets=list(self.memory_budgets),
-                seed=self.seed,
-            )
-        except BaseException:
-            self.log.release()
-            raise
+        self.log.bind(
+            {
+                "space_data": space_to_dict(self.space),
+                "study": {"strategy": self.strategy.name, "evaluations": self.evaluations},
+            },
+            space=self.space.signature,
+            evaluator=evaluator.describe(),
+            budgets=list(self.memory_budgets),
+            seed=self.seed,
+        )
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
         self._given_sensitivities, self._charged = sensitivities, charged
@@ -130,12 +128,12 @@ class Study:
         flying: dict[Future[Evaluation], Trial] = {}
         try:
             self._measure_sensitivities()
-            self._tell("started")
+            self._notify("started")
             waiting = list(self.log.running)
             while True:
                 while asked := self._ask(len(flying) + len(waiting)):
                     for trial in self.log.propose_all(asked):
-                        self._tell("proposed", trial)
+                        self._notify("proposed", trial)
                         waiting.append(trial)
                 while waiting and len(flying) < self.executor.slots and not self.stopping:
                     trial = waiting.pop(0)
@@ -143,13 +141,14 @@ class Study:
                 if not flying:
                     break
                 for future in sorted(first_ended(self.executor, flying), key=lambda f: flying[f].id):
-                    self._record(flying.pop(future), future)
-            self._tell("ended")
+                    trial = self._record(flying.pop(future), future.exception() or future.result())
+                    self._check_first_failures(trial)
+            self._notify("ended")
             return self.result()
         finally:
             for future in flying:
                 future.cancel()
-            self.log.release()
+            self.log.close()
 
     def ask(self) -> Proposal | None:
         """The next plan to evaluate, for those who evaluate by themselves; None once nothing is left to ask.
@@ -161,7 +160,7 @@ class Study:
         if not waiting:
             waiting = self.log.propose_all(self._next(1))
             for trial in waiting:
-                self._tell("proposed", trial)
+                self._notify("proposed", trial)
         if not waiting:
             return None
         self._asked[waiting[0].id] = waiting[0]
@@ -178,20 +177,13 @@ class Study:
         trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
         if trial is None:
             raise BadInput("unknown or finished proposal: call tell() exactly once for each proposal from ask()")
-        try:
-            if isinstance(evaluation, EvaluationFailed):
-                raise evaluation
-            done = self.log.finish(trial.id, plain(check_evaluation(evaluation, self.space, trial.plan)))
-        except EvaluationFailed as failed:
-            done = self.log.fail(trial.id, f"{type(failed).__name__}: {failed}")
         del self._asked[trial.id]
-        self._tell("finished", done)
-        return done
+        return self._record(trial, evaluation)
 
     def close(self) -> None:
         """Let another process use the log; open proposals are asked again there."""
         self._asked.clear()
-        self.log.release()
+        self.log.close()
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
@@ -218,23 +210,25 @@ class Study:
         check_proposals(proposals, state)
         return proposals
 
-    def _record(self, trial: Trial, future: Future[Evaluation]) -> None:
-        error = future.exception()
-        if isinstance(error, WorkerUnusable):
+    def _record(self, trial: Trial, outcome: Evaluation | BaseException) -> Trial:
+        """Write what came of a trial: whatever an evaluator returns or raises, the search continues."""
+        try:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            evaluation = check_evaluation(outcome, self.space, trial.plan)
+        except WorkerUnusable as error:
             raise StudyFailed(f"{error}; trial {trial.id} is run again when the search is resumed") from error
-        if error is None:
-            try:
-                evaluation = plain(check_evaluation(future.result(), self.space, trial.plan))
-            except Exception as bad:  # whatever an evaluator returns, its trial fails and the search continues
-                error = bad
-        if error is None:
-            trial = self.log.finish(trial.id, evaluation)
-        else:
+        except (Exception, SystemExit) as error:
             trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
-        self._tell("finished", trial)
+        else:
+            trial = self.log.finish(trial.id, evaluation)
+        self._notify("finished", trial)
+        return trial
+
+    def _check_first_failures(self, last: Trial) -> None:
         ended = [t for t in self.log if t.status != "running"]
-        if error is not None and len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
-            raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}")
+        if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
+            raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {last.reason}")
 
     def _measure_sensitivities(self) -> None:
         # If lines of the log are damaged, the sensitivities may have been in one of them.
@@ -244,7 +238,7 @@ class Study:
                 sensitivities.check(self.space)
                 self.log.set_meta("prior", sensitivities.to_dict())
 
-    def _tell(self, event: str, *args: Any) -> None:
+    def _notify(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
 

@@ -8,13 +8,13 @@ from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
 from qra_search.cli.errors import status_of
 from qra_search.config import ConfigError
 from qra_search.errors import RunFailed, bad_input, needed
-from qra_search.log.errors import LogMismatch
+from qra_search.log.lines import LogError
 from qra_search.plugins import UnknownName
 from qra_search.runs.folder import NoRun, RunExists
 from qra_search.study.checks import StudyFailed
 
 
-@pytest.mark.parametrize("kind", [ConfigError, LogMismatch, NoRun, RunExists, UnknownName])
+@pytest.mark.parametrize("kind", [ConfigError, LogError, NoRun, RunExists, UnknownName])
 def test_what_the_user_can_mend_ends_with_status_2(kind: type[BadInput]) -> None:
     assert status_of(kind("wrong")) == 2
     assert status_of(BudgetTooSmall(1, 2)) == 2

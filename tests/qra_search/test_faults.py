@@ -18,7 +18,7 @@ import worker_evaluators as workers  # noqa: E402
 
 from qra_search import Callback, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
-from qra_search.log.errors import LogUnwritable  # noqa: E402
+from qra_search.log.trial_log import LogUnwritable  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from qra_search import TrialLog, search
 from qra_search.cli.errors import run_safely
 from qra_search.config import ConfigError, RunConfig, load_config, make_config
-from qra_search.log.errors import LogMismatch
-from qra_search.log.lines import Contents
+from qra_search.log.lines import LogError, read_log
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_from_dict
 
@@ -156,10 +155,10 @@ def edited(content: bytes, changes) -> bytes:
 def test_any_change_to_a_log_is_read_truly_or_refused(log_file, changes, kept):
     content = edited(log_file, changes)
     content = content[: int(kept * len(content))]
-    truth = Contents.read(log_file).trials
+    truth = read_log(log_file).trials
     try:
-        found = Contents.read(content).trials
-    except LogMismatch as error:
+        found = read_log(content).trials
+    except LogError as error:
         assert "\n" not in str(error)
     else:
         for number, trial in found.items():
@@ -174,7 +173,7 @@ def test_any_bytes_are_refused_as_a_log_and_stay_as_they_are(content, begin):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log"
         path.write_bytes(begin + content)
-        with pytest.raises(LogMismatch) as caught:
+        with pytest.raises(LogError) as caught:
             TrialLog(path)
         assert "\n" not in str(caught.value)
         assert path.read_bytes() == begin + content and len(list(path.parent.iterdir())) == 1
@@ -190,8 +189,8 @@ def test_any_content_under_a_right_checksum_is_read_or_named(log_file, at, chang
     body = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")[:-1]
     rows[at] = body + b',"crc":"%08x"}\n' % zlib.crc32(body)
     try:
-        found = Contents.read(b"".join(rows))
-    except LogMismatch as error:
+        found = read_log(b"".join(rows))
+    except LogError as error:
         assert "\n" not in str(error)
     else:
         # A line that takes another trial's number may hide both, which is then named.
@@ -233,7 +232,7 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
     home = tmp_path / "a" / "b" / "c" / "d"
     home.mkdir(parents=True)
     monkeypatch.chdir(home)
-    found = Contents.read(log_file)
+    found = read_log(log_file)
     header = json.loads(json.dumps(found.header).replace("layers.0", json.dumps(EVIL)[1:-1]))
     header["evaluator"] = {**header["evaluator"], "landscape": EVIL}  # which the page names at its top
     before = {path for path in tmp_path.rglob("*")}

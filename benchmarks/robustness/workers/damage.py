@@ -25,8 +25,7 @@ import orjson
 from benchmarks.robustness.workers.common import record
 from qra_search import search
 from qra_search.log import lines
-from qra_search.log.errors import LogMismatch
-from qra_search.log.lines import Contents
+from qra_search.log.lines import LogContents, LogError, read_log
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -42,7 +41,7 @@ def remember() -> None:
     """Let the reader keep what it made of each line; every line is still looked at in every log."""
     lines.is_intact = lru_cache(100_000)(lines.is_intact)
     lines.orjson = SimpleNamespace(loads=lru_cache(100_000)(orjson.loads))
-    for name in ("_proposed", "_finished"):
+    for name in ("_read_proposal", "_read_result"):
         setattr(lines, name, by_identity(getattr(lines, name)))
 
 
@@ -62,7 +61,7 @@ def by_identity(make: Callable[..., Any]) -> Callable[..., Any]:
 class Tally:
     """Outcomes of one kind of damage."""
 
-    def __init__(self, truth: Contents):
+    def __init__(self, truth: LogContents):
         self.truth = truth
         self.counts = {"bytes": 0, "named": 0, "refused": 0, "harmless": 0, "faults": 0}
 
@@ -70,8 +69,8 @@ class Tally:
         """Read a damaged log, and compare it with what was written: what is lost is named, but for its end."""
         self.counts["bytes"] += 1
         try:
-            found = Contents.read(content)
-        except LogMismatch:
+            found = read_log(content)
+        except LogError:
             self.counts["refused"] += 1  # in one line, as damage of a log's only header is
             return
         lost = 0
@@ -94,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     content = written(options.trials)
     remember()
-    truth = Contents.read(content)
+    truth = read_log(content)
     assert len(truth.trials) == options.trials and not truth.damage
     flipped, removed, truncated = Tally(truth), Tally(truth), Tally(truth)
     ends = [at for at, byte in enumerate(content) if byte == 10]

@@ -14,7 +14,7 @@ from qra_search import Study, search
 from qra_search.config import make_config
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
 from qra_search.executors.choose import EvaluatorFactory
-from qra_search.log.errors import LogMismatch
+from qra_search.log.lines import LogError
 
 OPTIONS = {"strategy": "random", "evaluations": 17, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 14}
@@ -56,7 +56,7 @@ def facts(trials) -> list:
 def refusal(evaluator, log, field: str, before: str) -> None:
     now = evaluator.describe()[field]
     assert now != before
-    with pytest.raises(LogMismatch, match=f"evaluator {field} = '{before}', but now it is '{now}'"):
+    with pytest.raises(LogError, match=f"evaluator {field} = '{before}', but now it is '{now}'"):
         Study(evaluator, **OPTIONS, log=log)
 
 

@@ -11,7 +11,8 @@ from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, write_log
 
 from qra_search import Proposal, TrialLog, search
-from qra_search.log.errors import LogReadOnly, LogUnwritable
+from qra_search.log.lines import LogError
+from qra_search.log.trial_log import LogUnwritable
 
 
 def as_nobody(work) -> list[str]:
@@ -41,7 +42,7 @@ def test_a_log_that_cannot_be_written_is_read_whole(left_by, closed):
         log = TrialLog(path)
         lines = [f"{len(log)} {log.trials[-1].status}"]
         for write in (lambda: log.set_meta("a", 1), lambda: TrialLog(f"{path}-new").set_meta("a", 1)):
-            with pytest.raises(LogReadOnly) as caught:
+            with pytest.raises(LogError) as caught:
                 write()
             lines.append(str(caught.value))
             if closed == "file":
@@ -91,7 +92,7 @@ def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
     log = write_log(tmp_path / "log", 4)
     log.propose(Proposal(log.trials[0].plan, seed=5))
     (tmp_path / "log").unlink()
-    with pytest.raises(LogUnwritable, match="the file was taken away"):
+    with pytest.raises(LogUnwritable, match="the file was removed"):
         log.fail(4, "x")
 
 

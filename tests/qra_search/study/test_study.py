@@ -17,7 +17,7 @@ from qra_search import (
     plugins,
     search,
 )
-from qra_search.log.errors import LogMismatch
+from qra_search.log.lines import LogError
 from qra_search.study.checks import StudyFailed
 from qra_search.study.study import uniform_design
 
@@ -148,7 +148,7 @@ def test_a_finished_study_can_be_given_more_evaluations(evaluator, tmp_path):
 
 def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
     search(evaluator, evaluations=3, log=tmp_path / "log")
-    with pytest.raises(LogMismatch, match="space"):
+    with pytest.raises(LogError, match="space"):
         search(AdditiveEvaluator(make_space(groups=3)), evaluations=3, log=tmp_path / "log")
 
 

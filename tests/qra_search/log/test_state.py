@@ -18,8 +18,8 @@ from qra_search import (
     Study,
     TrialLog,
 )
-from qra_search.log.errors import LogDamaged, LogMismatch
-from qra_search.log.recorded import recorded_space, recorded_state
+from qra_search.log.lines import LogError
+from qra_search.log.state import read_state
 from qra_search.space.serialization import space_from_dict, space_to_dict
 
 
@@ -62,28 +62,28 @@ def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
     study = Study(Squares(), strategy="random", evaluations=6, memory_budget="uniform16r5", seed=3, log=log)
     study.run()
     with TrialLog(log) as again:
-        state = recorded_state(again)
+        state = read_state(again)
     assert state.trials == study.state.trials
     assert (state.seed, state.evaluations, state.memory_budgets) == (3, 6.0, study.memory_budgets)
     assert state.space.signature == study.space.signature
 
 
 def test_an_empty_log_has_no_space() -> None:
-    with pytest.raises(LogMismatch, match="no search has begun"):
-        recorded_space(TrialLog())
+    with pytest.raises(LogError, match="no search has begun"):
+        read_state(TrialLog())
 
 
 @pytest.mark.parametrize(
     ("plan", "size", "says"),
     [
-        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 is recorded with 1 bytes, the log's space counts"),
-        (Plan((2, 3, 3), (5, 5, 5)), 1, r"trial 6 is no plan of the log's space .*group 'layers.0': bits 2"),
-        (Plan((3, 3), (5, 5)), 1, "trial 6 is no plan of the log's space"),
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has 1 bytes, its plan takes"),
+        (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 is no plan of its space"),
+        (Plan((3, 3), (5, 5)), 1, "trial 6 is no plan of its space"),
     ],
 )
 def test_a_trial_that_cannot_be_of_the_space_is_named(tmp_path: Path, plan: Plan, size: int, says: str) -> None:
     Study(Squares(), strategy="random", evaluations=6, log=tmp_path / "log").run()
     with TrialLog(tmp_path / "log") as log:
         log.finish(log.propose(Proposal(plan)).id, Evaluation(1.0, size))
-        with pytest.raises(LogDamaged, match=says):
-            recorded_state(log)
+        with pytest.raises(LogError, match=says):
+            read_state(log)
