@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from qra_search.bench.cell import CHECKPOINTS, run_cell
-from qra_search.bench.run import Progress, environment, read_rows, run_benchmark
-from qra_search.bench.tables import make_tables
-from qra_search.bench.tasks import Task, parse_strategy, task_budgets, task_named
+from qra_search.bench.cell import run_cell
+from qra_search.bench.run import Progress, read_rows, run_benchmark
+from qra_search.bench.tables import write_tables
+from qra_search.bench.tasks import build_task, parse_strategy, task_budgets
 
 __all__ = [
-    "CHECKPOINTS",
     "Progress",
-    "Task",
-    "environment",
-    "make_tables",
+    "build_task",
     "parse_strategy",
     "read_rows",
     "run_benchmark",
     "run_cell",
     "task_budgets",
-    "task_named",
+    "write_tables",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
+from qra_search.bench.tasks import build_task, parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
@@ -19,47 +20,46 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
-"""Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
+"""Full evaluations spent (prior and low fidelity at their true share) at which a search is judged, as at its end."""
 INTERVAL_90 = 1.6449
 
 
 def run_cell(
-    task: Task, strategy: str, seed: int, evaluations: float, *, reference_cache: str | None = None
+    task: str, strategy: str, seed: int, evaluations: float, *, reference_cache: str | None = None
 ) -> dict[str, Any]:
-    """Run one search and look at it at every checkpoint and at its end; returns a row of plain data.
+    """Run one search and judge it at every checkpoint and at its end; returns a row of plain data.
 
-    A look takes the log as it stood when at most so much was spent, asks the strategy what it believes then, and
-    takes its best plan (`SearchResult.best`) at its noise-free loss.
+    At a checkpoint the log is cut to what had been spent then, and the strategy's best plan by it (`SearchResult.best`)
+    is taken at its noise-free loss.
 
     Args:
         reference_cache: folder where reference optima are kept between processes.
     """
-    with closing(task.build(seed)) as evaluator:
-        return _run(evaluator, strategy, seed, evaluations, reference_cache)
-
-
-def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference_cache: str | None) -> dict[str, Any]:
-    budgets = task_budgets(evaluator.space)
-    grid = sweep(budgets)
-    uniform = [best_uniform(evaluator, b) for b in grid]
-    reference = evaluator.reference_front(grid, cache=reference_cache)
-    timed = Timed(parse_strategy(strategy))
-    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, charged=True)
-    begun = time.perf_counter()
-    study.run()
-    seconds = time.perf_counter() - begun
-    state = study.state
-    return {
-        "seconds": round(seconds, 3),
-        "spent": round(state.spent, 4),
-        "budgets": list(budgets),
-        "grid": list(grid),
-        "reference": list(reference.losses),
-        "reference_exact": reference.exact,
-        "uniform": uniform,
-        "checkpoints": [_look(point, state, timed, evaluator, grid) for point in checkpoints(evaluations)],
-        **_conduct(state.trials, timed),
-    }
+    with closing(build_task(task, seed)) as landscape:
+        space = landscape.space
+        budgets = task_budgets(space)
+        grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
+        fitting = [space.uniform_plans(budget) or [smallest_plan(space)] for budget in grid]
+        reference = landscape.reference_front(tuple(grid), cache=reference_cache)
+        timed = TimedStrategy(parse_strategy(strategy))
+        study = Study(
+            landscape, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, charged=True
+        )
+        begun = time.perf_counter()
+        study.run()
+        seconds = time.perf_counter() - begun
+        state = study.state
+        return {
+            "seconds": round(seconds, 3),
+            "spent": round(state.spent, 4),
+            "budgets": list(budgets),
+            "grid": grid,
+            "reference": list(reference.losses),
+            "reference_exact": reference.exact,
+            "uniform": [min(map(landscape.true_loss, plans)) for plans in fitting],
+            "checkpoints": [judge_at(point, state, timed, landscape, grid) for point in checkpoints(evaluations)],
+            **describe_conduct(state.trials, timed),
+        }
 
 
 def checkpoints(evaluations: float) -> list[float]:
@@ -72,26 +72,14 @@ def checkpoints(evaluations: float) -> list[float]:
     return [point for point in CHECKPOINTS if point < last] + [last]
 
 
-def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
-    """The budgets and the midpoints between them: the grid at which best plans are compared."""
-    middles = [(a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False)]
-    return tuple(sorted([*budgets, *middles]))
-
-
-def best_uniform(evaluator: Oracle, budget: int) -> float:
-    """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan if none fits."""
-    space = evaluator.space
-    return min(evaluator.true_loss(p) for p in (space.uniform_plans(budget) or [smallest_plan(space)]))
-
-
 def smallest_plan(space: Any) -> Plan:
     """The plan of fewest bytes: taken if nothing that was evaluated fits."""
     steps = Steps(space)
     return space.decode(np.where(steps.allowed, steps.sizes, np.iinfo(np.int64).max).argmin(-1))
 
 
-class Timed(Strategy):
-    """A strategy that notes how long each of its proposals took."""
+class TimedStrategy(Strategy):
+    """A strategy that records how long each of its proposals took."""
 
     def __init__(self, inner: Strategy):
         self.inner, self.name = inner, inner.name
@@ -110,8 +98,8 @@ class Timed(Strategy):
         return self.inner.estimate(state)
 
 
-def _look(
-    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle, grid: tuple[int, ...]
+def judge_at(
+    point: float, state: StudyState, strategy: Strategy, landscape: Any, grid: Sequence[int]
 ) -> dict[str, Any]:
     """The best plan at each budget of the grid when at most `point` evaluations were spent."""
     then = truncate(state, point)
@@ -120,7 +108,7 @@ def _look(
     handed, believed = [], []
     for budget in grid:
         best = result.best(budget)
-        handed.append(evaluator.true_loss(best.plan if best else smallest_plan(evaluator.space)))
+        handed.append(landscape.true_loss(best.plan if best else smallest_plan(landscape.space)))
         believed.append(best.loss if best else None)
     return {
         "at": point,
@@ -142,14 +130,8 @@ def truncate(state: StudyState, point: float) -> StudyState:
     return replace(state, trials=state.trials[:kept])
 
 
-def _conduct(trials: tuple[Trial, ...], strategy: Timed) -> dict[str, Any]:
+def describe_conduct(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict[str, Any]:
     """How the strategy behaved: time, replicates, low fidelity, failures, and how honest its predictions were."""
-    seen: set[tuple[Plan, float]] = set()
-    replicates = 0
-    for trial in trials:
-        key = (trial.plan, trial.fidelity)
-        replicates += key in seen
-        seen.add(key)
     scores = [
         abs(t.loss - t.proposal.predicted_loss) / t.proposal.predicted_std
         for t in trials
@@ -157,20 +139,15 @@ def _conduct(trials: tuple[Trial, ...], strategy: Timed) -> dict[str, Any]:
     ]
     return {
         "trials": len(trials),
-        "replicates": replicates,
+        "replicates": len(trials) - len({(t.plan, t.fidelity) for t in trials}),
         "low_fidelity": sum(t.fidelity < 1.0 for t in trials),
         "failed": sum(t.status == "failed" for t in trials),
         "proposals": len(strategy.seconds),
-        "propose_seconds": _quantiles(strategy.seconds),
-        "propose_cpu_seconds": _quantiles(strategy.cpu_seconds),
+        "propose_seconds": _mean_and_max(strategy.seconds),
+        "propose_cpu_seconds": _mean_and_max(strategy.cpu_seconds),
         "coverage_90": round(float(np.mean(np.array(scores) < INTERVAL_90)), 4) if scores else None,
     }
 
 
-def _quantiles(values: list[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    return {
-        "mean": round(float(np.mean(values)), 5),
-        "max": round(float(np.max(values)), 5),
-    }
+def _mean_and_max(values: list[float]) -> dict[str, float] | None:
+    return {"mean": round(float(np.mean(values)), 5), "max": round(max(values), 5)} if values else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.bench.cell import run_cell
-from qra_search.bench.tasks import Task, parse_strategy, strategy_label, task_named
+from qra_search.bench.tasks import build_task, parse_strategy, strategy_label
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.devices import exported, threads
 from qra_search.files import write_text
@@ -37,7 +37,7 @@ class Progress:
 
 
 def run_benchmark(
-    tasks: Sequence[Task | str],
+    tasks: Sequence[str],
     strategies: Sequence[str],
     seeds: int | Iterable[int],
     evaluations: float,
@@ -49,7 +49,7 @@ def run_benchmark(
     """Run every cell that `out/raw.jsonl` does not hold yet, and those that failed once more.
 
     Args:
-        tasks: tasks, or names for `task_named`.
+        tasks: names for `build_task`.
         strategies: texts for `parse_strategy`.
         seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
@@ -59,19 +59,18 @@ def run_benchmark(
     Raises:
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """
-    cells = [task if isinstance(task, Task) else task_named(task) for task in tasks]
     labels = {text: strategy_label(text) for text in strategies if parse_strategy(text)}
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    for task in cells:
-        task.build(chosen[0]).close()
+    for task in tasks:
+        build_task(task, chosen[0]).close()
     if not 1 <= evaluations < math.inf:
         raise BadInput(f"evaluations is {evaluations:g}: how many a search may spend, from 1 on")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that its reference is found once and then read.
-    wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
-    todo = [c for c in wanted if (c[0].name, labels[c[1]], c[2], float(evaluations)) not in known]
+    wanted = [(task, s, seed) for task in tasks for seed in chosen for s in strategies]
+    todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} left")
     failed = 0
@@ -140,9 +139,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cell(task: Task, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
+def _cell(task: str, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
     """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
-    key = {"task": task.name, "strategy": strategy_label(strategy), "seed": seed, "evaluations": evaluations}
+    key = {"task": task, "strategy": strategy_label(strategy), "seed": seed, "evaluations": evaluations}
     try:
         row = run_cell(task, strategy, seed, evaluations, reference_cache=references)
     except Exception as error:  # a strategy under test may raise anything: its cell counts as failed

@@ -62,7 +62,7 @@ class Setting:
     medians: dict[str, list[tuple[float, float]]]
 
 
-def make_tables(out: str | Path) -> dict[str, Any]:
+def write_tables(out: str | Path) -> dict[str, Any]:
     """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns what the first holds.
 
     Raises:
@@ -128,10 +128,11 @@ def _pooled(
     body: list[list[Cell]] = []
     for name in order:
         last = shares[max(medians[name])][name]
-        figures = [medians[name].get(point) for point in points]
-        cells, lost, worst = int((~np.isnan(last)).sum()), int((last > 1.0 + TIE).sum()), float(np.nanmax(last))
-        shown = [_score(figure) for figure in figures]
-        body.append([name, cells, *shown, worst if np.isfinite(worst) else FAILED, lost])
+        worst = float(np.nanmax(last))
+        body.append([
+            name, int((~np.isnan(last)).sum()), *(_score(medians[name].get(point)) for point in points),
+            worst if np.isfinite(worst) else FAILED, int((last > 1.0 + TIE).sum()),
+        ])  # fmt: skip
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
     return Table(caption, columns, body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from qra_search.bench import make_tables, run_benchmark
+from qra_search.bench import run_benchmark, write_tables
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, RunFailed, bad_input
@@ -50,7 +50,7 @@ def bench(
             tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), count, out, workers,
             progress=say,
         )  # fmt: skip
-        tables = make_tables(out)
+        tables = write_tables(out)
     if as_json:
         common.emit({"folder": str(out), **tables})
     else:

@@ -198,7 +198,7 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     waiting, released, stages = threading.Event(), FileLock(lock_file, thread_local=False), []
     released.acquire()
     holder = lock_file.with_suffix(".holder")
-    holder.write_text('{"pid": 7, "host": "there", "started": "now", "command": "qra plan --out runs/a"}')
+    holder.write_text("process 7 on there, since now (qra plan --out runs/a)")
     other = make(model, tmp_path, Counting(make_backend("reference-gptq")))  # another bank does not wait
     assert other.backend.count and not other.missing()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -19,24 +18,19 @@ TASK = "interaction-4-layer-measured"
 
 
 def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
-    evaluator = bench.task_named("uneven-6-module-shuffled").build(seed=3)
+    evaluator = bench.build_task("uneven-6-module-shuffled", 3)
     assert len(evaluator.space) == 42
     assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
     assert evaluator.sensitivities().source == "shuffled"
 
 
-def test_a_noiseless_task_shows_the_true_loss() -> None:
+def test_a_task_is_as_noisy_as_its_name_says() -> None:
     name = "heteroscedastic-4-layer-measured"
-    noisy, exact = (bench.task_named(text).build(0) for text in (name, name + "-noiseless"))
+    measured, exact, noisy = (bench.build_task(name + noise, 0) for noise in ("", "-noiseless", "-noise0.5"))
     plan = exact.space.uniform(3, 8)
-    assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == noisy.true_loss(plan)
-    assert noisy.evaluate(plan, seed=3).loss != noisy.true_loss(plan)
-
-
-def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
-    evaluator = bench.task_named("interaction-4-layer-measured-noise0.5").build(seed=0)
-    plan = evaluator.space.uniform(3, 8)
-    off = [evaluator.evaluate(plan, seed=seed).loss - evaluator.true_loss(plan) for seed in range(200)]
+    assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == measured.true_loss(plan)
+    assert measured.evaluate(plan, seed=3).loss != measured.true_loss(plan)
+    off = [noisy.evaluate(noisy.space.uniform(8, 32), seed=seed).loss for seed in range(200)]
     assert 0.4 < np.std(off) < 0.6
 
 
@@ -46,28 +40,16 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
 )
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"):
-        bench.task_named(text)
-
-
-@pytest.mark.parametrize("family", bench.tasks.FAMILIES)
-def test_a_task_of_every_family_can_be_built(family: str) -> None:
-    assert bench.task_named(f"{family}-4-layer-measured").build(0).true_loss is not None
+        bench.build_task(text, 0)
 
 
 def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
-    space = bench.task_named(TASK).build(0).space
+    space = bench.build_task(TASK, 0).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
     assert bench.task_budgets(space) == (low, (low + high) // 2, high)
-
-
-def test_budgets_exist_where_the_space_has_neither_3_nor_4_bits() -> None:
-    space = replace_choices(bench.task_named(TASK).build(0).space, bits=(2, 8), ranks=(4,))
-    budgets = bench.task_budgets(space)
-    assert list(budgets) == sorted(budgets) and budgets[0] >= space.memory.minimum
-
-
-def replace_choices(space, **choices):
-    return SearchSpace(groups=space.groups, **choices)
+    other = SearchSpace(groups=space.groups, bits=(2, 8), ranks=(4,))  # with neither of the two
+    budgets = bench.task_budgets(other)
+    assert list(budgets) == sorted(budgets) and budgets[0] >= other.memory.minimum
 
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:
@@ -93,15 +75,11 @@ def test_a_strategy_may_be_the_one_class_of_a_file(tmp_path: Path) -> None:
     path.write_text(OWN)
     strategy = bench.parse_strategy(f"{path}?depth=3")
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
-    row = _cell(bench.task_named(TASK), f"{path}?depth=3", 0, 6.0, None)
+    row = _cell(TASK, f"{path}?depth=3", 0, 6.0, None)
     assert row["strategy"].startswith("mine.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
-    for name, label in (("deep", "deep"), ("random", "mine.py")):  # not that of another
-        path.write_text(f"{OWN}    name = {name!r}\n")
-        assert re.fullmatch(f"{label}@[0-9a-f]{{6}}", strategy_label(str(path)))
-    assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).failed == 0
-    assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).skipped == 1
-    path.write_text(f"{OWN}    # changed\n")  # which is another strategy
-    assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).ran == 1
+    before = strategy_label(str(path))
+    path.write_text(f"{OWN}    # changed\n")
+    assert strategy_label(str(path)) != before, "a file that was changed is another strategy"
 
 
 def test_a_file_may_hold_a_dataclass_and_be_named_as_a_module_of_others(tmp_path: Path) -> None:
