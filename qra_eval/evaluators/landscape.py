@@ -10,13 +10,13 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator
-from qra_eval.landscapes.reference import Truth
+from qra_eval.landscapes.reference import Reference, reference_front
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
 PRIORS = ("measured", "flat", "shuffled", "none")
@@ -28,7 +28,7 @@ and some ten measured groups, against 12 training steps of 8 rows and 32 validat
 LOW_FIDELITY = 0.25
 
 
-class Landscape(Truth):
+class Landscape(Evaluator):
     """A parametric loss over plans, with its noise-free truth at hand.
 
     Args:
@@ -54,7 +54,7 @@ class Landscape(Truth):
     ):
         if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
             raise BadInput(f"noise is a number from 0 on, got {noise!r}")
-        self.tables, self.space, self.is_additive = tables, space, tables.is_additive
+        self.tables, self.space = tables, space
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self._sensitivities = sensitivities
         self._identity = dict(identity or {})
@@ -75,11 +75,13 @@ class Landscape(Truth):
         best = self.tables.base - self.tables.gain.max(1).sum()
         return self.noise + self.noise_slope * max(loss - best, 0.0)
 
-    def true_losses(self, codes: np.ndarray) -> np.ndarray:
-        return self.tables.losses(codes)
+    def true_loss(self, plan: Plan) -> float:
+        """Noise-free loss at full fidelity."""
+        return float(self.tables.losses(self.space.encode(plan)[None])[0])
 
-    def additive_table(self) -> np.ndarray:
-        return self.tables.additive_table()
+    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
+        """The best plans known under these budgets, by their noise-free loss."""
+        return reference_front(self.tables, self.space, budgets, cache=cache)
 
     def sensitivities(self) -> Sensitivities | None:
         return self._sensitivities

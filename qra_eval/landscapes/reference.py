@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from qra_eval.landscapes.families import Tables
 from qra_search.allocate import knapsack
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.files import write_json
-from qra_search.space.space import Plan
+from qra_search.space.space import Plan, SearchSpace
 
 RELINEARISATIONS = 8
 PAIRS = 8_000
@@ -24,29 +23,6 @@ SINGLES = 2_000
 PREFIX = 48
 """Improving exchanges of different groups that one step tries to make together."""
 CHUNK = 4_000_000
-
-
-class Truth(Evaluator):
-    """An evaluator whose loss is known without noise."""
-
-    is_additive: bool = False
-    """Whether the true loss is exactly a sum over groups."""
-
-    @abstractmethod
-    def true_losses(self, codes: np.ndarray) -> np.ndarray:
-        """Noise-free losses (N,) at full fidelity of encoded plans (N, 2, G)."""
-
-    @abstractmethod
-    def additive_table(self) -> np.ndarray:
-        """float (G, B, R): each choice's own share of the loss; the whole of it if `is_additive`."""
-
-    def true_loss(self, plan: Plan) -> float:
-        """Noise-free loss at full fidelity."""
-        return float(self.true_losses(self.space.encode(plan)[None])[0])
-
-    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        """The best plans known under these budgets, by their noise-free loss."""
-        return reference_front(self, budgets, cache=cache)
 
 
 @dataclass(frozen=True)
@@ -59,10 +35,12 @@ class Reference:
     exact: bool
 
 
-def reference_front(landscape: Truth, budgets: Sequence[int], *, cache: str | Path | None = None) -> Reference:
-    """Best known plan under each budget (bytes).
+def reference_front(
+    tables: Tables, space: SearchSpace, budgets: Sequence[int], *, cache: str | Path | None = None
+) -> Reference:
+    """Best known plan under each budget (bytes), by the noise-free loss.
 
-    An additive landscape is one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
+    Additive tables are one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
     around its solution while that helps, then one- and two-exchange descent on the true loss from there and from the
     optima of the other budgets, until nothing improves.
 
@@ -73,48 +51,47 @@ def reference_front(landscape: Truth, budgets: Sequence[int], *, cache: str | Pa
         BudgetTooSmall: no plan fits a budget.
     """
     budgets = tuple(sorted(int(b) for b in budgets))
-    path = None if cache is None else Path(cache) / f"{_fingerprint(landscape, budgets)}.json"
+    path = None if cache is None else Path(cache) / f"{_fingerprint(tables, space, budgets)}.json"
     if path is not None and path.is_file():
         data = json.loads(path.read_text())
         plans = tuple(map(Plan.from_dict, data["plans"]))
         return Reference(tuple(data["budgets"]), plans, tuple(data["losses"]), data["exact"])
     for budget in budgets:
-        landscape.space.memory.check_budget(budget)
-    found = _solve(landscape, budgets)
+        space.memory.check_budget(budget)
+    found = _solve(tables, space, budgets)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**vars(found), "plans": [plan.to_dict() for plan in found.plans]})
     return found
 
 
-def _solve(landscape: Truth, budgets: tuple[int, ...]) -> Reference:
-    space = landscape.space
-    problems = [Problem(landscape, budget) for budget in budgets]
+def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Reference:
+    problems = [Problem(tables, space, budget) for budget in budgets]
     best = [problem.first() for problem in problems]
-    if not landscape.is_additive:
+    if not tables.is_additive:
         for i, problem in enumerate(problems):
             for other in list(best):
                 candidate = problem.refined(problem.shrunk(other))
                 if problem.value(candidate) < problem.value(best[i]):
                     best[i] = candidate
     losses = tuple(problem.value(code) for problem, code in zip(problems, best, strict=True))
-    return Reference(budgets, tuple(map(space.decode, best)), losses, landscape.is_additive)
+    return Reference(budgets, tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
 class Problem:
     """A landscape under one budget; a move is one group at one choice, an index into (G, B, R)."""
 
-    def __init__(self, landscape: Truth, budget: int):
-        self.landscape, memory = landscape, landscape.space.memory
+    def __init__(self, tables: Tables, space: SearchSpace, budget: int):
+        self.tables, memory = tables, space.memory
         self.allowed, self.size = memory.allowed, memory.choice
-        self.table = np.where(memory.allowed, landscape.additive_table(), np.inf)
+        self.table = np.where(memory.allowed, tables.additive_table(), np.inf)
         self.room = budget - memory.fixed
         self.group, self.level, self.rank = np.indices(self.size.shape).reshape(3, -1)
 
     def losses(self, codes: np.ndarray) -> np.ndarray:
         """True losses (N,) of plans (N, 2, G)."""
         step = max(1, CHUNK // len(self.table))
-        return np.concatenate([self.landscape.true_losses(codes[i : i + step]) for i in range(0, len(codes), step)])
+        return np.concatenate([self.tables.losses(codes[i : i + step]) for i in range(0, len(codes), step)])
 
     def value(self, code: np.ndarray) -> float:
         """The true loss of one plan."""
@@ -132,7 +109,7 @@ class Problem:
         """The knapsack over the table, refined unless that is exact; the budget was checked."""
         start = knapsack.solve(self.table, self.size, self.room)
         assert start is not None
-        return start if self.landscape.is_additive else self.refined(start)
+        return start if self.tables.is_additive else self.refined(start)
 
     def refined(self, start: np.ndarray) -> np.ndarray:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
@@ -226,14 +203,13 @@ class Problem:
         return np.stack([i, j], axis=1)
 
 
-def _fingerprint(landscape: Truth, budgets: tuple[int, ...]) -> str:
-    """Hash of the truth at some plans, of the space and of the budgets: equal landscapes share their reference."""
-    space = landscape.space
+def _fingerprint(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> str:
+    """Hash of the loss of some plans, of the space and of the budgets: equal landscapes share their reference."""
     rng = np.random.default_rng(0)
     probes = np.zeros((8, 2, len(space)), np.int64)
     for side, allowed in enumerate((space.bits_allowed, space.ranks_allowed)):
         for g, row in enumerate(allowed):
             probes[:, side, g] = rng.choice(np.flatnonzero(row), 8)
-    truth = np.round(landscape.true_losses(probes), 9).tolist()
-    content = json.dumps([space.signature, truth, landscape.is_additive, list(budgets)])
+    truth = np.round(tables.losses(probes), 9).tolist()
+    content = json.dumps([space.signature, truth, tables.is_additive, list(budgets)])
     return hashlib.sha256(content.encode()).hexdigest()[:20]
