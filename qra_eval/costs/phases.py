@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from qra_backends.storage import ceil_div
 
 from qra_eval.costs.sizes import Sizes, largest_batch
 from qra_eval.quantized.calibration import expert_kind
-from qra_eval.quantized.passes import LABELS
+from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.quantized.threads import workers
 from qra_eval.sensitivities.cache import probe_batch
 from qra_eval.sensitivities.measure import probed
@@ -130,7 +131,7 @@ class _Run(Sizes):
         return 4 * sum(width**2 for _, width in self.inputs())
 
     def passing(self) -> tuple[int, int]:
-        """Rows forward and backward, layer by layer: the inputs of all layers wait on the host, as the model is stored.
+        """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
@@ -141,10 +142,11 @@ class _Run(Sizes):
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.moments() + 3 * 4 * self.largest
         tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
-        hidden = self.hidden(batches)
+        hidden, depth = self.hidden(batches), len(self.model.blocks)
+        segments, within = ceil_div(depth, SEGMENT) - 1, min(SEGMENT, depth)
         return (
             self.kept + tokens + max(self.casts() + head, both, change),
-            2 * hidden + self.layers * hidden * self.stored // self.passed + self.pinned(),
+            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.pinned(),
         )
 
     def measuring_sensitivities(self) -> tuple[int, int]:

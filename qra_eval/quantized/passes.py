@@ -14,6 +14,8 @@ from qra_eval.quantized.calibration import LayerMoments, Weighting
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
 
+SEGMENT = 6
+"""Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
 
@@ -29,9 +31,10 @@ def pass_layers(
 ) -> Iterator[tuple[int, LayerMoments]]:
     """The moments of the layers asked for, from the last to the first: one pass forward and backward.
 
-    Each layer's input waits on the host, in the dtype that the model is stored in. Backward, a layer is run again from
-    it with gradients, which are taken at its linears, and passed on at its input: in memory is one layer, and a batch's
-    activations in it. Between two layers no weight is in place.
+    The input of every `SEGMENT`th layer waits on the host, in the dtype that the model is stored in; those between are
+    made again when it is their turn. Backward, a layer is run again from its input with gradients, which are taken at
+    its linears, and passed on at its input: in memory is one layer, and a batch's activations in it. Between two layers
+    no weight is in place.
 
     Args:
         linears: of a layer, by name, as they stand in the model.
@@ -42,14 +45,19 @@ def pass_layers(
     generator = torch.Generator().manual_seed(0)
     labelled = max(1, sum(len(batch.targets) for batch in batches))
     first, depth = min(layers), len(blocks)
-    inputs: list[list[Tensor]] = []
+    inputs: dict[int, list[Tensor]] = {}
+
+    def advance(layer: int, keep: bool) -> None:
+        if keep:
+            inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
+        with blocks.placed(layer):
+            blocks.advance(layer, flows)
+
     with blocks.kept():
         with blocks.running():
             flows = [blocks.enter(batch) for batch in batches]
         for layer in range(depth):
-            inputs.append([flow.hidden.to(blocks.model.dtype) for flow in flows] if layer >= first else [])
-            with blocks.placed(layer):
-                blocks.advance(layer, flows)
+            advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
             if progress is not None:
                 progress("pass calibration rows", layer + 1, depth)
         with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
@@ -60,15 +68,22 @@ def pass_layers(
         if depth in layers:
             yield depth, of_tables
         for layer in reversed(range(first, depth)):
+            start = layer // SEGMENT * SEGMENT
+            if layer not in inputs:
+                for flow, hidden in zip(flows, inputs[start], strict=True):
+                    flow.hidden = hidden.to(blocks.compute)
+                for between in range(start, layer):
+                    advance(between, between > start)
+                inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
             moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
             with blocks.placed(layer):
                 for n, flow in enumerate(flows):
-                    start = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                    given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
                     with moments.gather(flow.batch.width, generator):
-                        output = blocks.step(layer, flow, start)
-                        (gradient,) = torch.autograd.grad(output, start, gradients[n].to(output.device))
+                        output = blocks.step(layer, flow, given)
+                        (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
                     gradients[n] = gradient.cpu()
-            inputs.pop()
+            del inputs[layer]
             if layer in layers:
                 yield layer, moments
 

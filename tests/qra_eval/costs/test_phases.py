@@ -20,6 +20,7 @@ from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.costs.sketch import Sketch
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
+from qra_eval.quantized.passes import SEGMENT
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
@@ -112,13 +113,14 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     assert facts["disk_bytes"] == expected and facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
 
 
-def test_depth_adds_each_layers_input_to_quantizing_and_adapters_and_activations_to_training(tmp_path: Path) -> None:
+def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(tmp_path: Path) -> None:
     # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
     four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
     model = shape_only(tmp_path).quantized
     tokens = sum(batch.input_ids.numel() for batch in model.calibration_batches())
-    waiting = tokens * model.model.config.hidden_size * 2  # each layer's input, in bfloat16
-    assert eight["quantize"].host == four["quantize"].host + 4 * waiting
+    waiting = tokens * model.model.config.hidden_size * 2  # a layer's input, in bfloat16
+    # Of four layers all inputs wait, of eight those of a segment and the first of the other.
+    assert eight["quantize"].host == four["quantize"].host + (SEGMENT + 1 - 4) * waiting
     assert eight["search"].host > four["search"].host
 
 
