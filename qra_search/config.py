@@ -16,6 +16,7 @@ from qra_search.files import not_utf8
 from qra_search.plugins import did_you_mean
 from qra_search.sections import (
     DEFAULT_EVALUATIONS,
+    DEFAULT_EVALUATOR,
     DEFAULT_STRATEGY,
     EvaluationConfig,
     FinetuneConfig,
@@ -31,9 +32,9 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 __all__ = [
-    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "ConfigError", "EvaluationConfig", "FinetuneConfig", "ModelConfig",
-    "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig", "TaskConfig", "TrainingConfig",
-    "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
+    "DEFAULT_EVALUATIONS", "DEFAULT_EVALUATOR", "DEFAULT_STRATEGY", "ConfigError", "EvaluationConfig",
+    "FinetuneConfig", "ModelConfig", "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig",
+    "TaskConfig", "TrainingConfig", "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
 
 IN_MEMORY = "in-memory:"
@@ -51,7 +52,7 @@ class ConfigError(BadInput):
 class RunConfig(Section):
     """One whole run."""
 
-    evaluator: str = Field("quantized-lora", description="name of an installed evaluator")
+    evaluator: str = Field(DEFAULT_EVALUATOR, description="name of an installed evaluator")
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -181,11 +182,6 @@ class _Loader(yaml.SafeLoader):
 
 def _place(mark: Any, problem: str) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
-
-
-def in_steps(steps: int | None) -> dict[str, int | None]:
-    """Fields that a full tuning of so many steps has otherwise than the settings; none if no number is given."""
-    return {} if steps is None else {"finetune.steps": steps, "finetune.epochs": None}
 
 
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:

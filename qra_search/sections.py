@@ -11,7 +11,7 @@ from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_RANKS
 
-DEFAULT_STRATEGY = "qra"
+DEFAULT_EVALUATOR, DEFAULT_STRATEGY = "quantized-lora", "qra"
 DEFAULT_EVALUATIONS = 24
 """What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
 

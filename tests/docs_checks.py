@@ -117,4 +117,4 @@ def _check_settings(params: dict[str, Any]) -> None:
         given["config"] = None
     else:
         given["config"] = ROOT / config
-    common.Given(given).settings()
+    common.read_settings(given)

@@ -12,8 +12,7 @@ from qra_search.errors import BadInput, RunFailed, bad_input
 
 TASKS = ("interaction-16-layer-measured", "misleading-16-layer-measured")
 STRATEGIES = ("additive", "qra")
-SEEDS, EVALUATIONS = 3, 25
-"""What is compared if nothing is said: a first look of under two minutes."""
+"""What is compared by default: a first look of under two minutes."""
 
 
 def bench(
@@ -23,18 +22,17 @@ def bench(
     ] = None,
     names: Annotated[
         list[str] | None,
-        option(
-            "--strategy S",
-            "A strategy or a file with one (./mine.py), with options after a question mark (`qra?draws=8`); may be "
-            "given several times.",
-        ),
-    ] = None,  # fmt: skip
-    seeds: Annotated[str | None, option("--seeds N|FIRST-LAST", "Paired seeds of every cell: so many, or 5-9.")] = None,
-    evaluations: common.Evaluations = None,
+        option("--strategy S", "A strategy or a file with one (./mine.py), with options after a question mark "
+               "(`qra?draws=8`); may be given several times."),
+    ] = None,
+    seeds: Annotated[str, option("--seeds N|FIRST-LAST", "Paired seeds of every cell: how many, or the first and the "
+                                 "last (5-9).", show_default=True)] = "3",
+    evaluations: Annotated[float, option("--evaluations -n N", "Search budget, in full evaluations.",
+                                         show_default=True)] = 25,
     out: Annotated[Path, option("--out -o FOLDER", "Rows and tables.", show_default=True)] = Path("bench"),
     workers: Annotated[int, option("--workers N", "Processes at a time.", show_default=True, min=1)] = 2,
     as_json: common.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compare search strategies on tasks whose best is known, and write tables with statistics.
 
     Finished cells are kept: the same command resumes where it stopped.
@@ -43,13 +41,12 @@ def bench(
 
         qra bench --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
     """
-    say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
-    count = EVALUATIONS if evaluations is None else evaluations
+    console = common.stderr()
+    say = (lambda line: None) if as_json else (lambda line: console.print(line, markup=False, soft_wrap=True))
     with bad_input():
         done = run_benchmark(
-            tasks or TASKS, names or STRATEGIES, SEEDS if seeds is None else _seeds(seeds), count, out, workers,
-            progress=say,
-        )  # fmt: skip
+            tasks or TASKS, names or STRATEGIES, _read_seeds(seeds), evaluations, out, workers, progress=say
+        )
         tables = write_tables(out)
     if as_json:
         common.emit({"folder": str(out), **tables})
@@ -60,7 +57,7 @@ def bench(
         raise RunFailed(f"{done.failed} of {done.ran} cells failed: why stands above; the same command runs them again")
 
 
-def _seeds(text: str) -> list[int]:
+def _read_seeds(text: str) -> list[int]:
     """`3` as [0, 1, 2] and `5-7` as [5, 6, 7]."""
     first, dash, last = text.partition("-")
     if first.isdecimal() and (last.isdecimal() if dash else int(first) > 0):

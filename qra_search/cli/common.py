@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.config import RunConfig, read_yaml
+from qra_search.config import DEFAULT_EVALUATOR, RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.report.table import WIDTH
@@ -30,13 +30,9 @@ if TYPE_CHECKING:
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
-def _names(kind: str) -> Any:
-    """Completes an option by the names of installed plug-ins."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in plugins.names(kind) if name.startswith(incomplete)]  # type: ignore[arg-type]
-
-    return complete
+def _complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completes an option by names."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def option(usage: str, help: str, panel: str | None = None, *, show_default: bool = False, **more: Any) -> Any:
@@ -57,7 +53,7 @@ Task = Annotated[
     str | None,
     option("--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, "
            ".csv, .parquet), or a data set on the hub, owner/name.", WHAT,
-           autocompletion=_names("tasks")),
+           autocompletion=_complete(lambda: plugins.names("tasks"))),
 ]  # fmt: skip
 Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
 Columns = Annotated[
@@ -75,8 +71,6 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; a search without it looks for the whole front.", WHAT),
 ]  # fmt: skip
-
-
 Bits = Annotated[
     str | None,
     option("--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, less.", WHAT),
@@ -91,27 +85,28 @@ Backend = Annotated[
     str | None,
     option("--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
            "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.", WHAT,
-           autocompletion=_names("backends")),
+           autocompletion=_complete(lambda: plugins.names("backends"))),
 ]  # fmt: skip
 Engine = Annotated[
     str | None,
     option(f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what `qra export` "
            "writes.", WHAT,
-           autocompletion=lambda incomplete: [name for name in ENGINES if name.startswith(incomplete)]),
+           autocompletion=_complete(lambda: ENGINES)),
 ]  # fmt: skip
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW)]
 Evaluations = Annotated[
     float | None,
-    option("--evaluations -n N", "Evaluations of plans that may be spent; the sensitivities come before them.", HOW),
+    option("--evaluations -n N", "Search budget, in full evaluations; the sensitivities come before them.", HOW),
 ]
 Strategy = Annotated[
     str | None,
-    option("--strategy S", "Search strategy (see `qra strategies`).", HOW, autocompletion=_names("strategies")),
-]
+    option("--strategy S", "Search strategy (see `qra strategies`).", HOW,
+           autocompletion=_complete(lambda: plugins.names("strategies"))),
+]  # fmt: skip
 EvaluatorName = Annotated[
     str | None,
     option("--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a formula, for "
-           "trying out).", HOW, autocompletion=_names("evaluators")),
+           "trying out).", HOW, autocompletion=_complete(lambda: plugins.names("evaluators"))),
 ]  # fmt: skip
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
 Set = Annotated[
@@ -122,7 +117,7 @@ Track = Annotated[
     list[str] | None,
     option("--track TOOL", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or another tracker of accelerate. "
            "May be given several times.", WHERE,
-           autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
+           autocompletion=_complete(lambda: TRACKERS)),
 ]  # fmt: skip
 DryRun = Annotated[
     bool,
@@ -152,8 +147,9 @@ Tuning = Annotated[
     option("--tuning ID", "A tuning by its id (see `qra show`), uniform, shuffled or 16-bit; default: that of the "
            "run's plan."),
 ]  # fmt: skip
-
-
+OutRun = Annotated[
+    Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
+]
 SETTINGS: dict[str, Any] = {
     "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "metric": Metric,
     "memory": Memory, "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
@@ -165,37 +161,19 @@ OF_SEARCH = ("evaluations", "strategy")
 """Those of them that only a search has."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """What of `SETTINGS` was given on a command line."""
+def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunConfig:
+    """The config of a file (default: the one given, or the defaults) with the options of `SETTINGS`, which win.
 
-    values: Mapping[str, Any]
-
-    @property
-    def config(self) -> Path | None:
-        """The config file, or the folder of a run."""
-        return self.values["config"]  # type: ignore[no-any-return]
-
-    @property
-    def empty(self) -> bool:
-        """Whether none was."""
-        return not any(value for value in self.values.values())
-
-    def settings(self, config: Path | None = None) -> RunConfig:
-        """The config of a file (default: the one given, or the defaults) with the options, which win.
-
-        Raises:
-            ConfigError, BadInput: a value that cannot be used.
-        """
-        values = {name: value for name, value in self.values.items() if value is not None}
-        file, sets = config or values.pop("config", None), values.pop("sets", ())
-        values.pop("config", None)
-        given = {name: _value(name, value) for name, value in values.items()}
-        return make_settings(file, dict(map(pair, sets)), **given)
+    Raises:
+        ConfigError, BadInput: a value that cannot be used.
+    """
+    given = {name: _read(name, value) for name, value in values.items() if value is not None}
+    file, sets = given.pop("config", None), given.pop("sets", {})
+    return make_settings(config or file, sets, **given)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `SETTINGS`, but for some, before its own; it gets them as `given`."""
+    """Give a command the options of `SETTINGS`, but for some, before its own; it gets them as the mapping `given`."""
     shared = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
         for name, annotation in SETTINGS.items()
@@ -203,14 +181,13 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     ]
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
         def called(**values: Any) -> None:
-            given = Given({p.name: values.pop(p.name) for p in shared})
-            command(given=given, **values)
+            command(given={p.name: values.pop(p.name) for p in shared}, **values)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
         called.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-        called.__name__, called.__doc__, called.__module__ = command.__name__, command.__doc__, command.__module__
         return called
 
     return wrap
@@ -233,7 +210,7 @@ def _width(stream: TextIO) -> int | None:
 
 def say_model(config: RunConfig, view: Listener) -> None:
     """Say which model is taken, if none was named."""
-    if config.evaluator == RunConfig().evaluator and "name" not in config.model.model_fields_set:
+    if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
         view.say(f"No --model was named: {config.model.name} is taken.")
 
 
@@ -242,51 +219,58 @@ def emit(data: Any) -> None:
     print(json.dumps(data, indent=1, allow_nan=False))
 
 
-PAIR = "a field and a value are needed, such as training.learning_rate=0.0005"
-
-
-def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any]:
+def read_pair(text: str, option: str = "--set", example: str = "training.learning_rate=0.0005") -> tuple[str, Any]:
     """Name and value of an option that takes both.
 
     Raises:
-        BadInput: it is no such pair; the message says what is `wanted`.
+        BadInput: it is no such pair, or the value is not YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise BadInput(f"{option} is {text!r}: {wanted}")
+        raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
     try:
         return name.strip(), read_yaml(value)
     except ValueError:
         raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
 
 
-def _value(name: str, value: Any) -> Any:
+def read_numbers(option: str, text: str) -> list[float]:
+    """Numbers that are separated by commas, whole ones as integers.
+
+    Raises:
+        BadInput: something else is among them.
+    """
+    try:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]
+    except ValueError:
+        raise BadInput(f"{option} is {text!r}: numbers with commas between are needed, such as 2,3,4") from None
+
+
+def _read(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
+    if name == "sets":
+        return dict(map(read_pair, value))
     if name == "memory":
         return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
-        try:
-            parts = [part.strip() for part in str(value).split(",") if part.strip()]
-            return [float(part) if name == "bits" and "." in part else int(part) for part in parts]
-        except ValueError:
-            raise BadInput(f"--{name} is {value!r}: numbers with commas between are needed, such as 2,3,4") from None
+        return read_numbers(f"--{name}", value)
     if name == "columns":
-        return _pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
+        return _read_pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
     if name == "backend" and "=" in value:
         wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
-        found = {bits: names.split("+") for bits, names in _pairs(name, value, wanted).items()}
-        if not all(bits.replace(".", "", 1).isdecimal() for bits in found):
+        backends = {bits: names.split("+") for bits, names in _read_pairs(name, value, wanted).items()}
+        if not all(bits.replace(".", "", 1).isdecimal() for bits in backends):
             raise BadInput(f"--backend is {value!r}: {wanted}")
-        return {bits: names if len(names) > 1 else names[0] for bits, names in found.items()}
+        return {bits: names if len(names) > 1 else names[0] for bits, names in backends.items()}
     return value
 
 
-def _pairs(name: str, value: str, wanted: str) -> dict[str, str]:
+def _read_pairs(name: str, value: str, wanted: str) -> dict[str, str]:
     """`a=b,c=d` as a mapping."""
     pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
     if not all(len(p) == 2 and all(p) for p in pairs):
         raise BadInput(f"--{name} is {value!r}: {wanted}")
-    found = {first: second for first, second in pairs}
-    if len(found) < len(pairs):
+    if len(dict(pairs)) < len(pairs):  # type: ignore[arg-type]
         raise BadInput(f"--{name} is {value!r}: something is given twice there")
-    return found
+    return dict(pairs)  # type: ignore[arg-type]

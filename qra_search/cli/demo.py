@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.finetune import print_comparison
-from qra_search.config import RunConfig, make_config
+from qra_search.config import make_config
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report.finding import headline
 from qra_search.report.live import make_view
@@ -31,6 +31,12 @@ DEMO: dict[str, Any] = {
 """Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes for which uniform plans have to
 fall to 1 bit and mixed ones do not. States of 10 bits quantize four times as fast as the usual 12."""
 
+STEPS = """\
+qra demo: {model} on the task {task}, within {memory}.
+1. quantize every linear at every bit-width, and measure how sensitive each is
+2. plan: choose bits and rank of every linear, exactly, by these sensitivities
+3. tune the plan, the best uniform plan of no more bytes, and 16-bit LoRA; compare them on test data"""
+
 
 def demo(
     out: Annotated[Path, option("--out -o RUN", "Folder of the run.", show_default=True)] = Path("runs/demo"),
@@ -46,13 +52,17 @@ def demo(
 
         qra demo --out runs/demo
     """
-    config = make_config(DEMO, dict(map(common.pair, sets or [])), source="options")
+    config = make_config(DEMO, dict(map(common.read_pair, sets or [])), source="options")
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.exists)  # before much is said
-    view.say(_opening(config, folder))
+    if folder.exists:
+        view.say(f"{out} holds a demo already: it is resumed.")
+    view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory)))
     with Run(out, config) as run:
-        result = run.choose_plan(progress=view, first=first_look)
+        with view:
+            show_example(run.evaluator(view), view)
+        result = run.choose_plan(progress=view)
         view.say(f"Planned. {headline(result)}")
         comparison = run.finetune(with_16_bit=True, progress=view, check=False)
         if as_json:
@@ -62,31 +72,18 @@ def demo(
     check_reloads(comparison, folder)
 
 
-def first_look(evaluator: Evaluator, view: Listener) -> None:
-    """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
+def show_example(evaluator: Evaluator, view: Listener) -> None:
+    """Show one problem of the task, and the loss of the untuned model, before minutes of quantizing."""
     example = evaluator.example()
     if example is None:
         return
     text = "\n".join(f"    {line}" for line in example.splitlines())
     view.say(f"A problem of the task, with its answer:\n{text}")
-    view.progress("loss of the model as it comes", 0, 1)
+    view.progress("loss of the untuned model", 0, 1)
     loss = evaluator.untuned_loss()
-    view.progress("loss of the model as it comes", 1, 1)
-    if loss is None:
-        return
-    chance = math.exp(-loss)
-    view.say(
-        f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {chance:.0%} for the right one. "
-        "Below, quantized models are tuned and this is measured again."
-    )
-
-
-def _opening(config: RunConfig, folder: RunFolder) -> str:
-    lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
-    lines += [
-        f"qra demo: {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
-        "1. quantize every linear at every bit-width, and measure how sensitive each is",
-        "2. plan: choose bits and rank of every linear, exactly, by these sensitivities",
-        "3. tune the plan, the best uniform plan of no more bytes, and 16-bit LoRA; compare them on test data",
-    ]
-    return "\n".join(lines)
+    view.progress("loss of the untuned model", 1, 1)
+    if loss is not None:
+        view.say(
+            f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {math.exp(-loss):.0%} for the "
+            "right one. Below, quantized models are tuned and this is measured again."
+        )

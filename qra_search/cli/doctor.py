@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -28,18 +27,9 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in
 from qra_search.workflow.evaluator import build_evaluator
 
-READERS: dict[str, Callable[[Path], object]] = {
-    "config.yaml": load_config,
-    "plan.json": lambda file: choices_in(plan_data(file)),
-    "record.json": lambda file: TuningFolder(file.parent).record(),
-    **dict.fromkeys(("adapter_config.json", "sensitivities.json"), read_json),
-}
-"""What reads a file of a run, by its name."""
 
-
-@dataclass(frozen=True)
-class Check:
-    """What was found of one file: a `fault` is damage, a `note` is worth knowing."""
+class Check(NamedTuple):
+    """The result for one file: a `fault` is damage, a `note` is worth knowing."""
 
     level: Literal["ok", "note", "fault"]
     what: str
@@ -50,7 +40,7 @@ class Check:
 @common.with_settings("config", "bits", "ranks", "granularity", "engine", "backend", "seed", "device", "evaluator",
                       *common.OF_SEARCH)  # fmt: skip
 def doctor(
-    given: common.Given,
+    given: Mapping[str, Any],
     folder: Annotated[Path | None, argument("[FOLDER]", "A run's folder, or the cache.")] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -68,72 +58,75 @@ def doctor(
 
         qra doctor --model path/to/model --task train.jsonl
     """
-    if given.empty == (folder is None):
+    if any(given.values()) == (folder is not None):
         raise BadInput("qra doctor takes a FOLDER, whose files are checked, or a --model, for the cards that it fits")
     if folder is None:
-        if given.values["model"] is None:
+        if given["model"] is None:
             raise BadInput("--model is missing: the graphics cards are those that a model fits")
-        _print_cards(given.settings(), as_json=as_json)
+        _print_cards(common.read_settings(given), as_json=as_json)
         return
-    checks = list(check_files(folder))
+    checks = check_files(folder)
+    faults = [i for i, check in enumerate(checks) if check.level == "fault"]
     if as_json:
-        common.emit([asdict(check) for check in checks])
+        common.emit([check._asdict() for check in checks])
     else:
-        _print(checks)
-    if any(check.level == "fault" for check in checks):
+        heads = ("", "file", "found", "what to do")
+        common.stdout().print(TextTable("", heads, checks, left=heads, marked=faults))
+        print(f"\n{len(faults)} damaged." if faults else "\nNo file is damaged.")
+    if faults:
         raise typer.Exit(FAILED)
 
 
-def check_files(folder: Path) -> Iterator[Check]:
+def check_files(folder: Path) -> list[Check]:
     """Checks of the tensor files, trial logs and other files of runs in a folder."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is no folder: give that of a run, or the cache")
-    tensors, logs = sorted(folder.rglob("*.safetensors")), sorted(folder.rglob("trials.jsonl"))
-    if not tensors and not logs:
-        yield Check("note", str(folder), "no tensor files or trial logs in it")
-    for file in tensors:
-        name, whole = str(file.relative_to(folder)), is_whole(file)
-        if whole is None:
-            yield Check("note", name, "no digest beside it: from another program")
-        elif whole:
-            yield Check("ok", name, "as it was written")
-        else:
-            yield Check("fault", name, "damaged: its bytes are not those that were written",
-                          "delete it: a file of the cache is made again; for a run, repeat `qra finetune`")  # fmt: skip
-    for file in logs:
-        name = str(file.relative_to(folder))
-        try:
-            yield from _check_log(file, name)
-        except BadInput as error:
-            yield Check("fault", name, "damaged", describe(error))
-    for file in sorted(found for name in READERS for found in folder.rglob(name)):
-        try:
-            READERS[file.name](file)
-        except NOT_A_LOG as error:
-            yield Check("fault", str(file.relative_to(folder)), "damaged", describe(error))
-        else:
-            yield Check("ok", str(file.relative_to(folder)), "can be read")
+    checks = []
+    for pattern, read in READERS.items():
+        for file in sorted(folder.rglob(pattern)):
+            name = str(file.relative_to(folder))
+            try:
+                found = read(file)
+            except NOT_A_LOG as error:
+                checks.append(Check("fault", name, "damaged", describe(error)))
+            else:
+                is_checked = isinstance(found, list)
+                results = found if is_checked else [Check("ok", "", "can be read")]
+                checks += [check._replace(what=name + check.what) for check in results]
+    return checks or [Check("note", str(folder), "no files of a run or of the cache in it")]
 
 
-def _check_log(file: Path, name: str) -> Iterator[Check]:
+def _check_tensors(file: Path) -> list[Check]:
+    whole = is_whole(file)
+    if whole is None:
+        return [Check("note", "", "no digest beside it: from another program")]
+    if whole:
+        return [Check("ok", "", "as it was written")]
+    advice = "delete it: a file of the cache is made again; for a run, repeat `qra finetune`"
+    return [Check("fault", "", "damaged: its bytes are not those that were written", advice)]
+
+
+def _check_log(file: Path) -> list[Check]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DamagedLines)  # all of them are listed here
         log = TrialLog(file)
-    counts = ", ".join(f"{n} {status}" for status, n in Counter(trial.status for trial in log).items())
     if not log.damage:
-        yield Check("ok", name, counts or "no trials")
-    for number, what in log.damage:
-        advice = "the other lines are read; a lost result is evaluated again when the search is resumed"
-        yield Check("fault", f"{name}, line {number}", what, advice)
+        counts = Counter(trial.status for trial in log)
+        return [Check("ok", "", ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trials")]
+    advice = "the other lines are read; a lost result is evaluated again when the search is resumed"
+    return [Check("fault", f", line {number}", what, advice) for number, what in log.damage]
 
 
-def _print(checks: list[Check]) -> None:
-    rows = [(check.level, check.what, check.found, check.advice) for check in checks]
-    faults = [i for i, check in enumerate(checks) if check.level == "fault"]
-    heads = ("", "file", "found", "what to do")
-    console = common.stdout()
-    console.print(TextTable("", heads, rows, left=heads, marked=faults))
-    console.print(f"\n{len(faults)} damaged." if faults else "\nNo file is damaged.")
+READERS: dict[str, Callable[[Path], Any]] = {
+    "*.safetensors": _check_tensors,
+    "trials.jsonl": _check_log,
+    "config.yaml": load_config,
+    "plan.json": lambda file: choices_in(plan_data(file)),
+    "record.json": lambda file: TuningFolder(file.parent).record(),
+    "adapter_config.json": read_json,
+    "sensitivities.json": read_json,
+}
+"""What reads the files of a pattern; it returns its checks, or raises for a damaged file."""
 
 
 def _print_cards(config: RunConfig, *, as_json: bool) -> None:

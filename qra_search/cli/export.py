@@ -8,25 +8,21 @@ from typing import Annotated, Any
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput
 from qra_search.report.table import TextTable
-from qra_search.runs.folder import RunFolder
-from qra_search.workflow.export import export_target, export_tuning, make_exporter, serve_command
+from qra_search.workflow.export import serve_command
 from qra_search.workflow.start import open_run
-
-PAIR = "a name and a value are needed, such as dtype=float32"
 
 
 def export(
     run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
     tuning: common.Tuning = None,
     format: Annotated[
-        str, option("--format -f F", "A format; --list shows all. Default: that of the run's engine, or peft.")
-    ] = "",
+        str | None, option("--format -f F", "A format; --list shows all. Default: that of the run's engine, or peft.")
+    ] = None,
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")] = None,
     options: Annotated[
-        list[str] | None,
-        option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
+        list[str] | None, option("--option NAME=VALUE", "An option of the format, such as dtype=float32.")
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
     as_list: Annotated[bool, option("--list", "List the formats.")] = False,
@@ -48,31 +44,27 @@ def export(
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    given = dict(common.pair(text, "--option", PAIR) for text in options or [])
-    target = export_target(RunFolder(run), format or None, out, given, tuning=tuning)
+    given = dict(common.read_pair(text, "--option", "dtype=float32") for text in options or [])
     with open_run(run) as opened:
-        opened.write_base(target.tuning)
-    if check_only:
-        with bad_input():
-            if reasons := make_exporter(target).reasons(target.tuning.path):
-                raise BadInput(f"{run} cannot be exported as {target.format}: " + "; ".join(reasons))
-        if as_json:
-            common.emit({"run": str(run), "format": target.format})
-        else:
-            print(f"{run} can be exported as {target.format}.")
-        return
-    done = export_tuning(target)
+        if check_only:
+            name = opened.check_export(format, tuning=tuning, options=given)
+            if as_json:
+                common.emit({"run": str(run), "format": name})
+            else:
+                print(f"{run} can be exported as {name}.")
+            return
+        done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
-    print(f"{done.path}: {_compared(done)}")
+    print(f"{done.path}: {_describe_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")
-    if target.engine is not None:
-        print(f"serve it with: {serve_command(target.engine, done.path)}")
+    if engine is not None and format is None:
+        print(f"serve it with: {serve_command(engine, done.path)}")
 
 
-def _compared(done: Any) -> str:
+def _describe_difference(done: Any) -> str:
     if done.largest_logit_difference is None:
         return "written"
     if done.largest_logit_difference == 0:

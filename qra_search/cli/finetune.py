@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 from qra_search.cli import common
 from qra_search.cli.common import option
@@ -11,11 +11,9 @@ from qra_search.launched import follows
 from qra_search.report.finding import find_tested
 from qra_search.report.live import make_view
 from qra_search.report.terminal import print_next_steps, print_samples
-from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text
-from qra_search.workflow.finetune import check_reloads, select_tunings
-from qra_search.workflow.rates import read_rates
+from qra_search.workflow.finetune import check_reloads
 from qra_search.workflow.run import Run
 from qra_search.workflow.start import open_run
 
@@ -33,13 +31,7 @@ def finetune(
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the train split, in place of steps.")] = None,
     seeds: Annotated[
-        int,
-        option(
-            "--seeds N",
-            "Tune every plan with so many seeds, each on rows of its own, for intervals.",
-            show_default=True,
-            min=1,
-        ),
+        int, option("--seeds N", "Seeds of every plan, each with its own rows: intervals.", show_default=True, min=1)
     ] = 1,
     against: common.Against = "best",
     with_16_bit: Annotated[
@@ -70,24 +62,21 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    memory = None if memory is None else check_budget_text(memory, needs_unit=True)
-    changes = dict(map(common.pair, sets or []))
+    asked: dict[str, Any] = {
+        "memory": None if memory is None else check_budget_text(memory, needs_unit=True), "steps": steps,
+        "epochs": epochs, "seeds": seeds, "against": against, "device": device, "with_16_bit": with_16_bit,
+        "settings": dict(map(common.read_pair, sets or [])),
+    }  # fmt: skip
+    chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
         if dry_run and follows():
             return
         if dry_run:
-            settings, chosen = opened.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=changes)
-            tunings = select_tunings(
-                opened.result, chosen, memory, against=cast(Against, against), seeds=seeds, with_16_bit=with_16_bit
-            )
-            print_dry_run(settings, view, track=track or (), begun=True, tunings=tunings, as_json=as_json)
+            settings, tunings = opened.select_tunings(plan, **asked)
+            print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
             return
-        comparison = opened.finetune(
-            plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
-            device=device, settings=changes, track=track or (), with_16_bit=with_16_bit,
-            rates=read_rates(rates) if rates else (), progress=view, check=False,
-        )  # fmt: skip
+        comparison = opened.finetune(plan, **asked, rates=chosen_from, track=track or (), progress=view, check=False)
     if as_json:
         common.emit(comparison.to_dict())
     else:

@@ -25,11 +25,13 @@ def strategies(as_json: common.Json = False) -> None:
 
         qra strategies
     """
-    rows = _installed("strategies", lambda factory: {"options": _options(factory)})
-    cells = [(r["name"], r["summary"], ", ".join(map(_shown, r.get("options", {}).items()))) for r in rows]
-    _print(rows, ("strategy", "what it does", "options"), cells, as_json=as_json)
-    if not as_json:
-        print("\nChoose one with --strategy; options with --set search.options.NAME=VALUE.")
+    rows = _describe_all("strategies", lambda factory: {"options": _default_options(factory)})
+    cells = [
+        (row["name"], row["summary"], ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items()))
+        for row in rows
+    ]
+    note = "Choose one with --strategy; options with --set search.options.NAME=VALUE."
+    _print(rows, ("strategy", "what it does", "options"), cells, note, as_json=as_json)
 
 
 def tasks(as_json: common.Json = False) -> None:
@@ -39,10 +41,9 @@ def tasks(as_json: common.Json = False) -> None:
 
         qra tasks
     """
-    rows = _installed("tasks", lambda task: {})
-    _print(rows, ("task", "what it is"), [(r["name"], r["summary"]) for r in rows], as_json=as_json)
-    if not as_json:
-        print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
+    rows = _describe_all("tasks", lambda task: {})
+    note = "Your own data: --task rows.jsonl, one object with `prompt` and `answer` a line."
+    _print(rows, ("task", "what it is"), [(r["name"], r["summary"]) for r in rows], note, as_json=as_json)
 
 
 def backends(as_json: common.Json = False) -> None:
@@ -52,7 +53,7 @@ def backends(as_json: common.Json = False) -> None:
 
         qra backends
     """
-    rows = _installed("backends", _backend)
+    rows = _describe_all("backends", _describe_backend)
     cells = []
     for row in rows:
         reason = row.get("unavailable")
@@ -78,26 +79,20 @@ def schema(
         common.emit(RunConfig.model_json_schema())
 
 
-def _shown(option: tuple[str, Any]) -> str:
-    """An option with its default, a number in three figures."""
-    name, value = option
-    return f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-
-
-def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, summary and `more` of every plug-in of a kind; one that cannot be had says so in its summary."""
+def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, summary and more of every plug-in of a kind; one that cannot be loaded says so in its summary."""
     rows = []
     for name in plugins.names(kind):
         try:
-            thing = plugins.load(kind, name)
-            rows.append({"name": name, "summary": _summary(thing), **more(thing)})
+            plugin = plugins.load(kind, name)
+            rows.append({"name": name, "summary": _summarize(plugin), **describe_one(plugin)})
         except Exception as error:  # another's code may raise anything, and the others are listed all the same
-            why = str(error) if isinstance(error, ImportError) else describe(error)
-            rows.append({"name": name, "summary": f"not available: {why}"})
+            reason = str(error) if isinstance(error, ImportError) else describe(error)
+            rows.append({"name": name, "summary": f"not available: {reason}"})
     return rows
 
 
-def _backend(factory: Any) -> dict[str, Any]:
+def _describe_backend(factory: Any) -> dict[str, Any]:
     backend = factory()
     return {
         "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
@@ -106,25 +101,28 @@ def _backend(factory: Any) -> dict[str, Any]:
     }
 
 
-def _summary(thing: Any) -> str:
+def _summarize(plugin: Any) -> str:
     """First paragraph of the documentation of a plug-in; of a partial, that of what it completes, and its data."""
     given = ""
-    if isinstance(thing, functools.partial):
-        given = ", ".join(str(getattr(value, "dataset", value)) for value in (*thing.args, *thing.keywords.values()))
-        thing = thing.func
-    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    if isinstance(plugin, functools.partial):
+        values = (*plugin.args, *plugin.keywords.values())
+        given, plugin = ", ".join(str(getattr(value, "dataset", value)) for value in values), plugin.func
+    text = " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
     return f"{text} ({given})" if given else text
 
 
-def _options(factory: Any) -> dict[str, Any]:
+def _default_options(factory: Any) -> dict[str, Any]:
     given = {p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty}
     return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
 def _print(
-    rows: Sequence[dict[str, Any]], heads: Sequence[str], cells: Sequence[Sequence[str]], *, as_json: bool
-) -> None:
+    rows: Sequence[dict[str, Any]], heads: Sequence[str], cells: Sequence[Sequence[str]], note: str = "", *,
+    as_json: bool,
+) -> None:  # fmt: skip
     if as_json:
         common.emit(rows)
-    else:
-        common.stdout().print(TextTable("", heads, cells, left=heads))
+        return
+    common.stdout().print(TextTable("", heads, cells, left=heads))
+    if note:
+        print(f"\n{note}")

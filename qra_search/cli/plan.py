@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Any
 
 from qra_search.cli import common
-from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.config import RunConfig
 from qra_search.report import formatting
@@ -19,18 +18,15 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
-from qra_search.workflow.allocation import check_plannable
-from qra_search.workflow.dry_run import Costs, worth_text
+from qra_search.workflow.dry_run import gain_text
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import new_folder
+from qra_search.workflow.settings import check_budget, new_folder
 
 
 @common.with_settings(*common.OF_SEARCH)
 def plan(
-    given: common.Given,
-    out: Annotated[
-        Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
-    ] = None,
+    given: Mapping[str, Any],
+    out: common.OutRun = None,
     dry_run: common.DryRun = False,
     as_json: common.Json = False,
 ) -> None:
@@ -44,23 +40,23 @@ def plan(
 
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
-    settings = given.settings()
+    settings = common.read_settings(given)
     view = make_view(common.stderr(), quiet=as_json)
     common.say_model(settings, view)
     if dry_run:
-        check_plannable(settings)
-        print_dry_run(settings, view, begun=out is not None and RunFolder(out).exists, evaluations=0, as_json=as_json)
+        check_budget(settings)
+        print_dry_run(settings, view, evaluations=0, as_json=as_json)
         return
     with Run(out or new_folder(settings), settings) as run:
         result = run.choose_plan(progress=view)
-        costs = run.costs()
+        cost = run.search_cost()
     if as_json:
         common.emit({"folder": str(run.path), **result.to_dict()})
     else:
-        print_planned(run.folder, run.config, result, costs)
+        print_planned(run.folder, run.config, result, cost)
 
 
-def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, costs: Costs | None) -> None:
+def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
     console.print(f"\n[bold]{headline(result)}[/]")
@@ -78,6 +74,6 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     if (chosen := result.chosen()) is not None:
         console.print(takers_text(config, space, chosen), soft_wrap=True)
     print_next_steps(console, folder, result)
-    if costs is not None:
-        console.print(f"What a search takes: {costs.text}.")
-    console.print(f"What it may gain: {worth_text(result.allocation())}.")
+    if cost is not None:
+        console.print(f"What a search takes: {cost}.")
+    console.print(f"What it may gain: {gain_text(result.allocation())}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,15 +19,14 @@ from qra_search.report.terminal import print_result
 from qra_search.runs.folder import RunFolder
 from qra_search.study.study import Callback, Study
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import Workers, new_folder
+from qra_search.workflow.search import Workers
+from qra_search.workflow.settings import new_folder
 
 
 @common.with_settings()
 def search(
-    given: common.Given,
-    out: Annotated[
-        Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
-    ] = None,
+    given: Mapping[str, Any],
+    out: common.OutRun = None,
     dry_run: common.DryRun = False,
     workers: Annotated[
         int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
@@ -37,24 +37,17 @@ def search(
     address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
     gpus_per_worker: Annotated[
         float | None,
-        option(
-            "--gpus-per-worker N",
-            "GPUs of each worker, 0.5 for two that share one; default: 1 where GPUs are used, 0 on the CPU.",
-            WHERE,
-        ),
-    ] = None,  # fmt: skip
+        option("--gpus-per-worker N", "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, "
+               "0 on the CPU.", WHERE),
+    ] = None,
     batch: Annotated[
         int | None,
-        option(
-            "--batch N",
-            "Propose so many at a time and await them all: the same trials with any number of workers.",
-            WHERE,
-            min=1,
-        ),
-    ] = None,  # fmt: skip
+        option("--batch N", "Propose so many at a time and await them all: the same trials with any number of "
+               "workers.", WHERE, min=1),
+    ] = None,
     track: common.Track = None,
     as_json: common.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
@@ -65,35 +58,30 @@ def search(
 
         qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
     """
-    if given.empty and out is None:
+    config: Path | None = given["config"]
+    if not any(given.values()) and out is None:
         raise BadInput("say what to search: --model and --task, a config, or the folder of a run to resume")
-    resumed = given.config if given.config is not None and RunFolder(given.config).exists else None
-    if resumed is not None and out not in (None, resumed):
-        raise BadInput(f"{resumed} is a run, which is resumed where it is: leave --out out")
+    resumed = RunFolder(config) if config is not None and RunFolder(config).exists else None
+    if resumed is not None and out not in (None, resumed.path):
+        raise BadInput(f"{resumed.path} is a run, which is resumed where it is: leave --out out")
     if resumed is not None:
-        RunFolder(resumed).config()  # one that was begun from Python has none
-    settings = given.settings(None if resumed is None else RunFolder(resumed).config_file)
+        resumed.config()  # one that was begun from Python has none
+    settings = common.read_settings(given, None if resumed is None else resumed.config_file)
     view = make_view(common.stderr(), quiet=as_json)
     common.say_model(settings, view)
     if dry_run:
-        print_dry_run(settings, view, track=track or (), begun=resumed is not None, as_json=as_json)
+        print_dry_run(settings, view, track=track or (), as_json=as_json)
         return
-    folder = RunFolder(resumed or out or new_folder(settings))
-    of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
-    if not workers and (name := next((name for name, value in of_workers.items() if value is not None), None)):
-        raise typer.BadParameter("say with --workers how many there are", param_hint=name)
+    folder = resumed or RunFolder(out or new_folder(settings))
+    for name, value in (("--executor", executor), ("--address", address), ("--gpus-per-worker", gpus_per_worker)):
+        if value is not None and not workers:
+            raise BadInput(f"{name}: say with --workers how many there are")
     pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
-    run, complete = Run(folder.path, settings), _Completion()
+    complete = _Completion()
     try:
-        with run:
-            result = run.search(
-                resume=resumed is not None,
-                workers=pool,
-                batch=batch,
-                callbacks=[complete],
-                track=track or (),
-                progress=view,
-            )
+        with Run(folder.path, settings) as run:
+            result = run.search(resume=resumed is not None, workers=pool, batch=batch, callbacks=[complete],
+                                track=track or (), progress=view)  # fmt: skip
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
             view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")

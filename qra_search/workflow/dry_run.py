@@ -4,57 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation
-from qra_search.config import RunConfig
+from qra_search.config import DEFAULT_EVALUATOR, RunConfig
 from qra_search.errors import bad_input
-from qra_search.evaluation.evaluator import Evaluator, RowCount
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.workflow.evaluator import build_evaluator, check_tunes
-from qra_search.workflow.settings import check_task
-from qra_search.workflow.tracking import check_tracker
 
-FEW = 32
+FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
-MUCH = 0.25
+LARGE_SHARE = 0.25
 """Share of the budget from which on embeddings are worth a hint."""
 
 
-def forecast_command(
-    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False, tunes: bool = False,
-    evaluations: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Build the evaluator, spend nothing, and estimate what a command would do; see `dry_run`.
-
-    Args:
-        track: trackers, which have to be installed; none of them is begun.
-        begun: the search has begun, and so has a task.
-        tunes: a plan is to be tuned in full.
-        evaluations: as `dry_run`.
-    """
-    with bad_input():
-        for spec in track:
-            check_tracker(spec)
-        if not begun:
-            check_task(config)
-    with listener:
-        built = build_evaluator(config, listener.progress, weights=False)
-    with closing(built) as evaluator:
-        if tunes:
-            check_tunes(evaluator, config)
-        return dry_run(evaluator, config, evaluations)
-
-
-def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
+def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
     """Facts of a plan or a search that is yet to begin, as plain data.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
@@ -70,12 +40,11 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
         budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
-        sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         if (charge := evaluator.sensitivities_charge()) is not None:
             estimate["sensitivities_charge"] = charge
-        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * (
-            config.search.evaluations if evaluations is None else evaluations
-        )
+        count = config.search.evaluations if evaluations is None else evaluations
+        before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
+        estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
     linears = [group for group in space.groups if not group.is_embedding]
     return {
         "config": config.model_dump(mode="json"),
@@ -99,65 +68,49 @@ def dry_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None =
     }
 
 
-def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> str | None:
-    """A hint where embeddings that are not searched take much of the budget; None elsewhere.
+def embeddings_hint(config: RunConfig, fixed_bytes: int, budgets: Sequence[int]) -> str | None:
+    """A hint if embeddings that are not searched take much of the budget.
 
     Args:
-        fixed: bytes of all that is not searched.
+        fixed_bytes: of all that is not searched.
         budgets: bytes that plans may take.
     """
-    offered = config.evaluator == type(config).model_fields["evaluator"].default
-    searched = config.quantization.embeddings != (UNQUANTIZED_BITS,)
-    if not offered or searched or not budgets or fixed < MUCH * min(budgets):
+    is_searched = config.evaluator != DEFAULT_EVALUATOR or config.quantization.embeddings != (UNQUANTIZED_BITS,)
+    if is_searched or not budgets or fixed_bytes < LARGE_SHARE * min(budgets):
         return None
-    return f"{fixed / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"
+    return f"{fixed_bytes / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What a search takes, estimated before it starts.
+def cost_text(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
+    """What a search takes, in words.
 
-    Attributes:
-        evaluations: full evaluations of plans that it may spend.
-        sensitivities: what measuring them takes, in full evaluations; 0 if they are measured.
+    Args:
+        evaluations: full evaluations that it may spend.
+        charge: of measuring the sensitivities, in full evaluations; 0 if they are measured.
         seconds: of a full evaluation; nan if unknown.
     """
 
-    evaluations: float
-    sensitivities: float = 0.0
-    seconds: float = math.nan
+    def time_text(count: float) -> str:
+        return f", about {formatting.duration(count * seconds)}" if math.isfinite(seconds) else ""
 
-    @property
-    def text(self) -> str:
-        """In a sentence."""
-        count = formatting.evaluations_text(self.evaluations)
-        return f"{count} plans tuned briefly{self._time(self.evaluations)}{self.sensitivities_text}"
-
-    @property
-    def sensitivities_text(self) -> str:
-        """What is measured before the evaluations, and comes on top of them."""
-        if not self.sensitivities:
-            return ""
-        count = formatting.evaluations_text(self.sensitivities)
-        return f"; before them the sensitivities, as long as {count} more{self._time(self.sensitivities)}"
-
-    def _time(self, count: float) -> str:
-        return f", about {formatting.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
+    text = f"{formatting.evaluations_text(evaluations)} plans tuned briefly{time_text(evaluations)}"
+    if not charge:
+        return text
+    more = formatting.evaluations_text(charge)
+    return f"{text}; before them the sensitivities, as long as {more} more{time_text(charge)}"
 
 
-def foretold_costs(
-    evaluator: Evaluator, evaluations: float, sensitivities: Sensitivities | None = None
-) -> Costs | None:
-    """What a search of so many evaluations costs; None if that is unknown.
+def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
+    """`cost_text` of a search with an evaluator; None if the evaluator cannot estimate it.
 
     Args:
-        sensitivities: if they are measured already, which then cost nothing.
+        is_measured: the sensitivities are there, and cost nothing more.
     """
-    charge = evaluator.sensitivities_charge() if sensitivities is None else 0.0
-    return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())
+    charge = 0.0 if is_measured else evaluator.sensitivities_charge()
+    return None if charge is None else cost_text(evaluations, charge, evaluator.evaluation_seconds())
 
 
-def worth_text(allocation: Allocation | None) -> str:
+def gain_text(allocation: Allocation | None) -> str:
     """What a search may gain over the allocated plan."""
     best = None if allocation is None else allocation.best_uniform
     if best is not None and best.is_certain:
@@ -168,19 +121,23 @@ def worth_text(allocation: Allocation | None) -> str:
     return "the predicted difference to uniform plans is too small to rely on: a search measures it"
 
 
-def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
-    """Lines about the rows: how many there are, then warnings."""
+def describe_rows(evaluator: Evaluator) -> list[str]:
+    """Lines about the rows of a run: how many there are, then warnings."""
+    counts = evaluator.row_counts()
     if not counts:
         return []
-    lines = [", ".join(_count_text(name, count) for name, count in counts.items())]
-    few = [f"{count.had} {name}" for name, count in counts.items() if count.had < FEW]
+    lines = [
+        ", ".join(
+            f"{count.had} {name}" + (f" ({count.asked} asked for)" if count.had < count.asked else "")
+            for name, count in counts.items()
+        )
+    ]
+    few = [f"{count.had} {name}" for name, count in counts.items() if count.had < FEW_ROWS]
     if few:
-        lines.append(f"warning: {' and '.join(few)} rows: fewer than {FEW} say little of others, give more data")
-    conflicting = sum(count.conflicting for count in counts.values())
-    if conflicting:
+        lines.append(f"warning: {' and '.join(few)} rows: fewer than {FEW_ROWS} say little of others, give more data")
+    if conflicting := sum(count.conflicting for count in counts.values()):
         lines.append(f"warning: {conflicting} rows have a prompt that occurs again with another answer: check the data")
-    cut = sum(count.cut for count in counts.values())
-    if cut:
+    if cut := sum(count.cut for count in counts.values()):
         had, longest = sum(count.had for count in counts.values()), max(count.longest for count in counts.values())
         lines.append(
             f"{cut} of {had} rows are cut to training.max_length, the longest has {longest} tokens: "
@@ -189,21 +146,9 @@ def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
     return lines
 
 
-def say_rows(evaluator: Evaluator, listener: Listener) -> None:
-    """Say how many rows there are if they are fewer than asked for or are cut; nothing if all is as asked."""
-    counts = evaluator.row_counts()
-    lines = rows_text(counts)
-    if len(lines) > 1 or any(count.had < count.asked for count in counts.values()):
+def report_rows(evaluator: Evaluator, listener: Listener) -> None:
+    """Tell a listener of rows that are cut, conflicting, or fewer than asked for."""
+    lines = describe_rows(evaluator)
+    if len(lines) > 1 or any(count.had < count.asked for count in evaluator.row_counts().values()):
         for line in lines:
             listener.say(line if line.startswith("warning") else f"rows: {line}")
-
-
-def rows_of_test(evaluator: Evaluator, config: RunConfig) -> int:
-    """The rows that a comparison on test data is truly of."""
-    counts = evaluator.row_counts()
-    return counts["test"].had if "test" in counts else config.finetune.test_rows
-
-
-def _count_text(name: str, count: RowCount) -> str:
-    asked = f" ({count.asked} asked for)" if count.had < count.asked else ""
-    return f"{count.had} {name}{asked}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
@@ -15,12 +14,6 @@ from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 
 
-def select_objects(model: Any, tokenizer: Any, task: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The model, tokenizer, task and metrics that are given as objects in memory, and not by name or path."""
-    given = {"model": model, "tokenizer": tokenizer, "task": task, "metrics": metrics}
-    return {name: value for name, value in given.items() if value is not None and not isinstance(value, (str, Path))}
-
-
 def build_evaluator(
     config: RunConfig, progress: Progress, *, weights: bool = True, objects: Mapping[str, Any] | None = None
 ) -> Evaluator:
@@ -28,7 +21,7 @@ def build_evaluator(
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
-        objects: model, tokenizer, task and metrics in memory; see `select_objects`.
+        objects: model, tokenizer, task and metrics in memory, by these names.
 
     Raises:
         BadInput: an unknown name, or settings or objects that the evaluator refuses.
@@ -47,27 +40,6 @@ def build_evaluator(
         except SystemExit as error:
             raise RunFailed(f"evaluator {config.evaluator!r} ended the program while it was built: {error}") from error
         return evaluator
-
-
-def load_tuned(config: RunConfig, folder: Path, objects: Mapping[str, Any], **options: Any) -> Any:
-    """The tuned model of a run's folder, by the `load` of its evaluator.
-
-    Args:
-        objects: model and tokenizer in memory that the run was made with, if it was.
-
-    Raises:
-        BadInput: the evaluator loads no tuned models, or the folder holds none.
-    """
-    with bad_input():
-        load = getattr(plugins.load("evaluators", config.evaluator), "load", None)
-        if load is None:
-            raise BadInput(f"evaluator {config.evaluator!r} has no tuned models to load")
-        return load(folder, **loading_objects(objects), **options)
-
-
-def loading_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a run's objects that its tuned model is loaded with."""
-    return {name: value for name, value in objects.items() if name in ("model", "tokenizer")}
 
 
 def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:

@@ -6,12 +6,12 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from qra_search.config import FinetuneConfig, RunConfig, differences
+from qra_search.config import FinetuneConfig, RunConfig, differences, make_config
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
@@ -26,12 +26,14 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.workflow.dry_run import rows_of_test, say_rows
+from qra_search.workflow.dry_run import report_rows
 from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.search import write_report
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
+RATE_PART = 10
+"""A tuning that tries a learning rate has one step for so many of the full one, but no fewer than an evaluation."""
 StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
 
@@ -114,13 +116,14 @@ def select_tunings(
 
 def tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
     """All that tunings have to share, beside plan and seed, to be compared: settings, model, backend and rows."""
+    counts = evaluator.row_counts()
     described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
     settings = {
         "training": config.training.model_dump(),
         "finetune": config.finetune.model_dump(exclude=set(FinetuneConfig.beside)),
         "evaluator": described,
         "data": evaluator.tuning_data(),
-        "test_rows": rows_of_test(evaluator, config),
+        "test_rows": counts["test"].had if "test" in counts else config.finetune.test_rows,
         "scored_rows": config.finetune.scored_rows,
     }
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
@@ -148,7 +151,7 @@ def tune_missing(
     check_tunes(evaluator, config)
     folder.records()  # a damaged one is refused before the hours begin
     settings = tuning_settings(config, evaluator)
-    say_rows(evaluator, listener)
+    report_rows(evaluator, listener)
     _say_tunings(tunings, listener)
     jobs = [(folder.tuning(tuning_id(plan, seed, settings)), plan, seed) for seed, plan in tunings]
     if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
@@ -229,6 +232,39 @@ def _say_tunings(tunings: Tunings, listener: Listener) -> None:
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
+
+
+def choose_rate(
+    build: Callable[[RunConfig], Evaluator], config: RunConfig, plan: Plan, rates: Sequence[float], listener: Listener
+) -> RunConfig:
+    """The settings with the learning rate that has the lowest validation loss after a short tuning of the plan.
+
+    Args:
+        build: makes the evaluator of settings.
+
+    Raises:
+        BadInput: several processes tune together.
+        RunFailed: the plan cannot be tuned at any of the rates.
+    """
+    if standing()[1] > 1:
+        raise BadInput("rates are tried by one process: try them without torchrun, then set training.learning_rate")
+    train = build(config).row_counts().get("train")
+    steps = config.finetune.steps if train is None else train.asked // config.training.rows_a_step
+    steps = max(config.evaluation.steps, steps // RATE_PART)
+    fields, losses = config.model_dump(mode="json"), dict[float, float]()
+    for rate in rates:
+        tried = make_config(fields, {"training.learning_rate": rate, "evaluation.steps": steps})
+        try:
+            losses[rate] = build(tried).evaluate(plan).loss
+        except EvaluationFailed as error:
+            listener.say(f"learning rate {rate:g}: {error}")
+            continue
+        listener.say(f"learning rate {rate:g}: validation loss {losses[rate]:.4f} after {steps} steps")
+    if not losses:
+        raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
+    best = min(losses, key=losses.__getitem__)
+    listener.say(f"the full tuning has learning rate {best:g}")
+    return make_config(fields, {"training.learning_rate": best})
 
 
 def check_tunable(known: RunConfig, config: RunConfig) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, in_steps, make_config
+from qra_search import plugins
+from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
@@ -26,14 +27,20 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
-from qra_search.workflow.allocation import check_plannable, plan_run
-from qra_search.workflow.dry_run import Costs, foretold_costs
-from qra_search.workflow.evaluator import build_evaluator, load_tuned
-from qra_search.workflow.export import export_target, export_tuning
-from qra_search.workflow.finetune import check_reloads, check_tunable, select_plan, select_tunings, tune_missing
-from qra_search.workflow.rates import choose_rate
-from qra_search.workflow.search import Workers, begun, in_workers, search_with
-from qra_search.workflow.settings import check_task
+from qra_search.workflow.dry_run import estimate_cost
+from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.export import export_tuning, prepare_export
+from qra_search.workflow.finetune import (
+    Tunings,
+    check_reloads,
+    check_tunable,
+    choose_rate,
+    select_plan,
+    select_tunings,
+    tune_missing,
+)
+from qra_search.workflow.search import Workers, begin_run, in_workers, plan_run, search_run
+from qra_search.workflow.settings import check_budget, check_task
 from qra_search.workflow.tracking import SearchTracker, check_tracker, open_trackers
 
 
@@ -45,7 +52,7 @@ class Run:
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: model, tokenizer, task and metrics in memory; see `select_objects`.
+        objects: model, tokenizer, task and metrics in memory, by these names.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, *, objects: Mapping[str, Any] | None = None):
@@ -91,29 +98,20 @@ class Run:
         """The tuned plan beside its baselines on test data; None before `finetune`."""
         return self.folder.comparison()
 
-    def choose_plan(
-        self, *, progress: ProgressArgument = None, first: Callable[[Evaluator, Listener], None] | None = None
-    ) -> SearchResult:
-        """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`.
+    def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
+        """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
+        check_budget(self.config)
+        check_task(self.config)
+        exists = self.folder.exists
+        if exists and self.folder.config_file.is_file() and "evaluations" not in self.config.search.model_fields_set:
+            self._set("search.evaluations", self.folder.config().search.evaluations)  # of the search that has begun
+        with listener_for(progress) as listener, begin_run(self.config, self.folder, resume=exists):
+            return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
-        Args:
-            first: called with the evaluator and the listener before minutes of quantizing.
-        """
-        check_plannable(self.config)
-        if not self.folder.exists:
-            check_task(self.config)
-        if self.folder.exists and self.folder.config_file.is_file():
-            self._keep_length()
-        with listener_for(progress) as listener, begun(self.config, self.folder, resume=self.folder.exists):
-            evaluator = self.evaluator(listener)
-            if first is not None:
-                first(evaluator, listener)
-            return plan_run(evaluator, self.config, self.folder, listener)
-
-    def costs(self) -> Costs | None:
-        """What a search will take; None if nothing tells it."""
-        with listener_for(None) as listener:
-            return foretold_costs(self.evaluator(listener), self.config.search.evaluations, self.result.sensitivities)
+    def search_cost(self) -> str | None:
+        """What a search will take, in words; None if the evaluator cannot estimate it."""
+        is_measured = self.result.sensitivities is not None
+        return estimate_cost(self.evaluator(), self.config.search.evaluations, is_measured=is_measured)
 
     def search(
         self,
@@ -140,25 +138,25 @@ class Run:
             BadInput: what was given cannot be used; nothing was spent.
             StudyFailed: the search cannot go on, or nothing came of it.
         """
-        if not self.folder.exists:
-            check_task(self.config)
+        check_task(self.config)
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
         if pool is not None and self._objects:
             raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
         with listener_for(progress) as listener, ExitStack() as stack:
+            names = [track] if isinstance(track, str) else track
             with bad_input():
-                for name in (names := _several(track)):
+                for name in names:
                     check_tracker(name)
-            stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
+            stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.exists))
             send = stack.enter_context(open_trackers(names, self.path, self.config))
             executor: Executor | None = None
             if pool is None:
                 evaluator = self.evaluator(listener)
             else:
                 evaluator, executor = stack.enter_context(in_workers(self.config, pool, listener))
-            return search_with(
+            return search_run(
                 evaluator, self.config, self.folder, listener, executor=executor, batch=batch,
                 callbacks=(*callbacks, SearchTracker(send)),
             )  # fmt: skip
@@ -176,7 +174,7 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
-        rates: Sequence[float] = (),
+        rates: Sequence[float] | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
     ) -> Comparison:
@@ -205,23 +203,60 @@ class Run:
             TuningFailed: the plan cannot be tuned.
             RunFailed: a saved adapter does not load back as it was tuned.
         """
-        config, chosen = self.tuning(plan, memory, steps=steps, epochs=epochs, device=device, settings=settings)
-        result = self.result
-        tunings = select_tunings(result, chosen, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
+        config, tunings = self.select_tunings(
+            plan, memory, steps=steps, epochs=epochs, seeds=seeds, against=against, device=device, settings=settings,
+            with_16_bit=with_16_bit,
+        )  # fmt: skip
         with listener_for(progress) as listener:
             if rates:
-                config = choose_rate(partial(self.evaluator, listener), config, chosen, rates, listener)
+                config = choose_rate(partial(self.evaluator, listener), config, tunings.plan, rates, listener)
             evaluator = self.evaluator(listener, config)
             if follows():
                 evaluator.follow()
-            with open_trackers(_several(track), self.path, config) as log:
+            with open_trackers([track] if isinstance(track, str) else track, self.path, config) as log:
                 comparison = tune_missing(
-                    evaluator, config, self.folder, listener, result, tunings,
+                    evaluator, config, self.folder, listener, self.result, tunings,
                     on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),
                 )  # fmt: skip
         if check:
             check_reloads(comparison, self.folder)
         return comparison
+
+    def select_tunings(
+        self,
+        plan: Plan | str | Path | None = None,
+        memory: int | str | None = None,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        seeds: int = 1,
+        against: Against = "best",
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        with_16_bit: bool = False,
+    ) -> tuple[RunConfig, Tunings]:
+        """The settings, and what `finetune` would tune with the same arguments; nothing is built.
+
+        Raises:
+            BadInput: what was given cannot be used.
+        """
+        if steps is not None and epochs is not None:
+            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+        if plan is not None and memory is not None:
+            raise BadInput("--plan and --memory both choose a plan: give one of them")
+        known, given = self.folder.check().config(), dict(settings or {})
+        if steps is not None:
+            given |= {"finetune.steps": steps, "finetune.epochs": None}
+        given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
+        config = make_config(known.model_dump(mode="json"), given, source="options")
+        check_tunable(known, config)
+        result = self.result
+        with bad_input():
+            if plan is None:
+                plan = select_plan(self.folder, memory)
+            elif not isinstance(plan, Plan):
+                plan = uniform_in(result.space, str(plan)) or read_plan(result.space, Path(plan))
+        return config, select_tunings(result, plan, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -242,27 +277,58 @@ class Run:
         """Write a tuned plan for another tool; see `qra export --list`.
 
         Args:
+            format: default: that of the engine that the run was searched for, or `peft`.
+            out: default: `exports/FORMAT` in the run's folder, with the id of a tuning that is named.
             tuning: as `load` takes it.
+            options: of the format.
 
         Returns:
             `path`, `notes`, and by how much logits differ.
 
         Raises:
-            BadInput: nothing is tuned, or the format cannot hold this plan.
+            BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
-        target = export_target(self.folder, format, out, options, tuning=tuning)
-        self.write_base(target.tuning)
-        return export_tuning(target, self._objects)
+        found, name, exporter = prepare_export(self.folder, format, options, tuning)
+        self.write_base(found)
+        path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
+        return export_tuning(exporter, found, path, self._loaded_objects)
+
+    def check_export(
+        self, format: str | None = None, *, tuning: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> str:
+        """Raises BadInput if a tuned plan cannot be exported; returns the name of the format.
+
+        Args:
+            format, tuning, options: as `export` takes them.
+        """
+        found, name, exporter = prepare_export(self.folder, format, options, tuning)
+        self.write_base(found)
+        with bad_input():
+            if reasons := exporter.reasons(found.path):
+                raise BadInput(f"{self.path} cannot be exported as {name}: " + "; ".join(reasons))
+        return name
 
     def load(self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
             tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
+
+        Raises:
+            BadInput: the evaluator loads no tuned models, or there is no such tuning.
         """
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
-        return load_tuned(self.config, found.path, self._objects, device=device, trust_remote_code=trust_remote_code)
+        with bad_input():
+            load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
+            if load is None:
+                raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
+            return load(found.path, **self._loaded_objects, device=device, trust_remote_code=trust_remote_code)
+
+    @property
+    def _loaded_objects(self) -> dict[str, Any]:
+        """The objects in memory that a tuned model is loaded with."""
+        return {name: value for name, value in self._objects.items() if name in ("model", "tokenizer")}
 
     def write_base(self, tuning: TuningFolder) -> None:
         """Write the quantized base of a tuning, if it was saved without it."""
@@ -285,56 +351,11 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        return (
-            f"Run({str(self.path)!r}): {headline(self.result, self.comparison)}"
-            if self.folder.exists
-            else f"Run({self.path})"
-        )
+        found = f": {headline(self.result, self.comparison)}" if self.folder.exists else ""
+        return f"Run({str(self.path)!r}){found}"
 
     def _set(self, field: str, value: Any) -> None:
         self.config = make_config(self.config.model_dump(mode="json"), {field: value}, source="options")
-
-    def _keep_length(self) -> None:
-        """A search that has begun keeps its length, if no other is asked for."""
-        if "evaluations" not in self.config.search.model_fields_set:
-            self._set("search.evaluations", self.folder.config().search.evaluations)
-
-    def tuning(
-        self,
-        plan: Plan | str | Path | None = None,
-        memory: int | str | None = None,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> tuple[RunConfig, Plan]:
-        """The settings and the plan of a tuning that is asked for as in `finetune`; nothing is built.
-
-        Raises:
-            BadInput: it is nothing that a tuning may be given.
-        """
-        if steps is not None and epochs is not None:
-            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-        if plan is not None and memory is not None:
-            raise BadInput("--plan and --memory both choose a plan: give one of them")
-        known = self.folder.check().config()
-        given = dict(settings or {}) | in_steps(steps)
-        given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
-        config = make_config(known.model_dump(mode="json"), given, source="options")
-        check_tunable(known, config)
-        with bad_input():
-            return config, select_plan(self.folder, memory) if plan is None else self._plan(plan)
-
-    def _plan(self, given: Plan | str | Path) -> Plan:
-        if isinstance(given, Plan):
-            return given
-        space = self.result.space
-        return uniform_in(space, str(given)) or read_plan(space, Path(given))
-
-
-def _several(track: str | Sequence[str]) -> Sequence[str]:
-    return (track,) if isinstance(track, str) else track
 
 
 def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:

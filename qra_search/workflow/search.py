@@ -1,4 +1,4 @@
-"""The search of a run, in a folder that can be resumed; `search` is one without a folder."""
+"""The plan and the search of a run, in a folder that can be resumed; `search` is one without a folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qra_search.allocate.measured import Measured, plain_identity
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import solve
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY, RunConfig
-from qra_search.errors import bad_input
+from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator, Progress
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
@@ -19,6 +21,7 @@ from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.live import listener_for
 from qra_search.runs.folder import RunFolder, identity_in
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.checks import StudyFailed, check_evaluator
@@ -26,9 +29,8 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
-from qra_search.workflow.dry_run import embeddings_hint, foretold_costs, say_rows, worth_text
-
-DEFAULT_FOLDER = Path("runs")
+from qra_search.workflow.dry_run import embeddings_hint, estimate_cost, gain_text, report_rows
+from qra_search.workflow.settings import DEFAULT_FOLDER
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,8 @@ def search(
 
 
 @contextmanager
-def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """The folder of a run with these settings, while something is done there.
-
-    A folder in which no search has begun when something fails is left as it was before.
+def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
+    """Make the folder of a run with these settings; it is removed if nothing was begun in it at the end.
 
     Raises:
         RunExists, BadInput: what was given cannot be used; nothing was spent.
@@ -112,8 +112,44 @@ def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iter
     try:
         yield
     finally:
-        if not folder.exists:  # the log is made when the search begins
-            _forget_if_empty(folder)
+        if not folder.exists:  # a run that was refused leaves no folder that a second try would trip over
+            folder.log_file.with_name(folder.log_file.name + ".lock").unlink(missing_ok=True)
+            for path in (folder.path, DEFAULT_FOLDER):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+
+def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
+    """Measure the sensitivities unless the run has them, solve for its budgets, and write the plan.
+
+    A run whose search has begun keeps the plan of that search.
+
+    Raises:
+        BadInput: the evaluator measures none, a budget that no plan fits, or a folder with another evaluator's run.
+    """
+    space = evaluator.space
+    with bad_input():
+        budgets = resolve_budgets(space, config.search.memory)
+    sensitivities = folder.known_sensitivities(evaluator)
+    report_rows(evaluator, listener)
+    if sensitivities is not None:
+        listener.say("resumed: the sensitivities are measured")
+    elif (sensitivities := evaluator.sensitivities()) is None:
+        raise BadInput(
+            f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
+        )
+    sensitivities.check(space)
+    if folder.has_trials:
+        result = folder.result()
+        folder.keep_config(config)
+    else:
+        allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
+        result = SearchResult(
+            space, (), (), budgets, sensitivities, config.search.strategy, config.search.seed, allocations=allocations
+        )
+        folder.write_plan(config, Measured(space, sensitivities, plain_identity(evaluator.describe())), result.chosen())
+    write_report(folder, config, result, folder.identity())
+    return result
 
 
 @contextmanager
@@ -136,7 +172,7 @@ def in_workers(config: RunConfig, workers: Workers, listener: Listener) -> Itera
         yield evaluator, pool
 
 
-def search_with(
+def search_run(
     evaluator: Evaluator,
     config: RunConfig,
     folder: RunFolder,
@@ -146,34 +182,25 @@ def search_with(
     batch: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
-    """Search with an evaluator at hand in a folder that was begun, and write the results.
+    """Search with an evaluator in a folder that was begun, and write the results.
 
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
         StudyFailed: the search cannot go on, or nothing came of it.
     """
+    settings = config.search
     with bad_input():
         known = folder.known_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
-        study = make_study(
-            evaluator, config, log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch,
-            sensitivities=known,
-        )  # fmt: skip
+        with bad_input():
+            study = Study(
+                evaluator, strategy=make_strategy(settings.strategy, **settings.options),
+                evaluations=settings.evaluations, memory_budget=list(settings.memory) or None, seed=settings.seed,
+                log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch, sensitivities=known,
+            )  # fmt: skip
         folder.keep_config(config)
-        if (found := resumed_text(study)) is not None:
-            listener.say(found)
-        budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
-        listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
-        say_rows(evaluator, listener)
-        hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
-        if hint is not None:
-            listener.say(f"not searched: {hint}")
-        costs = foretold_costs(evaluator, study.evaluations, study.sensitivities) if len(log) == 0 else None
-        if costs is not None:
-            listener.say(f"what it costs: {costs.text}")
-        if study.sensitivities is not None and len(log) == 0:
-            listener.say(f"what it may gain: {worth_text(study.result().allocation())}")
+        _describe_start(study, config, listener)
 
         def stop() -> None:
             study.stop()
@@ -185,55 +212,39 @@ def search_with(
     folder.write(result)
     write_report(folder, config, result, identity)
     if not result.candidates and not study.stopping:
-        raise StudyFailed(_why_nothing(result, study.evaluations))
+        failures = result.failures()
+        raise StudyFailed(
+            f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}" if failures else
+            f"no plan was evaluated in full within {study.evaluations:g} evaluations: go on with more --evaluations"
+        )  # fmt: skip
     return result
 
 
-def resumed_text(study: Study) -> str | None:
-    """What a study finds in its log, and what is left to do; None if it begins anew."""
-    state = study.state
-    if not state.trials:
-        return (
-            None if state.sensitivities is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
+def _describe_start(study: Study, config: RunConfig, listener: Listener) -> None:
+    """Say what a study resumes, what it searches, and, of a new one, what it costs and may gain."""
+    state, evaluator = study.state, study.evaluator
+    if state.trials:
+        spent, total = state.spent, study.evaluations
+        of_all = f"{evaluations_text(spent)} of {evaluations_text(total)} evaluations spent"
+        running = len(study.log.running)
+        listener.say(
+            f"resumed: {len(state.trials)} trials are there, {of_all}, {evaluations_text(max(0.0, total - spent))} left"
+            + (f"; {running} evaluation(s) that were cut off are run again" if running else "")
         )
-    left = max(0.0, study.evaluations - state.spent)
-    text = f"resumed: {len(state.trials)} trials are there, {evaluations_text(state.spent)} of "
-    text += f"{evaluations_text(study.evaluations)} evaluations spent, {evaluations_text(left)} left"
-    cut = len(study.log.running)
-    return f"{text}; {cut} evaluation(s) that were cut off are run again" if cut else text
-
-
-def make_study(
-    evaluator: Evaluator,
-    config: RunConfig,
-    *,
-    log: TrialLog,
-    callbacks: Sequence[Callback] = (),
-    executor: Executor | None = None,
-    batch: int | None = None,
-    sensitivities: Sensitivities | None = None,
-) -> Study:
-    """The study that a config asks for.
-
-    Args:
-        sensitivities: those already measured; None: the evaluator measures them.
-
-    Raises:
-        BadInput: a budget that no plan fits, a log of another search.
-    """
-    with bad_input():
-        return Study(
-            evaluator,
-            strategy=make_strategy(config.search.strategy, **config.search.options),
-            evaluations=config.search.evaluations,
-            memory_budget=list(config.search.memory) or None,
-            seed=config.search.seed,
-            log=log,
-            callbacks=callbacks,
-            executor=executor,
-            batch=batch,
-            sensitivities=sensitivities,
-        )
+    elif state.sensitivities is not None:
+        listener.say("resumed: the sensitivities are measured, no plan is evaluated yet")
+    budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
+    listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
+    report_rows(evaluator, listener)
+    if (hint := embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)) is not None:
+        listener.say(f"not searched: {hint}")
+    if state.trials:
+        return
+    cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
+    if cost is not None:
+        listener.say(f"what it costs: {cost}")
+    if study.sensitivities is not None:
+        listener.say(f"what it may gain: {gain_text(study.result().allocation())}")
 
 
 def write_report(folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any]) -> None:
@@ -241,28 +252,3 @@ def write_report(folder: RunFolder, config: RunConfig, result: SearchResult, ide
     from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
 
     write_text(folder.report_file, page([RunData.of_result(folder, result, identity, config)]))
-
-
-def new_folder(config: RunConfig) -> Path:
-    """A folder below `runs/` that is named after model and task and does not exist."""
-    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
-    if config.evaluator != type(config).model_fields["evaluator"].default:
-        stem = config.evaluator
-    number = 1
-    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
-        number += 1
-    return path
-
-
-def _why_nothing(result: SearchResult, evaluations: float) -> str:
-    if result.failures():
-        return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
-    return f"no plan was evaluated in full within {evaluations:g} evaluations: go on with more --evaluations"
-
-
-def _forget_if_empty(folder: RunFolder) -> None:
-    """A run that was refused before its search began leaves no folder that a second try would trip over."""
-    folder.log_file.with_name(folder.log_file.name + ".lock").unlink(missing_ok=True)
-    for path in (folder.path, DEFAULT_FOLDER):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()

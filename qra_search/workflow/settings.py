@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, load_config, make_config
+from qra_search.config import DEFAULT_EVALUATOR, RunConfig, load_config, make_config
 from qra_search.errors import BadInput, needed
 
+DEFAULT_FOLDER = Path("runs")
 FIELDS = {
     "model": "model.name",
     "device": "model.device",
@@ -50,16 +51,14 @@ def make_settings(
             f"{unknown[0]!r} is no setting by that name: known are {', '.join(FIELDS)}, and any field of the config as "
             "settings={'section.field': value}"
         )
-    given = {FIELDS[name]: _plain(value) for name, value in keywords.items() if value is not None}
-    given |= overrides or {}
-    if config is None:
-        made = make_config({}, given, source="options")
-    elif isinstance(config, (str, Path)):
+    given = {FIELDS[name]: value for name, value in keywords.items() if value is not None} | dict(overrides or {})
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if isinstance(config, (str, Path)):
         made = load_config(config, given)
     elif isinstance(config, RunConfig):
         made = make_config(config.model_dump(mode="json", exclude_unset=True), given) if given else config
-    elif isinstance(config, Mapping):
-        made = make_config(dict(config), given)
+    elif config is None or isinstance(config, Mapping):
+        made = make_config(dict(config or {}), given, source="options" if config is None else "config")
     else:
         raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
@@ -85,11 +84,22 @@ def _absolute(name: Any) -> Any:
 def check_task(config: RunConfig) -> None:
     """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
     chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
-    if config.evaluator == type(config).model_fields["evaluator"].default and not chosen:
+    if config.evaluator == DEFAULT_EVALUATOR and not chosen:
         raise BadInput("say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+def check_budget(config: RunConfig) -> None:
+    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
+    if not config.search.memory:
+        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
+
+
+def new_folder(config: RunConfig) -> Path:
+    """A folder below `runs/` that is named after model and task and does not exist."""
+    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
+    if config.evaluator != DEFAULT_EVALUATOR:
+        stem = config.evaluator
+    number = 1
+    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path

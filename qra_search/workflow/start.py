@@ -10,10 +10,8 @@ from qra_search.config import RunConfig, in_memory_name
 from qra_search.errors import BadInput
 from qra_search.report.live import ProgressArgument
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.evaluator import select_objects
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import new_folder
-from qra_search.workflow.settings import make_settings
+from qra_search.workflow.settings import make_settings, new_folder
 
 
 def plan(
@@ -50,7 +48,7 @@ def plan(
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
     """
-    objects = select_objects(model, tokenizer, task, metrics)
+    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
     names = {name: value for name, value in (("model", model), ("task", task)) if name not in objects}
     made = make_settings(config, settings, memory=memory, **names, **keywords)
     made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
@@ -81,9 +79,14 @@ def open_run(
     """
     there = RunFolder(folder).check()
     config = there.config()
-    objects = select_objects(model, tokenizer, task, metrics)
+    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = in_memory_name(given) if what in objects else given
         if name is not None and str(name) != known:
             raise BadInput(f"{there.path} is a run of {what} {known}, not of {name}: give that, or plan again")
     return Run(there.path, config, objects=objects)
+
+
+def _select_objects(**given: Any) -> dict[str, Any]:
+    """Those of the arguments that are objects in memory, and not names or paths."""
+    return {name: value for name, value in given.items() if value is not None and not isinstance(value, (str, Path))}

@@ -39,13 +39,21 @@ class SearchTracker(Callback):
                 self.finished(study, trial)
 
     def finished(self, study: Study, trial: Trial) -> None:
-        self.best.add(trial)
-        self.log(trial_figures(trial, self.best), self.best.count)
+        best, done = self.best, trial.evaluation
+        best.add(trial)
+        figures = {"trial": trial.id, "spent": best.spent, "failed": best.failed, "fidelity": trial.fidelity}
+        if done is not None:
+            figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
+            figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
+        for budget in best.budgets:
+            if (lowest := best.best(budget)) is not None:
+                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest[1]
+        self.log(figures, best.count)
 
 
 @contextmanager
 def open_trackers(names: Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
-    """Begin a run in each tool, with the settings of a config; yields what sends figures to all of them.
+    """Begin a run in each tool, with the settings of a config; yields what sends finite figures to all of them.
 
     A tool that fails after its start gets nothing more, with a warning: the run goes on.
 
@@ -55,23 +63,21 @@ def open_trackers(names: Sequence[str], folder: Path, config: RunConfig) -> Iter
     with bad_input():
         trackers = {name: _begin(name, check_tracker(name), folder, config) for name in names}
 
-    def attempt(name: str, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
-            del trackers[name]
-            warnings.warn(f"{name} gets no more, the run goes on: {one_line(repr(error), 300)}", stacklevel=2)
+    def call_all(method: str, *arguments: Any, **options: Any) -> None:
+        for name, tracker in list(trackers.items()):
+            try:
+                getattr(tracker, method)(*arguments, **options)
+            except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
+                del trackers[name]
+                warnings.warn(f"{name} gets no more, the run goes on: {one_line(repr(error), 300)}", stacklevel=2)
 
     def log(figures: Mapping[str, float], step: int) -> None:
-        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
-        for name, tracker in list(trackers.items()):
-            attempt(name, lambda tracker=tracker: tracker.log(finite, step=step))  # type: ignore[misc]
+        call_all("log", {name: float(value) for name, value in figures.items() if math.isfinite(value)}, step=step)
 
     try:
         yield log
     finally:
-        for name, tracker in list(trackers.items()):
-            attempt(name, tracker.finish)
+        call_all("finish")
 
 
 def check_tracker(name: str) -> Any:
@@ -93,37 +99,16 @@ def check_tracker(name: str) -> Any:
 def _begin(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
     from accelerate.state import PartialState
 
+    fields = config.model_dump(mode="json")
+    settings = {f"{section}.{field}": str(value) for section, values in fields.items() if isinstance(values, dict)
+                for field, value in values.items()}  # fmt: skip
     try:
         PartialState()  # accelerate's loggers refuse to work without it
         folder.mkdir(parents=True, exist_ok=True)
         tracker = kind(PROJECT, str(folder)) if kind.requires_logging_directory else kind(PROJECT)
         tracker.start()
-        tracker.store_init_configuration({"run": folder.name, **flatten(config.model_dump(mode="json"))})
+        tracker.store_init_configuration({"run": folder.name, "evaluator": config.evaluator, **settings})
         return tracker
     except Exception as error:  # each tool has exceptions of its own
         reason = one_line(repr(error), 200)
         raise BadInput(f"tracker {name!r} cannot begin ({reason}): leave it out, or configure it") from error
-
-
-def trial_figures(trial: Trial, best: BestSoFar) -> dict[str, float]:
-    """The figures after a trial: its own, and the lowest mean loss within each budget so far, `best/SIZE`."""
-    figures = {"trial": float(trial.id), "spent": best.spent, "failed": float(best.failed), "fidelity": trial.fidelity}
-    if (done := trial.evaluation) is not None:
-        figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
-        if trial.proposal.predicted_loss is not None:
-            figures["predicted_loss"] = trial.proposal.predicted_loss
-    for budget in best.budgets:
-        if (found := best.best(budget)) is not None:
-            figures[f"best/{format_bytes(budget).replace(' ', '')}"] = found[1]
-    return figures
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """Nested mappings by dotted name; what is no number or text becomes one."""
-    flat: dict[str, int | float | str] = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (int, float, str)) else str(value)
-    return flat

@@ -42,7 +42,7 @@ def test_a_command_without_options_has_the_defaults_of_a_config(name: str) -> No
     flags = {p.name: p.default for p in command.params if p.name in FIELDS}
     assert {"model", "task", "seed", "backend"} <= flags.keys()
     assert {name for name, value in flags.items() if value is not None} == set()
-    assert common.Given({"config": None, "sets": None, **flags}).settings() == CONFIG
+    assert common.read_settings({"config": None, "sets": None, **flags}) == CONFIG
 
 
 def test_finetune_has_the_defaults_of_a_full_tuning_in_python() -> None:

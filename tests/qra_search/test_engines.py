@@ -7,9 +7,6 @@ from cli_runner import Qra
 
 from qra_search.config import ConfigError, dump_config, load_config, make_config
 from qra_search.engines import ENGINES, room_for, unsupported_reason
-from qra_search.errors import BadInput
-from qra_search.runs.folder import RunFolder
-from qra_search.workflow.export import export_target
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -56,13 +53,6 @@ def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
     assert room_for("llama.cpp", 48) == 48
     with pytest.raises(ValueError, match="rank 600 is above 512"):
         room_for("vllm", 600)
-
-
-def test_export_without_a_format_or_an_engine_is_peft(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(BadInput, match="holds no tuned plan"):
-        export_target(RunFolder(tmp_path))
-    monkeypatch.setattr("qra_search.workflow.export._check_tuned", lambda folder: None)
-    assert export_target(RunFolder(tmp_path)).format == "peft"
 
 
 def test_export_of_no_folder_says_so(tmp_path, capsys: pytest.CaptureFixture[str]):

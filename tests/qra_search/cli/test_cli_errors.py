@@ -88,7 +88,7 @@ CASES = [
     ((*SEARCH, "--ranks", "4;8"), "--ranks is '4;8': numbers"),
     ((*SEARCH, "--evaluations", "0"), "search.evaluations is 0.0: input should be greater than 0"),
     ((*SEARCH, "--backend", "two=hqq"), "--backend is 'two=hqq': a name is needed, or one for each bit-width"),
-    ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a field and a value are needed"),
+    ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a name and a value are needed"),
     ((*SEARCH, "--set", "training.lr=3"), "training.lr is no known field: did you mean learning_rate?"),
     ((*SEARCH, "--columns", "prompt"), "--columns is 'prompt': a field and a column are needed, such as"),
     ((*SEARCH, "--set", "evaluation.steps=[1"), "--set evaluation.steps: '[1' is not a YAML value"),

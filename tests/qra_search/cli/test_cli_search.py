@@ -207,7 +207,7 @@ def test_ctrl_c_in_the_last_evaluation_is_the_end_all_the_same(
 def test_ctrl_c_before_anything_was_begun_is_said(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qra_search.cli import plan
 
-    monkeypatch.setattr(plan, "check_plannable", lambda config: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(plan, "check_budget", lambda config: signal.raise_signal(signal.SIGINT))
     stopped = qra("plan", "--model", "tiny", "--task", "arithmetic", "--memory", "75%", "--dry-run")
     assert stopped.status == 130 and stopped.err.strip() == "qra: stopped"
 

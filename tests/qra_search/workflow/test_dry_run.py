@@ -1,41 +1,78 @@
-"""What is said of a search before it begins."""
+"""What is said of a run before it begins: cost, gain, rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall
+from qra_search.allocate.solve import solve
 from qra_search.config import RunConfig, make_config
-from qra_search.workflow.dry_run import dry_run, embeddings_hint
+from qra_search.evaluation.evaluator import RowCount
+from qra_search.study.listener import Listener
+from qra_search.workflow.dry_run import (
+    cost_text,
+    describe_rows,
+    describe_run,
+    embeddings_hint,
+    estimate_cost,
+    gain_text,
+    report_rows,
+)
 
 
 class Estimating(AdditiveEvaluator):
-    def sensitivities_charge(self) -> float:
-        return 3.0
+    """An evaluator that estimates its cost, and counts the rows that it is given."""
 
-    def estimate(self) -> Mapping[str, float]:
+    def __init__(self, **counts: RowCount):
+        super().__init__()
+        self.counts = counts
+
+    def sensitivities_charge(self) -> float:
+        return 5.0
+
+    def evaluation_seconds(self) -> float:
+        return 30.0
+
+    def estimate(self) -> dict[str, float]:
         return {"setup_seconds": 10.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
 
-
-def test_the_time_counts_the_sensitivities_and_all_evaluations() -> None:
-    estimate = dry_run(Estimating(), make_config({"search": {"evaluations": 12}}))["estimate"]
-    assert estimate["total_seconds"] == 10 + 4 + 2 * 12 and estimate["sensitivities_charge"] == 3.0
+    def row_counts(self) -> dict[str, RowCount]:
+        return self.counts
 
 
-def test_the_time_of_a_plan_alone_counts_no_evaluations() -> None:
-    assert dry_run(Estimating(), RunConfig(), evaluations=0)["estimate"]["total_seconds"] == 10 + 4
+@pytest.mark.parametrize(("evaluations", "seconds"), [(None, 10 + 4 + 2 * 12), (0, 10 + 4)])
+def test_the_time_counts_the_sensitivities_and_all_evaluations(evaluations: float | None, seconds: float) -> None:
+    config = make_config({"search": {"evaluations": 12}})
+    estimate = describe_run(Estimating(), config, evaluations)["estimate"]
+    assert estimate["total_seconds"] == seconds and estimate["sensitivities_charge"] == 5.0
 
 
-def test_without_an_estimate_the_time_is_unknown() -> None:
-    assert dry_run(AdditiveEvaluator(), RunConfig())["estimate"] == {}
-
-
-def test_a_budget_that_no_plan_fits_is_refused() -> None:
+def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_is_refused() -> None:
+    assert describe_run(AdditiveEvaluator(), RunConfig())["estimate"] == {}
     with pytest.raises(BudgetTooSmall):
-        dry_run(AdditiveEvaluator(), make_config({"search": {"memory": "1KiB"}}))
+        describe_run(AdditiveEvaluator(), make_config({"search": {"memory": "1KiB"}}))
+
+
+def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured() -> None:
+    assert estimate_cost(Estimating(), 10, is_measured=False) == (
+        "10 plans tuned briefly, about 5 min 00 s; before them the sensitivities, as long as 5 more, about 2 min 30 s"
+    )
+    assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
+    assert cost_text(4.5) == "4.5 plans tuned briefly"
+    assert estimate_cost(AdditiveEvaluator(), 15, is_measured=False) is None
+
+
+def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
+    evaluator = AdditiveEvaluator()
+    sensitivities, memory = evaluator.sensitivities(), evaluator.space.memory
+    assert sensitivities is not None
+    clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
+    assert clear.best_uniform is not None
+    assert ("checks the prediction" in gain_text(clear)) == clear.best_uniform.is_certain
+    assert "measures it" in gain_text(None)
 
 
 def test_embeddings_that_take_much_of_the_budget_are_named_with_what_halves_them() -> None:
@@ -43,6 +80,45 @@ def test_embeddings_that_take_much_of_the_budget_are_named_with_what_halves_them
     assert embeddings_hint(config, 30, [100, 200]) == (
         "30% of the budget, mostly embeddings: quantization.embeddings=8 halves them"
     )
-    assert embeddings_hint(config, 20, [100, 200]) is None
-    assert embeddings_hint(RunConfig(), 30, [100]) is None, "they are searched"
-    assert embeddings_hint(config.model_copy(update={"evaluator": "landscape"}), 30, [100]) is None
+    others = (config, 20), (RunConfig(), 30), (config.model_copy(update={"evaluator": "landscape"}), 30)
+    assert [embeddings_hint(other, size, [100]) for other, size in others] == [None] * 3
+
+
+ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "lines"),
+    [
+        ({}, []),
+        (ENOUGH, []),
+        (
+            {"train": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)},
+            ["rows: 24 train (800 asked for), 40 validation (64 asked for), 3 test (128 asked for)",
+             "warning: 24 train and 3 test rows: fewer than 32 say little of others, give more data"],
+        ),
+        (
+            {**ENOUGH, "test": RowCount(128, 128, 5, 900), "train": RowCount(96, 96, 7, 411)},
+            ["rows: 96 train, 64 validation, 128 test",
+             "rows: 12 of 288 rows are cut to training.max_length, the longest has 900 tokens: "
+             "--set training.max_length=900 keeps them whole"],
+        ),
+        (
+            {**ENOUGH, "train": RowCount(96, 96, conflicting=4)},
+            ["rows: 96 train, 64 validation, 128 test",
+             "warning: 4 rows have a prompt that occurs again with another answer: check the data"],
+        ),
+    ],
+)  # fmt: skip
+def test_rows_that_are_few_cut_or_conflicting_are_reported(counts: dict[str, RowCount], lines: list[str]) -> None:
+    heard: list[str] = []
+
+    class Heard(Listener):
+        def say(self, text: str) -> None:
+            heard.append(text)
+
+    evaluator: Any = Estimating(**counts)
+    report_rows(evaluator, Heard())
+    assert heard == lines
+    assert describe_rows(evaluator)[:1] == ([] if not counts else [heard[0].removeprefix("rows: ")] if heard else
+                                            ["96 train, 64 validation, 128 test"])  # fmt: skip
