@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from cli_runner import Qra
 
 from qra_search.config import ConfigError, dump_config, load_config, make_config
 from qra_search.engines import ENGINES, room_for, unsupported_reason
@@ -53,8 +52,3 @@ def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
     assert room_for("llama.cpp", 48) == 48
     with pytest.raises(ValueError, match="rank 600 is above 512"):
         room_for("vllm", 600)
-
-
-def test_export_of_no_folder_says_so(tmp_path, capsys: pytest.CaptureFixture[str]):
-    shown = Qra(capsys)("export", str(tmp_path / "none"))
-    assert shown.status == 2 and "is no folder" in shown.err.splitlines()[-1]

@@ -124,6 +124,7 @@ CASES = [
     (("show", "a", "other.json"), "other.json is no plan"),
     # tuning and the rest
     (("finetune", "none"), "none is no run"),
+    (("export", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a has no tuning of its plan (tunings: none): run `qra finetune a`"),
