@@ -13,6 +13,7 @@ from qra_search.config import make_config
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report.finding import headline
 from qra_search.report.live import make_view
+from qra_search.runs.baselines import can_shuffle
 from qra_search.runs.folder import RunFolder
 from qra_search.study.listener import Listener
 from qra_search.workflow.finetune import check_reloads
@@ -22,20 +23,21 @@ DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic", "options": {"kinds": ["total"], "digits": [1, 2]}},
     "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": 3},
-    "space": {"granularity": "module", "bits": [1, 2], "ranks": [4, 8, 16]},
+    "space": {"granularity": "module", "bits": [1, 1.5, 2], "ranks": [4, 8, 16]},
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
     "finetune": {"steps": 36, "test_rows": 96},
-    "search": {"evaluations": 16, "memory": ["2.35bpw"]},
+    "search": {"evaluations": 16, "memory": ["30MiB"]},
 }
-"""Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes for which uniform plans have to
-fall to 1 bit and mixed ones do not. States of 10 bits quantize four times as fast as the usual 12."""
+"""Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes midway between uniform plans of 1
+and of 1.5 bits. States of 10 bits quantize four times as fast as the usual 12."""
 
 STEPS = """\
 qra demo: {model} on the task {task}, within {memory}.
 1. quantize every linear at every bit-width, and measure how sensitive each is
 2. plan: choose bits and rank of every linear, exactly, by these sensitivities
-3. tune the plan, the best uniform plan of no more bytes, and 16-bit LoRA; compare them on test data"""
+3. tune the plan, the best uniform plan that fits, 16-bit LoRA, and the plan shuffled over linears of one shape; compare
+   them on test data"""
 
 
 def demo(
@@ -45,8 +47,8 @@ def demo(
 ) -> None:
     """Plan, tune and compare on SmolLM2-135M and made-up word problems, in about seven minutes on two cores.
 
-    Chooses a plan of 2.35 bits a weight, adapters among them, tunes it, and compares it on test data with the best
-    uniform plan that fits and with 16-bit LoRA. A demo that was broken off is resumed.
+    Chooses a plan of 30 MiB, tunes it, and compares it on test data with the best uniform plan that fits, with the plan
+    itself shuffled over linears of the same shape, and with 16-bit LoRA. A demo that was interrupted is resumed.
 
     [bold]Example[/]
 
@@ -65,6 +67,8 @@ def demo(
         result = run.choose_plan(progress=view)
         view.say(f"Planned. {headline(result)}")
         comparison = run.finetune(with_16_bit=True, progress=view, check=False)
+        if can_shuffle(result.space, run.plan):
+            comparison = run.finetune(against="shuffled", progress=view, check=False)
         if as_json:
             common.emit({"folder": str(out), "comparison": comparison.to_dict(), **result.to_dict()})
         else:

@@ -51,12 +51,15 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
     rng, order = np.random.default_rng(seed), np.arange(len(space))
     for alike in _groups_of_a_shape(space):
         order[alike] = rng.permutation(alike)
-    shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
-    if shuffled != plan:
-        return shuffled
-    if all(len(choices) == 1 for choices in _choices_by_shape(space, plan)):
+    if not can_shuffle(space, plan):
         raise BadInput("the plan has one width and rank for all linears of the same shape: it cannot be shuffled")
-    return shuffle_plan(space, plan, seed + 1)
+    shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
+    return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)
+
+
+def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
+    """Whether groups of the same shape have different widths or ranks."""
+    return any(len(choices) > 1 for choices in _choices_by_shape(space, plan))
 
 
 def is_shuffled(space: SearchSpace, plan: Plan, other: Plan) -> bool:

@@ -10,26 +10,33 @@ from cli_runner import Qra
 
 from qra_search.cli import demo
 from qra_search.config import make_config
+from qra_search.runs.baselines import shuffle_plan
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 
-SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
+SMALL = (
+    "--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "space.bits=[1, 2]",
+    "--set", "search.memory=2.35bpw",
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("tuner")
 
 
-def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes(
+def test_the_demo_plans_and_compares_with_the_best_uniform_plan_that_fits_and_the_plan_shuffled(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any]
 ) -> None:
     done = qra("demo", "--out", tmp_path / "d", *SMALL)
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
     result = run.result()
-    assert result.memory_budgets == resolve_budgets(result.space, demo.DEMO["search"]["memory"])
+    assert result.memory_budgets == resolve_budgets(result.space, "2.35bpw")
     allocation = result.allocation()
     assert allocation is not None and allocation.best_uniform is not None and result.trials == ()
     sixteen = result.space.unquantized.uniform(16, result.space.ranks[-1])
-    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, allocation.best_uniform.plan, sixteen]
+    shuffled = shuffle_plan(result.space, allocation.plan)
+    others = [allocation.best_uniform.plan, sixteen, shuffled]
+    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, *others]
+    assert "shuffled: " in done.out
     assert "16-bit LoRA, rank" in done.out and tuner["built"] == 1
     assert str(run.report_file) in done.out and f"qra search {run.path} --evaluations" in done.out
 
@@ -54,4 +61,4 @@ def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
     data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
     assert data["allocations"][0]["memory_bytes"] <= data["allocations"][0]["budget"]
-    assert {tuned["role"] for tuned in data["comparison"]["tunings"]} == {"plan", "uniform", "16-bit"}
+    assert {tuned["role"] for tuned in data["comparison"]["tunings"]} == {"plan", "uniform", "shuffled", "16-bit"}
