@@ -7,12 +7,23 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Evaluation, Plan, SearchSpace
 from qra_search.evaluation.evaluator import RowCount
 
+WRONG: dict[str, Any] = {
+    "nan": Evaluation(float("nan"), 1),
+    "infinite": Evaluation(float("inf"), 1),
+    "nothing": None,
+    "unpicklable": lambda: 0,
+    "words": Evaluation("low", 1),  # type: ignore[arg-type]
+    "odd_metrics": Evaluation(1.0, 1, {"accuracy": object()}),  # type: ignore[dict-item]
+    "no_share": Evaluation(1.0, 1, fidelity=float("nan")),
+}
+"""What an evaluator may return that is no evaluation."""
 SMALL = {"groups": 3, "bits": (2, 4), "ranks": (4, 8)}
 
 
@@ -48,10 +59,9 @@ class Misbehaving(AdditiveEvaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.note(f"begun-{plan.key.replace('|', '_')}")
         time.sleep(self.seconds)
-        bad = plan.bits[0] == 4 and noted(self.notes, "deed") < self.victims if self.deed else False
-        if bad:
+        if self.deed and plan.bits[0] == 4 and count_notes(self.notes, "deed") < self.victims:
             self.note("deed")
-            return getattr(self, self.deed)(plan)
+            return WRONG[self.deed] if self.deed in WRONG else getattr(self, self.deed)(plan)
         return super().evaluate(plan, fidelity=fidelity, seed=seed)
 
     def die(self, plan: Plan) -> Evaluation:
@@ -75,27 +85,6 @@ class Misbehaving(AdditiveEvaluator):
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    def nan(self, plan: Plan) -> Evaluation:
-        return Evaluation(float("nan"), self.space.memory_bytes(plan))
-
-    def infinite(self, plan: Plan) -> Evaluation:
-        return Evaluation(float("inf"), self.space.memory_bytes(plan))
-
-    def nothing(self, plan: Plan) -> Evaluation:
-        return None  # type: ignore[return-value]
-
-    def unpicklable(self, plan: Plan) -> Evaluation:
-        return lambda: 0  # type: ignore[return-value]
-
-    def words(self, plan: Plan) -> Evaluation:
-        return Evaluation("low", self.space.memory_bytes(plan))  # type: ignore[arg-type]
-
-    def odd_metrics(self, plan: Plan) -> Evaluation:
-        return Evaluation(1.0, self.space.memory_bytes(plan), {"accuracy": object()})  # type: ignore[dict-item]
-
-    def no_share(self, plan: Plan) -> Evaluation:
-        return Evaluation(1.0, self.space.memory_bytes(plan), fidelity=float("nan"))
-
     def raise_surrogates(self, plan: Plan) -> Evaluation:
         raise ValueError("\udcff" + "x" * 100_000)
 
@@ -103,7 +92,7 @@ class Misbehaving(AdditiveEvaluator):
         raise SystemExit("an evaluator that wants to leave")
 
 
-def noted(notes: str | Path, what: str) -> int:
+def count_notes(notes: str | Path, what: str) -> int:
     """How many notes of a kind there are."""
     return len(list(Path(notes).glob(f"{what}-*"))) if notes else 0
 

@@ -54,7 +54,6 @@ class Family:
         uneven: whether layers differ in size.
     """
 
-    about: str
     within: float = 0.0
     neighbours: tuple[float, float] = (0.0, 0.0)
     distant: float = 0.0
@@ -68,36 +67,19 @@ class Family:
     uneven: bool = False
 
 
+MILD: dict[str, Any] = {"within": 0.2, "neighbours": (0.05, 0.1)}
+"""A mild interaction of the modules of a layer and of neighbouring layers."""
 FAMILIES = {
-    "additive": Family("groups do not interact and nothing saturates", cap=float("inf")),
-    "interaction": Family(
-        "neighbouring layers and the modules of a layer interact", within=0.5, neighbours=(0.15, 0.4)
-    ),
-    "compensation": Family(
-        "rank repairs damage, but a part of it, most at 2 bits, no rank repairs", floors=(0.45, 0.2), repair_power=0.9
-    ),
-    "misleading": Family(
-        "mild interaction, and sensitivities that are systematically wrong over depth and blind to kinds",
-        within=0.2,
-        neighbours=(0.05, 0.1),
-        prior_tilt=2.0,
-        prior_kinds=False,
-    ),
-    "heteroscedastic": Family(
-        "mild interaction, and noise that grows with the loss", within=0.2, neighbours=(0.05, 0.1), noise_slope=0.1
-    ),
-    "uneven": Family(
-        "mild interaction, and layers from half to four times the size", within=0.2, neighbours=(0.05, 0.1), uneven=True
-    ),
-    "saturating": Family(
-        "strongly non-additive: every layer interacts with every other, damage compounds, then saturates",
-        within=0.8,
-        neighbours=(0.3, 1.0),
-        distant=1.2,
-        bend=0.6,
-        cap=6.0,
-    ),
+    "additive": Family(cap=float("inf")),
+    "interaction": Family(within=0.5, neighbours=(0.15, 0.4)),
+    "compensation": Family(floors=(0.45, 0.2), repair_power=0.9),
+    "misleading": Family(**MILD, prior_tilt=2.0, prior_kinds=False),
+    "heteroscedastic": Family(**MILD, noise_slope=0.1),
+    "uneven": Family(**MILD, uneven=True),
+    # Every layer interacts with every other, damage compounds, then saturates.
+    "saturating": Family(within=0.8, neighbours=(0.3, 1.0), distant=1.2, bend=0.6, cap=6.0),
 }
+"""`benchmarks/strategies/README.md` says what each is for."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ PAIRS = 8_000
 """Two-exchanges tried in a step, those with the lowest sum of single changes first."""
 SINGLES = 2_000
 """Single changes that pairs are made of, those of the lowest loss first."""
-PREFIX = 48
-"""Improving exchanges of different groups that one step tries to make together."""
 CHUNK = 4_000_000
 
 
@@ -29,7 +27,6 @@ CHUNK = 4_000_000
 class Reference:
     """Best known plan under each budget, with its noise-free loss; `exact` where it is proven optimal."""
 
-    budgets: tuple[int, ...]
     plans: tuple[Plan, ...]
     losses: tuple[float, ...]
     exact: bool
@@ -55,7 +52,7 @@ def reference_front(
     if path is not None and path.is_file():
         data = json.loads(path.read_text())
         plans = tuple(map(Plan.from_dict, data["plans"]))
-        return Reference(tuple(data["budgets"]), plans, tuple(data["losses"]), data["exact"])
+        return Reference(plans, tuple(data["losses"]), data["exact"])
     for budget in budgets:
         space.memory.check_budget(budget)
     found = _solve(tables, space, budgets)
@@ -75,7 +72,7 @@ def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Refe
                 if problem.value(candidate) < problem.value(best[i]):
                     best[i] = candidate
     losses = tuple(problem.value(code) for problem, code in zip(problems, best, strict=True))
-    return Reference(budgets, tuple(map(space.decode, best)), losses, tables.is_additive)
+    return Reference(tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
 class Problem:
@@ -139,16 +136,11 @@ class Problem:
             moves = np.concatenate([singles, self.pairs(change.ravel(), extra, left)])
             if not len(moves):
                 return best
-            gain = self.losses(self.moved(best, moves)) - value
-            together = self.together(moves, gain, extra, left)
-            if not len(together):
+            codes = self.moved(best, moves)
+            values = self.losses(codes)
+            if values.min() >= value - 1e-12:
                 return best
-            steps = np.repeat(best[None], len(together), axis=0)
-            for i, move in enumerate(together):
-                steps[i:] = self.moved(steps[i], move[None])
-            values = self.losses(steps)
-            at = int(values.argmin())
-            best, value = steps[at], float(values[at])
+            best, value = codes[values.argmin()], float(values.min())
 
     def single_changes(self, code: np.ndarray) -> np.ndarray:
         """Loss (G, B, R) with one group at another choice; inf if that is not allowed."""
@@ -173,22 +165,6 @@ class Problem:
             code = self.moved(code, np.array([[int(rate.argmin())]]))[0]
         return code
 
-    def together(self, moves: np.ndarray, gain: np.ndarray, extra: np.ndarray, left: int) -> np.ndarray:
-        """Improving moves, best first, of groups that none before it touches, while all of them fit together."""
-        chosen: list[np.ndarray] = []
-        touched: set[int] = set()
-        for at in np.argsort(gain, kind="stable"):
-            if gain[at] >= -1e-12 or len(chosen) == PREFIX:
-                break
-            move = np.unique(moves[at])
-            groups = set(self.group[move].tolist())
-            cost = int(extra[move].sum())
-            if cost <= left and not groups & touched:
-                left -= cost
-                touched |= groups
-                chosen.append(moves[at])
-        return np.array(chosen, dtype=np.int64).reshape(-1, 2)
-
     def pairs(self, change: np.ndarray, extra: np.ndarray, left: int) -> np.ndarray:
         """Pairs of moves (P, 2) of different groups that fit together, lowest sum of single changes first."""
         usable = np.flatnonzero(np.isfinite(change))
@@ -204,12 +180,6 @@ class Problem:
 
 
 def _fingerprint(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> str:
-    """Hash of the loss of some plans, of the space and of the budgets: equal landscapes share their reference."""
-    rng = np.random.default_rng(0)
-    probes = np.zeros((8, 2, len(space)), np.int64)
-    for side, allowed in enumerate((space.bits_allowed, space.ranks_allowed)):
-        for g, row in enumerate(allowed):
-            probes[:, side, g] = rng.choice(np.flatnonzero(row), 8)
-    truth = np.round(tables.losses(probes), 9).tolist()
-    content = json.dumps([space.signature, truth, tables.is_additive, list(budgets)])
-    return hashlib.sha256(content.encode()).hexdigest()[:20]
+    """Hash of all that a reference follows from: equal landscapes share theirs."""
+    content = [space.signature, budgets, [np.asarray(value).tobytes() for value in vars(tables).values()]]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:20]

@@ -12,6 +12,7 @@ import subprocess
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,8 @@ def environment() -> dict[str, Any]:
     """Commit, versions and kind of machine; nothing that names a person, a host or a folder."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "commit": _commit(),
         "python": platform.python_version(),

@@ -170,9 +170,7 @@ class RunFolder:
         strategy = identity.get("strategy", "")
         if state.trials:
             return SearchResult.from_state(state, _strategy(strategy))
-        return SearchResult(
-            state.space, (), (), state.memory_budgets, state.sensitivities, strategy, state.seed, state.spent
-        )
+        return SearchResult(state.space, (), state.sensitivities, state.memory_budgets, state.seed, strategy=strategy)
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""

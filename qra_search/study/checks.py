@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import RunFailed, needed
 from qra_search.evaluation.evaluator import MAX_INT, Evaluator
 from qra_search.log.state import StudyState
@@ -49,14 +48,11 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
 
 
-def check_options(evaluations: Any, seed: Any, batch: Any, sensitivities: Any) -> None:
-    """Raises BadInput for the first option that is of another kind than a study takes."""
+def check_options(evaluations: Any, seed: Any, batch: Any) -> None:
+    """Raises BadInput for a search budget, a seed or a batch that cannot be used."""
     if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
         raise needed("evaluations", evaluations, "a positive number is needed")
     if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
         raise needed("seed", seed, "a whole number from 0 on is needed, below 2**63")
-    if not (batch is None or (isinstance(batch, Integral) and int(batch) >= 1)):
+    if batch is not None and not (isinstance(batch, Integral) and int(batch) >= 1):
         raise needed("batch", batch, "a whole number from 1 on, or None, is needed")
-    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
-        wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
-        raise needed("sensitivities", sensitivities, wanted)

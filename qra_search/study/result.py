@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from qra_search.allocate.measured import Measured
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, solve
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
@@ -21,7 +20,7 @@ from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predict_better
 
@@ -31,22 +30,17 @@ __all__ = ["EvaluatedPlan", "UniformComparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult:
-    """Everything that a search leaves; made from the log alone.
+class SearchResult(StudyState):
+    """Everything that a search leaves, made from the log alone: the state of the study, and what is known of its plans.
 
     Attributes:
         candidates: every plan evaluated at full fidelity, cheapest first.
+        strategy: its name.
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
-    space: SearchSpace
-    trials: tuple[Trial, ...]
-    candidates: tuple[EvaluatedPlan, ...]
-    memory_budgets: tuple[int, ...] = ()
-    sensitivities: Sensitivities | None = None
+    candidates: tuple[EvaluatedPlan, ...] = ()
     strategy: str = ""
-    seed: int = 0
-    spent: float = 0.0
     allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -61,10 +55,8 @@ class SearchResult:
             losses, size = seen[plan], state.space.memory_bytes(plan)
             candidates.append(EvaluatedPlan(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
-        return cls(
-            state.space, state.trials, tuple(candidates), state.memory_budgets, state.sensitivities, strategy.name,
-            state.seed, state.spent,
-        )  # fmt: skip
+        known = {field.name: getattr(state, field.name) for field in fields(StudyState)}
+        return cls(**known, candidates=tuple(candidates), strategy=strategy.name)
 
     @property
     def front(self) -> list[EvaluatedPlan]:
@@ -76,11 +68,6 @@ class SearchResult:
     def uniform(self) -> list[EvaluatedPlan]:
         """The uniform plans that were evaluated, cheapest first."""
         return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
-
-    @property
-    def budget_bytes(self) -> int:
-        """The largest budget of the search; the bytes of the largest plan if it had none."""
-        return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
         """The best plan: lowest posterior mean of the loss within the budget; None if nothing that fits was
@@ -206,7 +193,7 @@ class SearchResult:
 
     def _resolve(self, memory_budget: int | str | None) -> int:
         """Bytes of a budget; those of the largest without one."""
-        return self.budget_bytes if memory_budget is None else resolve_budget(self.space, memory_budget)
+        return self.memory_limit if memory_budget is None else resolve_budget(self.space, memory_budget)
 
     def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
         return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
-from qra_search.errors import BadInput, needed
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
 from qra_search.log.state import StudyState
@@ -79,14 +79,14 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, batch, sensitivities)
+        check_options(evaluations, seed, batch)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
         self.evaluations = float(evaluations)
         self.seed = int(seed)
         self.batch = batch
-        self.callbacks = _checked(callbacks)
+        self.callbacks = tuple(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         self.log.bind(
             {
@@ -262,13 +262,3 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
         widths = sorted({space.level(name).width for name in best})[-2:]
         chosen += [plan for name, (_, plan) in best.items() if space.level(name).width in widths]
     return sorted(dict.fromkeys(chosen), key=space.memory_bytes)
-
-
-def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
-    """The callbacks, or BadInput if one of them is none."""
-    if isinstance(callbacks, Callback):
-        raise needed("callbacks", callbacks, "a list of callbacks is needed")
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise needed("a callback", callback, "an instance of a subclass of Callback is needed")
-    return tuple(callbacks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -58,23 +57,14 @@ def toy_space(
     for layer in range(layers):
         for kind, members in KINDS[granularity].items():
             linears = tuple(_linear(f"layers.{layer}.{member}", *SHAPES[member]) for member in members)
-            narrow = restricted and len(groups) % 3 == 0
-            own_bits = names[1:] if narrow and len(bits) > 1 else names if table else None
-            own_ranks = ranks[:-1] if narrow and len(ranks) > 1 else ranks if table else None
-            groups.append(
-                Group(
-                    name=f"layers.{layer}.{kind}", linears=linears, bits=own_bits, ranks=own_ranks, kind=kind,
-                    depth=layer,
-                )
-            )  # fmt: skip
+            left_out = int(restricted and len(groups) % 3 == 0)
+            choices = {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]} if left_out or table else {}
+            groups.append(Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices))
     if table:
-        wide = (*names[1:], 16)
-        embedding = (_linear("embed", 1024, 256),)
+        linears, wide = (_linear("embed", 1024, 256),), (*names[1:], 16)
         groups.append(
-            Group(
-                name="embed", linears=embedding, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True
-            )
-        )  # fmt: skip
+            Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True)
+        )
         bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
@@ -169,53 +159,42 @@ def logged_state(
         return replace(state, trials=log.trials)
 
 
-def budgets_of(space: SearchSpace, *shares: float) -> tuple[int, ...]:
+def budgets_at(space: SearchSpace, *shares: float) -> tuple[int, ...]:
     """Bytes at these shares of the way from the smallest to the largest plan."""
     return tuple(int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares)
 
 
-def _usual(
-    evaluator: Evaluator, trials: int = 12, shares: tuple[float, ...] = (0.3, 0.6), **options: Any
-) -> StudyState:
-    return logged_state(evaluator, trials, budgets=budgets_of(evaluator.space, *shares), **options)
-
-
-def _single(trials: int) -> StudyState:
-    return _usual(ToyEvaluator(toy_space(3, bits=(4,), ranks=(8,))), trials, ())
-
-
-SCENARIOS: dict[str, Callable[[], StudyState]] = {
-    "an empty log": lambda: _usual(ToyEvaluator(), 0),
-    "one trial": lambda: _usual(ToyEvaluator(), 1),
-    "a log that another strategy wrote": lambda: _usual(ToyEvaluator()),
-    "no named budget": lambda: _usual(ToyEvaluator(), 30, ()),
-    "one budget": lambda: _usual(ToyEvaluator(), shares=(0.3,)),
-    "a budget that only the smallest plan fits": lambda: _usual(ToyEvaluator(), 0, (0.0,)),
-    "pending trials": lambda: _usual(ToyEvaluator(), pending=4),
-    "nothing but pending trials": lambda: _usual(ToyEvaluator(), 0, pending=4),
-    "failed trials": lambda: _usual(ToyEvaluator(failing=0.4)),
-    "nothing but failed trials": lambda: _usual(ToyEvaluator(failing=1.0), 6),
-    "no sensitivities": lambda: _usual(ToyEvaluator(sensitivities=None)),
-    "wrong sensitivities": lambda: _usual(ToyEvaluator(sensitivities="wrong")),
-    "sensitivities of zeros": lambda: _usual(ToyEvaluator(sensitivities="zero")),
-    "two fidelities": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0))),
-    "two fidelities and an empty log": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0)), 0),
-    "one layer": lambda: _usual(ToyEvaluator(toy_space(1)), 3),
-    "ninety-six layers": lambda: _usual(ToyEvaluator(toy_space(96))),
-    "one allowed bit-width": lambda: _usual(ToyEvaluator(toy_space(bits=(4,)))),
-    "one allowed rank": lambda: _usual(ToyEvaluator(toy_space(ranks=(8,)))),
-    "one plan in all, not yet tried": lambda: _single(0),
-    "one plan in all, tried": lambda: _single(1),
-    "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
-    "a table beside the linears": lambda: _usual(ToyEvaluator(toy_space(table=True))),
-    "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
-    "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),
-    "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=TWO_WAYS))),
-    "no adapter and no quantization among the choices": lambda: _usual(
-        ToyEvaluator(toy_space(bits=(2, 4, 16), ranks=(0, 8)))
-    ),
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "an empty log": {"trials": 0},
+    "one trial": {"trials": 1},
+    "a log that another strategy wrote": {},
+    "no named budget": {"trials": 30, "shares": ()},
+    "one budget": {"shares": (0.3,)},
+    "a budget that only the smallest plan fits": {"trials": 0, "shares": (0.0,)},
+    "pending trials": {"pending": 4},
+    "nothing but pending trials": {"trials": 0, "pending": 4},
+    "failed trials": {"failing": 0.4},
+    "nothing but failed trials": {"trials": 6, "failing": 1.0},
+    "no sensitivities": {"sensitivities": None},
+    "wrong sensitivities": {"sensitivities": "wrong"},
+    "sensitivities of zeros": {"sensitivities": "zero"},
+    "two fidelities": {"fidelities": (0.25, 1.0)},
+    "two fidelities and an empty log": {"trials": 0, "fidelities": (0.25, 1.0)},
+    "one layer": {"trials": 3, "space": {"layers": 1}},
+    "ninety-six layers": {"space": {"layers": 96}},
+    "one allowed bit-width": {"space": {"bits": (4,)}},
+    "one allowed rank": {"space": {"ranks": (8,)}},
+    "one plan in all, not yet tried": {"trials": 0, "shares": (), "space": {"layers": 3, "bits": (4,), "ranks": (8,)}},
+    "one plan in all, tried": {"trials": 1, "shares": (), "space": {"layers": 3, "bits": (4,), "ranks": (8,)}},
+    "groups with fewer choices": {"space": {"restricted": True}},
+    "a table beside the linears": {"space": {"table": True}},
+    "granularity module": {"space": {"layers": 4, "granularity": "module"}},
+    "granularity fused": {"space": {"layers": 4, "granularity": "fused"}},
+    "two ways to store a width": {"space": {"bits": TWO_WAYS}},
+    "no adapter and no quantization among the choices": {"space": {"bits": (2, 4, 16), "ranks": (0, 8)}},
 }
-"""The states that every strategy must cope with, by name."""
+"""The states that every strategy must cope with, by name: trials in the log, `shares` as `budgets_at` takes them, and
+what `toy_space` and `ToyEvaluator` are called with; see `scenario`."""
 
 EXHAUSTED = ("one plan in all, tried",)
 """Scenarios in which nothing new is left to propose."""
@@ -224,7 +203,10 @@ EXHAUSTED = ("one plan in all, tried",)
 @cache
 def scenario(name: str) -> StudyState:
     """One of the `SCENARIOS`, made once."""
-    return SCENARIOS[name]()
+    options = {"trials": 12, "pending": 0, "shares": (0.3, 0.6), "space": {}, **SCENARIOS[name]}
+    trials, pending, shares, space = (options.pop(key) for key in ("trials", "pending", "shares", "space"))
+    evaluator = ToyEvaluator(toy_space(**space), **options)
+    return logged_state(evaluator, trials, budgets=budgets_at(evaluator.space, *shares), pending=pending)
 
 
 def disturb_global_randomness() -> None:

@@ -15,8 +15,8 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ import pytest
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.executors.base import InProcessExecutor
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import Plan
@@ -38,7 +38,7 @@ from qra_search.testing.scenarios import (
     EXHAUSTED,
     SCENARIOS,
     ToyEvaluator,
-    budgets_of,
+    budgets_at,
     disturb_global_randomness,
     scenario,
     toy_space,
@@ -83,7 +83,12 @@ class StrategyContract:
             "only a few plans to offer"
         )
         check_proposals(proposals, state)
-        self._check_replicates(proposals, state)
+        for proposal in proposals:
+            for trial in state.trials:
+                if trial.plan == proposal.plan:
+                    assert trial.status != "failed", f"trial {trial.id} failed, and its plan is proposed again"
+                    again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
+                    assert again, f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
         assert _fingerprint(state) == before, "propose changed the state that it was given"
 
     def test_no_more_is_proposed_than_was_asked_for(self, strategy: Strategy) -> None:
@@ -128,7 +133,7 @@ class StrategyContract:
         evaluator, path = ToyEvaluator(fidelities=fidelities), tmp_path / "trials.jsonl"
 
         def study(strategy: Strategy, **options: Any) -> Study:
-            budgets = budgets_of(evaluator.space, 0.3, 0.6)
+            budgets = budgets_at(evaluator.space, 0.3, 0.6)
             return Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, memory_budget=budgets,
                          seed=4, **options)  # fmt: skip
 
@@ -147,13 +152,11 @@ class StrategyContract:
         evaluator = ToyEvaluator()
         runs = []
         for workers in (1, 3):
-            # With threads the order in which evaluations end is not that of the proposals.
-            with ThreadPoolExecutor(workers) as pool:
-                executor = _Threads(pool, evaluator, workers)
-                study = Study(
-                    evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
-                )
-                runs.append([t.proposal for t in study.run().trials])
+            study = Study(
+                evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, seed=2,
+                executor=_LastFirst(evaluator, workers),
+            )  # fmt: skip
+            runs.append([t.proposal for t in study.run().trials])
         assert runs[0] == runs[1], "in batches the proposals must be the same with any number of workers"
 
     def test_it_estimates_exactly_the_plans_evaluated_in_full(self, strategy: Strategy) -> None:
@@ -171,15 +174,6 @@ class StrategyContract:
             assert np.array_equal(again.mean, estimates.mean), "the same log gives other estimates"
             assert np.array_equal(again.std, estimates.std, equal_nan=True)
 
-    def _check_replicates(self, proposals: list[Proposal], state: StudyState) -> None:
-        """A logged plan comes again only at a higher fidelity or with a new seed, and never after it failed."""
-        for proposal in proposals:
-            for trial in state.trials:
-                if trial.plan == proposal.plan:
-                    assert trial.status != "failed", f"trial {trial.id} failed, and its plan is proposed again"
-                    again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
-                    assert again, f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
-
 
 def assert_another_process_proposes_the_same(strategies: Sequence[Strategy]) -> None:
     """All in one process: most of its time goes into loading libraries."""
@@ -192,17 +186,15 @@ def assert_another_process_proposes_the_same(strategies: Sequence[Strategy]) -> 
     assert proposed == [strategy.propose(state, PROPOSED) for strategy in strategies]
 
 
-class _Threads:
-    """Evaluates in a pool of threads, which stays the caller's."""
+class _LastFirst(InProcessExecutor):
+    """The evaluation that was begun last is the first to end."""
 
-    def __init__(self, pool: ThreadPoolExecutor, evaluator: Evaluator, slots: int):
-        self.pool, self.evaluator, self.slots = pool, evaluator, slots
+    def __init__(self, evaluator: Evaluator, slots: int):
+        super().__init__(evaluator)
+        self.slots = slots
 
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self.pool.submit(self.evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-
-    def shutdown(self) -> None:
-        return None
+    def wait(self, futures: Iterable[Future[Evaluation]]) -> list[Future[Evaluation]]:
+        return [*futures][-1:]
 
 
 class _StopAfter(Callback):

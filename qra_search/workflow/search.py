@@ -92,7 +92,7 @@ def search(
         study = Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
             seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
-            callbacks=callbacks if isinstance(callbacks, Callback) else [listener, *callbacks],
+            callbacks=[listener, *callbacks],
         )  # fmt: skip
         evaluator.progress = own or listener.progress
         try:
@@ -145,8 +145,9 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     else:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
         result = SearchResult(
-            space, (), (), budgets, sensitivities, config.search.strategy, config.search.seed, allocations=allocations
-        )
+            space, (), sensitivities, budgets, config.search.seed,
+            strategy=config.search.strategy, allocations=allocations,
+        )  # fmt: skip
         folder.write_plan(config, Measured(space, sensitivities, plain_identity(evaluator.describe())), result.chosen())
     write_report(folder, config, result, folder.identity())
     return result

@@ -13,12 +13,10 @@ from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landsca
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES
 from qra_eval.landscapes.shapes import KINDS
-from qra_search.allocate.solve import solve_table
 from qra_search.allocate.table import table_losses
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
-from qra_search.space.memory import BudgetTooSmall
 from qra_search.strategies.random import random_plan
 from qra_search.testing import EvaluatorContract
 
@@ -110,14 +108,8 @@ def test_low_fidelity_is_cheaper_biased_noisier_and_still_tells_something() -> N
 def test_uniform_plans_cost_what_was_measured_on_the_real_model() -> None:
     """30 layers; medians over landscapes against the losses recorded on SmolLM2-135M after tuning."""
     recorded = {
-        (2, 8): 6.734,
-        (3, 4): 1.992,
-        (3, 8): 1.714,
-        (3, 32): 1.410,
-        (4, 4): 1.277,
-        (4, 8): 1.189,
-        (16, 8): 1.118,
-    }
+        (2, 8): 6.734, (3, 4): 1.992, (3, 8): 1.714, (3, 32): 1.410, (4, 4): 1.277, (4, 8): 1.189, (16, 8): 1.118,
+    }  # fmt: skip
     landscapes = [make_landscape("interaction", 30, seed=s, bits=(2, 3, 4, 8, 16)) for s in range(20)]
     for (bits, rank), loss in recorded.items():
         median = np.median([ls.true_loss(ls.space.uniform(bits, rank)) for ls in landscapes])
@@ -181,15 +173,6 @@ def test_references_equal_brute_force_on_small_spaces(family: str, seed: int) ->
     assert reference.exact == (family == "additive")
 
 
-def test_references_are_never_beaten_by_random_search_or_the_knapsack() -> None:
-    landscape = make_landscape("saturating", 16, seed=2)
-    space = landscape.space
-    budget = space.memory_bytes(space.uniform(3, 8))
-    (best,) = landscape.reference_front((budget,)).losses
-    others = [solve_table(space, landscape.tables.additive_table(), budget), *random_plans(landscape, 200, budget)]
-    assert best < min(landscape.true_loss(plan) for plan in others)
-
-
 def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     landscape = make_landscape("interaction", 4, seed=11)
     budgets, cache = (landscape.space.memory_bytes(landscape.space.uniform(3, 8)),), str(tmp_path)
@@ -198,11 +181,6 @@ def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     assert make_landscape("interaction", 4, seed=11, sensitivities="none").reference_front(budgets, cache) == first
     with pytest.raises(TypeError):
         make_landscape("interaction", 4, seed=12).reference_front(budgets, cache=cache)
-
-
-def test_a_budget_that_nothing_fits_is_refused() -> None:
-    with pytest.raises(BudgetTooSmall):
-        make_landscape("interaction", 2).reference_front((1000,))
 
 
 def test_a_config_names_a_landscape() -> None:

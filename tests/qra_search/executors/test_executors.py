@@ -48,7 +48,7 @@ def test_a_worker_builds_its_evaluator_once_and_keeps_it(notes):
     with ProcessExecutor(workers.factory(notes=notes), 1) as executor:
         losses = [executor.submit(Proposal(GOOD, seed=s)).result(WAIT).loss for s in range(4)]
     assert losses == [workers.Misbehaving().evaluate(GOOD).loss] * 4
-    assert workers.noted(notes, "built") == 1 and len(set(pids(notes, "begun"))) == 1
+    assert workers.count_notes(notes, "built") == 1 and len(set(pids(notes, "begun"))) == 1
 
 
 def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
@@ -63,7 +63,7 @@ def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
 def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
     with ProcessExecutor(workers.factory("die", notes, victims=1), 1) as executor:
         assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0
-    assert workers.noted(notes, "deed") == 1 and workers.noted(notes, "built") == 2
+    assert workers.count_notes(notes, "deed") == 1 and workers.count_notes(notes, "built") == 2
 
 
 @pytest.mark.parametrize(("deed", "how"), [("die", "SIGKILL"), ("leave", "exit status 3")])
@@ -72,7 +72,7 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
         with pytest.raises(WorkerDied, match=f"{how}.*so did the one before"):
             executor.submit(Proposal(BAD)).result(WAIT)
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
-    assert workers.noted(notes, "deed") == 2
+    assert workers.count_notes(notes, "deed") == 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_ctrl_c_while_a_worker_starts_is_none_of_its_business(notes):
             time.sleep(0.001)
         os.kill(executor._workers[0]._process.pid, signal.SIGINT)
         assert future.result(WAIT).loss > 0
-    assert workers.noted(notes, "built") == 1
+    assert workers.count_notes(notes, "built") == 1
 
 
 def test_an_evaluator_that_leaves_the_program_fails_its_trial_in_this_process_too(tmp_path):
@@ -127,7 +127,7 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
     future = executor.submit(Proposal(BAD))
     waiting = executor.submit(Proposal(GOOD))
     ends = time.monotonic() + WAIT
-    while not workers.noted(notes, "deed") and time.monotonic() < ends:
+    while not workers.count_notes(notes, "deed") and time.monotonic() < ends:
         time.sleep(0.02)
     executor.shutdown()
     for given_up in (future, waiting):
@@ -157,7 +157,7 @@ def test_a_worker_whose_memory_is_full_fails_the_trial_and_evaluates_the_next(no
     with ProcessExecutor(workers.factory("exhaust", notes), 1) as executor:
         assert type(executor.submit(Proposal(BAD)).exception(WAIT)).__name__ == "MemoryError"
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
-    assert workers.noted(notes, "built") == 1
+    assert workers.count_notes(notes, "built") == 1
 
 
 def test_what_a_worker_may_not_send_is_a_failed_trial():
@@ -170,7 +170,7 @@ def test_a_worker_survives_an_evaluator_that_wants_to_leave(notes):
     with ProcessExecutor(workers.factory("exit_python", notes), 1) as executor:
         assert "wants to leave" in str(executor.submit(Proposal(BAD)).exception(WAIT))
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
-    assert workers.noted(notes, "built") == 1
+    assert workers.count_notes(notes, "built") == 1
 
 
 def test_a_worker_that_is_replaced_leaves_its_device_to_the_next(notes):
@@ -225,14 +225,14 @@ def test_no_worker_outlives_its_study(notes, tmp_path, end):
     script.write_text(SCRIPT.format(paths=paths, deed=deed, notes=str(notes), block=block))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     ends = time.monotonic() + WAIT
-    while workers.noted(notes, "begun") < 2 and time.monotonic() < ends:
+    while workers.count_notes(notes, "begun") < 2 and time.monotonic() < ends:
         time.sleep(0.02)
     if end == "killed":
         process.kill()
     elif end == "interrupted":
         process.send_signal(signal.SIGINT)
     process.wait(WAIT)
-    assert workers.noted(notes, "built") == 2
+    assert workers.count_notes(notes, "built") == 2
     assert all(gone(pid) for pid in pids(notes))
 
 

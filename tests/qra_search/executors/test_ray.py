@@ -74,7 +74,7 @@ def test_actors_evaluate_and_are_replaced(notes, session):
     with RayExecutor(workers.factory("die", notes, victims=1), 2, cpus=0.5) as executor:
         result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
         assert all(t.done for t in result.trials)
-        assert workers.noted(notes, "deed") == 1 and workers.noted(notes, "built") == 3
+        assert workers.count_notes(notes, "deed") == 1 and workers.count_notes(notes, "built") == 3
 
 
 def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(session):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qra_search import SearchSpace
 from qra_search.space.steps import Steps, drop_known
-from qra_search.testing.scenarios import budgets_of, toy_space
+from qra_search.testing.scenarios import budgets_at, toy_space
 
 SPACE = toy_space(4, restricted=True)
 STEPS = Steps(SPACE)
@@ -50,7 +50,7 @@ def test_a_space_of_one_plan_has_no_neighbours():
 @settings(deadline=None)
 def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
     rng = np.random.default_rng(seed)
-    budget, code = budgets_of(SPACE, share)[0], STEPS.random(rng)
+    budget, code = budgets_at(SPACE, share)[0], STEPS.random(rng)
     repaired = STEPS.repair(code, budget, rng)
     assert SPACE.memory.bytes(repaired) <= budget and (repaired <= code).all()
     assert np.array_equal(repaired, code) or SPACE.memory.bytes(code) > budget

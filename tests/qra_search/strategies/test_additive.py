@@ -14,7 +14,7 @@ from qra_search.allocate.table import additive_table, flat_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.strategies.additive import AdditiveStrategy
 from qra_search.surrogates.posterior import posterior_table
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, scenario, toy_space
 
 
 class TableEvaluator(Evaluator):
@@ -44,7 +44,7 @@ def plan_loss(evaluator, table, budget):
 def test_the_plan_is_the_best_of_all_that_fit():
     space = toy_space(3, bits=(2, 3, 4), ranks=(4, 8), restricted=True)
     table = np.random.default_rng(1).standard_normal((3, 3, 2))
-    for budget in budgets_of(space, 0.0, 0.3, 0.7, 1.0):
+    for budget in budgets_at(space, 0.0, 0.3, 0.7, 1.0):
         best = np.inf
         for choice in itertools.product(itertools.product(range(3), range(2)), repeat=3):
             b, r = code = np.array(choice).T
@@ -56,7 +56,7 @@ def test_the_plan_is_the_best_of_all_that_fit():
 
 def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
     evaluator = ToyEvaluator(toy_space(8))
-    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    budgets = budgets_at(evaluator.space, 0.3, 0.6)
     state = StudyState(evaluator.space, sensitivities=evaluator.sensitivities(), memory_budgets=budgets)
     proposals = AdditiveStrategy().propose(state, 6)
     table = additive_table(evaluator.space, evaluator.sensitivities())
@@ -69,8 +69,8 @@ def test_trials_correct_a_prior_with_wrong_scales():
     evaluator = TableEvaluator(wrong=0.6)
     state = logged_state(evaluator, 40)
     learnt, given = posterior_table(state), additive_table(evaluator.space, evaluator.sensitivities())
-    losses = [[plan_loss(evaluator, t, b) for b in budgets_of(evaluator.space, 0.2, 0.4)] for t in (learnt, given)]
-    best = [plan_loss(evaluator, evaluator.table, b) for b in budgets_of(evaluator.space, 0.2, 0.4)]
+    losses = [[plan_loss(evaluator, t, b) for b in budgets_at(evaluator.space, 0.2, 0.4)] for t in (learnt, given)]
+    best = [plan_loss(evaluator, evaluator.table, b) for b in budgets_at(evaluator.space, 0.2, 0.4)]
     assert sum(losses[0]) - sum(best) < 0.25 * (sum(losses[1]) - sum(best))
 
 

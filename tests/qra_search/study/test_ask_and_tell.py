@@ -11,7 +11,7 @@ from qra_search import BadInput, EvaluationFailed, Study
 from qra_search.testing.scenarios import ToyEvaluator
 
 
-def told(study: Study, evaluator: ToyEvaluator, count: int | None = None) -> int:
+def evaluate_all(study: Study, evaluator: ToyEvaluator, count: int | None = None) -> int:
     """Ask and tell until nothing is left, or so many times; how many there were."""
     done = 0
     while (count is None or done < count) and (proposal := study.ask()) is not None:
@@ -25,7 +25,7 @@ def test_asking_and_telling_gives_the_trials_of_a_run(tmp_path: Path) -> None:
     whole = Study(ToyEvaluator(), **options)  # type: ignore[arg-type]
     whole.run()
     study = Study(ToyEvaluator(), log=tmp_path / "trials.jsonl", **options)  # type: ignore[arg-type]
-    assert told(study, ToyEvaluator()) == len(whole.log) > 3
+    assert evaluate_all(study, ToyEvaluator()) == len(whole.log) > 3
     assert [(t.proposal, t.loss) for t in study.log] == [(t.proposal, t.loss) for t in whole.log]
     assert study.result().best() == whole.result().best()
 
@@ -33,7 +33,7 @@ def test_asking_and_telling_gives_the_trials_of_a_run(tmp_path: Path) -> None:
 def test_a_proposal_that_was_not_told_is_asked_again_by_the_next_process(tmp_path: Path) -> None:
     log = tmp_path / "trials.jsonl"
     first = Study(ToyEvaluator(), log=log, evaluations=12)
-    told(first, ToyEvaluator(), 3)
+    evaluate_all(first, ToyEvaluator(), 3)
     open_one = first.ask()
     first.close()
     second = Study(ToyEvaluator(), log=log, evaluations=12)
@@ -49,27 +49,14 @@ def test_two_may_be_open_and_are_told_in_any_order() -> None:
     assert [t.status for t in study.log] == ["done", "done"]
 
 
-def test_a_failure_is_told_as_one_and_recorded_with_its_reason() -> None:
-    study = Study(ToyEvaluator(), evaluations=12)
-    proposal = study.ask()
-    assert proposal is not None
-    trial = study.tell(proposal, EvaluationFailed("out of memory: 3 GiB"))
+def test_a_failure_and_an_evaluation_that_cannot_be_true_are_recorded_as_failed() -> None:
+    study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
+    first, second = study.ask(), study.ask()
+    assert first is not None and second is not None
+    trial = study.tell(first, EvaluationFailed("out of memory: 3 GiB"))
     assert trial.status == "failed" and "out of memory: 3 GiB" in trial.reason
-
-
-def test_an_evaluation_that_cannot_be_true_counts_as_failed() -> None:
-    study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
-    proposal = study.ask()
-    assert proposal is not None
-    evaluation = evaluator.evaluate(proposal.plan, seed=proposal.seed)
-    trial = study.tell(proposal, replace(evaluation, memory_bytes=evaluation.memory_bytes + 1))
+    evaluation = evaluator.evaluate(second.plan, seed=second.seed)
+    trial = study.tell(second, replace(evaluation, memory_bytes=evaluation.memory_bytes + 1))
     assert trial.status == "failed" and "bytes" in trial.reason
-
-
-def test_what_was_not_asked_or_was_told_before_is_refused() -> None:
-    study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
-    proposal = study.ask()
-    assert proposal is not None
-    study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))
     with pytest.raises(BadInput, match="unknown or finished proposal"):
-        study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))
+        study.tell(second, evaluation)

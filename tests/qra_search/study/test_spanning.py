@@ -31,7 +31,7 @@ def test_an_evaluation_over_two_gloo_processes_gives_the_loss_of_one_and_both_en
     alone = search(AdditiveEvaluator(with_sensitivities=False), **options)
     assert [t.reason for t in result.failures()] == []
     assert [t.loss for t in result.trials] == pytest.approx([t.loss for t in alone.trials], rel=1e-12)
-    pids = [int(f.name.split("-")[1]) for kind in ("first", "second") for f in tmp_path.glob(f"{kind}-*")]
+    pids = [int(file.name.split("-")[1]) for file in tmp_path.iterdir()]
     assert len(pids) == 2
     ends = time.monotonic() + 20
     while any(map(alive, pids)) and time.monotonic() < ends:

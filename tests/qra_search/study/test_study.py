@@ -6,7 +6,6 @@ import pytest
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import (
-    BudgetTooSmall,
     Callback,
     Evaluation,
     EvaluationFailed,
@@ -14,9 +13,9 @@ from qra_search import (
     Strategy,
     Study,
     TrialLog,
-    plugins,
     search,
 )
+from qra_search.executors.base import InProcessExecutor
 from qra_search.log.lines import LogError
 from qra_search.study.checks import StudyFailed
 from qra_search.study.study import uniform_design
@@ -93,21 +92,13 @@ def test_an_evaluator_that_always_fails_stops_the_study():
         search(Broken(), strategy="random", evaluations=30, memory_budget=None)
 
 
-def test_a_strategy_that_breaks_the_budget_is_stopped(evaluator):
-    class Greedy(Strategy):
-        def propose(self, state, n):
-            return [Proposal(state.space.uniform(8, 16))]
-
-    with pytest.raises(StudyFailed, match="at most .* are allowed"):
-        search(evaluator, strategy=Greedy(), evaluations=9, memory_budget=budget_of(evaluator))
-
-
-def test_a_strategy_that_repeats_itself_is_stopped(evaluator):
+@pytest.mark.parametrize(("choice", "message"), [((8, 16), "at most .* are allowed"), ((2, 4), "repeated an eval")])
+def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluator, choice, message):
     class Stuck(Strategy):
         def propose(self, state, n):
-            return [Proposal(state.space.uniform(2, 4))]
+            return [Proposal(state.space.uniform(*choice))]
 
-    with pytest.raises(StudyFailed, match="repeated an evaluation"):
+    with pytest.raises(StudyFailed, match=message):
         search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
 
 
@@ -115,12 +106,6 @@ def test_a_study_ends_when_nothing_is_left_to_ask():
     evaluator = AdditiveEvaluator(make_space(groups=1, bits=(2, 3), ranks=(4,)))
     result = search(evaluator, strategy="random", evaluations=50)
     assert len(result.trials) == 2
-
-
-def test_a_budget_that_no_plan_fits_is_refused_before_anything_is_spent(evaluator):
-    with pytest.raises(BudgetTooSmall):
-        Study(evaluator, memory_budget=evaluator.space.memory.minimum - 1)
-    assert evaluator.calls == 0
 
 
 def test_a_stopped_study_goes_on_where_it_was(evaluator, tmp_path):
@@ -152,35 +137,8 @@ def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
         search(AdditiveEvaluator(make_space(groups=3)), evaluations=3, log=tmp_path / "log")
 
 
-def test_a_synchronous_batch_gives_the_same_trials_with_any_number_of_slots(evaluator):
-    from concurrent.futures import ThreadPoolExecutor
-
-    class Pool:
-        def __init__(self, slots):
-            self.slots, self.pool = slots, ThreadPoolExecutor(slots)
-
-        def submit(self, proposal):
-            return self.pool.submit(evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-
-        def shutdown(self):
-            self.pool.shutdown()
-
-    for asked, batch, slots in ((16, 4, (1, 3)), (21, 6, (1, 4)), (3, None, (4,))):
-        runs = [
-            search(evaluator, strategy="random", evaluations=asked, executor=Pool(n), batch=batch, memory_budget=None)
-            for n in slots
-        ]
-        assert [t.proposal for t in runs[0].trials] == [t.proposal for t in runs[-1].trials]
-        assert runs[0].spent == asked, "no more than was asked for"
-
-
-def test_an_unknown_strategy_is_named_with_the_nearest():
-    with pytest.raises(plugins.UnknownName, match="did you mean additive"):
-        Study(AdditiveEvaluator(), strategy="aditive")
-
-
-def test_an_option_that_a_strategy_lacks_is_refused():
-    from qra_search.strategies import make_strategy
-
-    with pytest.raises(ValueError, match="'random': 'colour'"):
-        make_strategy("random", colour="red")
+@pytest.mark.parametrize(("asked", "batch", "slots"), [(16, 4, 1), (21, 6, 3), (3, None, 4)])
+def test_no_more_is_evaluated_than_was_asked_for_with_any_batch_and_number_of_workers(evaluator, asked, batch, slots):
+    executor = InProcessExecutor(evaluator)
+    executor.slots = slots
+    assert search(evaluator, strategy="random", evaluations=asked, batch=batch, executor=executor).spent == asked

@@ -25,12 +25,12 @@ from qra_search.strategies.baselines.autoqra import (
 )
 from qra_search.strategies.baselines.papers import WARM_START, measure_importance
 from qra_search.surrogates.promotion import MIN_PAIRS
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 
 def run(evaluations, fidelities, **options):
     evaluator = ToyEvaluator(toy_space(6), fidelities=fidelities)
-    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    budgets = budgets_at(evaluator.space, 0.3, 0.6)
     strategy = AutoQRAStrategy(population=6, **options)
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1)
 
@@ -63,7 +63,7 @@ class Contrary(ToyEvaluator):
 
 def test_screening_ends_once_it_was_seen_to_mislead(rough):
     evaluator = Contrary(toy_space(6), fidelities=(0.25, 1.0))
-    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    budgets = budgets_at(evaluator.space, 0.3, 0.6)
     strategy = AutoQRAStrategy(population=6, evolution=1.0)
     trials = search(evaluator, strategy, evaluations=22, memory_budget=budgets, seed=1).trials
     last = max(t.id for t in trials if t.fidelity < 1.0)
@@ -78,7 +78,7 @@ def test_screening_ends_once_it_was_seen_to_mislead(rough):
 def test_the_promoted_plan_is_the_one_with_the_lowest_predicted_loss_that_fits():
     evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
     strategy = AutoQRAStrategy(population=6)
-    state = logged_state(evaluator, 6, writer=strategy, budgets=budgets_of(evaluator.space, 0.5))
+    state = logged_state(evaluator, 6, writer=strategy, budgets=budgets_at(evaluator.space, 0.5))
     proposal = strategy.propose(state, 1)[0]
     assert proposal.origin == PROMOTED
     assert proposal.plan == min(state.trials, key=lambda t: t.loss).plan
@@ -179,7 +179,7 @@ def test_another_budgets_refinements_leave_the_radius_alone():
 def test_a_trust_region_lies_within_its_radius_and_budget():
     space = toy_space(8)
     steps, rng = Steps(space), np.random.default_rng(0)
-    budget = budgets_of(space, 0.5)[0]
+    budget = budgets_at(space, 0.5)[0]
     center = steps.repair(steps.random(rng), budget, rng)
     region = trust_region(steps, center, 5, budget, rng)
     distance = np.abs(region - center).sum((1, 2))
@@ -191,7 +191,7 @@ def test_a_trust_region_lies_within_its_radius_and_budget():
 def test_pending_promotions_are_not_promoted_twice():
     evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
     strategy = AutoQRAStrategy(population=6)
-    state = logged_state(evaluator, 6, writer=strategy, budgets=budgets_of(evaluator.space, 0.5))
+    state = logged_state(evaluator, 6, writer=strategy, budgets=budgets_at(evaluator.space, 0.5))
     proposals = strategy.propose(state, 3)
     assert [p.origin for p in proposals] == [PROMOTED, PROMOTED, EVOLVED]
     running = replace(state, trials=(*state.trials, Trial(6, proposals[0])))

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from qra_search import search
 from qra_search.space.steps import Steps
 from qra_search.strategies.baselines.bayes import BayesStrategy, improvement
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 
 def all_codes(space):
@@ -23,7 +23,7 @@ def all_codes(space):
 
 def small_state(**options):
     evaluator = ToyEvaluator(toy_space(3, bits=(2, 3, 4), ranks=(4, 8)))
-    return logged_state(evaluator, budgets=budgets_of(evaluator.space, 0.4, 0.7), **options)
+    return logged_state(evaluator, budgets=budgets_at(evaluator.space, 0.4, 0.7), **options)
 
 
 def test_the_proposal_has_the_largest_acquisition_of_the_whole_space():
@@ -78,6 +78,6 @@ def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_obs
 
 def test_it_beats_random_search_on_a_landscape_with_interaction():
     evaluator = ToyEvaluator(toy_space(8))
-    budget = budgets_of(evaluator.space, 0.35)
+    budget = budgets_at(evaluator.space, 0.35)
     bayes, random = (search(evaluator, s, evaluations=18, memory_budget=budget, seed=1) for s in ("bayes", "random"))
     assert bayes.best().loss < random.best().loss

@@ -23,7 +23,7 @@ from qra_search.space.steps import Steps
 from qra_search.strategies.base import mean_losses
 from qra_search.strategies.baselines import nsga2
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, breed_child, mutate, select_survivors
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 SPACE = toy_space(6, restricted=True)
 STEPS = Steps(SPACE)
@@ -46,7 +46,7 @@ def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
 def test_a_child_is_the_one_that_pymoos_mating_makes():
     """Drawn in the same order: tournament, crossover, mutation, repair."""
     pop = nsga2.survivors(random_codes(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
-    budget = budgets_of(SPACE, 0.4)[0]
+    budget = budgets_at(SPACE, 0.4)[0]
 
     class Crossed(Crossover):
         def _do(self, problem, X, *args, random_state=None, **kwargs):
@@ -129,7 +129,7 @@ def test_the_running_generation_does_not_mate():
 
 def test_the_first_generation_is_mixed_and_the_next_are_offspring():
     evaluator = ToyEvaluator(toy_space(8))
-    state = logged_state(evaluator, 40, budgets=budgets_of(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy())
+    state = logged_state(evaluator, 40, budgets=budgets_at(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy())
     origins = [t.proposal.origin for t in state.trials]
     assert {"uniform", "random", "additive"} <= set(origins[:20])
     assert set(origins[20:]) == {"offspring"}

@@ -19,7 +19,7 @@ from qra_search.strategies.baselines.papers import (
     repair_by_importance,
     warm_start,
 )
-from qra_search.testing.scenarios import budgets_of, toy_space
+from qra_search.testing.scenarios import budgets_at, toy_space
 
 SPACE = toy_space(6)
 STEPS = Steps(SPACE)
@@ -42,7 +42,7 @@ def test_a_prior_of_zeros_makes_all_groups_alike():
 @given(st.floats(0.0, 1.0))
 @settings(deadline=None)
 def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share):
-    budget = budgets_of(SPACE, share)[0]
+    budget = budgets_at(SPACE, share)[0]
     row = warm_start(STEPS, IMPORTANCE, budget)
     assert count_bytes(row) <= budget
     bits, ranks = row
@@ -52,7 +52,7 @@ def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share)
 
 def test_a_warm_start_spends_the_budget():
     """Not all 2 bits, as an importance that defaults to zero would give, and not beyond what fits."""
-    sizes = [count_bytes(warm_start(STEPS, IMPORTANCE, b)) / b for b in budgets_of(SPACE, 0.3, 0.6, 1.0)]
+    sizes = [count_bytes(warm_start(STEPS, IMPORTANCE, b)) / b for b in budgets_at(SPACE, 0.3, 0.6, 1.0)]
     assert min(sizes) > 0.75
     assert warm_start(STEPS, IMPORTANCE, SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
 
@@ -81,7 +81,7 @@ def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
 @given(st.integers(0, 1000), st.floats(0.0, 1.0), st.integers(0, 11))
 @settings(deadline=None)
 def test_repair_fits_and_keeps_what_it_is_told_to_where_others_can_pay(seed, share, keep):
-    budget = budgets_of(SPACE, share)[0]
+    budget = budgets_at(SPACE, share)[0]
     row = STEPS.random(np.random.default_rng(seed))
     repaired = repair_by_importance(STEPS, row, budget, IMPORTANCE, keep=keep)
     assert count_bytes(repaired) <= budget

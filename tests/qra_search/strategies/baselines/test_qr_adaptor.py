@@ -19,12 +19,12 @@ from qra_search.strategies.baselines.papers import (
     warm_start,
 )
 from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 
 def run(evaluations=40, fidelities=(1.0,), **options):
     evaluator = ToyEvaluator(toy_space(6), fidelities=fidelities)
-    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    budgets = budgets_at(evaluator.space, 0.3, 0.6)
     strategy = QRAdaptorStrategy(population=6, **options)
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1), budgets
 
@@ -43,7 +43,7 @@ def test_the_three_phases_follow_each_other(rough):
 
 def test_the_first_plan_is_the_sensitivity_informed_one():
     evaluator = ToyEvaluator(toy_space(6))
-    budgets = budgets_of(evaluator.space, 0.4)
+    budgets = budgets_at(evaluator.space, 0.4)
     state = logged_state(evaluator, 0, budgets=budgets)
     proposal = QRAdaptorStrategy().propose(state, 1)[0]
     expected = warm_start(Steps(state.space), measure_importance(state.space, state.sensitivities), budgets[0])
@@ -67,7 +67,7 @@ def test_proxy_and_full_losses_are_never_ranked_together():
     """Full losses that are absurdly good change nothing in the next proxy-tuned generation."""
     evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
     strategy = QRAdaptorStrategy(population=4)
-    state = logged_state(evaluator, 10, writer=strategy, budgets=budgets_of(evaluator.space, 0.5))
+    state = logged_state(evaluator, 10, writer=strategy, budgets=budgets_at(evaluator.space, 0.5))
     extra = logged_state(evaluator, 2, seed=9, budgets=state.memory_budgets).trials
     lucky = [
         replace(t, id=10 + i, proposal=replace(t.proposal, fidelity=1.0), evaluation=replace(t.evaluation, loss=-5.0))
@@ -101,7 +101,7 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
 
 def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edits():
     evaluator = ToyEvaluator(toy_space(4))
-    state = logged_state(evaluator, 21, budgets=budgets_of(evaluator.space, 0.5))
+    state = logged_state(evaluator, 21, budgets=budgets_at(evaluator.space, 0.5))
     belief = matern_belief(state, measure_importance(state.space, state.sensitivities))
     assert belief.gp.kernel == "matern52" and belief.gp.slope == 0.0
     code, budget = best_improvement(state, belief, set(state.seen), front_edits)
