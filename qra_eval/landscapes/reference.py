@@ -64,14 +64,14 @@ def reference_front(
 
 def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Reference:
     problems = [Problem(tables, space, budget) for budget in budgets]
-    best = [problem.first() for problem in problems]
+    best = [problem.solve() for problem in problems]
     if not tables.is_additive:
         for i, problem in enumerate(problems):
             for other in list(best):
-                candidate = problem.refined(problem.shrunk(other))
-                if problem.value(candidate) < problem.value(best[i]):
+                candidate = problem.refine(problem.shrink(other))
+                if problem.loss(candidate) < problem.loss(best[i]):
                     best[i] = candidate
-    losses = tuple(problem.value(code) for problem, code in zip(problems, best, strict=True))
+    losses = tuple(problem.loss(code) for problem, code in zip(problems, best, strict=True))
     return Reference(tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
@@ -90,64 +90,64 @@ class Problem:
         step = max(1, CHUNK // len(self.table))
         return np.concatenate([self.tables.losses(codes[i : i + step]) for i in range(0, len(codes), step)])
 
-    def value(self, code: np.ndarray) -> float:
+    def loss(self, code: np.ndarray) -> float:
         """The true loss of one plan."""
         return float(self.losses(code[None])[0])
 
-    def own(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
+    def entries_at(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
         """(G,): the entries of a table (G, B, R) at a plan's choices."""
         return np.asarray(table[np.arange(len(table)), code[0], code[1]])
 
-    def left(self, code: np.ndarray) -> int:
+    def bytes_left(self, code: np.ndarray) -> int:
         """Bytes that a plan leaves of the budget."""
-        return self.room - int(self.own(self.size, code).sum())
+        return self.room - int(self.entries_at(self.size, code).sum())
 
-    def first(self) -> np.ndarray:
+    def solve(self) -> np.ndarray:
         """The knapsack over the table, refined unless that is exact; the budget was checked."""
         start = knapsack.solve(self.table, self.size, self.room)
         assert start is not None
-        return start if self.tables.is_additive else self.refined(start)
+        return start if self.tables.is_additive else self.refine(start)
 
-    def refined(self, start: np.ndarray) -> np.ndarray:
+    def refine(self, start: np.ndarray) -> np.ndarray:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
-        best, value = start, self.value(start)
+        best, value = start, self.loss(start)
         for _ in range(RELINEARISATIONS):
-            change = self.single_changes(best) - value
+            change = self.single_change_losses(best) - value
             improved = False
             for damping in (0.0, 0.5, 1.0):
                 stay = np.zeros_like(change)
                 stay[np.arange(len(stay)), best[0], best[1]] = -damping * np.abs(change[np.isfinite(change)]).mean()
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
-                if candidate is not None and (new := self.value(candidate)) < value - 1e-12:
+                if candidate is not None and (new := self.loss(candidate)) < value - 1e-12:
                     best, value, improved = candidate, new, True
             if not improved:
                 break
-        return self.descended(best)
+        return self.descend(best)
 
-    def descended(self, start: np.ndarray) -> np.ndarray:
+    def descend(self, start: np.ndarray) -> np.ndarray:
         """Single and double exchanges within the budget, over and over, until none lowers the loss."""
-        best, value = start.copy(), self.value(start)
+        best, value = start.copy(), self.loss(start)
         while True:
-            change = self.single_changes(best) - value
+            change = self.single_change_losses(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left, extra = self.left(best), (self.size - self.own(self.size, best)[:, None, None]).ravel()
+            left, extra = self.bytes_left(best), (self.size - self.entries_at(self.size, best)[:, None, None]).ravel()
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
-            moves = np.concatenate([singles, self.pairs(change.ravel(), extra, left)])
+            moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])
             if not len(moves):
                 return best
-            codes = self.moved(best, moves)
+            codes = self.apply_moves(best, moves)
             values = self.losses(codes)
             if values.min() >= value - 1e-12:
                 return best
             best, value = codes[values.argmin()], float(values.min())
 
-    def single_changes(self, code: np.ndarray) -> np.ndarray:
+    def single_change_losses(self, code: np.ndarray) -> np.ndarray:
         """Loss (G, B, R) with one group at another choice; inf if that is not allowed."""
-        codes = self.moved(code, np.arange(self.size.size)[:, None])
+        codes = self.apply_moves(code, np.arange(self.size.size)[:, None])
         return np.where(self.allowed, self.losses(codes).reshape(self.size.shape), np.inf)
 
-    def moved(self, code: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    def apply_moves(self, code: np.ndarray, moves: np.ndarray) -> np.ndarray:
         """Plans (M, 2, G) after each of the moves (M, k)."""
         codes, row = np.repeat(code[None], len(moves), axis=0), np.arange(len(moves))
         for column in moves.T:
@@ -155,17 +155,17 @@ class Problem:
             codes[row, 1, self.group[column]] = self.rank[column]
         return codes
 
-    def shrunk(self, code: np.ndarray) -> np.ndarray:
+    def shrink(self, code: np.ndarray) -> np.ndarray:
         """The plan brought under the budget by the exchanges that cost least loss a byte."""
-        while (over := -self.left(code)) > 0:
-            saved = self.own(self.size, code)[:, None, None] - self.size
-            rise = self.table - self.own(self.table, code)[:, None, None]
+        while (over := -self.bytes_left(code)) > 0:
+            saved = self.entries_at(self.size, code)[:, None, None] - self.size
+            rise = self.table - self.entries_at(self.table, code)[:, None, None]
             usable = (saved > 0) & np.isfinite(rise)
             rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
-            code = self.moved(code, np.array([[int(rate.argmin())]]))[0]
+            code = self.apply_moves(code, np.array([[int(rate.argmin())]]))[0]
         return code
 
-    def pairs(self, change: np.ndarray, extra: np.ndarray, left: int) -> np.ndarray:
+    def list_pairs(self, change: np.ndarray, extra: np.ndarray, left: int) -> np.ndarray:
         """Pairs of moves (P, 2) of different groups that fit together, lowest sum of single changes first."""
         usable = np.flatnonzero(np.isfinite(change))
         order = usable[np.argsort(change[usable], kind="stable")[:SINGLES]]

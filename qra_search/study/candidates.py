@@ -49,10 +49,10 @@ class UniformComparison:
 
     @property
     def gain(self) -> float:
-        return math.nan if self.uniform is None else lower_by(self.best.loss, self.uniform.loss)
+        return math.nan if self.uniform is None else relative_decrease(self.best.loss, self.uniform.loss)
 
 
-def lower_by(loss: float, other: float) -> float:
+def relative_decrease(loss: float, other: float) -> float:
     """How much lower a loss is than another, as a share of the other's size; nan if that is zero."""
     return (other - loss) / abs(other) if other else math.nan
 
