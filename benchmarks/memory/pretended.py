@@ -64,7 +64,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         for tables in (False, True)
         for again in (False, True)
     },
-    "model kept": changed(REFERENCE, keeps=True),
     "weights kept": changed(REFERENCE, model={"dequantized_cache": "auto"}),
     "weights kept, scales": changed(REFERENCE, model={"dequantized_cache": "auto"}, training={"scales": True}),
     "scales": changed(REFERENCE, training={"scales": True}),
@@ -114,13 +113,11 @@ def phases(
         space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
     )  # fmt: skip
-    keeps = sections.get("keeps", False)
-    given = changed(given, **{name: value for name, value in sections.items() if name != "keeps"})
+    given = changed(given, **sections)
     given = changed(given, quantization={"cache": str(folder / "bank")})
     with pretended_gpu() as gpu:
         start = gpu.bytes
         evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(given)
-        evaluator.quantized.blocks.keeps &= keeps
         plan = largest(evaluator.space)
         told = estimate_peaks(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
 

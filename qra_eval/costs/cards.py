@@ -42,8 +42,7 @@ def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
 def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """Before anything is quantized: refuse what does not fit the GPU at hand, and choose what is kept ready on it.
 
-    Dequantized weights are kept as far as training leaves room for them, and the unquantized model while it is
-    calibrated and its sensitivities are measured. Phases whose results are in the cache need no room.
+    Dequantized weights are kept if training leaves room for them. Phases whose results are in the cache need no room.
 
     Args:
         budget: bytes of the largest plan that will be put in place.
@@ -64,16 +63,13 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = highest()
-    if most > free and model.keep_nothing():
+    if most > free and tuner.switcher.disable_dequantized_cache():
         most, phase = highest()
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_changes(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
-    if len(several) == 1:
-        model.blocks.keeps = True  # which the next call estimates
-        model.blocks.keeps = highest()[0] <= free
 
 
 def _list_changes(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:

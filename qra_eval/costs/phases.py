@@ -17,7 +17,7 @@ from qra_backends.storage import ceil_div
 from qra_eval.costs.sizes import Sizes, largest_batch
 from qra_eval.quantized.calibration import expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
-from qra_eval.quantized.threads import workers
+from qra_eval.quantized.threads import count_workers
 from qra_eval.sensitivities.cache import probe_batch
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
@@ -93,7 +93,7 @@ class _Run(Sizes):
         inputs = self.inputs()
         shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
-        count = workers(backend, len(units), torch.device(self.place))
+        count = count_workers(backend, len(units), torch.device(self.place))
 
         def quantized(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
@@ -106,13 +106,13 @@ class _Run(Sizes):
         made = sum(self.made(levels, shape) for shape in shapes)
         tables = [table.linear for table in model.tables.values()]
         made = max(made, sum(self.made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
-        work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu and not self.kept else 0
+        work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
         table = max(map(self.table_work, tables), default=0)
         made += self.pinned()
         if not calibrated:
             return max(work, table), made
         passing, waiting = self.passing()
-        return max(passing, self.kept + max(self.moments() + work, table)), made + waiting
+        return max(passing, self.moments() + work, table), made + waiting
 
     def inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
         """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
@@ -145,23 +145,29 @@ class _Run(Sizes):
         hidden, depth = self.hidden(batches), len(self.model.blocks)
         segments, within = ceil_div(depth, SEGMENT) - 1, min(SEGMENT, depth)
         return (
-            self.kept + tokens + max(self.casts() + head, both, change),
+            tokens + max(self.casts() + head, both, change),
             2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.pinned(),
         )
 
     def measuring_sensitivities(self) -> tuple[int, int]:
-        """Probes in float32, beside what is kept dequantized; before them the pass of rows, if nothing calibrated."""
+        """Probes in float32; before them the pass of rows, if nothing is calibrated."""
         probe = probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
         forward = sketched.layer_forward(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
         wider = self.cast(4) + self.cast_tables(4) + at_level
-        probing = self.cache + wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
+        groups = (
+            sum(m.out_features * m.in_features for m in group.linears)
+            for group in self.model.space.groups
+            if not group.is_embedding
+        )
+        beside = (max(groups) - self.largest) * self.wide  # a group's other linears, dequantized
+        probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8 + beside, logits)
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            probing, waiting = probing + self.kept, waiting + self.pinned()
+            waiting += self.pinned()
         passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.passing()
         return max(passing[0], probing), max(passing[1], waiting)
 

@@ -43,9 +43,7 @@ class Sizes:
         self.adapters = self.rank * sum(map(sum, self.shapes))
         plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
         self.packed = plan - self.adapters * space.adapter_bits // 8
-        ready = self.dense * len(model.levels) + self.tables * len(model.table_levels)
-        self.cache = min(model.room if gpu is None else 0, ready * self.wide)
-        self.kept = (self.dense + self.tables) * self.stored if gpu is None and model.blocks.keeps else 0
+        self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.materialised else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
@@ -63,13 +61,14 @@ class Sizes:
         self.bare = self.sketch(passing, self.depths[1])
 
     def resident(self, *, adapters: int) -> int:
-        """The plan in place, and what is kept dequantized."""
-        return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
+        """The plan in place, packed or dequantized."""
+        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapters
 
     def trained_scales(self, steps: int) -> int:
-        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it.
+        """Scales and offsets of all linears, and the gradient of a whole weight.
 
-        Beside weights that are kept ready, scales of rows have their outputs wait instead.
+        Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
+        there, and those dequantized in the forward pass wait for the backward pass.
         """
         model, outputs = self.model, sum(rows for rows, _ in self.shapes)
         numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
@@ -78,8 +77,8 @@ class Sizes:
         if self.cache and numbers <= outputs:
             count, tokens = largest_batch(self.tuner.batches(steps, 0))
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
-        kept = self.dense if self.cache else 0
-        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
+        packed = self.packed if self.cache and self.gpu else 0
+        return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
     @property
     def adapter_bytes(self) -> int:
@@ -120,7 +119,7 @@ class Sizes:
         levels, shape = self.model.table_levels, (table.out_features, table.in_features)
         work = self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0)
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
-        return work + moments + (table.weight.nbytes if self.gpu and not self.kept else 0)
+        return work + moments + (table.weight.nbytes if self.gpu else 0)
 
     def casts(self) -> int:
         """All that lies outside the layers, in the dtype of passes through them."""
@@ -136,7 +135,7 @@ class Sizes:
         On a CPU they are there, and the head casts some rows at a time.
         """
         if self.gpu:
-            return 0 if self.kept and item == self.stored else self.tables * item
+            return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
     def reordered(self, item: int) -> int:
@@ -147,16 +146,7 @@ class Sizes:
 
     def placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
-        there = not self.gpu or self.kept
-        return 0 if there and self.passed == self.stored else self.layer_weights * self.passed
-
-    def levels_sent(self) -> int:
-        """Bytes of a layer's linears at all levels, sent once for all batches; on the host they are mapped."""
-        if not self.gpu or self.cache:
-            return 0
-        model, stored = self.model, self.model.backend.storage
-        linears = [m for name, m in model.linears.items() if model.layer_of[name] == self.layer]
-        return sum(stored(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+        return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
 
     def pinned(self) -> int:
         """Bytes on the host from which a layer, or a table, is sent to a GPU."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
-from qra_eval.models.experts import is_stacked, linear_of
+from qra_eval.models.experts import is_stacked, make_linear
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
 from qra_search.runs.folder import containing_run
@@ -220,7 +220,7 @@ class TunedRun:
         model, _ = self._load_base()
         for linear in self.linears:
             old = model.get_submodule(linear.name)
-            model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))
+            model.set_submodule(linear.name, make_linear(weight(linear).to(self.dtype), old.bias))
         if not adapter:
             return model.eval()
         return PeftModel.from_pretrained(model, str(self.adapter_folder), autocast_adapter_dtype=False).eval()

@@ -67,7 +67,7 @@ def resolve_device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on a device; to a GPU by way of pinned memory, from which it goes while the host does something else."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

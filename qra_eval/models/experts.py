@@ -32,8 +32,8 @@ class Expert(nn.Module):
     def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
         super().__init__()
         gate, up = gate_up.chunk(2)
-        self.gate_proj, self.up_proj = linear_of(gate.clone()), linear_of(up.clone())
-        self.down_proj = linear_of(down.clone())
+        self.gate_proj, self.up_proj = make_linear(gate.clone()), make_linear(up.clone())
+        self.down_proj = make_linear(down.clone())
         self.act_fn = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def is_stacked(module: Any) -> bool:
     )
 
 
-def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear with this weight (out, in) and bias, neither copied."""
     linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)  # its own draws initial values, which takes seconds for the linears of 6,000 experts

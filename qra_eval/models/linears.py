@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from qra_eval.models.experts import Experts, is_stacked, linear_of
+from qra_eval.models.experts import Experts, is_stacked, make_linear
 from qra_search.engines import FUSED
 
 Granularity = Literal["module", "expert", "layer", "fused"]
@@ -106,7 +106,7 @@ def normalise(model: nn.Module) -> nn.Module:
     unstack(model)
     for name, module in list(model.named_modules()):
         if is_conv1d(module):
-            linear = linear_of(module.weight.data.t().contiguous(), module.bias)
+            linear = make_linear(module.weight.data.t().contiguous(), module.bias)
             model.set_submodule(name, linear.train(module.training))
     return model
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from qra_backends import Groups
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -31,7 +30,6 @@ class AdaptedLinear(nn.Module):
 
     Attributes:
         trained: the groups of the base, a module, while they are trained.
-        groups: what training left of them, for whoever puts the base in place again; None: they are the bank's.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -42,7 +40,6 @@ class AdaptedLinear(nn.Module):
         self.frozen: Tensor | None = None
         self.frozen_bias: Tensor | None = None
         self.trained: TrainedGroups | None = None
-        self.groups: Groups | None = None
         self.lora_A: nn.Parameter | None = None
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0

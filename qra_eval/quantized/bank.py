@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
-from qra_eval.models.device import sent
-from qra_eval.models.experts import linear_of
+from qra_eval.models.device import send_tensor
+from qra_eval.models.experts import make_linear
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.files import read_json, write_json
@@ -33,8 +32,7 @@ class Bank:
 
     Files are named by all that their content follows from: the weights, the backend with its revision and library at
     that level, the calibration data if the level is calibrated, and the kind of device, whose arithmetic rounds its own
-    way. Those that are missing, cut off or foreign are
-    made by `qra_eval.quantized.build`.
+    way. Those that are missing, cut off or foreign are made by `qra_eval.quantized.build`.
 
     Args:
         linears: by name; left untouched.
@@ -43,11 +41,9 @@ class Bank:
         folder: where the files are kept.
         fingerprint: identifies the weights.
         calibration: identifies the calibration data.
-        layers: decoder layer of each linear; default: all in one.
+        layers: decoder layer of each linear.
         levels: those of layers that have others than `bits`.
         devices: where modules and weights of a layer are given; default: where the linears are.
-        room: bytes of dequantized weights that are kept, the last used ones.
-        compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
     def __init__(
@@ -59,73 +55,44 @@ class Bank:
         fingerprint: str,
         *,
         calibration: str = "",
-        layers: Mapping[str, int] | None = None,
+        layers: Mapping[str, int],
         levels: Mapping[int, Sequence[LevelName]] | None = None,
         devices: Mapping[int, torch.device] | None = None,
-        room: int = 0,
-        compute: torch.dtype | None = None,
     ):
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
-        self.compute, self.devices, self.room = compute, dict(devices or {}), room
-        # Layers that pass in float32 have float32 weights meanwhile: what is kept then must serve afterwards too.
+        self.devices, self._levels = dict(devices or {}), dict(levels or {})
+        # Layers that pass in float32 have float32 weights meanwhile.
         self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
-        self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
-        self._levels = dict(levels or {})
+        self.layer_of = {name: layers[name] for name in self.linears}
         self._names: dict[int, list[str]] = {}
         for name, layer in self.layer_of.items():
             self._names.setdefault(layer, []).append(name)
-        self._files: dict[tuple[int, LevelName], Any] = {}
-        self._keys: dict[tuple[int, LevelName], dict[str, list[str]]] = {}
-        self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
-        self._kept = 0
-        self._damaged: set[Path] = set()
+        self._files: dict[tuple[int, LevelName], tuple[Any, dict[str, list[str]]]] = {}
 
-    # -- what is asked of it -------------------------------------------------------------------
+    # -- modules and weights -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
         linear, device = self.linears[name], self.device_of(name)
+        bias = None if linear.bias is None else linear.bias.to(device)
         if bits == UNQUANTIZED_BITS:
             if device == linear.weight.device:
                 return linear
-            return linear_of(
-                sent(linear.weight.detach(), device), None if linear.bias is None else linear.bias.to(device)
-            )
+            return make_linear(send_tensor(linear.weight.detach(), device), bias)
         return self.backend.from_tensors(
-            {key: sent(tensor, device) for key, tensor in self.tensors(name, bits).items()},
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=None if linear.bias is None else linear.bias.to(device),
+            {key: send_tensor(tensor, device) for key, tensor in self.tensors(name, bits).items()},
+            bits=bits, out_features=linear.out_features, in_features=linear.in_features, bias=bias,
             dtype=self.dtypes[name],
-        )
+        )  # fmt: skip
 
-    def weight(self, name: str, bits: LevelName) -> Tensor:
+    def weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
         """The dequantized weight (out, in) of a linear at `bits`.
 
-        Rounded to the linear's dtype, as its module computes with, then put in `compute`.
+        Rounded to the linear's dtype, as its module computes with, then cast to `dtype`.
         """
         own = self.linears[name].weight.detach()
-        dtype, device = self.compute or own.dtype, self.device_of(name)
-        if bits == UNQUANTIZED_BITS and dtype == own.dtype and device == own.device:
-            return own
-        key = (name, bits)
-        if key not in self._weights:
-            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
-            weight = whole.to(device=device, dtype=dtype)
-            if self.room < weight.nbytes:
-                return weight
-            self._weights[key] = weight
-            self._kept += weight.nbytes
-            while self._kept > self.room:
-                self._kept -= self._weights.popitem(last=False)[1].nbytes
-        self._weights.move_to_end(key)
-        return self._weights[key]
-
-    def forget(self) -> None:
-        """Let the dequantized weights go that are kept."""
-        self._weights.clear()
-        self._kept = 0
+        weight = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
+        return weight.to(device=self.device_of(name), dtype=dtype or own.dtype)
 
     # -- files ---------------------------------------------------------------------------------
     def path(self, layer: int, bits: LevelName) -> Path:
@@ -160,12 +127,15 @@ class Bank:
 
     def stored(self, layer: int, bits: LevelName) -> list[str]:
         """The linears of a layer whose shape the backend can store at a level, in the model's order."""
-        return [name for name in self._names[layer] if storable(self.backend, bits, self.linears[name])]
+        return [name for name in self._names[layer] if can_store(self.backend, bits, self.linears[name])]
 
     def missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
         """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
         layers = dict.fromkeys(self.layer_of.values()) if some is None else some
-        lacking = {layer: [b for b in self.levels(layer) if not self._opened(layer, b)] for layer in layers}
+        lacking = {
+            layer: [b for b in self.levels(layer) if self.stored(layer, b) and self._open(layer, b) is None]
+            for layer in layers
+        }
         return {layer: levels for layer, levels in lacking.items() if levels}
 
     def write(self, layer: int, bits: LevelName, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -185,42 +155,36 @@ class Bank:
         """Keep what `figures` gives."""
         write_json(self.figures_file(layer), figures)
 
-    def _opened(self, layer: int, bits: LevelName) -> bool:
-        """Open a file and index it; False if it is missing or not whole."""
-        if (layer, bits) in self._files:  # asked for every linear of every plan: nothing is hashed again
-            return True
-        names = self.stored(layer, bits)
-        if not names:
-            return True
-        path = self.path(layer, bits)
-        if not path.is_file():
-            return False
-        try:
-            file = open_tensors(path)
-        except (DamagedFile, OSError) as error:
-            self._complain(path, str(error))
-            return False
-        keys: dict[str, list[str]] = {}
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            keys.setdefault(key.rpartition("::")[0], []).append(key)
-        if set(keys) != set(names):
-            self._complain(path, f"{path} holds other linears")
-            return False
-        self._files[layer, bits], self._keys[layer, bits] = file, keys
-        return True
+    def _open(self, layer: int, bits: LevelName) -> tuple[Any, dict[str, list[str]]] | None:
+        """The opened file of a layer at a level, and the keys of each linear; None if it is missing or not whole.
 
-    def _complain(self, path: Path, fault: str) -> None:
-        if path not in self._damaged:
-            log.warning("%s: quantizing again", fault)
-            self._damaged.add(path)
+        A damaged file is removed.
+        """
+        if (layer, bits) not in self._files:  # asked for every linear of every plan: nothing is hashed again
+            path = self.path(layer, bits)
+            if not path.is_file():
+                return None
+            try:
+                file = open_tensors(path)
+                keys: dict[str, list[str]] = {}
+                for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    keys.setdefault(key.rpartition("::")[0], []).append(key)
+                if set(keys) != set(self.stored(layer, bits)):
+                    raise DamagedFile(f"{path} holds other linears")
+            except DamagedFile as error:
+                log.warning("%s: quantizing again", error)
+                path.unlink()
+                return None
+            self._files[layer, bits] = file, keys
+        return self._files[layer, bits]
 
     def tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:
         """What `Backend.to_tensors` gave of a linear at a level, mapped from the file."""
-        layer = self.layer_of[name]
-        if not self._opened(layer, bits):
-            raise RuntimeError(f"the bank has no whole file {self.path(layer, bits)}")
-        file = self._files[layer, bits]
-        return {key.rpartition("::")[2]: file.get_tensor(key) for key in self._keys[layer, bits][name]}
+        opened = self._open(self.layer_of[name], bits)
+        if opened is None:
+            raise RuntimeError(f"the bank has no whole file {self.path(self.layer_of[name], bits)}")
+        file, keys = opened
+        return {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[name]}
 
     def device_of(self, name: str) -> torch.device:
         """Where a linear's modules and weights are given."""
@@ -232,7 +196,7 @@ def bank_folder(given: str | None) -> Path:
     return Path(given) if given is not None else cache_root() / "bank"
 
 
-def storable(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
+def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     """Whether the backend can store a linear of this shape at a level."""
     return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
 

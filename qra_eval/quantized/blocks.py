@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.models.device import give_back_freed_memory, sent
+from qra_eval.models.device import give_back_freed_memory, send_tensor
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
@@ -45,9 +45,6 @@ class Blocks:
         compute: dtype of the arithmetic.
         devices: of each layer; default: `device`.
 
-    Attributes:
-        keeps: whether the device has room for the whole model, as it is stored, while passes are made (`kept`).
-
     Raises:
         ValueError: the model has no list of decoder layers.
     """
@@ -62,7 +59,6 @@ class Blocks:
         self.layers: list[nn.Module] = list(model.get_submodule(path))
         self.devices = list(devices or [device] * len(self.layers))
         self._tuple: bool | None = None
-        self.keeps = False
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -75,19 +71,9 @@ class Blocks:
     @contextmanager
     def placed(self, index: int) -> Iterator[None]:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
-        with put(self.layers[index], self.devices[index], self.compute):
+        with move_tensors(self.layers[index], self.devices[index], self.compute):
             yield
         give_back_freed_memory(self.devices[index])
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """The model on the device, if that has room, for as long as the context lasts: sent once for all passes."""
-        with ExitStack() as stack:
-            for layer, device in zip(self.layers, self.devices, strict=True) if self.keeps else ():
-                stack.enter_context(put(layer, device))
-            if self.keeps:
-                stack.enter_context(put(self.model, self.device, but=self.layers))
-            yield
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -101,7 +87,7 @@ class Blocks:
         try:
             for parameter in rest:
                 dtype = self.compute if parameter.dtype == own else parameter.dtype
-                parameter.data = sent(parameter.data, self.device).to(dtype)
+                parameter.data = send_tensor(parameter.data, self.device).to(dtype)
             yield
         finally:
             for parameter, data in zip(rest, kept, strict=True):
@@ -113,7 +99,7 @@ class Blocks:
 
         def turn(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
-                with put(self.layers[index], self.devices[index], self.compute):  # at every token that is written
+                with move_tensors(self.layers[index], self.devices[index], self.compute):  # for every token written
                     return forward(*args, **kwargs)
 
             return run
@@ -188,22 +174,13 @@ class Blocks:
 
 
 @contextmanager
-def put(
-    module: nn.Module, device: torch.device, dtype: torch.dtype | None = None, but: Sequence[nn.Module] = ()
-) -> Iterator[None]:
-    """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again.
-
-    Args:
-        but: parts of it that are left as they are.
-    """
-    left = {id(tensor) for part in but for tensor in [*part.parameters(), *part.buffers()]}
+def move_tensors(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again."""
     with ExitStack() as stack:
         for tensor in [*module.parameters(), *module.buffers()]:
-            if id(tensor) in left:
-                continue
             wide = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
-            wanted = dtype if wide and dtype is not None else tensor.dtype
+            wanted = dtype if wide else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = sent(tensor.data, device).to(wanted)  # in its own dtype: half the bytes of float32
+                tensor.data = send_tensor(tensor.data, device).to(wanted)  # in its own dtype: half the bytes of float32
         yield

@@ -9,20 +9,21 @@ Of processes that need the same bank at the same time one makes it, and the othe
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 
 from qra_backends.base import Level
 from torch import Tensor, nn
 
 from qra_eval.models.device import give_back_freed_memory
-from qra_eval.quantized.bank import Bank, storable
-from qra_eval.quantized.blocks import Blocks, put
+from qra_eval.quantized.bank import Bank, can_store
+from qra_eval.quantized.blocks import Blocks, move_tensors
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, expert_kind
 from qra_eval.quantized.lock import lock_work
 from qra_eval.quantized.passes import pass_layers
-from qra_eval.quantized.threads import sharing, side_by_side, workers
+from qra_eval.quantized.threads import count_workers, run_in_threads
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
 from qra_search.space.levels import LevelName
@@ -57,21 +58,32 @@ def build(
         RuntimeError: a file cannot be read after it was written.
     """
 
-    def lacking() -> list[int]:
+    def list_missing() -> list[int]:
         unmeasured = [at for at in range(len(blocks)) if figures and bank.figures(at) is None]
         return sorted({*bank.missing(), *unmeasured})
 
-    if not lacking():
+    if not list_missing():
         return
     work = "quantizes the same weights for the same data; set QRA_CACHE to another folder to quantize there at once"
     with lock_work(bank.lock_file, work, progress):
-        if layers := lacking():  # another process may have made them meanwhile
-            _build(bank, blocks, batches, weighting, progress, head, layers, figures)
-        if layers := lacking():
+        layers = list_missing()  # another process may have made them meanwhile
+        total, done = sum(len(bank.names(layer)) for layer in layers), itertools.count(1)
+
+        def report() -> None:
+            if progress is not None:
+                progress("quantize", next(done), total)
+
+        tokens: dict[str, int] = {}
+        for layer, moments in _pass_layers(bank, blocks, batches, weighting, progress, head, layers, figures):
+            _quantize(bank, blocks, layer, moments, report)
+            if moments is not None:
+                tokens |= {name: moments.tokens(name) for name in bank.names(layer) if expert_kind(name) != name}
+        _warn_of_rare_experts(tokens)
+        if layers := list_missing():
             raise RuntimeError(f"layers {layers} of the bank {bank.folder} cannot be read after they were written")
 
 
-def _build(
+def _pass_layers(
     bank: Bank,
     blocks: Blocks,
     batches: Sequence[Batch],
@@ -80,53 +92,42 @@ def _build(
     head: str | None,
     layers: Sequence[int],
     figures: bool,
-) -> None:
-    """Quantize what some layers lack, and measure what they have, with one pass of the rows if it takes one."""
-    missing = bank.missing(layers)
-    total, done = sum(len(bank.names(layer)) for layer in layers), 0
-    rare: dict[str, int] = {}
+) -> Iterator[tuple[int, LayerMoments | None]]:
+    """The layers, with their moments if figures, or a level that is missing, need the rows to pass."""
 
     def linears(layer: int) -> Mapping[str, nn.Module]:
         if layer == len(blocks):  # tables are measured by the linears that stand for them
             return {name: bank.linears[name] for name in bank.names(layer)}
         return {name: blocks.model.get_submodule(name) for name in bank.names(layer)}
 
-    def report(before: int, of_layer: int) -> None:
-        if progress is not None:
-            progress("quantize", before + of_layer, total)
+    levels = [level for missing in bank.missing(layers).values() for level in missing]
+    if layers and (figures or any(map(bank.backend.is_calibrated, levels))):
+        yield from pass_layers(blocks, batches, linears, weighting, layers, head, progress)
+    else:
+        yield from ((layer, None) for layer in layers)
 
-    steps: Iterable[tuple[int, LayerMoments | None]] = ((layer, None) for layer in layers)
-    if figures or any(bank.backend.is_calibrated(level) for levels in missing.values() for level in levels):
-        steps = pass_layers(blocks, batches, linears, weighting, layers, head, progress)
-    for layer, moments in steps:
-        _quantize(bank, blocks, layer, missing.get(layer, []), moments, partial(report, done))
-        if moments is not None:
-            rare |= {n: moments.tokens(n) for n in bank.names(layer) if expert_kind(n) != n}
-        done += len(bank.names(layer))
-    few = [name for name, tokens in rare.items() if tokens < FEW_TOKENS]
+
+def _warn_of_rare_experts(tokens: Mapping[str, int]) -> None:
+    few = [name for name, count in tokens.items() if count < FEW_TOKENS]
     if few:
         log.warning(
             "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
             "layer's mean",
-            len(few), len(rare), FEW_TOKENS, few[0], rare[few[0]],
+            len(few), len(tokens), FEW_TOKENS, few[0], tokens[few[0]],
         )  # fmt: skip
 
 
 def _quantize(
-    bank: Bank,
-    blocks: Blocks,
-    layer: int,
-    missing: Sequence[LevelName],
-    moments: LayerMoments | None,
-    report: Callable[[int], None],
+    bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]
 ) -> None:
     """A layer's linears at the levels that it lacks, on the device, each level written to its file; with moments of a
     decoder layer also the figures of all its levels.
 
     Args:
-        report: called with how many of the layer's linears are done.
+        report: called for each linear that is done.
     """
     device, backend, names = blocks.device_of(layer), bank.backend, bank.names(layer)
+    missing = bank.missing([layer]).get(layer, [])
     measured = moments if layer < len(blocks) else None
     made: dict[str, dict[Level, dict[str, Tensor]]] = {}
     damage: dict[str, list[float]] = {}
@@ -135,14 +136,14 @@ def _quantize(
         hessian = None if moments is None else moments.hessian(names[0])
         for name in names:
             linear = bank.linears[name]
-            with put(linear, device, linear.weight.dtype):
-                storables = [level for level in bank.levels(layer) if storable(backend, level, linear)]
+            with move_tensors(linear, device, linear.weight.dtype):
+                stored = [level for level in bank.levels(layer) if can_store(backend, level, linear)]
                 weights = None if moments is None else moments.output_weights(name)
-                own = [level for level in missing if level in storables]
+                own = [level for level in missing if level in stored]
                 modules = backend.quantize_levels(linear, own, hessian=hessian, output_weights=weights)
                 if measured is not None:
                     damage[name] = [
-                        _damage(bank, measured, name, level, modules.get(level)) if level in storables else 0.0
+                        _damage(bank, measured, name, level, modules.get(level)) if level in stored else 0.0
                         for level in bank.levels(layer)
                     ]
             made[name] = {
@@ -153,13 +154,28 @@ def _quantize(
             moments.release(names[0])
         give_back_freed_memory(device)
 
-    together = sharing(names, moments, bank.linears)
-    side_by_side(quantize, together, workers(backend, len(together), device), lambda _: report(len(made)))
+    units = _group_by_input(bank, names, moments)
+    with closing(run_in_threads(quantize, units, count_workers(backend, len(units), device))) as done:
+        for unit in done:
+            for _ in unit:
+                report()
     for level in missing:
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
     if measured is not None:
         spectrum = {name: values.tolist() for name, values in measured.spectrum.items()}
         bank.write_figures(layer, {"damage": {name: damage[name] for name in names}, "spectrum": spectrum})
+
+
+def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | None) -> list[list[str]]:
+    """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name if moments is None else moments.owner(name), []).append(name)
+
+    def work(names: list[str]) -> int:
+        return sum(bank.linears[name].out_features * bank.linears[name].in_features ** 2 for name in names)
+
+    return sorted(groups.values(), key=work, reverse=True)
 
 
 def _damage(bank: Bank, moments: LayerMoments, name: str, level: LevelName, module: nn.Module | None) -> float:

@@ -64,7 +64,7 @@ class QuantizedModel:
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
         budgets: of memory, from which the bits follow if `space` leaves them open.
-        dequantized_cache: bytes for dequantized weights; see `dequantized_cache_bytes`.
+        dequantized_cache: bytes for dequantized weights, as given (`2GiB`, 0), or a share of what is free (`auto`).
 
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
@@ -73,8 +73,7 @@ class QuantizedModel:
         levels, table_levels: at which linears are quantized, and tables.
         layer_of: the decoder layer of each.
         blocks: the decoder layers, in the dtype that is computed in.
-        materialised: whether dequantized weights are kept ready.
-        room: bytes that they may take together.
+        materialised: whether linears multiply by dequantized weights.
     """
 
     def __init__(
@@ -113,7 +112,6 @@ class QuantizedModel:
         room = dequantized_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.materialised = kept <= room
-        self.room = room if self.materialised else 0
         if not self.materialised and auto and device.type == "cpu" and 2 * kept <= free_bytes(device):
             log.warning(
                 "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
@@ -153,7 +151,7 @@ class QuantizedModel:
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)), levels={len(self.blocks): of_tables},
-            devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
+            devices=dict(enumerate([*layers, device])),
         )  # fmt: skip
         self._whole = False
 
@@ -198,17 +196,12 @@ class QuantizedModel:
         numbers = self.backend.trainable_numbers(bits, out_features, in_features)
         return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
 
-    def forget(self) -> None:
-        """Let the dequantized weights go that are kept."""
-        self._bank.forget()
-
-    def keep_nothing(self) -> bool:
-        """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
-        kept = self.materialised or self.blocks.keeps
-        self.forget()
-        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self._undecoded, False
-        self._bank.room, self._bank.compute = 0, self.compute
-        return kept
+    def disable_dequantized_cache(self) -> bool:
+        """From here on decode weights at each use; False if that is so already."""
+        was, self.materialised = self.materialised, False
+        if was:
+            self.compute = self._undecoded
+        return was
 
     @property
     def identity(self) -> str:

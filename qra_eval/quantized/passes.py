@@ -53,39 +53,38 @@ def pass_layers(
         with blocks.placed(layer):
             blocks.advance(layer, flows)
 
-    with blocks.kept():
-        with blocks.running():
-            flows = [blocks.enter(batch) for batch in batches]
-        for layer in range(depth):
-            advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
-            if progress is not None:
-                progress("pass calibration rows", layer + 1, depth)
-        with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
-            of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
-            if depth in layers and head is not None:
-                _read_head(blocks, flows, of_tables, head)
-            gradients = [_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
-        if depth in layers:
-            yield depth, of_tables
-        for layer in reversed(range(first, depth)):
-            start = layer // SEGMENT * SEGMENT
-            if layer not in inputs:
-                for flow, hidden in zip(flows, inputs[start], strict=True):
-                    flow.hidden = hidden.to(blocks.compute)
-                for between in range(start, layer):
-                    advance(between, between > start)
-                inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
-            moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
-            with blocks.placed(layer):
-                for n, flow in enumerate(flows):
-                    given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
-                    with moments.gather(flow.batch.width, generator):
-                        output = blocks.step(layer, flow, given)
-                        (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
-                    gradients[n] = gradient.cpu()
-            del inputs[layer]
-            if layer in layers:
-                yield layer, moments
+    with blocks.running():
+        flows = [blocks.enter(batch) for batch in batches]
+    for layer in range(depth):
+        advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
+        if progress is not None:
+            progress("pass calibration rows", layer + 1, depth)
+    with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
+        of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
+        if depth in layers and head is not None:
+            _read_head(blocks, flows, of_tables, head)
+        gradients = [_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
+    if depth in layers:
+        yield depth, of_tables
+    for layer in reversed(range(first, depth)):
+        start = layer // SEGMENT * SEGMENT
+        if layer not in inputs:
+            for flow, hidden in zip(flows, inputs[start], strict=True):
+                flow.hidden = hidden.to(blocks.compute)
+            for between in range(start, layer):
+                advance(between, between > start)
+            inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
+        moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
+        with blocks.placed(layer):
+            for n, flow in enumerate(flows):
+                given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                with moments.gather(flow.batch.width, generator):
+                    output = blocks.step(layer, flow, given)
+                    (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
+                gradients[n] = gradient.cpu()
+        del inputs[layer]
+        if layer in layers:
+            yield layer, moments
 
 
 def _head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from qra_backends.base import Backend
 from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
-from qra_eval.quantized.bank import storable
+from qra_eval.quantized.bank import can_store
 from qra_search.config import SpaceConfig
 from qra_search.space.budgets import budget_size
 from qra_search.space.groups import Group, Linear
@@ -85,7 +85,7 @@ def _own_levels(
     Raises:
         ValueError: there is none.
     """
-    own = tuple(name for name in names if all(storable(backend, name, member.module) for member in members))
+    own = tuple(name for name in names if all(can_store(backend, name, member.module) for member in members))
     if not own:
         raise ValueError(
             f"no level that is searched suits all of {', '.join(f.name for f in members)}: choose other bits, another "
@@ -115,7 +115,7 @@ def table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear) -> 
     """
     widths = {name: backend.width(name) for name in backend.bits} | {UNQUANTIZED_BITS: UNQUANTIZED_BITS}
     wanted = sorted((name for name in widths if widths[name] in bits), key=widths.__getitem__)
-    found = tuple(name for name in wanted if storable(backend, name, linear))
+    found = tuple(name for name in wanted if can_store(backend, name, linear))
     if not found:
         shape = linear.out_features, linear.in_features
         reasons = [f" ({reason})" for name in wanted if (reason := backend.supports(name, *shape))]
@@ -136,7 +136,7 @@ def levels_of(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Line
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
-    own = tuple(name for name in wanted if any(storable(backend, name, linear) for linear in shapes.values()))
+    own = tuple(name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values()))
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
         reason = next(backend.supports(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost)

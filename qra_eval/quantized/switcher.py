@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from qra_backends import Groups
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import Table, install_tables, uninstall_tables
@@ -26,14 +27,16 @@ class PlanSwitcher:
 
     Attributes:
         applied: the plan of the last `apply`.
+        trained_groups: scales and offsets that training left, by linear; those of the others are the bank's.
     """
 
     def __init__(self, quantized: QuantizedModel):
         self.quantized, self.model = quantized, quantized.model
         self.applied: Plan
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
-        self._placed: dict[str, Table] = {}
-        self._in_place: dict[str, tuple[Any, ...]] = {}
+        self._places: dict[str, adapters.AdaptedLinear | Table] = {}
+        self._in_place: dict[str, tuple[LevelName, bool]] = {}
+        self.trained_groups: dict[str, Groups] = {}
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
 
@@ -47,9 +50,10 @@ class PlanSwitcher:
         if self._wrapped is None:
             quantized, bank = self.quantized, self.quantized.bank
             self._wrapped = adapters.install(self.model, list(quantized.linears))
-            self._placed = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
+            tables = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
+            self._places = {**self._wrapped, **tables}
             searched = {id(t) for m in quantized.linears.values() for t in m.parameters()}
-            searched |= {id(table.own) for table in self._placed.values()}
+            searched |= {id(table.own) for table in tables.values()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
             narrower = quantized.compute.itemsize < quantized.dtype.itemsize
             tensors = [*self.model.parameters(), *(() if narrower else self.model.buffers())]
@@ -67,64 +71,53 @@ class PlanSwitcher:
             keep_trained: adapters and scales stay as training left them.
         """
         quantized, most = self.quantized, max(self.quantized.space.ranks)
+        settings, wrapped = quantized.settings, self.wrapped
         fast = quantized.materialised if materialised is None else materialised
         self.applied = plan
+        if not keep_trained:
+            self.trained_groups.clear()
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
-            if group.name in quantized.tables:
-                self.put_table(group.name, bits, fast=fast)
-                continue
             for linear in group.linears:
-                wrapper = self.wrapped[linear.name]
-                if not keep_trained:
-                    wrapper.trained = wrapper.groups = None
-                self._put_base(linear.name, bits, fast)
-                if keep_trained:
+                name, wrapper = linear.name, wrapped.get(linear.name)
+                self.put_base(name, bits, dequantized=fast)
+                if wrapper is None or keep_trained:
                     continue
+                wrapper.trained = None
                 if rank == 0:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
-                A, B = adapters.first_factors(seed, wrapper, linear.name, most)
-                device, settings = quantized.bank.device_of(linear.name), quantized.settings
+                A, B = adapters.first_factors(seed, wrapper, name, most)
+                device = quantized.bank.device_of(name)
                 wrapper.set_adapter(
                     A[:rank].to(device), B[:, :rank].to(device), settings.alpha / rank, settings.dropout
                 )
 
     def base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
-        module, groups = self.quantized.bank.module(name, bits), self.wrapped[name].groups
+        module, groups = self.quantized.bank.module(name, bits), self.trained_groups.get(name)
         return module if groups is None else self.quantized.backend.with_groups(module, groups)
 
-    def _put_base(self, name: str, bits: LevelName, fast: bool) -> None:
-        """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""
-        wrapper, wanted = self.wrapped[name], (bits, fast)
-        if self._in_place.get(name) == wanted and wrapper.groups is None:
-            return
-        self._in_place.pop(name, None)
-        wrapper.set_base()  # what was there goes before the next comes
-        if not fast:
-            wrapper.set_base(module=self.base_module(name, bits))
-        elif wrapper.groups is None:
-            wrapper.set_base(weight=self.quantized.bank.weight(name, bits))
-        else:
-            weight = self.quantized.backend.dequantize(self.base_module(name, bits))
-            wrapper.set_base(weight=weight.to(self.quantized.compute))
-        if wrapper.groups is None:  # else it is no other plan's
-            self._in_place[name] = wanted
+    def put_base(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
+        """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
 
-    def put_table(self, name: str, bits: LevelName | None, *, fast: bool = True) -> None:
-        """Put a table in place at a level; None: as it was loaded. Only if it is not in place already."""
-        wanted, table, bank = (bits, fast), self._placed[name], self.quantized.bank
-        if self._in_place.get(name) == wanted:
+        A plan's neighbour differs in a few linears.
+        """
+        quantized, base, trained = self.quantized, self._places[name], name in self.trained_groups
+        wanted = None if bits is None else (bits, dequantized)
+        if self._in_place.get(name) == wanted and wanted is not None and not trained:
             return
         self._in_place.pop(name, None)
-        table.set_base()  # what was there goes before the next comes
-        if bits is None:
+        base.set_base()  # what was there goes before the next comes
+        if bits is None or wanted is None:
             return
-        if fast:
-            table.set_base(weight=bank.weight(name, bits))
+        if not dequantized:
+            base.set_base(module=self.base_module(name, bits))
+        elif trained:
+            base.set_base(weight=quantized.backend.dequantize(self.base_module(name, bits)).to(quantized.compute))
         else:
-            table.set_base(module=bank.module(name, bits))
-        self._in_place[name] = wanted
+            base.set_base(weight=quantized.bank.weight(name, bits, quantized.compute))
+        if not trained:  # else it is no other plan's
+            self._in_place[name] = wanted
 
     @contextmanager
     def scales_in_training(self) -> Iterator[None]:
@@ -147,8 +140,8 @@ class PlanSwitcher:
             if groups is not None:
                 trained = TrainedGroups(backend, groups, keep=fast)
                 beside = fast and trained.of_rows()
-                base: dict[str, Any] = {"weight": bank.weight(name, bits)} if beside else {"module": module}
-                self.wrapped[name].set_base(**base)
+                weight = bank.weight(name, bits, quantized.compute) if beside else None
+                self.wrapped[name].set_base(module=None if beside else module, weight=weight)
                 self.wrapped[name].trained = trained
         try:
             yield
@@ -156,8 +149,8 @@ class PlanSwitcher:
             for name, bits in placed:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
-                    wrapper.groups, wrapper.trained = wrapper.trained.groups(), None
-                    self._put_base(name, bits, fast)
+                    self.trained_groups[name], wrapper.trained = wrapper.trained.groups(), None
+                    self.put_base(name, bits, dequantized=fast)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:
@@ -165,7 +158,8 @@ class PlanSwitcher:
         quantized for it."""
         for wrapper in (self._wrapped or {}).values():
             wrapper.set_adapter(None, None, 0.0)
-            wrapper.trained = wrapper.groups = None
+            wrapper.trained = None
+        self.trained_groups.clear()
         self._clear_bases()
 
     @contextmanager
@@ -199,9 +193,8 @@ class PlanSwitcher:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Nothing of the model on the device but adapters, nor anything kept dequantized; bases are gone afterwards."""
+        """Nothing of the model on the device but adapters; bases are gone afterwards."""
         self._clear_bases()
-        self.quantized.forget()
         own = {id(factor) for factor in adapters.trainable(self.wrapped)}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
@@ -215,13 +208,12 @@ class PlanSwitcher:
             for tensor, device in moved:
                 tensor.data = tensor.data.to(device)
 
-    def keep_nothing(self) -> bool:
-        """From here on keep no weights ready on the device, neither dequantized nor unquantized; whether any were."""
-        if not self.quantized.keep_nothing():
+    def disable_dequantized_cache(self) -> bool:
+        """From here on decode weights at each use; False if that is so already."""
+        if not self.quantized.disable_dequantized_cache():
             return False
-        if self._wrapped is not None:
-            self._clear_bases()
-            self._put_rest_in(self.quantized.compute)
+        self._clear_bases()
+        self._put_rest_in(self.quantized.compute)
         return True
 
     def close(self) -> None:
@@ -229,15 +221,13 @@ class PlanSwitcher:
         for handle in self.quantized.connections:
             handle.remove()
         if self._wrapped is not None:
-            for table in self._placed.values():
-                table.set_base()
+            self._clear_bases()
             uninstall_tables(self.model)
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        places: list[Any] = [*(self._wrapped or {}).values(), *self._placed.values()]
-        for place in places:
-            place.set_base()
+        for base in self._places.values():
+            base.set_base()
         self._in_place = {}
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:

@@ -74,13 +74,12 @@ def sensitivities_file(tuner: FineTuner) -> Path:
 def measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """Measure the sensitivities on the first train rows; see `qra_eval.sensitivities.measure`."""
     model = tuner.quantized
-    with model.blocks.kept():  # for both: what fits the device is sent there once
-        tuner.switcher.unquantize()
-        model.figures()  # quantizes too, which is no part of the sensitivities' time
-        tuner.switcher.prepare()
-        start = time.perf_counter()
-        tuner.switcher.unquantize()
-        sensitivities, report = measure_sensitivities(tuner, probe_batch(tuner))
+    tuner.switcher.unquantize()
+    model.figures()  # quantizes too, which is no part of the sensitivities' time
+    tuner.switcher.prepare()
+    start = time.perf_counter()
+    tuner.switcher.unquantize()
+    sensitivities, report = measure_sensitivities(tuner, probe_batch(tuner))
     cost = report["forward_tokens"] / tuner.evaluation_tokens()
     seconds = time.perf_counter() - start
     return replace(sensitivities, cost=cost, seconds=seconds), {**report, "cost": cost}

@@ -147,13 +147,15 @@ def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _degraded(tuner: FineTuner, pair: tuple[str, LevelName]) -> Iterator[None]:
-    """One table at a level, the rest as it was loaded."""
-    tuner.switcher.put_table(*pair)
+def quantize_alone(tuner: FineTuner, names: Sequence[str], level: LevelName) -> Iterator[None]:
+    """Some linears or tables at a level, the rest as it was loaded."""
+    for name in names:
+        tuner.switcher.put_base(name, level)
     try:
         yield
     finally:
-        tuner.switcher.put_table(pair[0], None)
+        for name in names:
+            tuner.switcher.put_base(name, None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -185,7 +187,7 @@ def degrade(
         (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
         forward.
     """
-    groups, model, wrapped = tuner.space.groups, tuner.quantized, tuner.switcher.wrapped
+    groups, model = tuner.space.groups, tuner.quantized
     pairs = [(g, k) for g, k in pairs if groups[g].depth is not None]
     of_tables = [(name, level) for name in model.tables for level in model.table_levels]
     nats: dict[tuple[int, int], float] = {}
@@ -195,19 +197,15 @@ def degrade(
         probes: dict[tuple[int, int], Tensor] = {}
         flows: dict[tuple[str, LevelName], Flow] = {}
         for table in of_tables:
-            with _degraded(tuner, table):
+            with quantize_alone(tuner, table[:1], table[1]):
                 flows[table] = blocks.enter(batch)
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
                     probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
                 for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
-                    names = [linear.name for linear in groups[g].linears]
-                    for name in names:
-                        wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
-                    probes[g, k] = blocks.step(layer, flow).cpu()
-                    for name in names:
-                        wrapped[name].set_base()
+                    with quantize_alone(tuner, [linear.name for linear in groups[g].linears], bits[k]):
+                        probes[g, k] = blocks.step(layer, flow).cpu()
                 blocks.advance(layer, [flow, *flows.values()])
             if tuner.progress is not None:
                 tuner.progress("probe groups", layer + 1, len(blocks))
@@ -217,7 +215,7 @@ def degrade(
             logits = blocks.logits(flow, hidden.to(blocks.device)).float()
             nats[g, k] = divergence(reference, likely, logits)
         for (name, level), other in flows.items():
-            with _degraded(tuner, (name, level)):
+            with quantize_alone(tuner, [name], level):
                 logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
             tables[name][level] = divergence(reference, likely, logits)
     behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator, misc]

@@ -50,7 +50,7 @@ def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, traini
 
 def take_less(tuner: FineTuner, *, training: bool) -> str | None:
     """Give up what saves memory and costs time alone, the cheapest first: what, in words; None if nothing is left."""
-    if tuner.switcher.keep_nothing():
+    if tuner.switcher.disable_dequantized_cache():
         return "nothing is kept ready on the device"
     if not training:
         return None

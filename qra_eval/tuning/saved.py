@@ -112,7 +112,7 @@ def _base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     tensors = bank_tensors(tuner.quantized.bank, tuner.space.of(plan), plan)
     for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
         for linear in group.linears:
-            if linear.name in switcher.wrapped and switcher.wrapped[linear.name].groups is not None:
+            if linear.name in switcher.trained_groups:
                 trained = backend.to_tensors(switcher.base_module(linear.name, bits))
                 tensors |= {f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
     return tensors

@@ -17,7 +17,6 @@ import qra_eval
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
-from qra_eval.costs.cards import check_fit
 from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
@@ -46,15 +45,13 @@ def folder(tmp_path_factory):
 
 
 def on_the_card(folder, bank, *, embeddings, **options):
-    evaluator = make_evaluator(
+    return make_evaluator(
         str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
         **({"device": "cuda", "dequantized_cache": 0} | options),
     )  # fmt: skip
-    evaluator.quantized.blocks.keeps = False
-    return evaluator
 
 
 @pytest.mark.parametrize("dequantized_cache", [0, "auto"])
@@ -114,14 +111,11 @@ def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch)
         assert least < phase.ratio < most, phase
 
 
-@pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 6)])
-def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, times, monkeypatch):
+def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_path, monkeypatch):
     pinned: set[int] = set()
     with pretended_gpu() as gpu:
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
-        if fits:
-            check_fit(evaluator.tuner, None)
         own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
         sent: Counter[int] = Counter()
         fetched = codes = 0
@@ -136,7 +130,7 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
         gpu.count = count
         # Quantized, passed forward and back, measured, and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
-        assert sent == {weight: times * size for weight, size in own.items()} and pinned >= own.keys()
+        assert sent == {weight: 6 * size for weight, size in own.items()} and pinned >= own.keys()
         assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
         # of the pass and of each probe; and what is quantized.

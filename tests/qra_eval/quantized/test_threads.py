@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from qra_eval.quantized.threads import side_by_side
+from qra_eval.quantized.threads import run_in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -22,21 +22,16 @@ def four_threads() -> Iterator[None]:
 CPU = torch.device("cpu")
 
 
-def test_all_items_are_worked_on_at_once_and_told_to_the_caller() -> None:
+def test_items_are_worked_on_at_once_and_given_as_they_are_done() -> None:
     together = threading.Barrier(2, timeout=30)
     seen: dict[str, int] = {}
-    told = []
 
     def work(item: str) -> None:
         together.wait()  # neither goes on alone
         seen[item] = torch.get_num_threads()
 
-    def done(item: str) -> None:
-        assert threading.current_thread() is threading.main_thread()
-        told.append(item)
-
-    side_by_side(work, ["a", "b"], 2, done)
-    assert seen == {"a": 2, "b": 2} and sorted(told) == ["a", "b"]
+    finished = list(run_in_threads(work, ["a", "b"], 2))
+    assert seen == {"a": 2, "b": 2} and sorted(finished) == ["a", "b"]
     assert torch.get_num_threads() == 4
 
 
@@ -48,5 +43,5 @@ def test_after_a_failure_no_further_item_starts_and_threads_are_given_back() -> 
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item"):
-        side_by_side(work, list(range(100)), 2, lambda _: None)
+        list(run_in_threads(work, list(range(100)), 2))
     assert len(started) < 100 and torch.get_num_threads() == 4
