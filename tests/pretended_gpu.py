@@ -72,7 +72,7 @@ class PretendedGpu(TorchDispatchMode):
         self.held[device] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [t for t in tensors((args, kwargs)) if _kind(t).type == "cpu"]
+        given = [t for t in iterate_tensors((args, kwargs)) if _kind(t).type == "cpu"]
         places = {place(t) for t in given if t.dim() or place(t).type == "cuda"}
         cards = [p for p in places if p.type == "cuda"]
         name = func._schema.name
@@ -87,22 +87,22 @@ class PretendedGpu(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if cards or self.sending:
             known = {t.untyped_storage()._cdata for t in given}
-            for tensor in tensors(made):
+            for tensor in iterate_tensors(made):
                 if tensor.untyped_storage()._cdata not in known:
                     self.mark(tensor, self.sending[-1] if self.sending else cards[0])
         return made
 
 
-def tensors(given: Any) -> Iterator[Tensor]:
+def iterate_tensors(given: Any) -> Iterator[Tensor]:
     """Those among an operation's arguments or results; torch's own search for them takes twice as long as the rest."""
     if isinstance(given, Tensor):
         yield given
     elif isinstance(given, list | tuple | dict):
         for each in given.values() if isinstance(given, dict) else given:
-            yield from tensors(each)
+            yield from iterate_tensors(each)
 
 
-class Sent(torch.autograd.Function):
+class SendTensor(torch.autograd.Function):
     """A tensor with a gradient sent to another device: its gradient goes back to where it was."""
 
     @staticmethod
@@ -115,7 +115,7 @@ class Sent(torch.autograd.Function):
         return grads[0].to(ctx.back), None
 
 
-def grouped(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
+def group_tensors(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
     """Tensors by device and dtype, as torch groups those that the optimizer and clipping work on together."""
     groups: dict[Any, Any] = {}
     for i, first in enumerate(lists[0]):
@@ -132,7 +132,7 @@ def place(tensor: Tensor) -> torch.device:
     return getattr(tensor.untyped_storage(), "place", CPU) if kind.type == "cpu" else kind
 
 
-def named(device: Any) -> torch.device | None:
+def parse_device(device: Any) -> torch.device | None:
     """The device that an argument names."""
     if device is None:
         return None
@@ -171,13 +171,13 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
             device, dtype = place(args[0]), args[0].dtype
         else:
             device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
-        device = named(device)
+        device = parse_device(device)
         if device is None or device == place(tensor):
             return _send(tensor, dtype or tensor.dtype, copy=copy)
         if device.type == "meta":
             return _send(tensor, device)
         if tensor.requires_grad and torch.is_grad_enabled():
-            return Sent.apply(tensor if dtype is None else _send(tensor, dtype), device)
+            return SendTensor.apply(tensor if dtype is None else _send(tensor, dtype), device)
         gpu.count(tensor, device, dtype)
         gpu.sending.append(device)
         try:
@@ -187,7 +187,7 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
 
     def maker(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-            card = named(device)
+            card = parse_device(device)
             if card is not None and card.type == "cuda":
                 if kwargs.get("generator") is not None:
                     raise RuntimeError(f"torch.{real.__name__} on the device with a generator of the CPU")
@@ -198,7 +198,7 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
 
     def like(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def make(tensor: Tensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-            wanted = named(device) or place(tensor)
+            wanted = parse_device(device) or place(tensor)
             if wanted.type not in ("cpu", "cuda"):
                 return real(tensor, *args, device=device, **kwargs)
             return gpu.mark(real(tensor, *args, **kwargs), wanted)
@@ -226,7 +226,7 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
             "get_device_capability": lambda device=None: (9, 0),
         }.items()
     )
-    yield torch._C, "_group_tensors_by_device_and_dtype", grouped
+    yield torch._C, "_group_tensors_by_device_and_dtype", group_tensors
     yield torch, "compile", lambda function=None, **options: function or (lambda given: given)
     yield from ((torch, name, maker(getattr(torch, name))) for name in MAKERS)
     copied = torch.UntypedStorage.__deepcopy__

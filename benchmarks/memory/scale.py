@@ -228,7 +228,7 @@ WORK = {
 def quantized(make: Make) -> QuantizedLoRAEvaluator:
     """An evaluator whose bank is there: to quantize is no part of what is measured."""
     evaluator = make()
-    if not evaluator.quantized.quantized():
+    if not evaluator.quantized.is_quantized():
         sys.exit("the bank is not whole: run this with --again --phases quantize first")
     evaluator.tuner.switcher.prepare()
     return evaluator

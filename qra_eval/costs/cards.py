@@ -56,7 +56,7 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     several = dict.fromkeys([device, *model.blocks.devices])
     # What a process has reserved is free to it.
     free = sum(free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
-    done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
+    done = {"quantize": model.is_quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
 
     def highest() -> tuple[int, str]:
         peaks = estimate_peaks(tuner, budget)

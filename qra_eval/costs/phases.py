@@ -18,8 +18,7 @@ from qra_eval.costs.sizes import Sizes, largest_batch
 from qra_eval.quantized.calibration import expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.quantized.threads import count_workers
-from qra_eval.sensitivities.cache import probe_batch
-from qra_eval.sensitivities.measure import probed
+from qra_eval.sensitivities.measure import choose_probes, probe_batch
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
@@ -93,7 +92,7 @@ class _Run(Sizes):
         inputs = self.inputs()
         shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
-        count = count_workers(backend, len(units), torch.device(self.place))
+        count = count_workers(backend, len(units), self.device)
 
         def quantized(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
@@ -137,15 +136,16 @@ class _Run(Sizes):
         """
         batches = self.model.calibration_batches()
         experts = 4 * sum(w**2 for parent, w in self.inputs() if expert_kind(f"{parent}.") != f"{parent}.")
-        both = self.bare.calibration(self.layer_sketched, *largest_batch(batches)) + experts + self.placed()
+        both = self.bare.count_calibration(self.layer_sketched, *largest_batch(batches)) + experts + self.placed()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.moments() + 3 * 4 * self.largest
-        tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
-        hidden, depth = self.hidden(batches), len(self.model.blocks)
-        segments, within = ceil_div(depth, SEGMENT) - 1, min(SEGMENT, depth)
+        outside = (0 if self.gpu else self.cast(self.passed)) + self.cast_tables(self.passed)
+        tokens = sum(batch.input_ids.numel() for batch in batches)
+        hidden = tokens * self.width * self.passed
+        segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
         return (
-            tokens + max(self.casts() + head, both, change),
+            8 * tokens + max(outside + head, both, change),
             2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.pinned(),
         )
 
@@ -153,7 +153,7 @@ class _Run(Sizes):
         """Probes in float32; before them the pass of rows, if nothing is calibrated."""
         probe = probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
-        forward = sketched.layer_forward(self.layer_sketched, *probe.input_ids.shape)
+        forward = sketched.count_layer(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
         wider = self.cast(4) + self.cast_tables(4) + at_level
@@ -164,7 +164,7 @@ class _Run(Sizes):
         )
         beside = (max(groups) - self.largest) * self.wide  # a group's other linears, dequantized
         probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8 + beside, logits)
-        flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
+        flows = len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
             waiting += self.pinned()
@@ -175,13 +175,13 @@ class _Run(Sizes):
         """Training a plan, measuring it, or generating the answers of so many rows."""
         trained = 0
         if steps and self.rank:
-            trained = self.bytes_of_batches("training_step", self.tuner.batches(steps, 0))
+            trained = self.bytes_of_batches(self.tuner.batches(steps, 0), training=True)
         if steps:
             trained += self.trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
-        measured = self.bytes_of_batches("held_out", bucketed(rows, 2 * self.settings.batch_size))
+        measured = self.bytes_of_batches(bucketed(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.generating(split, min(scored, held_out)))
-        return self.resident(adapters=self.adapter_bytes) + highest + self.reordered(self.wide)
+        return self.resident() + highest + self.reordered(self.wide)
 
     def generating(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
@@ -196,14 +196,14 @@ class _Run(Sizes):
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
         kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.whole_model_bytes("held_out", rows, longest, rows)
+        return kept + mask + self.bytes_of_pass(rows, longest, rows)
 
     def passing_untuned(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
         batches = bucketed(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.layer_forward(self.layer_sketched, *largest_batch(batches))
+        forward = self.bare.count_layer(self.layer_sketched, *largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.cast_tables(self.passed) + max(self.placed() + forward, logits)
 
@@ -213,5 +213,5 @@ class _Run(Sizes):
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
         saved = self.sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
-        computing = self.adapters * self.stored + saved.held_out(1, CHECKED_TOKENS, CHECKED_TOKENS)
+        computing = self.adapters * self.stored + saved.count_pass(1, CHECKED_TOKENS, CHECKED_TOKENS, training=False)
         return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qra_eval.costs.decoding import decoding_bytes
-from qra_eval.costs.sketch import Shape, Sketch, sketch
+from qra_eval.costs.sketch import Shape, Sketch, make_sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
 from qra_eval.quantized.bank import tensor_bytes
@@ -33,6 +33,7 @@ class Sizes:
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
         compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        self.device = torch.device("cuda" if self.gpu else "cpu")
         self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
         self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
         self.largest = max(rows * columns for rows, columns in self.shapes)
@@ -60,9 +61,14 @@ class Sizes:
         )
         self.bare = self.sketch(passing, self.depths[1])
 
-    def resident(self, *, adapters: int) -> int:
-        """The plan in place, packed or dequantized."""
-        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapters
+    def resident(self) -> int:
+        """The plan in place, packed or dequantized, and adapters in training.
+
+        Of an adapter weight its value in float32, and moments; and its gradient where those of several batches are
+        added up, as it else is of the passes.
+        """
+        adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
+        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
 
     def trained_scales(self, steps: int) -> int:
         """Scales and offsets of all linears, and the gradient of a whole weight.
@@ -80,35 +86,26 @@ class Sizes:
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
-    @property
-    def adapter_bytes(self) -> int:
-        """Of an adapter weight in training: its value in float32, and moments; and its gradient where those of several
-        batches are added up, as it else is of the passes."""
-        return 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
-
-    def bytes_of_batches(self, what: str, batches: list[Batch]) -> int:
+    def bytes_of_batches(self, batches: list[Batch], *, training: bool) -> int:
         """What the whole model takes of batches."""
-        return self.whole_model_bytes(what, *largest_batch(batches), max(len(b.targets) for b in batches))
+        return self.bytes_of_pass(*largest_batch(batches), max(len(b.targets) for b in batches), training=training)
 
-    def whole_model_bytes(self, what: str, rows: int, tokens: int, labels: int) -> int:
+    def bytes_of_pass(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
         """What the whole model takes of a batch, extrapolated from sketches of two depths."""
-        short, long = (getattr(sketch, what)(rows, tokens, labels) for sketch in (self.short, self.long))
+        short, long = (s.count_pass(rows, tokens, labels, training=training) for s in (self.short, self.long))
         return int(long + (long - short) * (self.layers - self.depths[1]))
 
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
-        return sketch(
+        """A sketch of so many layers, of all that dequantizing takes on the device."""
+        return make_sketch(
             Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
             checkpointing=self.settings.gradient_checkpointing, dropout=self.settings.dropout, layers=layers,
             work=self.decoding,
         )  # fmt: skip
 
-    @property
-    def place(self) -> str:
-        return "cuda" if self.gpu else "cpu"
-
     def quantizing_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of quantizing one linear."""
-        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.place)
+        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
     def made(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of a weight at all levels."""
@@ -120,10 +117,6 @@ class Sizes:
         work = self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0)
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu else 0)
-
-    def casts(self) -> int:
-        """All that lies outside the layers, in the dtype of passes through them."""
-        return (0 if self.gpu else self.cast(self.passed)) + self.cast_tables(self.passed)
 
     def cast(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
@@ -152,10 +145,6 @@ class Sizes:
         """Bytes on the host from which a layer, or a table, is sent to a GPU."""
         tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
-
-    def hidden(self, batches: list[Batch]) -> int:
-        """Hidden states of batches, which wait on the host."""
-        return sum(b.input_ids.numel() for b in batches) * self.width * self.passed
 
 
 def largest_batch(batches: list[Batch]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
@@ -73,15 +73,15 @@ class Sketch:
             model.requires_grad_(False)
             normalise(model)
             if tables:
-                for table in install_tables(model, _Shapes(dict(work))).values():  # type: ignore[arg-type]
-                    assert table.own is not None  # it has just been installed
-                    table.set_base(module=_PackedRows(table.own))
+                for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                    table.set_base(module=_Packed(table.shape, dict(work), dtype, min(ROWS, table.shape[0])))
             found = find_linears(model)
-            self.layer_of = {f.name: f.layer or 0 for f in found}
-            self.model, self.dtype, self._work = model, dtype, dict(work)
-            self.wrapped = adapters.install(model, list(self.layer_of))
+            self.layer_of = {f.name: f.layer for f in found}
+            self.model, self.dtype = model, dtype
+            self.wrapped = adapters.wrap_linears(model, list(self.layer_of))
             for wrapper in self.wrapped.values():
-                wrapper.set_base(module=_Packed(wrapper, dict(work)))
+                shape = (wrapper.out_features, wrapper.in_features)
+                wrapper.set_base(module=_Packed(shape, dict(work), dtype, wrapper.out_features))
                 if rank:
                     A = torch.zeros(rank, wrapper.in_features)
                     wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0, dropout)
@@ -89,32 +89,27 @@ class Sketch:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @cache  # noqa: B019 - sketches are few, and kept on purpose
-    def training_step(self, rows: int, tokens: int, labels: int) -> int:
-        """Peak bytes of a forward and a backward pass, gradients of the adapters among them."""
-        with self._metered() as meter:
-            self.model.train()
+    def count_pass(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:
+        """Peak bytes of a forward pass and its loss; in training also of the backward pass, with the gradients of the
+        adapters among them."""
+        with self._metered() as meter, torch.set_grad_enabled(training):
+            self.model.train(training)
             with labelled_head(self.model) as head:
-                batch_loss(self.model, head, self._batch(rows, tokens, labels)).backward()
+                loss = batch_loss(self.model, head, self._batch(rows, tokens, labels))
+                if training:
+                    loss.backward()
+            del loss
             self.model.zero_grad()
         return meter.peak
 
     @cache  # noqa: B019
-    def held_out(self, rows: int, tokens: int, labels: int) -> int:
-        """Peak bytes of a forward pass and its loss."""
-        with self._metered() as meter, torch.no_grad():
-            self.model.eval()
-            with labelled_head(self.model) as head:
-                batch_loss(self.model, head, self._batch(rows, tokens, labels))
-        return meter.peak
-
-    @cache  # noqa: B019
-    def calibration(self, layer: int, rows: int, tokens: int) -> int:
+    def count_calibration(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's pass forward and backward to its input while its moments are gathered, these among
         them.
 
         Those of experts are left out: which tokens an expert sees is not known.
         """
-        blocks, linears = self._whole(layer)
+        blocks, linears = self._unquantized(layer)
         linears = {name: linear for name, linear in linears.items() if expert_kind(name) == name}
         with self._metered() as meter:
             flow = blocks.enter(self._batch(rows, tokens, 1))
@@ -124,16 +119,16 @@ class Sketch:
         return meter.peak
 
     @cache  # noqa: B019
-    def layer_forward(self, layer: int, rows: int, tokens: int) -> int:
+    def count_layer(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's forward pass."""
-        blocks, _ = self._whole(layer)
+        blocks, _ = self._unquantized(layer)
         with self._mode:
             flow = blocks.enter(self._batch(rows, tokens, 1))
         with self._metered() as meter, torch.no_grad():
             blocks.step(layer, flow)
         return meter.peak
 
-    def _whole(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
+    def _unquantized(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
         """The layers without quantization and adapters."""
         linears = {name: wrapper for name, wrapper in self.wrapped.items() if self.layer_of[name] == layer}
         for wrapper in linears.values():
@@ -180,15 +175,9 @@ class Shape(str):
 
 
 @lru_cache(maxsize=KEPT)
-def sketch(
-    shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, dropout: float, layers: int,
-    work: Work,
-) -> Sketch:  # fmt: skip
-    """The sketch of a shape, made once."""
-    return Sketch(
-        shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, dropout=dropout, layers=layers,
-        work=work,
-    )  # fmt: skip
+def make_sketch(shape: Shape, dtype: torch.dtype, **options: Any) -> Sketch:
+    """The sketch of a shape, made once; takes what `Sketch` does."""
+    return Sketch(shape.config, dtype, **options)
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -202,43 +191,31 @@ def shortened(config: Any, layers: int) -> Any:
 
 
 class _Packed(nn.Module):
-    """Stands for a quantized linear: holds nothing, and takes what dequantizing takes."""
+    """Stands for a quantized weight: holds nothing, and takes what dequantizing takes, of a table `ROWS` at a time."""
 
-    def __init__(self, like: adapters.AdaptedLinear, work: Mapping[tuple[int, int], int]):
+    def __init__(self, shape: Sequence[int], work: Mapping[tuple[int, int], int], dtype: torch.dtype, rows: int):
         super().__init__()
-        self.out_features, self.in_features = like.out_features, like.in_features
-        shape = (self.out_features, self.in_features)
-        self.work = work.get(shape, DEQUANTIZE_BYTES * shape[0] * shape[1])
+        self.out_features, self.in_features = shape
+        self.at_once, self.dtype = rows, dtype
+        self.work = work.get((shape[0], shape[1]), DEQUANTIZE_BYTES * rows * shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         return dequantized_linear(x, self.dequantize)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        work = torch.empty(self.work, dtype=torch.uint8)
-        made = torch.empty(self.out_features, self.in_features, dtype=dtype)
+        return self.make_rows(self.out_features, dtype)
+
+    def make_rows(self, count: int, dtype: torch.dtype) -> Tensor:
+        """So many rows of the weight, beside which the work is there until they are made."""
+        work = torch.empty(self.work * count // self.at_once, dtype=torch.uint8)
+        made = torch.empty(count, self.in_features, dtype=dtype)
         del work
         return made
-
-
-class _PackedRows(nn.Module):
-    """Stands for a quantized table, which `_Shapes` reads."""
-
-    def __init__(self, like: Tensor):
-        super().__init__()
-        self.shape, self.dtype = like.shape, like.dtype
 
 
 class _Shapes:
-    """Stands for the backend of a table: takes what dequantizing rows takes."""
+    """Stands for the backend of a table."""
 
-    def __init__(self, work: Mapping[tuple[int, int], int]):
-        self.work = work
-
-    def rows(self, module: _PackedRows, at: Tensor) -> Tensor:
-        rows, columns = module.shape
-        at_once = min(ROWS, rows)
-        size = self.work.get((rows, columns), DEQUANTIZE_BYTES * at_once * columns) * len(at) // at_once
-        work = torch.empty(size, dtype=torch.uint8)
-        made = torch.empty(len(at), module.shape[1], dtype=module.dtype)
-        del work
-        return made
+    @staticmethod
+    def rows(module: _Packed, at: Tensor) -> Tensor:
+        return module.make_rows(len(at), module.dtype)

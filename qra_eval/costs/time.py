@@ -16,8 +16,7 @@ from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.sensitivities.cache import probe_batch
-from qra_eval.sensitivities.measure import probed
+from qra_eval.sensitivities.measure import choose_probes, probe_batch
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
@@ -48,7 +47,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     """
     pace = seconds_per_token(tuner)
     model = tuner.quantized
-    cached = model.quantized()
+    cached = model.is_quantized()
     setup = 0.0 if cached else quantization_seconds(tuner)
     calibrating = pace * calibration_tokens(tuner)
     measuring = pace * sensitivities_tokens(tuner) - calibrating
@@ -188,7 +187,7 @@ def sensitivities_tokens(tuner: FineTuner) -> float:
     """Tokens that the sensitivities take, in units of one forward pass: the pass of the calibration rows, and the
     probes, each of which runs the layers above one group: half of them on average."""
     model = tuner.quantized
-    probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
+    probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
     return calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.embeddings import known_tables
-from qra_eval.tuning.loading import levels_of
+from qra_eval.models.embeddings import find_known_tables
+from qra_eval.tuning.loading import read_levels
 from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import room_for
 from qra_search.errors import BadInput
@@ -138,9 +138,9 @@ def write_base(run: TunedRun, out: Path) -> None:
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
-    tables = [table.name for table in known_tables(run.base)]
+    tables = [table.name for table in find_known_tables(run.base)]
     ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
-    how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": levels_of(run.plan), **ends}
+    how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": read_levels(run.plan), **ends}
     write_config(run, out, how)
 
 

@@ -46,17 +46,12 @@ def find_tables(model: Any) -> list[FoundTable]:
             f"the embeddings of a {type(model).__name__} ({type(embedding).__name__}, head {type(head).__name__}) "
             "cannot be quantized: leave quantization.embeddings at 16"
         )
-    names = {id(module): name for name, module in model.named_modules()}
-    first = _as_linear(embedding.weight)
-    if is_tied(model):
-        return [FoundTable(names[id(embedding)], first, head=True)]
-    return [
-        FoundTable(names[id(embedding)], first, head=False),
-        FoundTable(names[id(head)], _as_linear(head.weight), head=True),
-    ]
+    tied = is_tied(model)
+    ends = [(embedding, tied)] if tied else [(embedding, False), (head, True)]
+    return [FoundTable(_find_path(model, end), _as_linear(end.weight), is_head) for end, is_head in ends]
 
 
-def known_tables(model: Any) -> list[FoundTable]:
+def find_known_tables(model: Any) -> list[FoundTable]:
     """As `find_tables`; none if their kind is not known."""
     try:
         return find_tables(model)
@@ -69,7 +64,7 @@ def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> 
 
     There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
     """
-    for table in known_tables(model):
+    for table in find_known_tables(model):
         weight = table.linear.weight
         weight.data = weight.data.to("cpu" if table.name in waiting else device)
 
@@ -102,16 +97,6 @@ class Table(nn.Module):
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (V, H), in place of the model's own weight."""
         self.module, self.frozen = module, weight
-
-    def keep_only(self, module: nn.Module) -> None:
-        """Take a module for good: the model's own weight is let go, and no placeholder of it is left to be moved."""
-        self.set_base(module=module)
-        self.own = None
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the weight is the model's own."""
-        return self.module is None and self.frozen is None
 
     @property
     def plain(self) -> Tensor | None:
@@ -233,13 +218,12 @@ def install_tables(model: Any, backend: Backend, device: torch.device | None = N
     found = find_tables(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {each.name: Table(each.linear.weight, backend) for each in found}
-    names = {id(module): name for name, module in model.named_modules()}
-    model.set_submodule(names[id(head)], TableHead(tables[found[-1].name], head, tied=len(found) == 1))
-    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding, device))
+    _replace(model, head, TableHead(tables[found[-1].name], head, tied=len(found) == 1))
+    _replace(model, embedding, TableEmbedding(tables[found[0].name], embedding, device))
     return tables
 
 
-def put_tables(
+def replace_tables(
     model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None], device: torch.device | None = None
 ) -> None:
     """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
@@ -252,7 +236,8 @@ def put_tables(
     for name, table in install_tables(model, backend, device).items():
         made = module(found[name])
         if made is not None:
-            table.keep_only(made)
+            table.set_base(module=made)
+            table.own = None  # no placeholder of it is left to be moved
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         if end.table.own is None:
             end.was[0].weight = nn.Parameter(torch.empty(end.table.shape, device="meta"), requires_grad=False)
@@ -260,12 +245,12 @@ def put_tables(
 
 def quantized_tables(model: Any) -> dict[str, nn.Module]:
     """The modules that stand for tables in a model, by path (the embedding's, if the table is tied)."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found: dict[int, tuple[str, nn.Module]] = {}
+    tables: dict[str, nn.Module] = {}
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if isinstance(end, TableEmbedding | TableHead) and end.table.module is not None:
-            found.setdefault(id(end.table), (names[id(end)], end.table.module))
-    return dict(found.values())
+        module = end.table.module if isinstance(end, TableEmbedding | TableHead) else None
+        if module is not None and module not in tables.values():
+            tables[_find_path(model, end)] = module
+    return tables
 
 
 def uninstall_tables(model: Any) -> None:
@@ -276,17 +261,22 @@ def uninstall_tables(model: Any) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, TableEmbedding):
         return
-    (plain,), (plain_head,) = embedding.was, head.was
     tied = head.table is embedding.table
-    names = {id(module): name for name, module in model.named_modules()}
-    if not embedding.table.is_own:
-        plain.weight = nn.Parameter(embedding.weight.detach(), requires_grad=False)
+    for end in [embedding] if tied else [embedding, head]:
+        if end.table.module is not None or end.table.frozen is not None:
+            end.was[0].weight = nn.Parameter(end.weight.detach(), requires_grad=False)
     if tied:
-        plain_head.weight = plain.weight
-    elif not head.table.is_own:
-        plain_head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
-    model.set_submodule(names[id(head)], plain_head)
-    model.set_submodule(names[id(embedding)], plain)
+        head.was[0].weight = embedding.was[0].weight
+    for end in (embedding, head):
+        _replace(model, end, end.was[0])
+
+
+def _find_path(model: Any, module: nn.Module) -> str:
+    return next(name for name, each in model.named_modules() if each is module)
+
+
+def _replace(model: Any, old: nn.Module, new: nn.Module) -> None:
+    model.set_submodule(_find_path(model, old), new)
 
 
 def _as_linear(weight: Any) -> nn.Linear:

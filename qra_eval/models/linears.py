@@ -27,35 +27,25 @@ class FoundLinear:
     """A linear of a model: its path, decoder layer, and kind (the last part of its path)."""
 
     name: str
-    layer: int | None
+    layer: int
     kind: str
     module: nn.Linear
-    out_features: int
-    in_features: int
 
 
 def find_linears(model: nn.Module) -> list[FoundLinear]:
     """The linears of the decoder layers, in the model's order; the head, embeddings and routers are left out.
 
-    The decoder layers are the outermost `nn.ModuleList` with the most weights in linears. Where there is none,
-    every linear but the output head is given, with `layer` None.
-
     Raises:
-        ValueError: no linear, or GPT-2's transposed ones, which `normalise` replaces.
+        ValueError: no decoder layers, no linear in them, or GPT-2's transposed ones, which `normalise` replaces.
     """
     path = decoder_layers(model)
-    output = getattr(model, "get_output_embeddings", None)
-    head = output() if callable(output) else None
     found = []
     for name, module in model.named_modules():
         if is_conv1d(module):
             raise ValueError(f"{name} is a Conv1D, not a linear: call normalise(model) first")
         kind = name.rpartition(".")[2]
-        inside = path is None or name.startswith(f"{path}.")
-        if not isinstance(module, nn.Linear) or module is head or not inside or kind in ROUTERS:
-            continue
-        layer = int(name[len(path) + 1 :].partition(".")[0]) if path is not None else None
-        found.append(FoundLinear(name, layer, kind, module, module.out_features, module.in_features))
+        if isinstance(module, nn.Linear) and name.startswith(f"{path}.") and kind not in ROUTERS:
+            found.append(FoundLinear(name, int(name[len(path) + 1 :].partition(".")[0]), kind, module))
     if not found:
         raise ValueError(f"{type(model).__name__} has no linears that could be searched")
     return found
@@ -119,8 +109,12 @@ def unstack(model: nn.Module) -> nn.Module:
     return model
 
 
-def decoder_layers(model: nn.Module) -> str | None:
-    """Path of the outermost ModuleList with the most weights in linears, None if no list has any."""
+def decoder_layers(model: nn.Module) -> str:
+    """Path of the outermost ModuleList with the most weights in linears.
+
+    Raises:
+        ValueError: no list has any.
+    """
     best, most = None, 0
     outer: list[str] = []
     for name, module in model.named_modules():
@@ -131,11 +125,13 @@ def decoder_layers(model: nn.Module) -> str | None:
         weights = sum(m.weight.numel() for m in linears)
         if weights > most:
             best, most = name, weights
+    if best is None:
+        raise ValueError(f"{type(model).__name__} has no list of decoder layers: a causal language model has one")
     return best
 
 
 def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
-    if granularity == "module" or (granularity == "layer" and linear.layer is None):
+    if granularity == "module":
         return linear.name
     if granularity == "expert":
         expert = EXPERT.fullmatch(linear.name)

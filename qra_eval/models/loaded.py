@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import known_tables
+from qra_eval.models.embeddings import find_known_tables
 from qra_eval.models.linears import find_linears, normalise, unstack
 from qra_search.errors import BadInput
 
@@ -74,7 +74,7 @@ def finish(
     left: set[int] = set()
     if stream:
         left = {id(p) for found in find_linears(model) for p in found.module.parameters()}
-        left |= {id(table.linear.weight) for table in known_tables(model)}
+        left |= {id(table.linear.weight) for table in find_known_tables(model)}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in left:
             tensor.data = tensor.data.to(device)

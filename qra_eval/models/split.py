@@ -10,22 +10,21 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from qra_eval.models.embeddings import known_tables
+from qra_eval.models.embeddings import find_known_tables
 from qra_eval.models.linears import decoder_layers
 
 Device = TypeVar("Device")
 
 
-def spread(model: Any, devices: Sequence[Device]) -> list[Device]:
+def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
     """The device of each decoder layer, or what stands for one.
 
     Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
     where the tables are, also where these are more than a share: all but the layers is on the first layer's device.
     """
-    path = decoder_layers(model)
-    layers = [] if path is None else model.get_submodule(path)
+    layers: Any = model.get_submodule(decoder_layers(model))
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    held = sum(table.linear.weight.numel() for table in known_tables(model))
+    held = sum(table.linear.weight.numel() for table in find_known_tables(model))
     share = (held + sum(sizes)) / len(devices)
     found: list[Device] = []
     for size in sizes:
@@ -34,7 +33,7 @@ def spread(model: Any, devices: Sequence[Device]) -> list[Device]:
     return found
 
 
-def connect(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> list[RemovableHandle]:
+def connect_devices(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> list[RemovableHandle]:
     """From here on a layer is called with what it takes on its device, and the last gives what it makes on the first's.
 
     Nothing is done if all are on one device.

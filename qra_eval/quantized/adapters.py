@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ class WeightWanted(BadInput, AttributeError):
 class AdaptedLinear(nn.Module):
     """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
-    The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
-    with the bank. The factors are float32 masters that are rounded to the input's dtype before they are used, so what
+    The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight.
+    The factors are float32 masters that are rounded to the input's dtype before they are used, so what
     is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
     except in training on a plain weight, where `FusedAdapter` adds products in place.
 
@@ -92,12 +92,12 @@ class AdaptedLinear(nn.Module):
         bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
         if ratio is None:
             return F.linear(x, weight, bias)
-        y = times(F.linear(x, weight), factor(ratio, x.dtype))
+        y = scale_outputs(F.linear(x, weight), scale_factor(ratio, x.dtype))
         return y if bias is None else y + bias
 
 
-def factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `times` takes for outputs of this dtype to be multiplied by ratio float32 (out,).
+def scale_factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `scale_outputs` takes for outputs of this dtype to be multiplied by ratio float32 (out,).
 
     In 16 bits y + y (ratio - 1) is computed: one pass, where a product of two dtypes takes three. A scale changes by
     little, so rounding that change loses less than rounding the product does.
@@ -105,8 +105,8 @@ def factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
     return ratio if dtype == torch.float32 else (ratio - 1).to(dtype)
 
 
-def times(y: Tensor, by: Tensor) -> Tensor:
-    """y (..., out) times the ratio that `by` (out,) is the `factor` of, in y's dtype."""
+def scale_outputs(y: Tensor, by: Tensor) -> Tensor:
+    """y (..., out) times the ratio that `by` (out,) is the `scale_factor` of, in y's dtype."""
     return y * by if by.dtype == torch.float32 else torch.addcmul(y, y, by)
 
 
@@ -128,8 +128,8 @@ class FusedAdapter(torch.autograd.Function):
         if ratio is None:
             plain, by, y = None, None, F.linear(flat, weight, bias)
         else:
-            plain, by = F.linear(flat, weight), factor(ratio, flat.dtype)
-            y = times(plain, by)
+            plain, by = F.linear(flat, weight), scale_factor(ratio, flat.dtype)
+            y = scale_outputs(plain, by)
             if bias is not None:
                 y += bias
         ctx.save_for_backward(flat, weight, A, B, low, by, plain)
@@ -146,37 +146,28 @@ class FusedAdapter(torch.autograd.Function):
         low_grad = (g @ B).mul_(ctx.scaling)
         dx = None
         if ctx.needs_input_grad[0]:
-            through = g if by is None else times(g, by)
+            through = g if by is None else scale_outputs(g, by)
             dx = (through @ weight).addmm_(low_grad, A).view(ctx.shape)
         by_ratio = None if by is None else (g * plain).sum(0, dtype=torch.float32)
         return dx, None, None, low_grad.t() @ flat, g.t() @ low, None, by_ratio
 
 
-def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
+def wrap_linears(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
     """Wrap the named linears of a model in place; every parameter that was there is frozen."""
     model.requires_grad_(False)
-    wrapped: dict[str, AdaptedLinear] = {}
-    parent, last = model, ""
-    for name in names:
-        path, _, child = name.rpartition(".")
-        if path != last:
-            parent, last = model.get_submodule(path), path
-        linear = getattr(parent, child)
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{name} is a {type(linear).__name__}, an nn.Linear is needed")
-        wrapper = AdaptedLinear(linear)
-        setattr(parent, child, wrapper)
-        wrapped[name] = wrapper
+    wrapped = {name: AdaptedLinear(cast(nn.Linear, model.get_submodule(name))) for name in names}
+    for name, wrapper in wrapped.items():
+        model.set_submodule(name, wrapper)
     return wrapped
 
 
-def uninstall(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
+def unwrap_linears(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
     """Put the original linears back."""
     for name, wrapper in wrapped.items():
-        setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], wrapper.linear)
+        model.set_submodule(name, wrapper.linear)
 
 
-def first_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int) -> tuple[Tensor, Tensor]:
+def draw_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int) -> tuple[Tensor, Tensor]:
     """A (max_rank, in), Kaiming-uniform, and B (out, max_rank), zero, both float32.
 
     A lower rank takes the leading rows and columns. The numbers depend on the seed and the linear's name alone, so
@@ -210,38 +201,37 @@ def parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float
     Args:
         scales_rate: of what changes scales and offsets, times the learning rate of the settings.
     """
-    factors = {
-        f"{name}.{side}.weight": factor
-        for name, w in wrapped.items()
-        for side, factor in (("lora_A", w.lora_A), ("lora_B", w.lora_B))
-        if factor is not None
-    }
     changes = {
         f"{name}.{part}": change
         for name, w in wrapped.items()
         if w.trained is not None
         for part, change in w.trained.named_parameters()
     }
-    groups = [ParameterGroup(factors), ParameterGroup(changes, rate=scales_rate)]
+    groups = [ParameterGroup(named_factors(wrapped)), ParameterGroup(changes, rate=scales_rate)]
     return [group for group in groups if group.parameters]
+
+
+def named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
+    """The adapters' factors, in order, by peft's names (`<linear>.lora_A.weight`)."""
+    return {
+        f"{name}.{side}.weight": factor
+        for name, w in wrapped.items()
+        for side, factor in (("lora_A", w.lora_A), ("lora_B", w.lora_B))
+        if factor is not None
+    }
 
 
 def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
     """The adapters' factors, in order."""
-    return [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
+    return list(named_factors(wrapped).values())
 
 
-def round_to(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
+def round_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
     """Round the factors to the dtype in which they are saved."""
     for parameter in trainable(wrapped):
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
-def state(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The factors by peft's names (`<linear>.lora_A.weight`), in `dtype`."""
-    tensors: dict[str, Tensor] = {}
-    for name, w in wrapped.items():
-        if w.lora_A is not None and w.lora_B is not None:
-            tensors[f"{name}.lora_A.weight"] = w.lora_A.detach().to(dtype).contiguous()
-            tensors[f"{name}.lora_B.weight"] = w.lora_B.detach().to(dtype).contiguous()
-    return tensors
+def cast_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The factors in `dtype`, by peft's names."""
+    return {name: factor.detach().to(dtype).contiguous() for name, factor in named_factors(wrapped).items()}

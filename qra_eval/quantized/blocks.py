@@ -53,8 +53,6 @@ class Blocks:
         self, model: Any, device: torch.device, compute: torch.dtype, devices: Sequence[torch.device] | None = None
     ):
         path = decoder_layers(model)
-        if path is None:
-            raise ValueError(f"{type(model).__name__} has no list of decoder layers: a causal language model has one")
         self.model, self.device, self.compute = model, device, compute
         self.layers: list[nn.Module] = list(model.get_submodule(path))
         self.devices = list(devices or [device] * len(self.layers))

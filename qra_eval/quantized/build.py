@@ -117,9 +117,7 @@ def _warn_of_rare_experts(tokens: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def _quantize(
-    bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]
-) -> None:
+def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]) -> None:
     """A layer's linears at the levels that it lacks, on the device, each level written to its file; with moments of a
     decoder layer also the figures of all its levels.
 

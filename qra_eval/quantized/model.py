@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from qra_backends import Backend
 
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
-from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
+from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
-from qra_eval.models.split import connect, spread
+from qra_eval.models.split import assign_devices, connect_devices
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS
-from qra_eval.quantized.space import SMALL_BITS, is_small, model_space, table_levels
+from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -95,10 +95,10 @@ class QuantizedModel:
         self.loaded, self.device, self.progress = loaded, device, progress
         self.model = cast(Any, loaded.model)
         self.rows, self.settings, self.quantization, self.backend = rows, settings, quantization, backend
-        found = find_linears(self.model)
+        self._found = found = find_linears(self.model)
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
-        self.layer_of = {f.name: f.layer or 0 for f in found}
+        self.layer_of = {f.name: f.layer for f in found}
         self.weighting = WEIGHTINGS[quantization.calibration]
         self.calibration_rows = CALIBRATION_ROWS if backend.calibrated else MEASURED_ROWS
         self.tables = _searched_tables(self.model, quantization)
@@ -107,7 +107,7 @@ class QuantizedModel:
         dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.compute = compute, self._compute(compute)
-        layers = spread(self.model, devices or [device])
+        layers = assign_devices(self.model, devices or [device])
         auto = dequantized_cache == "auto"
         room = dequantized_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
@@ -119,7 +119,7 @@ class QuantizedModel:
                 format_bytes(kept), -(-kept >> 20),
             )  # fmt: skip
         self.blocks = Blocks(self.model, device, self.compute, layers)
-        self.connections = connect(self.blocks.layers, layers)
+        self.connections = connect_devices(self.blocks.layers, layers)
         if self.connections:
             searched = {id(p) for linear in self.linears.values() for p in linear.parameters()}
             for layer, place in zip(self.blocks.layers, layers, strict=True):
@@ -127,19 +127,13 @@ class QuantizedModel:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
             self.compute = self._undecoded
-        groups, fixed = group_linears(found, self.granularity), tensor_bytes(self.model) - dense
-
-        def make_space(chosen: SpaceConfig, auto_tables: Sequence[float]) -> SearchSpace:
-            wanted = auto_tables if quantization.embeddings == "auto" else quantization.embeddings
-            tables = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
-            return model_space(
-                groups, self.granularity, chosen, backend, fixed_bytes=fixed, tables=tables, depth=len(self.blocks)
-            )
-
-        self.space = make_space(space, AUTO_TABLE_BITS)
+        widths: Sequence[float] = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
+        self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
         if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
-            widths = [bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits)]
-            self.space = make_space(space.model_copy(update={"bits": tuple(widths)}), SMALL_TABLE_BITS)
+            bits = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
+            widths = SMALL_TABLE_BITS if quantization.embeddings == "auto" else widths
+            chosen = space.model_copy(update={"bits": bits})
+            self.space = self.make_space(chosen, backend, self.granularity, self.tables, widths)
         own, of_tables = (
             _levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)
@@ -154,6 +148,18 @@ class QuantizedModel:
             devices=dict(enumerate([*layers, device])),
         )  # fmt: skip
         self._whole = False
+
+    def make_space(
+        self, config: SpaceConfig, backend: Backend, granularity: Granularity, tables: Mapping[str, FoundTable],
+        table_bits: Sequence[float],
+    ) -> SearchSpace:  # fmt: skip
+        """The space of this model with a backend, with tables in it at some bit-widths."""
+        dense = weight_bytes([*self.linears.values(), *(table.linear for table in tables.values())])
+        return make_model_space(
+            group_linears(self._found, granularity), granularity, config, backend,
+            fixed_bytes=tensor_bytes(self.model) - dense, depth=len(self.blocks),
+            tables={name: (t.linear, list_table_levels(table_bits, backend, t.linear)) for name, t in tables.items()},
+        )  # fmt: skip
 
     @property
     def bank(self) -> Bank:
@@ -185,7 +191,7 @@ class QuantizedModel:
             weighting=self.weighting, head=head, figures=figures,
         )  # fmt: skip
 
-    def quantized(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the cache has every linear at every level."""
         return not self._bank.missing()
 

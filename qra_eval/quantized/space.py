@@ -25,7 +25,7 @@ SMALL_BITS = (1, 1.5, 2, 2.5, 3, 4)
 """Bits to choose from under a small budget: 8 are in no such plan."""
 
 
-def model_space(
+def make_model_space(
     groups: Sequence[tuple[str, Sequence[FoundLinear]]],
     granularity: Granularity,
     config: SpaceConfig,
@@ -44,31 +44,38 @@ def model_space(
         depth: of the tables: one more than that of the last layer.
     """
     bits = DEFAULT_BITS if config.bits == "auto" else config.bits
-    own = levels_of(bits, backend, [member.module for _, members in groups for member in members])
+    own = list_levels(bits, backend, [member.module for _, members in groups for member in members])
     levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
     ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
+    of_linears = [
+        Group(
+            name=name,
+            linears=tuple(_describe(f.name, f.module) for f in members),
+            bits=_own_levels(members, own, len(levels), backend),
+            ranks=None if ranks == config.ranks else config.ranks,
+            kind=group_kind(name, granularity),
+            depth=members[0].layer,
+        )
+        for name, members in groups
+    ]
+    of_tables = [
+        Group(
+            name=name, linears=(_describe(name, linear),), bits=tuple(some), ranks=(0,),
+            kind=name.rpartition(".")[2], depth=depth, is_embedding=True,
+        )
+        for name, (linear, some) in tables.items()
+    ]  # fmt: skip
     return SearchSpace(
-        groups=(
-            *(
-                Group(
-                    name=name,
-                    linears=tuple(
-                        Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
-                    ),
-                    bits=_own_levels(members, own, len(levels), backend),
-                    ranks=None if ranks == config.ranks else config.ranks,
-                    kind=group_kind(name, granularity),
-                    depth=members[0].layer,
-                )
-                for name, members in groups
-            ),
-            *(_table_group(name, linear, some, depth) for name, (linear, some) in tables.items()),
-        ),
+        groups=(*of_linears, *of_tables),
         bits=[_level(name, backend) for name in levels],
         ranks=ranks,
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def _describe(name: str, linear: nn.Linear) -> Linear:
+    return Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
 
 
 def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
@@ -94,20 +101,7 @@ def _own_levels(
     return None if len(own) == count else own
 
 
-def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], depth: int) -> Group:
-    shape = Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
-    return Group(
-        name=name,
-        linears=(shape,),
-        bits=tuple(levels),
-        ranks=(0,),
-        kind=name.rpartition(".")[2],
-        depth=depth,
-        is_embedding=True,
-    )
-
-
-def table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
+def list_table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
     """The levels of these bit-widths in which a backend can store a table, by width.
 
     Raises:
@@ -132,7 +126,7 @@ def _level(name: LevelName, backend: Backend) -> Level:
     return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
-def levels_of(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
+def list_levels(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]

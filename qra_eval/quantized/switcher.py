@@ -49,7 +49,7 @@ class PlanSwitcher:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
             quantized, bank = self.quantized, self.quantized.bank
-            self._wrapped = adapters.install(self.model, list(quantized.linears))
+            self._wrapped = adapters.wrap_linears(self.model, list(quantized.linears))
             tables = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
             self._places = {**self._wrapped, **tables}
             searched = {id(t) for m in quantized.linears.values() for t in m.parameters()}
@@ -86,7 +86,7 @@ class PlanSwitcher:
                 if rank == 0:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
-                A, B = adapters.first_factors(seed, wrapper, name, most)
+                A, B = adapters.draw_factors(seed, wrapper, name, most)
                 device = quantized.bank.device_of(name)
                 wrapper.set_adapter(
                     A[:rank].to(device), B[:, :rank].to(device), settings.alpha / rank, settings.dropout
@@ -223,7 +223,7 @@ class PlanSwitcher:
         if self._wrapped is not None:
             self._clear_bases()
             uninstall_tables(self.model)
-            adapters.uninstall(self.model, self._wrapped)
+            adapters.unwrap_linears(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
         for base in self._places.values():

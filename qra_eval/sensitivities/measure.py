@@ -14,6 +14,7 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,13 +25,16 @@ from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import expert_kind
-from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
+SAMPLED_ROWS = 16
+PROBE_ROWS, PROBE_TOKENS = 8, 512
+"""Of so many train rows, those on which groups are degraded for real, at most; and about as many tokens."""
 UNSEEN = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3
@@ -50,25 +54,25 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_sensitivities(tuner: FineTuner, probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
+def measure_sensitivities(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """Damage and gain of every group, on train rows, by the unquantized model in place without adapters.
 
-    Args:
-        probe: the batch on which groups are degraded for real.
-
     Returns:
-        The sensitivities, their `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent
-        in units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
+        The sensitivities, and a report: tokens spent in units of one forward pass, also in full evaluations (`cost`),
+        the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    figures = model.figures()
+    tuner.switcher.unquantize()
+    figures = model.figures()  # quantizes too, which is no part of the sensitivities' time
+    tuner.switcher.prepare()
+    start = time.perf_counter()
     by_linear = raise_rare_experts({name: np.array(values) for name, values in figures["damage"].items()})
     raw = np.array([np.sum([by_linear[m.name] for m in g.linears], axis=0) for g in groups])
     kinds = [g.kind or g.name for g in groups]
-    pairs = probed(space)
+    pairs = choose_probes(space)
     with tuner.switcher.in_float32() as blocks:
-        probes, tables, probe_tokens = degrade(tuner, blocks, bits, pairs, probe)
+        probes, tables, probe_tokens = measure_divergence(tuner, blocks, bits, pairs, probe_batch(tuner))
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -77,12 +81,16 @@ def measure_sensitivities(tuner: FineTuner, probe: Batch) -> tuple[Sensitivities
     damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
     for name, by_level in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
-    damage = no_less_than_wider(filled(damage, space.widths), space.widths)
+    damage = raise_to_wider(interpolate_missing(damage, space.widths), space.widths)
+    tokens = 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
+    cost = tokens / tuner.evaluation_tokens()
     sensitivities = Sensitivities(
-        damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0
-    )
+        damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
+        cost=cost, seconds=time.perf_counter() - start,
+    )  # fmt: skip
     report = {
-        "forward_tokens": 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens,
+        "forward_tokens": tokens,
+        "cost": cost,
         "probes": [
             {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
             for g, k, kl in probes
@@ -104,19 +112,27 @@ def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     }
 
 
-def probed(space: SearchSpace) -> list[tuple[int, int]]:
+def probe_batch(tuner: FineTuner) -> Batch:
+    """The rows on which groups are degraded for real: a random sample, as the shortest are not like the others."""
+    rows = tuner.rows("train", SAMPLED_ROWS)
+    count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
+    sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return collate([rows[i] for i in sample], multiple=PASS_MULTIPLE)
+
+
+def choose_probes(space: SearchSpace) -> list[tuple[int, int]]:
     """The groups of linears that are degraded for real, and at which of the levels of linears below 16 bits."""
     groups = [g for g in space.groups if not g.is_embedding]
     kinds = [g.kind or g.name for g in groups]
     allowed = space.bits_allowed[: len(groups)]
     allowed = allowed[:, allowed.any(0) & (space.widths != UNQUANTIZED_BITS)]
-    lowest = {g: np.flatnonzero(allowed[g])[:PROBED_BITS].tolist() for g in _spread(kinds)}
+    lowest = {g: np.flatnonzero(allowed[g])[:PROBED_BITS].tolist() for g in _spread_over_depth(kinds)}
     if sum(map(len, lowest.values())) > MANY_PROBES:
         lowest = {g: levels[n % len(levels) :][:1] for n, (g, levels) in enumerate(lowest.items()) if levels}
     return [(g, k) for g, levels in lowest.items() for k in levels]
 
 
-def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def raise_to_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Damage (G, B), raised where it is below that of more bits: of the least of them, where a width has several."""
     raised = damage.copy()
     floor = np.zeros(len(damage))
@@ -126,7 +142,7 @@ def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return raised
 
 
-def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def interpolate_missing(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Damage (G, B) with what a group cannot choose (NaN) put in between its own: surrogates compare all levels.
 
     Logarithms are interpolated linearly in bits; outside, damage falls fourfold a bit.
@@ -167,7 +183,7 @@ def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
     return max(float(((likely * change.expm1()).sum(-1).log1p() - (likely * change).sum(-1)).mean()), 0.0)
 
 
-def degrade(
+def measure_divergence(
     tuner: FineTuner,
     blocks: Blocks,
     bits: Sequence[LevelName],
@@ -188,7 +204,7 @@ def degrade(
         forward.
     """
     groups, model = tuner.space.groups, tuner.quantized
-    pairs = [(g, k) for g, k in pairs if groups[g].depth is not None]
+    depths = {g: model.layer_of[groups[g].linears[0].name] for g, _ in pairs}
     of_tables = [(name, level) for name in model.tables for level in model.table_levels]
     nats: dict[tuple[int, int], float] = {}
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
@@ -203,7 +219,7 @@ def degrade(
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
                     probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
-                for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
+                for g, k in (pair for pair in pairs if depths[pair[0]] == layer):
                     with quantize_alone(tuner, [linear.name for linear in groups[g].linears], bits[k]):
                         probes[g, k] = blocks.step(layer, flow).cpu()
                 blocks.advance(layer, [flow, *flows.values()])
@@ -218,7 +234,7 @@ def degrade(
             with quantize_alone(tuner, [name], level):
                 logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
             tables[name][level] = divergence(reference, likely, logits)
-    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator, misc]
+    behind = sum(1 - depths[g] / len(blocks) for g, _ in pairs)
     tokens = round((1 + len(of_tables) + behind) * batch.tokens)
     return [(g, k, nats[g, k]) for g, k in pairs], tables, tokens
 
@@ -257,7 +273,7 @@ def _rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> n
     return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))
 
 
-def _spread(kinds: Sequence[str]) -> list[int]:
+def _spread_over_depth(kinds: Sequence[str]) -> list[int]:
     """Indices of `DEPTHS` groups of each kind, from the first to the last."""
     chosen: list[int] = []
     for kind in sorted(set(kinds)):

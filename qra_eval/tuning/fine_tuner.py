@@ -136,7 +136,7 @@ class FineTuner:
                 watch=watch,
                 processes=processes,
             )
-        adapters.round_to(self.switcher.wrapped, ADAPTER_DTYPE)
+        adapters.round_factors(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
     def held_out(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:

@@ -11,12 +11,12 @@ import torch
 from qra_backends import make_backend
 
 from qra_eval.models.device import resolve_devices
-from qra_eval.models.embeddings import place_tables, put_tables
+from qra_eval.models.embeddings import place_tables, replace_tables
 from qra_eval.models.experts import named_as_it_is
 from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
-from qra_eval.models.split import connect, spread
-from qra_eval.quantized.ready import generate_ready
+from qra_eval.models.split import assign_devices, connect_devices
+from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput
 from qra_search.files import read_json, tensor_names
@@ -105,7 +105,7 @@ def load_base(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
     model = loaded.model
-    levels = levels_of(data)
+    levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
     put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
@@ -156,7 +156,7 @@ def check_adapter(folder: Path) -> Path:
     return folder
 
 
-def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:
+def read_levels(plan: Mapping[str, Any]) -> dict[str, LevelName]:
     """The level of every linear and table, of a plan's file."""
     return {name: group["bits"] for group in plan["groups"] for name in group["linears"]}
 
@@ -181,8 +181,8 @@ def put_base(
         BadInput: the tensors of a quantized weight are in none of the files.
     """
     backend, found_linears = make_backend(spec), find_linears(model)
-    layers = spread(model, [torch.device(device), *more]) if more else []
-    places = {found.name: layers[found.layer or 0] for found in found_linears if more}
+    layers = assign_devices(model, [torch.device(device), *more]) if more else []
+    places = {found.name: layers[found.layer] for found in found_linears if more}
     stored: dict[str, dict[str, torch.Tensor]] = {}
     for path in files:
         file = open_tensors(path, device="cpu" if more else str(device))
@@ -213,11 +213,11 @@ def put_base(
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
-        put_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
+        replace_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
     if more:
         modules = model.get_submodule(decoder_layers(model))
         for layer, place in zip(modules, layers, strict=True):
             layer.to(place)
-        connect(modules, layers)
+        connect_devices(modules, layers)
     model.requires_grad_(False)
-    generate_ready(model, backend, names)
+    cache_weights_in_generate(model, backend, names)

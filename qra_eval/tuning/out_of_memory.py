@@ -51,7 +51,7 @@ def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, traini
 def take_less(tuner: FineTuner, *, training: bool) -> str | None:
     """Give up what saves memory and costs time alone, the cheapest first: what, in words; None if nothing is left."""
     if tuner.switcher.disable_dequantized_cache():
-        return "nothing is kept ready on the device"
+        return "no dequantized weights are kept"
     if not training:
         return None
     if tuner.rows_together > 1:

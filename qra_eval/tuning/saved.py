@@ -155,7 +155,7 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
     )
     config.save_pretrained(str(folder))
     (folder / ADAPTER_README).write_text(README)
-    state = adapters.state(tuner.switcher.wrapped, ADAPTER_DTYPE)
+    state = adapters.cast_factors(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
 

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.models.load import load_model
-from qra_eval.quantized import ready
+from qra_eval.quantized import generation
 from qra_eval.tuning.loading import BASE_DIGEST, load_base
 from qra_search import plan
 from qra_search.cli.errors import run_safely
@@ -238,7 +238,7 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     once = len(counts)
     assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
     assert torch.equal(copy.deepcopy(model).generate(IDS, **length), kept)
-    monkeypatch.setattr(ready, "dequantized_cache_bytes", lambda *_: 0)  # no room: as before
+    monkeypatch.setattr(generation, "dequantized_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
     assert torch.equal(model.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())

@@ -22,8 +22,8 @@ def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedL
     return make_evaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
-        training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8},
-        **({"finetune": {"steps": 3, "test_rows": 8}} | options),
+        training={"batch_size": 4}, finetune={"steps": 3, "test_rows": 8},
+        **({"evaluation": {"steps": 3, "validation_rows": 8}} | options),
     )  # fmt: skip
 
 
@@ -43,13 +43,13 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
 
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
     first = make(tmp_path / "bank")
-    assert not first.quantized.quantized()
+    assert not first.quantized.is_quantized()
     n = len(first.space)
     first.evaluate(Plan((2,) * n, (4,) * n))
     again = make(tmp_path / "bank")
-    assert again.quantized.quantized() and again.estimate()["setup_seconds"] == 0.0
+    assert again.quantized.is_quantized() and again.estimate()["setup_seconds"] == 0.0
     other = make(tmp_path / "bank", "reference-gptq")
-    assert not other.quantized.quantized()
+    assert not other.quantized.is_quantized()
 
 
 def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
@@ -57,13 +57,8 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
 ) -> None:
     monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
     short, long = (
-        make_evaluator(
-            "tiny", "arithmetic",
-            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-            training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8}, finetune={"steps": 2},
-        ).estimate()
-        for steps in (10, 20)
-    )  # fmt: skip
+        make(tmp_path, evaluation={"steps": steps, "validation_rows": 8}).estimate() for steps in (10, 20)
+    )
     assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
     assert long["sensitivities_seconds"] == pytest.approx(short["sensitivities_seconds"])
 

@@ -24,9 +24,8 @@ from qra_eval.quantized import model
 from qra_eval.quantized.adapters import trainable
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.passes import sample_labels
-from qra_eval.sensitivities import cache
-from qra_eval.sensitivities.cache import probe_batch
-from qra_eval.sensitivities.measure import probed
+from qra_eval.sensitivities import measure
+from qra_eval.sensitivities.measure import choose_probes, probe_batch
 from qra_eval.tuning import saved
 from qra_eval.tuning.loading import load
 from qra_search.config import make_config
@@ -105,7 +104,7 @@ def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch)
     """On one batch of calibration rows: more of them take time, and no more of the card."""
     for rows in ("CALIBRATION_ROWS", "MEASURED_ROWS"):
         monkeypatch.setattr(model, rows, ROWS)
-    monkeypatch.setattr(cache, "SAMPLED_ROWS", ROWS)
+    monkeypatch.setattr(measure, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
     for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):
         assert least < phase.ratio < most, phase
@@ -136,7 +135,7 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
         # of the pass and of each probe; and what is quantized.
         bank, width = evaluator.quantized.bank, evaluator.tuner.model.config.hidden_size
         hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in evaluator.quantized.calibration_batches())
-        probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(probed(evaluator.space)))
+        probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(choose_probes(evaluator.space)))
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
         assert fetched == hidden + probes + stored
         # A level is measured as it was made, and sent to be probed, as here all groups are.

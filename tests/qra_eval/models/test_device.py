@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qra_eval.models.device import keep_few_products, resolve_device, resolve_devices
-from qra_eval.models.split import spread
+from qra_eval.models.split import assign_devices
 from qra_eval.models.tiny import tiny_model
 from qra_search import BadInput
 
@@ -86,5 +86,5 @@ def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(mon
 def test_the_first_layer_stays_where_the_tables_are_however_large_they_are(devices):
     model = tiny_model().model
     model.resize_token_embeddings(8192)
-    found = spread(model, range(devices))
+    found = assign_devices(model, range(devices))
     assert found[0] == 0 and found == sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from evaluators import make_evaluator
@@ -16,7 +17,7 @@ from qra_eval.models import embeddings
 from qra_eval.models.embeddings import Table, TableEmbedding, TableHead, find_tables, install_tables, uninstall_tables
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.sensitivities.measure import filled
+from qra_eval.sensitivities.measure import interpolate_missing
 from qra_search.config import SpaceConfig
 from qra_search.space.space import Plan
 
@@ -38,53 +39,48 @@ def folder_of(tmp_path_factory):
     return make
 
 
+def make_table(weight, name="reference", bits=8):
+    backend, linear = make_backend(name), nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = weight
+    table = Table(weight, backend)
+    table.set_base(module=backend.quantize(linear, bits, hessian=torch.eye(weight.shape[1])))
+    return table
+
+
 @pytest.mark.parametrize("name", ["reference", "trellis"])
 def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, monkeypatch):
     monkeypatch.setattr(embeddings, "ROWS", 20)
-    backend, head = make_backend(name), nn.Linear(16, 45, bias=True).requires_grad_(False)
-    bare = nn.Linear(16, 45, bias=False)
-    bare.weight = head.weight
-    table = Table(head.weight, backend)
-    table.set_base(module=backend.quantize(bare, 3, hessian=torch.eye(16)))
-    quantized, plain = TableHead(table, head), nn.Linear(16, 45)
-    plain.weight.data, plain.bias.data = quantized.weight, head.bias
+    head = nn.Linear(16, 45).requires_grad_(False)
+    quantized = TableHead(make_table(head.weight, name, 3), head)
     x = torch.randn(3, 4, 16, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
     pull = torch.randn(3, 4, 45)
-    (quantized(x) * pull).sum().backward()
-    (plain(y) * pull).sum().backward()
+    logits = quantized(x)
+    (gradient,) = torch.autograd.grad((logits * pull).sum(), x)
+    expected = nn.functional.linear(x, quantized.weight, head.bias)
     assert not torch.equal(quantized.weight, head.weight)
-    assert torch.allclose(quantized(x), plain(y), atol=1e-5) and torch.allclose(x.grad, y.grad, atol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected * pull).sum(), x)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_gradient_of_parts_is_summed_in_float32(monkeypatch):
     monkeypatch.setattr(embeddings, "ROWS", 16)
-    backend, bare = make_backend("reference"), nn.Linear(32, 2048, bias=False).bfloat16()
-    table = Table(bare.weight, backend)
-    table.set_base(module=backend.quantize(bare, 8))
+    head = nn.Linear(32, 2048, bias=False).bfloat16()
+    table = make_table(head.weight)
     x = torch.randn(8, 32).bfloat16().requires_grad_()
     pull = torch.randn(8, 2048).bfloat16()
-    TableHead(table, bare)(x).backward(pull)
+    TableHead(table, head)(x).backward(pull)
     exact = pull.double() @ table.weight.double()
     assert (x.grad.double() - exact).norm() < 3e-3 * exact.norm()
 
 
-def test_no_token_at_all_can_be_looked_up():
-    embedding, backend = nn.Embedding(64, 32), make_backend("reference")
-    bare = nn.Linear(32, 64, bias=False)
-    table = Table(embedding.weight, backend)
-    table.set_base(module=backend.quantize(bare, 8))
-    looked_up = TableEmbedding(table, embedding)
-    assert looked_up(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 32)
-
-
-def test_rows_that_a_model_scales_by_a_number_are_scaled():
+def test_rows_are_looked_up_none_too_and_scaled_where_a_model_scales_them_by_a_number():
     """Not by a buffer: XGLM's."""
-    embedding = nn.Embedding(12, 8)
+    embedding = nn.Embedding(64, 32)
     embedding.embed_scale = 3.0
-    table = Table(embedding.weight, make_backend("reference"))
-    ids = torch.tensor([[3, 1]])
-    assert torch.equal(TableEmbedding(table, embedding)(ids), 3.0 * embedding(ids))
+    table = make_table(embedding.weight)
+    looked_up, ids = TableEmbedding(table, embedding), torch.tensor([[3, 1]])
+    torch.testing.assert_close(looked_up(ids), 3.0 * table.weight[ids])
+    assert looked_up(ids[:, :0]).shape == (1, 0, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,6 +127,11 @@ def evaluator_of(folder, options, choices, **more):
     return make_evaluator(folder, **{**options, "quantization": quantization})
 
 
+def base_bytes(model):
+    held = sum(t.nbytes for t in {t.data_ptr(): t for t in model.buffers()}.values())
+    return held + sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n and not t.is_meta)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_exports(
     family, folder_of, options, tmp_path
@@ -152,9 +153,7 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     assert not evaluator.tune(narrow, steps=2, folder=tmp_path / "run").reload_error
     model, _ = load(tmp_path / "run")
     assert isinstance(model.get_base_model().get_input_embeddings(), TableEmbedding)
-    held = sum(t.nbytes for t in {t.data_ptr(): t for t in model.buffers()}.values())
-    held += sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n and t.device.type != "meta")
-    assert held < space.memory_bytes(narrow)
+    assert base_bytes(model) < space.memory_bytes(narrow)
     export(tmp_path / "run", "merged", tmp_path / "merged", dtype="float32")
     from transformers import AutoModelForCausalLM
 
@@ -187,9 +186,7 @@ def test_tables_and_linears_in_trellis_codes_are_trained_with_their_scales_and_r
     assert narrow.bits[-1] == 3 and evaluator.evaluate(narrow).loss < 10
     assert not evaluator.tune(narrow, steps=2, folder=tmp_path).reload_error
     model, _ = load(tmp_path)
-    held = sum(t.nbytes for t in {t.data_ptr(): t for t in model.buffers()}.values())
-    held += sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n and t.device.type != "meta")
-    assert held < evaluator.space.memory_bytes(narrow)
+    assert base_bytes(model) < evaluator.space.memory_bytes(narrow)
 
 
 def head_inputs(evaluator):
@@ -203,12 +200,8 @@ def head_inputs(evaluator):
 
 
 def test_a_level_that_a_group_lacks_gets_a_figure_between_its_own():
-    damage = filled(torch.tensor([[0.4, float("nan"), 0.1, float("nan"), 0.0]]).double().numpy(), widths())
+    damage = interpolate_missing(np.array([[0.4, np.nan, 0.1, np.nan, 0.0]]), np.array([2, 3, 4, 6, 16]))
     assert damage[0, 1] == pytest.approx(0.2) and damage[0, 3] == pytest.approx(0.1 / 4**2)
-
-
-def widths():
-    return torch.tensor([2, 3, 4, 6, 16]).numpy()
 
 
 def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):

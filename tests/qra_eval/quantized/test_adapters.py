@@ -36,16 +36,6 @@ def test_the_wrapper_equals_peft_to_the_bit(dtype):
     assert torch.equal(mine(x), theirs(x))
 
 
-def test_a_plain_weight_gives_the_same_as_its_module():
-    base = linear()
-    wrapper = adapters.AdaptedLinear(base)
-    x = torch.randn(2, 24).bfloat16()
-    wrapper.set_base(weight=base.weight.detach())
-    plain = wrapper(x)
-    wrapper.set_base(module=base)
-    assert torch.equal(plain, wrapper(x)) and torch.equal(plain, base(x))
-
-
 def test_the_bias_is_where_the_plain_weight_is():
     """As on a card, where the model's own linears stay on the host; the meta device stands in for one."""
     wrapped = adapters.AdaptedLinear(nn.Linear(8, 4))
@@ -79,7 +69,7 @@ def test_outputs_are_scaled_with_no_more_error_than_rounding_them_once(dtype):
     torch.manual_seed(0)
     y, ratio = torch.randn(50, 40).to(dtype), 1 + 0.1 * torch.randn(40)
     exact = y.double() * ratio.double()
-    scaled = adapters.times(y, adapters.factor(ratio, dtype))
+    scaled = adapters.scale_outputs(y, adapters.scale_factor(ratio, dtype))
     error = (scaled.double() - exact).abs() / exact.abs()
     assert scaled.dtype == dtype
     assert float(error.max()) < 1.2 * torch.finfo(dtype).eps / 2  # half a unit, and the rounding of the change
@@ -97,18 +87,14 @@ def test_what_a_trained_linear_gives_can_be_added_to_in_place():
     assert x.grad is not None and y.shape == (3, 5, 40)
 
 
-def test_initial_factors_follow_from_the_seed_and_the_linears_name():
-    A, B = adapters.first_factors(3, linear(), "a", 16)
-    assert A.shape == (16, 24) and B.shape == (40, 16)
-    assert not torch.equal(adapters.first_factors(3, linear(), "b", 16)[0], A)
-    assert not torch.equal(adapters.first_factors(4, linear(), "a", 16)[0], A)
-
-
-def test_initial_factors_are_spread_as_pefts_are():
-    A, B = adapters.first_factors(0, torch.nn.Linear(400, 8), "a", 256)
+def test_initial_factors_follow_from_the_seed_and_the_name_and_are_spread_as_pefts_are():
+    wide = nn.Linear(400, 8)
+    A, B = adapters.draw_factors(3, wide, "a", 256)
     # Kaiming-uniform with a = sqrt(5) on fan-in n is uniform within 1/sqrt(n): deviation 1/sqrt(3 n).
     assert float(A.std()) == pytest.approx((3 * 400) ** -0.5, rel=0.02) and float(A.abs().max()) <= 400**-0.5
-    assert not B.any()
+    assert A.shape == (256, 400) and B.shape == (8, 256) and not B.any()
+    for seed, name in ((3, "b"), (4, "a")):
+        assert not torch.equal(adapters.draw_factors(seed, wide, name, 256)[0], A)
 
 
 def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
@@ -120,17 +106,17 @@ def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
 def test_install_freezes_and_uninstall_restores():
     model = nn.Sequential(nn.Sequential(linear(torch.float32)), nn.Linear(40, 3))
     original = model[0][0]
-    wrapped = adapters.install(model, ["0.0"])
+    wrapped = adapters.wrap_linears(model, ["0.0"])
     assert model[0][0] is wrapped["0.0"] and not any(p.requires_grad for p in model.parameters())
-    adapters.uninstall(model, wrapped)
+    adapters.unwrap_linears(model, wrapped)
     assert model[0][0] is original
 
 
 def test_rounded_factors_equal_what_is_saved():
     wrapper = adapters.AdaptedLinear(linear())
     wrapper.set_adapter(torch.randn(2, 24), torch.randn(40, 2), 1.0)
-    adapters.round_to({"x": wrapper}, torch.bfloat16)
-    saved = adapters.state({"x": wrapper}, torch.bfloat16)
+    adapters.round_factors({"x": wrapper}, torch.bfloat16)
+    saved = adapters.cast_factors({"x": wrapper}, torch.bfloat16)
     assert torch.equal(saved["x.lora_A.weight"].float(), wrapper.lora_A) and saved["x.lora_B.weight"].shape == (40, 2)
 
 

@@ -12,21 +12,18 @@ from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
 
 
+def make(folder, bits, backend):
+    return make_evaluator(
+        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
+        space=SpaceConfig(bits=bits, ranks=(0, 4), granularity="layer"), training={"batch_size": 2},
+        evaluation={"steps": 2, "validation_rows": 4}, finetune={"test_rows": 4, "steps": 2},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    return make_evaluator(
-        "tiny",
-        "arithmetic",
-        quantization=QuantizationConfig(
-            backend={2: "reference", 4: ["reference", "bitsandbytes-nf4"]},
-            embeddings=16,
-            cache=str(tmp_path_factory.mktemp("bank")),
-        ),
-        space=SpaceConfig(bits=(2, 4, 16), ranks=(0, 4), granularity="layer"),
-        training={"batch_size": 2},
-        evaluation={"steps": 2, "validation_rows": 4},
-        finetune={"test_rows": 4, "steps": 2},
-    )
+    backend = {2: "reference", 4: ["reference", "bitsandbytes-nf4"]}
+    return make(tmp_path_factory.mktemp("bank"), (2, 4, 16), backend)
 
 
 def test_the_space_has_a_level_for_each_backend(evaluator):
@@ -54,15 +51,7 @@ def test_it_is_searched_and_a_plan_with_both_reloads_exactly(evaluator, tmp_path
 
 def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
     """The LoRA that everyone compares with: nothing is quantized, so nothing is damaged, and rank is all there is."""
-    evaluator = make_evaluator(
-        "tiny",
-        "arithmetic",
-        quantization=QuantizationConfig(embeddings=16, cache=str(tmp_path / "bank")),
-        space=SpaceConfig(bits=(16,), ranks=(0, 4), granularity="layer"),
-        training={"batch_size": 2},
-        evaluation={"steps": 2, "validation_rows": 4},
-        finetune={"test_rows": 4, "steps": 2},
-    )
+    evaluator = make(tmp_path, (16,), "reference")
     sensitivities = evaluator.sensitivities()
     assert sensitivities.bits_damage.shape == (len(evaluator.space), 1) and not sensitivities.bits_damage.any()
     assert (sensitivities.rank_gain[:, 1] > 0).all()

@@ -67,37 +67,26 @@ def make(model, folder, backend, bits=(3, 4), fingerprint="f", built=True, told=
     return bank
 
 
-def test_a_linear_is_quantized_once_and_then_read_from_disk(model, tmp_path, backend):
-    first = make(model, tmp_path, backend)
+def test_a_linear_is_quantized_once_and_read_from_disk_as_the_backend_made_it_in_the_bytes_of_its_format(
+    model, tmp_path, backend
+):
+    make(model, tmp_path, backend)
     assert backend.count == LAYERS * EACH and set(backend.levels) == {(3, 4)}
-    second = make(model, tmp_path, backend)
-    assert backend.count == LAYERS * EACH
-    x = torch.randn(3, 64).bfloat16()
-    assert torch.equal(first.module(FIRST, 3)(x), second.module(FIRST, 3)(x))
-
-
-def test_what_comes_back_is_what_the_backend_made(model, tmp_path, backend):
     bank = make(model, tmp_path, backend)
+    assert backend.count == LAYERS * EACH
     for name, linear in bank.linears.items():
         x = torch.randn(2, linear.in_features).bfloat16()
         direct = backend.quantize(linear, 3)
         assert torch.equal(bank.module(name, 3)(x), direct(x))
         assert torch.equal(bank.weight(name, 3), backend.dequantize(direct))
+        expected = backend.storage(3).bytes(linear.out_features, linear.in_features)
+        assert sum(tensor.nbytes for tensor in bank.tensors(name, 3).values()) == expected
 
 
 def test_sixteen_bits_are_the_linear_itself(model, tmp_path, backend):
     bank = make(model, tmp_path, backend, bits=(4, 16))
     assert bank.module(FIRST, 16) is bank.linears[FIRST]
     assert torch.equal(bank.weight(FIRST, 16), bank.linears[FIRST].weight)
-
-
-def test_counted_bytes_are_those_of_the_storage_format(model, tmp_path, backend):
-    bank = make(model, tmp_path, backend)
-    for name, linear in bank.linears.items():
-        for bits in (3, 4):
-            assert sum(t.nbytes for t in bank.tensors(name, bits).values()) == backend.storage(bits).bytes(
-                linear.out_features, linear.in_features
-            )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "foreign"])
@@ -117,27 +106,20 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     assert path.name in caplog.text and path.read_bytes() == content
 
 
-def test_other_weights_or_options_have_files_of_their_own(model, tmp_path, backend):
-    make(model, tmp_path, backend)
-    make(model, tmp_path, backend, fingerprint="other")
-    assert backend.count == 2 * LAYERS * EACH
-    make(model, tmp_path, Counting(make_backend({"name": "reference", "group_size": 32})))
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3 * 2 * LAYERS
+def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(model, tmp_path):
+    def paths(spec="reference", **options):
+        bank = make(model, tmp_path, make_backend(spec), (3, 8), built=False, **options)
+        return bank.path(0, 3).name, bank.path(0, 8).name
 
-
-def test_calibration_names_the_files_of_calibrated_levels_alone(model, tmp_path):
-    backend = make_backend({"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}})
-    one, two = (make(model, tmp_path, backend, (3, 8), built=False, calibration=rows) for rows in ("one", "two"))
-    assert one.path(0, 3) != two.path(0, 3) and one.path(0, 8) == two.path(0, 8)
-
-
-def test_what_a_gpu_quantized_has_files_of_its_own(model, tmp_path, backend):
-    bank = make(model, tmp_path, backend, built=False)
-    paths = []
-    for device in (None, torch.device("cpu"), torch.device("cuda", 1), torch.device("cuda")):
-        bank.devices = {} if device is None else {0: device}
-        paths.append(bank.path(0, 3))
-    assert paths[0] == paths[1] and paths[2] == paths[3] != paths[0]
+    others = [
+        paths(), paths({"name": "reference", "group_size": 32}), paths(fingerprint="other"),
+        paths(devices={0: torch.device("cuda", 1)}),
+    ]  # fmt: skip
+    assert len({name for names in others for name in names}) == 8
+    assert paths(devices={0: CPU}) == paths() and paths(devices={0: torch.device("cuda")}) == others[3]
+    mixed = {"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}}
+    one, two = (paths(mixed, calibration=rows) for rows in ("one", "two"))
+    assert one[0] != two[0] and one[1] == two[1]
 
 
 def test_a_level_that_is_added_leaves_the_others_as_they_are(model, tmp_path, backend):

@@ -81,11 +81,6 @@ def test_a_layer_left_by_an_error_is_as_it_was():
     assert torch.equal(whole(model), expected)
 
 
-def test_a_model_without_decoder_layers_is_refused():
-    with pytest.raises(ValueError, match="Linear has no list of decoder layers"):
-        Blocks(torch.nn.Linear(2, 2), CPU, torch.float32)
-
-
 def test_the_gradient_at_a_layers_input_is_that_of_the_whole_model():
     model = tiny_config_model("llama").requires_grad_(False)
     layers = model.get_submodule(decoder_layers(model))

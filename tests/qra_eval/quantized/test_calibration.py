@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_moments import input_moments
 from torch import nn
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, Weighting, leading_singular_values
+from qra_eval.quantized.calibration import (
+    SHRINK_TOKENS,
+    WEIGHTINGS,
+    LayerMoments,
+    Weighting,
+    leading_singular_values,
+)
+from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -23,12 +29,20 @@ def batches():
     return [Batch(torch.randint(3, 90, (2, n), generator=generator), none, none, 2 * n) for n in (9, 14)]
 
 
-def gathered(model, batches, compute=torch.float32):
+def gather_moments(model, batches, weighting=WEIGHTINGS["outputs"]):
+    """Of every linear."""
     found = find_linears(model)
-    blocks = Blocks(model, CPU, compute)
-    linears = {f.name: f.module for f in found}
-    layers = input_moments(blocks, linears, {f.name: f.layer for f in found}, batches)
-    return {name: moments.hessian(name) for names, moments in layers for name in names}
+
+    def of_layer(layer):
+        return {f.name: f.module for f in found if f.layer == layer}
+
+    layers = range(found[-1].layer + 1)
+    for layer, moments in pass_layers(Blocks(model, CPU, torch.float32), batches, of_layer, weighting, layers):
+        yield from ((name, moments) for name in of_layer(layer))
+
+
+def gathered(model, batches):
+    return {name: moments.hessian(name) for name, moments in gather_moments(model, batches)}
 
 
 def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(batches):
@@ -65,21 +79,18 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
     for handle in handles:
         handle.remove()
     weighting = Weighting(mix=0.25, power=0.5, labels="rows")
-    layers = {name: f.layer for name, f in found.items()}
-    linears = {name: f.module for name, f in found.items()}
     batch = Batch(ids, at, labels, ids.numel())
-    for names, moments in input_moments(Blocks(model, CPU, torch.float32), linears, layers, [batch], weighting):
-        for name in names:
-            x, reader = read[name], [n for n in names if moments.owner(n) == moments.owner(name)]
-            cost = sum(squares[n].sum(1) for n in reader)
-            norms = x.square().sum(1)
-            weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
-            hessian = (x * weights[:, None]).T @ x
-            torch.testing.assert_close(moments.hessian(name), hessian / len(x), rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(moments.output_weights(name), squares[name].mean(0).sqrt(), rtol=1e-4, atol=0)
-            change = torch.randn(linears[name].weight.shape, generator=generator)
-            expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
-            assert moments.damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+    for name, moments in gather_moments(model, [batch], weighting):
+        x = read[name]
+        cost = sum(square.sum(1) for n, square in squares.items() if moments.owner(n) == moments.owner(name))
+        norms = x.square().sum(1)
+        weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
+        hessian = (x * weights[:, None]).T @ x
+        torch.testing.assert_close(moments.hessian(name), hessian / len(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(moments.output_weights(name), squares[name].mean(0).sqrt(), rtol=1e-4, atol=0)
+        change = torch.randn(found[name].module.weight.shape, generator=generator)
+        expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
+        assert moments.damage(name, change) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_leading_singular_values_are_those_of_the_product():

@@ -8,7 +8,7 @@ from qra_backends import make_backend
 from tiny_families import LAYERS, tiny_config_model
 
 from qra_eval.models.linears import find_linears, group_linears
-from qra_eval.quantized.space import model_space
+from qra_eval.quantized.space import make_model_space
 from qra_search.config import QuantizationConfig, SpaceConfig
 
 KINDS = {
@@ -23,7 +23,7 @@ KINDS = {
 def test_groups_of_a_mixture_have_kinds_in_common_across_layers(granularity):
     found = find_linears(tiny_config_model("mixtral"))
     groups = group_linears(found, granularity)
-    space = model_space(groups, granularity, SpaceConfig(), make_backend("reference"), fixed_bytes=0)
+    space = make_model_space(groups, granularity, SpaceConfig(), make_backend("reference"), fixed_bytes=0)
     assert {group.kind for group in space.groups} == KINDS[granularity]
     assert {group.depth for group in space.groups} == set(range(LAYERS))
     assert sum(len(group.linears) for group in space.groups) == len(found)
@@ -36,7 +36,7 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
     with pytest.raises(
         ValueError, match="no level that is searched suits all of model.layers.0.self_attn.q_proj: choose"
     ):
-        model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
+        make_model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
 
 
 def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_module(tmp_path):

@@ -8,10 +8,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from evaluators import make_evaluator
 
 from qra_eval.models.load import load_model
 from qra_eval.sensitivities import cache
-from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, probed, scale_damage
+from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
 from qra_search.testing.scenarios import toy_space
 
 
@@ -36,9 +37,9 @@ def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
 
 def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_many_at_one_in_turn():
     few, many = (toy_space(9, granularity, table=True) for granularity in ("layer", "module"))
-    assert probed(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
+    assert choose_probes(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
     kinds = {group.kind for group in many.groups if not group.is_embedding}
-    chosen = probed(many)
+    chosen = choose_probes(many)
     assert len(chosen) == DEPTHS * len(kinds) < MANY_PROBES < PROBED_BITS * len(chosen)
     assert len({g for g, _ in chosen}) == len(chosen) and not any(many.groups[g].is_embedding for g, _ in chosen)
     for kind in kinds:
@@ -46,20 +47,11 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
 
 
 def tiny_evaluator(cache, model="tiny", **options):
-    from evaluators import make_evaluator
-
-    from qra_search.config import QuantizationConfig, SpaceConfig
-
     return make_evaluator(
-        model,
-        "arithmetic",
-        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),
-        space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
-        training={"batch_size": 4},
-        evaluation={"steps": 2, "validation_rows": 8},
-        finetune={"test_rows": 4},
-        **options,
-    )
+        model, "arithmetic", quantization={"backend": "reference", "embeddings": 16, "cache": str(cache)},
+        space={"bits": (2, 3, 4, 16), "ranks": (0, 4, 8)}, training={"batch_size": 4},
+        evaluation={"steps": 2, "validation_rows": 8}, finetune={"test_rows": 4}, **options,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -68,45 +60,32 @@ def measured(tmp_path_factory):
     return evaluator, evaluator.sensitivities()
 
 
-def test_damage_falls_with_bits_and_is_nothing_without_quantization(measured):
+def test_damage_falls_with_bits_gain_rises_with_rank_and_the_model_is_left_as_it_was(measured):
     evaluator, sensitivities = measured
     sensitivities.check(evaluator.space)
-    assert (np.diff(sensitivities.bits_damage, axis=1) <= 0).all() and not sensitivities.bits_damage[:, -1].any()
-    assert (sensitivities.bits_damage[:, 0] > 0).all()
-
-
-def test_gain_rises_with_rank_from_nothing(measured):
-    _, sensitivities = measured
-    assert not sensitivities.rank_gain[:, 0].any() and (np.diff(sensitivities.rank_gain, axis=1) > 0).all()
-
-
-def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measured):
-    evaluator, _ = measured
-    assert evaluator.sensitivities_report["log_correlation"] > 0.8
-
-
-def test_the_cost_counts_what_was_passed_through_the_model(measured):
-    evaluator, sensitivities = measured
-    assert sensitivities.cost == pytest.approx(
-        evaluator.sensitivities_report["forward_tokens"] / evaluator.tuner.evaluation_tokens()
-    )
-    assert sensitivities.cost > 0
-
-
-def test_measuring_leaves_the_model_as_it_was(measured):
-    evaluator, _ = measured
+    damage, gain = sensitivities.bits_damage, sensitivities.rank_gain
+    assert (np.diff(damage, axis=1) <= 0).all() and (damage[:, 0] > 0).all() and not damage[:, -1].any()
+    assert not gain[:, 0].any() and (np.diff(gain, axis=1) > 0).all()
     wrapped = evaluator.tuner.switcher.wrapped.values()
     assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
+
+
+def test_figures_follow_the_divergence_of_degraded_groups_and_the_cost_counts_passed_tokens(measured):
+    evaluator, sensitivities = measured
+    report = evaluator.sensitivities_report
+    assert report["log_correlation"] > 0.8
+    assert sensitivities.cost == pytest.approx(report["forward_tokens"] / evaluator.tuner.evaluation_tokens())
+    assert sensitivities.cost > 0
 
 
 def test_sensitivities_are_stored_by_content_and_charged_as_measured(measured, monkeypatch):
     evaluator, sensitivities = measured
     report = evaluator.sensitivities_report
-    monkeypatch.setattr(cache, "measure", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: pytest.fail("it was measured again"))
     again = evaluator.sensitivities()
     assert again.to_dict() == sensitivities.to_dict() and evaluator.sensitivities_report["probes"] == report["probes"]
     cache.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
-    monkeypatch.setattr(cache, "measure", lambda *_: (sensitivities, report))
+    monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: (sensitivities, report))
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
         and cache.sensitivities_file(evaluator.tuner).stat().st_size > 100
@@ -148,14 +127,14 @@ def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
 
 def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, monkeypatch):
     both, measured, begun = [tiny_evaluator(tmp_path) for _ in range(2)], [], threading.Event()
-    measure = cache.measure
+    measure = cache.measure_sensitivities
 
     def count(tuner):
         measured.append(tuner)
         begun.set()
         return measure(tuner)
 
-    monkeypatch.setattr(cache, "measure", count)
+    monkeypatch.setattr(cache, "measure_sensitivities", count)
     first = threading.Thread(target=both[0].sensitivities)
     first.start()
     assert begun.wait(60)

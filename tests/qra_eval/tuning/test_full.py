@@ -32,9 +32,9 @@ class Killed(BaseException):
 def adapted(dropout=0.2):
     model = tiny()
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
-    wrapped = adapters.install(model, names)
+    wrapped = adapters.wrap_linears(model, names)
     for name, w in wrapped.items():
-        A, B = adapters.first_factors(0, w, name, 4)
+        A, B = adapters.draw_factors(0, w, name, 4)
         w.set_adapter(A, B, 2.0, dropout)
     return model, wrapped
 
@@ -68,7 +68,7 @@ def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation
             model, adapters.parameter_groups(wrapped), batches, SETTINGS, seed=3, device=CPU, progress=progress,
             watch=watch,
         )  # fmt: skip
-    return adapters.state(wrapped, torch.float32), trained, heard, watch
+    return adapters.cast_factors(wrapped, torch.float32), trained, heard, watch
 
 
 def same(one, two):

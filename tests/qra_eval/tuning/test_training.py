@@ -32,9 +32,9 @@ def test_cosine_falls_slower_at_first_and_lower_at_last_and_constant_stays():
 def adapted(seed=0, rank=4):
     model = tiny()
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
-    wrapped = adapters.install(model, names)
+    wrapped = adapters.wrap_linears(model, names)
     for name, w in wrapped.items():
-        A, B = adapters.first_factors(seed, w, name, 8)
+        A, B = adapters.draw_factors(seed, w, name, 8)
         w.set_adapter(A[:rank], B[:, :rank], 2.0)
     return model, wrapped
 
@@ -71,7 +71,7 @@ def test_accumulated_batches_step_as_one_batch_of_all_their_rows_does():
         settings = TrainingConfig(accumulation=accumulation)
         groups, chosen = adapters.parameter_groups(wrapped), bucketed(rows(8), 8 // accumulation)
         trained = train(model, groups, chosen, settings, seed=0, device=CPU)
-        losses[accumulation] = (trained.loss, adapters.state(wrapped, torch.float32))
+        losses[accumulation] = (trained.loss, adapters.cast_factors(wrapped, torch.float32))
     assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
     for name, factor in losses[1][1].items():
         torch.testing.assert_close(factor, losses[2][1][name], rtol=1e-3, atol=1e-5)

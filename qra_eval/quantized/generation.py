@@ -16,7 +16,7 @@ from qra_eval.models.embeddings import TableEmbedding, TableHead
 from qra_eval.quantized.model import dequantized_cache_bytes
 
 
-def generate_ready(model: Any, backend: Backend, names: Collection[str]) -> None:
+def cache_weights_in_generate(model: Any, backend: Backend, names: Collection[str]) -> None:
     """Have `generate` of a loaded model keep weights dequantized while it runs, if memory that is free holds them.
 
     Args:
@@ -24,25 +24,24 @@ def generate_ready(model: Any, backend: Backend, names: Collection[str]) -> None
     """
 
     def generate(self: Any, *args: Any, **options: Any) -> Any:
-        with kept_ready(self, backend, names):
+        with cached_weights(self, backend, names):
             return type(self).generate(self, *args, **options)
 
     model.generate = MethodType(generate, model)  # a copy of the model is bound to itself
 
 
 @contextmanager
-def kept_ready(model: Any, backend: Backend, names: Collection[str]) -> Iterator[None]:
+def cached_weights(model: Any, backend: Backend, names: Collection[str]) -> Iterator[None]:
     """Multiply by dequantized weights while the context lasts; as before if they do not fit in what is free."""
-    linears = [_base(model.get_submodule(name)) for name in names]
+    modules = [model.get_submodule(name) for name in names]
+    linears = [getattr(module, "base_layer", module) for module in modules]  # below an adapter of PEFT
     linears = [linear for linear in linears if type(linear) is not nn.Linear]  # merged since
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
     taken = [table for table in tables.values() if table.module is not None and table.plain is None]
     dtype = model.dtype
-    count = sum(linear.out_features * linear.in_features for linear in linears) + sum(
-        table.shape[0] * table.shape[1] for table in taken
-    )
-    if count * dtype.itemsize > dequantized_cache_bytes("auto", model.device):
+    shapes = [(linear.out_features, linear.in_features) for linear in linears] + [table.shape for table in taken]
+    if sum(rows * columns for rows, columns in shapes) * dtype.itemsize > dequantized_cache_bytes("auto", model.device):
         yield
         return
     try:
@@ -64,8 +63,3 @@ def _product(weight: Tensor, bias: Tensor | None) -> Any:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     return forward
-
-
-def _base(module: Any) -> Any:
-    """The linear below an adapter of PEFT."""
-    return getattr(module, "base_layer", module)
