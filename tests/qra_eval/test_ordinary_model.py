@@ -24,7 +24,7 @@ from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.models.load import load_model
 from qra_eval.quantized import generation
-from qra_eval.tuning.loading import BASE_DIGEST, load_base
+from qra_eval.tuning.loading import BASE_DIGEST, find_tuning, load_base
 from qra_search import plan
 from qra_search.cli.errors import run_safely
 from qra_search.errors import BadInput
@@ -37,7 +37,7 @@ ROUNDING = 0.02
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tuned run of the default plan: quantized linears, tied and quantized embeddings."""
+    """A tuning of the default plan: quantized linears, tied and quantized embeddings."""
     folder = tmp_path_factory.mktemp("ordinary")
     settings = {"evaluation.steps": 2, "finetune.steps": 4, "finetune.test_rows": 4}
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", device="cpu", settings=settings)
         tuned.finetune(against="none")
         tuned.close()
-    return folder / "run"
+    return find_tuning(folder / "run")
 
 
 @pytest.fixture
