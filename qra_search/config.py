@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -209,32 +209,32 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
 
 def _check_engine(config: RunConfig, name: str, source: str) -> None:
     """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
-    engine, given = ENGINES[name], config.quantization.backend
+    engine, given, space = ENGINES[name], config.quantization.backend, config.space
+    embeddings = () if config.quantization.embeddings == "auto" else config.quantization.embeddings
     backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
-    if not isinstance(backend, str) or not f"{backend}-".startswith(f"{engine.backend}-"):
-        raise ConfigError(
-            f"{source}: quantization.backend is {shortened(given)}: engine {name} runs what backend {engine.backend} "
-            "stores, so leave the backend out"
-        )
-    embeddings = config.quantization.embeddings
-    for field, chosen, known in (
-        ("space.bits", () if config.space.bits == "auto" else config.space.bits, (*engine.bits, UNQUANTIZED_BITS)),
-        ("quantization.embeddings", () if embeddings == "auto" else embeddings, engine.embeddings),
-    ):
-        if lacking := [str(bits) for bits in chosen if bits not in known]:
-            own = ", ".join(str(bits) for bits in known if bits != UNQUANTIZED_BITS)
-            own = f"{own}, and {UNQUANTIZED_BITS}" if own else f"{UNQUANTIZED_BITS}"
-            raise ConfigError(f"{source}: {field} has {', '.join(lacking)}: engine {name} has {own} for unquantized")
-    granularity = config.space.granularity
-    if engine.granularities is not None and granularity not in engine.granularities:
-        raise ConfigError(
-            f"{source}: space.granularity is {granularity}: engine {name} runs q, k, v as one matrix, and gate, up, "
-            f"so choose {' or '.join(engine.granularities)}"
-        )
-    if engine.ranks is not None and max(config.space.ranks) > max(engine.ranks):
-        raise ConfigError(
-            f"{source}: space.ranks has {max(config.space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
-        )
+    fault = None
+    if not f"{backend}-".startswith(f"{engine.backend}-"):
+        fault = f"quantization.backend is {shortened(given)}", f"runs what backend {engine.backend} stores"
+    elif wrong := [b for b in space.bits if space.bits != "auto" and b not in (*engine.bits, UNQUANTIZED_BITS)]:
+        fault = f"space.bits has {_joined(wrong)}", f"has {_widths(engine.bits)}"
+    elif wrong := [bits for bits in embeddings if bits not in engine.embeddings]:
+        fault = f"quantization.embeddings has {_joined(wrong)}", f"has {_widths(engine.embeddings)}"
+    elif engine.granularities is not None and space.granularity not in engine.granularities:
+        choice = f"so choose {' or '.join(engine.granularities)}"
+        fault = f"space.granularity is {space.granularity}", f"runs q, k, v as one matrix, and gate, up, {choice}"
+    elif engine.ranks is not None and max(space.ranks) > max(engine.ranks):
+        fault = f"space.ranks has {max(space.ranks)}", f"takes at most {max(engine.ranks)}"
+    if fault is not None:
+        raise ConfigError(f"{source}: {fault[0]}: engine {name} {fault[1]}; or leave the field out")
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _widths(bits: Iterable[int]) -> str:
+    own = _joined(b for b in bits if b != UNQUANTIZED_BITS)
+    return f"{own}{', and ' if own else ''}{UNQUANTIZED_BITS} for unquantized"
 
 
 def dump_config(config: RunConfig) -> str:

@@ -51,18 +51,7 @@ ENGINES: dict[str, Engine] = {
         embeddings=(4, 5, 6, 8, 16),
         format="gguf",
         serve="llama-server -m {out}/model.gguf --lora {out}/adapter.gguf",
-        families=(
-            "llama",
-            "mistral",
-            "qwen2",
-            "qwen3",
-            "qwen3_moe",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "phi",
-            "phi3",
-        ),  # fmt: skip
+        families=(*PLAIN, "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3"),
         experts_together=True,
     ),
     "transformers": Engine(

@@ -80,7 +80,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend two=hqq", "one for each bit-width, such as 2=hqq,4=bitsandbytes"),
     (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
     (f"plan {TINY} --engine tgi", "unknown engine 'tgi'"),
-    (f"plan {TINY} --engine llama.cpp --backend hqq", "leave the backend out"),
+    (f"plan {TINY} --engine llama.cpp --backend hqq", "or leave the field out"),
     (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4, and 16 for unquantized"),
     (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
     # budgets

@@ -20,9 +20,9 @@ from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run, embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
-from qra_search.workflow.finetune import Tunings
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import check_tracker
+from qra_search.workflow.tunings import Tunings
 
 PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune", "reload")
 SHOWN = 600

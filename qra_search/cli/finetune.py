@@ -16,6 +16,7 @@ from qra_search.space.budgets import check_budget_text
 from qra_search.workflow.finetune import check_reloads
 from qra_search.workflow.run import Run
 from qra_search.workflow.start import open_run
+from qra_search.workflow.tunings import change_settings, select_tunings
 
 
 def finetune(
@@ -62,21 +63,22 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    asked: dict[str, Any] = {
-        "memory": None if memory is None else check_budget_text(memory, needs_unit=True), "steps": steps,
-        "epochs": epochs, "seeds": seeds, "against": against, "device": device, "with_16_bit": with_16_bit,
-        "settings": dict(map(common.read_pair, sets or [])),
+    budget = None if memory is None else check_budget_text(memory, needs_unit=True)
+    changes: dict[str, Any] = {
+        "steps": steps, "epochs": epochs, "device": device, "settings": dict(map(common.read_pair, sets or [])),
     }  # fmt: skip
+    asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
-        if dry_run and follows():
-            return
         if dry_run:
-            settings, tunings = opened.select_tunings(plan, **asked)
-            print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
+            settings, tunings = change_settings(opened.config, **changes), select_tunings(opened.folder, plan, **asked)
+            if not follows():
+                print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
             return
-        comparison = opened.finetune(plan, **asked, rates=chosen_from, track=track or (), progress=view, check=False)
+        comparison = opened.finetune(
+            plan, **asked, **changes, rates=chosen_from, track=track or (), progress=view, check=False
+        )
     if as_json:
         common.emit(comparison.to_dict())
     else:

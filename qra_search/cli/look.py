@@ -25,8 +25,8 @@ from qra_search.space.budgets import check_budget_text, describe_size, resolve_b
 from qra_search.space.levels import LevelName, level_words
 from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.study.result import finite
-from qra_search.workflow.finetune import select_plan
 from qra_search.workflow.run import write_reports
+from qra_search.workflow.tunings import select_plan
 
 Choices = Mapping[str, tuple[LevelName, int]]
 """Level and rank by the name of a group."""

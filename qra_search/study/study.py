@@ -46,7 +46,15 @@ class Study:
     """One search: an evaluator, a strategy, a trial log, and what may be spent.
 
     Args:
-        evaluator, strategy, options, evaluations, memory_budget, seed, log, callbacks: as `search` takes them.
+        evaluator: measures plans.
+        strategy: name of an installed strategy, or a `Strategy`.
+        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
+            each is held against the type that the strategy declares.
+        evaluations: search budget, in full evaluations.
+        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
+        seed: all randomness of the search follows from it.
+        log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
+        callbacks: called with every event.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from qra_search.config import FinetuneConfig, RunConfig, differences, make_config
+from qra_search.config import FinetuneConfig, RunConfig, make_config
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, StepFigures
+from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
 from qra_search.launched import standing
 from qra_search.report.tables import record_text
-from qra_search.runs.baselines import Against, select_baselines
 from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
-from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
@@ -29,6 +26,7 @@ from qra_search.study.result import SearchResult
 from qra_search.workflow.dry_run import report_rows
 from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.search import write_report
+from qra_search.workflow.tunings import Tunings
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
@@ -40,78 +38,6 @@ StepListener = Callable[[str, int, StepFigures], None]
 
 class TuningFailed(RunFailed):
     """The plan could not be tuned: there is nothing to compare others with."""
-
-
-@dataclass(frozen=True)
-class Tunings:
-    """What is to be tuned: a plan and its baselines, each once with each seed.
-
-    Attributes:
-        budget_bytes: that the plan and its baselines keep to.
-        others: baselines, and 16-bit LoRA if it is asked for.
-    """
-
-    plan: Plan
-    others: tuple[Plan, ...]
-    budget_bytes: int
-    seeds: tuple[int, ...] = (0,)
-
-    @property
-    def plans(self) -> list[Plan]:
-        """The plan first, each plan once."""
-        return list(dict.fromkeys((self.plan, *self.others)))
-
-    def __len__(self) -> int:
-        return len(self.plans) * len(self.seeds)
-
-    def __iter__(self) -> Iterator[tuple[int, Plan]]:
-        return itertools.product(self.seeds, self.plans)
-
-
-def select_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
-    """The plan of a run, or the best within a budget.
-
-    Raises:
-        BudgetTooSmall: no plan of the space fits the budget.
-        BadInput: nothing that fits was evaluated, or the run has no plan yet.
-    """
-    if memory is None:
-        return folder.plan()
-    result = folder.result()
-    plan = result.chosen(resolve_budget(result.space, memory))
-    if plan is None:
-        raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
-    return plan
-
-
-def select_tunings(
-    result: SearchResult,
-    plan: Plan,
-    memory: int | str | None = None,
-    *,
-    against: Against = "best",
-    seeds: int = 1,
-    with_16_bit: bool = False,
-) -> Tunings:
-    """A plan and all that is tuned beside it.
-
-    Args:
-        memory: the budget; default: the run's largest, or the plan's own bytes if these are more.
-        with_16_bit: adapters of the largest rank on the model in 16 bits as well.
-
-    Raises:
-        BadInput: the plan has no adapter or cannot be shuffled, or no plan fits the budget.
-    """
-    if not any(plan.ranks):
-        raise BadInput(NO_ADAPTER)
-    space = result.space
-    if memory is not None:
-        budget_bytes = resolve_budget(space, memory)
-    else:
-        budget_bytes = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
-    others = select_baselines(space, plan, budget_bytes, against, result)
-    sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
-    return Tunings(plan, (*others, *([sixteen] if sixteen else [])), budget_bytes, tuple(range(seeds)))
 
 
 def tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
@@ -265,20 +191,6 @@ def choose_rate(
     best = min(losses, key=losses.__getitem__)
     listener.say(f"the full tuning has learning rate {best:g}")
     return make_config(fields, {"training.learning_rate": best})
-
-
-def check_tunable(known: RunConfig, config: RunConfig) -> None:
-    """Raises BadInput if a config differs from the run's in what no tuning of its plan can be given."""
-    for path, (old, _) in differences(known, config).items():
-        section = path.partition(".")[0]
-        if path == "evaluation.validation_rows":  # those of finetune.evaluate_every too
-            continue
-        if section == "evaluation":
-            raise BadInput(f"{path} is of a search's short tunings: set the length of a full one with finetune.steps")
-        if section not in ("training", "finetune") and path != "model.device":
-            raise BadInput(
-                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
-            )
 
 
 def check_reloads(comparison: Comparison, folder: RunFolder) -> None:

@@ -20,9 +20,7 @@ from qra_search.report.live import ProgressArgument, listener_for
 from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
-from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuning_folder import TuningFolder
-from qra_search.space.budgets import uniform_in
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
@@ -30,18 +28,11 @@ from qra_search.study.study import Callback
 from qra_search.workflow.dry_run import estimate_cost
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.export import export_tuning, prepare_export
-from qra_search.workflow.finetune import (
-    Tunings,
-    check_reloads,
-    check_tunable,
-    choose_rate,
-    select_plan,
-    select_tunings,
-    tune_missing,
-)
+from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import Workers, begin_run, in_workers, plan_run, search_run
 from qra_search.workflow.settings import check_budget, check_task
 from qra_search.workflow.tracking import SearchTracker, check_tracker, open_trackers
+from qra_search.workflow.tunings import change_settings, select_tunings
 
 
 class Run:
@@ -203,10 +194,9 @@ class Run:
             TuningFailed: the plan cannot be tuned.
             RunFailed: a saved adapter does not load back as it was tuned.
         """
-        config, tunings = self.select_tunings(
-            plan, memory, steps=steps, epochs=epochs, seeds=seeds, against=against, device=device, settings=settings,
-            with_16_bit=with_16_bit,
-        )  # fmt: skip
+        known = self.folder.check().config()
+        config = change_settings(known, steps=steps, epochs=epochs, device=device, settings=settings)
+        tunings = select_tunings(self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with listener_for(progress) as listener:
             if rates:
                 config = choose_rate(partial(self.evaluator, listener), config, tunings.plan, rates, listener)
@@ -221,42 +211,6 @@ class Run:
         if check:
             check_reloads(comparison, self.folder)
         return comparison
-
-    def select_tunings(
-        self,
-        plan: Plan | str | Path | None = None,
-        memory: int | str | None = None,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        seeds: int = 1,
-        against: Against = "best",
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        with_16_bit: bool = False,
-    ) -> tuple[RunConfig, Tunings]:
-        """The settings, and what `finetune` would tune with the same arguments; nothing is built.
-
-        Raises:
-            BadInput: what was given cannot be used.
-        """
-        if steps is not None and epochs is not None:
-            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-        if plan is not None and memory is not None:
-            raise BadInput("--plan and --memory both choose a plan: give one of them")
-        known, given = self.folder.check().config(), dict(settings or {})
-        if steps is not None:
-            given |= {"finetune.steps": steps, "finetune.epochs": None}
-        given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
-        config = make_config(known.model_dump(mode="json"), given, source="options")
-        check_tunable(known, config)
-        result = self.result
-        with bad_input():
-            if plan is None:
-                plan = select_plan(self.folder, memory)
-            elif not isinstance(plan, Plan):
-                plan = uniform_in(result.space, str(plan)) or read_plan(result.space, Path(plan))
-        return config, select_tunings(result, plan, memory, against=against, seeds=seeds, with_16_bit=with_16_bit)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.measured import Measured, plain_identity
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import solve
-from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY, RunConfig
+from qra_search.config import DEFAULT_STRATEGY, RunConfig
 from qra_search.errors import BadInput, bad_input
-from qra_search.evaluation.evaluator import Evaluator, Progress
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
-from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.log.trial_log import TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.live import listener_for
+from qra_search.report.live import ProgressArgument, listener_for
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
@@ -54,34 +52,16 @@ def search(
     evaluator: Evaluator,
     strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
     *,
-    options: Mapping[str, Any] | None = None,
-    evaluations: float = DEFAULT_EVALUATIONS,
-    memory_budget: int | str | Sequence[int | str] | None = None,
-    seed: int = 0,
-    log: str | Path | TrialLog = MEMORY,
-    executor: Executor | None = None,
-    batch: int | None = None,
-    sensitivities: Sensitivities | None = None,
-    progress: bool | Progress | None = None,
+    progress: ProgressArgument = None,
     callbacks: Sequence[Callback] = (),
+    **study_options: Any,
 ) -> SearchResult:
     """Run a `Study` and return its result.
 
     Args:
-        evaluator: says what a plan is worth.
-        strategy: name of an installed strategy, or a `Strategy`.
-        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
-            each is held against the type that the strategy declares.
-        evaluations: full evaluations that may be spent on plans.
-        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
-        seed: all randomness of the search follows from it.
-        log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
-        executor: where evaluations run; default: in this process, one after the other.
-        batch: so many proposals at a time, all awaited; None: a free worker gets the next at once.
-        sensitivities: taken in place of the evaluator's own.
+        strategy, callbacks, study_options: as `Study` takes them.
         progress: a function of (stage, done, total); True: bars and tables in a terminal or the cell of a notebook;
             None: in a notebook only.
-        callbacks: hear of every event.
 
     Raises:
         BadInput: an argument that cannot be used; nothing was spent.
@@ -89,11 +69,7 @@ def search(
     """
     own = check_evaluator(evaluator).progress
     with listener_for(progress) as listener:
-        study = Study(
-            evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
-            seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
-            callbacks=[listener, *callbacks],
-        )  # fmt: skip
+        study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
             return study.run()

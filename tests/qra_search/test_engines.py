@@ -30,8 +30,8 @@ def test_a_resolved_config_is_read_back_as_it_was(tmp_path):
     "data, said",
     [
         ({"engine": "llama.cp"}, "engine is 'llama.cp': did you mean llama.cpp"),
-        ({"engine": "llama.cpp", "quantization": {"backend": "hqq"}}, "stores, so leave the backend out"),
-        ({"engine": "llama.cpp", "quantization": {"backend": {4: "hqq"}}}, "stores, so leave the backend out"),
+        ({"engine": "llama.cpp", "quantization": {"backend": "hqq"}}, "engine llama.cpp runs what backend gguf stores"),
+        ({"engine": "llama.cpp", "quantization": {"backend": {4: "hqq"}}}, "runs what backend gguf stores"),
         ({"engine": "llama.cpp", "space": {"bits": [4, 7]}}, "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8"),
     ],
 )

@@ -20,9 +20,10 @@ from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
 from qra_search.workflow.evaluator import build_evaluator
-from qra_search.workflow.finetune import check_tunable, choose_rate
+from qra_search.workflow.finetune import choose_rate
 from qra_search.workflow.search import begin_run, search_run
 from qra_search.workflow.settings import make_settings
+from qra_search.workflow.tunings import change_settings
 
 SETTINGS: dict[str, Any] = {
     "evaluator": "landscape",
@@ -247,9 +248,10 @@ def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureF
 
 def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
     known = make_config({})
-    check_tunable(known, make_config({}, {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}))
+    changes = {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}
+    assert change_settings(known, settings=changes).evaluation.validation_rows == 8
     with pytest.raises(BadInput, match=r"evaluation\.steps is of a search's short tunings: .* finetune\.steps"):
-        check_tunable(known, make_config({}, {"evaluation.steps": 8}))
+        change_settings(known, settings={"evaluation.steps": 8})
 
 
 def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(

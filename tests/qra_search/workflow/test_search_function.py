@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import Study, search
-
-
-def test_it_takes_what_a_study_takes_with_the_same_defaults() -> None:
-    def options(function: Any) -> dict[str, Any]:
-        return {name: p.default for name, p in inspect.signature(function).parameters.items()}
-
-    own = {"progress": None, "charged": False}  # a view, and what only comparisons of strategies ask for
-    assert options(search) | own == options(Study) | own
+from qra_search import search
 
 
 def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_elsewhere(
