@@ -43,7 +43,5 @@ class Qra:
 
     def search(self, out: Path, *more: object, evaluations: int = 12, strategy: str = "random") -> Outcome:
         """A search of a small landscape."""
-        return self(
-            "search", *LANDSCAPE, "--strategy", strategy, "-n", evaluations, "--memory", "uniform3r8",
-            "--out", out, *more,
-        )  # fmt: skip
+        words = ("search", *LANDSCAPE, "--strategy", strategy, "-n", evaluations, "--memory", "uniform3r8")
+        return self(*words, "--out", out, *more)

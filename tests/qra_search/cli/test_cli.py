@@ -24,14 +24,7 @@ from qra_search.space.serialization import PLAN_FORMAT
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
-
-def every_command() -> list[tuple[str, ...]]:
-    """Names of all commands, groups with theirs."""
-    found: list[tuple[str, ...]] = []
-    for entry in ENTRIES:
-        inner = getattr(entry.load(), "commands", None)
-        found += [(entry.name,)] if inner is None else [(entry.name, name) for name in inner]
-    return found
+COMMANDS = [entry.name for entry in ENTRIES]
 
 
 def test_the_commands_import_nothing_heavy() -> None:
@@ -65,13 +58,11 @@ def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Ent
     assert entry.help == " ".join(first.split())
 
 
-@pytest.mark.parametrize("command", every_command(), ids=" ".join)
-def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qra, command: tuple[str, ...]) -> None:
-    shown = qra(*command, "--help")
-    assert shown.status == 0
-    assert "Example" in shown.out
-    assert " ".join(("qra", *command)) in shown.out
-    assert ("--json" in shown.out) is (command != ("schema",))  # which is JSON anyway
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qra, command: str) -> None:
+    shown = qra(command, "--help")
+    assert shown.status == 0 and "Example" in shown.out and f"qra {command}" in shown.out
+    assert ("--json" in shown.out) is (command != "schema")  # which is JSON anyway
 
 
 def test_names_of_plugins_are_completed() -> None:
@@ -87,17 +78,10 @@ def test_names_of_plugins_are_completed() -> None:
     assert completed("qra search --track t") == ["tensorboard", "trackio"]
 
 
-def test_without_arguments_help_is_shown(qra: Qra) -> None:
+def test_without_arguments_help_is_shown_and_with_version_that_of_the_package(qra: Qra) -> None:
     shown = qra()
-    assert shown.status == 0
-    for name, *_rest in every_command():
-        assert name in shown.out
-
-
-def test_the_version_is_that_of_the_package(qra: Qra) -> None:
-    from importlib.metadata import version
-
-    assert qra("--version").out.strip() == f"qra {version('qra-toolkit')}"
+    assert shown.status == 0 and all(name in shown.out for name in COMMANDS)
+    assert qra("--version").out.strip() == f"qra {importlib.metadata.version('qra-toolkit')}"
 
 
 @pytest.mark.parametrize("kind", ["strategies", "tasks", "backends"])
@@ -110,39 +94,29 @@ def test_lists_name_every_plugin(qra: Qra, kind: plugins.Kind) -> None:
     assert all(name in table.out for name in plugins.names(kind))
 
 
-def test_strategies_show_their_options(qra: Qra) -> None:
-    options = next(row["options"] for row in qra("strategies", "--json").json if row["name"] == "nsga2")
-    assert options["population"] == 20
-
-
-def test_backends_show_exact_bits_a_weight(qra: Qra) -> None:
-    stored = next(row["bits"] for row in qra("backends", "--json").json if row["name"] == "reference")
-    # Codes, and 16 bits each of scale and offset for every 64 weights.
-    assert stored == {str(b): b + 32 / 64 for b in (2, 3, 4, 5, 6, 8)}
-
-
-def test_backends_show_devices_and_why_one_cannot_be_used(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(
+    qra: Qra, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qra_backends.reference.backend import ReferenceBackend
 
-    monkeypatch.setattr(ReferenceBackend, "unavailable", lambda self: "the sun is down")
-    rows = {row["name"]: row for row in qra("backends", "--json").json}
-    assert rows["reference"]["devices"] == ["cpu", "cuda"] and rows["reference"]["unavailable"] == "the sun is down"
-    assert rows["hqq"]["unavailable"] is None
-    assert "not available: the sun is down" in " ".join(qra("backends").out.split())
-
-
-def test_a_plugin_that_lacks_a_library_is_listed_with_the_reason(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
     load = plugins.load
 
-    def broken(kind: plugins.Kind, name: str) -> object:
+    def load_all_but_random(kind: plugins.Kind, name: str) -> object:
         if name == "random":
             raise ImportError("no module named 'absent'")
         return load(kind, name)
 
-    monkeypatch.setattr(plugins, "load", broken)
-    rows = {row["name"]: row["summary"] for row in qra("strategies", "--json").json}
-    assert rows["random"] == "not available: no module named 'absent'"
-    assert "not available" not in rows["uniform"]
+    monkeypatch.setattr(plugins, "load", load_all_but_random)
+    monkeypatch.setattr(ReferenceBackend, "unavailable", lambda self: "the sun is down")
+    strategies, backends = (
+        {row["name"]: row for row in qra(kind, "--json").json} for kind in ("strategies", "backends")
+    )
+    assert strategies["nsga2"]["options"]["population"] == 20
+    assert strategies["random"]["summary"] == "not available: no module named 'absent'"
+    # Codes, and 16 bits each of scale and offset for every 64 weights.
+    assert backends["reference"]["bits"] == {str(b): b + 32 / 64 for b in (2, 3, 4, 5, 6, 8)}
+    assert backends["reference"]["devices"] == ["cpu", "cuda"] and backends["hqq"]["unavailable"] is None
+    assert "not available: the sun is down" in " ".join(qra("backends").out.split())
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,13 +126,8 @@ def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch
         plugins.load("strategies", "mine")
 
 
-def test_the_schema_describes_every_field(qra: Qra) -> None:
-    schema = qra("schema").json
-    assert set(schema["properties"]) == set(RunConfig.model_fields)
-    assert schema["$defs"]["SearchConfig"]["properties"]["evaluations"]["default"] == RunConfig().search.evaluations
-
-
-def test_the_example_is_a_config_of_defaults(qra: Qra) -> None:
+def test_the_schema_has_every_field_and_the_example_is_a_config_of_defaults(qra: Qra) -> None:
+    assert set(qra("schema").json["properties"]) == set(RunConfig.model_fields)
     assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
 
 

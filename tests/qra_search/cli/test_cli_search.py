@@ -116,23 +116,6 @@ def test_a_dry_run_says_what_would_be_and_spends_nothing(qra: Qra, tmp_path: Pat
     assert "Nothing was run" in text.out
 
 
-def test_a_search_is_followed_in_the_tools_that_are_named(qra: Qra, tmp_path: Path) -> None:
-    done = qra.search(tmp_path / "a", "--track", "tensorboard", "--json")
-    assert done.status == 0, done.err
-    assert list((tmp_path / "a" / "qra").glob("events.out.tfevents.*"))
-
-
-def test_another_run_in_the_folder_is_refused_and_left_alone(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
-    before = trials(tmp_path / "a")
-    again = qra.search(tmp_path / "a")
-    other = qra.search(tmp_path / "a", "--seed", 9)
-    assert (again.status, other.status) == (2, 2)
-    assert f"resume it with `qra search {tmp_path / 'a'}`" in again.err
-    assert "search.seed is 0 there and 9 here" in other.err
-    assert trials(tmp_path / "a") == before
-
-
 def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_at_once(
     qra: Qra, tmp_path: Path
 ) -> None:
@@ -143,13 +126,6 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
     assert f"resumed: {count} trials are there, " in more.err and " of 14 evaluations spent, " in more.err
     qra.search(tmp_path / "b", evaluations=14)
     assert trials(tmp_path / "a") == trials(tmp_path / "b")
-
-
-def test_resuming_a_finished_search_changes_nothing(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
-    before = trials(tmp_path / "a")
-    assert qra("search", tmp_path / "a").status == 0
-    assert trials(tmp_path / "a") == before
 
 
 def test_a_search_killed_midway_ends_with_the_same_trials_as_an_unbroken_one(qra: Qra, tmp_path: Path) -> None:
@@ -221,22 +197,6 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     assert f"Go on with: qra search {tmp_path / 'a'}" in stopped.err
     assert [status for _, status, _ in trials(tmp_path / "a")] == ["done"] * 3 + ["running"]
     assert qra("search", tmp_path / "a").status == 0
-
-
-def test_a_search_whose_evaluations_all_fail_ends_with_status_1_and_the_reason(
-    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from qra_eval.evaluators.landscape import Landscape
-    from qra_search import EvaluationFailed
-
-    def fail(*args: object, **options: object) -> None:
-        raise EvaluationFailed("out of memory")
-
-    monkeypatch.setattr(Landscape, "evaluate", fail)
-    done = qra.search(tmp_path / "a")
-    assert done.status == 1
-    assert "out of memory" in done.err
-    assert "Traceback" not in done.err
 
 
 def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(

@@ -52,15 +52,6 @@ def test_it_leaves_the_folder_that_the_command_leaves(tmp_path: Path, capsys: py
     assert result.best() is not None and "uniform 3 bits" in (tmp_path / "a" / "report.html").read_text()
 
 
-def test_the_report_made_at_the_end_is_the_one_that_the_command_makes_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(SETTINGS, tmp_path / "a")
-    report = (tmp_path / "a" / "report.html").read_text()
-    assert Qra(capsys)("report", tmp_path / "a").status == 0
-    assert (tmp_path / "a" / "report.html").read_text() == report
-
-
 def test_a_config_is_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(make_config(SETTINGS)))
@@ -97,12 +88,6 @@ def test_a_run_is_resumed_only_when_asked_and_then_as_if_it_had_never_ended(tmp_
         run({**SETTINGS, "search": {**SETTINGS["search"], "seed": 1}}, tmp_path / "a", resume=True)
 
 
-def test_workers_in_batches_give_the_same_trials(tmp_path: Path) -> None:
-    one = run(SETTINGS, tmp_path / "a", batch=2)
-    two = run(SETTINGS, tmp_path / "b", batch=2, workers=2)
-    assert [(t.proposal, t.loss) for t in one.trials] == [(t.proposal, t.loss) for t in two.trials]
-
-
 def test_callbacks_are_told_and_may_stop_the_search(tmp_path: Path) -> None:
     class StopAfter(Callback):
         def finished(self, study: Any, trial: Any) -> None:
@@ -111,24 +96,6 @@ def test_callbacks_are_told_and_may_stop_the_search(tmp_path: Path) -> None:
 
     assert len(run(SETTINGS, tmp_path / "a", callbacks=[StopAfter()]).trials) == 5
     assert len(run(SETTINGS, tmp_path / "a", resume=True).trials) > 5
-
-
-def test_progress_is_shown_on_stderr_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(SETTINGS, tmp_path / "a", progress=True)
-    shown = capsys.readouterr()
-    assert shown.out == "" and "4 groups" in shown.err
-    run(SETTINGS, tmp_path / "b")
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_view_of_the_caller_sees_the_run(tmp_path: Path) -> None:
-    class Kept(Listener):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    said: list[str] = []
-    run(SETTINGS, tmp_path / "a", progress=Kept())
-    assert any("4 groups" in text for text in said)
 
 
 def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
@@ -191,13 +158,6 @@ def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
         build_evaluator(make_settings({"evaluator": "landscape"}), print)
 
 
-def test_one_tracker_may_be_given_by_its_name(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="unknown tracker 'tensorbord': did you mean tensorboard"):
-        qra_search.plan(memory="uniform3r8", out=tmp_path / "a", config={"evaluator": "landscape"}).search(
-            4, track="tensorbord"
-        )
-
-
 def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
     run(SETTINGS, tmp_path / "a")
     folder = RunFolder(tmp_path / "a")
@@ -207,13 +167,6 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
     folder.tuning(record.id).write(record)
     run(SETTINGS, tmp_path / "a", resume=True)
     assert "On test data" in folder.report_file.read_text()
-
-
-def test_plan_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
-    import qra_search.workflow.search
-    import qra_search.workflow.start
-
-    assert callable(qra_search.plan) and callable(qra_search.search)
 
 
 def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:
