@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from cli_runner import Qra
 
-from qra_search.cli import demo
 from qra_search.runs.baselines import shuffle_plan
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
