@@ -253,8 +253,8 @@ def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: py
         ("adapter_model.safetensors", "adapter_model.safetensors is cut off"),
         ("adapter_config.json", "adapter_config.json is not JSON"),
     ):
-        damaged = shutil.copytree(run, tmp_path / name)
-        file = damaged / "adapter" / name
+        damaged = shutil.copytree(run.parents[1], tmp_path / name)  # of the whole run
+        file = find_tuning(damaged) / "adapter" / name
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(BadInput, match=message):
             load(damaged)
