@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def standing() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Rank, counted from 0, and number of processes; (0, 1) without a launcher, which sets both."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (rank.isdecimal() and size.isdecimal() and int(size) > 1):
@@ -13,6 +13,6 @@ def standing() -> tuple[int, int]:
     return int(rank), int(size)
 
 
-def follows() -> bool:
-    """Whether another process leads: that one alone prints and writes."""
-    return standing()[0] > 0
+def is_follower() -> bool:
+    """Whether this is not the first process, which alone prints and writes."""
+    return rank_and_size()[0] > 0

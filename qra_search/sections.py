@@ -26,11 +26,11 @@ class ModelConfig(Section):
     name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="in which what is not quantized is stored; auto: bfloat16"
+        "auto", description="dtype of unquantized parameters; auto: bfloat16"
     )
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="in which evaluations compute; auto: the faster one on this machine, or, if weights do not fit in "
+        description="dtype of evaluations; auto: the faster one on this machine, or, if weights do not fit in "
         "dequantized_cache, as stored, for less memory",
     )
     dequantized_cache: str = Field(
@@ -121,13 +121,8 @@ class QuantizationConfig(Section):
 
     @field_validator("embeddings")
     @classmethod
-    def _known(cls, values: Literal["auto"] | tuple[Width, ...]) -> Literal["auto"] | tuple[Width, ...]:
-        if values == "auto":
-            return values
-        _check_distinct(values, "choices")
-        if not all(1 <= value <= UNQUANTIZED_BITS for value in values):
-            raise ValueError("embeddings must be from 1 to 16 (16: left as they are)")
-        return tuple(sorted(values))
+    def _known(cls, values: Any) -> Any:
+        return _sort_choices(values, "embeddings", 1, UNQUANTIZED_BITS, "16: left as they are")
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -145,9 +140,15 @@ class QuantizationConfig(Section):
         return several
 
 
-def _check_distinct(values: tuple[Any, ...], what: str) -> None:
+def _sort_choices(values: Any, name: str, least: int, most: int, note: str) -> Any:
+    """Distinct choices from `least` to `most`, ascending; `auto` as it is."""
+    if values == "auto":
+        return values
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"distinct {what} are needed, at least one")
+        raise ValueError("distinct choices are needed, at least one")
+    if not all(least <= value <= most for value in values):
+        raise ValueError(f"{name} must be from {least} to {most} ({note})")
+    return tuple(sorted(values))
 
 
 class SpaceConfig(Section):
@@ -165,16 +166,15 @@ class SpaceConfig(Section):
         "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
     )
 
-    @field_validator("bits", "ranks")
+    @field_validator("bits")
     @classmethod
-    def _known(cls, values: Any, info: ValidationInfo) -> Any:
-        if values == "auto":
-            return values
-        _check_distinct(values, "choices")
-        least, most, end = (1, 16, "16: left unquantized") if info.field_name == "bits" else (0, 4096, "0: no adapter")
-        if not all(least <= value <= most for value in values):
-            raise ValueError(f"{info.field_name} must be from {least} to {most} ({end})")
-        return tuple(sorted(values))
+    def _bits(cls, values: Any) -> Any:
+        return _sort_choices(values, "bits", 1, UNQUANTIZED_BITS, "16: left unquantized")
+
+    @field_validator("ranks")
+    @classmethod
+    def _ranks(cls, values: Any) -> Any:
+        return _sort_choices(values, "ranks", 0, 4096, "0: no adapter")
 
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -237,8 +237,8 @@ class FinetuneConfig(Section):
         0, ge=0, description="steps between checkpoints, from which it is resumed; 0: by time alone"
     )
     checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
-    sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
-    test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+    sample_answers: int = Field(3, ge=0, description="test rows whose answers by the tuned plan are recorded")
+    test_rows: int = Field(128, ge=1, description="test rows of the final comparison")
     scored_rows: int = Field(64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none")
 
     beside: ClassVar[frozenset[str]] = frozenset(
@@ -259,7 +259,7 @@ class SearchConfig(Section):
 
     strategy: str = DEFAULT_STRATEGY
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="full evaluations of plans that may be spent")
+    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="search budget, in full evaluations")
     metric: Literal["loss", "task"] = Field(
         "loss",
         description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "

@@ -40,7 +40,7 @@ from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Progress, RowCount, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.launched import standing
+from qra_search.launched import rank_and_size
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -268,7 +268,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.space.of(plan).encode(plan)
         folder = None if folder is None else Path(folder)
         shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
-        if standing()[1] == 1:
+        if rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
         with self._launched.leading(shared, self.tuner.settings.rows_a_step):
             return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)

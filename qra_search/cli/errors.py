@@ -15,7 +15,7 @@ import typer
 
 from qra_search.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
 from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
-from qra_search.launched import follows
+from qra_search.launched import is_follower
 
 TRACEBACK = "QRA_TRACEBACK"
 GRACE = 30.0
@@ -29,14 +29,14 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        with _saying_damage():
+        with _report_damage():
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-        return _say(error.format_message().rstrip(".") + hint, BAD_INPUT)
+        return _print_line(error.format_message().rstrip(".") + hint, BAD_INPUT)
     except (typer.Abort, KeyboardInterrupt):
-        return _say("stopped", INTERRUPTED)
+        return _print_line("stopped", INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe went away (`qra show RUN | head`): nothing is wrong, and nothing may be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,7 +45,7 @@ def run_safely(arguments: list[str]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
-        return _say(describe(error) + ("" if explained else _HINT), status_of(error))
+        return _print_line(describe(error) + ("" if explained else _HINT), status_of(error))
     return status if isinstance(status, int) else OK
 
 
@@ -55,8 +55,8 @@ def status_of(error: BaseException) -> int:
 
 
 @contextmanager
-def _saying_damage() -> Iterator[None]:
-    """Lines of a log that were left out are said once, in one line on stderr; other warnings go where they went."""
+def _report_damage() -> Iterator[None]:
+    """Report lines of a log that were skipped once, in one line on stderr; other warnings go where they went."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamagedLines)
         show, said = warnings.showwarning, set()
@@ -64,7 +64,7 @@ def _saying_damage() -> Iterator[None]:
         def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, DamagedLines):
                 if str(message) not in said:
-                    _say(str(message), OK)
+                    _print_line(str(message), OK)
                 said.add(str(message))
             else:
                 show(message, category, *place, **more)
@@ -76,9 +76,9 @@ def _saying_damage() -> Iterator[None]:
 _HINT = f" (set {TRACEBACK}=1 to see where)"
 
 
-def _say(message: str, status: int) -> int:
-    if follows() and status == BAD_INPUT:
+def _print_line(message: str, status: int) -> int:
+    if is_follower() and status == BAD_INPUT:
         time.sleep(GRACE)  # the first process refuses it as well, in one line, and the launcher then ends this one
-    if status in (FAILED, BAD_INPUT) or not follows():
+    if status in (FAILED, BAD_INPUT) or not is_follower():
         print(f"qra: {' '.join(message.split())}", file=sys.stderr)
     return status

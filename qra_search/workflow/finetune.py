@@ -14,7 +14,7 @@ from qra_search.config import FinetuneConfig, RunConfig, make_config
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
-from qra_search.launched import standing
+from qra_search.launched import rank_and_size
 from qra_search.report.tables import record_text
 from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
@@ -153,8 +153,8 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
 
 
 def _say_tunings(tunings: Tunings, listener: Listener) -> None:
-    if standing()[1] > 1:
-        listener.say(f"{standing()[1]} processes share the rows of each step")
+    if rank_and_size()[1] > 1:
+        listener.say(f"{rank_and_size()[1]} processes share the rows of each step")
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
@@ -172,7 +172,7 @@ def choose_rate(
         BadInput: several processes tune together.
         RunFailed: the plan cannot be tuned at any of the rates.
     """
-    if standing()[1] > 1:
+    if rank_and_size()[1] > 1:
         raise BadInput("rates are tried by one process: try them without torchrun, then set training.learning_rate")
     train = build(config).row_counts().get("train")
     steps = config.finetune.steps if train is None else train.asked // config.training.rows_a_step

@@ -14,7 +14,7 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.executors import Executor
-from qra_search.launched import follows
+from qra_search.launched import is_follower
 from qra_search.report.finding import headline
 from qra_search.report.live import ProgressArgument, listener_for
 from qra_search.runs.baselines import Against
@@ -201,7 +201,7 @@ class Run:
             if rates:
                 config = choose_rate(partial(self.evaluator, listener), config, tunings.plan, rates, listener)
             evaluator = self.evaluator(listener, config)
-            if follows():
+            if is_follower():
                 evaluator.follow()
             with open_trackers([track] if isinstance(track, str) else track, self.path, config) as log:
                 comparison = tune_missing(

@@ -18,7 +18,7 @@ from qra_eval.tuning.full import CURVE_FILE
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_search.cli import errors
 from qra_search.errors import RunFailed
-from qra_search.launched import follows
+from qra_search.launched import is_follower
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked: another import takes seconds")
 
@@ -67,7 +67,7 @@ def evaluator(tmp_path_factory):
 def tune(evaluator, place, kill_at=0, **changed):
     """Tune, and keep adapters, trained scales, and the test loss of each row."""
     evaluator.quantized.settings = evaluator.quantized.settings.model_copy(update=changed)
-    if follows():
+    if is_follower():
         evaluator.follow()
 
     def heard(stage, done, total):
