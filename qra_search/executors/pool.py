@@ -19,18 +19,11 @@ ATTEMPTS = 2
 
 
 class Worker(ABC):
-    """A process or an actor with its own `work.Served`; its methods wait for the reply.
-
-    All but `kill` raise WorkerDied if the worker ends meanwhile.
-    """
+    """A process or an actor with its own `work.Served`."""
 
     @abstractmethod
-    def build(self, factory: Factory) -> Any:
-        """See `Served.build`."""
-
-    @abstractmethod
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """See `Served.call`."""
+    def request(self, method: str, *args: Any) -> Any:
+        """What a method of `Served` returns there; waits for it. Raises WorkerDied if the worker ends meanwhile."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -67,7 +60,7 @@ class WorkerExecutor(ABC):
         return self.ask(evaluate, proposal)
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Call a function of `executors.work` with the evaluator of a worker."""
+        """Call an importable function with the evaluator of a worker."""
         self._check_open()
         return self._threads.submit(self._run, function, *args)
 
@@ -92,7 +85,7 @@ class WorkerExecutor(ABC):
             for _ in range(ATTEMPTS):
                 worker = self._workers.get(slot) or self._start(slot)
                 try:
-                    return unwrap(worker.call(function, *args))
+                    return unwrap(worker.request("call", function, *args))
                 except WorkerDied as error:
                     died = error
                     self._drop(slot)
@@ -110,7 +103,7 @@ class WorkerExecutor(ABC):
                 except Exception as error:
                     raise _not_started(error) from error
             try:
-                unwrap(worker.build(self.factory))
+                unwrap(worker.request("build", self.factory))
                 return worker
             except WorkerDied as error:
                 died = error

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from typing import Any
 from qra_search.executors.base import WorkerDied
 from qra_search.executors.devices import environment, exported
 from qra_search.executors.pool import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Failure, Served
+from qra_search.executors.work import Factory, Served
 
 
 class ProcessExecutor(WorkerExecutor):
@@ -50,15 +50,9 @@ class _ProcessWorker(Worker):
             self._pool.submit(os.getpid)  # which starts the process
             (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]
 
-    def build(self, factory: Factory) -> Failure | None:
-        return self._result(_build, factory)
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self._result(_call, function, *args)
-
-    def _result(self, function: Callable[..., Any], *args: Any) -> Any:
+    def request(self, method: str, *args: Any) -> Any:
         try:
-            return self._pool.submit(function, *args).result()
+            return self._pool.submit(_serve, method, *args).result()
         except BrokenProcessPool:
             raise WorkerDied(self._ending()) from None
 
@@ -108,12 +102,8 @@ def _begin() -> None:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def _build(factory: Factory) -> Failure | None:
-    return _served.build(factory)
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return _served.call(function, *args)
+def _serve(method: str, *args: Any) -> Any:
+    return getattr(_served, method)(*args)
 
 
 def _end_with_parent() -> None:

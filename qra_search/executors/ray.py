@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from qra_search.errors import install_hint
@@ -84,22 +83,16 @@ class _RayWorker(Worker):
     def __init__(self, ray: Any, actor: Any, start_seconds: float):
         self._ray, self._actor, self._start_seconds = ray, actor, start_seconds
 
-    def build(self, factory: Factory) -> Any:
+    def request(self, method: str, *args: Any) -> Any:
+        errors = self._ray.exceptions
+        reply = getattr(self._actor, method).remote(*args)
         try:
-            return self._result(self._actor.build.remote(factory), self._start_seconds)
-        except self._ray.exceptions.GetTimeoutError:
+            return self._ray.get(reply, timeout=self._start_seconds if method == "build" else None)
+        except errors.GetTimeoutError:
             raise WorkerUnusable(
                 f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
                 f"free as were asked for?"
             ) from None
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self._result(self._actor.call.remote(function, *args))
-
-    def _result(self, reference: Any, seconds: float | None = None) -> Any:
-        errors = self._ray.exceptions
-        try:
-            return self._ray.get(reference, timeout=seconds)
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
             raise WorkerDied(f"the Ray actor died ({' '.join(str(error).split())[:200]})") from None
 

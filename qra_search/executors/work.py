@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, bad_input, describe
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.executors.base import InputUnusable, WorkerUnusable
 from qra_search.log.trial import Proposal, to_printable
-from qra_search.space.space import SearchSpace
 
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
+CONSTANT = ("describe", "sensitivities_charge", "evaluation_seconds", "row_counts")
+"""Methods of an evaluator that a study asks for once."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,6 @@ class Failure:
     name: str
     message: str
     error: type[WorkerUnusable] | None = None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a study asks of its evaluator before it evaluates anything."""
-
-    space: SearchSpace
-    fidelities: tuple[float, ...]
-    description: dict[str, Any]
-    sensitivities_charge: float | None
-    evaluation_seconds: float
-    row_counts: Mapping[str, RowCount]
-
-
-def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
-    """The checked evaluation of a proposal, in plain numbers."""
-    evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-    return check_evaluation(evaluation, evaluator.space, proposal.plan)
-
-
-def identify(evaluator: Evaluator) -> Identity:
-    return Identity(
-        evaluator.space, tuple(evaluator.fidelities), evaluator.describe(), evaluator.sensitivities_charge(),
-        evaluator.evaluation_seconds(), dict(evaluator.row_counts()),
-    )  # fmt: skip
-
-
-def measure_sensitivities(evaluator: Evaluator) -> Sensitivities | None:
-    return evaluator.sensitivities()
 
 
 class Served:
@@ -78,11 +49,23 @@ class Served:
         return None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What a function of this module returns for the evaluator, or the `Failure` that it ends in."""
+        """What an importable function returns for the evaluator, or the `Failure` that it ends in."""
         try:
             return function(self.evaluator, *args)
         except (Exception, SystemExit) as error:
             return Failure(type(error).__name__, to_printable(str(error)))
+
+
+def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
+    """The checked evaluation of a proposal, in plain numbers."""
+    evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+    return check_evaluation(evaluation, evaluator.space, proposal.plan)
+
+
+def identify(evaluator: Evaluator) -> dict[str, Any]:
+    """What a study asks of its evaluator before it evaluates anything."""
+    constant = {name: getattr(evaluator, name)() for name in CONSTANT}
+    return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **constant}
 
 
 def unwrap(reply: Any) -> Any:

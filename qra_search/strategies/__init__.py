@@ -12,9 +12,9 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from qra_search import plugins
 from qra_search.errors import BadInput, bad_input, needed, shortened
 from qra_search.log.state import StudyState
-from qra_search.strategies.base import Estimates, Strategy, mean_estimates
+from qra_search.strategies.base import Estimates, Strategy, average_replicates
 
-__all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "mean_estimates"]
+__all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "average_replicates"]
 
 
 def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
@@ -35,27 +35,22 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):
-        strategy = _made(spec.name or spec.__name__, spec, options)
-        strategy.name = strategy.name or spec.__name__
-        return strategy
-    if not isinstance(spec, str):
+        name, factory = spec.name or spec.__name__, spec
+    elif isinstance(spec, str):
+        name, factory = spec, plugins.load("strategies", spec)
+    else:
         raise needed("strategy", spec, "the name of a strategy, or a Strategy, is needed")
-    strategy = _made(spec, plugins.load("strategies", spec), options)
-    strategy.name = spec
-    return strategy
-
-
-def _made(name: str, factory: Any, options: Mapping[str, Any]) -> Strategy:
-    typed = _typed_options(factory, f"strategy {name!r}", options)
+    converted = _convert_options(factory, f"strategy {name!r}", options)
     try:
         with bad_input():
-            strategy: Strategy = factory(**typed)
+            strategy: Strategy = factory(**converted)
     except TypeError as error:
         raise BadInput(f"strategy {name!r} does not take these options: {error}") from None
+    strategy.name = name
     return strategy
 
 
-def _typed_options(factory: Callable[..., Any], what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_options(factory: Callable[..., Any], what: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as the types that a factory's parameters are annotated with: `"8"` as 8 for an `int`.
 
     A factory that takes any keyword is asked itself whether it knows one.
@@ -71,16 +66,13 @@ def _typed_options(factory: Callable[..., Any], what: str, options: Mapping[str,
         kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
     except NameError:  # an annotation that only type checkers resolve
         kinds = {}
-    return {name: _typed(value, kinds.get(name, Any), name, what) for name, value in options.items()}
-
-
-def _typed(value: Any, kind: Any, name: str, what: str) -> Any:
-    try:
-        adapter = TypeAdapter(kind)
-    except PydanticSchemaGenerationError:  # a class of the strategy's own: it is asked itself
-        return value
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        text = error.errors()[0]["msg"]
-        raise BadInput(f"option {name!r} of {what} is {shortened(value)}: {text[:1].lower()}{text[1:]}") from None
+    converted = dict(options)
+    for name, value in options.items():
+        try:
+            converted[name] = TypeAdapter(kinds.get(name, Any)).validate_python(value)
+        except PydanticSchemaGenerationError:  # a class of the strategy's own: it is asked itself
+            continue
+        except ValidationError as error:
+            text = error.errors()[0]["msg"]
+            raise BadInput(f"option {name!r} of {what} is {shortened(value)}: {text[:1].lower()}{text[1:]}") from None
+    return converted

@@ -38,10 +38,10 @@ class Strategy(ABC):
 
     def estimate(self, state: StudyState) -> Estimates:
         """Belief about every plan evaluated at full fidelity; a strategy with a model overrides this."""
-        return mean_estimates(state.full)
+        return average_replicates(state.full)
 
 
-def mean_estimates(trials: Sequence[Trial]) -> Estimates:
+def average_replicates(trials: Sequence[Trial]) -> Estimates:
     """Mean of each plan's replicates, and its standard error from the pooled variance of all replicates.
 
     A single observation has no spread of its own: without any replicate in the log the deviation is nan.
@@ -57,7 +57,7 @@ def mean_estimates(trials: Sequence[Trial]) -> Estimates:
     return Estimates(tuple(losses), mean, std)
 
 
-def mean_losses(trials: Sequence[Trial]) -> dict[Plan, float]:
+def average_losses(trials: Sequence[Trial]) -> dict[Plan, float]:
     """Mean loss of each plan of finished trials, in order of first trial."""
-    estimates = mean_estimates(trials)
+    estimates = average_replicates(trials)
     return dict(zip(estimates.plans, estimates.mean.tolist(), strict=True))

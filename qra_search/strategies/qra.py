@@ -29,10 +29,10 @@ from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import drop_known
 from qra_search.strategies.additive import propose_optima
-from qra_search.strategies.base import Estimates, Strategy, mean_estimates
-from qra_search.strategies.random import random_plan
+from qra_search.strategies.base import Estimates, Strategy, average_replicates
+from qra_search.strategies.random import budgets_in_turn, random_plan
+from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
-from qra_search.surrogates.knowledge_gradient import knowledge_gradient
 from qra_search.surrogates.moves import neighbours
 from qra_search.surrogates.posterior import (
     BLAS,
@@ -90,7 +90,11 @@ class QRAStrategy(Strategy):
         asked = set(state.seen)
         proposals: list[Proposal] = []
         for k in range(n):
-            found = self._ranked(state, fit.given(state.space.encode_many(waiting)), k) if fit is not None else iter(())
+            found = (
+                self._rank_candidates(state, fit.condition_on(state.space.encode_many(waiting)), k)
+                if fit is not None
+                else iter(())
+            )
             proposal = next((p for p in found if p.plan not in asked), None) or self._without_model(state, asked, k)
             if proposal is None:
                 break
@@ -104,24 +108,24 @@ class QRAStrategy(Strategy):
         with BLAS.limit(limits=1, user_api="blas"):
             fit = fit_table(state, rows)
             if fit is None:
-                return mean_estimates(state.full)
+                return average_replicates(state.full)
             mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
             fitted = fitted_rows(rows)
-            mean[fitted], std[fitted] = fit.at_rows()
+            mean[fitted], std[fitted] = fit.predict_rows()
         return Estimates(tuple(plans), mean, std)
 
-    def _ranked(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
+    def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
         space, budgets = state.space, self._budgets(state, k)
-        believed, _ = fit.at_rows()
+        believed, _ = fit.predict_rows()
         known, new = self._candidates(state, fit, believed, budgets, k)
         n = len(known)
         codes = np.concatenate([fit.rows.codes[known], new])
-        mean, cov = fit.joint(codes)
+        mean, cov = fit.predict(codes)
         mean[:n] = believed[known]
         excess = np.maximum(mean - fit.best, 0.0)
-        own = fit.own(excess)
-        luck = fit.error(fit.widths, 1.0, excess) - own
+        own = fit.misfit_variance(excess)
+        luck = fit.observation_variance(fit.widths, 1.0, excess) - own
         own[:n] *= luck[:n] / (own[:n] + luck[:n])
         cov[np.diag_indices(len(cov))] += own
         change = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
@@ -140,16 +144,14 @@ class QRAStrategy(Strategy):
 
     def _without_model(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the budget in turn; if it is taken, a random plan; None if none is left."""
-        budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
+        budget = budgets_in_turn(state, k)[0]
         plan = solve(state.space, state.sensitivities, budget).plan
         if plan not in asked:
             return Proposal(plan, seed=self._seed(state, k), origin=PRIOR)
         rng = state.rng(k)
-        for _ in range(ATTEMPTS):
-            plan = random_plan(state, rng, budget)
-            if plan not in asked:
-                return Proposal(plan, seed=self._seed(state, k), origin="random")
-        return None
+        plans = (random_plan(state, rng, budget) for _ in range(ATTEMPTS))
+        new = (Proposal(plan, seed=self._seed(state, k), origin="random") for plan in plans if plan not in asked)
+        return next(new, None)
 
     def _budgets(self, state: StudyState, k: int) -> list[int]:
         """The budgets that the next proposal is weighed for."""
@@ -165,7 +167,7 @@ class QRAStrategy(Strategy):
             believed: (N,), posterior mean loss of each row.
         """
         memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
-        tables = np.where(memory.allowed, fit.draws(state.rng(k), self.spans), np.inf)
+        tables = np.where(memory.allowed, fit.sample_tables(state.rng(k), self.spans), np.inf)
         used = memory.bytes(rows.codes)
         known: set[int] = set()
         found = []

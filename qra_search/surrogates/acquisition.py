@@ -1,24 +1,40 @@
-"""Acquisition: expected improvement on a log scale, and the plan at which a score is largest."""
+"""What an evaluation is worth before it is made, and the plans that are worth most."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import erfcx, log_ndtr
+from scipy.special import erfcx, ndtr
 
+from qra_search.space.space import SearchSpace
+from qra_search.space.steps import drop_known
+
+_points, _masses = np.polynomial.hermite_e.hermegauss(9)
+NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=True))
+"""Gauss-Hermite nodes and weights of a standard normal."""
 LOG_SQRT_2PI = 0.5 * np.log(2 * np.pi)
-TAIL = -1e3
-"""Below so many deviations the asymptotic series of log EI is exact to double precision, the formula is not."""
+LEAST_U = -1e5
+"""Deviations below the best at which log EI ends: further down rounding would decide."""
+
+Score = Callable[[np.ndarray], np.ndarray]
+"""Codes (M, 2, G) to their acquisition (M,); -inf is never chosen."""
 
 
-def search_locally(
-    score: Callable[[np.ndarray], np.ndarray], starts: np.ndarray, allowed: np.ndarray, known: np.ndarray
-) -> np.ndarray:
+def rank_codes(space: SearchSpace, score: Score, codes: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
+    """int (K, 2, G): those of the codes (M, 2, G) that are not known (N, 2, G) and take at most `limit` bytes, each
+    once, that of largest score first."""
+    codes = np.unique(codes, axis=0)
+    codes = drop_known(codes[space.memory.bytes(codes) <= limit], known)
+    values = score(codes) if len(codes) else np.zeros(0)
+    order = np.argsort(-values, kind="stable")
+    return codes[order[np.isfinite(values[order])]]
+
+
+def search_locally(score: Score, starts: np.ndarray, allowed: np.ndarray, known: np.ndarray) -> np.ndarray:
     """int (2, G): the plan of largest score that BoTorch's local search over single changes finds.
 
     Args:
-        score: from codes (M, 2, G) to (M,); -inf is never chosen.
         starts: int (N, 2, G), where it begins, at least one.
         allowed: bool (2, G, K), the choices of each variable.
         known: int (M, 2, G), plans that are not chosen.
@@ -54,18 +70,31 @@ def log_expected_improvement(mean: np.ndarray, std: np.ndarray, best: np.ndarray
     >>> float(np.round(np.exp(log_expected_improvement(np.array(0.0), np.array(1.0), np.array(0.0))), 6))
     0.398942
     """
-    std = np.maximum(std, 1e-300)
-    return np.log(std) + _log_h((best - mean) / std)
+    u = np.maximum((best - mean) / std, LEAST_U)
+    near, far = np.maximum(u, -1.0), np.minimum(u, -1.0)
+    upper = np.log(np.exp(-0.5 * near * near - LOG_SQRT_2PI) + near * ndtr(near))
+    lower = -0.5 * far * far - LOG_SQRT_2PI + np.log1p(np.sqrt(np.pi / 2) * far * erfcx(-far / np.sqrt(2)))
+    return np.log(std) + np.where(u > -1.0, upper, lower)
 
 
-def _log_h(u: np.ndarray) -> np.ndarray:
-    """log(phi(u) + u Phi(u)), the log of a unit Gaussian's expected improvement."""
-    u = np.asarray(u, dtype=float)
-    log_phi = -0.5 * u * u - LOG_SQRT_2PI
-    near = np.maximum(u, -1.0)
-    upper = np.log(np.exp(-0.5 * near * near - LOG_SQRT_2PI) + near * np.exp(log_ndtr(near)))
-    middle = np.clip(u, TAIL, -1.0)
-    lower = log_phi + np.log1p(np.sqrt(np.pi / 2) * middle * erfcx(-middle / np.sqrt(2)))
-    far = np.minimum(u, TAIL)
-    tail = log_phi - 2 * np.log(-far) + np.log1p(-3.0 / far**2)
-    return np.where(u > -1.0, upper, np.where(u > TAIL, lower, tail))
+def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: np.ndarray) -> np.ndarray:
+    """(M,), expected fall of the least mean among the known plans and the new one that is evaluated.
+
+    The knowledge gradient (Frazier, Powell and Dayanik 2009) of the best plan. While no known plan
+    fits, the least mean is taken to be that of the worst plan.
+
+    Args:
+        mean: (P,), believed losses of plans: first the `known` ones, which were evaluated, then M = P - known new ones.
+        change: (M, P), change of each plan's mean by the evaluation of each new one, per deviation of what it may show.
+        fits: bool (P,), plans within the budget.
+    """
+    pool = np.flatnonzero(fits[:known])
+    new_mean, new_fits = mean[known:], fits[known:]
+    if not len(pool):
+        return np.where(new_fits, mean.max(initial=-np.inf) - new_mean, 0.0)
+    each = np.arange(len(new_mean))
+    after = np.zeros(len(new_mean))
+    for z, mass in NODES:
+        least = (mean[pool] + z * change[:, pool]).min(1)
+        after += mass * np.where(new_fits, np.minimum(least, new_mean + z * change[each, known + each]), least)
+    return np.maximum(mean[pool].min() - after, 0.0)

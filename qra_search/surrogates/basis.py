@@ -96,7 +96,7 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike, self.cell = expert_kind(space), self._cells(CELLS)
+        self.alike, self.cell = correlate_groups(space), self._cells(CELLS)
         self.alike_root, self.cell_root = (
             np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
         )
@@ -114,21 +114,21 @@ class TableBasis:
         return np.asarray(sum(d * d * part for d, part in zip(deviations, parts, strict=True)))
 
 
-def expert_kind(space: SearchSpace) -> np.ndarray:
+def correlate_groups(space: SearchSpace) -> np.ndarray:
     """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
     groups = space.groups
     total = OWN * np.eye(len(groups))
     kinds = np.array([g.kind for g in groups])
     same = (kinds[:, None] == kinds[None, :]).astype(float)
     if all(g.depth is not None for g in groups):
-        near = nearness(np.array([float(g.depth or 0) for g in groups]))
+        near = correlate_depths(np.array([float(g.depth or 0) for g in groups]))
         total += DEPTH * near + DEPTH_OF_KIND * near * same
     if len(set(kinds.tolist())) > 1:
         total += KIND * same
     return total
 
 
-def nearness(depth: np.ndarray) -> np.ndarray:
+def correlate_depths(depth: np.ndarray) -> np.ndarray:
     """(n, n), how near depths (n,) are to each other, 1 if they are equal."""
     far = (depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))
     return np.asarray(np.exp(-0.5 * far**2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -43,21 +44,16 @@ def _climb(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
     best, at = start, _evidence(fit, start, prior)
+    learnt = [name for name in KNOWN_TO if getattr(start, name) != 0.0]
     for _ in range(SWEEPS):
         before = best
-        for name in KNOWN_TO:
-            if getattr(start, name) == 0.0:
-                continue
-            for factor in (STEP, 1.0 / STEP):
-                moved = False
-                while True:
-                    trial = replace(best, **{name: getattr(best, name) * factor})
-                    value = _evidence(fit, trial, prior)
-                    if value <= at + LEAST:
-                        break
-                    best, at, moved = trial, value, True
-                if moved:
+        for name, factor in itertools.product(learnt, (STEP, 1.0 / STEP)):
+            while True:
+                trial = replace(best, **{name: getattr(best, name) * factor})
+                value = _evidence(fit, trial, prior)
+                if value <= at + LEAST:
                     break
+                best, at = trial, value
         if best == before:
             break
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
@@ -66,7 +62,7 @@ def _climb(fit: TableFit, prior: Widths) -> TableFit:
 def _evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
     total = np.tensordot(list(fit.block_variances(w)), fit.grams, 1)
-    total[np.diag_indices(len(total))] += fit.error(w, fit.rows.weight, fit.excess)
+    total[np.diag_indices(len(total))] += fit.observation_variance(w, fit.rows.weight, fit.excess)
     try:
         L = np.linalg.cholesky(total)
     except np.linalg.LinAlgError:

@@ -38,7 +38,7 @@ def posterior_table(state: StudyState) -> np.ndarray:
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, observe(state)[1])
-        return additive_table(state.space, state.sensitivities) if fit is None else fit.mode()
+        return additive_table(state.space, state.sensitivities) if fit is None else fit.table_at_mode()
 
 
 def fit_table(state: StudyState, rows: Rows, widths: Widths | None = None) -> TableFit | None:

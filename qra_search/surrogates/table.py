@@ -99,7 +99,7 @@ class Rows:
         """Some of these rows."""
         return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
 
-    def joined(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
+    def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
         """These rows and others, each of one replicate with the first seed."""
         first = np.zeros((len(codes), self.seeds.shape[1]))
         pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
@@ -122,13 +122,13 @@ class TableFit:
     ):
         self.basis, self.rows, self.widths = basis, rows, widths
         first = rows.seeds.sum(1) == 0.0
-        of_one_seed = rows.loss[first] if first.any() else rows.loss
-        self.best = float(of_one_seed.min())
+        first_seed_losses = rows.loss[first] if first.any() else rows.loss
+        self.best = float(first_seed_losses.min())
         self.excess = np.maximum(rows.loss - self.best, 0.0)
-        spread = max(float(np.median(of_one_seed - self.best)), 1e-3 * abs(self.best))
+        spread = max(float(np.median(first_seed_losses - self.best)), 1e-3 * abs(self.best))
         # Shares of wrong answers are zero for more than half of the plans where the task is easy.
-        self.spread = spread if spread > 1e-9 else 1e-3 * float(of_one_seed.max()) or 1.0
-        self.V = self.error(widths, rows.weight, self.excess)
+        self.spread = spread if spread > 1e-9 else 1e-3 * float(first_seed_losses.max()) or 1.0
+        self.V = self.observation_variance(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
         independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
         self._covariances = replace(independent, cells=basis.cell, scale=basis.alike, decay=basis.alike)
@@ -136,7 +136,7 @@ class TableFit:
         self.theta = self._start() if theta is None else theta
         self._solve()
 
-    # -- what is assumed ----------------------------------------------------------------------------------------
+    # -- the prior ----------------------------------------------------------------------------------------
     def block_variances(self, w: Widths) -> Blocks[float]:
         """Factor of each block's covariance."""
         return Blocks(
@@ -152,16 +152,16 @@ class TableFit:
             units=w.units**2,
         )
 
-    def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
+    def observation_variance(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
         misfit = (w.misfit * excess) ** 2
         return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
 
-    def own(self, excess: np.ndarray | float) -> np.ndarray:
+    def misfit_variance(self, excess: np.ndarray | float) -> np.ndarray:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
-    def _spread_out(self, J: Arrays) -> Arrays:
+    def _multiply_covariances(self, J: Arrays) -> Arrays:
         """J_k S_k for every block."""
         parts = zip(self.variances, self._covariances, J, strict=True)
         return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
@@ -197,13 +197,13 @@ class TableFit:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
             at = self.theta
-            f, J = self._linearised(rows.codes, rows.seeds, at)
+            f, J = self._linearize(rows.codes, rows.seeds, at)
             if number:
                 shift = self.shift(rows.seeds)
                 predicted = f - shift - (f - shift).min()
                 self.excess = np.where(seen - shift > UNFORESEEN * predicted, seen - shift, predicted)
-                self.V = self.error(self.widths, rows.weight, self.excess)
-            SJ = self._spread_out(J)
+                self.V = self.observation_variance(self.widths, rows.weight, self.excess)
+            SJ = self._multiply_covariances(J)
             grams = self._grams(J)
             target = rows.loss - self.best - f + _product(J, self.theta)
             L = np.linalg.cholesky(np.tensordot(list(self.variances), grams, 1) + np.diag(self.V))
@@ -217,11 +217,11 @@ class TableFit:
         self._at, self.grams, self.L, self.alpha, self.target = at, grams, L, alpha, target
 
     @cached_property
-    def _of_rows(self) -> tuple[Arrays, Arrays]:
+    def _row_derivatives(self) -> tuple[Arrays, Arrays]:
         """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
         since with thousands of groups they are nearly all of its memory."""
-        _, J = self._linearised(self.rows.codes, self.rows.seeds, self._at)
-        return J, self._spread_out(J)
+        _, J = self._linearize(self.rows.codes, self.rows.seeds, self._at)
+        return J, self._multiply_covariances(J)
 
     def _eta(self, theta: Arrays) -> np.ndarray:
         """(..., G, B, R) from parameters (..., P_k)."""
@@ -239,7 +239,7 @@ class TableFit:
         xi = theta.units[..., None] + theta.rank_gain[..., None, :] + theta.gain[..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearised(self, codes: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
+    def _linearize(self, codes: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
         """Loss above `best` (n,) of plans (n, 2, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         b, r = codes[:, 0], codes[:, 1]
@@ -264,21 +264,21 @@ class TableFit:
         )
         return d.sum(1) + w.sum(1) + theta.constant + seeds @ theta.seeds, J
 
-    # -- what it says -------------------------------------------------------------------------------------------
-    def joint(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # -- predictions -------------------------------------------------------------------------------------------
+    def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, 2, G) with the first seed, linearised at the
         mode."""
-        f, J = self._linearised(codes, np.zeros((len(codes), self.rows.seeds.shape[1])), self.theta)
-        cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True)))
+        f, J = self._linearize(codes, np.zeros((len(codes), self.rows.seeds.shape[1])), self.theta)
+        cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._row_derivatives[1], strict=True)))
         mean = self.best + f - _product(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
-        return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half
+        return mean, sum(s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)) - half.T @ half
 
-    def at_rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def predict_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
         plan's own misfit."""
         seeds = self.rows.seeds
-        luck = np.diag(self.V - self.own(self.excess)) + self.variances.seeds * (seeds @ seeds.T)
+        luck = np.diag(self.V - self.misfit_variance(self.excess)) + self.variances.seeds * (seeds @ seeds.T)
         half = solve_triangular(self.L, luck, lower=True)
         variance = np.diag(luck) - (half * half).sum(0)
         return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))
@@ -287,9 +287,9 @@ class TableFit:
         """What is believed that seeds (n, S) add, (n,)."""
         return np.asarray(seeds @ self.theta.seeds)
 
-    def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
+    def sample_tables(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
-        J, SJ = self._of_rows
+        J, SJ = self._row_derivatives
         prior = []
         for v, root, own in zip(self.variances, self._roots, J, strict=True):
             w = rng.standard_normal((len(width), own.shape[1])) * v**0.5
@@ -301,15 +301,15 @@ class TableFit:
         theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
         return np.asarray(self._damage(theta) - self._gain(theta)[:, :, None, :])
 
-    def mode(self) -> np.ndarray:
+    def table_at_mode(self) -> np.ndarray:
         """float (G, B, R): the table at the mode."""
         return np.asarray(self._damage(self.theta) - self._gain(self.theta)[:, None, :])
 
-    def given(self, codes: np.ndarray) -> TableFit:
+    def condition_on(self, codes: np.ndarray) -> TableFit:
         """The fit given that running plans (M, 2, G) come out as predicted."""
         if not len(codes):
             return self
-        return TableFit(self.basis, self.rows.joined(codes, self.joint(codes)[0]), self.widths, self.theta)
+        return TableFit(self.basis, self.rows.append(codes, self.predict(codes)[0]), self.widths, self.theta)
 
 
 def _product(J: Arrays, theta: Arrays) -> np.ndarray:

@@ -6,29 +6,22 @@ import numpy as np
 from scipy.special import logsumexp
 
 from qra_search.allocate.solve import solve, solve_table
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.table import additive_table, table_losses
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.space.steps import Steps
-from qra_search.strategies.base import Estimates, Strategy, mean_estimates, mean_losses
-from qra_search.strategies.baselines.belief import Belief, Score, believe, best_codes
-from qra_search.strategies.baselines.proposing import fresh_plans
-from qra_search.surrogates.acquisition import log_expected_improvement, search_locally
-from qra_search.surrogates.gp import choice_values, warped_choices
+from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates
+from qra_search.strategies.random import fresh_plans
+from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
+from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
 
-ORIGIN = "expected improvement"
 INITIAL = 8
-RESTARTS, FEW_RESTARTS = 8, 3
-MANY_VARIABLES = 160
-"""Beyond so many, one lengthscale serves all variables and the search starts from fewer points: ten times cheaper at
-448 variables, for a rank correlation with held-out losses of 0.91 instead of 0.93 after 100 trials."""
+RESTARTS = 4
+"""Points that the local search starts from."""
 FRONT_PARENTS = 6
 RANDOM_STARTS = 8
-ADDITIVE_DRAWS = 8
-PERTURBATION = 0.5
-"""Log-deviation of the tables that further additive solutions are drawn from."""
 
 
 class BayesStrategy(Strategy):
@@ -46,113 +39,102 @@ class BayesStrategy(Strategy):
         self.initial = initial
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        belief = self._believe(state) if len(state.seen) >= self.initial else None
+        model = fit_to_trials(state) if n > 0 and len(state.seen) >= self.initial else None
+        if model is None:
+            return self._propose_initial(state, n)
         proposals: list[Proposal] = []
         seen = [t.plan for t in state.trials]
-        while belief is not None and len(proposals) < n:
-            code = _best_code(state, belief, seen, state.rng(len(proposals)))
+        while len(proposals) < n:
+            code = _best_code(state, model, seen, state.rng(len(proposals)))
             if code is None:
                 break
-            plan = state.space.decode(code)
-            mean, std = belief.predict(code[None])
-            seen.append(plan)
-            proposals.append(Proposal(plan, 1.0, state.seed, ORIGIN, float(mean[0]), float(std[0])))
-            belief = belief.fantasize(code[None])
-        if proposals:
-            return proposals
-        design = _design(state) if belief is None else []
-
-        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            return (design[offset], "additive") if offset < len(design) else (_random(state, rng), "random")
-
-        return fresh_plans(state, n, draw)
+            (mean,), (std,) = model.predict(code[None])
+            seen.append(state.space.decode(code))
+            proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std)))
+            model = model.fantasize(code[None])
+        return proposals or fresh_plans(state, n, lambda _, rng: (_random_plan(state, rng), "random"))
 
     def estimate(self, state: StudyState) -> Estimates:
         """Posterior of the model at the evaluated plans; what was observed of those too bad to be modelled."""
-        belief, observed = self._believe(state), mean_estimates(state.full)
-        if belief is None:
+        model, observed = fit_to_trials(state), average_replicates(state.full)
+        if model is None:
             return observed
-        mean, std = belief.predict(state.space.encode_many(observed.plans))
-        modelled = observed.mean <= belief.ceiling
+        mean, std = model.predict(state.space.encode_many(observed.plans))
+        modelled = observed.mean <= model.ceiling
         return Estimates(observed.plans, np.where(modelled, mean, observed.mean), np.where(modelled, std, observed.std))
 
-    def _believe(self, state: StudyState) -> Belief | None:
-        values = warped_choices(state.space)
-        return believe(
-            state.space,
-            mean_losses(state.full),
-            lambda codes: choice_values(values, codes),
-            additive_table(state.space, state.sensitivities),
-            [t.plan for t in state.pending],
-            ard=2 * len(state.space) <= MANY_VARIABLES,
-            seed=state.seed,
-        )
+    def _propose_initial(self, state: StudyState, n: int) -> list[Proposal]:
+        """Additive optima, that of the largest budget first, then random plans."""
+        optima = [solve(state.space, state.sensitivities, budget).plan for budget in reversed(state.budgets)]
+        new = [plan for plan in dict.fromkeys(optima) if plan not in state.seen]
+
+        def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
+            return (new[offset], "additive") if offset < len(new) else (_random_plan(state, rng), "random")
+
+        return fresh_plans(state, n, draw)
 
 
-def improvement(belief: Belief, budgets: tuple[int, ...]) -> Score:
+def fit_to_trials(state: StudyState) -> PlanGP | None:
+    """The model of the trials at full fidelity; None if they are too few."""
+    values, table = scale_by_error(state.space), additive_table(state.space, state.sensitivities)
+    return fit_plan_gp(
+        state.space,
+        average_losses(state.full),
+        [t.plan for t in state.pending],
+        lambda codes: encode_inputs(values, codes),
+        lambda codes: table_losses(table, codes),
+        kernel="rbf",
+        seed=state.seed,
+    )
+
+
+def score_improvement(state: StudyState, model: PlanGP) -> Score:
     """The log of the sum over budgets of the expected improvement on the best posterior mean within each."""
-    mean, memory = belief.mean(belief.codes), belief.space.memory
-    sizes = memory.bytes(belief.codes)
-    best = np.array([mean[sizes <= budget].min(initial=mean.max()) for budget in budgets])
+    mean, sizes = model.predict(model.codes)[0], state.memory.bytes(model.codes)
+    best = np.array([mean[sizes <= budget].min(initial=mean.max()) for budget in state.budgets])
 
     def score(codes: np.ndarray) -> np.ndarray:
-        fits = memory.bytes(codes)[:, None] <= np.asarray(budgets)
-        expected, std = belief.predict(codes)
+        fits = state.memory.bytes(codes)[:, None] <= np.asarray(state.budgets)
+        expected, std = model.predict(codes)
         gains = log_expected_improvement(expected[:, None], std[:, None], best)
         return np.asarray(logsumexp(np.where(fits, gains, -np.inf), axis=1))
 
     return score
 
 
-def _best_code(state: StudyState, belief: Belief, seen: list[Plan], rng: np.random.Generator) -> np.ndarray | None:
+def _best_code(state: StudyState, model: PlanGP, seen: list[Plan], rng: np.random.Generator) -> np.ndarray | None:
     """The code with the largest acquisition that the local search finds; None if nothing is left."""
-    score, known = improvement(belief, state.budgets), state.space.encode_many(seen)
-    starts, _ = best_codes(state.space, score, _starts(state, belief, rng), known, state.memory_limit)
-    count = FEW_RESTARTS if 2 * len(state.space) > MANY_VARIABLES else RESTARTS
-    return search_locally(score, starts[:count], Steps(state.space).allowed, known) if len(starts) else None
+    score, known = score_improvement(state, model), state.space.encode_many(seen)
+    starts = rank_codes(state.space, score, _list_starts(state, model, rng), known, state.memory_limit)
+    return search_locally(score, starts[:RESTARTS], Steps(state.space).allowed, known) if len(starts) else None
 
 
-def _starts(state: StudyState, belief: Belief, rng: np.random.Generator) -> np.ndarray:
+def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2, G): where the local search may begin: near the front, additive and linearized optima, random plans."""
     space, steps = state.space, Steps(state.space)
-    mean, sizes = belief.mean(belief.codes), space.memory.bytes(belief.codes)
-    codes = [_additive_codes(state, rng), *(_random(state, rng)[None] for _ in range(RANDOM_STARTS))]
-    for parent in belief.codes[rng.permutation(non_dominated(mean, sizes))[:FRONT_PARENTS]]:
-        codes.append(steps.neighbours(parent))
+    mean, sizes = model.predict(model.codes)[0], space.memory.bytes(model.codes)
+    plans = [_random_plan(state, rng) for _ in range(RANDOM_STARTS)]
+    parents = list(model.codes[rng.permutation(non_dominated(mean, sizes))[:FRONT_PARENTS]])
     for budget in state.budgets:
+        plans.append(solve(space, state.sensitivities, budget).plan)
         fitting = np.flatnonzero(sizes <= budget)
         if len(fitting):
-            best = belief.codes[fitting[mean[fitting].argmin()]]
-            codes += [steps.neighbours(best), linearized_code(belief, best, budget)[None]]
-    return np.concatenate(codes)
+            parents.append(model.codes[fitting[mean[fitting].argmin()]])
+            plans.append(linearized_plan(state, model, parents[-1], budget))
+    return np.concatenate([space.encode_many(plans), *map(steps.neighbours, parents)])
 
 
-def _additive_codes(state: StudyState, rng: np.random.Generator) -> np.ndarray:
-    """int (M, 2, G): additive optima at the budgets, and of tables perturbed group by group."""
-    table, budgets = additive_table(state.space, state.sensitivities), state.budgets
-    plans = [solve_table(state.space, table, budget) for budget in budgets]
-    for i in range(ADDITIVE_DRAWS):
-        noisy = table * np.exp(PERTURBATION * rng.standard_normal((len(table), 1, 1)))
-        plans.append(solve_table(state.space, noisy, budgets[i % len(budgets)]))
-    return state.space.encode_many(plans)
-
-
-def linearized_code(belief: Belief, code: np.ndarray, budget: int) -> np.ndarray:
-    """int (2, G): best plan under a budget if the model's mean were additive around a plan (2, G)."""
-    space = belief.space
-    shape = space.memory.choice.shape
+def linearized_plan(state: StudyState, model: PlanGP, code: np.ndarray, budget: int) -> Plan:
+    """The best plan under a budget if the model's mean were additive around a plan (2, G)."""
+    shape = state.memory.choice.shape
     g, b, r = np.indices(shape).reshape(3, -1)
     codes = np.tile(code, (len(g), 1, 1))
     codes[np.arange(len(g)), :, g] = np.column_stack([b, r])
-    return space.encode(solve_table(space, belief.mean(codes).reshape(shape), budget))
+    return solve_table(state.space, model.predict(codes)[0].reshape(shape), budget)
 
 
-def _design(state: StudyState) -> list[np.ndarray]:
-    """Additive optima that were not tried yet, largest budget first."""
-    plans = [solve(state.space, state.sensitivities, budget).plan for budget in reversed(state.budgets)]
-    return [state.space.encode(plan) for plan in dict.fromkeys(plans) if plan not in state.seen]
-
-
-def _random(state: StudyState, rng: np.random.Generator) -> np.ndarray:
+def _random_plan(state: StudyState, rng: np.random.Generator) -> Plan:
+    """A random plan within a random budget."""
     steps = Steps(state.space)
-    return steps.repair(steps.random(rng), state.budgets[rng.integers(len(state.budgets))], rng)
+    code = steps.random(rng)
+    return state.space.decode(steps.repair(code, state.budgets[rng.integers(len(state.budgets))], rng))

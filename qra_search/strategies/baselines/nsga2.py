@@ -16,8 +16,8 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import Steps
-from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.baselines.proposing import budget_in_turn, budgets_in_turn, fresh_plans
+from qra_search.strategies.base import Strategy, average_losses
+from qra_search.strategies.random import budgets_in_turn, fresh_plans, random_plan
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -47,31 +47,32 @@ class NSGA2Strategy(Strategy):
         steps = Steps(state.space)
         parents: dict[int, Population | None] = {}
 
-        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
             generation = (len(state.trials) + offset) // self.population
             if generation not in parents:
                 before = [t for t in state.full if t.id < generation * self.population]
-                parents[generation] = select_survivors(state, mean_losses(before), self.population, generation)
+                parents[generation] = select_survivors(state, average_losses(before), self.population, generation)
             chosen = parents[generation]
             if chosen is None:
                 return self._first(state, offset, rng)
-            budget = budget_in_turn(state, offset)
-            return breed_child(steps, chosen, budget, rng, self.crossover, self.mutation), "offspring"
+            budget = budgets_in_turn(state, offset)[0] if state.memory_budgets else state.memory_limit
+            child = breed_child(steps, chosen, budget, rng, self.crossover, self.mutation)
+            return state.space.decode(child), "offspring"
 
         return fresh_plans(state, n, draw)
 
-    def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A plan of the first generation."""
-        space, steps, kind = state.space, Steps(state.space), rng.random()
+    def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
+        """A plan of the first generation, and its origin."""
+        kind = rng.random()
         budget = budgets_in_turn(state, offset)[0]
         if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
-            return space.encode(solve(space, state.sensitivities, within).plan), "additive"
-        uniform = space.uniform_plans(state.memory_limit)
+            return solve(state.space, state.sensitivities, within).plan, "additive"
+        uniform = state.space.uniform_plans(state.memory_limit)
         if uniform and kind > 1.0 - UNIFORM_SHARE:
-            return space.encode(uniform[rng.integers(len(uniform))]), "uniform"
-        return steps.repair(steps.random(rng), budget, rng), "random"
+            return uniform[rng.integers(len(uniform))], "uniform"
+        return random_plan(state, rng, budget), "random"
 
 
 def check_population(size: int) -> int:
@@ -86,15 +87,11 @@ def select_survivors(state: StudyState, losses: Mapping[Plan, float], size: int,
     if len(losses) < 2:
         return None
     codes = state.space.encode_many(losses)
-    objectives = np.column_stack([list(losses.values()), state.memory.bytes(codes)])
-    return survivors(codes, objectives, size, np.random.default_rng([state.seed, generation]))
-
-
-def survivors(codes: np.ndarray, objectives: np.ndarray, size: int, rng: np.random.Generator) -> Population:
-    """At most `size` of the plans (N, 2, G) by rank and crowding in objectives (N, 2), which each then knows."""
     rows = codes.reshape(len(codes), -1)  # as pymoo has them
-    pop = Population.new("X", rows, "F", np.asarray(objectives, dtype=float), "CV", np.zeros((len(rows), 1)))
-    return RankAndCrowding().do(Problem(n_var=rows.shape[1], n_obj=2), pop, n_survive=size, random_state=rng)
+    objectives = np.column_stack([list(losses.values()), state.memory.bytes(codes)]).astype(float)
+    pop = Population.new("X", rows, "F", objectives, "CV", np.zeros((len(rows), 1)))
+    problem, rng = Problem(n_var=rows.shape[1], n_obj=2), np.random.default_rng([state.seed, generation])
+    return RankAndCrowding().do(problem, pop, n_survive=size, random_state=rng)
 
 
 def breed_child(
@@ -119,7 +116,9 @@ def mate(parents: Population, crossover: float, rng: np.random.Generator) -> tup
     """Two codes (2, G) by binary tournament and, with this chance, crossover."""
     codes = parents.get("X").astype(int)
     codes = codes.reshape(len(codes), 2, -1)
-    chosen = TournamentSelection(pressure=2, func_comp=fitter).do(None, parents, 1, 2, to_pop=False, random_state=rng)
+    chosen = TournamentSelection(pressure=2, func_comp=select_fitter).do(
+        None, parents, 1, 2, to_pop=False, random_state=rng
+    )
     first, second = codes[chosen[0]]
     return cross(first, second, rng) if rng.random() < crossover else (first, second)
 
@@ -147,7 +146,7 @@ def mutate(steps: Steps, code: np.ndarray, rate: float, rng: np.random.Generator
     return np.where(chosen.reshape(code.shape), target, code)
 
 
-def fitter(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+def select_fitter(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
     """The winners (M, 1) of pairs P (M, 2), by rank, then crowding, then chance."""
     rank, crowding = pop.get("rank").astype(float), pop.get("crowding").astype(float)
     a, b = P[:, 0], P[:, 1]

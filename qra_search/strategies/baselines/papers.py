@@ -5,147 +5,219 @@ Equation numbers are those of AutoQRA (arXiv 2602.22268), which took them over f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pymoo.core.population import Population
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.table import additive_table, flat_sensitivities
+from qra_search.allocate.table import flat_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.space.steps import Steps, entries
-from qra_search.strategies.base import mean_losses
-from qra_search.strategies.baselines.belief import Belief, believe, best_codes
-from qra_search.strategies.baselines.nsga2 import mutate
-from qra_search.strategies.baselines.proposing import budgets_in_turn, fresh_plans
-from qra_search.surrogates.acquisition import log_expected_improvement
-from qra_search.surrogates.gp import choice_values, ordinal_choices
+from qra_search.strategies.base import Strategy, average_losses
+from qra_search.strategies.baselines.nsga2 import check_population, mutate, select_survivors
+from qra_search.strategies.random import budgets_in_turn, fresh_plans
+from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes
+from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_order
 
 WARM_START = "warm start"
+POPULATION = 12
+EVOLUTION_SHARE = 0.5
 EPSILON = 1e-8
-BISECTIONS = 40
+SCALES = 1 << 40
+"""Scales of importance that a warm start is chosen from."""
 JITTER = 0.1
 """Chance of each variable of a warm start to take one step, for diversity."""
 
-Neighbourhood = Callable[[Belief, np.ndarray, int], np.ndarray]
-"""From a belief, the indices of its plans that fit a budget, and that budget: codes (M, 2, G) to choose from."""
+
+@dataclass(frozen=True)
+class GuidedSteps(Steps):
+    """Steps that know the importance, within [0, 1], of the bits and the rank of every group: float (2, G)."""
+
+    importance: np.ndarray
+
+    def warm_start(self, budget: int) -> np.ndarray:
+        """int (2, G): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
+
+        A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
+        the scale is the largest that fits.
+        """
+        values = np.full(self.allowed.shape, np.nan)
+        values[0, :, : len(self.space.bits)] = self.space.widths
+        values[1, :, : len(self.space.ranks)] = self.space.ranks
+        values = np.where(self.allowed, values, np.nan)
+        least, most = np.nanmin(values, -1), np.nanmax(values, -1)
+        enough = 1.0 / max(float(self.importance[self.importance > 0].min(initial=1.0)), EPSILON)
+
+        def start(scale: int) -> np.ndarray:
+            wanted = least + np.minimum(1.0, scale / SCALES * enough * self.importance) * (most - least)
+            return np.nanargmin(np.abs(values - wanted[..., None]), -1)
+
+        fitting = bisect.bisect_right(range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s))))
+        return start(max(fitting - 1, 0))
+
+    def jittered_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
+        """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""
+        return self.repair(mutate(self, self.warm_start(budget), JITTER, rng), budget, rng)
+
+    def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
+        """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
+
+        Each step is the one with the smallest (importance + epsilon) / bytes saved; deterministic.
+
+        Args:
+            keep: a variable, by its index in the flattened code, that goes down last.
+
+        Raises:
+            BudgetTooSmall: no plan fits.
+        """
+        self.space.memory.check_budget(budget)
+        code, total = code.copy(), int(self.space.memory.bytes(code))
+        while total > budget:
+            down = self.down(code)
+            saved = entries(self.sizes, code) - entries(self.sizes, down)
+            price = np.where(saved > 0, (self.importance + EPSILON) / np.maximum(saved, 1), np.inf)
+            if keep is not None and np.isfinite(np.delete(price, keep)).any():
+                price.flat[keep] = np.inf
+            if not np.isfinite(price).any():
+                # Bytes do not rise with every step up: take each variable's smallest choice outright.
+                return np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1)
+            step = int(price.argmin())
+            code.flat[step] = down.flat[step]
+            total -= int(saved.flat[step])
+        return code
+
+    def coverage(self, codes: np.ndarray) -> np.ndarray:
+        """float (M, 2), within [0, 1]: how well bits and ranks cover what is important (eq. 9)."""
+        places = entries(scale_by_order(self.space), codes)
+        return (places * (self.importance / self.importance.sum(1, keepdims=True))).sum(-1)
+
+    def encode(self, codes: np.ndarray) -> np.ndarray:
+        """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
+        return np.column_stack([encode_inputs(scale_by_order(self.space), codes), self.coverage(codes)])
+
+    def atomic_edits(self, code: np.ndarray) -> np.ndarray:
+        """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
+        edits = list(self.neighbours(code))
+        for first in (self.down(code), self.up(code)):
+            for second in (self.down(code), self.up(code)):
+                for g in np.flatnonzero((first[0] != code[0]) & (second[1] != code[1])):
+                    edited = code.copy()
+                    edited[:, g] = first[0, g], second[1, g]
+                    edits.append(edited)
+        return np.array(edits, dtype=code.dtype).reshape(-1, *code.shape)
 
 
-def check_share(name: str, share: float) -> None:
-    """ValueError if an option is not a share."""
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{name} is a share and must be from 0 to 1, got {share}")
-
-
-def evolve(
-    state: StudyState,
-    importance: np.ndarray,
-    population: int,
-    parents_of: Callable[[list[Trial], int], Population | None],
-    breed: Callable[[Population, int, np.random.Generator], tuple[np.ndarray, str]],
-) -> Proposal | None:
-    """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring.
+class PaperStrategy(Strategy):
+    """Evolution at the lowest fidelity for a share of the evaluations, then a Gaussian process at full fidelity.
 
     Args:
-        parents_of: from the trials of the generations before, and their number, what is bred from; None if too few.
-        breed: from these, the budget in turn and a generator, a code (2, G) and its origin.
+        population: plans of the warm start, and of a generation.
+        evolution: share of the evaluations that evolution may spend.
     """
-    steps, proxy, budget = Steps(state.space), state.fidelities[0], budgets_in_turn(state)[0]
-    tried = [t for t in state.trials if t.fidelity == proxy]
-    warm = sum(t.proposal.origin == WARM_START for t in tried)
-    generation = len(tried) // population
-    parents = parents_of(tried[: generation * population], generation) if warm >= population else None
 
-    def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        if parents is None:
-            return jittered_start(steps, importance, budget, rng, JITTER if warm else 0.0), WARM_START
-        return breed(parents, budget, rng)
+    def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
+        if not 0.0 <= evolution <= 1.0:
+            raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
+        self.population, self.evolution = check_population(population), evolution
 
-    return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        """Each is asked for as if the earlier ones were running trials already."""
+        proposals: list[Proposal] = []
+        steps = GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+        while len(proposals) < n and (proposal := self.propose_one(state, steps)) is not None:
+            proposals.append(proposal)
+            state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
+        return proposals
+
+    @abstractmethod
+    def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
+        """The next proposal; None if nothing is left."""
+
+    @abstractmethod
+    def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
+        """int (2, G): a child."""
+
+    @abstractmethod
+    def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
+        """int (M, 2, G): where a budget is refined, given the model with its plans within that budget alone."""
+
+    def is_evolving(self, state: StudyState) -> bool:
+        """Whether the share of evolution is not spent yet."""
+        return state.spent < self.evolution * state.evaluations
+
+    def evolve(self, state: StudyState, steps: GuidedSteps, losses: Mapping[Plan, float]) -> Proposal | None:
+        """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring.
+
+        Args:
+            losses: of the plans that may be parents.
+        """
+        proxy, budget = state.fidelities[0], budgets_in_turn(state)[0]
+        warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
+        generation = len(tried_at(state, proxy)) // self.population
+        parents = select_survivors(state, losses, self.population, generation) if warm >= self.population else None
+
+        def draw(_: int, rng: np.random.Generator) -> tuple[Plan, str]:
+            if parents is not None:
+                return state.space.decode(self.breed(steps, parents, budget, rng)), "offspring"
+            code = steps.jittered_start(budget, rng) if warm else steps.warm_start(budget)
+            return state.space.decode(code), WARM_START
+
+        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+
+    def refine(self, state: StudyState, steps: GuidedSteps, origin: str) -> Proposal | None:
+        """The candidate with the largest expected improvement under the budget in turn, at full fidelity.
+
+        If no candidate is new under that budget, the next one is served; if none is under any, a warm start. The
+        incumbent is the lowest posterior mean of the known plans within the budget, so that no lucky draw sets it.
+
+        Args:
+            origin: of the proposal, to which the budget is added.
+        """
+        space, model, turn = state.space, fit_matern(state, steps), budgets_in_turn(state)
+        tried = space.encode_many(t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed")
+        for budget in turn:
+            if model is None:
+                break
+            fitting = replace(model, codes=model.codes[space.memory.bytes(model.codes) <= budget])
+            if not len(fitting.codes):
+                continue
+            incumbent = fitting.predict(fitting.codes)[0].min()
+
+            def score(codes: np.ndarray, fitting: PlanGP = fitting, best: float = incumbent) -> np.ndarray:
+                return log_expected_improvement(*fitting.predict(codes), np.asarray(best))
+
+            codes = rank_codes(space, score, self.list_candidates(state, steps, fitting, budget), tried, budget)
+            if len(codes):
+                return Proposal(space.decode(codes[0]), seed=state.seed, origin=f"{origin} {budget}")
+        starts = fresh_plans(state, 1, lambda _, rng: (space.decode(steps.jittered_start(turn[0], rng)), WARM_START))
+        return next(iter(starts), None)
 
 
-def refine(
-    state: StudyState, importance: np.ndarray, neighbourhood: Neighbourhood, origin: Callable[[int], str]
-) -> Proposal | None:
-    """The plan near the front with the largest expected improvement, at full fidelity; a warm start if there is none.
-
-    Args:
-        origin: from the budget that it is for, the origin of the proposal.
-    """
-    belief = matern_belief(state, importance)
-    found = None if belief is None else best_improvement(state, belief, tried_in_full(state), neighbourhood)
-    steps, budget = Steps(state.space), budgets_in_turn(state)[0]
-    if found is not None:
-        return Proposal(state.space.decode(found[0]), seed=state.seed, origin=origin(found[1]))
-    starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(steps, importance, budget, rng), WARM_START))
-    return next(iter(starts), None)
-
-
-def matern_belief(state: StudyState, importance: np.ndarray) -> Belief | None:
-    """A Matern-5/2 GP over ordinal places and coverage, of every plan once, pending ones fantasized.
+def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
+    """A Matern-5/2 GP over places and coverage, of every plan once, pending ones fantasized.
 
     A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
     moved by the mean gap between the two, over the plans that have both, and not at all if none has.
     """
-    known = mean_losses(state.full)
-    for fidelity in sorted({t.fidelity for t in state.done if t.fidelity < 1.0}, reverse=True):
-        low = mean_losses([t for t in state.done if t.fidelity == fidelity])
+    known = average_losses(state.full)
+    for fidelity in reversed(state.fidelities[:-1]):
+        low = average_losses([t for t in state.done if t.fidelity == fidelity])
         gaps = [known[plan] - low[plan] for plan in low if plan in known]
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
-    space = state.space
-    encoding, table = coverage_encoding(space, importance), additive_table(space, state.sensitivities)
     pending = [t.plan for t in state.pending]
-    return believe(
-        space, known, encoding, table, pending, kernel="matern52", ard=False, use_proxy=False, seed=state.seed
-    )
+    return fit_plan_gp(state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed)
 
 
-def tried_in_full(state: StudyState) -> set[Plan]:
-    """The plans that were evaluated in full, are being so, or failed."""
-    return {t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
-
-
-def best_improvement(
-    state: StudyState, belief: Belief, seen: set[Plan], neighbourhood: Neighbourhood
-) -> tuple[np.ndarray, int] | None:
-    """The code with the largest expected improvement under the budget in turn, and that budget.
-
-    If nothing unseen is near under that budget, the next one is served. The incumbent is the lowest posterior mean of
-    the known plans within the budget, so that no lucky draw sets it.
-
-    Args:
-        seen: plans that may not be proposed.
-    """
-    space, mean = belief.space, belief.mean(belief.codes)
-    sizes, known = space.memory.bytes(belief.codes), space.encode_many(seen)
-    for budget in budgets_in_turn(state):
-        fitting = np.flatnonzero(sizes <= budget)
-        if not len(fitting):
-            continue
-        incumbent = mean[fitting].min()
-
-        def score(codes: np.ndarray, level: float = incumbent) -> np.ndarray:
-            return log_expected_improvement(*belief.predict(codes), np.asarray(level))
-
-        codes, _ = best_codes(space, score, neighbourhood(belief, fitting, budget), known, budget)
-        if len(codes):
-            return codes[0], budget
-    return None
-
-
-def atomic_edits(steps: Steps, code: np.ndarray) -> np.ndarray:
-    """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
-    both = []
-    for first in (steps.down(code), steps.up(code)):
-        for second in (steps.down(code), steps.up(code)):
-            for g in np.flatnonzero((first[0] != code[0]) & (second[1] != code[1])):
-                edited = code.copy()
-                edited[:, g] = first[0, g], second[1, g]
-                both.append(edited)
-    return np.concatenate([steps.neighbours(code), np.array(both, dtype=code.dtype).reshape(-1, *code.shape)])
+def tried_at(state: StudyState, fidelity: float) -> list[Trial]:
+    """The trials at a fidelity, whatever became of them."""
+    return [t for t in state.trials if t.fidelity == fidelity]
 
 
 def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
@@ -157,94 +229,6 @@ def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) 
     rows = np.arange(len(space))
     damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
     gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
-    return np.stack([_share_of_largest(damage), _share_of_largest(gain)])
-
-
-def warm_start(steps: Steps, importance: np.ndarray, budget: int) -> np.ndarray:
-    """int (2, G): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
-
-    A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
-    the scale is the largest that fits.
-    """
-    values, memory = _values(steps), steps.space.memory
-    least, most = np.nanmin(values, -1), np.nanmax(values, -1)
-
-    def at(scale: float) -> np.ndarray:
-        wanted = least + np.minimum(1.0, scale * importance) * (most - least)
-        return np.nanargmin(np.abs(values - wanted[..., None]), -1)
-
-    low, high = 0.0, 1.0 / max(float(importance[importance > 0].min(initial=1.0)), EPSILON)
-    if memory.bytes(at(high)) <= budget:
-        return at(high)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if memory.bytes(at(middle)) <= budget else (low, middle)
-    return at(low)
-
-
-def jittered_start(
-    steps: Steps, importance: np.ndarray, budget: int, rng: np.random.Generator, rate: float = JITTER
-) -> np.ndarray:
-    """int (2, G): a warm start of which each variable took, with chance `rate`, one step; within the budget."""
-    code = warm_start(steps, importance, budget)
-    return steps.repair(mutate(steps, code, rate, rng), budget, rng) if rate > 0 else code
-
-
-def repair_by_importance(
-    steps: Steps, code: np.ndarray, budget: int, importance: np.ndarray, keep: int | None = None
-) -> np.ndarray:
-    """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
-
-    Each step is the one with the smallest (importance + epsilon) / bytes saved; deterministic.
-
-    Args:
-        keep: a variable, by its index in the flattened code, that goes down last.
-
-    Raises:
-        BudgetTooSmall: no plan fits.
-    """
-    steps.space.memory.check_budget(budget)
-    code, total = code.copy(), int(steps.space.memory.bytes(code))
-    while total > budget:
-        down = steps.down(code)
-        saved = entries(steps.sizes, code) - entries(steps.sizes, down)
-        price = np.where(saved > 0, (importance + EPSILON) / np.maximum(saved, 1), np.inf)
-        if keep is not None and np.isfinite(np.delete(price, keep)).any():
-            price.flat[keep] = np.inf
-        if not np.isfinite(price).any():
-            # Bytes do not rise with every step up: take each variable's smallest choice outright.
-            return np.where(steps.allowed, steps.sizes, np.iinfo(np.int64).max).argmin(-1)
-        step = int(price.argmin())
-        code.flat[step] = down.flat[step]
-        total -= int(saved.flat[step])
-    return code
-
-
-def coverage_encoding(space: SearchSpace, importance: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Ordinal places of all variables, and how well bits and ranks cover what is important (eq. 9).
-
-    Returns:
-        A function of codes (M, 2, G) to inputs (M, 2 G + 2), each within [0, 1].
-    """
-    values = ordinal_choices(space)
-    weights = importance / importance.sum(1, keepdims=True)
-
-    def encode(codes: np.ndarray) -> np.ndarray:
-        places = entries(values, codes)
-        covered = [places[:, side] @ weights[side] for side in (0, 1)]
-        return np.column_stack([choice_values(values, codes), *covered])
-
-    return encode
-
-
-def _values(steps: Steps) -> np.ndarray:
-    """float (2, G, K): the width or rank of each choice of each variable; nan if it is not allowed."""
-    values = np.full(steps.allowed.shape, np.nan)
-    values[0, :, : len(steps.space.bits)] = steps.space.widths
-    values[1, :, : len(steps.space.ranks)] = steps.space.ranks
-    return np.where(steps.allowed, values, np.nan)
-
-
-def _share_of_largest(values: np.ndarray) -> np.ndarray:
-    values = np.maximum(values, 0.0)
-    return values / values.max() if values.max() > 0 else np.ones_like(values)
+    both = np.maximum([damage, gain], 0.0)
+    most = both.max(1, keepdims=True)
+    return np.where(most > 0, both / np.where(most > 0, most, 1.0), 1.0)

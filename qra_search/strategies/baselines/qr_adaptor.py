@@ -6,29 +6,17 @@ import numpy as np
 from pymoo.core.population import Population
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
+from qra_search.log.trial import Proposal
 from qra_search.space.pareto import non_dominated
-from qra_search.space.space import Plan
-from qra_search.space.steps import Steps
-from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.baselines.belief import Belief
-from qra_search.strategies.baselines.nsga2 import breed_child, check_population, select_survivors
-from qra_search.strategies.baselines.papers import (
-    atomic_edits,
-    check_share,
-    evolve,
-    measure_importance,
-    refine,
-    tried_in_full,
-)
-from qra_search.strategies.baselines.proposing import propose_one_by_one
+from qra_search.strategies.base import average_losses
+from qra_search.strategies.baselines.nsga2 import breed_child
+from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, tried_at
+from qra_search.surrogates.gp import PlanGP
 
-POPULATION = 12
-EVOLUTION_SHARE = 0.5
-OFFSPRING, PROMOTED, REFINED = "offspring", "promoted", "refined"
+PROMOTED, REFINED = "promoted", "refined"
 
 
-class QRAdaptorStrategy(Strategy):
+class QRAdaptorStrategy(PaperStrategy):
     """The three phases of the paper QR-Adaptor, each derived from the log.
 
     I. `population` plans whose bits and ranks rise with the sensitivities, jittered.
@@ -37,54 +25,33 @@ class QRAdaptorStrategy(Strategy):
 
     Phases I and II use proxy tuning: the evaluator's lowest fidelity, whose losses are only ranked among
     themselves. Phase III is at full fidelity, and begins with the best plan of phase II under every budget.
-
-    Args:
-        population: plans of phase I, and of a generation of phase II.
-        evolution: share of the evaluations that phases I and II may spend.
     """
 
     name = "qr_adaptor"
 
-    def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
-        check_share("evolution", evolution)
-        self.population, self.evolution = check_population(population), evolution
+    def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
+        proposal = None
+        if self.is_evolving(state):
+            tried = tried_at(state, state.fidelities[0])
+            complete = tried[: len(tried) // self.population * self.population]
+            proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
+        return proposal or self._promote(state) or self.refine(state, steps, REFINED)
 
-    def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        return propose_one_by_one(state, n, self._next)
+    def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
+        return breed_child(steps, parents, budget, rng)
 
-    def _next(self, state: StudyState) -> Proposal | None:
-        importance, steps = measure_importance(state.space, state.sensitivities), Steps(state.space)
+    def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
+        """The atomic edits of the front, by posterior mean, of the plans within the budget."""
+        front = non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
+        return np.concatenate([steps.atomic_edits(code) for code in fitting.codes[front]])
 
-        def parents(before: list[Trial], generation: int) -> Population | None:
-            losses = mean_losses([t for t in before if t.done])
-            return select_survivors(state, losses, self.population, generation)
-
-        def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            return breed_child(steps, parents, budget, rng), OFFSPRING
-
-        if state.spent < self.evolution * state.evaluations:
-            proposal = evolve(state, importance, self.population, parents, breed)
-            if proposal is not None:
-                return proposal
-        promotion = self._promotion(state)
-        if promotion is not None:
-            return Proposal(promotion, seed=state.seed, origin=PROMOTED)
-        return refine(state, importance, front_edits, lambda budget: REFINED)
-
-    def _promotion(self, state: StudyState) -> Plan | None:
+    def _promote(self, state: StudyState) -> Proposal | None:
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
-        proxy, tried = state.fidelities[0], tried_in_full(state)
-        losses = mean_losses([t for t in state.done if t.fidelity == proxy < 1.0])
+        tried = {t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
+        losses = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
         for budget in state.budgets:
             fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
             best = min(fitting, key=losses.__getitem__, default=None)
             if best is not None and best not in tried:
-                return best
+                return Proposal(best, seed=state.seed, origin=PROMOTED)
         return None
-
-
-def front_edits(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
-    """int (M, 2, G): the atomic edits of the front, by posterior mean, of the fitting plans."""
-    codes = belief.codes[fitting]
-    front = non_dominated(belief.mean(codes), belief.space.memory.bytes(codes))
-    return np.concatenate([atomic_edits(Steps(belief.space), code) for code in codes[front]])

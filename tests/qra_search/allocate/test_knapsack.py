@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search.allocate import knapsack
-from qra_search.allocate.knapsack import fill
 
 
 def solve(cost, size, budget, **options):
@@ -66,29 +65,6 @@ def test_the_fast_solution_fits_and_is_never_better_than_the_exact_one(problem):
         rows = np.arange(len(cost))
         assert size[rows, fast].sum() <= budget
         assert cost[rows, fast].sum() >= cost[rows, exact].sum() - 1e-9
-
-
-def filled(cost, size, budget, choice):
-    """What `fill` says in words: as long as one helps and fits, the exchange of the best fall of cost a byte."""
-    choice, groups, items = list(choice), *cost.shape
-    while True:
-        room = budget - sum(int(size[g, choice[g]]) for g in range(groups))
-        best = (0.0, 0, 0)
-        for g, c in itertools.product(range(groups), range(items)):
-            fall, more = cost[g, choice[g]] - cost[g, c], int(size[g, c] - size[g, choice[g]])
-            if fall > 0 and more <= room and fall / max(more, 1) > best[0]:
-                best = (fall / max(more, 1), g, c)
-        if best[0] == 0.0:
-            return choice
-        choice[best[1]] = best[2]
-
-
-@given(problems(), st.integers(0, 4))
-@settings(max_examples=200, deadline=None)
-def test_what_is_left_is_spent_by_the_best_fall_of_cost_a_byte(problem, start):
-    cost, size, budget = problem
-    choice = np.where(np.isfinite(cost[:, min(start, cost.shape[1] - 1)]), min(start, cost.shape[1] - 1), 0)
-    assert fill(cost, size, budget, choice).tolist() == filled(cost, size, budget, choice)
 
 
 def test_thousands_of_like_groups_get_the_greedy_solution_if_partial_sums_are_too_many(monkeypatch):

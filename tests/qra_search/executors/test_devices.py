@@ -22,31 +22,28 @@ def four(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
-def assigned(device, workers, share=None):
+def assign(device, workers, share=None):
     with make_executor(config(device), workers, gpus_per_worker=share) as executor:
         return executor.devices
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_worker_processes_get_a_gpu_each_or_as_many_as_are_asked_for(four, device):
-    assert assigned(device, 3) == ["cuda:0", "cuda:1", "cuda:2"]
-    assert assigned(device, 2, 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
-    assert assigned(device, 1, 3) == ["cuda:0,cuda:1,cuda:2"]
-
-
-def test_workers_with_half_a_gpu_are_spread_over_all_before_two_share_one(four):
-    assert assigned("auto", 5, 0.5) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]
-
-
-def test_a_device_that_names_gpus_is_what_workers_get(four):
-    assert assigned("cuda:2", 1) == ["cuda:2"]
-    assert assigned("cuda:1,cuda:3", 1) == ["cuda:1,cuda:3"]
-    assert assigned("cuda:1,cuda:3", 2, 1) == ["cuda:1", "cuda:3"]
-
-
-@pytest.mark.parametrize(("device", "share"), [("cpu", None), ("cpu", 0), ("auto", 0)])
-def test_workers_without_gpus_get_the_cpu(four, device, share):
-    assert assigned(device, 2, share) == ["cpu", "cpu"]
+@pytest.mark.parametrize(
+    ("device", "workers", "share", "expected"),
+    [
+        *((device, 3, None, ["cuda:0", "cuda:1", "cuda:2"]) for device in ("auto", "cuda")),
+        *((device, 2, 2, ["cuda:0,cuda:1", "cuda:2,cuda:3"]) for device in ("auto", "cuda")),
+        ("auto", 1, 3, ["cuda:0,cuda:1,cuda:2"]),
+        ("auto", 5, 0.5, ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]),  # over all before two share one
+        ("cuda:2", 1, None, ["cuda:2"]),
+        ("cuda:1,cuda:3", 1, None, ["cuda:1,cuda:3"]),
+        ("cuda:1,cuda:3", 2, 1, ["cuda:1", "cuda:3"]),
+        ("cpu", 2, None, ["cpu", "cpu"]),
+        ("cpu", 2, 0, ["cpu", "cpu"]),
+        ("auto", 2, 0, ["cpu", "cpu"]),
+    ],
+)
+def test_worker_processes_get_the_gpus_that_their_run_names_or_leaves_open(four, device, workers, share, expected):
+    assert assign(device, workers, share) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,7 +74,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
         make_executor(config("cuda"), 2)
     with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
         make_executor(config("auto"), 1, gpus_per_worker=1)
-    assert assigned("auto", 2) == ["cpu", "cpu"]
+    assert assign("auto", 2) == ["cpu", "cpu"]
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():

@@ -45,7 +45,7 @@ def session(cluster):
 def seen(executor):
     """What two actors that are asked at the same time see of the GPUs."""
     futures = [executor.ask(identify) for _ in range(2)]
-    return sorted((f.result(SLOW_START).description for f in futures), key=lambda told: told["gpus"])
+    return sorted((f.result(SLOW_START)["describe"] for f in futures), key=lambda told: told["gpus"])
 
 
 def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(session):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BudgetTooSmall, Group, Linear, SearchSpace
-from qra_search.space.budgets import check_budget_text, describe_size, resolve_budgets, uniform_in
+from qra_search.space.budgets import check_budget_text, describe_size, resolve_budgets
 
 
 def space(**options: object) -> SearchSpace:
@@ -61,11 +61,6 @@ def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
         resolve_budgets(space(), "uniform5r8")
     with pytest.raises(ValueError, match="4 bits and rank 16"):
         resolve_budgets(space(bits=(2, 3)), "75%")
-
-
-def test_a_text_names_a_uniform_plan() -> None:
-    plan = space().uniform(3, 8)
-    assert plan is not None and uniform_in(space(), "uniform3r8") == plan and uniform_in(space(), "plan.json") is None
 
 
 def test_a_size_is_described_with_its_bits_for_every_searched_weight() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, plugins, search
+from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, search
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import read_name
@@ -84,17 +84,6 @@ def test_numbers_and_levels_of_the_same_bytes_are_one_space():
     assert toy_space(bits=(2, Level("nf4", 4))).signature != plain.signature
 
 
-@pytest.mark.parametrize("bits", ["234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,)])
-def test_what_is_no_level_is_refused_with_what_is(bits):
-    with pytest.raises(TypeError, match=r"bits are numbers or Levels"):
-        SearchSpace(groups=toy_space().groups, bits=bits)
-
-
-def test_a_number_without_a_format_is_refused():
-    with pytest.raises(ValueError, match=r"no storage format for 3 bits: formats has \[2\]"):
-        SearchSpace(groups=toy_space().groups, bits=(2, 3, 16), formats={2: GroupwiseFormat(2)})
-
-
 def test_a_plan_on_disk_names_its_levels_and_comes_back():
     space = two_ways()
     data = json.loads(json.dumps(plan_to_dict(space, PLAN)))
@@ -119,13 +108,9 @@ def test_words_count_bits_and_name_levels():
     assert formatting.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
 
 
-@pytest.mark.parametrize("strategy", plugins.names("strategies"))
-def test_every_strategy_tries_the_further_way_too(strategy):
+@pytest.mark.parametrize("strategy", ["qra", "additive"])
+def test_with_a_true_prior_the_best_plan_has_the_better_way_to_store_four_bits(strategy):
     evaluator = ToyEvaluator(toy_space(bits=TWO_WAYS))
-    space = evaluator.space
-    budget = (space.memory.minimum + space.memory.maximum) // 2
-    solves = strategy in ("qra", "additive")
-    result = search(evaluator, strategy=strategy, evaluations=25 if solves else 12, memory_budget=budget, seed=1)
-    assert any("hqq-4" in trial.plan.bits for trial in result.trials)
-    if solves:  # for the best: with a true prior, the better way to store 4 bits
-        assert "hqq-4" in result.best().plan.bits and "nf4" not in result.best().plan.bits
+    budget = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
+    result = search(evaluator, strategy=strategy, evaluations=25, memory_budget=budget, seed=1)
+    assert "hqq-4" in result.best().plan.bits and "nf4" not in result.best().plan.bits

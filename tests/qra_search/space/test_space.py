@@ -13,7 +13,7 @@ from fakes import make_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_search import Group, Linear, Plan, SearchSpace
+from qra_search import Group, GroupwiseFormat, Linear, Plan, SearchSpace
 from qra_search.space.levels import Level
 
 
@@ -49,32 +49,16 @@ def test_a_group_may_narrow_its_choices():
     assert space.uniform_plans() == [Plan((8,), (0,))]
 
 
-def test_group_names_must_be_unique():
-    group = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2),))
-    with pytest.raises(ValueError, match="occur twice: a"):
-        SearchSpace(groups=(group, group))
-
-
-def test_choices_are_sorted_and_must_be_distinct():
-    assert make_space(bits=(8, 2)).bits == (2, 8)
-    with pytest.raises(ValueError, match="distinct"):
-        make_space(bits=(2, 2))
-
-
 def test_uniform_plans_come_cheapest_first(space):
     sizes = [space.memory_bytes(p) for p in space.uniform_plans()]
     assert sizes == sorted(sizes) and len(sizes) == 12
+    assert make_space(bits=(8, 2)).bits == (2, 8)
 
 
 def test_the_signature_tells_spaces_apart_and_is_stable():
     assert make_space().signature == make_space().signature
     assert make_space().signature != make_space(fixed_bytes=1).signature
     assert make_space().signature != make_space(ranks=(4, 8)).signature
-
-
-def test_a_plan_needs_as_many_ranks_as_bits():
-    with pytest.raises(ValueError, match="got 2 bits, 1 ranks"):
-        Plan((2, 3), (4,))
 
 
 def test_a_plan_is_encoded_by_each_space_as_it_stands_in_that_space():
@@ -121,27 +105,23 @@ def test_a_group_aside_takes_the_level_of_a_uniform_plan_or_the_next_wider(with_
     assert with_a_table.mean_bits(Plan((2, 4, 16), (4, 8, 0))) == 3 and with_a_table.mean_rank(plans[0]) == 4
 
 
-def test_some_group_has_to_follow_uniform_plans():
-    linear = Linear(name="a", out_features=8, in_features=8)
-    with pytest.raises(ValueError, match="at least one group that is not an embedding"):
-        SearchSpace(groups=[Group(name="a", linears=(linear,), is_embedding=True)])
-
-
 def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
     plan = Plan(np.array([2, 4]), [np.int64(8), 4])
     assert plan == Plan((2, 4), (8, 4)) and {type(v) for v in (*plan.bits, *plan.ranks)} == {int}
 
 
-@pytest.mark.parametrize("bits", ["24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4)])
-def test_choices_of_another_kind_are_refused_with_what_is_taken(bits):
-    with pytest.raises(TypeError, match="a plan's bits are a list of numbers or names of levels, got"):
-        Plan(bits, (4, 4))
-
-
-def test_names_that_would_not_fit_in_a_key_are_refused():
-    for name in ("", "a,b", "a|b", "4"):
-        with pytest.raises(ValueError, match="names no level"):
-            Plan((name,), (4,))
+@pytest.mark.parametrize(
+    ("bits", "ranks", "error", "message"),
+    [
+        *((bits, (4, 4), TypeError, "a plan's bits are a list of numbers or names of levels, got")
+          for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))),
+        *(((name,), (4,), ValueError, "names no level") for name in ("", "a,b", "a|b", "4")),
+        ((2, 3), (4,), ValueError, "got 2 bits, 1 ranks"),
+    ],
+)  # fmt: skip
+def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error, message):
+    with pytest.raises(error, match=message):
+        Plan(bits, ranks)
 
 
 def test_what_is_no_plan_is_refused_with_what_to_pass(space):
@@ -152,15 +132,25 @@ def test_what_is_no_plan_is_refused_with_what_to_pass(space):
         space.encode_many([{"bits": [4], "ranks": [4]}])
 
 
-def test_groups_and_ranks_of_another_kind_are_refused():
-    group = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2),))
-    for groups in ("a", {"a": group}, [{"name": "a"}], 3):
-        with pytest.raises(TypeError, match="groups are a list of Group"):
-            SearchSpace(groups=groups)
-    with pytest.raises(ValueError, match="at least one group"):
-        SearchSpace(groups=[])
-    for ranks in ("48", 4, (4.5,), ("4",)):
-        with pytest.raises(TypeError, match="ranks are whole numbers"):
-            SearchSpace(groups=[group], ranks=ranks)
-    with pytest.raises(ValueError, match="not negative"):
-        SearchSpace(groups=[group], ranks=(-1, 4))
+GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2),))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        *(({"groups": groups}, TypeError, "groups are a list of Group")
+          for groups in ("a", {"a": GROUP}, [{"name": "a"}], 3)),
+        ({"groups": []}, ValueError, "at least one group"),
+        ({"groups": [GROUP, GROUP]}, ValueError, "occur twice: a"),
+        ({"groups": [GROUP.model_copy(update={"is_embedding": True})]}, ValueError, "that is not an embedding"),
+        *(({"ranks": ranks}, TypeError, "ranks are whole numbers") for ranks in ("48", 4, (4.5,), ("4",))),
+        ({"ranks": (-1, 4)}, ValueError, "not negative"),
+        *(({"bits": bits}, TypeError, "bits are numbers or Levels")
+          for bits in ("234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,))),
+        ({"bits": (2, 2)}, ValueError, "distinct"),
+        ({"bits": (2, 3, 16), "formats": {2: GroupwiseFormat(2)}}, ValueError, r"for 3 bits: formats has \[2\]"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_space_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        SearchSpace(**{"groups": [GROUP], **options})

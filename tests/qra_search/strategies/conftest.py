@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qra_search.surrogates import gp, promotion
+from qra_search.surrogates import gp
 
 
 @pytest.fixture
 def rough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are fitted roughly, in an eighth of the time: what is told of a search holds however good they are."""
+    """Models are fitted roughly, in an eighth of the time: what is asserted holds however good they are."""
     monkeypatch.setattr(gp, "FIT_ITERATIONS", 8)
-    monkeypatch.setattr(promotion, "STEPS", 30)

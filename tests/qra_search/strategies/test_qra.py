@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
-from qra_search import Evaluation, Evaluator, Group, Linear, SearchSpace, Sensitivities, search
+from qra_search import search
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy
@@ -17,6 +17,7 @@ from qra_search.study.study import Study
 from qra_search.surrogates.posterior import fit_table, observe, replicate_noise
 from qra_search.surrogates.table import Widths
 from qra_search.testing import StrategyContract
+from qra_search.testing.scenarios import ToyEvaluator, logged_state, toy_space
 
 
 class TestQRAWithSeedsInTurn(StrategyContract):
@@ -46,7 +47,7 @@ def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
     assert replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
     assert replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
     states = [replicated(noise) for noise in (0.001, 0.2)]
-    quiet, loud = (fit_table(s, observe(s)[1], Widths(shift=0.0)).at_rows()[1].mean() for s in states)
+    quiet, loud = (fit_table(s, observe(s)[1], Widths(shift=0.0)).predict_rows()[1].mean() for s in states)
     assert loud > 3 * quiet
 
 
@@ -60,6 +61,12 @@ def test_what_was_seen_at_a_lower_fidelity_is_not_taken_for_a_full_evaluation():
     alone, both = (StudyState(space, trials, evaluator.sensitivities()) for trials in (full, (*full, low)))
     expected, found = (QRAStrategy().estimate(state) for state in (alone, both))
     assert found.plans == expected.plans and found.mean == pytest.approx(expected.mean)
+
+
+@pytest.mark.parametrize("option", ["seeds", "draws"])
+def test_an_option_below_one_is_refused(option):
+    with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
+        QRAStrategy(**{option: 0})
 
 
 class Hard(AdditiveEvaluator):
@@ -82,41 +89,19 @@ def test_seeds_are_taken_in_turn_and_what_each_adds_is_told_apart_from_the_plan(
     np.testing.assert_allclose([t.proposal.predicted_loss for t in late], [t.loss for t in late], atol=0.05)
 
 
-def test_there_is_no_proposal_without_a_seed():
-    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
-        QRAStrategy(seeds=0)
-
-
 def test_a_log_with_a_seed_for_every_trial_is_fitted_all_the_same():
-    space = make_space(groups=3)
-    evaluator = AdditiveEvaluator(space)
-    rng = np.random.default_rng(0)
-    plans = [space.decode(np.stack([rng.integers(0, 4, 3), rng.integers(0, 3, 3)])) for _ in range(60)]
-    trials = tuple(
-        Trial(i, Proposal(plan, seed=i), "done", evaluator.evaluate(plan, seed=i)) for i, plan in enumerate(plans)
-    )
-    found = QRAStrategy().estimate(StudyState(space, trials, evaluator.sensitivities()))
-    losses = [t.loss for t in trials]
-    assert np.corrcoef(found.mean, losses)[0, 1] > 0.99 and np.isfinite(found.std).all()
+    state = logged_state(ToyEvaluator(toy_space(3)), 60)
+    trials = tuple(replace(t, proposal=replace(t.proposal, seed=t.id)) for t in state.trials)
+    found = QRAStrategy().estimate(replace(state, trials=trials))
+    assert np.corrcoef(found.mean, [t.loss for t in trials])[0, 1] > 0.99 and np.isfinite(found.std).all()
 
 
-class MostlyRight(Evaluator):
+class MostlyRight(AdditiveEvaluator):
     """Its loss is the share of eight rows that are wrong: none by most plans."""
-
-    def __init__(self) -> None:
-        linears = [Linear(name=f"l{i}", out_features=64, in_features=64) for i in range(6)]
-        groups = [Group(name=linear.name, linears=[linear]) for linear in linears]
-        self.space = SearchSpace(groups=groups, bits=(2, 3, 4), ranks=(4, 8), fixed_bytes=0)
 
     def evaluate(self, plan, *, fidelity=1.0, seed=0):
         wrong = int(hashlib.md5(plan.key.encode()).hexdigest(), 16) * 7 % 100 >= 70
-        return Evaluation(wrong / 8, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
-
-    def sensitivities(self):
-        return Sensitivities(np.tile(np.linspace(0.3, 0.01, 3), (6, 1)), np.tile(np.linspace(0, 0.02, 2), (6, 1)))
-
-    def describe(self):
-        return {"evaluator": "mostly right"}
+        return replace(super().evaluate(plan, fidelity=fidelity, seed=seed), loss=wrong / 8)
 
 
 def test_a_search_in_which_most_plans_are_without_fault_goes_on():

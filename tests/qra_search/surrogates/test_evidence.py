@@ -26,7 +26,7 @@ def test_the_evidence_is_that_of_a_gaussian():
     values = []
     for widths in (Widths(), Widths(scale=0.6)):
         cov = np.tensordot(list(fit.block_variances(widths)), fit.grams, 1) + np.diag(
-            fit.error(widths, fit.rows.weight, fit.excess)
+            fit.observation_variance(widths, fit.rows.weight, fit.excess)
         )
         density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)
         prior = -0.5 * (np.log(widths.scale / 0.3) / 0.7) ** 2
@@ -54,4 +54,4 @@ def test_losses_that_are_mostly_noise_are_not_explained_away():
         rows = replace(rows, loss=rows.loss + sd * np.random.default_rng(seed).standard_normal(30))
         fit = refine(TableFit(world.basis, rows, Widths()))
         assert 0.5 * sd < fit.widths.noise * fit.spread < 1.5 * sd
-        assert np.median(fit.at_rows()[1]) > 0.1 * sd
+        assert np.median(fit.predict_rows()[1]) > 0.1 * sd

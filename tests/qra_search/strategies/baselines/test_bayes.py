@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from qra_search import search
 from qra_search.space.steps import Steps
-from qra_search.strategies.baselines.bayes import BayesStrategy, improvement
+from qra_search.strategies.baselines.bayes import BayesStrategy, fit_to_trials, score_improvement
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 
@@ -26,27 +26,30 @@ def small_state(**options):
     return logged_state(evaluator, budgets=budgets_at(evaluator.space, 0.4, 0.7), **options)
 
 
-def test_the_proposal_has_the_largest_acquisition_of_the_whole_space():
-    state, strategy = small_state(), BayesStrategy()
-    score = improvement(strategy._believe(state), state.memory_budgets)
-    codes = all_codes(state.space)
+def test_the_proposal_has_the_largest_acquisition_of_the_whole_space_and_records_what_was_expected():
+    state = small_state()
+    model = fit_to_trials(state)
+    score, codes = score_improvement(state, model), all_codes(state.space)
     values = score(codes[[state.space.decode(code) not in state.seen for code in codes]])
-    chosen = state.space.encode(strategy.propose(state, 1)[0].plan)
-    assert score(chosen[None])[0] == pytest.approx(values.max(), abs=1e-9)
+    (proposal,) = BayesStrategy().propose(state, 1)
+    chosen = state.space.encode_many([proposal.plan])
+    assert score(chosen)[0] == pytest.approx(values.max(), abs=1e-6)
+    mean, std = model.predict(chosen)
+    assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
 
 
 def test_the_acquisition_adds_up_expected_improvements_under_each_budget():
     state = small_state()
-    belief = BayesStrategy()._believe(state)
-    mean, sizes = belief.mean(belief.codes), state.memory.bytes(belief.codes)
+    model = fit_to_trials(state)
+    mean, sizes = model.predict(model.codes)[0], state.memory.bytes(model.codes)
     codes = all_codes(state.space)[::17]
-    expected, std = belief.predict(codes)
+    expected, std = model.predict(codes)
     total = 0.0
     for budget in state.memory_budgets:
         best = mean[sizes <= budget].min()
         z = (best - expected) / std
         total += np.where(state.memory.bytes(codes) <= budget, std * (norm.pdf(z) + z * norm.cdf(z)), 0.0)
-    np.testing.assert_allclose(np.exp(improvement(belief, state.memory_budgets)(codes)), total, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(np.exp(score_improvement(state, model)(codes)), total, rtol=1e-6, atol=1e-12)
 
 
 def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
@@ -54,21 +57,12 @@ def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
     without = replace(state, trials=state.trials[:-1])
     pending = state.pending[0].plan
     code = state.space.encode(pending)[None]
-    strategy = BayesStrategy()
-    assert strategy._believe(state).predict(code)[1][0] < strategy._believe(without).predict(code)[1][0]
-    assert pending not in {p.plan for p in strategy.propose(state, 3)}
-
-
-def test_what_it_expected_is_recorded():
-    state, strategy = small_state(), BayesStrategy()
-    proposal = strategy.propose(state, 1)[0]
-    mean, std = strategy._believe(state).predict(state.space.encode_many([proposal.plan]))
-    assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
+    assert fit_to_trials(state).predict(code)[1][0] < fit_to_trials(without).predict(code)[1][0]
+    assert pending not in {p.plan for p in BayesStrategy().propose(state, 3)}
 
 
 def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_observed():
-    evaluator = ToyEvaluator(noise=0.1)
-    state = logged_state(evaluator, 80)
+    state = logged_state(ToyEvaluator(noise=0.1), 80)
     estimates = BayesStrategy().estimate(state)
     quiet = ToyEvaluator(noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in estimates.plans])

@@ -11,18 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
-from pymoo.core.crossover import Crossover
-from pymoo.core.mating import Mating
-from pymoo.core.mutation import Mutation
-from pymoo.core.problem import Problem
-from pymoo.core.repair import Repair
-from pymoo.operators.selection.tournament import TournamentSelection
 
 from qra_search import search
 from qra_search.space.steps import Steps
-from qra_search.strategies.base import mean_losses
+from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines import nsga2
-from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, breed_child, mutate, select_survivors
+from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, mutate, select_survivors
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 SPACE = toy_space(6, restricted=True)
@@ -43,36 +37,6 @@ def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
         assert sorted(tuple(code[:, g]) for code in born) == sorted(genes)
 
 
-def test_a_child_is_the_one_that_pymoos_mating_makes():
-    """Drawn in the same order: tournament, crossover, mutation, repair."""
-    pop = nsga2.survivors(random_codes(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
-    budget = budgets_at(SPACE, 0.4)[0]
-
-    class Crossed(Crossover):
-        def _do(self, problem, X, *args, random_state=None, **kwargs):
-            pairs = [
-                np.stack(nsga2.cross(a.reshape(2, -1), b.reshape(2, -1), random_state)).reshape(2, -1)
-                for a, b in zip(*X, strict=True)
-            ]
-            return np.swapaxes(np.array(pairs), 0, 1)
-
-    class Mutated(Mutation):
-        def _do(self, problem, X, *args, random_state=None, **kwargs):
-            return np.stack([nsga2.mutate(STEPS, row.reshape(2, -1), 0.2, random_state).ravel() for row in X])
-
-    class Repaired(Repair):
-        def _do(self, problem, X, random_state=None, **kwargs):
-            return np.stack([STEPS.repair(row.reshape(2, -1), budget, random_state).ravel() for row in X])
-
-    select = TournamentSelection(pressure=2, func_comp=nsga2.fitter)
-    mating = Mating(select, Crossed(2, 2, prob=0.6, vtype=int), Mutated(prob=1.0, vtype=int), repair=Repaired())
-    problem = Problem(n_var=2 * len(SPACE), n_obj=2, vtype=int)
-    theirs, ours = np.random.default_rng(5), np.random.default_rng(5)
-    for _ in range(20):
-        child = nsga2.breed_child(STEPS, pop, budget, ours, crossover=0.6, mutation=0.2)
-        assert child.ravel().tolist() == mating.do(problem, pop, 1, random_state=theirs)[0].X.tolist()
-
-
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
     X = random_codes(seed, 5)
@@ -86,25 +50,13 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
         assert adjacent[changed].all()
 
 
-def test_a_child_draws_from_the_given_generator_alone():
-    parents = nsga2.survivors(random_codes(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
-
-    def run():
-        return breed_child(STEPS, parents, SPACE.memory.maximum, np.random.default_rng(3))
-
-    first = run()
-    np.random.seed(0)
-    np.random.random(7)
-    assert np.array_equal(first, run())
-
-
 def test_the_tournament_prefers_what_pymoos_prefers():
-    objectives = np.random.default_rng(2).random((12, 2))
-    pop = nsga2.survivors(np.arange(24).reshape(12, 2, 1), objectives, 12, np.random.default_rng(0))
+    state = logged_state(ToyEvaluator(), 12)
+    pop = select_survivors(state, average_losses(state.full), 12, 0)
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
     algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
     theirs = binary_tournament(pop, pairs, algorithm).ravel()
-    ours = nsga2.fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
+    ours = nsga2.select_fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
     rank, crowding = pop.get("rank"), pop.get("crowding")
     decided = [(rank[a], crowding[a]) != (rank[b], crowding[b]) for a, b in pairs]
     assert ours[decided].tolist() == theirs[decided].tolist()
@@ -112,8 +64,8 @@ def test_the_tournament_prefers_what_pymoos_prefers():
 
 def test_parents_are_distinct_survivors_of_the_trials_given():
     state = logged_state(ToyEvaluator(), 11)
-    assert select_survivors(state, mean_losses(state.full[:1]), 4, 0) is None
-    parents = select_survivors(state, mean_losses(state.full[:8]), 4, 2)
+    assert select_survivors(state, average_losses(state.full[:1]), 4, 0) is None
+    parents = select_survivors(state, average_losses(state.full[:8]), 4, 2)
     known = {tuple(code.ravel()) for code in state.space.encode_many([t.plan for t in state.trials[:8]])}
     assert len(parents) == 4
     assert {tuple(p.X) for p in parents} <= known
@@ -140,7 +92,7 @@ def test_children_descend_from_survivors():
     evaluator = ToyEvaluator(toy_space(8))
     strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
     state = logged_state(evaluator, 18)
-    parents = [p.X for p in select_survivors(state, mean_losses(state.full), 6, 3)]
+    parents = [p.X for p in select_survivors(state, average_losses(state.full), 6, 3)]
     for proposal in strategy.propose(state, 3):
         row = state.space.encode(proposal.plan).ravel()
         assert min(int((row != p).sum()) for p in parents) == 1
