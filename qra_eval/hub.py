@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from qra_search.errors import first_line
+
 SECONDS = 10.0
 """How long an answer is waited for."""
 
@@ -21,5 +23,5 @@ def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | No
     except RepositoryNotFoundError:
         return "it has none of that name, or it is private"
     except Exception as error:  # whatever the network, the hub or its client raises
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None

@@ -42,6 +42,11 @@ def one_line(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class DamagedLines(UserWarning):
     """Lines of a trial log were skipped when it was read, because they are damaged."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export.tuned import TunedRun
 from qra_search.config import ModelConfig, SearchConfig, TaskConfig
+from qra_search.space.plan import Plan
 
 
 def make_evaluator(
@@ -23,3 +27,25 @@ def make_evaluator(
     sections = {"model": {"name": str(model), **of_model}, "search": of_search, **settings}
     config = sections if named is None else {**sections, "task": named}
     return QuantizedLoRAEvaluator(config, task=task if named is None else None, weights=weights, progress=progress)
+
+
+def tune_tiny(
+    model: Path, folder: Path, levels: Sequence[Any], ranks: Sequence[int], *, steps: int = 3, **settings: Any
+) -> TunedRun:
+    """A briefly tuned run whose groups have the levels and ranks in turn, in float32; the bank is beside its folder."""
+    quantization = {"embeddings": 16, "cache": str(folder.parent / "bank"), **settings.pop("quantization")}
+    few = {"training": {"learning_rate": 2e-2, "batch_size": 2}, "evaluation": {"validation_rows": 2}}
+    evaluator = make_evaluator(
+        str(model),
+        **{**few, "finetune": {"test_rows": 2, "sample_answers": 0}, "dtype": "float32", **settings},
+        quantization=quantization,
+    )
+    bits = []
+    for i, group in enumerate(evaluator.space.groups):
+        own = [level for level in levels if level in (group.bits or levels)]
+        bits.append(own[i % len(own)])
+    tables = [group.is_embedding for group in evaluator.space.groups]
+    plan = Plan(tuple(bits), tuple(0 if table else ranks[i % len(ranks)] for i, table in enumerate(tables)))
+    evaluator.tune(plan, steps=steps, folder=folder)
+    evaluator.close()
+    return TunedRun(folder)

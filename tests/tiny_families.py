@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_eval.models.linears import normalise
+from qra_eval.models.tiny import byte_tokenizer
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 128, 2, 4, 2, 320
 
 _COMMON = {"num_attention_heads": HEADS, "intermediate_size": INTERMEDIATE}
 _GROUPED = {**_COMMON, "num_key_value_heads": KV_HEADS, "head_dim": HIDDEN // HEADS}
-_MIXTURE = {**_GROUPED, "num_experts_per_tok": 2}
+_EXPERTS = {
+    **_COMMON, "num_key_value_heads": KV_HEADS, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": INTERMEDIATE,
+}  # fmt: skip
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_GROUPED, "tie_word_embeddings": True}),
     "mistral": ("mistral", _GROUPED),
@@ -27,19 +33,9 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_inner": INTERMEDIATE}),
     "opt": ("opt", {"num_attention_heads": HEADS, "ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN}),
     "gpt_neox": ("gpt_neox", _COMMON),
-    "mixtral": ("mixtral", {**_MIXTURE, "num_local_experts": 4}),
-    "qwen2_moe": (
-        "qwen2_moe",
-        {
-            **_COMMON,
-            "num_key_value_heads": KV_HEADS,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": INTERMEDIATE,
-            "shared_expert_intermediate_size": INTERMEDIATE,
-        },
-    ),
-    "qwen3_moe": ("qwen3_moe", {**_MIXTURE, "num_experts": 4, "moe_intermediate_size": INTERMEDIATE}),
+    "mixtral": ("mixtral", {**_GROUPED, "num_experts_per_tok": 2, "num_local_experts": 4}),
+    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": INTERMEDIATE}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "head_dim": HIDDEN // HEADS}),
 }
 FAMILIES = tuple(_FAMILIES)
 
@@ -47,27 +43,11 @@ FAMILIES = tuple(_FAMILIES)
 def tiny_config(
     family: str, *, hidden: int = HIDDEN, layers: int = LAYERS, vocabulary: int = VOCABULARY, **more: Any
 ) -> Any:
-    """A transformers config of a family, cut down; `more` overrides its fields.
-
-    Raises:
-        ValueError: the family is not one of `FAMILIES`.
-    """
-    from transformers import AutoConfig
-
-    if family not in _FAMILIES:
-        raise ValueError(f"unknown family {family!r}: known are {', '.join(FAMILIES)}")
+    """A transformers config of a family, cut down; `more` overrides its fields."""
     kind, own = _FAMILIES[family]
     size = {} if family == "gpt2" else {"hidden_size": hidden, "num_hidden_layers": layers}
-    fields = {
-        **size,
-        **own,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        **more,
-    }
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    fields = {**size, **own, **ends, "vocab_size": vocabulary, "max_position_embeddings": 512, **more}
     if family == "gpt2":
         fields["n_positions"] = fields.pop("max_position_embeddings")
     return AutoConfig.for_model(kind, **fields)
@@ -82,8 +62,6 @@ def tiny_config_model(
         normalised: replace Conv1D and stacked experts by linears, as `load_model` does.
         more: overrides fields of the config.
     """
-    from transformers import AutoModelForCausalLM
-
     config = tiny_config(family, **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -94,3 +72,10 @@ def tiny_config_model(
                 parameter.data.mul_(4)
     model.requires_grad_(False).eval()
     return normalise(model) if normalised else model
+
+
+def save_tiny(family: str, folder: Path, **options: Any) -> Path:
+    """Write a `tiny_config_model` as transformers has it, and a tokenizer of bytes, into a folder; gives the folder."""
+    tiny_config_model(family, normalised=False, **options).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -31,9 +31,9 @@ from benchmarks.common import RESULTS, append_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
+from qra_eval.tuning.loading import read_levels
 from qra_search.config import make_config
 from qra_search.engines import ENGINES
-from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.plan import Plan
 
 PLUGIN = "vllm-plugin"
@@ -120,9 +120,9 @@ def tune(
 
 def file_facts(run: TunedRun, out: Path, theirs: dict[str, Tensor]) -> dict[str, Any]:
     """Whether the weights that the engine's package decodes are the run's, and what they take in the files."""
-    levels = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
-    weights = {m.name: partial(run.weight, m) for m in run.linears if m.bits != UNQUANTIZED_BITS}
-    weights |= {name: partial(run.backend.dequantize, table) for name, table in run.tables.items()}
+    levels = read_levels(run.plan)
+    modules = {**run.quantized, **run.tables}
+    weights = {name: partial(run.backend.dequantize, module) for name, module in modules.items()}
     stored = 0
     for file in out.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:

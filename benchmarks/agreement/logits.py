@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import uninstall_tables
+from qra_eval.models.experts import make_linear
+from qra_eval.tuning.loading import load_base
 
 MARGIN = 0.5
 """Of the likeliest token over the next, in nats: where it is larger, rounding should not change the likeliest token."""
@@ -29,32 +31,31 @@ def texts(run: TunedRun, data: Path, positions: int) -> list[list[int]]:
     return prompts
 
 
-def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
+def float32_weight(run: TunedRun) -> Callable[[str], Tensor]:
     """The weights as they are decoded, without the rounding to the model's dtype."""
 
-    def weight(linear: Chosen) -> Tensor:
-        module: Any = run.module(linear.name)
+    def weight(name: str) -> Tensor:
+        module: Any = run.module(name)
         decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
-        return run.weight(linear).float() if decode is None else decode(torch.float32)
+        return run.weight(name).float() if decode is None else decode(torch.float32)
 
     return weight
 
 
-def run_model(run: TunedRun, weight: Callable[[Chosen], Tensor] | None) -> Any:
-    """The tuned model as it is stored, or in float32 with other weights in the searched linears."""
-    model = run.with_weights(run.weight)
+def run_model(run: TunedRun, weight: Callable[[str], Tensor] | None) -> Any:
+    """The tuned model with dequantized linears, or in float32 with other weights in the searched linears."""
+    model, _ = load_base(run.folder, device="cpu", trust_remote_code=run.trusted)
+    for name in run.levels:
+        bias = model.get_submodule(name).bias
+        model.set_submodule(name, make_linear(run.weight(name) if weight is None else weight(name), bias))
     if weight is None:
-        return model
-    uninstall_tables(model.get_base_model())
-    model.float()
+        return add_adapter(model, run.adapter_folder)
+    uninstall_tables(model)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tables: list[Any] = list(run.tables.values())
     for end, table in zip(ends, tables if len(tables) == 2 else tables * 2, strict=bool(tables)):
         end.weight = nn.Parameter(table.dequantize(torch.float32), requires_grad=False)
-    for linear in run.linears:
-        module = model.get_submodule(f"base_model.model.{linear.name}")
-        getattr(module, "base_layer", module).weight = nn.Parameter(weight(linear), requires_grad=False)
-    return model
+    return add_adapter(model.float(), run.adapter_folder).float()
 
 
 @torch.no_grad()

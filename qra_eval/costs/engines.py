@@ -6,7 +6,7 @@ from typing import cast
 
 from qra_backends import make_backend
 
-from qra_eval.models.embeddings import find_known_tables
+from qra_eval.models.embeddings import find_tables
 from qra_eval.models.engine import APART, check_engine
 from qra_eval.models.linears import Granularity
 from qra_eval.quantized.model import QuantizedModel
@@ -31,8 +31,7 @@ def _least_bytes(model: QuantizedModel, name: str, engine: Engine) -> int:
     if engine.experts_together and granularity in APART:
         granularity = "fused"
     check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
-    tables = find_known_tables(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else []
+    tables = find_tables(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
     config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
-    searched = {table.name: table for table in tables}
-    space = model.make_space(config, make_backend(engine.backend), granularity, searched, engine.embeddings)
+    space = model.make_space(config, make_backend(engine.backend), granularity, tables, engine.embeddings)
     return space.memory.minimum

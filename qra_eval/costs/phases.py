@@ -103,7 +103,7 @@ class _Run(Sizes):
 
         work = sum(sorted(map(quantized, units), reverse=True)[:count])
         made = sum(self.made(levels, shape) for shape in shapes)
-        tables = [table.linear for table in model.tables.values()]
+        tables = model.tables.values()
         made = max(made, sum(self.made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
         table = max(map(self.table_work, tables), default=0)

@@ -38,7 +38,7 @@ class Sizes:
         self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
         self.largest = max(rows * columns for rows, columns in self.shapes)
         self.dense = sum(rows * columns for rows, columns in self.shapes)
-        self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
+        self.tables = sum(table.weight.numel() for table in model.tables.values())
         self.rest = tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
         self.rank = max(space.ranks)
         self.adapters = self.rank * sum(map(sum, self.shapes))
@@ -51,7 +51,7 @@ class Sizes:
         # Activations grow by the same for each layer that is added, if all layers are alike.
         self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
-        tables = {(m.out_features, m.in_features) for m in (t.linear for t in model.tables.values())}
+        tables = {(m.out_features, m.in_features) for m in model.tables.values()}
         work = {shape: decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
         work |= {s: decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
         self.decoding = tuple(sorted(work.items())) if self.gpu else ()
@@ -143,7 +143,7 @@ class Sizes:
 
     def pinned(self) -> int:
         """Bytes on the host from which a layer, or a table, is sent to a GPU."""
-        tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
+        tables = [table.weight.nbytes for table in self.model.tables.values()]
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
 

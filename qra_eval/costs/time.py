@@ -93,8 +93,7 @@ def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName,
         return shape, tuple(b for b in levels if model.backend.supports(b, *shape) is None)
 
     counts = Counter(of((m.out_features, m.in_features), model.levels) for m in model.linears.values())
-    tables = [table.linear for table in model.tables.values()]
-    return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in tables)
+    return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in model.tables.values())
 
 
 def seconds_per_token(tuner: FineTuner) -> float:

@@ -1,4 +1,4 @@
-"""`export` and `check`: what every format has in common, and the formats found through entry points."""
+"""`export` and what every format has in common; formats are found through entry points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,8 +30,8 @@ class Exported:
     Attributes:
         path: the file or folder.
         notes: what a user should know of it, one sentence each: how to load it, and where it is not exact.
-        largest_logit_difference: between the tuned model and what was written, loaded by the other tool (or by its own
-            arithmetic) on a few sentences; None if nothing was compared, and the notes say why.
+        largest_logit_difference: between the tuned model and what was written, loaded by the other tool on a few
+            sentences; None if nothing was compared, and the notes say why.
         largest_logit: largest absolute logit of the tuned model on the same sentences, to see the difference against.
         mean_logit_difference: mean absolute difference.
         same_next_token: share of the positions where both find the same token the likeliest.
@@ -45,11 +45,6 @@ class Exported:
     same_next_token: float | None = None
 
 
-def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any) -> Exported:
-    """The result of an export whose model, loaded again, is compared with the tuned one."""
-    return Exported(path, tuple(notes), *run.difference(model))
-
-
 class Exporter(ABC):
     """One format, registered in the entry-point group `qra.exporters`.
 
@@ -59,9 +54,9 @@ class Exporter(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
 
-    @abstractmethod
     def check(self, run: TunedRun) -> list[str]:
         """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
+        return []
 
     @abstractmethod
     def write(self, run: TunedRun, out: Path) -> Exported:
@@ -77,21 +72,25 @@ class Exporter(ABC):
         Raises:
             BadInput: it has no such option, or the value cannot be.
         """
-        known = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+        known = list(inspect.signature(cls).parameters)
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise BadInput(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
         return cls(**options)
 
     def reasons(self, run: Run) -> list[str]:
-        """As `check`, for a run's folder; no format carries code that comes with a model."""
-        tuned = TunedRun.of(run)
-        own = getattr(tuned.config, "auto_map", None) and tuned.trusted
-        code = ["the model has code of its own, which no export carries: load the run by qra_eval.load"] if own else []
-        return [*code, *self.check(tuned)]
+        """As `check`, for a run's folder too; no format carries code that comes with a model."""
+        tuned = run if isinstance(run, TunedRun) else TunedRun(run)
+        if getattr(tuned.config, "auto_map", None) and tuned.trusted:
+            return ["the model has code of its own, which no export carries: load the run by qra_eval.load"]
+        return self.check(tuned)
 
     def export(self, run: Run, out: str | Path, *, model: Any = None, tokenizer: Any = None) -> Exported:
-        """Check a run and write it; see `qra_eval.export.export`."""
+        """Check a run and write it; see `qra_eval.export.export`.
+
+        Args:
+            model, tokenizer: in memory, if the run was made with these.
+        """
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         out = Path(out)
         if out.name in ("", "..") or out.is_symlink():
@@ -111,30 +110,11 @@ class Exporter(ABC):
             if out.exists():
                 out.rmdir()
             shutil.move(partial, out)
-            _at_home(out, partial)
-        notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
-        return replace(done, path=out, notes=notes)
-
-
-def _at_home(out: Path, partial: Path) -> None:
-    """Let an adapter's config name the folder where its base has come to be."""
-    file = out / ADAPTER_FOLDER / "adapter_config.json"
-    if file.is_file():
-        file.write_text(file.read_text().replace(json.dumps(str(partial)), json.dumps(str(out.resolve()))))
-
-
-def formats() -> dict[str, str]:
-    """Every installed format with what it is in one line."""
-    return {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
-
-
-def check(run: Run, format: str, **options: Any) -> list[str]:
-    """Reasons why a run cannot be exported in a format, each with its mend; empty if it can.
-
-    Raises:
-        BadInput: there is no tuned plan in the folder, or no such format or option.
-    """
-    return plugins.load("exporters", format).with_options(options).reasons(run)
+        adapter = out / ADAPTER_FOLDER / "adapter_config.json"
+        if adapter.is_file():
+            config = {**json.loads(adapter.read_text()), "base_model_name_or_path": str(out.resolve())}
+            adapter.write_text(json.dumps(config, indent=2) + "\n")
+        return replace(done, path=out, notes=tuple(note.replace(str(partial), str(out)) for note in done.notes))
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
@@ -142,7 +122,7 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
 
     Args:
         run: folder that `qra finetune` wrote into (or a `TunedRun`, whose model is then loaded once for several).
-        format: one of `formats()`.
+        format: one of those that `qra export --list` shows.
         out: folder or file to write; must not exist, or be an empty folder.
         options: of the format.
 

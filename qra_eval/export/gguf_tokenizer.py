@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.from_gguf import read_header
-from qra_eval.models.load import gguf_source
+from qra_eval.models.load import find_path
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
@@ -36,7 +36,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     tokens, kinds = tokens + [f"[PAD{i}]" for i in missing], kinds + [UNUSED] * len(missing)
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     pieces = bool(model.get("byte_fallback"))
-    notes = [] if pieces else _name_splits(writer, run, splits)
+    notes = []
     if pieces:
         kinds = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
@@ -46,6 +46,13 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
         writer.add_add_space_prefix(first.startswith(SPACE))
     else:
+        splits = splits or _source_splits(run)
+        if splits is None:
+            notes.append(
+                "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
+                "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
+            )
+        writer.add_tokenizer_pre(splits or "default")
         writer.add_tokenizer_model("gpt2")
         # llama.cpp wants some: of two special tokens, which are taken out of a text before anything is merged.
         special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
@@ -89,23 +96,14 @@ def tokenizer_reasons(run: TunedRun) -> list[str]:
     ]
 
 
-def _name_splits(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
-    """Say how texts are split before anything is merged."""
-    found = splits or _source_splits(run)
-    writer.add_tokenizer_pre(found or "default")
-    if found is not None:
-        return []
-    return [
-        "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
-        "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
-    ]
-
-
 def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
     backend = getattr(run.tokenizer, "backend_tokenizer", None)
     return {} if backend is None else json.loads(backend.to_str())["model"]
 
 
 def _source_splits(run: TunedRun) -> str | None:
-    file = gguf_source(run.spec)
+    """llama.cpp's name of the pre-tokenizer in the GGUF file that the model came from; None if it came from none."""
+    if run.spec != "smollm2" and not run.spec.lower().endswith(".gguf"):
+        return None
+    file = find_path(run.spec)
     return None if file is None else read_header(file).value("tokenizer.ggml.pre")

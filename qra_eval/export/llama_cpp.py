@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 PACKAGE = "llama_cpp_py_sync"
-F32, F16 = 0, 1
-"""GGML_TYPE_F32 and GGML_TYPE_F16, for the cache of keys and values."""
-NO_FLASH = 0
-"""LLAMA_FLASH_ATTN_TYPE_DISABLED."""
+F32, NO_FLASH = 0, 0
+"""GGML_TYPE_F32 and LLAMA_FLASH_ATTN_TYPE_DISABLED: flash attention would cast keys and values to float16."""
 
 
 def installed() -> bool:
@@ -24,19 +22,16 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def logits(
-    model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], *, threads: int = 1, cache: int = F32
-) -> list[Tensor]:
-    """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own.
+def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own on one thread.
 
-    Args:
-        cache: in which keys and values are kept; `llama-server` takes F16 unless it is told otherwise.
+    Keys and values are kept in float32; `llama-server` keeps them in float16 unless it is told otherwise.
 
     Raises:
         RuntimeError: llama.cpp does not load the files, or does not run them.
     """
     with _loaded(model) as (ffi, lib, loaded):
-        return [_prompt(ffi, lib, loaded, adapter, prompt, threads, cache) for prompt in prompts]
+        return [_decode(ffi, lib, loaded, adapter, prompt) for prompt in prompts]
 
 
 def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -46,13 +41,13 @@ def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
         RuntimeError: llama.cpp does not load it.
     """
     with _loaded(model, vocab_only=True) as (ffi, lib, loaded):
-        vocabulary, found = lib.llama_model_get_vocab(loaded), []
+        vocabulary, tokenized = lib.llama_model_get_vocab(loaded), []
         for text in texts:
             raw = text.encode()
             ids = ffi.new("llama_token[]", len(raw) + 8)
             count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), False, False)
-            found.append([int(ids[i]) for i in range(count)])
-        return found
+            tokenized.append([int(ids[i]) for i in range(count)])
+        return tokenized
 
 
 @contextmanager
@@ -61,33 +56,31 @@ def _loaded(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()
-    quiet = _quiet(ffi)
-    lib.llama_log_set(quiet, ffi.NULL)
+    # What fails is seen by what it returns; the callback must live as long as it is set.
+    silence = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, text, data: None)
+    lib.llama_log_set(silence, ffi.NULL)
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
     for name, value in options.items():
         setattr(settings, name, value)
     loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
-    if loaded == ffi.NULL:
-        raise RuntimeError(f"llama.cpp does not load {model}")
     try:
+        if loaded == ffi.NULL:
+            raise RuntimeError(f"llama.cpp does not load {model}")
         yield ffi, lib, loaded
     finally:
         lib.llama_model_free(loaded)
         lib.llama_log_set(ffi.NULL, ffi.NULL)
 
 
-def _prompt(
-    ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int], threads: int, cache: int
-) -> Tensor:
+def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int]) -> Tensor:
     count, vocabulary = len(prompt), lib.llama_n_vocab(lib.llama_model_get_vocab(model))
     settings = lib.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(count, 32)
-    settings.n_threads = settings.n_threads_batch = threads
-    settings.type_k = settings.type_v = cache
-    if cache == F32:
-        settings.flash_attn_type = NO_FLASH  # which would cast them to float16
+    settings.n_threads = settings.n_threads_batch = 1
+    settings.type_k = settings.type_v = F32
+    settings.flash_attn_type = NO_FLASH
     context = lib.llama_init_from_model(model, settings)
     if context == ffi.NULL:
         raise RuntimeError(f"llama.cpp makes no context of {count} tokens")
@@ -112,14 +105,3 @@ def _prompt(
     finally:
         lib.llama_batch_free(batch)
         lib.llama_free(context)
-
-
-def _quiet(ffi: Any) -> Any:
-    """A callback that lets llama.cpp's messages go: what fails is said by what it returns."""
-    global _callback  # it must outlive the call that sets it
-    if _callback is None:
-        _callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, text, data: None)
-    return _callback
-
-
-_callback: Any = None

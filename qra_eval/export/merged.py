@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from qra_eval.export.base import Exported, Exporter, compared
-from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.tuned import TunedRun
+from qra_search.errors import BadInput
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -26,39 +26,25 @@ class MergedExporter(Exporter):
 
     def __init__(self, dtype: str = "bfloat16"):
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.dtype: torch.dtype = getattr(torch, dtype)
 
-    def check(self, run: TunedRun) -> list[str]:
-        return []
-
     def write(self, run: TunedRun, out: Path) -> Exported:
-        write_plain(run, out, self.dtype)
+        model = run.skeleton().to(self.dtype)
+        state = run.plain_state(lambda name: run.merged_weight(name).to(self.dtype))
+        floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
+        model.load_state_dict({**state, **floats}, assign=True)
+        model.tie_weights()
+        model.config.dtype, model.generation_config = self.dtype, run.base.generation_config
+        model.save_pretrained(out)
+        run.tokenizer.save_pretrained(out)
         size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
         name = str(self.dtype).removeprefix("torch.")
-        notes = [
+        notes = (
             f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
             f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
-        ]
-        return compared(out, notes, run, load_plain(out, self.dtype))
-
-
-def write_plain(run: TunedRun, out: Path, dtype: torch.dtype) -> None:
-    """Write config, weights and tokenizer as transformers has them, the adapter in the weights."""
-
-    def weight(linear: Chosen) -> Tensor:
-        return run.merged(linear).to(dtype)
-
-    state = {
-        key: value.to(dtype) if value.is_floating_point() else value for key, value in run.plain_state(weight).items()
-    }
-    model = run.skeleton().to(dtype)
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    model.config.dtype = dtype
-    model.generation_config = run.base.generation_config
-    model.save_pretrained(out)
-    run.tokenizer.save_pretrained(out)
+        )
+        return Exported(out, notes, **run.compare(run.logits(load_plain(out, self.dtype))))
 
 
 def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:

@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from qra_backends.served.layout import METHOD, SEPARATOR
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from qra_eval.export.base import Exported, Exporter, compared
+from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
-from qra_eval.export.tuned import TunedRun
-from qra_eval.models.embeddings import find_known_tables
+from qra_eval.export.tuned import TunedRun, add_adapter
+from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
 from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import room_for
@@ -74,29 +74,19 @@ class PEFTExporter(Exporter):
             raise BadInput(f"pad_ranks is true or false, got {pad_ranks!r}")
         self.pad_ranks = pad_ranks
 
-    def check(self, run: TunedRun) -> list[str]:
-        return []
-
     def write(self, run: TunedRun, out: Path) -> Exported:
-        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks, base=out)
+        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
-        write_base(run, out)
+        write_rest(run, out)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
-        from peft import PeftModel
-
-        base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
-        model = PeftModel.from_pretrained(base, str(out / ADAPTER_FOLDER), autocast_adapter_dtype=False)
-        return compared(
-            out,
-            [
-                f'after `import qra_eval`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
-                f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
-                "autocast_adapter_dtype=False)`",
-            ],
-            run,
-            model,
+        notes = (
+            f'after `import qra_eval`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
+            f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
+            "autocast_adapter_dtype=False)`",
         )
+        base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
+        return Exported(out, notes, **run.compare(run.logits(add_adapter(base, out / ADAPTER_FOLDER))))
 
 
 class VLLMExporter(PEFTExporter):
@@ -116,7 +106,7 @@ class VLLMExporter(PEFTExporter):
         if not run.is_plain():
             reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
         try:
-            room_for(VLLM, max(factors.rank for factors in run.factors.values()))
+            room_for(VLLM, run.largest_rank)
         except ValueError as error:
             reasons.append(f"{error}: search with --engine {VLLM}, or export as merged")
         return reasons
@@ -127,21 +117,35 @@ class VLLMExporter(PEFTExporter):
         return replace(done, notes=(*done.notes, note))
 
 
-def write_base(run: TunedRun, out: Path) -> None:
-    """Write what makes a model of the stored weights in `out`: the rest of them, config, index and tokenizer."""
+def write_rest(run: TunedRun, out: Path) -> None:
+    """Write what makes a model of the stored weights in `out`: all other tensors, config, index and tokenizer."""
     with safe_open(out / BASE_FILE, framework="pt") as file:
         stored = list(file.keys())
     searched = tuple({f"{key.partition(SEPARATOR)[0]}." for key in stored})
-    state = untied(run.base.state_dict())
-    rest = {key: t for key, t in state.items() if not key.startswith(searched) or key.endswith(".bias")}
+    rest = unsearched_state(run, searched)
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
-    tables = [table.name for table in find_known_tables(run.base)]
+    tables = list(find_tables(run.base))
     ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
     how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": read_levels(run.plan), **ends}
     write_config(run, out, how)
+
+
+def unsearched_state(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Tensor]:
+    """The base's tensors for safetensors, but those of modules whose paths begin so; their biases are among them.
+
+    Of tensors that share memory the first one alone is given.
+    """
+    distinct: dict[int, tuple[str, Tensor]] = {}
+    for key, value in run.base.state_dict().items():
+        distinct.setdefault(value.data_ptr() or id(value), (key, value))
+    return {
+        key: value.detach().contiguous()
+        for key, value in distinct.values()
+        if not key.startswith(searched) or key.endswith(".bias")
+    }
 
 
 def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None:
@@ -153,45 +157,20 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
     run.tokenizer.save_pretrained(out)
 
 
-def untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state for safetensors: of tensors that share memory the first one only, all contiguous."""
-    seen: set[int] = set()
-    kept = {}
-    for key, value in state.items():
-        if value.numel() and value.data_ptr() in seen:
-            continue
-        seen.add(value.data_ptr())
-        kept[key] = value.detach().contiguous()
-    return kept
-
-
-def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False, base: Path | None = None) -> None:
+def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool) -> None:
     """Copy the adapter directory; with `pad_ranks` at one rank, and so one scaling, for all linears.
 
     B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
-
-    Args:
-        base: folder of the model that it belongs on, where that is not the run's own.
     """
-    shutil.copytree(run.adapter_folder, out)
-    config = json.loads((out / "adapter_config.json").read_text())
-    if base is not None:
-        config["base_model_name_or_path"] = str(base)
-        (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (out / ADAPTER_README).unlink(missing_ok=True)  # it says what the run's own belongs on
+    # Its README says on which base it belongs in the run's folder.
+    shutil.copytree(run.adapter_folder, out, ignore=shutil.ignore_patterns(ADAPTER_README))
     if not pad_ranks:
         return
-    rank = max(factors.rank for factors in run.factors.values())
-    scaling = next(f.scaling for f in run.factors.values() if f.rank == rank)
-    config.update(r=rank, lora_alpha=scaling * rank, rank_pattern={}, alpha_pattern={})
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    padded = {}
-    for key, tensor in load_file(out / "adapter_model.safetensors").items():
-        name, is_a, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
-        axis = 0 if is_a else 1
-        if not is_a:
-            tensor = tensor * (run.factors[name.partition(".lora_B.")[0]].scaling / scaling)
-        shape = list(tensor.shape)
-        shape[axis] = rank - shape[axis]
-        padded[key] = torch.cat([tensor, tensor.new_zeros(shape)], dim=axis).contiguous()
+    rank, padded = run.largest_rank, {}
+    config = json.loads((out / "adapter_config.json").read_text())
+    write_json(out / "adapter_config.json", {**config, "r": rank, "rank_pattern": {}, "alpha_pattern": {}})
+    for name, (A, B) in run.factors.items():
+        more = rank - len(A)
+        padded[f"base_model.model.{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, more))
+        padded[f"base_model.model.{name}.lora_B.weight"] = F.pad(B * (rank / len(A)), (0, more))
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
-from qra_eval.models.experts import is_stacked, make_linear
+from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
 from qra_search.runs.folder import containing_run
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENTENCES = (
@@ -31,37 +31,8 @@ DEVICE = "cpu"
 """On which exports work: files are written from it, and a card may be less than they need."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """One linear of a plan: its shape, bits (16: unquantized), rank (0: no adapter), and the group that decided."""
-
-    name: str
-    out_features: int
-    in_features: int
-    bits: float
-    rank: int
-    group: str
-
-
-@dataclass(frozen=True)
-class Factors:
-    """An adapter's factors as saved: the linear computes base(x) + scaling · B (A x)."""
-
-    A: Tensor
-    B: Tensor
-    scaling: float
-
-    @property
-    def rank(self) -> int:
-        return self.A.shape[0]
-
-    def delta(self) -> Tensor:
-        """What it adds to the weight, float32 (out, in)."""
-        return self.scaling * (self.B.float() @ self.A.float())
-
-
 class TunedRun:
-    """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
+    """A tuning's folder; the model is loaded when it is first needed, and kept.
 
     Args:
         folder: of a tuning, or of a run: that of its plan.
@@ -72,32 +43,23 @@ class TunedRun:
     """
 
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
-        self.folder, self._given = loading.find_tuning(Path(folder)), {"model": model, "tokenizer": tokenizer}
+        self.folder = loading.find_tuning(Path(folder))
         self.trusted = containing_run(self.folder).trusts_code
         self.plan = loading.tuned_plan(self.folder)
-        loading.check_adapter(self.adapter_folder)
-
-    @classmethod
-    def of(cls, run: TunedRun | str | Path) -> TunedRun:
-        """The run itself, or that of a folder."""
-        return run if isinstance(run, TunedRun) else cls(run)
+        self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
+        self._options: Any = {
+            "device": DEVICE, "trust_remote_code": self.trusted, "model": model, "tokenizer": tokenizer
+        }  # fmt: skip
 
     # -- the parts -----------------------------------------------------------------------------
-    @property
-    def adapter_folder(self) -> Path:
-        return self.folder / ADAPTER_FOLDER
-
     @property
     def spec(self) -> str:
         """The model, as `load_model` takes it."""
         return str(self.plan["model"])
 
-    def _load_base(self) -> tuple[Any, Any]:
-        return loading.load_base(self.folder, device=DEVICE, trust_remote_code=self.trusted, **self._given)
-
     @cached_property
     def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = self._load_base()
+        model, tokenizer = loading.load_base(self.folder, **self._options)
         tables = quantized_tables(model)
         uninstall_tables(model)
         return model.eval(), tokenizer, tables
@@ -108,14 +70,14 @@ class TunedRun:
         return self._base[0]
 
     @property
+    def tokenizer(self) -> Any:
+        return self._base[1]
+
+    @property
     def tables(self) -> dict[str, nn.Module]:
         """Quantized embeddings and head by path, or the one table of both by the embedding's; `base` has them
         dequantized."""
         return self._base[2]
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._base[1]
 
     @property
     def config(self) -> Any:
@@ -132,51 +94,57 @@ class TunedRun:
         return make_backend(self.plan["backend"])
 
     @cached_property
-    def linears(self) -> tuple[Chosen, ...]:
-        """Every searched linear, in the order of the plan."""
-        tables = {id(self.base.get_input_embeddings()), id(self.base.get_output_embeddings())}
-        found = []
-        for group in self.plan["groups"]:
-            for name in group["linears"]:
-                module: Any = self.module(name)
-                if id(module) not in tables:  # a table is written as the base has it
-                    shape = (module.out_features, module.in_features)
-                    found.append(Chosen(name, *shape, self._width(group["bits"]), group["rank"], group["name"]))
-        return tuple(found)
+    def levels(self) -> dict[str, LevelName]:
+        """The level of every searched linear, in the order of the plan; tables are left out."""
+        tables = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
+        levels = loading.read_levels(self.plan)
+        return {name: level for name, level in levels.items() if self.module(name) not in tables}
 
-    def _width(self, level: int | str) -> float:
-        return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)
+    @property
+    def quantized(self) -> dict[str, nn.Module]:
+        """The quantized linears, by name."""
+        return {name: self.module(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
 
     def module(self, name: str) -> nn.Module:
         """The (quantized) linear of the base."""
         return self.base.get_submodule(name)
 
-    def weight(self, linear: Chosen) -> Tensor:
+    def weight(self, name: str) -> Tensor:
         """The weight that the base multiplies by, dequantized: (out, in), in the dtype that it computes in."""
-        module = self.module(linear.name)
-        if linear.bits == UNQUANTIZED_BITS:
+        module = self.module(name)
+        if self.levels.get(name, UNQUANTIZED_BITS) == UNQUANTIZED_BITS:
             return module.get_parameter("weight").detach()
         return self.backend.dequantize(module).detach()
 
     @cached_property
-    def factors(self) -> dict[str, Factors]:
-        """The adapters by linear."""
-        config = json.loads((self.adapter_folder / "adapter_config.json").read_text())
-        tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
-        found = {}
-        for key, A in tensors.items():
-            name, matched, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
-            if not matched:
-                continue
-            B = tensors[key.replace(".lora_A.", ".lora_B.")]
-            found[name] = Factors(A, B, config["lora_alpha"] / A.shape[0])
-        return found
+    def alpha(self) -> float:
+        """The adapter's: a linear of rank r computes base(x) + alpha / r · B (A x)."""
+        return float(json.loads((self.adapter_folder / "adapter_config.json").read_text())["lora_alpha"])
 
-    def merged(self, linear: Chosen) -> Tensor:
+    @cached_property
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The adapter's A (rank, in) and B (out, rank), as saved, by linear."""
+        tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
+        return {
+            key.removeprefix("base_model.model.").partition(".lora_A.")[0]: (
+                A,
+                tensors[key.replace(".lora_A.", ".lora_B.")],
+            )
+            for key, A in tensors.items()
+            if ".lora_A." in key
+        }
+
+    @property
+    def largest_rank(self) -> int:
+        return max(len(A) for A, _ in self.factors.values())
+
+    def merged_weight(self, name: str) -> Tensor:
         """The weight with its adapter added, float32 (out, in)."""
-        weight = self.weight(linear).float()
-        factors = self.factors.get(linear.name)
-        return weight if factors is None else weight + factors.delta()
+        weight = self.weight(name).float()
+        if name not in self.factors:
+            return weight
+        A, B = self.factors[name]
+        return weight + self.alpha / len(A) * (B.float() @ A.float())
 
     # -- what it computes ----------------------------------------------------------------------
     @cached_property
@@ -190,8 +158,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = loading.load(self.folder, device=DEVICE, trust_remote_code=self.trusted, **self._given)
-        return self.logits(tuned)
+        return self.logits(loading.load(self.folder, **self._options)[0])
 
     @torch.no_grad()
     def logits(self, model: Any) -> list[Tensor]:
@@ -199,37 +166,27 @@ class TunedRun:
         model.eval()
         return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
 
-    def difference(self, model: Any) -> tuple[float, float, float, float]:
-        """How a model's logits differ from the tuned model's: as the figures of `Exported`, in their order.
+    def compare(self, logits: Sequence[Tensor]) -> dict[str, float]:
+        """How logits (…, n, vocabulary) on `input_ids` differ from the tuned model's: the figures of `Exported`.
 
         The vocabulary of the two may be padded differently; the shorter counts.
         """
-        pairs = [
-            (mine[..., : theirs.shape[-1]], theirs[..., : mine.shape[-1]])
-            for mine, theirs in zip(self.live_logits, self.logits(model), strict=True)
-        ]
-        mine, theirs = (torch.cat([pair[side].flatten(0, 1) for pair in pairs]) for side in (0, 1))
+        mine, theirs = (torch.cat([each.flatten(0, -2) for each in side]) for side in (self.live_logits, logits))
+        shorter = min(mine.shape[1], theirs.shape[1])
+        mine, theirs = mine[:, :shorter], theirs[:, :shorter]
         gap = (mine - theirs).abs()
-        same = (mine.argmax(-1) == theirs.argmax(-1)).float().mean()
-        return float(gap.max()), float(mine.abs().max()), float(gap.mean()), float(same)
-
-    def with_weights(self, weight: Callable[[Chosen], Tensor], *, adapter: bool = True) -> Any:
-        """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
-        from peft import PeftModel
-
-        model, _ = self._load_base()
-        for linear in self.linears:
-            old = model.get_submodule(linear.name)
-            model.set_submodule(linear.name, make_linear(weight(linear).to(self.dtype), old.bias))
-        if not adapter:
-            return model.eval()
-        return PeftModel.from_pretrained(model, str(self.adapter_folder), autocast_adapter_dtype=False).eval()
+        return {
+            "largest_logit_difference": float(gap.max()),
+            "largest_logit": float(mine.abs().max()),
+            "mean_logit_difference": float(gap.mean()),
+            "same_next_token": float((mine.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        }
 
     # -- the model without this project ----------------------------------------------------------
     def is_plain(self) -> bool:
         """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
-        skeleton = self.skeleton()
-        return all(isinstance(_submodule(skeleton, linear.name), nn.Linear) for linear in self.linears)
+        modules = dict(self.skeleton().named_modules())
+        return all(isinstance(modules.get(name), nn.Linear) for name in self.levels)
 
     def skeleton(self) -> Any:
         """The model as transformers builds it, on the meta device."""
@@ -239,39 +196,29 @@ class TunedRun:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=self.trusted)
 
-    def plain_state(self, weight: Callable[[Chosen], Tensor]) -> dict[str, Tensor]:
-        """The state of plain transformers' model with these weights (out, in) for the searched linears.
+    def plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The state of plain transformers' model with these weights (out, in) for its linears.
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        own = {linear.name: linear for linear in self.linears}
-        rest = self.base.state_dict()
+        skeleton, rest = self.skeleton(), self.base.state_dict()
         state: dict[str, Tensor] = {}
-
-        def value(name: str) -> Tensor:
-            return weight(own[name]) if name in own else self.module(name).get_parameter("weight").detach()
-
-        skeleton = self.skeleton()
         for name, module in skeleton.named_modules():
             if is_stacked(module):
-                gate_up, down = [], []
-                for expert in range(module.gate_up_proj.shape[0]):
-                    at = f"{name}.{expert}"
-                    gate_up.append(torch.cat([value(f"{at}.gate_proj"), value(f"{at}.up_proj")]))
-                    down.append(value(f"{at}.down_proj"))
-                state[f"{name}.gate_up_proj"], state[f"{name}.down_proj"] = torch.stack(gate_up), torch.stack(down)
+                experts = [f"{name}.{expert}" for expert in range(len(module.gate_up_proj))]
+                state[f"{name}.gate_up_proj"] = torch.stack(
+                    [torch.cat([weight(f"{expert}.gate_proj"), weight(f"{expert}.up_proj")]) for expert in experts]
+                )
+                state[f"{name}.down_proj"] = torch.stack([weight(f"{expert}.down_proj") for expert in experts])
             elif is_conv1d(module):
-                state[f"{name}.weight"] = value(name).t().contiguous()
-            elif name in own:
-                state[f"{name}.weight"] = value(name)
-        for key in skeleton.state_dict():
-            if key not in state:
-                state[key] = rest[key].detach()
-        return state
+                state[f"{name}.weight"] = weight(name).t().contiguous()
+            elif name in self.levels:
+                state[f"{name}.weight"] = weight(name)
+        return {key: state[key] if key in state else rest[key].detach() for key in skeleton.state_dict()}
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
+def add_adapter(model: Any, folder: Path) -> Any:
+    """A model with the PEFT adapter of a folder on top."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()

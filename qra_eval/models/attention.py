@@ -79,7 +79,7 @@ def matmul_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """Scaled dot-product attention in the form that transformers calls.
 
     Args:
@@ -95,7 +95,11 @@ def matmul_attention(
     n, heads, t, d = query.shape
     kv, s = key.shape[1], key.shape[2]
     if max(t, s) > LONGEST or value.shape[-1] != d:
-        return _kernel(query, key, value, attention_mask, scaling, dropout, module), None
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout if module.training else 0.0, scaling
+        )
     fold = heads // kv
     q = query.reshape(n * kv, fold * t, d)
     k, v = key.reshape(n * kv, s, d), value.reshape(n * kv, s, d)
@@ -122,23 +126,6 @@ def _bias(mask: Tensor | None, t: int, s: int, like: Tensor, causal: bool) -> Te
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
     return mask.to(like.dtype)
-
-
-def _kernel(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float, module: Any
-) -> Tensor:
-    causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
-    attended = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout if module.training else 0.0,
-        is_causal=causal,
-        scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    return attended.transpose(1, 2)
 
 
 def _register() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
 FORMS = "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers,"
-_CUDA = re.compile(r"cuda(?::(\d+))?")
+_FORM = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 
 
 def resolve_devices(text: str) -> list[torch.device]:
@@ -48,23 +48,21 @@ def resolve_device(text: str) -> torch.device:
         if beside > count:
             raise BadInput(f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many")
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if text == "auto":
-        return torch.device("cuda" if count else "cpu")
-    if text == "cpu":
-        return torch.device("cpu")
-    found = _CUDA.fullmatch(text)
-    if found is None:
+    form = _FORM.fullmatch(text)
+    if form is None:
         raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
+    if text == "cpu" or (text == "auto" and not count):
+        return torch.device("cpu")
     if not count:
         built = "" if torch.backends.cuda.is_built() else " was built without CUDA"
         raise BadInput(
             f"device {text!r}: no CUDA device is visible to torch here (torch {torch.__version__}{built}): "
             f"use --device cpu"
         )
-    if found[1] is not None and int(found[1]) >= count:
-        last = f", cuda:0 to cuda:{count - 1}" if count > 1 else ", cuda:0"
-        raise BadInput(f"device {text!r}: torch sees {count} CUDA device{'s' if count > 1 else ''} here{last}")
-    return torch.device(text)
+    if int(form[1] or 0) >= count:
+        known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise BadInput(f"device {text!r} is not there: torch sees {known}")
+    return torch.device("cuda" if text == "auto" else text)
 
 
 def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

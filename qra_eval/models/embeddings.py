@@ -8,7 +8,6 @@ norms and biases stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,43 +19,17 @@ ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""
 
 
-@dataclass(frozen=True)
-class FoundTable:
-    """A table of a model: its path (the embedding's, if it is tied), and its weight as a linear.
+def find_tables(model: Any) -> dict[str, nn.Linear]:
+    """The tables of a causal language model by path: one if it is tied (the embedding's), else the embedding and the
+    head; none if they are of a kind that cannot be quantized.
 
-    Attributes:
-        linear: (vocabulary, hidden), with the model's own parameter for a weight and no bias.
-        head: whether a head multiplies by it.
-    """
-
-    name: str
-    linear: nn.Linear
-    head: bool
-
-
-def find_tables(model: Any) -> list[FoundTable]:
-    """The tables of a causal language model: one if it is tied, else the embedding and the head.
-
-    Raises:
-        ValueError: the embedding or the head is of a kind that this does not know; the message says which.
+    Each is a linear (vocabulary, hidden), with the model's own parameter for a weight and no bias.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
-        raise ValueError(
-            f"the embeddings of a {type(model).__name__} ({type(embedding).__name__}, head {type(head).__name__}) "
-            "cannot be quantized: leave quantization.embeddings at 16"
-        )
-    tied = is_tied(model)
-    ends = [(embedding, tied)] if tied else [(embedding, False), (head, True)]
-    return [FoundTable(_find_path(model, end), _as_linear(end.weight), is_head) for end, is_head in ends]
-
-
-def find_known_tables(model: Any) -> list[FoundTable]:
-    """As `find_tables`; none if their kind is not known."""
-    try:
-        return find_tables(model)
-    except ValueError:
-        return []
+        return {}
+    ends = [embedding] if is_tied(model) else [embedding, head]
+    return {_find_path(model, end): _as_linear(end.weight) for end in ends}
 
 
 def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
@@ -64,9 +37,8 @@ def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> 
 
     There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
     """
-    for table in find_known_tables(model):
-        weight = table.linear.weight
-        weight.data = weight.data.to("cpu" if table.name in waiting else device)
+    for name, table in find_tables(model).items():
+        table.weight.data = table.weight.data.to("cpu" if name in waiting else device)
 
 
 def is_tied(model: Any) -> bool:
@@ -211,32 +183,31 @@ def install_tables(model: Any, backend: Backend, device: torch.device | None = N
 
     Args:
         device: the model's, if its tables wait on the host.
-
-    Raises:
-        ValueError: as `find_tables`.
     """
-    found = find_tables(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tables = {each.name: Table(each.linear.weight, backend) for each in found}
-    _replace(model, head, TableHead(tables[found[-1].name], head, tied=len(found) == 1))
-    _replace(model, embedding, TableEmbedding(tables[found[0].name], embedding, device))
+    tables = {name: Table(table.weight, backend) for name, table in find_tables(model).items()}
+    first, *_, last = [*tables.values()] * 2
+    _replace(model, head, TableHead(last, head, tied=len(tables) == 1))
+    _replace(model, embedding, TableEmbedding(first, embedding, device))
     return tables
 
 
 def replace_tables(
-    model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None], device: torch.device | None = None
+    model: Any,
+    backend: Backend,
+    quantize: Callable[[str, nn.Linear], nn.Module | None],
+    device: torch.device | None = None,
 ) -> None:
     """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
 
     Args:
-        module: of a table; None leaves it as it is.
+        quantize: gives the module of a table by its path and linear; None leaves it as it is.
         device: the model's, if its tables wait on the host.
     """
-    found = {table.name: table for table in find_tables(model)}
+    linears = find_tables(model)
     for name, table in install_tables(model, backend, device).items():
-        made = module(found[name])
-        if made is not None:
-            table.set_base(module=made)
+        table.set_base(module=quantize(name, linears[name]))
+        if table.module is not None:
             table.own = None  # no placeholder of it is left to be moved
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         if end.table.own is None:

@@ -8,8 +8,6 @@ expert by expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,30 +94,15 @@ class _EmptyGradients(torch.autograd.Function):
         return grads[0], *(torch.empty_like(factor) for factor in ctx.factors)
 
 
-def keep_names(model: Any) -> bool:
+def keep_names(model: Any) -> None:
     """Keep peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
 
     peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
-    whether or not the model at hand has such a parameter, and the adapter is then lost.
-
-    Returns:
-        Whether the model has such experts, and so another type from now on.
+    whether or not the model at hand has such a parameter, and the adapter is then lost. So the config has another type
+    from now on.
     """
-    unstacked = any(isinstance(module, Experts) for module in model.modules())
-    if unstacked:
+    if any(isinstance(module, Experts) for module in model.modules()):
         model.config.model_type = f"{type(model.config).model_type}_unstacked"
-    return unstacked
-
-
-@contextmanager
-def named_as_it_is(model: Any) -> Iterator[None]:
-    """As `keep_names`, for as long as the context lasts."""
-    kept = keep_names(model)
-    try:
-        yield
-    finally:
-        if kept:
-            del model.config.model_type
 
 
 def is_stacked(module: Any) -> bool:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
+from filelock import FileLock
 from gguf import GGUFReader
+
+from qra_eval.models.loaded import cache_root, unwritable_cache
+from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
 
 
-class BadGGUF(ValueError):
+class BadGGUF(BadInput):
     """A file that is no GGUF file, or a broken one; the message is one line with the file's name and the fault."""
 
 
@@ -45,42 +48,55 @@ class Header(GGUFReader):
 
 def read_header(path: str | Path) -> Header:
     """Raises BadGGUF if the file is broken, or none."""
-    return _one_line(path, "header", lambda: Header(path))
+    with _refuse(path):
+        return Header(path)
 
 
-def convert_gguf(path: str | Path, folder: str | Path, dtype: torch.dtype) -> None:
-    """Write the model of a GGUF file into a folder, its weights dequantized to `dtype`.
+def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
+    """The folder of a GGUF file's model, its weights dequantized to `dtype`; converted once and kept in the cache.
+
+    Of several processes one converts, and the others wait for it.
 
     Raises:
         BadGGUF: the file is broken, or holds another model than it says, or one that is not known.
+        BadInput: the cache cannot be written to.
     """
-    path = Path(path)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    header = read_header(path)
-    with _read_once(header):
-        _convert(path, header, source, Path(folder), dtype)
+    state, models = path.stat(), cache_root() / "models"
+    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {dtype} {CONVERSION}"
+    folder = models / f"gguf-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(models / f".{folder.name}.lock").acquire()
+    except OSError as error:
+        raise unwritable_cache(models, error) from error
+    with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
+        if not folder.is_dir():
+            header = read_header(path)
+            with _read_once(header), _refuse(path):
+                _convert(path, header, Path(partial) / "model", dtype)
+            (Path(partial) / "model").rename(folder)
+    return folder
 
 
-def _convert(path: Path, header: Header, source: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+def _convert(path: Path, header: Header, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     config = _checked_config(path, header, source)
     with _quiet():
-        model, report = _one_line(
-            path,
-            "model",
-            lambda: AutoModelForCausalLM.from_pretrained(
-                **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-            ),
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
         raise BadGGUF(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
     # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
     model.hf_quantizer.remove_quantization_config(model)
     model.save_pretrained(folder)
-    tokenizer = _one_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(**source))
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
 def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
@@ -92,9 +108,9 @@ def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
     claimed = header.value(f"{family}.block_count")
     if not isinstance(claimed, int) or claimed != len(blocks):
         raise BadGGUF(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
-    config = _one_line(path, "config", lambda: AutoConfig.from_pretrained(**source))
+    config = AutoConfig.from_pretrained(**source)
     with torch.device("meta"):
-        model = _one_line(path, "model", lambda: AutoModelForCausalLM.from_config(config))
+        model = AutoModelForCausalLM.from_config(config)
     needed = sum(p.numel() for p in model.parameters())
     stored = sum(t.n_elements for t in header.tensors)
     if needed > stored:
@@ -103,22 +119,6 @@ def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
         warnings.warn(f"{path}: its rotary scaling is left out, as by transformers", stacklevel=3)
     return config
-
-
-def file_digest(path: str | Path, *, blocks: int = 4096, block_bytes: int = 1 << 16) -> str:
-    """Hash of a file's size and of up to `blocks` evenly spaced blocks: all of a file up to 256 MiB, a sample beyond.
-
-    The first and the last block are always among them.
-    """
-    size = os.path.getsize(path)
-    digest = hashlib.sha256(str(size).encode())
-    count = -(-size // block_bytes)
-    chosen = range(count) if count <= blocks else np.linspace(0, count - 1, blocks).astype(int)
-    with open(path, "rb") as file:
-        for index in chosen:
-            file.seek(int(index) * block_bytes)
-            digest.update(file.read(block_bytes))
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -151,10 +151,12 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _one_line(path: str | Path, what: str, build: Callable[[], Any]) -> Any:
-    """Result of `build`; a library's complaint about the file's content becomes a BadGGUF of one line."""
+@contextmanager
+def _refuse(path: str | Path) -> Iterator[None]:
+    """A library's complaint about the file's content becomes a BadGGUF of one line."""
     try:
-        return build()
+        yield
+    except BadGGUF:
+        raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadGGUF(f"{path}: no {what} can be made of it ({first})") from error
+        raise BadGGUF(f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})") from error

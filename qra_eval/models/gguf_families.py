@@ -59,7 +59,7 @@ def family_reasons(config: Any) -> list[str]:
     if config.model_type not in FAMILIES:
         return [f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"]
     reasons, family = [], family_of(config)
-    kind = rope(config).get("rope_type", "default")
+    kind = rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
     own = getattr(config, "layer_types", None)
@@ -84,8 +84,8 @@ def family_reasons(config: Any) -> list[str]:
     return reasons
 
 
-def rope(config: Any) -> dict[str, Any]:
-    """Its parameters; those of layers that see all positions, where others have their own."""
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """Those of the layers that see all positions, if others have their own."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
@@ -109,8 +109,15 @@ def head_width(config: Any) -> int:
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
     """The keys that describe the architecture."""
-    head, turned = head_width(config), rope(config)
-    optional: tuple[tuple[str, Callable[..., None]], ...] = (
+    head, turned = head_width(config), rope_parameters(config)
+    fields: tuple[tuple[str, Callable[..., None]], ...] = (
+        ("vocab_size", writer.add_vocab_size),
+        ("max_position_embeddings", writer.add_context_length),
+        ("hidden_size", writer.add_embedding_length),
+        ("num_hidden_layers", writer.add_block_count),
+        ("intermediate_size", writer.add_feed_forward_length),
+        ("num_attention_heads", writer.add_head_count),
+        ("num_key_value_heads", writer.add_head_count_kv),
         ("rms_norm_eps", writer.add_layer_norm_rms_eps),
         ("layer_norm_eps", writer.add_layer_norm_eps),
         ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
@@ -119,19 +126,12 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
         ("num_experts_per_tok", writer.add_expert_used_count),
         ("moe_intermediate_size", writer.add_expert_feed_forward_length),
     )
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    for name, add in optional:
+    for name, add in fields:
         value = getattr(config, name, None)
         if value is not None:
             add(value)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
     if family_of(config).window:
         writer.add_sliding_window(config.sliding_window)
         near = getattr(config, "rope_parameters", None) or {}
@@ -150,7 +150,7 @@ def rope_factors(config: Any) -> Tensor | None:
 
     Llama 3.1 slows down the frequencies whose waves are longer than the context that it was trained on first.
     """
-    found = rope(config)
+    found = rope_parameters(config)
     if found.get("rope_type", "default") != "llama3":
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

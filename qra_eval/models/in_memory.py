@@ -13,16 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.models.loaded import LoadedModel, finish, finish_shape
+from qra_eval.models.loaded import LoadedModel, finish
 from qra_search.config import in_memory_name
 from qra_search.errors import BadInput, needed
-
-HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
-"""What others registered on the modules of the model; the copy has none of it."""
 
 
 def load_in_memory(
@@ -38,9 +31,9 @@ def load_in_memory(
     if tokenizer is None:
         raise BadInput("a model in memory needs its tokenizer: give both")
     name, tokenizer = in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
-    if not weights:
-        return finish_shape(_copied(model, dtype, "meta"), tokenizer, name, name)
-    return replace(finish(_copied(model, dtype), tokenizer, name, name, device, stream), source=model)
+    twin = _copy(model, dtype, None if weights else "meta")
+    loaded = finish(twin, tokenizer, name, name, device, stream=stream, weights=weights)
+    return replace(loaded, source=model if weights else None)
 
 
 def check_model(model: Any) -> None:
@@ -69,17 +62,16 @@ def _is_dequantized(model: Any) -> bool:
     return type(getattr(model, "hf_quantizer", None)).__name__ == "GgufHfQuantizer"
 
 
-def _copied(model: nn.Module, dtype: torch.dtype, device: str | None = None) -> nn.Module:
+def _copy(model: nn.Module, dtype: torch.dtype, device: str | None) -> nn.Module:
     """The tree of modules, without hooks, over the same weights in `dtype`, or over their shapes alone on `meta`."""
-    made: dict[int, Any] = {}
+    tensors: dict[int, Any] = {id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()}
     for parameter in model.parameters():
-        made[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
-    for buffer in model.buffers():
-        made[id(buffer)] = buffer.detach().to(device, copy=True)
-    twin: Any = copy.deepcopy(model, made)
+        tensors[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
+    twin: Any = copy.deepcopy(model, tensors)
     if _is_dequantized(twin):
         twin.hf_quantizer.remove_quantization_config(twin)
     for module in twin.modules():
-        for hooks in HOOKS:
-            getattr(module, hooks).clear()
+        for name, value in vars(module).items():
+            if "_hooks" in name and isinstance(value, dict):  # the user's, which are not to be called
+                value.clear()
     return twin

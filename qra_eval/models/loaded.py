@@ -8,19 +8,16 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import find_known_tables
-from qra_eval.models.linears import find_linears, normalise, unstack
+from qra_eval.models.embeddings import find_tables
+from qra_eval.models.linears import find_linears, normalise
 from qra_search.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -54,29 +51,41 @@ class LoadedModel:
 
 
 def finish(
-    model: nn.Module, tokenizer: Any, name: str, spec: str, device: str | torch.device, stream: bool = False
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    spec: str,
+    device: str | torch.device,
+    *,
+    stream: bool = False,
+    weights: bool = True,
 ) -> LoadedModel:
-    """Normalise, freeze and place a model; give the tokenizer a padding token where it has none.
+    """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
     Args:
+        tokenizer: may be None if the weights are not needed.
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_tables` puts the latter where they are needed.
+        weights: False: the model is on the meta device and stays there.
     """
-    model.requires_grad_(False)
-    model.eval()
-    digest = fingerprint(unstack(model))
+    model.requires_grad_(False).eval()
     normalise(model)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    if tokenizer is not None and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not weights:
+        shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
+        digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
+        return LoadedModel(model, tokenizer, name, digest, spec, weights=False)
+    digest = fingerprint(model)
+    head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(contiguous_input)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    left: set[int] = set()
+    mapped: set[int] = set()
     if stream:
-        left = {id(p) for found in find_linears(model) for p in found.module.parameters()}
-        left |= {id(table.linear.weight) for table in find_known_tables(model)}
+        mapped = {id(p) for found in find_linears(model) for p in found.module.parameters()}
+        mapped |= {id(table.weight) for table in find_tables(model).values()}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if id(tensor) not in left:
+        if id(tensor) not in mapped:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, name, digest, spec)
 
@@ -97,17 +106,6 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     times as long for 8 rows and a head of 62 MiB.
     """
     return (args[0].contiguous(), *args[1:])
-
-
-def finish_shape(model: nn.Module, tokenizer: Any, name: str, spec: str) -> LoadedModel:
-    """As `finish`, for a model on the meta device: its shapes alone are known."""
-    model.requires_grad_(False)
-    model.eval()
-    digest = hashlib.sha256(json.dumps([type(model).__name__, model.config.to_dict()], default=str).encode())  # type: ignore[operator, union-attr]
-    normalise(model)
-    if tokenizer is not None and tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(model, tokenizer, name, f"shape-{digest.hexdigest()[:16]}", spec, weights=False)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -198,34 +196,6 @@ def cache_root() -> Path:
 def unwritable_cache(folder: Path, error: OSError) -> BadInput:
     """The error for a cache folder that cannot be written to."""
     return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")
-
-
-def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
-    """The cached folder of a key, made by `build` in a temporary one and renamed when it is complete.
-
-    Of several processes one builds, and the others wait for it; what one left that was killed is built anew.
-    """
-    folder = cache_root() / "models" / key
-    if folder.is_dir():
-        return folder
-    partial, lock = folder.with_name(f".{key}"), FileLock(folder.with_name(f".{key}.lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise unwritable_cache(folder.parent, error) from error
-    try:
-        if not folder.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            build(partial)
-            partial.rename(folder)
-            if os.name == "posix":  # elsewhere what is open cannot be removed
-                Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
-    return folder
 
 
 def _sum(flat: Tensor) -> bytes:

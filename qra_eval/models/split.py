@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from qra_eval.models.embeddings import find_known_tables
+from qra_eval.models.embeddings import find_tables
 from qra_eval.models.linears import decoder_layers
 
 Device = TypeVar("Device")
@@ -24,7 +24,7 @@ def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
     """
     layers: Any = model.get_submodule(decoder_layers(model))
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    held = sum(table.linear.weight.numel() for table in find_known_tables(model))
+    held = sum(table.weight.numel() for table in find_tables(model).values())
     share = (held + sum(sizes)) / len(devices)
     found: list[Device] = []
     for size in sizes:

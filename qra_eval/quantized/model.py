@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import torch
 from qra_backends import Backend
+from torch import nn
 
-from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
+from qra_eval.models.embeddings import find_tables, place_tables
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
 from qra_eval.models.split import assign_devices, connect_devices
@@ -22,6 +23,7 @@ from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, ma
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
@@ -104,7 +106,7 @@ class QuantizedModel:
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
-        dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
+        dense = weight_bytes([*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.compute = compute, self._compute(compute)
         layers = assign_devices(self.model, devices or [device])
@@ -141,7 +143,7 @@ class QuantizedModel:
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self._bank = Bank(
-            {**self.linears, **{name: table.linear for name, table in self.tables.items()}},
+            {**self.linears, **self.tables},
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)), levels={len(self.blocks): of_tables},
@@ -150,15 +152,15 @@ class QuantizedModel:
         self._whole = False
 
     def make_space(
-        self, config: SpaceConfig, backend: Backend, granularity: Granularity, tables: Mapping[str, FoundTable],
+        self, config: SpaceConfig, backend: Backend, granularity: Granularity, tables: Mapping[str, nn.Linear],
         table_bits: Sequence[float],
     ) -> SearchSpace:  # fmt: skip
         """The space of this model with a backend, with tables in it at some bit-widths."""
-        dense = weight_bytes([*self.linears.values(), *(table.linear for table in tables.values())])
+        dense = weight_bytes([*self.linears.values(), *tables.values()])
         return make_model_space(
             group_linears(self._found, granularity), granularity, config, backend,
             fixed_bytes=tensor_bytes(self.model) - dense, depth=len(self.blocks),
-            tables={name: (t.linear, list_table_levels(table_bits, backend, t.linear)) for name, t in tables.items()},
+            tables={name: (t, list_table_levels(table_bits, backend, t)) for name, t in tables.items()},
         )  # fmt: skip
 
     @property
@@ -185,7 +187,7 @@ class QuantizedModel:
         return whole
 
     def _build(self, *, figures: bool) -> None:
-        head = next((name for name, table in self.tables.items() if table.head), None)
+        head = next(reversed(self.tables), None)
         build(
             self._bank, self.blocks, self.calibration_batches(), self.progress,
             weighting=self.weighting, head=head, figures=figures,
@@ -236,7 +238,7 @@ class QuantizedModel:
         return self.dtype if fast.itemsize < self.dtype.itemsize else fast  # who keeps float32 wants its digits
 
 
-def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, FoundTable]:
+def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:
     """The tables that have levels to choose from; none if they are left as they are.
 
     Raises:
@@ -244,13 +246,15 @@ def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, 
     """
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
-    try:
-        return {table.name: table for table in find_tables(model)}
-    except ValueError as error:
+    tables = find_tables(model)
+    if not tables:
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        kinds = " and ".join(type(end).__name__ for end in ends)
+        message = f"embeddings of a {type(model).__name__} ({kinds}) cannot be quantized"
         if quantization.embeddings != "auto":
-            raise
-        log.info("embeddings are left as they are: %s", error)
-        return {}
+            raise BadInput(f"{message}: leave quantization.embeddings at 16")
+        log.info("%s and stay as they are", message)
+    return tables
 
 
 def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:

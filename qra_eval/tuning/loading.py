@@ -12,7 +12,7 @@ from qra_backends import make_backend
 
 from qra_eval.models.device import resolve_devices
 from qra_eval.models.embeddings import place_tables, replace_tables
-from qra_eval.models.experts import named_as_it_is
+from qra_eval.models.experts import keep_names
 from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.split import assign_devices, connect_devices
@@ -65,8 +65,8 @@ def load(
     model, tokenizer = load_base(
         folder, device=device, trust_remote_code=trust_remote_code, model=model, tokenizer=tokenizer
     )
-    with named_as_it_is(model):
-        tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+    keep_names(model)
+    tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
@@ -213,7 +213,7 @@ def put_base(
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
-        replace_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
+        replace_tables(model, backend, quantized, torch.device(device))
     if more:
         modules = model.get_submodule(decoder_layers(model))
         for layer, place in zip(modules, layers, strict=True):

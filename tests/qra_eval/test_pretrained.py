@@ -83,7 +83,7 @@ def test_adapters_of_experts_are_found_and_nothing_is_stored_twice(family: str, 
     evaluator.tune(plan, steps=2, folder=tmp_path / "run")
     done = export(tmp_path / "run", "peft", tmp_path / "out")
     assert done.largest_logit_difference == 0
-    searched = [f"{linear.name}." for linear in TunedRun(tmp_path / "run").linears]
+    searched = [f"{name}." for name in TunedRun(tmp_path / "run").levels]
     rest = load_file(done.path / "rest.safetensors")
     assert rest and not [key for key in rest if key.startswith(tuple(searched)) and not key.endswith(".bias")]
 
@@ -94,8 +94,7 @@ def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path)
     config = json.loads((done.path / "config.json").read_text())["quantization_config"]
     layout, (table,) = Layout.from_config(config), tuned.tables
     assert layout.embedding == layout.head == table
-    chosen = {linear.name: linear for linear in tuned.linears}
-    weights = {name: tuned.weight(linear) for name, linear in chosen.items()}
+    weights = {name: tuned.weight(name) for name in tuned.levels}
     weights[table] = tuned.backend.dequantize(tuned.tables[table])
     tensors = {key: t for file in done.path.glob("*.safetensors") for key, t in load_file(file).items()}
     attention, mlp = "model.layers.1.self_attn.", "model.layers.0.mlp."

@@ -147,7 +147,7 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
         finetune={"steps": 1, "test_rows": 1},
     ).tuner  # fmt: skip
     peaks = estimate_peaks(tuner, gpu=True)
-    loaded = sum(table.linear.weight.nbytes for table in tuner.quantized.tables.values())
+    loaded = sum(table.weight.nbytes for table in tuner.quantized.tables.values())
     assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
 
 

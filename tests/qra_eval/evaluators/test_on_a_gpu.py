@@ -59,7 +59,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
     with pretended_gpu() as gpu:
         monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
-        own = [table.linear.weight for table in evaluator.quantized.tables.values()]
+        own = [table.weight for table in evaluator.quantized.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
         evaluator.sensitivities()
         plan = evaluator.space.uniform(4, 4)

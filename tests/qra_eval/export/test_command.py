@@ -1,11 +1,32 @@
-"""`qra export`, as it is typed."""
+"""`qra export`, as it is typed: a run for each engine is searched, tuned and exported; the export is a copy."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from cli_runner import Qra
+from qra_backends.ggml import library
+from safetensors.torch import load_file
+
+from qra_eval.export import export
+from qra_eval.export.tuned import TunedRun
+from qra_search.cli.errors import run_safely
+
+SMALL = (
+    "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "12bpw", "--granularity", "fused",
+    "--set", "evaluation.steps=2", "--set", "training.batch_size=2", "--set", "evaluation.validation_rows=4",
+    "--set", "finetune.test_rows=4", "--set", "finetune.steps=2", "--set", "finetune.sample_answers=0",
+    "--strategy", "random",
+)  # fmt: skip
+SERVED = {
+    "vllm": "--enable-lora --lora-modules tuned=",
+    "llama.cpp": "llama-server -m",
+    "transformers": "PeftModel.from_pretrained",
+}
+"""What the command that serves an export has in it."""
 
 
 @pytest.fixture
@@ -13,39 +34,116 @@ def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
     return Qra(capsys)
 
 
-def test_an_export_is_written_and_its_difference_told(qra, runs, tmp_path):
-    """As `peft`, as the run was searched for no engine."""
-    shown = qra("export", str(runs["llama"].folder), "--out", str(tmp_path / "out"))
-    assert shown.status == 0 and "the same logits as the tuned model's, exactly" in shown.out
-    assert (tmp_path / "out" / "README.md").is_file()
+@pytest.fixture(scope="module", params=SERVED)
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "llama.cpp" and library.missing() is not None:
+        pytest.skip(str(library.missing()))
+    return request.param
 
 
-def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
-    command = ("export", str(runs["llama"].folder), "--format", "peft", "--out", str(tmp_path / "out"))
-    shown = qra(*command, "--option", "pad_ranks=true", "--json")
-    assert json.loads(shown.out)["path"] == str(tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == 8 and not config["rank_pattern"]
+@pytest.fixture(scope="module")
+def folder(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was searched for an engine, and tuned."""
+    run = tmp_path_factory.mktemp(engine) / "run"
+    bank = ("--set", f"quantization.cache={run.parent / 'bank'}")
+    assert run_safely(["search", *SMALL, "--engine", engine, "-n", "3", "--out", str(run), *bank]) == 0
+    assert run_safely(["finetune", str(run), "--against", "none"]) == 0
+    return run
 
 
+def test_what_was_searched_for_an_engine_is_exported_for_it(engine: str, folder: Path, qra: Qra) -> None:
+    exported = qra("export", folder)
+    assert exported.status == 0, exported.err
+    assert SERVED[engine] in exported.out
+    assert engine != "vllm" or "--max-lora-rank 8" in exported.out
+
+
+ONE_RUN = pytest.mark.parametrize("engine", ["vllm"], indirect=True)
+
+
+@ONE_RUN
+def test_the_difference_of_logits_is_printed_and_json_is_only_json(engine: str, folder: Path, qra: Qra, tmp_path: Path):
+    command = ("export", folder, "--format", "peft", "--out")
+    assert "the same logits as the tuned model's, exactly" in qra(*command, tmp_path / "text").out
+    shown = qra(*command, tmp_path / "json", "--option", "pad_ranks=true", "--json")
+    assert shown.json["path"] == str(tmp_path / "json")
+    config = json.loads((tmp_path / "json" / "adapter" / "adapter_config.json").read_text())
+    assert not config["rank_pattern"] and config["base_model_name_or_path"] == str((tmp_path / "json").resolve())
+
+
+@ONE_RUN
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--format", "compressed-tensors", "--check"), "--engine vllm"),
+        (("--format", "gguf", "--check"), "--engine llama.cpp"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
         (("--format", "gguf", "--option", "weights=q4"), "format gguf has no option 'weights': it has pre"),
     ],
 )
-def test_what_cannot_be_is_told_in_the_last_line_with_status_2(arguments, said, qra, runs):
-    shown = qra("export", str(runs["uneven"].folder), *arguments)
+def test_what_cannot_be_exported_is_told_in_the_last_line_with_status_2(arguments, said, engine, folder, qra):
+    shown = qra("export", folder, *arguments)
     assert shown.status == 2 and said in shown.err.splitlines()[-1] and "Traceback" not in shown.err
 
 
-def test_without_a_run_one_is_asked_for(qra):
+def test_without_a_run_one_is_asked_for_and_the_list_names_every_format(qra: Qra) -> None:
     shown = qra("export", "--format", "gguf")
     assert shown.status == 2 and "RUN is missing" in shown.err
-
-
-def test_the_list_names_every_format(qra):
     assert "GGUF" in qra("export", "--list").out.upper()
+
+
+@ONE_RUN
+def test_the_files_tensors_are_the_plans_in_bytes_and_to_the_bit(engine: str, folder: Path, tmp_path: Path) -> None:
+    run, out = TunedRun(folder), export(folder, "compressed-tensors", tmp_path / "out").path
+    tensors, stored, wanted = load_file(out / "model.safetensors"), 0, 0
+    for name, level in run.levels.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        weight = run.weight(name)
+        assert torch.equal(compressed_by_hand(own, run.backend.width(level)).to(run.dtype), weight)
+        stored += sum(tensor.nbytes for tensor in own.values())
+        wanted += run.backend.storage(level).bytes(*weight.shape)
+    assert stored == wanted
+
+
+def bits_of(words: list[int], bits: int) -> list[int]:
+    """Codes of one stream of words, by the arithmetic of integers."""
+    stream = sum((word % 2**32) << (32 * i) for i, word in enumerate(words))
+    return [(stream >> (bits * i)) % 2**bits for i in range(32 * len(words) // bits)]
+
+
+def compressed_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+    codes = torch.tensor([bits_of(row, bits) for row in own["weight_packed"].tolist()])
+    groups = own["weight_scale"].shape[1]
+    zeros = (
+        torch.tensor([bits_of(column, bits) for column in own["weight_zero_point"].t().tolist()]).t()
+        if "weight_zero_point" in own
+        else torch.full((len(codes), groups), 2 ** (bits - 1))
+    )
+    size = codes.shape[1] // groups
+    return own["weight_scale"].double().repeat_interleave(size, 1) * (codes - zeros.repeat_interleave(size, 1))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--engine", "vllm", "--granularity", "module"), "so choose fused or layer"),
+        (("--engine", "vllm", "--bits", "3,4"), "space.bits has 3: engine vllm has 4, 8, and 16 for unquantized"),
+        (("--engine", "vllm", "--ranks", "8,1024"), "engine vllm takes at most 512"),
+        (("--engine", "vllm", "--set", "quantization.embeddings=4"), "engine vllm has 16 for unquantized"),
+        (("--engine", "gptqmodel"), "engine is 'gptqmodel': known are llama.cpp, transformers, vllm"),
+    ],
+)
+def test_what_an_engine_cannot_take_is_refused_before_a_model_is_loaded(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, qra: Qra
+) -> None:
+    shown = qra("search", "--model", "tiny", "--task", "arithmetic", *arguments, "--out", tmp_path / "run")
+    assert shown.status == 2 and said in shown.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@ONE_RUN
+def test_an_adapter_on_a_base_without_an_address_says_who_knows_it(engine: str, folder: Path) -> None:
+    adapter = TunedRun(folder).adapter_folder
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert "qra_eval.load" in config["base_model_name_or_path"]
+    assert "qra_eval.load" in (adapter / "README.md").read_text()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from evaluators import make_evaluator
 from qra_backends import make_backend
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny
 from torch import nn
 
 from qra_eval import load
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models import embeddings
@@ -27,16 +30,7 @@ TIED = {"llama", "gemma3", "gpt2", "opt"}
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    made = {}
-
-    def make(family):
-        if family not in made:
-            made[family] = folder = tmp_path_factory.mktemp(family)
-            tiny_config_model(family, normalised=False).save_pretrained(folder)
-            byte_tokenizer().save_pretrained(folder)
-        return str(made[family])
-
-    return make
+    return functools.cache(lambda family: str(save_tiny(family, tmp_path_factory.mktemp(family))))
 
 
 def make_table(weight, name="reference", bits=8):
@@ -88,12 +82,12 @@ def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_n
     model, backend = load_model(folder_of(family)).model, make_backend("reference")
     ids = torch.arange(40)[None] % 200
     before = model(input_ids=ids, use_cache=False).logits.float()
-    found = {table.name: table for table in find_tables(model)}
+    found = find_tables(model)
     assert len(found) == (1 if family in TIED else 2)
     tables = install_tables(model, backend)
     assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), before)
     for name, table in tables.items():
-        table.set_base(module=backend.quantize(found[name].linear, 8))
+        table.set_base(module=backend.quantize(found[name], 8))
     after = model(input_ids=ids, use_cache=False).logits.float()
     assert 0 < (before - after).abs().max() < 0.05 * before.abs().max()
     uninstall_tables(model)
@@ -173,7 +167,7 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     errors = []
     for evaluator in (rounded, calibrated):
         name = evaluator.space.names[-1]
-        own = evaluator.quantized.tables[name].linear.weight.float()
+        own = evaluator.quantized.tables[name].weight.float()
         errors.append(((evaluator.quantized.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
     assert errors[1] < errors[0]
 
@@ -207,7 +201,8 @@ def test_a_level_that_a_group_lacks_gets_a_figure_between_its_own():
 def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):
     model = load_model(folder_of("llama")).model
     model.get_input_embeddings().max_norm = 1.0
+    assert find_tables(model) == {}
     with pytest.raises(ValueError, match="leave quantization.embeddings at 16"):
-        find_tables(model)
+        QuantizedLoRAEvaluator({"quantization": {"embeddings": 5}}, model=model, tokenizer=byte_tokenizer())
     with pytest.raises(ValueError, match="add 16 to quantization.embeddings"):
         evaluator_of(folder_of("llama"), options, 5, backend="hqq")

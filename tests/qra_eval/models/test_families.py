@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from evaluators import make_evaluator
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny
 
-from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
 
@@ -22,11 +21,8 @@ def built(request, tmp_path):
 
 
 def build(family, tmp_path, **space):
-    model = tiny_config_model(family, normalised=False, vocabulary=320, pad_token_id=1)
-    model.save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
     return make_evaluator(
-        str(tmp_path / "model"),
+        save_tiny(family, tmp_path / "model"),
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **space),

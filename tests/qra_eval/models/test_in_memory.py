@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny, tiny_config_model
 
 import qra_eval
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -50,8 +50,7 @@ def assert_as_it_was(model: Any, before: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
 def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: Any, tmp_path: Path) -> None:
     model: Any = tiny_config_model(family, normalised=False, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    save_tiny(family, tmp_path, dtype=torch.bfloat16)
     before = state_of(model)
     given, again = (load_model(model, tokenizer=byte_tokenizer(), dtype=dtype) for _ in range(2))
     kept = load_model(str(tmp_path), dtype=dtype)

@@ -7,26 +7,22 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_eval.models.experts import Experts
-from qra_eval.models.load import load_model, mixture_from_files
-from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.models.load import load_model, read_mixture
 
 IDS = torch.arange(4, 40).view(2, 18)
 
 
 @pytest.fixture
 def saved(tmp_path):
-    model = tiny_config_model("qwen3_moe", normalised=False, vocabulary=320, pad_token_id=1).bfloat16()
-    model.save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    return tmp_path
+    return save_tiny("qwen3_moe", tmp_path, dtype=torch.bfloat16)
 
 
 def test_the_logits_are_those_of_transformers(saved):
-    apart = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16).eval()
+    apart = read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16).eval()
     whole = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
     assert any(isinstance(module, Experts) for module in apart.modules())
     with torch.no_grad():
@@ -36,7 +32,7 @@ def test_the_logits_are_those_of_transformers(saved):
 
 def test_end_tokens_and_sampling_of_the_checkpoint_are_kept(saved):
     (saved / "generation_config.json").write_text('{"eos_token_id": [0, 1], "do_sample": true, "temperature": 0.6}')
-    mixture = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
+    mixture = read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
     assert mixture.generation_config.eos_token_id == [0, 1] and mixture.generation_config.temperature == 0.6
 
 
@@ -47,8 +43,8 @@ def test_weights_in_several_files_are_found_by_the_index(saved):
         save_file({name: tensors[name] for name in some}, saved / f"part-{part}.safetensors", metadata={"format": "pt"})
         index |= dict.fromkeys(some, f"part-{part}.safetensors")
     (saved / "model.safetensors").unlink()
-    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    apart = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    apart = read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
     for name, parameter in apart.named_parameters():
         assert torch.equal(parameter, tensors[name])
 
@@ -59,12 +55,10 @@ def test_of_files_with_other_names_the_stacked_model_is_taken_apart_and_has_the_
     expert = next(name for name in tensors if ".experts.0.up_proj" in name)
     weight = tensors.pop(expert)
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
-    assert mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16) is None
+    assert read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16) is None
     save_file({**tensors, expert: weight}, saved / "model.safetensors", metadata={"format": "pt"})
     assert load_model(str(saved)).fingerprint == usual.fingerprint
 
 
 def test_a_dense_model_is_left_to_transformers(tmp_path):
-    config = tiny_config_model("llama").config
-    config.save_pretrained(tmp_path)
-    assert mixture_from_files(tmp_path, config, torch.bfloat16) is None
+    assert read_mixture(tmp_path, tiny_config("llama"), torch.bfloat16) is None

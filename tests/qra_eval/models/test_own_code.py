@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from evaluators import make_evaluator
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny
 
 import qra_eval
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.tiny import byte_tokenizer
 from qra_search.runs.folder import RunFolder, containing_run
 
 CODE = """
@@ -28,9 +28,7 @@ CONFIG = "evaluator: quantized-lora\nmodel:\n  name: {model}\n  trust_remote_cod
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = tmp_path / "mine"
-    tiny_config_model("llama", normalised=False, vocabulary=320, pad_token_id=1).bfloat16().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    folder = save_tiny("llama", tmp_path / "mine", dtype=torch.bfloat16)
     (folder / "modeling_mine.py").write_text(CODE)
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
@@ -59,7 +57,7 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
         exported = TunedRun(run)
         assert exported.trusted == trust
         if trust:
-            assert exported.is_plain() and len(exported.linears) == len(evaluator.quantized.linears)
+            assert exported.is_plain() and len(exported.levels) == len(evaluator.quantized.linears)
 
 
 def test_a_tuning_has_the_settings_of_its_run(tmp_path):

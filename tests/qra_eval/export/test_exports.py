@@ -1,0 +1,157 @@
+"""What a format cannot hold is said before anything is written, and what is written computes what was tuned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretended_gpu import pretended_gpu
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import qra_eval
+from qra_eval.export import export
+from qra_eval.export.tuned import TunedRun, add_adapter
+from qra_search import plugins
+from qra_search.errors import BadInput
+
+Runs = Callable[..., TunedRun]
+IDS = torch.arange(40, 64)[None]
+
+
+def test_every_format_says_in_a_line_what_it_is() -> None:
+    for name in ("peft", "vllm", "merged", "compressed-tensors", "gguf"):
+        summary = plugins.load("exporters", name).summary
+        assert summary and "\n" not in summary
+
+
+@pytest.mark.parametrize(
+    ("run", "format", "why"),
+    [
+        (("llama", "compressed-tensors"), "gguf", "search with --engine llama.cpp, or export as merged"),
+        (("llama",), "compressed-tensors", "search with --engine vllm, or export as merged"),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* search with --engine vllm"),
+        (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
+        (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
+        (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_with_the_mend(
+    run: tuple[str, ...], format: str, why: str, runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=why) as refused:
+        export(runs(*run), format, tmp_path / "out")
+    assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "why"),
+    [
+        ("ggfu", {}, "did you mean gguf"),
+        ("peft", {"ranks": 3}, "no option 'ranks': it has pad_ranks"),
+        ("vllm", {"pre": "x"}, "no option 'pre': it has none"),
+        ("peft", {"pad_ranks": "perhaps"}, "pad_ranks is true or false, got 'perhaps'"),
+        ("gguf", {"pre": 3}, "name of a pre-tokenizer, got 3"),
+        ("merged", {"dtype": "int8"}, "dtype must be one of bfloat16, float16, float32, got 'int8'"),
+    ],
+)
+def test_an_unknown_format_or_option_is_one_clear_line(
+    format: str, options: dict[str, Any], why: str, runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=why):
+        export(runs("llama"), format, tmp_path / "out", **options)
+
+
+def test_an_export_is_written_into_an_empty_place_alone(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert export(runs("llama"), "peft", tmp_path / "link").path == tmp_path / "empty"
+    with pytest.raises(BadInput, match="exists already"):
+        export(runs("llama"), "peft", tmp_path / "empty")
+    with pytest.raises(BadInput, match="lacks plan.json"):
+        export(tmp_path, "peft", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "run", [("llama",), ("qwen2",), ("gpt2", "reference"), ("mixtral", "reference")], ids=lambda run: run[0]
+)
+def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
+    run: tuple[str, ...], runs: Runs, tmp_path: Path
+) -> None:
+    done = export(runs(*run), "merged", tmp_path / "out", dtype="float32")
+    tuned, _ = qra_eval.load(runs(*run).folder, device="cpu")
+    plain = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)
+    with torch.no_grad():
+        mine, theirs = (model(input_ids=IDS, use_cache=False).logits for model in (tuned, plain))
+    assert (mine - theirs).abs().max() < 1e-5 * mine.abs().max()
+    assert done.largest_logit_difference < 1e-5 * done.largest_logit and done.same_next_token == 1
+
+
+def test_bfloat16_rounds_the_merged_weights_and_the_difference_is_told(runs: Runs, tmp_path: Path) -> None:
+    done = export(runs("llama"), "merged", tmp_path / "out")
+    assert 0 < done.largest_logit_difference < 0.1 * done.largest_logit
+    assert done.same_next_token > 0.8
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_transformers_reads_a_gguf_file_as_the_tuned_base(family: str, runs: Runs, tmp_path: Path) -> None:
+    run = runs(family)
+    done = export(run, "gguf", tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(done.path, gguf_file="model.gguf", dtype=torch.float32)
+    model.hf_quantizer.remove_quantization_config(model)
+    assert run.compare(run.logits(add_adapter(model, run.adapter_folder)))["largest_logit_difference"] == 0
+
+
+def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> None:
+    for pad in (False, True):
+        done = export(runs("llama"), "peft", tmp_path / str(pad), pad_ranks=pad)
+        # Zero rows change how sums are blocked, so that the last bit may differ.
+        assert done.largest_logit_difference <= (1e-6 * done.largest_logit if pad else 0)
+        assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
+    tensors = load_file(tmp_path / "True" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
+
+
+def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that_vllm_knows(
+    runs: Runs, tmp_path: Path
+) -> None:
+    run = runs("llama", "compressed-tensors")
+    config, own = (
+        json.loads((folder / "adapter_config.json").read_text())
+        for folder in (export(run, "compressed-tensors", tmp_path / "out").path / "adapter", run.adapter_folder)
+    )
+    assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
+    assert config["lora_alpha"] == own["lora_alpha"]
+
+
+def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(runs: Runs, tmp_path: Path) -> None:
+    """Why the export and docs/serve.md load it packed; once this fails they need not."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import CompressedTensorsConfig
+
+    run = runs("llama", "compressed-tensors")
+    done = export(run, "compressed-tensors", tmp_path / "out")
+    assert done.largest_logit_difference <= 1e-5 * done.largest_logit
+    how = CompressedTensorsConfig(dequantize=True)
+    wrong = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32, quantization_config=how)
+    figures = run.compare(run.logits(add_adapter(wrong, done.path / "adapter")))
+    assert not figures["largest_logit_difference"] <= 0.5 * figures["largest_logit"]  # it may be NaN
+
+
+@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path: Path) -> None:
+    with pretended_gpu():
+        done = export(TunedRun(runs("llama").folder), format, tmp_path / format)
+    assert format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
+
+
+def test_exports_leave_the_global_generator_alone(runs: Runs, tmp_path: Path) -> None:
+    run = runs("llama")  # tuned at the first call
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    export(run, "peft", tmp_path / "peft")
+    assert torch.equal(before, torch.random.get_rng_state())
