@@ -60,8 +60,8 @@ def bench(
 def _read_seeds(text: str) -> list[int]:
     """`3` as [0, 1, 2] and `5-7` as [5, 6, 7]."""
     first, dash, last = text.partition("-")
-    if first.isdecimal() and (last.isdecimal() if dash else int(first) > 0):
-        seeds = list(range(int(first), int(last) + 1)) if dash else list(range(int(first)))
+    if first.isdecimal() and (last.isdecimal() or not dash):
+        seeds = range(int(first), int(last) + 1) if dash else range(int(first))
         if seeds:
-            return seeds
+            return list(seeds)
     raise BadInput(f"--seeds is {text!r}: write how many (3: the seeds 0 to 2), or the first and the last (5-9)")

@@ -147,9 +147,7 @@ Tuning = Annotated[
     option("--tuning ID", "A tuning by its id (see `qra show`), uniform, shuffled or 16-bit; default: that of the "
            "run's plan."),
 ]  # fmt: skip
-OutRun = Annotated[
-    Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
-]
+OutRun = Annotated[Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)]
 SETTINGS: dict[str, Any] = {
     "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "metric": Metric,
     "memory": Memory, "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,

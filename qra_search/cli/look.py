@@ -81,7 +81,7 @@ def show(
     if other is not None:
         with bad_input():
             choices = choices_in(plan_to_dict(result.space, plan)), choices_in(plan_data(other))
-        _show_differences(*choices, as_json=as_json)
+        _print_differences(*choices, as_json=as_json)
         return
     if as_json:
         common.emit(plan_to_dict(result.space, plan))
@@ -104,7 +104,7 @@ def show(
         console.print(f"\n{takers_text(folder.config(), space, plan)}", soft_wrap=True)
 
 
-def _show_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
+def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     """Groups for which two plans choose differently."""
     names = dict.fromkeys([*one, *two])
     rows = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
@@ -136,7 +136,7 @@ def runs(
         except Exception as error:  # one unreadable run must not hide the others
             unreadable.append({"run": str(run.path), "unreadable": describe(error)})
     if as_json:
-        common.emit(sorted([*map(_facts, read), *unreadable], key=lambda row: row["run"]))
+        common.emit(sorted([*map(_describe_run, read), *unreadable], key=lambda row: row["run"]))
         return
     console = common.stdout()
     if read:
@@ -147,7 +147,7 @@ def runs(
         console.print(f"{row['run']}: {row['unreadable']}", markup=False)
 
 
-def _facts(run: RunData) -> dict[str, Any]:
+def _describe_run(run: RunData) -> dict[str, Any]:
     """How far a run is and what it found, as plain data."""
     result, found, planned = run.result, run.finding, run.planned
     baseline = found.baseline if found else None
