@@ -53,7 +53,7 @@ def main() -> None:
         "same_trials_and_losses": sum(same),
         "best_loss": best["best"]["loss"],
         "best_uniform_loss": best["best_uniform"]["loss"],
-        "gain": best["gain"],
+        "loss_change": best["loss_change"],
         "seconds_an_evaluation": sorted(t.evaluation.seconds for t in second if t.evaluation)[len(second) // 2],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.full import FullTuning
@@ -50,74 +49,44 @@ def tune(
     An interrupted tuning is resumed from the checkpoint in its folder. Arguments and errors are those of
     `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
-    length = tuner.finetune_steps if steps is None else steps
-    start = time.perf_counter()
+    start, finetune, leads = time.perf_counter(), tuner.finetune, processes.rank == 0
+    steps = tuner.finetune_steps if steps is None else steps
+    size, batches = tuner.space.of(plan).memory_bytes(plan), tuner.final_batches(steps, seed)
+    samples = finetune.sample_answers if folder is not None and save_base and leads else 0
+
+    def validation_loss() -> float:
+        loss = tuner.held_out("validation", tuner.evaluation.validation_rows, processes)
+        tuner.model.train()
+        return loss
 
     def work() -> TuningRecord:
-        return _tuned(tuner, plan, seed, length, folder, save_base, on_step, progress, processes)
+        processes.alike(lambda: tuner.apply(plan, seed))
+        before = processes.alike(lambda: sample_answers(tuner, samples))
+        identity = _identity(tuner, plan, seed, steps, batches)
+        def finish_step(step: int, figures: StepFigures) -> None:
+            if on_step is not None:
+                on_step(step, figures)
+            if progress is not None:
+                resumed = f", resumed after step {full.resumed_after}" if full.resumed_after else ""
+                progress(f"tune{resumed}", step, steps)
+
+        full = FullTuning(finetune, validation_loss, identity, folder, finish_step, processes)
+        with full.saving():
+            tuner.train(steps, seed, callback=full, batches=batches, processes=processes)
+        nats, tokens = _row_losses(tuner, processes)
+        if not math.isfinite(sum(nats)):
+            raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
+        after = processes.alike(lambda: sample_answers(tuner, samples))
+        scores = processes.alike(lambda: row_scores(tuner) if leads else {})
+        error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
+        seconds = time.perf_counter() - start + full.earlier_seconds
+        shown = _select_samples(before, after, samples)
+        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error)
 
     try:
         return unless_out_of_memory(tuner, work)
     except Diverged as error:
-        size, seconds = tuner.space.of(plan).memory_bytes(plan), time.perf_counter() - start
-        return TuningRecord(plan, seed, length, size, seconds, failed=f"diverged: {error}")
-
-
-def _tuned(
-    tuner: FineTuner,
-    plan: Plan,
-    seed: int,
-    steps: int,
-    folder: Path | None,
-    save_base: bool,
-    on_step: Callable[[int, StepFigures], None] | None,
-    progress: Progress | None,
-    processes: Processes,
-) -> TuningRecord:
-    start, finetune, saves = time.perf_counter(), tuner.finetune, folder is not None and processes.rank == 0
-    processes.alike(lambda: tuner.apply(plan, seed))
-    shown = finetune.sample_answers if saves and save_base else 0
-    before = processes.alike(lambda: sample_answers(tuner, shown))
-    batches = tuner.final_batches(steps, seed)
-    identity = _identity(tuner, plan, seed, steps, batches)
-    watch = FullTuning(finetune, lambda: _validation_loss(tuner, processes), identity, folder, on_step, processes)
-    each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
-    with watch.saving():
-        tuner.train(steps, seed, each_step, watch=watch, batches=batches, processes=processes)
-    rows = tuner.rows("test", finetune.test_rows)
-    nats, tokens = _row_losses(tuner, rows, processes)
-    if not math.isfinite(sum(nats)):
-        raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
-    after = processes.alike(lambda: sample_answers(tuner, shown))
-    scores = processes.alike(lambda: row_scores(tuner) if processes.rank == 0 else {})
-    error = _save(tuner, plan, folder, save_base) if folder is not None and saves else ""
-    return TuningRecord(
-        plan=plan,
-        seed=seed,
-        steps=steps,
-        memory_bytes=tuner.space.of(plan).memory_bytes(plan),
-        seconds=time.perf_counter() - start + watch.earlier_seconds,
-        row_nats=nats,
-        row_tokens=tokens,
-        row_scores=scores,
-        samples=tuple(
-            {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
-        ),
-        reload_error=error,
-    )
-
-
-def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
-    """Save what was tuned; returns why it does not load back the same, if its base is saved and that is known."""
-    save(tuner, plan, folder, base=save_base)
-    if not save_base or not any(plan.ranks):
-        return ""
-    try:
-        check_reload(tuner, plan, folder)
-    except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
-        log.warning("the adapter in %s does not load back as it was tuned: %s", folder, describe(error))
-        return one_line(describe(error), REASON)
-    return ""
+        return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
 
 def untuned(tuner: FineTuner) -> TuningRecord | None:
@@ -132,15 +101,26 @@ def untuned(tuner: FineTuner) -> TuningRecord | None:
 
     def work() -> TuningRecord:
         with tuner.switcher.unquantized():
-            rows = tuner.rows("test", tuner.finetune.test_rows)
-            nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
+            nats, tokens = _row_losses(tuner, ALONE)
             scores = row_scores(tuner) if tuner.quantized.materialised else {}
             if not tuner.quantized.materialised and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
                 log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
-        seconds = time.perf_counter() - start
-        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), seconds, tuple(nats), tuple(tokens), scores)
+        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), time.perf_counter() - start, nats, tokens, scores)
 
     return unless_out_of_memory(tuner, work)
+
+
+def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
+    """Save what was tuned; returns why it does not load back the same, if its base is saved and that is known."""
+    save(tuner, plan, folder, base=save_base)
+    if not save_base or not any(plan.ranks):
+        return ""
+    try:
+        check_reload(tuner, plan, folder)
+    except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
+        log.warning("the adapter in %s does not load back as it was tuned: %s", folder, describe(error))
+        return one_line(describe(error), REASON)
+    return ""
 
 
 def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -159,43 +139,41 @@ def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequ
     }
 
 
-def _stage(watch: FullTuning) -> str:
-    """What a tuning is called while it runs."""
-    return f"tune, resumed after step {watch.resumed_after}" if watch.resumed_after else "tune"
-
-
-def _validation_loss(tuner: FineTuner, processes: Processes) -> float:
-    """As an evaluation measures it, amid a training."""
-    loss = tuner.held_out("validation", tuner.evaluation.validation_rows, processes)
-    tuner.model.train()
-    return loss
-
-
-def _row_losses(
-    tuner: FineTuner, rows: Sequence[Encoded], processes: Processes
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Summed loss and labelled tokens of each row, rank r of n passing rows r, r + n, ..."""
-    own = slice(processes.rank, None, processes.size)
+def _row_losses(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
+    rows, own = tuner.rows("test", tuner.finetune.test_rows), slice(processes.rank, None, processes.size)
     found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.rows_together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
     nats[own], tokens[own] = found
     return tuple(processes.total(*nats)), tuple(map(int, processes.total(*tokens)))
 
 
-def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
-    """The first test rows that have a prompt (`prompt`, `wanted`), and greedy answers by what is in place."""
-    if count == 0:
-        return []
+def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
+    """Twice as many test rows, no two with one wanted answer: `prompt`, `wanted`, and the greedy `answer`."""
     task = tuner.rows.task
-    examples = [example for example in task.split("test")[:count] if example.prompt.strip()]
-    answers = task.answers(
-        tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=tuner.with_room(SAMPLE_TOKENS)
-    )
-    prompts = [task.prompt(example, tuner.tokenizer) for example in examples]
+    rows = [row for row in task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
+    rows = list({row.answer: row for row in reversed(rows)}.values())[::-1]
+    shown = min(2 * count, len(rows))
+    examples = [rows[i * len(rows) // shown] for i in range(shown)]
+    if not examples:
+        return []
+    room = tuner.with_room(SAMPLE_TOKENS)
+    answers = task.answers(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
     return [
-        ({"prompt": prompt, "wanted": example.answer}, answer)
-        for prompt, example, answer in zip(prompts, examples, answers, strict=True)
+        {"prompt": task.prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}
+        for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+def _select_samples(
+    before: Sequence[dict[str, str]], after: Sequence[dict[str, str]], count: int
+) -> tuple[dict[str, str], ...]:
+    """So many of the sampled rows with the answers of both, half of them answered wrongly after the tuning."""
+    rows = [{**old, "before": old["answer"], "after": new["answer"]} for old, new in zip(before, after, strict=True)]
+    wrong = [row for row in rows if row["after"].strip() != row["wanted"].strip()]
+    right = [row for row in rows if row not in wrong]
+    shown = (wrong[: max(count // 2, count - len(right))] + right)[:count]
+    return tuple({name: row[name] for name in ("prompt", "wanted", "before", "after")} for row in shown)
 
 
 def row_scores(tuner: FineTuner) -> dict[str, tuple[float, ...]]:

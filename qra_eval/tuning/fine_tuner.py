@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -109,9 +109,8 @@ class FineTuner:
         self,
         steps: int,
         seed: int,
-        progress: Callable[[int, int, float], None] | None = None,
         *,
-        watch: training.TrainerCallback | None = None,
+        callback: training.TrainerCallback | None = None,
         batches: Sequence[Batch] | None = None,
         processes: Processes = ALONE,
     ) -> training.Trained:
@@ -132,8 +131,7 @@ class FineTuner:
                 seed=seed,
                 device=self.device,
                 rows=self.rows_together if self.halvings else None,
-                progress=progress,
-                watch=watch,
+                callback=callback,
                 processes=processes,
             )
         adapters.round_factors(self.switcher.wrapped, ADAPTER_DTYPE)
@@ -206,14 +204,9 @@ class FineTuner:
         if self.finetune.epochs is None:
             return self.finetune.steps
         whole, part = divmod(self.finetune.epochs, 1)
-        rows = self._all_rows
+        rows = len(self.rows("train", None))
         batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
         return max(1, math.ceil(batches / settings.accumulation))
-
-    @property
-    def _all_rows(self) -> int:
-        """Rows to train on: of running text, those that its blocks are cut into."""
-        return len(self.rows("train", None))
 
     @property
     def trained_rows(self) -> int:
@@ -230,7 +223,7 @@ class FineTuner:
         found: dict[str, RowCount] = {}
         for split, asked in counts.items():
             if split == "train" and self.finetune.epochs is not None:
-                asked = min(asked, self._all_rows)  # passes over what there is ask for no more
+                asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
             rows = self.rows(split, asked)
             found[split] = RowCount(
                 asked,

@@ -24,6 +24,9 @@ from qra_search.study.interrupt import on_interrupt
 
 log = logging.getLogger(__name__)
 
+RESUMED = ("best_loss", "best_step", "stale", "curve")
+"""Attributes that are read back from a checkpoint, beside the best parameters."""
+
 
 class FullTuning(TrainerCallback):
     """Follows a full tuning, so that it can be stopped at any step and resumed.
@@ -70,9 +73,7 @@ class FullTuning(TrainerCallback):
         found = read_checkpoint(self.checkpoint, training, self.identity)
         if found is not None:
             self.best, more = found
-            self.curve = more["curve"]
-            self.best_loss = float("inf") if more["best_loss"] is None else more["best_loss"]
-            self.best_step, self.stale = more["best_step"], more["stale"]
+            vars(self).update({name: more[name] for name in RESUMED})
             self.resumed_after = training.step
         self.earlier_seconds = training.seconds
         if self.processes.total(training.step) != [training.step * self.processes.size]:
@@ -82,32 +83,34 @@ class FullTuning(TrainerCallback):
             write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again
 
     def after(self, training: Training) -> bool:
+        settings, step, is_last = self.settings, training.step, training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
-        last = training.step == training.steps
-        every = self.settings.evaluate_every
-        if every and (last or training.step % every == 0):
-            figures["validation_loss"] = self._measure_validation(training)
-        self._write_step(training.step, figures)
-        stop = bool(self.settings.patience) and self.stale >= self.settings.patience
+        if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
+            loss = figures["validation_loss"] = self.validate()
+            self.stale += 1
+            if loss < self.best_loss:
+                self.best_loss, self.best_step, self.stale = loss, step, 0
+                self.best = {name: parameter.detach().cpu().clone() for name, parameter in named(training)}
+        self._write_step(step, figures)
+        stop = bool(settings.patience) and self.stale >= settings.patience
         interrupted = self.processes.any(self._interrupted)  # what comes while this waits is for the next step
-        needed = last or stop or interrupted
-        due = needed or self._is_due(training.step)
+        needed = is_last or stop or interrupted
+        due = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
+        minutes = (time.monotonic() - self._written) / 60
+        due = needed or due or 0 < settings.checkpoint_minutes <= minutes
         if self.folder is not None and due and self.processes.rank == 0:
-            training.stopped = stop and not last
+            training.stopped = stop and not is_last
             training.seconds = self.earlier_seconds + time.monotonic() - self._began
-            more = {
-                "identity": self.identity, "best_loss": self.best_loss if self.best else None,
-                "best_step": self.best_step, "stale": self.stale, "curve": self.curve,
-            }  # fmt: skip
+            more = {name: getattr(self, name) for name in RESUMED}
             try:
-                write_checkpoint(self.checkpoint, training, self.best, more)
+                write_checkpoint(self.checkpoint, training, self.best, {"identity": self.identity, **more})
             except OSError as error:
                 if needed:
                     raise
-                log.warning("could not write the checkpoint at step %d; training continues: %s", training.step, error)
+                log.warning("could not write the checkpoint at step %d; training continues: %s", step, error)
             training.seconds, self._written = self.earlier_seconds, time.monotonic()
         if interrupted:
-            raise KeyboardInterrupt(f"step {training.step} of {training.steps} is saved")
+            raise KeyboardInterrupt(f"step {step} of {training.steps} is saved")
         return stop
 
     @contextmanager
@@ -125,20 +128,6 @@ class FullTuning(TrainerCallback):
         if self.best:
             for name, parameter in named(training):
                 parameter.data.copy_(self.best[name])
-
-    def _measure_validation(self, training: Training) -> float:
-        loss = self.validate()
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.stale = loss, training.step, 0
-            self.best = {name: parameter.detach().cpu().clone() for name, parameter in named(training)}
-        else:
-            self.stale += 1
-        return loss
-
-    def _is_due(self, step: int) -> bool:
-        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
-        by_time = bool(minutes) and time.monotonic() - self._written >= 60 * minutes
-        return by_time or (bool(every) and step % every == 0)
 
     def _write_step(self, step: int, figures: dict[str, float]) -> None:
         if self.folder is not None and self.processes.rank == 0:

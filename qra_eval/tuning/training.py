@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -123,21 +122,17 @@ class Training:
         self.tokens += sum(batch.tokens for batch in batches)
 
 
-class TrainerCallback:
-    """A callback of a training: may restore its state, look at the model between steps, and stop it.
-
-    The model is in training mode at each call, and has to be left so.
-    """
+class TrainerCallback(Protocol):
+    """A callback of a training; the model is in training mode at each call, and has to be left so."""
 
     def begin(self, training: Training) -> None:
-        """Before the first step of this process."""
+        """Before the first step of this process: may restore an earlier state."""
 
     def after(self, training: Training) -> bool:
         """After a step; returns whether to stop."""
-        return False
 
     def ended(self, training: Training) -> None:
-        """After the last step that is made; the model is still in training mode."""
+        """After the last step that is made."""
 
 
 def train(
@@ -149,8 +144,7 @@ def train(
     seed: int,
     device: torch.device,
     rows: int | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    watch: TrainerCallback | None = None,
+    callback: TrainerCallback | None = None,
     processes: Processes = ALONE,
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
@@ -164,18 +158,23 @@ def train(
     """
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
-    start, size, watch = time.perf_counter(), settings.accumulation, watch or TrainerCallback()
+    start, size = time.perf_counter(), settings.accumulation
     torch.manual_seed(seed)
     training = Training(groups, settings, len(batches) // size, device, seed=seed, processes=processes)
-    with _in_training(model) as head:
-        watch.begin(training)
-        while training.step < training.steps and not training.stopped:
-            first = training.step * size
-            training.make_step(model, head, batches[first : first + size], rows)
-            if progress is not None:
-                progress(training.step, training.steps, training.losses[-1])
-            training.stopped = watch.after(training) and training.step < training.steps
-        watch.ended(training)
+    model.train()
+    try:
+        with labelled_head(model) as head:
+            if callback is not None:
+                callback.begin(training)
+            while training.step < training.steps and not training.stopped:
+                first = training.step * size
+                training.make_step(model, head, batches[first : first + size], rows)
+                if callback is not None:
+                    training.stopped = callback.after(training) and training.step < training.steps
+            if callback is not None:
+                callback.ended(training)
+    finally:
+        model.eval()
     losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
     seconds = training.seconds + time.perf_counter() - start
@@ -195,13 +194,3 @@ def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear")
     if schedule == "cosine":
         return 0.5 * (1 - math.cos(math.pi * left))
     return 1.0 if schedule == "constant" else left
-
-
-@contextmanager
-def _in_training(model: Any) -> Iterator[LabelledHead]:
-    model.train()
-    try:
-        with labelled_head(model) as head:
-            yield head
-    finally:
-        model.eval()

@@ -8,7 +8,6 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import is_follower
-from qra_search.report.finding import find_tested
 from qra_search.report.live import make_view
 from qra_search.report.terminal import print_next_steps, print_samples
 from qra_search.runs.comparison import Comparison
@@ -91,6 +90,6 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
     console = common.stdout()
     console.print()
     console.print(comparison)
-    print_samples(console, comparison.tuned.samples)
+    print_samples(console, comparison.chosen.samples)
     console.print()
-    print_next_steps(console, run.folder, run.result, find_tested(comparison))
+    print_next_steps(console, run.folder, run.result, comparison)

@@ -3,6 +3,8 @@ and printers tell apart."""
 
 from __future__ import annotations
 
+import numpy as np
+
 PAGE = {
     # (light theme, dark theme)
     "paper": ("#faf9f6", "#121417"),
@@ -42,17 +44,11 @@ def palette(*, dark: bool = False) -> dict[str, str]:
 
 
 def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
-    """So many colours of a ramp, from its first to its last, evenly apart."""
-    stops = [_channels(color) for color in RAMPS[name][dark]]
-    if steps == 1:
-        return [RAMPS[name][dark][len(stops) // 2]]
-    colors = []
-    for i in range(steps):
-        place = i * (len(stops) - 1) / (steps - 1)
-        k = min(int(place), len(stops) - 2)
-        mixed = (a + (b - a) * (place - k) for a, b in zip(stops[k], stops[k + 1], strict=True))
-        colors.append("#" + "".join(f"{round(255 * channel):02x}" for channel in mixed))
-    return colors
+    """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
+    stops = np.array([_channels(color) for color in RAMPS[name][dark]])
+    places = np.linspace(0, len(stops) - 1, steps) if steps > 1 else [len(stops) // 2]
+    mixed = np.stack([np.interp(places, range(len(stops)), channel) for channel in stops.T], axis=1)
+    return ["#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in mixed]
 
 
 def text_on(color: str) -> str:

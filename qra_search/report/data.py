@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.report.finding import Finding, find_result, headline
-from qra_search.report.formatting import role_name
+from qra_search.report.finding import Finding, find_result, headline, verdict
+from qra_search.report.formatting import record_name
 from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
-from qra_search.runs.comparison import Comparison, role_of
+from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuning_folder import CURVE_FILE
@@ -32,14 +32,6 @@ CURVES_SHOWN = 8
 CURVE_POINTS = 60
 """Points of a curve; of more steps each is the mean of several."""
 Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Best mean loss within a budget against the evaluations spent."""
-
-    budget: int
-    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -64,24 +56,18 @@ class RunData:
     comparison: Comparison | None = None
 
     @classmethod
-    def read(cls, run: RunFolder) -> RunData:
-        """Read a run's folder.
+    def read(cls, run: RunFolder, result: SearchResult | None = None) -> RunData:
+        """Read a run's folder, but for the result if it is at hand.
 
         Raises:
             BadInput: no search has begun there, or one of its files is damaged.
         """
         config = run.config() if run.config_file.is_file() else None
-        result = run.result()
+        result = run.result() if result is None else result
         if run.plan_file.is_file():
             read_plan(result.space, run.plan_file)
-        return cls.of_result(run, result, run.identity(), config)
-
-    @classmethod
-    def of_result(
-        cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None
-    ) -> RunData:
-        """A run whose result is at hand; its tunings are read."""
-        return cls(str(run.path), run.name, result, identity, config, tuple(run.records()), run.comparison())
+        records = tuple(run.records())
+        return cls(str(run.path), run.name, result, run.identity(), config, records, run.comparison())
 
     @property
     def planned(self) -> float | None:
@@ -93,19 +79,23 @@ class RunData:
         return find_result(self.result, self.comparison)
 
     @cached_property
-    def curves(self) -> tuple[Curve, ...]:
-        """Loss curves of the full tunings."""
-        return read_curves(self.folder, {record.id: self._name(record) for record in self.records})
-
-    def _name(self, record: TuningRecord) -> str:
-        plan = None if self.comparison is None else self.comparison.tuned.plan
-        role = role_of(record, self.result.space, plan)
-        return f"{role_name(role, record.plan, self.result.space)}, seed {record.seed}"
+    def curves(self) -> list[Curve]:
+        """Loss curves of the full tunings, those that are running among them; without a finite loss there is none."""
+        plan, space = None if self.comparison is None else self.comparison.chosen.plan, self.result.space
+        names = {r.id: f"{record_name(r, space, plan)}, seed {r.seed}" for r in self.records}
+        files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))
+        curves = [read_curve(file, names.get(file.parent.name, file.parent.name)) for file in files]
+        return [curve for curve in curves if curve.loss][:CURVES_SHOWN]
 
     @cached_property
     def headline(self) -> str:
         """The finding in a sentence, or what is predicted before anything was evaluated."""
         return headline(self.result, self.comparison)
+
+    @cached_property
+    def verdict(self) -> str:
+        """The finding in figures and sizes alone."""
+        return verdict(self.result, self.comparison)
 
     @cached_property
     def allocation(self) -> Allocation | None:
@@ -140,33 +130,17 @@ class RunData:
         return tuple(itertools.accumulate(t.fidelity for t in self.result.trials))
 
     @cached_property
-    def traces(self) -> tuple[Trace, ...]:
-        """One trace for each budget, or for a few sizes of the front if none was named."""
+    def traces(self) -> dict[int, list[Point]]:
+        """Best mean loss after each trial against the evaluations spent, by budget, or by a few sizes of the front."""
         front = [c.memory_bytes for c in self.result.front]
         budgets = self.result.memory_budgets or front[:: math.ceil(len(front) / TRACES) or 1]
-        return tuple(Trace(budget, self._trace(budget)) for budget in budgets)
-
-    def _trace(self, budget: int) -> tuple[Point, ...]:
-        points: list[Point] = []
-        so_far = BestSoFar()
+        so_far, traces = BestSoFar(), {budget: list[Point]() for budget in budgets}
         for trial, spent in zip(self.result.trials, self.spent, strict=True):
             so_far.add(trial)
-            if (found := so_far.best(budget)) and (not points or found[1] != points[-1][1]):
-                points.append((spent, found[1]))
-        if points:
-            points.append((max(self.spent[-1], points[-1][0]), points[-1][1]))
-        return tuple(points)
-
-
-def read_curves(folder: str | Path, names: Mapping[str, str]) -> tuple[Curve, ...]:
-    """The loss curves of a run's tunings; those without a finite loss are left out.
-
-    Args:
-        names: of finished tunings, by id; others go by their id.
-    """
-    files = sorted(Path(folder).glob(f"tunings/*/{CURVE_FILE}"))
-    curves = (_curve(names.get(f.parent.name, f.parent.name), f.read_text().splitlines()) for f in files)
-    return tuple(curve for curve in curves if curve.loss)[:CURVES_SHOWN]
+            for budget, points in traces.items():
+                if (best := so_far.best(budget)) is not None:
+                    points.append((spent, best[1]))
+        return {budget: points for budget, points in traces.items() if points}
 
 
 def smoothed(points: Sequence[Point], most: int = CURVE_POINTS) -> tuple[Point, ...]:
@@ -176,9 +150,10 @@ def smoothed(points: Sequence[Point], most: int = CURVE_POINTS) -> tuple[Point, 
     return tuple((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts)
 
 
-def _curve(name: str, lines: Sequence[str]) -> Curve:
+def read_curve(file: Path, name: str) -> Curve:
+    """The curve of a tuning, as far as its lines are whole and finite."""
     losses, validation = [], []
-    for line in lines:
+    for line in file.read_text().splitlines():
         try:
             row = json.loads(line)
             step, loss, measured = int(row["step"]), float(row["loss"]), float(row.get("validation_loss", math.nan))

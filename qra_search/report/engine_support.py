@@ -11,34 +11,26 @@ BESIDE = "in Python, by qra_eval.load, and in transformers and vLLM beside this 
 """Where plans run that no engine's own kernels take."""
 
 
-def takers(config: RunConfig, space: SearchSpace, plan: Plan) -> tuple[str, ...]:
-    """Names of the engines whose own levels are the plan's, if they take the model at all.
+def find_engines(config: RunConfig, space: SearchSpace | None = None, plan: Plan | None = None) -> list[str]:
+    """Names of the engines that store weights as the config's backend does, and take the plan's own levels.
 
     A plan without a quantized linear is none's own.
     """
-    return tuple(name for name in storing(config) if _takes(ENGINES[name], space, plan))
-
-
-def storing(config: RunConfig) -> tuple[str, ...]:
-    """Names of the engines that store weights as the config's backend does."""
     given = config.quantization.backend
     backend = given if isinstance(given, str) else given.get("name")  # type: ignore[call-overload]
-    return tuple(name for name, engine in ENGINES.items() if f"{backend}-".startswith(f"{engine.backend}-"))
+    engines = {name: engine for name, engine in ENGINES.items() if f"{backend}-".startswith(f"{engine.backend}-")}
+    return [name for name, engine in engines.items() if space is None or plan is None or _takes(engine, space, plan)]
 
 
-def storing_text(config: RunConfig) -> str:
-    """Where plans of a config will run, before there is one."""
-    if found := storing(config):
-        return f"in {' and '.join(found)}, if it takes the plan's choices"
-    return f"{BESIDE}; in an engine's own kernels with --engine {'|'.join(ENGINES)}"
-
-
-def takers_text(config: RunConfig, space: SearchSpace, plan: Plan) -> str:
-    """The same in words, with what to do if there is none."""
-    found = takers(config, space, plan)
-    if found:
-        return f"Runs as it is in {' and '.join(found)}: qra export writes a copy of it."
-    return f"Runs {BESIDE} (qra export). An engine's own kernels need a plan made with --engine {'|'.join(ENGINES)}."
+def engines_text(config: RunConfig, space: SearchSpace | None = None, plan: Plan | None = None) -> str:
+    """Where a plan runs, or, before there is one, where plans of the config will, with what to do for an engine."""
+    engines, options = find_engines(config, space, plan), "|".join(ENGINES)
+    if plan is None:
+        own = f"in {' and '.join(engines)}, if it takes the plan's choices"
+        return own if engines else f"{BESIDE}; in an engine's own kernels with --engine {options}"
+    if engines:
+        return f"Runs as it is in {' and '.join(engines)}: qra export writes a copy of it."
+    return f"Runs {BESIDE} (qra export). An engine's own kernels need a plan made with --engine {options}."
 
 
 def _takes(engine: Engine, space: SearchSpace, plan: Plan) -> bool:

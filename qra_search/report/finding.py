@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from qra_search.allocate.solve import Allocation
-from qra_search.report.formatting import change_text, loss_text, pair_text, plan_name
-from qra_search.runs.comparison import Change, Comparison, TunedPlan, loss_change
+from qra_search.report.formatting import change_text, loss_text, metric_text, pair_text, plan_name
+from qra_search.runs.comparison import Comparison, TunedPlan, loss_change
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import EvaluatedPlan
+from qra_search.study.candidates import Change, UniformComparison
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
@@ -20,32 +17,8 @@ NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The best plan against the best uniform plan within a budget.
-
-    Attributes:
-        data: that both losses are of.
-        baseline: None if no uniform plan was measured; the plan itself if that is uniform.
-        change: of the loss against the baseline's; None without another plan, or if one diverged.
-    """
-
-    space: SearchSpace
-    data: Literal["test", "validation"]
-    budget_bytes: int
-    chosen: TunedPlan | EvaluatedPlan
-    baseline: TunedPlan | EvaluatedPlan | None = None
-    change: Change | None = None
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the loss is lower than the baseline's, be it by chance."""
-        return self.change is not None and self.change.is_lower
-
-    @property
-    def is_unproven(self) -> bool:
-        """Whether nothing says by how much two test losses would differ by chance."""
-        return self.data == "test" and self.change is not None and self.change.interval is None
+Finding = Comparison | UniformComparison
+"""A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
 
 
 def find_result(
@@ -57,29 +30,9 @@ def find_result(
         budget_bytes: of what was evaluated; default: the run's largest.
     """
     if comparison is not None:
-        return find_tested(comparison)
+        return comparison
     evaluated = result.comparison(budget_bytes)
-    if evaluated is None or not evaluated.best.evaluations:
-        return None
-    best, uniform = evaluated.best, evaluated.uniform
-    limited = budget_bytes is not None or bool(result.memory_budgets)
-    limit = evaluated.budget if limited else max(c.memory_bytes for c in result.candidates)
-    change = None if uniform is None or uniform.plan == best.plan else evaluated_change(best, uniform)
-    return Finding(result.space, "validation", limit, best, uniform, change)
-
-
-def find_tested(comparison: Comparison) -> Finding:
-    """What was found on test data."""
-    budget_bytes, tuned = comparison.budget_bytes, comparison.tuned
-    return Finding(comparison.space, "test", budget_bytes, tuned, comparison.baseline, comparison.change)
-
-
-def evaluated_change(plan: EvaluatedPlan, other: EvaluatedPlan) -> Change | None:
-    """The change of one estimated loss against another, within two standard errors of the difference."""
-    if not other.loss:
-        return None
-    share, noise = ((x / abs(other.loss)) for x in (plan.loss - other.loss, math.hypot(plan.loss_std, other.loss_std)))
-    return Change(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
+    return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
 def headline(result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None) -> str:
@@ -91,7 +44,7 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
         return comparison_headline(comparison)
     found = find_result(result, budget_bytes=budget_bytes)
     if found is not None:
-        return _sentence(found)
+        return _sentence(found, result.space)
     if result.failures() and not result.candidates:
         return NOTHING
     allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
@@ -100,13 +53,30 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
     return f"{allocation_text(allocation, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
 
 
+def verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
+    """What a run found, in figures and sizes: its plan, the best uniform plan, and LoRA on the model in 16 bits."""
+    found, entries = find_result(result, comparison), []
+    if found is None or (comparison is not None and list(_faults(comparison))):
+        return headline(result, comparison)
+    baseline = found.baseline if found.baseline is not found.chosen else None
+    others = {} if baseline is None else {plan_name(baseline.plan, result.space): baseline}
+    metric = next(iter(comparison.metric_names), "") if comparison is not None else ""
+    if comparison is not None and (sixteen := comparison.find_role("16-bit")) is not None:
+        others["16-bit LoRA"] = sixteen
+    for name, plan in {"": found.chosen, **others}.items():
+        figure = metric_text(metric, plan.metrics[metric]) if isinstance(plan, TunedPlan) and metric else ""
+        size = format_bytes(plan.memory_bytes)
+        entries.append(f"{name + ': ' if name else ''}{figure or loss_text(plan.loss)} in {size}")
+    return f"{metric.replace('_', ' ').capitalize() or f'{found.data.capitalize()} loss'} {'; '.join(entries)}"
+
+
 def comparison_headline(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
-    return " ".join([*_faults(comparison), _sentence(find_tested(comparison)), *_control(comparison)])
+    return " ".join([*_faults(comparison), _sentence(comparison, comparison.space), *_control(comparison)])
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:
-    tuned, baseline, untuned = comparison.tuned, comparison.baseline, comparison.find_role("untuned")
+    tuned, baseline, untuned = comparison.chosen, comparison.baseline, comparison.find_role("untuned")
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {loss_text(untuned.loss)}."
@@ -118,7 +88,7 @@ def _faults(comparison: Comparison) -> Iterator[str]:
 
 def _control(comparison: Comparison) -> Iterator[str]:
     """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
-    tuned, shuffled = comparison.tuned, comparison.find_role("shuffled")
+    tuned, shuffled = comparison.chosen, comparison.find_role("shuffled")
     change = None if shuffled is None else loss_change(tuned, shuffled)
     if shuffled is None or change is None:
         return
@@ -131,20 +101,19 @@ def _control(comparison: Comparison) -> Iterator[str]:
         yield f"{text}: choosing by layer does not pay here, {change_text(change)}."
 
 
-def _sentence(found: Finding) -> str:
-    data, within = found.data, f"within {format_bytes(found.budget_bytes)}"
+def _sentence(found: Finding, space: SearchSpace) -> str:
+    data, within, change = found.data, f"within {format_bytes(found.budget_bytes)}", found.change
     if found.baseline is None:
         loss = f"{data.capitalize()} loss {loss_text(found.chosen.loss)}"
         return f"{loss} {within}; no uniform plan to compare it with."
-    name = f"{plan_name(found.baseline.plan, found.space)}, {format_bytes(found.baseline.memory_bytes)}"
-    change = found.change
-    if change is not None and (change.may_be_chance or (found.is_unproven and found.is_better)):
-        own, other = pair_text(found.chosen.loss, found.baseline.loss)
-        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {doubt_text(change)}."
-    if not found.is_better:
-        doubt = " (it may be chance)" if found.is_unproven else ""
-        return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
+    name = f"{plan_name(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     own, other = pair_text(found.chosen.loss, found.baseline.loss)
+    is_unproven = data == "test" and change is not None and change.interval is None
+    if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
+        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {doubt_text(change)}."
+    if change is None or not change.is_lower:
+        doubt = " (it may be chance)" if is_unproven else ""
+        return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}."
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.runs.comparison import TunedPlan, classify_record
+from qra_search.runs.intervals import Interval
 from qra_search.space.levels import level_words
-
-if TYPE_CHECKING:
-    from qra_search.runs.comparison import Change, TunedPlan
-    from qra_search.runs.intervals import Interval
-    from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.candidates import Change
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
@@ -39,6 +39,11 @@ def role_name(role: str, plan: Plan, space: SearchSpace) -> str:
         return f"16-bit LoRA, rank {max(plan.ranks)}"
     prefix = {"plan": "plan: ", "shuffled": "shuffled: "}.get(role, "")
     return prefix + plan_name(plan, space)
+
+
+def record_name(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
+    """A tuning by what it is beside the plan of its run."""
+    return role_name(classify_record(record, space, plan), record.plan, space)
 
 
 def bits_counts(plan: Plan, space: SearchSpace) -> str:
@@ -79,7 +84,7 @@ def change_text(change: Change | None) -> str:
     return f"{share} ({low} to {high}{', chance' if change.may_be_chance else ''})"
 
 
-def metric_text(name: str, value: float, interval: Interval | None) -> str:
+def metric_text(name: str, value: float, interval: Interval | None = None) -> str:
     """A metric with its interval; in percent what lies between 0 and 1, but for losses."""
     low, high = interval or (value, value)
     if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):

@@ -68,6 +68,11 @@ class HeatMap:
     labels: Sequence[str]
     legend: Sequence[str]
 
+    @property
+    def one_label(self) -> str | None:
+        """What every cell says; None if they differ."""
+        return self.labels[0] if len(set(self.labels)) == 1 else None
+
 
 def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
     """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
@@ -82,7 +87,7 @@ def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | Non
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
         levels, legend = damage_steps(damage * scale)
         remark = f"rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
-        labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
+        labels = [_two_figures(max(0.0, value) * scale) for value in damage]
         maps.append(HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, levels.tolist(), labels, legend))
     return maps
 

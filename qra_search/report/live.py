@@ -186,6 +186,7 @@ def best_texts(best: BestSoFar) -> list[str]:
         if uniform is None:
             lines.append(f"{text}, no uniform plan fits")
             continue
-        gain = best.gain(budget)
-        lines.append(f"{text}, uniform {uniform[1]:.4f}, {f'{percent(gain)} lower' if gain > 0 else 'not beaten yet'}")
+        lower = uniform[1] - found[1]
+        gain = f"{percent(lower / abs(uniform[1]))} lower" if lower > 0 and uniform[1] else "not beaten yet"
+        lines.append(f"{text}, uniform {uniform[1]:.4f}, {gain}")
     return lines

@@ -22,7 +22,7 @@ def next_steps(run: str | Path, result: SearchResult, found: Finding | None = No
     is_tested = found is not None and found.data == "test"
     steps = [("look at the plan", f"qra show {quoted}")]
     if found is not None and is_tested:
-        if found.change is not None and not found.is_better:
+        if found.change is not None and not found.change.is_lower:
             steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
         steps.append(("export it", f"qra export {quoted}"))
     elif (chosen := result.chosen()) is None or any(chosen.ranks):

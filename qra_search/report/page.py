@@ -20,11 +20,10 @@ from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import figures
-from qra_search.report.formatting import change_text, duration, evaluations_text, plan_name
+from qra_search.report.formatting import change_text, duration, evaluations_text, metric_text, plan_name
 from qra_search.report.layout import heat_maps
 from qra_search.report.next_steps import next_steps
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
         "where": [name for name in (model, task) if name],
         "facts": _facts(run),
         "charts": charts,
-        "samples": () if run.comparison is None else run.comparison.tuned.samples,
+        "samples": () if run.comparison is None else run.comparison.chosen.samples,
         "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
         "commands": next_steps(run.folder, run.result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
@@ -121,22 +120,29 @@ def _chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:
 def _facts(run: RunData) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     found, result, items = run.finding, run.result, []
+    if run.comparison is not None:
+        tuned = run.comparison.chosen
+        for name in run.comparison.metric_names:
+            value = metric_text(name, tuned.metrics[name], tuned.metric_interval(name))
+            items.append((name.replace("_", " ").capitalize(), value, f"{len(tuned.row_scores[name])} test rows"))
     if found is not None:
-        bits = bits_per_weight(result.space, found.chosen.memory_bytes)
-        limit = f"of {format_bytes(found.budget_bytes)}; " if result.memory_budgets else ""
-        size = format_bytes(found.chosen.memory_bytes)
-        items.append(("Memory of the plan", size, f"{limit}{bits:.2f} bits a searched weight"))
+        whole = result.space.unquantized.memory.minimum
+        share = f"{found.chosen.memory_bytes / whole:.0%} of the model in 16 bits"
+        items.append(("Size", format_bytes(found.chosen.memory_bytes), share))
         if found.baseline is not None and found.change is not None:
-            baseline = f"{found.data} data, {plan_name(found.baseline.plan, found.space)}"
-            items.append(("Loss against uniform", change_text(found.change), baseline))
-    failed = f", {len(result.failures())} failed" if result.failures() else ""
-    plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
-    items.append(("Evaluations spent", evaluations_text(result.spent), plans))
-    measured = "no sensitivities were measured"
-    if result.sensitivities is not None:
-        charge = evaluations_text(result.sensitivities.cost)
-        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, as long as {charge} evaluations"
-    return [*items, ("Time in evaluations", duration(run.seconds), measured)]
+            baseline = f"{found.data} loss, {plan_name(found.baseline.plan, result.space)}"
+            items.append(("Against uniform", change_text(found.change), baseline))
+    if result.trials:
+        failed = f", {len(result.failures())} failed" if result.failures() else ""
+        plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
+        items.append(("Evaluations", evaluations_text(result.spent), f"{duration(run.seconds)}; {plans}"))
+    elif result.sensitivities is not None:
+        groups = f"{len(result.space)} groups"
+        items.append(("Time of the sensitivities", duration(result.sensitivities.seconds), groups))
+    if run.records:
+        seconds = sum(record.seconds for record in run.records)
+        items.append(("Time of tuning", duration(seconds), f"{len(run.records)} tunings, with their tests"))
+    return items
 
 
 def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from qra_search.log.trial import Trial
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.candidates import relative_decrease
 from qra_search.study.study import Study
 
 
@@ -51,11 +49,6 @@ class BestSoFar:
             and (not uniform or self._is_uniform(trial))
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
-
-    def gain(self, budget: int) -> float:
-        """How much lower the best loss within a budget is than that of the best uniform plan; nan without one."""
-        best, rival = self.best(budget), self.best(budget, uniform=True)
-        return relative_decrease(best[1], rival[1]) if best and rival else math.nan
 
     def _is_uniform(self, trial: Trial) -> bool:
         return self.space is not None and self.space.uniform_choice(trial.plan) is not None

@@ -12,7 +12,7 @@ from rich.text import Text
 from qra_search.allocate.solve import Allocation
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.data import RunData
-from qra_search.report.finding import comparison_headline, evaluated_change, headline
+from qra_search.report.finding import comparison_headline, headline
 from qra_search.report.formatting import (
     bits_counts,
     change_text,
@@ -21,16 +21,18 @@ from qra_search.report.formatting import (
     loss_text,
     metric_text,
     plan_name,
+    record_name,
     role_name,
     test_loss_text,
 )
 from qra_search.report.table import TextTable
-from qra_search.runs.comparison import Comparison, TunedPlan, loss_change, role_of
+from qra_search.runs.comparison import Comparison, loss_change
 from qra_search.runs.intervals import mean_interval
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
+CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
 NOTEBOOK_WIDTH = 110
@@ -39,44 +41,38 @@ HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family
 
 
 def tuned_table(comparison: Comparison) -> TextTable:
-    """A comparison on test data, cheapest first: losses, how the plan's differs from each, and every metric."""
-    names, tuned = comparison.metric_names, comparison.tuned
+    """A comparison on test data, cheapest first: every metric, losses, and how the plan's loss differs from each."""
+    names, chosen = comparison.metric_names, comparison.chosen
+    changes = ["" if t is chosen else change_text(loss_change(chosen, t)) for t in comparison.tunings]
     rows = [
         (
             role_name(t.role, t.plan, comparison.space),
-            format_bytes(t.memory_bytes),
-            test_loss_text(t),
-            "" if t is tuned else change_text(loss_change(tuned, t)),
-            *(_metric_cell(t, name) for name in names),
+            *(metric_text(n, t.metrics[n], t.metric_interval(n)) if n in t.metrics else "" for n in names),
+            format_bytes(t.memory_bytes), test_loss_text(t), change,
         )
-        for t in comparison.tunings
-    ]
+        for t, change in zip(comparison.tunings, changes, strict=True)
+    ]  # fmt: skip
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
-    heads = ("plan", "size", "test loss", "change", *(name.replace("_", " ") for name in names))
-    notes = []
-    if any(row[3] for row in rows):
-        notes.append("Change: of the plan's test loss against this row's.")
-    if any("(" in row[3] for row in rows):
-        notes.append(f"In brackets: 95% intervals, of losses over {len(tuned.row_tokens)} test rows.")
-    for name in names:
-        if tuned.metric_interval(name) is not None:
-            notes.append(f"{name.replace('_', ' ').capitalize()}: on {len(tuned.row_scores[name])} test rows.")
-    if any("chance" in row[3] for row in rows):
-        notes.append("Chance: the interval holds zero.")
-    marked = [i for i, t in enumerate(comparison.tunings) if t is tuned]
-    return TextTable(caption, heads, rows, marked=marked, notes=notes)
-
-
-def _metric_cell(tuned: TunedPlan, name: str) -> str:
-    return metric_text(name, tuned.metrics[name], tuned.metric_interval(name)) if name in tuned.metrics else ""
+    titles = [name.replace("_", " ") for name in names]
+    notes = {
+        "Change: of the plan's test loss against this row's.": any(changes),
+        f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "(" in "".join(changes),
+        **{
+            f"{title.capitalize()}: on {len(chosen.row_scores[name])} test rows.": bool(chosen.metric_interval(name))
+            for name, title in zip(names, titles, strict=True)
+        },
+        CHANCE_NOTE: "chance" in "".join(changes),
+    }
+    heads, marked = ("plan", *titles, "size", "test loss", "change"), [comparison.tunings.index(chosen)]
+    return TextTable(caption, heads, rows, marked=marked, notes=[note for note, applies in notes.items() if applies])
 
 
 def record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
     """Every tuning of a run, oldest first."""
     rows = [
         (
-            record.id, role_name(role_of(record, space, plan), record.plan, space), str(record.seed), str(record.steps),
+            record.id, record_name(record, space, plan), str(record.seed), str(record.steps),
             format_bytes(record.memory_bytes), "diverged" if record.failed else loss_text(record.test_loss),
             duration(record.seconds),
         )
@@ -87,7 +83,7 @@ def record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan
 
 def record_text(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A finished tuning in one line."""
-    name = role_name(role_of(record, space, plan), record.plan, space)
+    name = record_name(record, space, plan)
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
@@ -114,7 +110,7 @@ def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
     if any(row[3] for row in rows):
         notes.append("These intervals, meant to hold 90%, held 95% of the differences in seventeen recorded searches.")
     if any(row[4] for row in rows):
-        notes.append("Chance: the interval holds zero.")
+        notes.append(CHANCE_NOTE)
     heads = ("plan", "size", "gain", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
@@ -130,13 +126,14 @@ def comparison_table(result: SearchResult) -> TextTable:
     rows: list[tuple[str, ...]] = []
     marked = []
     for row in compared:
-        best, uniform = row.best, row.uniform
+        best, uniform = row.chosen, row.baseline
         marked.append(len(rows))
         rows.append((
-            format_bytes(row.budget), ("plan: " if best.evaluations else "predicted: ") + plan_name(best.plan, space),
+            format_bytes(row.budget_bytes),
+            f"{'plan' if best.evaluations else 'predicted'}: {plan_name(best.plan, space)}",
             format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
             loss_text(best.observed) if best.evaluations else "not yet",
-            "" if uniform is None or uniform.plan == best.plan else change_text(evaluated_change(best, uniform)),
+            change_text(row.change),
         ))  # fmt: skip
         if uniform is None:
             rows.append(("", "no uniform plan fits", "", "", "", ""))

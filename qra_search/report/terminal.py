@@ -61,6 +61,8 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
 
 def strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
+    if heat.one_label is not None:
+        return Text(f"{heat.one_label} in all groups\n")
     grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
     width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2

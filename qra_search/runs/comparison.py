@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, ClassVar, Literal
 
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.baselines import is_shuffled
 from qra_search.runs.intervals import TWO_SIDED, Interval, log_ratio_interval, mean_interval, standard_error
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.candidates import Change
 
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 SHOWN_BY = "qra_search.report.tables"
@@ -23,100 +21,40 @@ SHOWN_BY = "qra_search.report.tables"
 
 
 @dataclass(frozen=True)
-class TunedPlan:
-    """One plan with the records of all seeds that it was tuned with."""
+class TunedPlan(TuningRecord):
+    """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; one seed that
+    diverged, or does not load back, tells in `failed` or `reload_error`."""
 
-    role: Role
-    records: tuple[TuningRecord, ...]
+    role: Role = "other"
+    records: tuple[TuningRecord, ...] = field(default=(), repr=False)
 
-    @property
-    def plan(self) -> Plan:
-        return self.records[0].plan
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.records[0].memory_bytes
-
-    @property
-    def losses(self) -> tuple[float, ...]:
-        """Test loss of each seed; inf if it diverged."""
-        return tuple(record.test_loss for record in self.records)
+    @classmethod
+    def of_seeds(cls, role: Role, records: Sequence[TuningRecord]) -> TunedPlan:
+        """The records of one plan and several seeds as one."""
+        records = tuple(sorted(records, key=lambda record: record.seed))
+        first = records[0]
+        shared = [name for name in first.row_scores if all(name in record.row_scores for record in records)]
+        scores = {name: _mean_rows([record.row_scores[name] for record in records]) for name in shared}
+        merged: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TuningRecord)}
+        for name in ("samples", "failed", "reload_error"):
+            merged[name] = next((value for record in records if (value := getattr(record, name))), merged[name])
+        merged |= {"seconds": sum(record.seconds for record in records), "row_scores": scores}
+        merged["row_nats"] = _mean_rows([record.row_nats for record in records])
+        return cls(**merged, role=role, records=records)
 
     @property
     def loss(self) -> float:
         """Mean test loss over the seeds."""
-        return sum(self.losses) / len(self.losses)
+        return self.test_loss
 
     @property
     def loss_error(self) -> float:
         """Standard error of the mean over the seeds; nan for a single one."""
-        return standard_error(self.losses) if math.isfinite(self.loss) else math.nan
-
-    @property
-    def seconds(self) -> float:
-        """Time of all its tunings."""
-        return sum(record.seconds for record in self.records)
-
-    @property
-    def failed(self) -> str:
-        """Why a seed diverged; empty if none did."""
-        return next((record.failed for record in self.records if record.failed), "")
-
-    @property
-    def reload_error(self) -> str:
-        """Why a saved adapter does not load back as it was tuned; empty if all do."""
-        return next((record.reload_error for record in self.records if record.reload_error), "")
-
-    @cached_property
-    def row_nats(self) -> tuple[float, ...]:
-        """Test loss of each row, the mean over the seeds."""
-        return _mean_rows([record.row_nats for record in self.records])
-
-    @property
-    def row_tokens(self) -> tuple[int, ...]:
-        return self.records[0].row_tokens
-
-    @cached_property
-    def row_scores(self) -> dict[str, tuple[float, ...]]:
-        """Scores by metric and row, the mean over the seeds; metrics that every seed has."""
-        names = [n for n in self.records[0].row_scores if all(n in r.row_scores for r in self.records)]
-        return {name: _mean_rows([record.row_scores[name] for record in self.records]) for name in names}
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Mean score of each metric."""
-        return {name: float(np.mean(scores)) for name, scores in self.row_scores.items() if scores}
+        return standard_error([record.test_loss for record in self.records]) if math.isfinite(self.loss) else math.nan
 
     def metric_interval(self, name: str) -> Interval | None:
         """95% interval of a metric over its rows; None with too few."""
         return mean_interval(self.row_scores[name])
-
-    @property
-    def samples(self) -> Sequence[Any]:
-        """Generated answers of the first seed that has some."""
-        return next((record.samples for record in self.records if record.samples), ())
-
-
-@dataclass(frozen=True)
-class Change:
-    """A loss against another, as a share of it: -0.1 is 10% lower.
-
-    Attributes:
-        interval: at 95%; None if nothing tells it.
-    """
-
-    share: float
-    interval: Interval | None = None
-
-    @property
-    def is_lower(self) -> bool:
-        """Whether the loss is lower than the other, be it by chance."""
-        return self.share < 0
-
-    @property
-    def may_be_chance(self) -> bool:
-        """Whether the interval holds zero."""
-        return self.interval is not None and self.interval[0] <= 0.0 <= self.interval[1]
 
 
 def loss_change(tuned: TunedPlan, other: TunedPlan) -> Change | None:
@@ -152,6 +90,7 @@ class Comparison:
         tunings: cheapest first.
     """
 
+    data: ClassVar[str] = "test"
     space: SearchSpace
     budget_bytes: int
     tunings: tuple[TunedPlan, ...]
@@ -163,7 +102,7 @@ class Comparison:
         return min((t for t in self.tunings if t.role == role), key=lambda t: t.loss, default=None)
 
     @property
-    def tuned(self) -> TunedPlan:
+    def chosen(self) -> TunedPlan:
         """The plan that the others are compared with."""
         return next(t for t in self.tunings if t.role == "plan")
 
@@ -171,16 +110,16 @@ class Comparison:
     def baseline(self) -> TunedPlan | None:
         """The best uniform plan within the budget, tuned with as many seeds if one was; a uniform plan is its own."""
         uniform = [t for t in self.tunings if t.role == "uniform" and math.isfinite(t.loss)]
-        if self.space.uniform_choice(self.tuned.plan) is not None:
-            uniform.append(self.tuned)
-        as_many = [t for t in uniform if len(t.records) >= len(self.tuned.records)]
+        if self.space.uniform_choice(self.chosen.plan) is not None:
+            uniform.append(self.chosen)
+        as_many = [t for t in uniform if len(t.records) >= len(self.chosen.records)]
         return min(as_many or uniform, key=lambda t: t.loss, default=None)
 
     @property
     def change(self) -> Change | None:
         """The plan's test loss against the baseline's; None without one."""
         baseline = self.baseline
-        return None if baseline is None or baseline is self.tuned else loss_change(self.tuned, baseline)
+        return None if baseline is None or baseline is self.chosen else loss_change(self.chosen, baseline)
 
     @property
     def metric_names(self) -> list[str]:
@@ -202,7 +141,7 @@ class Comparison:
         return str(import_module("qra_search.report.table").as_text(self))
 
     def __repr__(self) -> str:
-        return f"Comparison({len(self.tunings)} plans, test loss {self.tuned.loss:.4g})"
+        return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"
 
 
 def compare(
@@ -231,16 +170,16 @@ def compare(
             by_plan.setdefault((record.plan, record.is_untuned), []).append(record)
     tunings = []
     for same in by_plan.values():
-        role = role_of(same[0], space, plan)
+        role = classify_record(same[0], space, plan)
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
-            tunings.append(TunedPlan(role, tuple(sorted(same, key=lambda record: record.seed))))
+            tunings.append(TunedPlan.of_seeds(role, same))
     return Comparison(space, budget_bytes, tuple(sorted(tunings, key=lambda t: (t.memory_bytes, t.loss))))
 
 
-def tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> Plan | None:
+def select_tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> Plan | None:
     """The plan that a run's records are about: its own if that was tuned, else the last that is no baseline of it, else
     the last uniform one; None if nothing was tuned."""
-    roles = {record.plan: role_of(record, space, plan) for record in records if not record.is_untuned}
+    roles = {record.plan: classify_record(record, space, plan) for record in records if not record.is_untuned}
     for role in ("plan", "other", "uniform"):
         of_role = [tuned for tuned, own in roles.items() if own == role]
         if of_role:
@@ -248,7 +187,7 @@ def tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan |
     return None
 
 
-def role_of(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:
+def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:
     """What a record is beside a plan."""
     if record.is_untuned:
         return "untuned"
@@ -269,7 +208,7 @@ def _mean_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _plain(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
-    change = None if tuned is comparison.tuned else loss_change(comparison.tuned, tuned)
+    change = None if tuned is comparison.chosen else loss_change(comparison.chosen, tuned)
     interval = {name: tuned.metric_interval(name) for name in tuned.metrics}
     return {
         "role": tuned.role,

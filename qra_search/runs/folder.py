@@ -19,7 +19,7 @@ from qra_search.files import write_json, write_text
 from qra_search.log.state import StudyState, read_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.comparison import Comparison, compare, tuned_plan
+from qra_search.runs.comparison import Comparison, compare, select_tuned_plan
 from qra_search.runs.plan_file import PLAN_NAME, read_plan
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import resolve_budgets
@@ -167,10 +167,7 @@ class RunFolder:
             NoRun: the folder holds no run.
         """
         state, identity = self._state()
-        strategy = identity.get("strategy", "")
-        if state.trials:
-            return SearchResult.from_state(state, _strategy(strategy))
-        return SearchResult(state.space, (), state.sensitivities, state.memory_budgets, state.seed, strategy=strategy)
+        return SearchResult.from_state(state, _strategy(identity.get("strategy", "")))
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
@@ -277,7 +274,7 @@ class RunFolder:
             return None
         result = self.result()
         if plan is None:
-            plan = tuned_plan(records, result.space, self.plan())
+            plan = select_tuned_plan(records, result.space, self.plan())
         if budget_bytes is None:
             budget_bytes = max(result.memory_budgets, default=0)
         return None if plan is None else compare(records, result.space, plan, budget_bytes)

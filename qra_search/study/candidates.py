@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,26 +36,45 @@ class EvaluatedPlan:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A loss against another, as a share of it: -0.1 is 10% lower.
+
+    Attributes:
+        interval: at 95%; None if nothing tells it.
+    """
+
+    share: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the loss is lower than the other, be it by chance."""
+        return self.share < 0
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the interval holds zero."""
+        return self.interval is not None and self.interval[0] <= 0.0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
 class UniformComparison:
-    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
-    is, as a share of the uniform plan's loss; nan without one, or if that is zero."""
+    """The best plan within a budget beside the best uniform plan within it, by estimated validation losses."""
 
-    budget: int
-    best: EvaluatedPlan
-    uniform: EvaluatedPlan | None
-
-    @property
-    def beats_uniform(self) -> bool:
-        return self.uniform is None or self.best.loss < self.uniform.loss
+    data: ClassVar[str] = "validation"
+    budget_bytes: int
+    chosen: EvaluatedPlan
+    baseline: EvaluatedPlan | None
 
     @property
-    def gain(self) -> float:
-        return math.nan if self.uniform is None else relative_decrease(self.best.loss, self.uniform.loss)
-
-
-def relative_decrease(loss: float, other: float) -> float:
-    """How much lower a loss is than another, as a share of the other's size; nan if that is zero."""
-    return (other - loss) / abs(other) if other else math.nan
+    def change(self) -> Change | None:
+        """The chosen plan's loss against the baseline's, within two standard errors of the difference; None without
+        another plan, or if its loss is zero."""
+        one, two = self.chosen, self.baseline
+        if two is None or two.plan == one.plan or not two.loss:
+            return None
+        share, noise = (x / abs(two.loss) for x in (one.loss - two.loss, math.hypot(one.loss_std, two.loss_std)))
+        return Change(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
 
 
 def predict_better(

@@ -26,7 +26,6 @@ from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predic
 
 SHOWN_BY = "qra_search.report.tables"
 """Stands above this module, and is imported when a result is first shown."""
-__all__ = ["EvaluatedPlan", "UniformComparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,11 +162,10 @@ class SearchResult(StudyState):
             "memory_budgets": list(self.memory_budgets),
             "budgets": [
                 {
-                    "budget": c.budget,
-                    "best": _plain(c.best),
-                    "best_uniform": None if c.uniform is None else _plain(c.uniform),
-                    "beats_uniform": c.beats_uniform,
-                    "gain": finite(c.gain),
+                    "budget": c.budget_bytes,
+                    "best": _plain(c.chosen),
+                    "best_uniform": None if c.baseline is None else _plain(c.baseline),
+                    "loss_change": None if c.change is None else c.change.share,
                 }
                 for c in self.comparisons
             ],

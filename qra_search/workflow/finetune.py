@@ -117,7 +117,7 @@ def tune_missing(
         raise
     finally:
         if folder.records():
-            write_report(folder, config, result, folder.identity())
+            write_report(folder, result)
     comparison = compare(folder.records(), result.space, tunings.plan, tunings.budget_bytes, settings)
     assert comparison is not None  # the plan's record is there
     return comparison

@@ -18,7 +18,7 @@ from qra_search.log.trial_log import TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.live import ProgressArgument, listener_for
-from qra_search.runs.folder import RunFolder, identity_in
+from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
@@ -125,7 +125,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             strategy=config.search.strategy, allocations=allocations,
         )  # fmt: skip
         folder.write_plan(config, Measured(space, sensitivities, plain_identity(evaluator.describe())), result.chosen())
-    write_report(folder, config, result, folder.identity())
+    write_report(folder, result)
     return result
 
 
@@ -185,9 +185,8 @@ def search_run(
 
         with on_interrupt(stop):
             result = study.run()
-        identity = identity_in(log)
     folder.write(result)
-    write_report(folder, config, result, identity)
+    write_report(folder, result)
     if not result.candidates and not study.stopping:
         failures = result.failures()
         raise StudyFailed(
@@ -224,8 +223,8 @@ def _describe_start(study: Study, config: RunConfig, listener: Listener) -> None
         listener.say(f"what it may gain: {gain_text(study.result().allocation())}")
 
 
-def write_report(folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any]) -> None:
-    """Write `report.html` of a run from what is at hand; of its files the tunings alone are read."""
+def write_report(folder: RunFolder, result: SearchResult) -> None:
+    """Write `report.html` of a run whose result is at hand."""
     from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
 
-    write_text(folder.report_file, page([RunData.of_result(folder, result, identity, config)]))
+    write_text(folder.report_file, page([RunData.read(folder, result)]))

@@ -41,7 +41,7 @@ class TestWeightError(EvaluatorContract):
     def test_it_is_searched_to_the_best_plan(self, evaluator):
         budget = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
         result = search(evaluator, evaluations=15, memory_budget=budget)
-        assert result.best().memory_bytes <= budget and result.comparison().beats_uniform
+        assert result.best().memory_bytes <= budget and result.comparison().change.is_lower
 
     def test_more_bits_and_more_rank_are_never_worse(self, evaluator):
         assert (np.diff(evaluator.table, axis=1) < 0).all() and (np.diff(evaluator.table, axis=2) <= 0).all()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,6 @@ def test_workers_killed_at_random_moments_cost_no_trial(tmp_path, notes):
     assert facts(result.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
 
 
-def test_a_plan_that_kills_its_workers_fails_and_the_search_continues(notes):
-    with ProcessExecutor(workers.factory("die", notes), 2) as executor:
-        result = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 4, "seed": 1}, executor=executor)
-    bad = [t for t in result.trials if t.plan.bits[0] == 4]
-    assert bad and all(t.reason.startswith("WorkerDied: the worker was ended by SIGKILL") for t in bad)
-    assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
-
-
 def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):
     result = search(workers.Misbehaving("raise_surrogates"), **OPTIONS, log=tmp_path / "log")
     reason = result.failures()[0].reason
@@ -136,32 +129,26 @@ def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, li
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}).trials)
 
 
-def test_an_interrupt_leaves_the_log_resumable_and_the_workers_to_their_owner(tmp_path, notes):
-    class Interrupt(Callback):
+@pytest.mark.parametrize("interrupted", [False, True], ids=["stopped", "interrupted"])
+def test_what_is_stopped_or_interrupted_is_resumed_as_if_it_had_never_ended(tmp_path, notes, interrupted):
+    """What runs is finished; the rest of a batch is left for later."""
+
+    class End(Callback):
         def finished(self, study, trial):
-            if trial.id == 4:
+            if interrupted and trial.id == 4:
                 raise KeyboardInterrupt
+            if not interrupted:
+                study.stop()
 
+    options = {**OPTIONS, "log": tmp_path / "log", "batch": 2 if interrupted else 4}
     with ProcessExecutor(workers.factory(notes=notes, seconds=0.01), 2) as executor:
-        study = Study(
-            workers.Misbehaving(), **OPTIONS, log=tmp_path / "log", executor=executor, callbacks=[Interrupt()]
-        )
-        with pytest.raises(KeyboardInterrupt):
-            study.run()
-        resumed = search(workers.Misbehaving(), **OPTIONS, log=tmp_path / "log", executor=executor)
-    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
-
-
-def test_stop_ends_after_what_runs_and_leaves_the_rest_of_the_batch_for_later(tmp_path):
-    class Stop(Callback):
-        def finished(self, study, trial):
-            study.stop()
-
-    options = {**OPTIONS, "batch": 4}
-    search(workers.Misbehaving(), **options, log=tmp_path / "log", callbacks=[Stop()])
-    with TrialLog(tmp_path / "log") as log:
-        assert [t.status for t in log] == ["done"] + ["running"] * (len(log) - 1)
-    resumed = search(workers.Misbehaving(), **options, log=tmp_path / "log")
+        own = {"executor": executor} if interrupted else {}
+        with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+            search(workers.Misbehaving(), **options, **own, callbacks=[End()])
+        with TrialLog(tmp_path / "log") as log:
+            assert interrupted or [t.status for t in log] == ["done"] + ["running"] * (len(log) - 1)
+        resumed = search(workers.Misbehaving(), **options, **own)
+    del options["log"]
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
 
 

@@ -73,8 +73,7 @@ def front_figure(run: RunData) -> Figure:
 
 def trace_figure(run: RunData) -> Figure:
     """Best loss within each budget against evaluations spent, with the trials behind it by origin."""
-    traces = [t for t in run.traces if t.points]
-    limit = max((t.budget for t in traces), default=0)
+    traces, limit = run.traces, max(run.traces, default=0)
     uniform = [c.loss for c in run.result.uniform if c.memory_bytes <= limit]
     rivals = [min(uniform)] if uniform and len(traces) == 1 else []
     dots = [
@@ -92,10 +91,10 @@ def trace_figure(run: RunData) -> Figure:
         for i, origin in enumerate(run.origins):
             places = [(spent, loss) for spent, loss, o in dots if o == origin]
             _marks(axes, places, origin, c["paper"], (c[f"o-{i % 8}"], 0.85), SHAPES[i % 8])
-        for trace in traces:
-            _plot(axes, trace.points, drawstyle="steps-post", color=c["ink"], linewidth=2.5)
+        for budget, points in traces.items():
+            _plot(axes, points, drawstyle="steps-post", color=c["ink"], linewidth=2.5)
             if len(traces) > 1:
-                put_label(axes, [], format_bytes(trace.budget), trace.points[-1], (0, 9), side="left")
+                put_label(axes, [], format_bytes(budget), points[-1], (0, 9), side="left")
         _finish(axes)
     return figure
 
@@ -142,7 +141,7 @@ def figures(runs: Sequence[RunData]) -> dict[str, Figure]:
     (run,) = runs
     drawn = {
         "front": front_figure if run.result.candidates else None,
-        "trace": trace_figure if any(t.points for t in run.traces) else None,
+        "trace": trace_figure if run.traces else None,
         "tuning": tuning_figure if run.curves else None,
     }
     return {name: draw(run) for name, draw in drawn.items() if draw is not None}

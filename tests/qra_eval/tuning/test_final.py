@@ -38,8 +38,12 @@ def raising(error):
     return act
 
 
-def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(evaluator, monkeypatch):
+def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(evaluator, monkeypatch, tmp_path):
     plan = evaluator.space.uniform(4, 4)
+    with monkeypatch.context() as last:
+        last.setattr(final, "_row_losses", lambda *_: ([math.nan], [3]))
+        record = evaluator.tune(plan, steps=1, folder=tmp_path)
+    assert record.failed == "diverged: test loss is nan after step 1 of 1" and not (tmp_path / "adapter").exists()
     monkeypatch.setattr(evaluator.tuner, "train", raising(Diverged("training loss is nan at step 3 of 5")))
     record = evaluator.tune(plan, steps=1)
     assert record.failed == "diverged: training loss is nan at step 3 of 5" and record.test_loss == math.inf
@@ -47,12 +51,6 @@ def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has
     monkeypatch.setattr(evaluator.tuner, "train", raising(memory))
     with pytest.raises(EvaluationFailed, match="^out of memory: CUDA out of memory. Tried$"):
         evaluator.tune(plan, steps=1)
-
-
-def test_a_tuning_whose_last_step_ends_in_no_number_has_diverged_and_saves_nothing(evaluator, monkeypatch, tmp_path):
-    monkeypatch.setattr(final, "_row_losses", lambda *_: ([math.nan], [3]))
-    record = evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
-    assert record.failed == "diverged: test loss is nan after step 1 of 1" and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize(
@@ -90,10 +88,17 @@ def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_aft
     tuned = evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
     assert len(tuned.row_nats) == len(tuned.row_tokens) == 4
     assert sum(tuned.row_nats) / sum(tuned.row_tokens) == pytest.approx(tuned.test_loss)
-    assert len(tuned.samples) == 3
     asked = evaluator.task.split("test")[0]
-    assert tuned.samples[0].keys() == {"prompt", "wanted", "before", "after"}
+    assert [*tuned.samples[0]] == ["prompt", "wanted", "before", "after"]
     assert (tuned.samples[0]["prompt"], tuned.samples[0]["wanted"]) == (asked.prompt, asked.answer)
+    assert len({sample["wanted"] for sample in tuned.samples}) == len(tuned.samples) == 3
+
+
+def test_half_of_the_samples_are_answers_that_are_wrong_after_the_tuning():
+    before = [{"prompt": p, "wanted": p, "answer": "x"} for p in "abcdef"]
+    for wrong, shown in (("abcd", "aef"), ("", "abc"), ("abcdef", "abc"), ("f", "fab")):
+        after = [row | {"answer": "x" if row["wanted"] in wrong else f" {row['wanted']}"} for row in before]
+        assert "".join(row["prompt"] for row in final._select_samples(before, after, 3)) == shown
 
 
 @pytest.mark.parametrize("scales", [False, True])

@@ -48,27 +48,21 @@ def validation(model):
 def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation, **changed):
     model, wrapped = adapted()
     heard = []
-    watch = FullTuning(
-        FinetuneConfig(**{**FINETUNE, **changed}),
-        partial(validate, model),
-        {"of": identity},
-        folder,
-        lambda step, told: heard.append((step, told)),
-    )
 
-    def progress(step, of, loss):
+    def on_step(step, figures):
+        heard.append((step, figures))
         if step == kill_at:
             raise Killed
         if step == interrupt_at:
             signal.raise_signal(signal.SIGINT)
 
+    settings = FinetuneConfig(**{**FINETUNE, **changed})
+    full_tuning = FullTuning(settings, partial(validate, model), {"of": identity}, folder, on_step)
     batches = schedule(rows(16), STEPS * SETTINGS.accumulation, 4, 0)
-    with watch.saving():
-        trained = train(
-            model, adapters.parameter_groups(wrapped), batches, SETTINGS, seed=3, device=CPU, progress=progress,
-            watch=watch,
-        )  # fmt: skip
-    return adapters.cast_factors(wrapped, torch.float32), trained, heard, watch
+    with full_tuning.saving():
+        groups = adapters.parameter_groups(wrapped)
+        trained = train(model, groups, batches, SETTINGS, seed=3, device=CPU, callback=full_tuning)
+    return adapters.cast_factors(wrapped, torch.float32), trained, heard, full_tuning
 
 
 def same(one, two):
@@ -114,19 +108,13 @@ def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
     assert str(caught.value) == ""
 
 
-def test_a_checkpoint_of_another_training_is_not_resumed(whole, tmp_path):
+def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_step_is_made_again(whole, tmp_path):
     with pytest.raises(Killed):
         tune(tmp_path, kill_at=5, identity="b")
-    state, _, heard, _ = tune(tmp_path)
-    assert same(state, whole[0]) and len(heard) == STEPS
-    assert (tmp_path / CURVE_FILE).read_text() == whole[4]
-
-
-def test_a_training_that_had_ended_is_not_made_again(whole, tmp_path):
-    tune(tmp_path)
-    state, trained, heard, watch = tune(tmp_path)
-    assert same(state, whole[0]) and trained.loss == whole[1].loss and heard == []
-    assert watch.checkpoint.is_file()
+    for steps in (STEPS, 0):
+        state, trained, heard, full_tuning = tune(tmp_path)
+        assert same(state, whole[0]) and trained.loss == whole[1].loss and len(heard) == steps
+        assert (tmp_path / CURVE_FILE).read_text() == whole[4] and full_tuning.checkpoint.is_file()
 
 
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):

@@ -130,7 +130,7 @@ def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tun
     for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
         assert f"within {format_bytes(small)}" in shown.out
     comparison = run.comparison()
-    assert comparison is not None and comparison.tuned.plan == run.plan()
+    assert comparison is not None and comparison.chosen.plan == run.plan()
 
 
 def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_exported_after_a_defeat(

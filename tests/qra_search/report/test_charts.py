@@ -47,12 +47,11 @@ def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData)
 
 def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
     (axes,) = trace_figure(run).axes
+    ((budget, points),) = run.traces.items()
     steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in run.traces[0].points]
+    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in points]
     marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
-    assert marks == sum(
-        t.done and t.evaluation.memory_bytes <= run.traces[0].budget for t in run.result.trials if t.evaluation
-    )
+    assert marks == sum(t.done and t.evaluation.memory_bytes <= budget for t in run.result.trials if t.evaluation)
 
 
 def test_several_runs_share_their_figures(run: RunData) -> None:

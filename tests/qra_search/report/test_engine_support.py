@@ -8,7 +8,7 @@ import pytest
 
 from qra_search import Group, Linear, Plan, SearchSpace
 from qra_search.config import make_config
-from qra_search.report.engine_support import storing_text, takers, takers_text
+from qra_search.report.engine_support import engines_text, find_engines
 
 
 def space(bits: tuple[int, ...] = (2, 3, 4, 8, 16), ranks: tuple[int, ...] = (8, 1024)) -> SearchSpace:
@@ -32,7 +32,7 @@ def space(bits: tuple[int, ...] = (2, 3, 4, 8, 16), ranks: tuple[int, ...] = (8,
 )
 def test_the_engines_of_a_plan(backend: Any, bits: Any, ranks: Any, wanted: Any) -> None:
     config = make_config({"quantization": {"backend": backend}})
-    assert takers(config, space(), Plan(bits, ranks)) == wanted
-    text = takers_text(config, space(), Plan(bits, ranks))
+    assert find_engines(config, space(), Plan(bits, ranks)) == list(wanted)
+    text = engines_text(config, space(), Plan(bits, ranks))
     assert wanted[0] in text if wanted else "qra_eval.load" in text and "--engine" in text
-    assert all(name in storing_text(config) for name in wanted)
+    assert all(name in engines_text(config) for name in wanted)

@@ -64,10 +64,6 @@ def text(run: RunFolder) -> str:
     return page([RunData.read(run)])
 
 
-def test_every_element_is_closed(text: str) -> None:
-    assert Page(text).faults == []
-
-
 def test_no_name_reason_or_setting_gets_out_of_its_place(text: str) -> None:
     parsed = Page(text)
     assert len(parsed.all("script")) == 1
@@ -96,14 +92,16 @@ def test_a_page_of_a_big_search_stays_light() -> None:
     assert len(text.encode()) < 700_000
 
 
-def test_ids_are_unique_and_every_reference_finds_one(text: str) -> None:
-    parsed = Page(text)
-    ids = [a["id"] for _, a in parsed.elements if a.get("id")]
-    assert len(ids) == len(set(ids))
-    for _, attributes in parsed.elements:
-        href = attributes.get("href")
-        if href:
-            assert href[1:] in ids
+def test_ids_are_unique_and_every_reference_finds_one(run: RunFolder, text: str, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", memory=("uniform2r4", "uniform4r8"))
+    several = write_page([run, other], tmp_path / "compare.html").read_text()
+    assert "2 runs compared" in several
+    for parsed, count in ((Page(text), 1), (Page(several), 2)):
+        assert parsed.faults == []
+        assert [a["data-run"] for a in parsed.all("article")] == ["0", "1"][:count]
+        ids = [a["id"] for _, a in parsed.elements if a.get("id")]
+        assert len(ids) == len(set(ids))
+        assert {a["href"] for _, a in parsed.elements if a.get("href")} <= {f"#{id}" for id in ids}
 
 
 def test_charts_have_titles_and_descriptions_and_tables_have_headers(text: str) -> None:
@@ -115,17 +113,16 @@ def test_charts_have_titles_and_descriptions_and_tables_have_headers(text: str) 
     heads = parsed.all("th")
     assert heads and all(a.get("scope") in ("col", "row", "rowgroup") for a in heads)
     assert len(parsed.all("caption")) == len(parsed.all("table"))
-    assert parsed.all("html")[0]["lang"] == "en"
-    assert [tag for tag, _ in parsed.elements if tag in ("h1",)] == ["h1"]
+    assert parsed.all("html")[0]["lang"] == "en" and len(parsed.all("h1")) == 1
 
 
-def test_the_headline_is_the_finding_on_test_data(run: RunFolder, text: str) -> None:
-    found = RunData.read(run).finding
-    assert found is not None and found.data == "test"
-    heading = re.search(r"<h1[^>]*>(.*?)</h1>", text, re.DOTALL)
+def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below(text: str) -> None:
+    """By `add_tunings`: half right of the plan and 0.4 of the better uniform plan, whose losses are 1.005 and 1.105."""
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>\s*<p[^>]*>(.*?)</p>", text, re.DOTALL)
     assert heading is not None
-    # add_tunings: mean of 1.00 and 1.01 for the plan found; 1.10 and 1.11 for the better uniform plan.
-    assert heading.group(1).split()[2:6] == [f"{1.005:.2f}", "instead", "of", f"{1.105:.2f}"]
+    verdict, finding = (part.replace("\xa0", " ") for part in heading.groups())
+    assert verdict.startswith("Exact match 50.0 % in ") and "uniform 2 bits, rank 4: 40.0 % in " in verdict
+    assert finding.split()[2:6] == ["1.00", "instead", "of", "1.10"]
 
 
 def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: str) -> None:
@@ -139,53 +136,33 @@ def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: s
 
 def test_every_section_says_what_it_should(run: RunFolder, text: str) -> None:
     shown = " ".join("".join(Page(text).text).split())
-    for words in ("Against uniform", "Loss against memory", "layer by layer", "How the search went",
-                  "Failures", "What to do next", "Settings of the run", "out of memory"):  # fmt: skip
+    for words in ("Against uniform", "Loss against memory", "layer by layer", "How the search went", "Failures",
+                  "What to do next", "Settings of the run", "out of memory", f"qra search {run.path}"):  # fmt: skip
         assert words in shown
-    assert f"qra search {run.path}" in shown
-    data = RunData.read(run)
-    assert data.spent[-1] == pytest.approx(data.result.spent)
 
 
 def test_the_trace_never_shows_a_plan_over_the_budget_and_ends_at_the_best_mean(run: RunFolder) -> None:
     data = RunData.read(run)
-    (trace,) = data.traces
-    fitting = [c for c in data.result.candidates if c.memory_bytes <= trace.budget]
-    assert trace.points[-1][1] == pytest.approx(min(c.observed for c in fitting))
-    assert trace.points[-1][0] == pytest.approx(data.result.spent)
+    ((budget, points),) = data.traces.items()
+    fitting = [c.observed for c in data.result.candidates if c.memory_bytes <= budget]
+    assert points[-1] == pytest.approx((data.result.spent, min(fitting)))
 
 
-def test_several_runs_are_compared_and_then_shown_propose_one_by_one(run: RunFolder, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", memory=("uniform2r4", "uniform4r8"))
-    text = write_page([run, other], tmp_path / "compare.html").read_text()
-    parsed = Page(text)
-    assert parsed.faults == []
-    assert "2 runs compared" in text
-    assert [a["data-run"] for a in parsed.all("article")] == ["0", "1"]
-    ids = [a["id"] for _, a in parsed.elements if a.get("id")]
-    assert len(ids) == len(set(ids))
-
-
-def test_a_run_without_sensitivities_failures_or_config_has_a_page(tmp_path: Path) -> None:
+def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_path: Path) -> None:
     class Plain(Bits):
         def sensitivities(self) -> None:  # type: ignore[override]
             return None
 
-    study = Study(
-        Plain(evil_space(kinds=False)), strategy=UniformStrategy(), evaluations=6, log=tmp_path / "trials.jsonl"
-    )
-    study.run()
-    text = page([RunData.read(RunFolder(tmp_path))])
-    assert Page(text).faults == []
-    assert "no sensitivities were measured" in text
-    assert "Failures" not in text and "Sensitivity" not in text
-
-
-def test_a_run_that_has_no_result_yet_has_a_page(tmp_path: Path) -> None:
-    Study(Bits(evil_space()), strategy=Guessing(), evaluations=6, log=tmp_path / "trials.jsonl").log.close()
-    text = page([RunData.read(RunFolder(tmp_path))])
-    assert Page(text).faults == []
-    assert "No plan has been evaluated with success yet" in text
+    for name, evaluator, strategy in (("plain", Plain(evil_space(kinds=False)), UniformStrategy()),
+                                      ("begun", Bits(evil_space()), Guessing())):  # fmt: skip
+        study = Study(evaluator, strategy=strategy, evaluations=6, log=tmp_path / name / "trials.jsonl")
+        if name == "plain":
+            study.run()
+        study.log.close()
+        text = page([RunData.read(RunFolder(tmp_path / name))])
+        assert Page(text).faults == [] and "Failures" not in text
+        assert ("No plan has been evaluated with success yet" in text) == (name == "begun")
+        assert name == "begun" or "Sensitivity" not in text
 
 
 def test_a_page_needs_a_run() -> None:
@@ -193,34 +170,27 @@ def test_a_page_needs_a_run() -> None:
         page([])
 
 
-def test_answers_from_before_the_tuning_and_after_are_shown_and_escaped(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "s", evaluations=8)
-    answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
-    add_tunings(folder, seeds=1, rows=12, samples=(answers,))
-    shown = page([RunData.read(folder)])
-    text = " ".join("".join(Page(shown).text).split())
-    assert "Answers to test rows" in text and "9 or so" in text
-    assert "<script>alert" not in shown and "onerror=alert(2)>" not in shown
-    assert "95% intervals, of losses over 12 test rows" in text
-
-
-def test_the_report_shows_the_tunings_of_a_run_that_has_some(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", evaluations=8)
+def test_tunings_are_shown_with_their_curves_and_escaped_answers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "s", evaluations=8)
     assert "How the tuning went" not in page([RunData.read(run)])
-    add_tunings(run, seeds=1)
+    answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
+    add_tunings(run, seeds=1, rows=12, samples=(answers,))
     for record in run.records():
         write_curve(run.path, record.id, 20)
-    shown = page([RunData.read(run)])
-    assert "How the tuning went" in shown and "uniform 3 bits, rank 4, seed 0" in shown
-    assert all(record.id in shown for record in run.records())
+    page_text = page([RunData.read(run)])
+    shown = " ".join("".join(Page(page_text).text).split())
+    for words in ("Answers to test rows", "9 or so", "95% intervals, of losses over 12 test rows", "uniform 3 bits",
+                  "How the tuning went", *(record.id for record in run.records())):  # fmt: skip
+        assert words in shown
+    assert "<script>alert" not in page_text and "onerror=alert(2)>" not in page_text
 
 
 def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: str) -> None:
     data = RunData.read(run)
     shown = " ".join("".join(Page(text).text).replace("\xa0", " ").split())
-    compared, failed = tables.comparison_table(data.result), tables.failure_table(data)
     assert data.comparison is not None
-    for table in (tables.tuned_table(data.comparison), compared, failed):
+    for table in (tables.tuned_table(data.comparison), tables.comparison_table(data.result),
+                  tables.failure_table(data)):  # fmt: skip
         console = Console(file=io.StringIO(), width=400)
         console.print(table)
         printed = console.file.getvalue()  # type: ignore[attr-defined]

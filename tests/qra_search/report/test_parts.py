@@ -16,13 +16,13 @@ from qra_search import Group, Linear, Plan, SearchSpace, search
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
-from qra_search.report.data import read_curves, smoothed
-from qra_search.report.finding import comparison_headline, evaluated_change, headline
+from qra_search.report.data import read_curve, smoothed
+from qra_search.report.finding import comparison_headline, headline, verdict
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal import strip
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
-from qra_search.study.candidates import EvaluatedPlan
+from qra_search.study.candidates import EvaluatedPlan, UniformComparison
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -80,29 +80,22 @@ def test_the_steps_of_a_ramp_hold_their_values() -> None:
     assert levels[0] == 0 and levels[-1] == len(labels) - 1
     assert damage_steps(np.zeros(3))[0].tolist() == [0, 0, 0]
     assert damage_steps(np.full(3, 0.5))[1] == ["0.5"]
+    _, labels = damage_steps(np.array([0.13, 1.0, 130.0]))
+    assert labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130"), "without exponents"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [
-        (0.0123, "12 ms"),
-        (3.21, "3.2 s"),
-        (41.4, "41 s"),
-        (372, "6 min 12 s"),
-        (7500, "2 h 05 min"),
-        (math.nan, "unknown"),
-    ],
-)
+    [(0.0123, "12 ms"), (3.21, "3.2 s"), (41.4, "41 s"), (372, "6 min 12 s"), (7500, "2 h 05 min"),
+     (math.nan, "unknown")],
+)  # fmt: skip
 def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
     assert formatting.duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("pair", "texts"),
-    [((1.43, 1.71), ("1.43", "1.71")), ((1.4312, 1.4349), ("1.431", "1.435")), ((2.0, 2.0), ("2.00", "2.00"))],
-)
-def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[float, float], texts: tuple[str, str]) -> None:
-    assert formatting.pair_text(*pair) == texts
+@pytest.mark.parametrize("pair", [("1.43", "1.71"), ("1.431", "1.435")])
+def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -> None:
+    assert formatting.pair_text(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
 
 
 TWO = toy_space(2, bits=(2, 3, 4), ranks=(8,))
@@ -112,7 +105,7 @@ RATIOS = (0.7, 0.8, 0.9, 0.95) * 3
 
 def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, **fields: Any) -> TunedPlan:
     record = TuningRecord(plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields)
-    return TunedPlan(role, (record,))
+    return TunedPlan.of_seeds(role, (record,))
 
 
 def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, untuned: float | None = None,
@@ -179,11 +172,23 @@ def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
 
 
 def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:
-    best, uniform = (EvaluatedPlan(p, loss, 0.1, 9, loss) for p, loss in ((PLAN, 1.0), (UNIFORM, 1.2)))
-    near, far = evaluated_change(best, uniform), evaluated_change(best, replace(uniform, loss=1.4))
+    best = EvaluatedPlan(PLAN, 1.0, 0.1, 9, 1.0)
+    near, far = (UniformComparison(9, best, replace(best, plan=UNIFORM, loss=loss)).change for loss in (1.2, 1.4))
     assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
     assert far is not None and not far.may_be_chance
     assert formatting.change_text(far).startswith("−28.6 % (−48.8 to −8.4)")
+
+
+def test_the_verdict_is_the_metric_if_there_is_one_with_every_size() -> None:
+    space, plain = compared(), compared(row_scores={"accuracy": (1.0, 0.0) * 6})
+    nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
+    assert verdict(nothing, space) == "Test loss 1.432 in 108.0 MiB; uniform 3 bits, rank 8: 1.710 in 100.0 MiB"
+    uniform = tuned("uniform", UNIFORM, [1.71] * 12, row_scores={"accuracy": (1.0,) * 3 + (0.0,) * 9})
+    sixteen = tuned("16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12})
+    scored = replace(plain, tunings=(plain.chosen, uniform, sixteen))
+    assert verdict(nothing, scored) == (
+        "Accuracy 50.0 % in 108.0 MiB; uniform 3 bits, rank 8: 25.0 % in 100.0 MiB; 16-bit LoRA: 100.0 % in 300.0 MiB"
+    )
 
 
 def test_figures_stay_with_their_units() -> None:
@@ -194,11 +199,6 @@ def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
     three = space([("q", 0), ("v", 0), ("q", 1)])
     text = strip(three, heat_maps(three, Plan((2, 4, 8), (4, 4, 4)))[0]).plain
     assert [line.split() for line in text.splitlines()] == [["0"], ["q", "2", "8"], ["v", "4"]]
-
-
-def test_steps_of_a_ramp_are_written_without_exponents() -> None:
-    levels, labels = damage_steps(np.array([0.13, 1.0, 130.0]))
-    assert levels[0] == 0 and labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130")
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
@@ -217,11 +217,9 @@ def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() 
 def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> None:
     lines = ('{"step": 10, "loss": NaN, "validation_loss": NaN}', "null", '{"step": 3}', '{"step": 11, "lo')
     write_curve(tmp_path, "1a", 9, end="\n".join(lines))
-    write_curve(tmp_path, "empty", 0)
-    (curve,) = read_curves(tmp_path, {"1a": "the plan"})
+    curve = read_curve(tmp_path / "tunings" / "1a" / "curve.jsonl", "the plan")
     assert curve.name == "the plan" and curve.validation == ((4, 2.5), (8, 2.5))
     assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10))
-    assert read_curves(tmp_path / "nothing", {}) == ()
 
 
 def test_many_steps_are_means_of_a_few_and_the_mean_stays() -> None:

@@ -44,11 +44,11 @@ def test_reprs_are_one_line_that_says_what_it_is(result: SearchResult) -> None:
 
 def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchResult) -> None:
     comparison = result.comparison()
-    assert comparison is not None and comparison.uniform is not None
+    assert comparison is not None and comparison.baseline is not None and comparison.change is not None
     for text in (shown(result), re.sub(r"<[^>]*>", "", result._repr_html_())):
         assert "Validation loss" in text
-        assert f"{comparison.best.loss:#.4g}" in text and f"{comparison.uniform.loss:#.4g}" in text
-        assert f"{100 * comparison.gain:.1f} %".lstrip("-") in text
+        assert f"{comparison.chosen.loss:#.4g}" in text and f"{comparison.baseline.loss:#.4g}" in text
+        assert f"{100 * abs(comparison.change.share):.1f} %" in text
 
 
 def test_names_are_escaped_in_a_notebook() -> None:

@@ -13,7 +13,7 @@ from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import formatting
 from qra_search.runs.baselines import is_shuffled, select_baselines, shuffle_plan
-from qra_search.runs.comparison import Comparison, TunedPlan, compare, loss_change, tuned_plan
+from qra_search.runs.comparison import Comparison, TunedPlan, compare, loss_change, select_tuned_plan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 SPACE = toy_space()
@@ -49,7 +49,7 @@ def test_a_comparison_holds_what_was_tuned_alike_within_the_budget() -> None:
         "plan": pytest.approx(4.0), "uniform": pytest.approx(6.0), "16-bit": pytest.approx(2.0),
         "untuned": pytest.approx(9.0), "shuffled": pytest.approx(4.5), "other": pytest.approx(3.0),
     }  # fmt: skip
-    assert comparison.tuned.plan == PLAN and comparison.baseline is not None and comparison.baseline.plan == LOW
+    assert comparison.chosen.plan == PLAN and comparison.baseline is not None and comparison.baseline.plan == LOW
     assert [t.memory_bytes for t in comparison.tunings] == sorted(t.memory_bytes for t in comparison.tunings)
     names = [formatting.role_name(t.role, t.plan, SPACE) for t in comparison.tunings]
     assert "untuned, 16 bits" in names and f"16-bit LoRA, rank {SPACE.ranks[-1]}" in names
@@ -68,8 +68,8 @@ def test_the_settings_are_those_of_the_plans_last_record_or_as_given() -> None:
 
 
 def test_seeds_of_a_plan_are_one_entry_with_a_standard_error() -> None:
-    tuned = compared(record(PLAN, 4.01, seed=1), record(PLAN, 4.0)).tuned
-    assert tuned.losses == pytest.approx((4.0, 4.01)) and tuned.loss == pytest.approx(4.005)
+    tuned = compared(record(PLAN, 4.01, seed=1), record(PLAN, 4.0)).chosen
+    assert [r.test_loss for r in tuned.records] == pytest.approx([4.0, 4.01]) and tuned.loss == pytest.approx(4.005)
     # Two values a hundredth apart: deviation 0.01 / sqrt(2), and its mean's error that over sqrt(2).
     assert tuned.loss_error == pytest.approx(0.005)
 
@@ -79,7 +79,7 @@ def test_the_baseline_is_the_best_uniform_plan_with_as_many_seeds_if_there_is_on
     assert compared(*two, record(HIGH, 5.0)).baseline.plan == LOW  # type: ignore[union-attr]
     assert compared(record(PLAN, 4.0), record(LOW, 6.0), record(HIGH, 5.0)).baseline.plan == HIGH  # type: ignore[union-attr]
     alone = compared(record(HIGH, 5.0), record(LOW, 6.0), plan=HIGH)
-    assert alone.baseline is alone.tuned and alone.change is None
+    assert alone.baseline is alone.chosen and alone.change is None
     lost = compared(record(PLAN, 4.0), record(LOW, 0.0, failed="diverged: training loss is nan"))
     assert lost.baseline is None and lost.metric_names == []
 
@@ -87,14 +87,14 @@ def test_the_baseline_is_the_best_uniform_plan_with_as_many_seeds_if_there_is_on
 def test_a_runs_tuned_plan_is_its_own_or_the_last_chosen_in_its_place() -> None:
     other = Plan((8,) * 4 + (2,), (4,) * 5)
     records = [record(UNTUNED, 9.0, steps=0), record(LOW, 6.0), record(other, 3.0), record(SIXTEEN, 1.0)]
-    assert tuned_plan(records, SPACE, PLAN) == other
-    assert tuned_plan([*records, record(PLAN, 4.0)], SPACE, PLAN) == PLAN
-    assert tuned_plan(records[:2], SPACE, PLAN) == LOW and tuned_plan(records[:1], SPACE, PLAN) is None
+    assert select_tuned_plan(records, SPACE, PLAN) == other
+    assert select_tuned_plan([*records, record(PLAN, 4.0)], SPACE, PLAN) == PLAN
+    assert select_tuned_plan(records[:2], SPACE, PLAN) == LOW and select_tuned_plan(records[:1], SPACE, PLAN) is None
 
 
 def of_losses(*losses: float, rows: tuple[float, ...] = ()) -> TunedPlan:
     """Losses by seed; those of rows, or a single row."""
-    return TunedPlan("plan", tuple(
+    return TunedPlan.of_seeds("plan", tuple(
         TuningRecord(PLAN, seed, 1, 9, row_nats=tuple(x + loss - np.mean(rows) for x in rows) if rows else (loss,),
                      row_tokens=(1,) * (len(rows) or 1))
         for seed, loss in enumerate(losses)
@@ -122,7 +122,7 @@ def test_rows_and_seeds_widen_the_interval_together_and_it_stays_above_minus_all
 def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> None:
     right = (1.0,) * 16 + (0.0,) * 48
     tuned = compared(record(PLAN, 4.0, row_scores={"accuracy": right, "f1": (0.5,) * 3}),
-                     record(PLAN, 4.0, seed=1, row_scores={"accuracy": right[::-1]})).tuned  # fmt: skip
+                     record(PLAN, 4.0, seed=1, row_scores={"accuracy": right[::-1]})).chosen  # fmt: skip
     assert tuned.metrics == {"accuracy": 0.25}
     low, high = tuned.metric_interval("accuracy") or (0, 0)
     assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy

@@ -36,7 +36,7 @@ def test_the_best_plan_is_the_best_that_fits(result):
     budget = result.front[len(result.front) // 2].memory_bytes
     best = result.best(budget)
     assert best.loss == min(c.loss for c in result.candidates if c.memory_bytes <= budget)
-    assert best.plan == result.comparison(budget).best.plan
+    assert best.plan == result.comparison(budget).chosen.plan
 
 
 def test_an_allocation_is_solved_once_for_a_budget(monkeypatch):
@@ -91,7 +91,7 @@ def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
 def test_a_budget_is_written_as_for_a_search(result, budget):
     (limit,) = resolve_budgets(result.space, budget)
     assert result.best(budget) == result.best(limit)
-    assert result.comparison(budget).budget == limit and result.allocation(budget) == result.allocation(limit)
+    assert result.comparison(budget).budget_bytes == limit and result.allocation(budget) == result.allocation(limit)
     for ask in (result.best, result.comparison, result.allocation):
         with pytest.raises(BudgetTooSmall, match="below the smallest plan"):
             ask("1KiB")
