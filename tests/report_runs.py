@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies import Strategy
+from qra_search.strategies.random import RandomStrategy
 
 EVIL = "</script><script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 
 
-class Guessing(Strategy):
+class Guessing(RandomStrategy):
     """Random plans with a prediction each; every fifth is confirmed with another seed."""
 
     name = "guessing"
@@ -29,15 +31,7 @@ class Guessing(Strategy):
         if len(state.trials) % 5 == 4:
             plan = state.full[-1].plan
             return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
-        rng, space = state.rng(), state.space
-        code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
-        while space.memory.bytes(code) > state.memory_limit:
-            g = rng.integers(len(space))
-            code[:, g] = np.maximum(code[:, g] - 1, 0)
-        plan = space.decode(code)
-        if plan in state.seen:
-            return []
-        return [Proposal(plan, seed=state.seed, origin="guess", predicted_loss=2.0, predicted_std=0.1)]
+        return [replace(p, origin="guess", predicted_loss=2.0, predicted_std=0.1) for p in super().propose(state, 1)]
 
 
 class Bits(Evaluator):

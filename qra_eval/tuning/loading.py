@@ -18,7 +18,7 @@ from qra_eval.models.load import load_model
 from qra_eval.models.split import assign_devices, connect_devices
 from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, describe
 from qra_search.files import read_json, tensor_names
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.plan_file import PLAN_NAME, plan_data
@@ -134,13 +134,13 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
             raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) makes it again")
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = plan_data(folder)
-    lacking = [name for name in ("backend", "dtype", "groups", "model", "weights") if name not in data]
-    if lacking:
-        raise BadInput(f"{folder / PLAN_NAME} is damaged, it lacks {', '.join(lacking)}: restore it, or tune anew")
-    groups = data["groups"] if isinstance(data["groups"], list) else [None]
-    whole = all(isinstance(group, dict) and {"bits", "linears"} <= group.keys() for group in groups)
-    if not whole or not isinstance(getattr(torch, str(data["dtype"]), None), torch.dtype):
-        raise BadInput(f"{folder / PLAN_NAME} is damaged in its groups or dtype: restore it, or tune anew")
+    try:
+        levels_of(data)
+        is_whole = all(name in data for name in ("backend", "model", "weights"))
+        if not is_whole or not isinstance(getattr(torch, data["dtype"]), torch.dtype):
+            raise LookupError("it lacks backend, model, weights or a dtype")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew") from error
     return data
 
 

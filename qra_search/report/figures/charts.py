@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qra_search.report.data import Point, RunData
 from qra_search.report.figures.canvas import SHAPES, WIDE, fit, new_figure, put_label, style
@@ -33,40 +33,37 @@ def front_figure(run: RunData) -> Figure:
     """Loss against bytes of every plan, the front, the uniform plans and the budgets."""
     result, space = run.result, run.result.space
     budgets, front = result.memory_budgets, {c.plan for c in result.front}
+    uniform_kind, found_kind = list(FRONT_MARKS)[2:]
     marks: dict[str, list[Point]] = {kind: [] for kind in FRONT_MARKS}
+    labels: list[tuple[str, Point, Point, float]] = []  # text, place, shift, share of the width that it needs
     for p in result.candidates:
-        place = p.memory_bytes / MIB, p.loss
-        uniform = space.uniform_choice(p.plan) is not None
-        kind = "uniform plans (b bits, r rank)" if uniform else "on the front" if p.plan in front else "other plans"
+        place, choice = (p.memory_bytes / MIB, p.loss), space.uniform_choice(p.plan)
+        kind = uniform_kind if choice is not None else "on the front" if p.plan in front else "other plans"
         marks[kind].append(place)
+        if choice is not None:
+            labels.append((f"{level_words(choice[0])}, r{choice[1]}", place, (8, 10), 0.1))
         if p.plan == run.plan:
-            marks["plan found"].append(place)
+            marks[found_kind].append(place)
+            labels.insert(0, (f"found, {loss_text(p.loss)}", place, (13, 0), 0.4))
     with style() as c:
         figure, (axes,) = new_figure("Loss against memory of every plan that was evaluated", WIDE)
-        sizes = [*(p.memory_bytes for p in result.candidates), *budgets]
-        fit(axes, "x", "memory, MiB", [b / MIB for b in spread_out(sizes)], log=False)
+        sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
+        fit(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
         _, top = fit(axes, "y", "loss", [p.loss for p in result.candidates])
         for budget in budgets:
             axes.axvline(budget / MIB, color=c["best"], linewidth=1.5, linestyle=DASHED)
+            labels.insert(0, (format_bytes(budget), (budget / MIB, top), (7, -8), 0.4))
         steps = [(p.memory_bytes / MIB, p.loss) for p in result.front]
         _plot(axes, steps, drawstyle="steps-post", color=c["found"], linewidth=2.25)
         for kind, places in marks.items():
             color, shape, width, alpha = FRONT_MARKS[kind]
             _marks(axes, places, kind, c["paper"], (c[color], alpha), shape, width)
         taken: list = []
-
-        def label(text: str, at: Point, shift: Point, room: float, moves: Sequence[float] = (0,), **more: str) -> None:
-            left = axes.transData.transform(at)[0] > (1 - room) * WIDE[0]
-            put_label(axes, taken, text, at, shift, side="left" if left else "right", moves=moves, **more)
-
-        for place in marks["plan found"]:
-            label(f"found, {loss_text(place[1])}", place, (13, 0), 0.4, fontweight="bold")
-        for budget in budgets:
-            label(format_bytes(budget), (budget / MIB, top), (7, -8), 0.4, (0, 16, 32))
-        for p in result.candidates:
-            if (choice := space.uniform_choice(p.plan)) is not None:
-                name = f"{level_words(choice[0])}, r{choice[1]}"
-                label(name, (p.memory_bytes / MIB, p.loss), (8, 10), 0.1, (0, 18))
+        for text, place, shift, room in labels:
+            side: Literal["left", "right"] = (
+                "left" if axes.transData.transform(place)[0] > (1 - room) * WIDE[0] else "right"
+            )
+            put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
         _finish(axes)
     return figure
 
@@ -145,13 +142,6 @@ def figures(runs: Sequence[RunData]) -> dict[str, Figure]:
         "tuning": tuning_figure if run.curves else None,
     }
     return {name: draw(run) for name, draw in drawn.items() if draw is not None}
-
-
-def spread_out(sizes: Sequence[float]) -> list[float]:
-    """Sizes, with others around them if they lie so close that single bytes would look like much."""
-    low, high = min(sizes), max(sizes)
-    more = (LEAST_SPAN * high - (high - low)) / 2
-    return [*sizes, low - more, high + more] if more > 0 else list(sizes)
 
 
 def _plot(axes: Axes, points: Sequence[Point], **how: Any) -> None:

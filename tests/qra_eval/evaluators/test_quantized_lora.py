@@ -219,7 +219,7 @@ def test_a_tuned_plan_that_lacks_something_is_refused_by_name(build, tmp_path):
     save_file(tensors, base)
     for wrong in ({"dtype": "bfloat17"}, {"groups": 3}, {"groups": [{}]}):
         plan.write_text(json.dumps({**data, **wrong}))
-        with pytest.raises(BadInput, match="is damaged in its groups or dtype"):
+        with pytest.raises(BadInput, match=r"plan.json is damaged \("):
             load(tmp_path)
     plan.write_text(json.dumps(data))
     factors.unlink()

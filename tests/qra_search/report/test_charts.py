@@ -16,7 +16,7 @@ from report_runs import EVIL, add_tunings, make_run
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
-from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
+from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, trace_figure
 from qra_search.report.page import write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -63,18 +63,16 @@ def test_several_runs_share_their_figures(run: RunData) -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name, "_under"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(run: RunData, tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / place / "same", evaluations=4) for place in ("a", "b")]
+def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluation_there_is_no_chart(
+    tmp_path: Path,
+) -> None:
+    folders = [make_run(tmp_path / place / "same", evaluations=count) for place, count in (("a", 4), ("b", None))]
     text = write_page(folders, tmp_path / "both.html").read_text()
-    for folder in folders:
-        assert f">{folder.path}</a>" in text
+    assert all(f">{folder.path}</a>" in text for folder in folders)
+    assert figures([RunData.read(folders[1])]) == {}
 
 
-def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:
-    assert figures([RunData.read(make_run(tmp_path / "e", evaluations=None))]) == {}
-
-
-@pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0, 3e4])
+@pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
 @pytest.mark.parametrize("log", [False, None])
 def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
     with style():
@@ -129,9 +127,3 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_memory_axis_spans_a_twentieth_of_the_budget_at_least() -> None:
-    around = spread_out([100.0, 100.1])
-    assert max(around) - min(around) == pytest.approx(0.05 * 100.1)
-    assert spread_out([80.0, 100.0]) == [80.0, 100.0]

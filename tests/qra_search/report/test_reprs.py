@@ -12,7 +12,6 @@ from report_runs import EVIL, Bits, Guessing, evil_space, make_run
 from rich.console import Console
 
 from qra_search import Plan, SearchResult, search
-from qra_search.report.live import in_notebook
 from qra_search.report.table import TextTable
 from qra_search.report.tables import as_html
 from qra_search.space.memory import format_bytes
@@ -64,9 +63,8 @@ def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) ->
 
 
 def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not in_notebook()
-    search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3)
-    captured = capsys.readouterr()
-    assert captured.err == "" and captured.out == ""
-    search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
-    assert "loss" in capsys.readouterr().err
+    for progress in (None, True):
+        options: dict[str, Any] = {"strategy": Guessing(), "memory_budget": "uniform3r4", "evaluations": 3}
+        search(Bits(evil_space()), **options, progress=progress)
+        captured = capsys.readouterr()
+        assert captured.out == "" and ("loss" in captured.err) == bool(progress) == bool(captured.err)

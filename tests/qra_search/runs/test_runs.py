@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
-def config(**search: object) -> RunConfig:
-    return make_config({"search": {"strategy": "random", "evaluations": 8, **search}})
+def config(granularity: str = "auto", **search: object) -> RunConfig:
+    space = {} if granularity == "auto" else {"space": {"granularity": granularity}}
+    return make_config({"search": {"strategy": "random", "evaluations": 8, **search}, **space})
 
 
-def searched(path: Path, evaluations: float = 8) -> tuple[RunFolder, SearchResult]:
+def searched(path: Path, evaluations: float = 8, settings: RunConfig | None = None) -> tuple[RunFolder, SearchResult]:
     """A run of a toy, made as the command makes it."""
     folder = RunFolder(path)
-    settings = config(evaluations=evaluations)
+    settings = settings or config(evaluations=evaluations)
     folder.begin(settings, resume=folder.exists)
     study = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
     folder.keep_config(settings)
@@ -50,44 +52,30 @@ def test_the_plan_of_a_run_is_that_of_its_file_and_without_one_what_the_log_lead
     assert folder.plan() == result.chosen() != worst
 
 
-def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path) -> None:
-    folder, _ = searched(tmp_path / "a")
-    for resume in (False, True):
-        with pytest.raises(RunExists, match=r"search.seed is 0 there and 5 here"):
-            folder.begin(config(seed=5), resume=resume)
-
-
-def test_the_same_config_needs_resume(tmp_path: Path) -> None:
-    folder, _ = searched(tmp_path / "a")
-    with pytest.raises(RunExists, match="resume it with"):
-        folder.begin(config())
-    folder.begin(config(), resume=True)
-
-
-def test_more_evaluations_are_no_other_run_when_resumed(tmp_path: Path) -> None:
-    folder, _ = searched(tmp_path / "a")
-    with pytest.raises(RunExists, match="search.evaluations is 8.0 there and 12.0 here"):
-        folder.begin(config(evaluations=12))
-    folder.begin(config(evaluations=12), resume=True)
-    assert folder.config().search.evaluations == 8, "the log may be another process's"
-    folder.keep_config(config(evaluations=12))
-    assert folder.config().search.evaluations == 12
-
-
-def test_a_granularity_left_open_is_no_other_run_but_another_one_is(tmp_path: Path) -> None:
-    fields = config().model_dump()
-    fields["space"]["granularity"] = "module"
-    folder = RunFolder(tmp_path / "a")
-    folder.begin(make_config(fields))
-    folder.keep_config(make_config(fields))
-    folder.log_file.touch()
-    folder.begin(config(), resume=True)
-    folder.keep_config(config())
-    folder.begin(make_config(fields), resume=True)
-    folder.keep_config(make_config(fields))
-    fields["space"]["granularity"] = "layer"
-    with pytest.raises(RunExists, match="space.granularity is 'module' there and 'layer' here"):
-        folder.begin(make_config(fields), resume=True)
+@pytest.mark.parametrize(
+    ("known", "given", "resume", "message"),
+    [
+        (config(), config(seed=5), False, "search.seed is 0 there and 5 here"),
+        (config(), config(seed=5), True, "search.seed is 0 there and 5 here"),
+        (config(), config(), False, "resume it with"),
+        (config(), config(), True, ""),
+        (config(), config(evaluations=12), False, "search.evaluations is 8.0 there and 12.0 here"),
+        (config(), config(evaluations=12), True, ""),
+        (config("module"), config(), True, ""),
+        (config(), config("module"), True, ""),
+        (config("module"), config("layer"), True, "space.granularity is 'module' there and 'layer' here"),
+    ],
+)
+def test_another_config_is_refused_with_the_field_and_both_values(
+    tmp_path: Path, known: RunConfig, given: RunConfig, resume: bool, message: str
+) -> None:
+    """The same one has to be resumed; more evaluations, and a granularity that was left open, are no other run."""
+    folder, _ = searched(tmp_path / "a", settings=known)
+    with pytest.raises(RunExists, match=message) if message else nullcontext():
+        folder.begin(given, resume=resume)
+    assert folder.config() == known, "the log may be another process's"
+    folder.keep_config(given)
+    assert folder.config() == given
 
 
 def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None:
