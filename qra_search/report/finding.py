@@ -15,6 +15,8 @@ from qra_search.study.result import SearchResult
 NOTHING = "No plan has been evaluated with success yet."
 NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
+SMALLER = 0.01
+"""A baseline that is smaller by more than this share is said to be."""
 
 
 Finding = Comparison | UniformComparison
@@ -106,7 +108,9 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     if found.baseline is None:
         loss = f"{data.capitalize()} loss {loss_text(found.chosen.loss)}"
         return f"{loss} {within}; no uniform plan to compare it with."
+    less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{plan_name(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
+    name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
     own, other = pair_text(found.chosen.loss, found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
@@ -114,7 +118,10 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
-    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}."
+    above = [(space.memory_bytes(p) - found.budget_bytes, plan_name(p, space)) for p in space.uniform_plans()]
+    extra, larger = min((pair for pair in above if pair[0] > 0), default=(0, ""))
+    more = f" The next uniform plan, {larger}, takes {format_bytes(extra)} more than that." if extra else ""
+    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}.{more}"
 
 
 def doubt_text(change: Change) -> str:

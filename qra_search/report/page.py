@@ -22,7 +22,7 @@ from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import figures
 from qra_search.report.formatting import change_text, duration, evaluations_text, metric_text, plan_name
 from qra_search.report.layout import heat_maps
-from qra_search.report.next_steps import next_steps
+from qra_search.report.terminal import next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
 

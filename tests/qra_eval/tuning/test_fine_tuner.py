@@ -24,19 +24,15 @@ def evaluator(tmp_path_factory):
     )
 
 
-def test_its_parts_give_what_an_evaluation_gives(evaluator):
-    bench, plan = evaluator.tuner, evaluator.space.uniform(4, 4)
+def test_its_parts_give_what_an_evaluation_gives_and_its_tokens_are_three_of_every_trained_one(evaluator):
+    tuner, plan = evaluator.tuner, evaluator.space.uniform(4, 4)
     whole = evaluator.evaluate(plan, seed=5)
-    bench.apply(plan, 5)
-    trained = bench.train(3, 5)
-    assert trained.loss == whole.metrics["train_loss"] and bench.held_out("validation", 6) == whole.loss
-
-
-def test_tokens_of_an_evaluation_are_three_of_every_trained_one_and_the_held_out_ones(evaluator):
-    bench = evaluator.tuner
-    trained = sum(batch.tokens for batch in bench.batches(3, 0))
-    assert bench.trained_rows == 6
-    assert bench.evaluation_tokens() == 3 * trained + sum(map(len, bench.rows("validation", 6)))
+    tuner.apply(plan, 5)
+    trained = tuner.train(3, 5)
+    assert trained.loss == whole.metrics["train_loss"] and tuner.held_out("validation", 6) == whole.loss
+    tokens = sum(batch.tokens for batch in tuner.batches(3, 0))
+    assert tuner.trained_rows == 6
+    assert tuner.evaluation_tokens() == 3 * tokens + sum(map(len, tuner.rows("validation", 6)))
 
 
 def test_it_says_what_losses_follow_from(evaluator):
@@ -63,21 +59,18 @@ def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_f
 
 
 def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
-    bench, settings = evaluator.tuner, evaluator.quantized.settings
-    evaluator.quantized.settings = settings.model_copy(update={"accumulation": 2})
-    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=0.5))
-    assert bench.finetune_steps == len(bench.rows.task.split("train")) // 2 // 4
-    evaluator.quantized.settings = settings
-    monkeypatch.setattr(bench, "finetune", FinetuneConfig(steps=33))
-    assert bench.finetune_steps == 33
-
-
-def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
-    bench = evaluator.tuner
-    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"train": 9}), "nine",
-                                            bench.tokenizer, 64))  # fmt: skip
-    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=3.0))
-    batches = bench.final_batches(bench.finetune_steps, 1)
+    """Each row once in an epoch, though batches do not come out even."""
+    tuner, settings = evaluator.tuner, evaluator.quantized.settings
+    monkeypatch.setattr(tuner, "finetune", FinetuneConfig(steps=33))
+    assert tuner.finetune_steps == 33
+    with monkeypatch.context() as accumulated:
+        accumulated.setattr(evaluator.quantized, "settings", settings.model_copy(update={"accumulation": 2}))
+        accumulated.setattr(tuner, "finetune", FinetuneConfig(epochs=0.5))
+        assert tuner.finetune_steps == len(tuner.rows.task.split("train")) // 2 // 4
+    nine = Rows(make_task("arithmetic", sizes={"train": 9}), "nine", tuner.tokenizer, 64)
+    monkeypatch.setattr(tuner, "rows", nine)
+    monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=3.0))
+    batches = tuner.final_batches(tuner.finetune_steps, 1)
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
 
 

@@ -122,7 +122,7 @@ def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, unt
 def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
     sentence = comparison_headline(compared())
     assert sentence.startswith(
-        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB), within 108.0 MiB: −16.3 % (−2"
+        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3 %"
     )
     assert sentence.endswith(").") and "+" not in sentence
 

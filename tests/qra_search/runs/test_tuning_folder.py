@@ -25,6 +25,8 @@ def test_a_record_is_read_back_as_it_was_and_the_checkpoint_is_gone(tmp_path: Pa
         assert is_ours
         (tuning.path / CHECKPOINT_FILE).touch()
         tuning.write(RECORD)
+    data = json.loads(tuning.record_file.read_text())
+    assert data["plan"] == RECORD.plan.to_dict() and data["id"] == RECORD.id and data["row_nats"] == [0.1, 2.25]
     again = tuning.record()
     assert again == RECORD and again is not None and again.id == tuning.id
     assert not (tuning.path / CHECKPOINT_FILE).exists()
@@ -68,9 +70,3 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
             assert other
     with TuningFolder(tmp_path / "a").lock(wait=True) as freed:
         assert freed
-
-
-def test_a_record_is_plain_json_with_what_it_is_of(tmp_path: Path) -> None:
-    TuningFolder(tmp_path).write(RECORD)
-    data = json.loads((tmp_path / "record.json").read_text())
-    assert data["plan"] == RECORD.plan.to_dict() and data["id"] == RECORD.id and data["row_nats"] == [0.1, 2.25]

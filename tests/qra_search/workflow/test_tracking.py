@@ -89,15 +89,15 @@ def test_every_trial_is_sent_and_a_resumed_search_sends_its_earlier_ones_too(
 def test_a_tool_that_breaks_is_said_once_and_costs_no_search(tmp_path: Path, keeping: type[Keeping]) -> None:
     keeping.fails_at = 3
     with pytest.warns(UserWarning, match="keeping gets no more, the run goes on: ConnectionError") as heard:
-        study = search(tmp_path, "memory:", "keeping")
+        study = search(tmp_path, ":memory:", "keeping")
     assert len(study.log.trials) > 3 and len(keeping.runs[0].rows) == 2
     assert len([w for w in heard if "keeping" in str(w.message)]) == 1
 
 
 def test_unknown_and_missing_tools_are_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="unknown tracker 'tensorbord': did you mean tensorboard"):
-        search(tmp_path, "memory:", "tensorbord")
+        search(tmp_path, ":memory:", "tensorbord")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="tracker 'aim' needs the package aim: pip install aim"):
-        search(tmp_path, "memory:", "aim")
+        search(tmp_path, ":memory:", "aim")
     assert set(TRACKERS) <= {str(name) for name in LOGGER_TYPE_TO_CLASS}
