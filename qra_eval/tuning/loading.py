@@ -135,7 +135,7 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = plan_data(folder)
     try:
-        levels_of(data)
+        read_levels(data)
         is_whole = all(name in data for name in ("backend", "model", "weights"))
         if not is_whole or not isinstance(getattr(torch, data["dtype"]), torch.dtype):
             raise LookupError("it lacks backend, model, weights or a dtype")
