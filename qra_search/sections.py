@@ -52,7 +52,9 @@ class TaskConfig(Section):
     """What it is tuned on."""
 
     name: str = Field("arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers")
-    data: str | None = Field(None, description="folder or file with the task's data; default: the hub, or none needed")
+    data: str | None = Field(
+        None, description="folder or file with the task's data; default: downloaded from the hub, or generated"
+    )
     metrics: tuple[str, ...] = Field(
         (),
         description="functions of (answer, example) that score generated answers, each as FILE.py:NAME or module:NAME",
@@ -234,7 +236,7 @@ class FinetuneConfig(Section):
     )
     patience: int = Field(0, ge=0, description="looks without a lower loss after which tuning stops; 0: never")
     checkpoint_every: int = Field(
-        0, ge=0, description="steps between checkpoints, from which it is resumed; 0: by time alone"
+        0, ge=0, description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)"
     )
     checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
     sample_answers: int = Field(3, ge=0, description="test rows whose answers by the tuned plan are recorded")

@@ -247,7 +247,7 @@ class Backend(ABC):
         Args:
             groups: those of `trainable`, trained: finite, in the same dtype.
         """
-        raise NotImplementedError(f"backend {self.name} gives no groups to train")
+        raise NotImplementedError(f"backend {self.name} has no trainable scales: it does not implement get_groups")
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here (a missing library or device), or None if it can."""

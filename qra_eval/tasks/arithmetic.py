@@ -132,7 +132,7 @@ class ArithmeticTask(Task):
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
         self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
         if not set(self.sizes) <= set(SIZES) or min(self.sizes.values()) < 1:
-            raise BadInput(f"sizes are of {', '.join(SIZES)}, each at least 1, got {sizes}")
+            raise BadInput(f"sizes must be numbers from 1 for {', '.join(SIZES)}, got {sizes}")
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits are numbers from 1 on, at least one, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):

@@ -18,7 +18,7 @@ STRATEGIES = ("additive", "qra")
 def bench(
     tasks: Annotated[
         list[str] | None,
-        option("--task T", "A landscape, such as interaction-32-layer-measured; may be given several times."),
+        option("--task T", "Name of a benchmark task, such as interaction-32-layer-measured; repeat for several."),
     ] = None,
     names: Annotated[
         list[str] | None,

@@ -79,7 +79,7 @@ Ranks = Annotated[str | None, option("--ranks 4,8,16,32", "LoRA ranks to choose 
 Granularity = Annotated[
     str | None,
     option("--granularity module|expert|layer|fused",
-           "What shares one choice: one linear, an expert, a whole layer, or fused shards.", WHAT),
+           "Which weights share one bit-width and rank: a linear, an expert, a layer, or fused shards.", WHAT),
 ]  # fmt: skip
 Backend = Annotated[
     str | None,
@@ -144,8 +144,8 @@ Against = Annotated[
 RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
 Tuning = Annotated[
     str | None,
-    option("--tuning ID", "A tuning by its id (see `qra show`), uniform, shuffled or 16-bit; default: that of the "
-           "run's plan."),
+    option("--tuning ID", "Which tuning: its id (see `qra show`), uniform, shuffled or 16-bit; default: the tuning "
+           "of the run's plan."),
 ]  # fmt: skip
 OutRun = Annotated[Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)]
 SETTINGS: dict[str, Any] = {

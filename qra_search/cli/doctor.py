@@ -59,7 +59,7 @@ def doctor(
         qra doctor --model path/to/model --task train.jsonl
     """
     if any(given.values()) == (folder is not None):
-        raise BadInput("qra doctor takes a FOLDER, whose files are checked, or a --model, for the cards that it fits")
+        raise BadInput("give qra doctor a FOLDER to check its files, or --model to list the GPUs that it fits")
     if folder is None:
         if given["model"] is None:
             raise BadInput("--model is missing: the graphics cards are those that a model fits")

@@ -227,7 +227,7 @@ def normalize_evaluation(evaluation: Evaluation) -> Evaluation:
             int(evaluation.seed),
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise EvaluationFailed(f"the evaluation holds a value that is no number ({error})") from None
+        raise EvaluationFailed(f"a field of the evaluation is not a number ({error})") from None
     if not abs(plain.loss) < LARGEST_LOSS:  # nan is not below it either
         raise EvaluationFailed(f"loss is {plain.loss}")
     if not 0 < plain.fidelity <= 1:

@@ -65,7 +65,9 @@ def make_executor(
             raise BadInput("--address is that of a Ray cluster: give --executor ray")
         return ProcessExecutor(factory, workers, devices=devices.devices_of_workers(device, workers, gpus_per_worker))
     if devices.named_gpus(device):
-        raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")
+        raise BadInput(
+            f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
+        )
     share = gpus_per_worker
     if share is None and device != "auto":
         share = 1 if devices.uses_gpus(device) else 0

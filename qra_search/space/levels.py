@@ -34,7 +34,7 @@ class Level:
     def __post_init__(self) -> None:
         check_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
-            raise ValueError(f"level {self.name} has width {self.width}: a level named by a number has so many bits")
+            raise ValueError(f"level {self.name} has width {self.width}: the name of a level is its width, or a text")
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:

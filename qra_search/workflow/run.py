@@ -134,7 +134,7 @@ class Run:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
         if pool is not None and self._objects:
-            raise BadInput("workers load model and task by name: give a folder and a file of rows, or no workers")
+            raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with listener_for(progress) as listener, ExitStack() as stack:
             names = [track] if isinstance(track, str) else track
             with bad_input():

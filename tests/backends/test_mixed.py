@@ -108,7 +108,7 @@ def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
 
 
 def test_a_key_that_is_no_width_is_named():
-    with pytest.raises(ValueError, match="the keys of a choice are bits, got 'a'"):
+    with pytest.raises(ValueError, match="a backend for each bit-width has bit-widths as keys, got 'a'"):
         make_backend({"name": "mixed", "choice": {"a": "hqq"}})
 
 

@@ -85,7 +85,8 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             half = weight.to(torch.float16)
             if not half.isfinite().all():
-                raise ValueError(f"a weight is above {torch.finfo(half.dtype).max:g}, the most that int8 is made of")
+                limit = torch.finfo(half.dtype).max
+                raise ValueError(f"a weight is above {limit:g}, the largest value that int8 quantization takes")
             codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"weight": codes, "SCB": row_scale}
         packed, state = quantize_4bit(

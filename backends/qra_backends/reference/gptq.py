@@ -162,8 +162,8 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
     matrix, failed = torch.linalg.cholesky_ex(matrix)
     if failed.item():
         raise ValueError(
-            "the Hessian must be positive definite, a mean of x xᵀ over the layer's inputs: "
-            f"its diagonal's mean is {diagonal.mean().item():g}; gather more inputs or raise damping ({damping})"
+            f"the Hessian is not positive definite with damping {damping} (mean of its diagonal "
+            f"{diagonal.mean().item():g}): calibrate on more rows, or raise the damping"
         )
     matrix = torch.cholesky_inverse(matrix)
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))

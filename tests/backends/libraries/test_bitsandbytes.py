@@ -139,7 +139,7 @@ def test_int8_in_the_library_still_depends_on_the_mode():
 def test_int8_refuses_a_weight_that_is_no_number_in_half_precision():
     linear = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     linear.weight.data[3, 5] = 70000
-    with pytest.raises(ValueError, match="a weight is above 65504, the most that int8 is made of"):
+    with pytest.raises(ValueError, match="a weight is above 65504, the largest value that int8 quantization takes"):
         make_backend("bitsandbytes").quantize(linear, bits=8)
 
 

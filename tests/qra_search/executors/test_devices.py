@@ -78,7 +78,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
-    with pytest.raises(BadInput, match="device 'cuda:1' with --executor ray, which chooses the GPUs itself"):
+    with pytest.raises(BadInput, match="--device cuda:1 cannot be used with --executor ray, which assigns GPUs itself"):
         make_executor(config("cuda:1"), 1, kind="ray")
 
 

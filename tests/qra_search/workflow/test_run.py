@@ -150,7 +150,7 @@ def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = Run(tmp_path / "a", make_settings(SETTINGS), objects={"model": object()})
-    with pytest.raises(BadInput, match="workers load model and task by name"):
+    with pytest.raises(BadInput, match="workers cannot share an in-memory model or task"):
         live.search(workers=1)
     assert Run(tmp_path / "a", live.config).search(workers=1).spent == 12
     monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
