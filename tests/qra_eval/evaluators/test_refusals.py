@@ -18,7 +18,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"model": {"name": "./none"}}, "no file or folder './none'"),
     ({"model": {"name": "none.gguf"}}, "no file or folder 'none.gguf'"),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
-    ({"model": {"name": "text.gguf"}}, "text.gguf: no header can be made of it"),
+    ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),
     ({"model": {"name": "someone/model"}}, "the hub does not give it (no route): check its name and the network"),
     ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),

@@ -18,7 +18,6 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.load import ModelNotFound, load_model
 from qra_eval.models.loaded import compute_dtype, fingerprint
 from qra_eval.models.tiny import tiny_model
-from qra_search.surrogates.gp import seeded_torch
 
 
 @pytest.fixture
@@ -192,8 +191,6 @@ def test_generators_of_cards_are_left_alone_by_what_draws_on_the_host(monkeypatc
     with pretended_gpu(cards=2):
         monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
         tiny_model()
-        with seeded_torch(0):
-            torch.rand(1)
 
 
 def test_the_head_is_given_the_last_positions_side_by_side(folder):
