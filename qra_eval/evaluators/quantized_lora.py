@@ -265,7 +265,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         What is saved with its base is loaded by `qra_eval.load(folder)`.
         """
-        self.space.of(plan).encode(plan)
+        self.space.find_space(plan).encode(plan)
         folder = None if folder is None else Path(folder)
         shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
         if rank_and_size()[1] == 1:

@@ -51,7 +51,7 @@ def tune(
     """
     start, finetune, leads = time.perf_counter(), tuner.finetune, processes.rank == 0
     steps = tuner.finetune_steps if steps is None else steps
-    size, batches = tuner.space.of(plan).memory_bytes(plan), tuner.final_batches(steps, seed)
+    size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
 
     def validation_loss() -> float:

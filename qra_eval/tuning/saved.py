@@ -56,7 +56,7 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
         base: False: of the base only what training changed; `write_base` makes it again from the bank.
     """
     quantized, bank = tuner.quantized, tuner.quantized.bank
-    space = tuner.space.of(plan)
+    space = tuner.space.find_space(plan)
     tensors = _base_tensors(tuner, plan)
     folder.mkdir(parents=True, exist_ok=True)
     if base:
@@ -86,7 +86,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
         RunFailed: the bank gives another base now.
     """
     tuner.switcher.prepare()
-    tensors = bank_tensors(tuner.quantized.bank, tuner.space.of(plan), plan)
+    tensors = bank_tensors(tuner.quantized.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
         changed = open_tensors(folder / SCALES_FILE)
         tensors |= {name: changed.get_tensor(name) for name in changed.keys()}  # noqa: SIM118 - no mapping
@@ -109,7 +109,7 @@ def bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor
 def _base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     """The same with the scales and offsets that training left."""
     switcher, backend = tuner.switcher, tuner.quantized.backend
-    tensors = bank_tensors(tuner.quantized.bank, tuner.space.of(plan), plan)
+    tensors = bank_tensors(tuner.quantized.bank, tuner.space.find_space(plan), plan)
     for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
         for linear in group.linears:
             if linear.name in switcher.trained_groups:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_search.space.groups import Group, Linear
+from qra_search.space.groups import Group
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.plan import Plan
 from qra_search.space.space import SearchSpace
@@ -52,10 +52,7 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         return Level(name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True))))
 
     return SearchSpace(
-        groups=[
-            Group(**{**group, "linears": tuple(Linear(**linear) for linear in group["linears"])})
-            for group in data["groups"]
-        ],
+        groups=[Group(**group) for group in data["groups"]],
         bits=[level(name) for name in data["bits"]],
         ranks=data["ranks"],
         fixed_bytes=data["fixed_bytes"],
@@ -70,12 +67,13 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
         {
             "name": group.name,
             "bits": plan.bits[i],
-            **_way(space.level(plan.bits[i])),
+            **({} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}),
             "rank": plan.ranks[i],
             "memory_bytes": int(space.memory.choice[i, b[i], r[i]]),
             "linears": [linear.name for linear in group.linears],
         }
         for i, group in enumerate(space.groups)
+        for level in [space.level(plan.bits[i])]
     ]
     return {
         "format": PLAN_FORMAT,
@@ -83,11 +81,6 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
         "fixed_bytes": space.fixed_bytes,
         "groups": groups,
     }
-
-
-def _way(level: Level) -> dict[str, Any]:
-    """What a level's name does not say by itself: its width, and what stores it."""
-    return {} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}
 
 
 def choices_in(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:

@@ -132,24 +132,11 @@ class SearchSpace:
     @cached_property
     def memory(self) -> MemoryModel:
         """Exact bytes of any plan, as tables."""
-        weight = [
-            [sum(level.format.bytes(m.out_features, m.in_features) for m in g.linears) for level in self.levels]
-            for g in self.groups
-        ]
-        adapter = [
-            [
-                sum(adapter_bytes(m.out_features, m.in_features, r, self.adapter_bits) for m in g.linears)
-                for r in self.ranks
-            ]
-            for g in self.groups
-        ]
-        return MemoryModel(
-            np.asarray(weight, dtype=np.int64),
-            np.asarray(adapter, dtype=np.int64),
-            self.fixed_bytes,
-            self.bits_allowed,
-            self.ranks_allowed,
-        )
+        shapes = [[(m.out_features, m.in_features) for m in group.linears] for group in self.groups]
+        weight = [[sum(level.format.bytes(*s) for s in own) for level in self.levels] for own in shapes]
+        adapter = [[sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes]
+        tables = np.asarray(weight, dtype=np.int64), np.asarray(adapter, dtype=np.int64)
+        return MemoryModel(*tables, self.fixed_bytes, self.bits_allowed, self.ranks_allowed)
 
     def memory_bytes(self, plan: Plan) -> int:
         """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
@@ -166,7 +153,7 @@ class SearchSpace:
             adapter_bits=self.adapter_bits,
         )  # fmt: skip
 
-    def of(self, plan: Plan) -> SearchSpace:
+    def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
         return self.unquantized if not self.contains(plan) and self.unquantized.contains(plan) else self
 
@@ -195,12 +182,13 @@ class SearchSpace:
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
-            b = self._indices(self._index_of_bits, (plan.bits for plan in plans))
-            r = self._indices(self._index_of_rank, (plan.ranks for plan in plans))
+            b = self._indices(self.bits, (plan.bits for plan in plans))
+            r = self._indices(self.ranks, (plan.ranks for plan in plans))
+            rows = np.arange(len(self))
+            is_allowed = self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()
         except KeyError:
-            raise ValueError(next(filter(None, map(self._why_not, plans)))) from None
-        rows = np.arange(len(self))
-        if not (self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()):
+            is_allowed = False
+        if not is_allowed:
             raise ValueError(next(filter(None, map(self._why_not, plans))))
         return np.stack([b, r], axis=1)
 
@@ -274,22 +262,14 @@ class SearchSpace:
             return level.name
         return next((own for own in allowed if own.width >= level.width), allowed[-1]).name
 
-    @cached_property
-    def _index_of_bits(self) -> dict[LevelName, int]:
-        return {b: i for i, b in enumerate(self.bits)}
-
-    @cached_property
-    def _index_of_rank(self) -> dict[int, int]:
-        return {r: i for i, r in enumerate(self.ranks)}
-
-    def _indices(self, index: Mapping[Any, int], choices: Iterable[Sequence[Any]]) -> np.ndarray:
-        """int64 (N, G) of N lists of choices."""
+    def _indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
+        """int64 (N, G): where N lists of choices lie among the known ones."""
+        index = {choice: i for i, choice in enumerate(known)}
         return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(-1, len(self))
 
     def _level(self, name: LevelName) -> Level | None:
-        if name in self._index_of_bits:
-            return self.levels[self._index_of_bits[name]]
-        same = [level for level in self.levels if level.width == name]
+        same = [level for level in self.levels if level.name == name]
+        same = same or [level for level in self.levels if level.width == name]
         if len(same) > 1:
             ways = ", ".join(str(level.name) for level in same)
             raise ValueError(f"{name} bits are stored in several ways: name one of {ways}")
@@ -297,10 +277,7 @@ class SearchSpace:
 
     def _why_not(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
-            for what, value, allowed in (
-                ("bits", b, group.bits or self.bits),
-                ("rank", r, group.ranks or self.ranks),
-            ):
+            for what, value, allowed in (("bits", b, group.bits or self.bits), ("rank", r, group.ranks or self.ranks)):
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
         return ""

@@ -70,8 +70,8 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             loss = evaluator.true_loss(plan) if evaluator.space.contains(plan) else 0.1
             (folder / "adapter").mkdir(parents=True, exist_ok=True)
             return TuningRecord(
-                plan, seed, config.finetune.steps, evaluator.space.of(plan).memory_bytes(plan), 1.5, (loss,), (1,),
-                {"exact_match": (0.25,)},
+                plan, seed, config.finetune.steps, evaluator.space.find_space(plan).memory_bytes(plan), 1.5, (loss,),
+                (1,), {"exact_match": (0.25,)},
                 failed="diverged: training loss is nan" if is_uniform and seen["diverging"] else "",
                 reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
             )  # fmt: skip

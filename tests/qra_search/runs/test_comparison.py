@@ -27,7 +27,7 @@ def record(plan: Plan | None, loss: float, *, seed: int = 0, rows: int = 12, **f
     assert plan is not None
     nats = tuple(loss + (i % 3 - 1) / 10 for i in range(rows))
     return TuningRecord(
-        plan, seed, fields.pop("steps", 5), SPACE.of(plan).memory_bytes(plan), 1.0, nats, (1,) * rows, **fields
+        plan, seed, fields.pop("steps", 5), SPACE.find_space(plan).memory_bytes(plan), 1.0, nats, (1,) * rows, **fields
     )
 
 
