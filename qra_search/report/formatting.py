@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.runs.comparison import TunedPlan, classify_record
+from qra_search.runs.comparison import classify_record
 from qra_search.runs.intervals import Interval
 from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace
@@ -60,27 +60,20 @@ def loss_text(value: float, std: float = math.nan) -> str:
     return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
 
 
-def test_loss_text(tuned: TunedPlan) -> str:
-    """The test loss of a tuned plan, or that it diverged."""
-    return "diverged" if tuned.failed else loss_text(tuned.loss, tuned.loss_error)
-
-
 def pair_text(low: float, high: float) -> tuple[str, str]:
     """Two losses with just enough digits (at least two decimals) to be told apart."""
-    for digits in range(2, 7):
-        if f"{low:.{digits}f}" != f"{high:.{digits}f}":
-            return f"{low:.{digits}f}", f"{high:.{digits}f}"
-    return f"{low:.2f}", f"{high:.2f}"
+    pairs = [(f"{low:.{digits}f}", f"{high:.{digits}f}") for digits in range(2, 7)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
 def change_text(change: Change | None) -> str:
     """A change of a loss with its interval: `−16.4 % (−20.1 to −12.7)`; empty if there is none."""
     if change is None:
         return ""
-    share = signed_percent(change.share)
+    share = percent(change.share, "+")
     if change.interval is None:
         return f"{share}, no interval"
-    low, high = (signed_percent(end).removesuffix(" %") for end in change.interval)
+    low, high = (percent(end, "+").removesuffix(" %") for end in change.interval)
     return f"{share} ({low} to {high}{', chance' if change.may_be_chance else ''})"
 
 
@@ -92,15 +85,9 @@ def metric_text(name: str, value: float, interval: Interval | None = None) -> st
     return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if interval else "")
 
 
-def percent(share: float) -> str:
-    """A share as a percentage: `16.4 %`, `−0.3 %`."""
-    return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
-
-
-def signed_percent(share: float) -> str:
-    """A share as a percentage with its sign: `+16.4 %`, `−0.3 %`."""
-    text = f"{100 * share:+.1f} %"
-    return text.replace("-", "\N{MINUS SIGN}")
+def percent(share: float, sign: str = "-") -> str:
+    """A share as a percentage: `16.4 %`, `−0.3 %`; `+16.4 %` with the sign `+`."""
+    return f"{100 * share:{sign}.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:

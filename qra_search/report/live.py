@@ -41,20 +41,15 @@ def listener_for(progress: ProgressArgument) -> Listener:
     if isinstance(progress, Listener):
         return progress
     if progress is None or isinstance(progress, bool):
-        return notebook_or_stderr_view() if (in_notebook() if progress is None else progress) else Listener()
+        return notebook_or_stderr_view() if (Console().is_jupyter if progress is None else progress) else Listener()
     if callable(progress):
         return ProgressListener(progress)
     raise needed("progress", progress, "True, False, or a function of a stage's name, the steps done and all its steps")
 
 
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
-    return Console().is_jupyter
-
-
 def notebook_or_stderr_view() -> Listener:
     """The view for a cell of a notebook, or for stderr; rich draws bars in a notebook if `ipywidgets` is installed."""
-    if not in_notebook():
+    if not Console().is_jupyter:
         return make_view(Console(stderr=True, highlight=False, emoji=False))
     return make_view(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
 

@@ -46,9 +46,6 @@ class BestSoFar:
             for key, trial in self._known.items()
             if trial.evaluation is not None
             and trial.evaluation.memory_bytes <= budget
-            and (not uniform or self._is_uniform(trial))
+            and (not uniform or (self.space is not None and self.space.uniform_choice(trial.plan) is not None))
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
-
-    def _is_uniform(self, trial: Trial) -> bool:
-        return self.space is not None and self.space.uniform_choice(trial.plan) is not None

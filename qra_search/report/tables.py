@@ -23,7 +23,6 @@ from qra_search.report.formatting import (
     plan_name,
     record_name,
     role_name,
-    test_loss_text,
 )
 from qra_search.report.table import TextTable
 from qra_search.runs.comparison import Comparison, loss_change
@@ -48,7 +47,7 @@ def tuned_table(comparison: Comparison) -> TextTable:
         (
             role_name(t.role, t.plan, comparison.space),
             *(metric_text(n, t.metrics[n], t.metric_interval(n)) if n in t.metrics else "" for n in names),
-            format_bytes(t.memory_bytes), test_loss_text(t), change,
+            format_bytes(t.memory_bytes), "diverged" if t.failed else loss_text(t.loss, t.loss_error), change,
         )
         for t, change in zip(comparison.tunings, changes, strict=True)
     ]  # fmt: skip

@@ -33,6 +33,8 @@ LOG_NAME, TUNINGS = "trials.jsonl", "tunings"
 SENSITIVITIES_NAME = "sensitivities.json"
 OLD_FILE = "test.json"
 """Of earlier versions, which kept the latest tuning of everything in one folder."""
+MAY_CHANGE = ("search.evaluations", "finetune.")
+"""Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
 ROLES = ("plan", "uniform", "shuffled", "16-bit")
 """Names that a tuning with an adapter goes by, beside its id."""
 
@@ -67,11 +69,6 @@ class RunFolder:
         """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them."""
         return self.log_file.is_file() or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
-    @property
-    def has_trials(self) -> bool:
-        """Whether a search has proposed anything here."""
-        return self.log_file.is_file() and bool(self._state()[0].trials)
-
     def check(self) -> RunFolder:
         """The folder itself.
 
@@ -92,7 +89,7 @@ class RunFolder:
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             found = differences(known, config)
-            changed = {k: v for k, v in found.items() if not (resume and _may_change(k))}
+            changed = {k: v for k, v in found.items() if not resume or not k.startswith(MAY_CHANGE)}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
@@ -156,10 +153,6 @@ class RunFolder:
         """Whether the run may execute code that comes with its model."""
         return self.config_file.is_file() and self.config().model.trust_remote_code
 
-    def engine(self) -> str | None:
-        """Name of the engine that the run was searched for."""
-        return self.config().engine if self.config_file.is_file() else None
-
     def result(self) -> SearchResult:
         """The result as the journal has it, or, before a search, what the sensitivities say.
 
@@ -183,12 +176,12 @@ class RunFolder:
             return None
         state, identity = self._state()
         own = plain_identity(evaluator.describe())
-        other = next((key for key, value in own.items() if identity.get(key) != value), None)
-        if other is not None or state.space.signature != evaluator.space.signature:
-            what = (
-                f"{other} {identity.get(other)!r}, not {own[other]!r}" if other is not None else "another search space"
-            )
-            raise RunExists(f"{self.path} holds a run with {what}: give another --out, or the settings of that run")
+        differing = (key for key, value in own.items() if identity.get(key) != value)
+        what = [f"{key} {identity.get(key)!r}, not {own[key]!r}" for key in differing]
+        if state.space.signature != evaluator.space.signature:
+            what.append("another search space")
+        if what:
+            raise RunExists(f"{self.path} holds a run with {what[0]}: give another --out, or the settings of that run")
         return state.sensitivities
 
     def _state(self) -> tuple[StudyState, dict[str, Any]]:
@@ -201,7 +194,8 @@ class RunFolder:
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                state, identity = read_state(log), identity_in(log)
+                state = read_state(log)
+                identity = {**(log.meta("evaluator") or {}), **(log.meta("study") or {})}
             if state.sensitivities is None and not state.trials and planned:
                 state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file).sensitivities)
             return state, identity
@@ -308,20 +302,10 @@ def containing_run(folder: Path) -> RunFolder:
     return RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
 
 
-def identity_in(log: TrialLog) -> dict[str, Any]:
-    """What a log says of the evaluator and the study."""
-    return {**(log.meta("evaluator") or {}), **(log.meta("study") or {})}
-
-
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
     places = {file.parent for name in (LOG_NAME, SENSITIVITIES_NAME) for file in Path(folder).rglob(name)}
     return [run for run in map(RunFolder, sorted(places)) if run.exists]
-
-
-def _may_change(path: str) -> bool:
-    """Whether a field may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
-    return path == "search.evaluations" or path.startswith("finetune.")
 
 
 def _strategy(name: str) -> Strategy:

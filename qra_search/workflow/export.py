@@ -30,7 +30,7 @@ def prepare_export(
     Raises:
         BadInput: no such tuning, format or option, or a file is missing or cut off.
     """
-    engine = folder.check().engine()
+    engine = folder.check().config().engine if folder.config_file.is_file() else None
     name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
     if name not in plugins.names("exporters"):
         plugins.load("exporters", name)  # which says what there is

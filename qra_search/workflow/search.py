@@ -115,8 +115,8 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
         )
     sensitivities.check(space)
-    if folder.has_trials:
-        result = folder.result()
+    if folder.log_file.is_file() and (known := folder.result()).trials:
+        result = known
         folder.keep_config(config)
     else:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
