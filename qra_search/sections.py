@@ -20,6 +20,32 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _as_several(given: Any) -> Any:
+    """A single text or number as a list of one; `auto` and everything else as it is."""
+    is_single = isinstance(given, str | int | float) and not isinstance(given, bool) and given != "auto"
+    return (given,) if is_single else given
+
+
+CHOICES = {
+    "bits": (1, UNQUANTIZED_BITS, "16: left unquantized"),
+    "embeddings": (1, UNQUANTIZED_BITS, "16: left as they are"),
+    "ranks": (0, 4096, "0: no adapter"),
+}
+"""By field: the least choice, the largest, and what one of them stands for."""
+
+
+def _sort_choices(values: Any, field: ValidationInfo) -> Any:
+    """Distinct choices within the limits of `CHOICES`, ascending; `auto` as it is."""
+    least, most, note = CHOICES[str(field.field_name)]
+    if values == "auto":
+        return values
+    if not values or len(set(values)) != len(values):
+        raise ValueError("distinct choices are needed, at least one")
+    if not all(least <= value <= most for value in values):
+        raise ValueError(f"{field.field_name} must be from {least} to {most} ({note})")
+    return tuple(sorted(values))
+
+
 class ModelConfig(Section):
     """Which model is tuned."""
 
@@ -61,10 +87,7 @@ class TaskConfig(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
 
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
+    _several = field_validator("metrics", mode="before")(_as_several)
 
 
 BackendSpec = str | dict[str, Any]
@@ -116,15 +139,8 @@ class QuantizationConfig(Section):
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
-    @field_validator("embeddings", mode="before")
-    @classmethod
-    def _several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, int | float) and not isinstance(given, bool) else given
-
-    @field_validator("embeddings")
-    @classmethod
-    def _known(cls, values: Any) -> Any:
-        return _sort_choices(values, "embeddings", 1, UNQUANTIZED_BITS, "16: left as they are")
+    _several = field_validator("embeddings", mode="before")(_as_several)
+    _sorted = field_validator("embeddings")(_sort_choices)
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -142,17 +158,6 @@ class QuantizationConfig(Section):
         return several
 
 
-def _sort_choices(values: Any, name: str, least: int, most: int, note: str) -> Any:
-    """Distinct choices from `least` to `most`, ascending; `auto` as it is."""
-    if values == "auto":
-        return values
-    if not values or len(set(values)) != len(values):
-        raise ValueError("distinct choices are needed, at least one")
-    if not all(least <= value <= most for value in values):
-        raise ValueError(f"{name} must be from {least} to {most} ({note})")
-    return tuple(sorted(values))
-
-
 class SpaceConfig(Section):
     """What may be chosen, and for what."""
 
@@ -168,15 +173,7 @@ class SpaceConfig(Section):
         "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
     )
 
-    @field_validator("bits")
-    @classmethod
-    def _bits(cls, values: Any) -> Any:
-        return _sort_choices(values, "bits", 1, UNQUANTIZED_BITS, "16: left unquantized")
-
-    @field_validator("ranks")
-    @classmethod
-    def _ranks(cls, values: Any) -> Any:
-        return _sort_choices(values, "ranks", 0, 4096, "0: no adapter")
+    _sorted = field_validator("bits", "ranks")(_sort_choices)
 
 
 Schedule = Literal["linear", "cosine", "constant"]
