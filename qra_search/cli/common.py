@@ -126,21 +126,15 @@ DryRun = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
-AGAINST = get_args(AgainstName)
-
-
-def _check_against(value: str) -> str:
-    if value not in AGAINST:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
-    return value
-
-
 Against = Annotated[
-    str,
-    option(f"--against {'|'.join(AGAINST)}", "Baselines to tune as well: the best uniform plan that fits, all of them, "
-           "the plan shuffled over linears of the same shape, or none.",
-           show_default=True, callback=_check_against),
-]  # fmt: skip
+    AgainstName,
+    option(
+        f"--against {'|'.join(get_args(AgainstName))}",
+        "Baselines to tune as well: the best uniform plan that fits, all of them, the plan shuffled over linears of "
+        "the same shape, or none.",
+        show_default=True,
+    ),
+]
 RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
 Tuning = Annotated[
     str | None,

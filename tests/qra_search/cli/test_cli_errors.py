@@ -129,7 +129,7 @@ CASES = [
     (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a has no tuning of its plan (tunings: none): run `qra finetune a`"),
     (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
-    (("finetune", "a", "--against", "some"), "'some' is not one of best, all, shuffled, none"),
+    (("finetune", "a", "--against", "some"), "'some' is not one of 'best', 'all', 'shuffled', 'none'"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
