@@ -35,13 +35,17 @@ HEADERS_SHOWN = 17
 """Headers of a heat map's columns that are printed; of more, every second, third, ... is."""
 
 
-def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
-    """Write the report of some runs.
+def write_page(runs: Sequence[RunFolder], path: str | Path | None = None) -> Path:
+    """Write the report of some runs, and return its path.
+
+    Args:
+        path: default: `report.html` in the folder of a run, or `compare.html` for several.
 
     Raises:
         NoRun: one of the folders holds no run.
         BadInput: the path is a folder's.
     """
+    path = Path(path) if path else runs[0].report_file if len(runs) == 1 else Path("compare.html")
     if path.is_dir():
         raise BadInput(f"{path} is a folder: say which file to write, such as {path / 'report.html'}")
     content = page([RunData.read(run) for run in runs])

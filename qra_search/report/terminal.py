@@ -89,7 +89,8 @@ def next_steps(run: str | Path, result: SearchResult, found: Finding | None = No
     Args:
         found: what the run found; if a uniform plan won on test data, exporting that is a step.
     """
-    folder, quoted = RunFolder(run), _quoted(run)
+    # As a shell takes it, and as no option.
+    folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
     is_tested = found is not None and found.data == "test"
     steps = [("look at the plan", f"qra show {quoted}")]
     if found is not None and is_tested:
@@ -101,9 +102,3 @@ def next_steps(run: str | Path, result: SearchResult, found: Finding | None = No
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {evaluations_text(more)}")]
-
-
-def _quoted(path: str | Path) -> str:
-    """As a shell takes it, and as no option."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)

@@ -218,7 +218,10 @@ class Run:
         Args:
             out: default: `report.html` in the run's folder.
         """
-        return write_reports([self.folder], out)
+        from qra_search.report.page import write_page  # as in `write_report`
+
+        with bad_input():
+            return write_page([self.folder], out)
 
     def export(
         self,
@@ -310,14 +313,3 @@ class Run:
 
     def _set(self, field: str, value: Any) -> None:
         self.config = make_config(self.config.model_dump(mode="json"), {field: value}, source="options")
-
-
-def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:
-    """Write the report of a run, or one that compares several, and return its path."""
-    from qra_search.report.page import write_page  # as in `write_report`
-
-    with bad_input():
-        for folder in folders:
-            folder.check()
-        target = Path(out) if out else folders[0].report_file if len(folders) == 1 else Path("compare.html")
-        return write_page(list(folders), target)
