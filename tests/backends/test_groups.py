@@ -20,21 +20,24 @@ def case(in_features: int = 40, size: int = 16) -> tuple[Tensor, Tensor, Groups]
 
 
 def written_out(codes: Tensor, groups: Groups) -> Tensor:
-    scale, offset = (x.repeat_interleave(groups.size, 1)[:, : codes.shape[1]] for x in groups[:2])
+    offset = torch.zeros_like(groups.scale) if groups.offset is None else groups.offset
+    scale, offset = (x.repeat_interleave(groups.size, 1)[:, : codes.shape[1]] for x in (groups.scale, offset))
     return scale * codes + offset
 
 
+@pytest.mark.parametrize("has_offset", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-def test_gradients_are_those_of_the_weight_written_out(keep: bool):
+def test_gradients_are_those_of_the_weight_written_out(keep: bool, has_offset: bool):
     x, codes, groups = case()
-    leaves = [t.clone().requires_grad_() for t in (x, groups.scale, groups.offset)]
-    twins = [t.clone().requires_grad_() for t in (x, groups.scale, groups.offset)]
+    tensors = (x, groups.scale, groups.offset)[: 2 + has_offset]
+    leaves, twins = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
     bias = torch.arange(6.0).double()
-    ours = grouped_linear(leaves[0], Groups(leaves[1], leaves[2], 16), lambda g: written_out(codes, g), bias, keep=keep)
-    theirs = twins[0] @ written_out(codes, Groups(twins[1], twins[2], 16)).T + bias
-    torch.testing.assert_close(ours, theirs)
-    (ours**2).sum().backward()
-    (theirs**2).sum().backward()
+    ours, theirs = (Groups(*some[1:], *[None] * (not has_offset), 16) for some in (leaves, twins))
+    output = grouped_linear(leaves[0], ours, lambda g: written_out(codes, g), bias, keep=keep)
+    expected = twins[0] @ written_out(codes, theirs).T + bias
+    torch.testing.assert_close(output, expected)
+    (output**2).sum().backward()
+    (expected**2).sum().backward()
     for mine, other in zip(leaves, twins, strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
 
@@ -54,16 +57,6 @@ def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
     assert backend.trainable(module) is None and backend.trainable_numbers(4, 8, 64) == 0
     with pytest.raises(NotImplementedError, match="hqq"):
         backend.with_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
-
-
-def test_without_offsets_the_gradient_is_by_the_scale_alone():
-    x, codes, groups = case()
-    scale, twin = (groups.scale.clone().requires_grad_() for _ in range(2))
-    ours = grouped_linear(x, Groups(scale, None, 16), lambda g: written_out(codes, g._replace(offset=0 * g.scale)))
-    theirs = x @ written_out(codes, Groups(twin, 0 * groups.offset, 16)).T
-    (ours**2).sum().backward()
-    (theirs**2).sum().backward()
-    torch.testing.assert_close(scale.grad, twin.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))

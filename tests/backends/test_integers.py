@@ -70,18 +70,6 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
     assert module.scale().shape == (32, 3)
 
 
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        ({"group_size": 48}, "group_size must be one of 32, 64, 128"),
-        ({"damping": 0}, "damping must be a positive number"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        make_backend({"name": "compressed-tensors", **options})
-
-
 def test_shapes_that_do_not_fill_words_are_refused() -> None:
     backend = make_backend("compressed-tensors")
     assert "packs words of 32" in str(backend.supports(4, 40, 64)) and backend.supports(2, 64, 64) is not None

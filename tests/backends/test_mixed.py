@@ -19,16 +19,6 @@ def test_the_default_is_hqq_below_four_bits_and_bitsandbytes_above():
         assert backend.storage(bits).bytes(576, 192) == make_backend(name).storage(bits).bytes(576, 192)
 
 
-def test_modules_are_those_of_the_chosen_backend():
-    linear = nn.Linear(64, 64, bias=False)
-    backend = make_backend({2: "reference", 4: {"name": "reference", "group_size": 32}})
-    for bits, group in ((2, 64), (4, 32)):
-        alone = make_backend({"name": "reference", "group_size": group})
-        assert torch.equal(
-            backend.dequantize(backend.quantize(linear, bits)), alone.dequantize(alone.quantize(linear, bits))
-        )
-
-
 def test_a_hessian_reaches_the_calibrated_part_only():
     linear, backend = nn.Linear(64, 64, bias=False), make_backend({2: "reference-gptq", 4: "reference"})
     assert backend.calibrated and not make_backend("mixed").calibrated
@@ -43,13 +33,6 @@ def test_shapes_are_refused_by_the_part_that_would_store_them():
     assert backend.supports(2, 7, 64) is None
     assert "groups together" in backend.supports(4, 7, 64)
     assert "choose from 2, 4" in backend.supports(8, 7, 64)
-
-
-def test_bits_that_the_chosen_backend_lacks_are_refused():
-    with pytest.raises(ValueError, match="3 bits cannot be.*bitsandbytes does not store 3 bits: choose from 4, 8"):
-        make_backend({3: "bitsandbytes"})
-    with pytest.raises(ValueError, match="4 bits cannot be.*choose from 8"):
-        make_backend({4: "bitsandbytes-int8"})
 
 
 def test_a_module_of_another_backend_is_refused():
@@ -97,19 +80,6 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
 
     assert make_backend({4: Two(), 8: "reference"}).bits == ("small", "large", 8)
     assert make_backend({2: Two(), 4: [Two(group_size=32), "hqq"]}).bits == (2, "small", "large", "hqq-4")
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"), [({4: []}, "is empty"), ({4: ["hqq", "hqq"]}, "twice"), ({3: ["hqq", "bitsandbytes"]}, "3")]
-)
-def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_backend(choice)
-
-
-def test_a_key_that_is_no_width_is_named():
-    with pytest.raises(ValueError, match="a backend for each bit-width has bit-widths as keys, got 'a'"):
-        make_backend({"name": "mixed", "choice": {"a": "hqq"}})
 
 
 def test_an_identity_is_that_of_the_part_alone():

@@ -137,15 +137,6 @@ def test_the_hessian_is_left_as_it_was():
     assert torch.equal(hessian, kept)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"damping": 0}, "damping must be a positive number"), ({"polish": 2}, "has no option 'polish'")],
-)
-def test_options_that_cannot_be_are_refused(options: dict[str, object], said: str):
-    with pytest.raises(ValueError, match=said):
-        make_backend({"name": "reference-gptq", **options})
-
-
 def test_second_moments_gathered_in_batches_are_those_of_all_inputs():
     x = correlated_inputs(64, 16)
     moment = SecondMoment()
