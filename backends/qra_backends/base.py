@@ -40,6 +40,7 @@ class Backend(ABC):
         side_by_side: True if several threads may call `quantize_levels` at once, each with a linear of its own.
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
         options: the keyword arguments that make an equal backend, plain data.
+        trained: names of the tensors of scales, and of offsets if there are any, that training may change.
         revision: raised whenever the same input gives other tensors, so that stored ones are made anew.
         largest: absolute value of a weight, at most, that its scales can hold; None: any.
         library: name on the package index of what does the rounding, whose version may change the tensors too; None
@@ -50,6 +51,7 @@ class Backend(ABC):
     revision: ClassVar[int] = 1
     library: ClassVar[str | None] = None
     largest: ClassVar[float | None] = None
+    trained: ClassVar[tuple[str, ...]] = ()
     bits: tuple[Level, ...]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
@@ -234,12 +236,15 @@ class Backend(ABC):
 
     def trainable(self, module: nn.Module) -> Groups | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
-        return None
+        own = self.check_own(module)
+        tensors = [own.tensors()[name] for name in self.trained]
+        return Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
 
     def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
         """How many numbers `trainable` gives of a weight, scales and offsets together; 0 if it gives none."""
         self.check_bits(bits)
-        return 0
+        expected = self.expected(bits, out_features, in_features)
+        return sum(prod(expected[name][0]) for name in self.trained)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
@@ -247,7 +252,10 @@ class Backend(ABC):
         Args:
             groups: those of `trainable`, trained: finite, in the same dtype.
         """
-        raise NotImplementedError(f"backend {self.name} has no trainable scales: it does not implement get_groups")
+        if not self.trained:
+            raise NotImplementedError(f"backend {self.name} has no trainable scales")
+        changed: nn.Module = self.check_own(module).with_tensors(**dict(zip(self.trained, groups, strict=False)))
+        return changed
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here (a missing library or device), or None if it can."""

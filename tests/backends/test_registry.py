@@ -51,7 +51,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
         *(({"name": "hqq", "group_size": size}, "multiple of 8") for size in (0, 12, -8, 64.0)),
-        ({"name": "mixed", "choice": {"a": "hqq"}}, "the keys of a choice are bits, got 'a'"),
+        ({"name": "mixed", "choice": {"a": "hqq"}}, "a backend for each bit-width has bit-widths as keys, got 'a'"),
         ({4: []}, "is empty"),
         ({4: ["hqq", "hqq"]}, "twice"),
         ({3: ["hqq", "bitsandbytes"]}, "3"),

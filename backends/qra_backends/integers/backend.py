@@ -12,7 +12,7 @@ from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, lay_out, pack_words
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
-from qra_backends.storage import ceil_div, largest_group
+from qra_backends.storage import largest_group
 from qra_backends.tensors import Expected
 
 GROUP_SIZES = (32, 64, 128)
@@ -36,6 +36,7 @@ class CompressedTensorsBackend(ErrorFeedback):
     bits = (4, 8)
     layer = CompressedIntegers
     largest = torch.finfo(torch.float16).max
+    trained = ("weight_scale",)
 
     def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1):
         if group_size not in GROUP_SIZES:
@@ -86,15 +87,5 @@ class CompressedTensorsBackend(ErrorFeedback):
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
         return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)
 
-    def trainable(self, module: nn.Module) -> Groups:
-        own = self.check_own(module)
-        # bfloat16 has every number of `as_16_bits`, so rounding to it is rounding to what is stored.
-        return Groups(own.scale().to(torch.bfloat16), None, own.group_size)
-
-    def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
-        self.check_bits(bits)
-        return out_features * ceil_div(in_features, self.group_size_for(in_features))
-
-    def with_groups(self, module: nn.Module, groups: Groups) -> CompressedIntegers:
-        own: CompressedIntegers = self.check_own(module)
-        return own.with_tensors(weight_scale=as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous())
+    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+        return super().with_groups(module, groups._replace(scale=as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()))

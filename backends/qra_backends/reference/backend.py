@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.base import Backend
-from qra_backends.modules import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
@@ -38,6 +37,7 @@ class ReferenceBackend(Backend):
     side_by_side = True
     layer = PackedLinear
     largest = torch.finfo(GROUP_DTYPE).max
+    trained = ("scale", "offset")
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
         if not isinstance(group_size, int) or group_size < 1:
@@ -71,19 +71,6 @@ class ReferenceBackend(Backend):
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
         return PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
-
-    def trainable(self, module: nn.Module) -> Groups:
-        tensors = self.check_own(module).tensors()
-        return Groups(tensors["scale"], tensors["offset"], self.group_size)
-
-    def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
-        self.check_bits(bits)
-        return 2 * out_features * ceil_div(in_features, self.group_size)
-
-    def with_groups(self, module: nn.Module, groups: Groups) -> PackedLinear:
-        own: PackedLinear = self.check_own(module)
-        assert groups.offset is not None  # `trainable` gave offsets
-        return own.with_tensors(scale=groups.scale, offset=groups.offset)
 
 
 def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.kernels import choice
-from qra_backends.modules import Groups
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.gptq import factorize
 from qra_backends.tensors import Expected
@@ -49,6 +48,7 @@ class TrellisBackend(Backend):
     side_by_side = True
     layer = TrellisLinear
     largest = torch.finfo(SCALE_DTYPE).max
+    trained = ("scale",)
     bits = tuple(HALF_BITS)
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03):
@@ -107,15 +107,3 @@ class TrellisBackend(Backend):
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = rotated_block(form["in_features"], self.block)
         return TrellisLinear(tensors, code=self.storage(bits), block=block, **form)
-
-    def trainable(self, module: nn.Module) -> Groups:
-        own = self.check_own(module)
-        return Groups(own.scales(), None, own.in_features)
-
-    def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
-        self.check_bits(bits)
-        return out_features
-
-    def with_groups(self, module: nn.Module, groups: Groups) -> TrellisLinear:
-        own: TrellisLinear = self.check_own(module)
-        return own.with_tensors(scale=groups.scale)

@@ -28,7 +28,7 @@ class TrellisLinear(DequantizedLinear):
 
     def __init__(self, tensors: Mapping[str, Tensor], *, code: TrellisCode, block: int, **form: Any):
         super().__init__(tensors, **form)
-        self.code, self.block = code, block
+        self.code, self.block, self.group_size = code, block, self.in_features
 
     def scales(self) -> Tensor:
         """Float16 (out, 1), a view."""
