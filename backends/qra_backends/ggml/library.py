@@ -39,50 +39,37 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
     Raises:
         OSError: only the library knows the type, and it is missing.
     """
+    from gguf import GGMLQuantizationType
+    from gguf import quantize as quantize_by_gguf
+
+    number = GGMLQuantizationType[kind.name]
     source = np.ascontiguousarray(weight.cpu().numpy(), dtype=np.float32)
     try:
         library = _library()
     except OSError:
         if kind.needs_library:
             raise
-        return torch.from_numpy(_by_gguf(source, kind)).to(weight.device)
+        return torch.from_numpy(quantize_by_gguf(source, number)).to(weight.device)
     rows, columns = source.shape
     weights = importance.to(torch.float32).cpu().numpy()
     weights = np.ascontiguousarray(np.maximum(weights, _FLOOR * max(float(weights.mean()), 1e-30)), dtype=np.float32)
     blocks = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
-    number = _number(kind)
     library.ggml_quantize_init(number)
+    at_once = max(_ROWS_A_THREAD, -(-rows // torch.get_num_threads()))
 
-    def fill(start: int, stop: int) -> int:
+    def fill(start: int) -> int:
+        count = min(at_once, rows - start)
         done: int = library.ggml_quantize_chunk(
-            number, _at(source), blocks.ctypes.data, start * columns, stop - start, columns, _at(weights)
+            number, _at(source), blocks.ctypes.data, start * columns, count, columns, _at(weights)
         )
         return done
 
-    at_once = max(_ROWS_A_THREAD, -(-rows // torch.get_num_threads()))
     starts = range(0, rows, at_once)
-    if len(starts) > 1:  # rows do not depend on one another, and the call holds no lock
-        with ThreadPoolExecutor(len(starts)) as pool:
-            written = sum(pool.map(lambda start: fill(start, min(start + at_once, rows)), starts))
-    else:
-        written = fill(0, rows)
+    with ThreadPoolExecutor(len(starts)) as pool:  # rows do not depend on one another, and the call holds no lock
+        written = sum(pool.map(fill, starts))
     if written != blocks.nbytes:
         raise RuntimeError(f"llama.cpp wrote {written} bytes of {kind.name}, {blocks.nbytes} were expected")
     return torch.from_numpy(blocks).to(weight.device)
-
-
-def _by_gguf(source: np.ndarray, kind: GGMLType) -> np.ndarray:
-    from gguf import GGMLQuantizationType
-    from gguf import quantize as rounded
-
-    blocks: np.ndarray = rounded(source, GGMLQuantizationType[kind.name])
-    return blocks
-
-
-def _number(kind: GGMLType) -> int:
-    from gguf import GGMLQuantizationType
-
-    return int(GGMLQuantizationType[kind.name])
 
 
 def _at(array: np.ndarray) -> Any:
