@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import half, with_scales
+from qra_backends.ggml.codebooks import half
+from qra_backends.ggml.decode import with_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
 from qra_backends.ggml.types import TYPES

@@ -18,7 +18,7 @@ Read = Callable[[Tensor], tuple[Tensor, Tensor]]
 def _iq2_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     words = _words(blocks[:, 2:66]).view(-1, 8, 2)  # four vectors of eight, and their signs and scale
     vectors = blocks[:, 2:66].reshape(-1, 8, 8)[..., :4].reshape(len(blocks), 32)
-    scale = _half(blocks) * (0.5 + ((words[..., 1] >> 28) & 0xF).float()) * 0.25
+    scale = half(blocks) * (0.5 + ((words[..., 1] >> 28) & 0xF).float()) * 0.25
     return _grid("IQ2_XXS", vectors) * _indexed_signs(words[..., 1]), scale
 
 
@@ -26,27 +26,27 @@ def _iq2_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     codes = blocks[:, 2:66].reshape(-1, 32, 2).long()
     codes = codes[..., 0] | (codes[..., 1] << 8)
     signs = _signs(sign_table(blocks.device)[codes >> 9])
-    scale = _half(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
+    scale = half(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
     return _grid("IQ2_XS", codes & 511) * signs, scale
 
 
 def _iq2_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    high = (blocks[:, 66:74, None] >> _at(blocks.device, 2)).bitwise_and_(3).reshape(len(blocks), 32)
+    high = (blocks[:, 66:74, None] >> shifts(2, blocks.device)).bitwise_and_(3).reshape(len(blocks), 32)
     codes = blocks[:, 2:34].long() | (high.long() << 8)
-    scale = _half(blocks) * (0.5 + _nibbles(blocks[:, 74:82])) * 0.25
+    scale = half(blocks) * (0.5 + _nibbles(blocks[:, 74:82])) * 0.25
     return _grid("IQ2_S", codes) * _signs(blocks[:, 34:66]), scale
 
 
 def _iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     words = _words(blocks[:, 66:98])
-    scale = _half(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
+    scale = half(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
     return _grid("IQ3_XXS", blocks[:, 2:66]) * _indexed_signs(words), scale
 
 
 def _iq3_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    high = (blocks[:, 66:74, None] >> _at(blocks.device, 1)).bitwise_and_(1).reshape(len(blocks), 64)
+    high = (blocks[:, 66:74, None] >> shifts(1, blocks.device)).bitwise_and_(1).reshape(len(blocks), 64)
     codes = blocks[:, 2:66].long() | (high.long() << 8)
-    scale = _half(blocks) * (1 + 2 * _nibbles(blocks[:, 106:110]))
+    scale = half(blocks) * (1 + 2 * _nibbles(blocks[:, 106:110]))
     return _grid("IQ3_S", codes) * _signs(blocks[:, 74:106]), scale
 
 
@@ -60,8 +60,9 @@ CODEBOOKS: dict[str, Read] = {
 """How each type is read."""
 
 
-def _half(blocks: Tensor) -> Tensor:
-    return blocks[:, :2].contiguous().view(torch.float16).to(torch.float32)
+def half(blocks: Tensor, at: int = 0) -> Tensor:
+    """The float16 at byte `at` of every block, as float32 (n, 1)."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
 
 
 def _words(packed: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def _words(packed: Tensor) -> Tensor:
 
 def _nibbles(packed: Tensor) -> Tensor:
     """Low and high four bits of each byte in turn, float32 (n, 2 · bytes)."""
-    return (packed[:, :, None] >> _at(packed.device, 4)).bitwise_and_(0xF).reshape(len(packed), -1).float()
+    return (packed[:, :, None] >> shifts(4, packed.device)).bitwise_and_(0xF).reshape(len(packed), -1).float()
 
 
 def _indexed_signs(words: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def _indexed_signs(words: Tensor) -> Tensor:
 
 def _signs(packed: Tensor) -> Tensor:
     """-1 for each bit that is set, 1 for the others: float32 (n, 8 · bytes)."""
-    bits = (packed[..., None] >> _at(packed.device, 1)) & 1
+    bits = (packed[..., None] >> shifts(1, packed.device)) & 1
     return 1 - 2 * bits.reshape(len(packed), -1).float()
 
 
@@ -118,5 +119,6 @@ def uneven_values(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _at(device: torch.device, bits: int) -> Tensor:
+def shifts(bits: int, device: torch.device) -> Tensor:
+    """How far each field of so many bits lies from a byte's lowest bit, uint8 (8 / bits,)."""
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)

@@ -6,27 +6,16 @@ no more than what is left), so only the sum is rounded, as it is in llama.cpp; t
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS, uneven_values
+from qra_backends.ggml.codebooks import CODEBOOKS, half, shifts, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
 
 _ROWS = 1 << 18
 """Weights that are decoded at a time on a CPU: what lies between stays in its caches."""
 _ROWS_ELSEWHERE = 1 << 24
-
-
-class Parts(NamedTuple):
-    """Of n blocks: values float32 (n, block), scale and offset float32 (n, groups); no offset: None."""
-
-    values: Tensor
-    scale: Tensor
-    offset: Tensor | None
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
@@ -40,25 +29,19 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
     at_once = max(1, (_ROWS if blocks.device.type == "cpu" else _ROWS_ELSEWHERE) // columns)
     for start in range(0, rows, at_once):
-        some = blocks[start : start + at_once]
-        parts = read(some.reshape(-1, kind.block_bytes), kind)
-        grouped = parts.values.view(len(parts.values), parts.scale.shape[1], -1).mul_(parts.scale[..., None])
-        if parts.offset is not None:
-            grouped.add_(parts.offset[..., None])
-        weight[start : start + at_once] = grouped.view(len(some), columns)
+        some = blocks[start : start + at_once].reshape(-1, kind.block_bytes)
+        offset: Tensor | None = None
+        if kind.planes:
+            scale, offset = scales(some, kind)
+            codes = read_codes(some, kind)
+            values = codes.float().sub_(kind.zero) if kind.even else uneven_values(some.device)[codes.long()]
+        else:
+            values, scale = CODEBOOKS[kind.name](some)
+        grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
+        if offset is not None:
+            grouped.add_(offset[..., None])
+        weight[start : start + at_once] = grouped.view(-1, columns)
     return weight
-
-
-def read(blocks: Tensor, kind: GGMLType) -> Parts:
-    """What uint8 blocks (n, bytes) say."""
-    if kind.name in CODEBOOKS:
-        values, scale = CODEBOOKS[kind.name](blocks)
-        return Parts(values, scale, None)
-    scale, offset = scales(blocks, kind)
-    codes = read_codes(blocks, kind)
-    if kind.even:
-        return Parts(codes.to(torch.float32).sub_(kind.zero), scale, offset)
-    return Parts(uneven_values(blocks.device)[codes.long()], scale, offset)
 
 
 def read_codes(blocks: Tensor, kind: GGMLType) -> Tensor:
@@ -78,7 +61,7 @@ def with_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     for plane in kind.planes:
         fields = 8 // plane.bits
         part = (codes >> plane.at) & (2**plane.bits - 1)
-        part = part.view(len(blocks), -1, fields, plane.chunk) << _shifts(plane.bits, blocks.device)
+        part = part.view(len(blocks), -1, fields, plane.chunk) << shifts(plane.bits, blocks.device)[:, None]
         made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
     return made
 
@@ -126,16 +109,11 @@ def put_half(blocks: Tensor, at: int, values: Tensor) -> None:
     blocks[:, at : at + 2] = values.to(torch.float16).view(torch.uint8)
 
 
-def half(blocks: Tensor, at: int) -> Tensor:
-    """The float16 at byte `at` of every block, as float32 (n, 1)."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
-
-
 def _spread(packed: Tensor, plane: Plane) -> Tensor:
     """Fields of `plane.bits` bits, uint8 (n, weights), of the plane's bytes (n, bytes)."""
     if plane.bits == 8:
         return packed.contiguous()
-    parts = packed.reshape(len(packed), -1, 1, plane.chunk) >> _shifts(plane.bits, packed.device)
+    parts = packed.reshape(len(packed), -1, 1, plane.chunk) >> shifts(plane.bits, packed.device)[:, None]
     return parts.bitwise_and_(2**plane.bits - 1).view(len(packed), -1)
 
 
@@ -145,8 +123,3 @@ def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.cat([first & 0x3F, (rest & 0xF) | ((first >> 2) & 0x30)], dim=1)
     least = torch.cat([second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)], dim=1)
     return scale, least
-
-
-@lru_cache(maxsize=32)
-def _shifts(bits: int, device: torch.device) -> Tensor:
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device).view(-1, 1)
