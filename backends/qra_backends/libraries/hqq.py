@@ -77,8 +77,24 @@ class HQQBackend(Backend):
         return max(solving, *(int(_PACKING[bits] * size) for bits in levels))
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        codes, scale, zero = self._solve(weight, bits)
-        dtype = _group_dtype(weight.dtype)
+        from hqq.core import optimize
+        from hqq.core.quantize import BaseQuantizeConfig, Quantizer
+
+        group, _ = self._groups(*weight.shape)
+        settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
+        parts = []
+        # The library limits what it divides by: weights of no size at all would be rounded as with fewer bits.
+        largest = float(weight.abs().max())
+        power = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < _SMALL else 1.0
+        for rows in weight.split(_ROWS_AT_ONCE):
+            # The library solves in float16 on a GPU, by its own name for that dtype: other codes than on a CPU.
+            with mock.patch.object(optimize, "float16", torch.float32):
+                codes, meta = Quantizer.quantize(
+                    rows.to(torch.float32) * power, device=str(weight.device), bitpack=False, **settings
+                )
+            parts.append((codes.to(torch.uint8), meta["scale"] / power, meta["zero"]))  # the library has them as floats
+        codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
     @property
@@ -130,28 +146,6 @@ class HQQBackend(Backend):
         """Weights that share a scale, and how many such groups there are."""
         group = self._group(in_features) or self.group_size
         return group, out_features * ceil_div(in_features, group)
-
-    def _solve(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed codes, and float32 scale and zero (groups, 1), of a weight (out, in)."""
-        from hqq.core import optimize
-        from hqq.core.quantize import BaseQuantizeConfig, Quantizer
-
-        group, _ = self._groups(*weight.shape)
-        settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
-        parts = []
-        # The library limits what it divides by: weights of no size at all would be rounded as with fewer bits.
-        largest = float(weight.abs().max())
-        power = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < _SMALL else 1.0
-        for rows in weight.split(_ROWS_AT_ONCE):
-            # The library solves in float16 on a GPU, by its own name for that dtype: other codes than on a CPU.
-            with mock.patch.object(optimize, "float16", torch.float32):
-                codes, meta = Quantizer.quantize(
-                    rows.to(torch.float32) * power, device=str(weight.device), bitpack=False, **settings
-                )
-            parts.append((codes.to(torch.uint8), meta["scale"] / power, meta["zero"]))  # the library has them as floats
-        codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        codes = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes)
-        return codes, scale, zero
 
 
 def _group_dtype(dtype: torch.dtype) -> torch.dtype:
