@@ -19,6 +19,15 @@ def example(out_features: int = 64, in_features: int = 192, seed: int = 0) -> tu
     return linear, x.T @ x / len(x)
 
 
+def correlated_inputs(rows: int, columns: int, seed: int = 1) -> Tensor:
+    """Inputs with a few strong directions, and some channels that stand out, as in a language model."""
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns // 4, columns, generator=torch.Generator().manual_seed(0))
+    channels = torch.exp(torch.randn(columns, generator=torch.Generator().manual_seed(2)))
+    hidden = torch.randn(rows, columns // 4, generator=g) @ mixing + torch.randn(rows, columns, generator=g)
+    return hidden * channels
+
+
 def damped_error(weight: Tensor, linear: nn.Linear, hessian: Tensor) -> Tensor:
     """e H eᵀ of each row, in float64."""
     lost = (linear.weight.detach() - weight).double()

@@ -45,8 +45,15 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "reference", "group_size": 0}, "group_size"),
         ({"name": "reference", "group_size": 1.5}, "group_size"),
         ({"name": "reference", "ranges": "best"}, "minmax, mse"),
-        ({"name": "reference-gptq", "damping": 0}, "damping must be a positive number"),
-        ({"name": "compressed-tensors", "damping": 0}, "damping must be a positive number"),
+        *(
+            ({"name": name, "damping": damping}, f"damping must be a positive number, got {damping!r}")
+            for name in ("reference-gptq", "compressed-tensors", "gguf", "trellis")
+            for damping in (0, "1e-2", float("inf"))
+        ),
+        ({"name": "trellis", "L": 9}, "L must be a whole number from 10 to 16, got 9"),
+        ({"name": "trellis", "L": 12.0}, "L must be"),
+        ({"name": "trellis", "block": 48}, "block must be a power of two up to 1024, got 48"),
+        ({"name": "trellis", "block": 2048}, "block must be"),
         ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),

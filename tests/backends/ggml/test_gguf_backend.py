@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from correlated import damped_error, example
 from qra_backends import make_backend
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, read_codes, with_codes
@@ -43,13 +44,11 @@ def test_codes_can_be_replaced_and_nothing_else_changes(kind: GGMLType) -> None:
 @needs_library
 @pytest.mark.parametrize("name", ["Q4_0", "IQ4_NL", "Q5_0", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_K"])
 def test_codes_by_feedback_lose_less_of_the_output_than_llama_cpps_own(name: str) -> None:
-    kind, weight, hessian = TYPES[name], *layer(32, 512)
-    own = decode(library.quantize(weight, kind, hessian.diagonal()), kind, torch.float32)
-    linear = nn.Linear(512, 32, bias=False)
-    linear.weight.data = weight
+    (linear, hessian), kind = example(32, 512), TYPES[name]
+    own = decode(library.quantize(linear.weight.detach(), kind, hessian.diagonal()), kind, torch.float32)
     backend = make_backend({"name": "gguf", "types": name})
     ours = backend.dequantize(backend.quantize(linear, name, hessian=hessian))
-    assert output_error(ours - weight, hessian) < 0.7 * output_error(own - weight, hessian)
+    assert damped_error(ours, linear, hessian).sum() < 0.7 * damped_error(own, linear, hessian).sum()
 
 
 def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:
@@ -87,18 +86,6 @@ def random_blocks(kind: GGMLType, *, rows: int) -> Tensor:
         scale = torch.randn(rows * 2, generator=generator()).to(torch.float16)
         blocks[:, at : at + 2] = scale.view(torch.uint8).view(-1, 2)
     return blocks.view(rows, -1)
-
-
-def layer(out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """A weight, and the second moment of inputs that are correlated, some larger than others."""
-    weight = 0.05 * torch.randn(out_features, in_features, generator=generator())
-    mix = torch.randn(in_features, in_features, generator=generator()) / in_features**0.5 + torch.eye(in_features)
-    inputs = torch.randn(2000, in_features, generator=generator()) @ mix * torch.linspace(0.2, 2, in_features)
-    return weight, inputs.T @ inputs / len(inputs)
-
-
-def output_error(change: Tensor, hessian: Tensor) -> float:
-    return float(((change @ hessian) * change).sum())
 
 
 def generator() -> torch.Generator:

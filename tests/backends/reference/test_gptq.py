@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
 from qra_backends.reference.blocks import _ELEMENTS
 from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, factorize, feed_back
 from torch import Tensor, nn
-
-
-def correlated_inputs(rows: int, columns: int) -> Tensor:
-    """Inputs with a few strong directions and uneven channels, as in a language model."""
-    g = torch.Generator().manual_seed(1)
-    hidden = torch.randn(rows, columns // 4, generator=g) @ torch.randn(columns // 4, columns, generator=g)
-    channels = torch.exp(torch.randn(columns, generator=g))
-    return (hidden + torch.randn(rows, columns, generator=g)) * channels
 
 
 def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:

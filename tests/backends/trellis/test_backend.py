@@ -8,19 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from correlated import correlated_inputs
 from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend
 from qra_backends.conformance import same_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-def correlated(rows: int, columns: int, seed: int = 1) -> Tensor:
-    """Inputs with a few strong directions, and some channels that stand out, as in a language model."""
-    g = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(columns // 4, columns, generator=torch.Generator().manual_seed(0))
-    channels = torch.exp(torch.randn(columns, generator=torch.Generator().manual_seed(2)))
-    hidden = torch.randn(rows, columns // 4, generator=g) @ mixing + torch.randn(rows, columns, generator=g)
-    return hidden * channels
 
 
 def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Tensor]:
@@ -32,12 +24,12 @@ def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Ten
         linear.weight[3] *= 20
         linear.weight[torch.rand(linear.weight.shape) < 0.01] *= 10
     moment = SecondMoment()
-    moment.update(correlated(2000, in_features))
+    moment.update(correlated_inputs(2000, in_features))
     return linear, moment.hessian()
 
 
 def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> float:
-    x, weight = correlated(500, linear.in_features, seed=9), linear.weight.detach()
+    x, weight = correlated_inputs(500, linear.in_features, seed=9), linear.weight.detach()
     lost = x @ (backend.dequantize(module) - weight).T
     return float((lost / (x @ weight.T).norm(dim=0)).square().mean())
 
@@ -146,24 +138,6 @@ def test_trained_scales_get_the_gradient_of_the_weight_written_out():
 
     grouped_linear(x, groups._replace(scale=twin), dequantize).square().sum().backward()
     assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"L": 9}, "L must be a whole number from 10 to 16, got 9"),
-        ({"L": 12.0}, "L must be"),
-        ({"block": 48}, "block must be a power of two up to 1024, got 48"),
-        ({"block": 2048}, "block must be"),
-        ({"damping": 0}, "damping must be a positive number, got 0"),
-        ({"damping": "1e-2"}, "damping must be a positive number, got '1e-2'"),
-        ({"damping": float("inf")}, "damping must be"),
-        ({"group_size": 64}, "has no option 'group_size'"),
-    ],
-)
-def test_a_wrong_option_is_refused(options, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_backend({"name": "trellis", **options})
 
 
 def test_what_cannot_be_stored_is_refused():
