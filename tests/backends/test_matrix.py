@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -22,73 +23,52 @@ MERGES = ("bitsandbytes", "hqq")
 """Whose stored weight PEFT can merge an adapter into."""
 
 
-class Cell:
-    """A small model on one backend at one width, and the same before it was quantized."""
-
-    def __init__(self, backend: Backend, bits: int):
-        torch.manual_seed(0)
-        self.backend, self.bits = backend, bits
-        self.linears = [nn.Linear(i, o, bias=False) for o, i in SHAPES]
-        self.modules = [quantized(backend, bits, linear) for linear in self.linears]
-        self.x = torch.randn(5, SHAPES[0][1])
-
-    def model(self) -> nn.Module:
-        first, second = self.modules
-        model = nn.Sequential(first, nn.LayerNorm(SHAPES[0][0]), second)
-        model.is_loaded_in_8bit = model.is_loaded_in_4bit = True  # type: ignore[assignment] # PEFT's bitsandbytes layers
-        return model
-
-    def adapted(self) -> nn.Module:
-        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"], init_lora_weights=False)
-        return peft.get_peft_model(self.model(), config)
-
-
-def cell(name: str, bits: int) -> Cell:
+def adapted(name: str, bits: Any) -> tuple[Backend, list[nn.Module], Any, Tensor]:
+    """A backend, two modules that it makes, a small model of them under adapters, and inputs."""
     backend = make_backend(name)
     if backend.unavailable() is not None:
         pytest.skip(backend.unavailable())
-    return Cell(backend, bits)
-
-
-def changed(one: Tensor, other: Tensor) -> bool:
-    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    torch.manual_seed(0)
+    modules = [quantized(backend, bits, nn.Linear(i, o, bias=False)) for o, i in SHAPES]
+    model: Any = nn.Sequential(modules[0], nn.LayerNorm(SHAPES[0][0]), modules[1])
+    model.is_loaded_in_8bit = model.is_loaded_in_4bit = True  # PEFT's bitsandbytes layers
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"], init_lora_weights=False)
+    return backend, modules, peft.get_peft_model(model, config), torch.randn(5, SHAPES[0][1])
 
 
 @pytest.mark.parametrize(("name", "bits"), CELLS)
 def test_an_adapter_on_top_counts_and_trains_and_the_base_stays(name: str, bits: int):
-    here = cell(name, bits)
-    before = [here.backend.dequantize(module) for module in here.modules]
-    model = here.adapted()
+    backend, modules, model, x = adapted(name, bits)
+    before = [backend.dequantize(module) for module in modules]
     with model.disable_adapter():
-        without = model(here.x)
-    assert changed(model(here.x), without)
+        without = model(x)
+    assert not torch.allclose(model(x), without, rtol=1e-3, atol=1e-4)
     parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
     assert len(parameters) == 4 and all("lora_" in key for key in parameters)
     optimizer = torch.optim.SGD(parameters.values(), lr=0.01)
-    first = model(here.x).square().mean()
+    first = model(x).square().mean()
     first.backward()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in parameters.values())
     optimizer.step()
-    assert model(here.x).square().mean() < first
+    assert model(x).square().mean() < first
     with model.disable_adapter():
-        assert torch.equal(model(here.x), without)
-    assert all(torch.equal(here.backend.dequantize(m), w) for m, w in zip(here.modules, before, strict=True))
+        assert torch.equal(model(x), without)
+    assert all(torch.equal(backend.dequantize(m), w) for m, w in zip(modules, before, strict=True))
 
 
 @pytest.mark.parametrize(("name", "bits"), CELLS)
 def test_a_merge_brings_the_adapter_in_or_is_refused_with_a_reason(name: str, bits: int):
-    here = cell(name, bits)
-    model = here.adapted()
+    backend, _, model, x = adapted(name, bits)
     with model.disable_adapter():
-        without = model(here.x)
-    wanted = model(here.x)
+        without = model(x)
+    wanted = model(x)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.eval()(here.x)  # in eval mode bitsandbytes' own layer repacks its weight, and merges garbage from then on
-        stores = here.backend.part(bits).name if isinstance(here.backend, MixedBackend) else name
+        model.eval()(x)  # in eval mode bitsandbytes' own layer repacks its weight, and merges garbage from then on
+        stores = backend.part(bits).name if isinstance(backend, MixedBackend) else name
         if stores not in MERGES:
             with pytest.raises(RuntimeError, match="the stored weight is quantized and takes no merge"):
                 model.merge_and_unload()
             return
-        merged = model.merge_and_unload()(here.x)
+        merged = model.merge_and_unload()(x)
     assert (merged - wanted).norm() < 0.9 * (without - wanted).norm(), "merging lost the adapter"
