@@ -109,8 +109,11 @@ class BackendConformance:
         for bits, source, module in each_level(backend, self.shape):
             error = relative_error(backend, module, source)
             shannon = 2 ** -bits_per_weight(backend.storage(bits), *self.shape)
-            rounded = round_to_nearest_by_row(source.weight.detach(), int(backend.width(bits)))
-            worst = ERROR_SLACK * ((rounded - source.weight).norm() / source.weight.norm()).item()
+            weight = source.weight.detach()
+            low, high = weight.aminmax(dim=1, keepdim=True)
+            step = (high - low) / (2 ** int(backend.width(bits)) - 1)
+            rounded = ((weight - low) / step).round() * step + low
+            worst = ERROR_SLACK * ((rounded - weight).norm() / weight.norm()).item()
             assert shannon <= error <= worst, f"{bits} bits: {shannon:.5f} <= {error:.5f} <= {worst:.5f}"
             errors.setdefault(backend.width(bits), []).append(error)
         for narrow, wide in itertools.pairwise(errors.values()):
@@ -255,7 +258,8 @@ class BackendConformance:
             x, fresh = inputs(4, self.shape, torch.bfloat16), linear(self.shape, torch.bfloat16, bias=True)
             assert torch.equal(source.weight, fresh.weight) and torch.equal(source.bias, fresh.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
-            assert not storages(source) & storages(module)
+            storages, own = ({t.untyped_storage().data_ptr() for t in live_tensors(m)} for m in (source, module))
+            assert not storages & own
             before = module(x)
             with torch.no_grad():
                 source.weight.zero_()
@@ -375,12 +379,6 @@ def relative_error(backend: Backend, module: nn.Module, source: nn.Linear) -> fl
     return ((backend.dequantize(module) - weight).norm() / weight.norm()).item()
 
 
-def round_to_nearest_by_row(weight: Tensor, bits: int) -> Tensor:
-    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
-    step = (high - low) / (2**bits - 1)
-    return ((weight - low) / step).round() * step + low
-
-
 def output_and_grad(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     output = module(x)
     (grad,) = torch.autograd.grad(output.float().square().sum(), x)
@@ -396,7 +394,3 @@ def same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         first[k].dtype == second[k].dtype and torch.equal(first[k], second[k]) for k in first
     )
-
-
-def storages(module: nn.Module) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in live_tensors(module)}

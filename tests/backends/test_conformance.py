@@ -7,51 +7,29 @@ from qra_backends import Backend, make_backend
 from qra_backends.conformance import BackendConformance
 
 
-class TestReference(BackendConformance):
-    @pytest.fixture(params=[{}, {"ranges": "mse"}, {"group_size": 48}], ids=str)
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "reference", **request.param})
-
-
-class TestReferenceGPTQ(BackendConformance):
-    @pytest.fixture
-    def backend(self) -> Backend:
-        return make_backend("reference-gptq")
-
-
-class TestBitsAndBytes(BackendConformance):
+class TestUsualShapes(BackendConformance):
     @pytest.fixture(
         params=[
-            {},
-            {"quant_type": "nf4", "blocksize": 32},
-            {"quant_type": "nf4", "double_quant": True},
-            {"quant_type": "nf4", "blocksize": 256, "double_quant": True},
+            "reference",
+            {"name": "reference", "ranges": "mse"},
+            {"name": "reference", "group_size": 48},
+            "reference-gptq",
+            "bitsandbytes",
+            {"name": "bitsandbytes-nf4", "blocksize": 32},
+            {"name": "bitsandbytes-nf4", "double_quant": True},
+            {"name": "bitsandbytes-nf4", "blocksize": 256, "double_quant": True},
+            "hqq",
+            {"name": "hqq", "group_size": 128},
+            "mixed",
+            {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-nf4"},
+            {3: "hqq", 4: ["reference", "hqq"]},
+            "compressed-tensors",
+            {"name": "compressed-tensors", "symmetric": False, "group_size": 128},
         ],
         ids=str,
     )
     def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "bitsandbytes", **request.param})
-
-
-class TestHQQ(BackendConformance):
-    @pytest.fixture(params=[{}, {"group_size": 128}], ids=str)
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "hqq", **request.param})
-
-
-class TestMixed(BackendConformance):
-    @pytest.fixture(
-        params=[None, {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-nf4"}, {3: "hqq", 4: ["reference", "hqq"]}],
-        ids=str,
-    )
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend(request.param or "mixed")
-
-
-class TestCompressedTensors(BackendConformance):
-    @pytest.fixture(params=[{}, {"symmetric": False, "group_size": 128}], ids=str)
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "compressed-tensors", **request.param})
+        return make_backend(request.param)
 
 
 class TestTrellis(BackendConformance):
@@ -84,5 +62,4 @@ class TestGGUFSuperBlocks(BackendConformance):
 
     @pytest.fixture
     def backend(self) -> Backend:
-        types = ["Q2_K", "IQ3_XXS", "Q4_K"]
-        return make_backend({"name": "gguf", "types": types})
+        return make_backend({"name": "gguf", "types": ["Q2_K", "IQ3_XXS", "Q4_K"]})
