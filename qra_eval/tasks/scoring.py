@@ -31,33 +31,24 @@ class ChoiceScores:
     utf8_bytes: np.ndarray
     labels: np.ndarray
 
-    @property
-    def margins(self) -> np.ndarray:
-        """float (N,): log-likelihood of the right choice above the best other one, in nats."""
-        rows = np.arange(len(self.labels))
-        others = self.log_likelihoods.copy()
-        others[rows, self.labels] = -np.inf
-        return self.log_likelihoods[rows, self.labels] - others.max(axis=1)
-
-    @property
-    def choice_losses(self) -> np.ndarray:
-        """float (N,): cross-entropy of the choices, their probabilities normalized among themselves, in nats."""
-        top = self.log_likelihoods.max(axis=1, keepdims=True)
-        log_total = top[:, 0] + np.log(np.exp(self.log_likelihoods - top).sum(axis=1))
-        return log_total - self.log_likelihoods[np.arange(len(self.labels)), self.labels]
-
     def row_scores(self) -> dict[str, list[float]]:
         """All that questions are judged by, one number a question, named as in lm-evaluation-harness where it has them.
 
         accuracy says whether the likeliest choice is right (`acc`), accuracy_norm likewise by log-likelihood a
-        character (`acc_norm`), accuracy_bytes by that a byte (`acc_bytes`); margin and choice_loss are in nats.
+        character (`acc_norm`), accuracy_bytes by that a byte (`acc_bytes`). In nats, margin is the log-likelihood of
+        the right choice above the best other one, and choice_loss the cross-entropy of the choices among themselves.
         """
+        values, right = self.log_likelihoods, (np.arange(len(self.labels)), self.labels)
+        others = values.copy()
+        others[right] = -np.inf
+        top = values.max(axis=1)
+        totals = top + np.log(np.exp(values - top[:, None]).sum(axis=1))
         lengths = {"accuracy": 1, "accuracy_norm": self.characters, "accuracy_bytes": self.utf8_bytes}
-        chosen = {name: (self.log_likelihoods / length).argmax(axis=1) for name, length in lengths.items()}
+        chosen = {name: (values / length).argmax(axis=1) for name, length in lengths.items()}
         return {
             **{name: (choice == self.labels).astype(float).tolist() for name, choice in chosen.items()},
-            "margin": self.margins.tolist(),
-            "choice_loss": self.choice_losses.tolist(),
+            "margin": (values[right] - others.max(axis=1)).tolist(),
+            "choice_loss": (totals - values[right]).tolist(),
         }
 
 

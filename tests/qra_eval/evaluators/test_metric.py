@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from evaluators import make_evaluator
 
@@ -40,7 +41,7 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
     assert own.metrics["loss"] == usual.loss != own.loss and "loss" not in usual.metrics
     examples = by_loss.task.split("validation")[:8]
     scores = score_choices(by_loss.tuner.model, by_loss.tuner.tokenizer, examples)
-    assert own.loss == pytest.approx(scores.choice_losses.mean(), rel=1e-5)
+    assert own.loss == pytest.approx(np.mean(scores.row_scores()["choice_loss"]), rel=1e-5)
     assert by_task.describe() == {**by_loss.describe(), "metric": "task"}
 
 
