@@ -12,6 +12,7 @@ from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode_exampl
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, score_answers
+from qra_eval.tasks.scoring import score_choices
 from qra_search.errors import BadInput, shortened
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
@@ -74,16 +75,20 @@ class Task(ABC):
     def score_rows(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, list[float]]:
-        """Scores beside the loss, by name, one for each example: of greedy answers, by `metrics`.
+        """Scores beside the loss, by name, one for each example: of choices, and of greedy answers by `metrics`.
 
         Args:
             max_length: most tokens of prompt and answer.
         """
-        if not self.metrics:
-            return {}
-        most = self.answer_tokens(examples, tokenizer)
-        answers = self.answers(model, tokenizer, examples, most, batch_size=batch_size, max_length=max_length)
-        return {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
+        options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        scores: dict[str, list[float]] = {}
+        if examples and examples[0].choices:
+            scores = score_choices(model, tokenizer, examples, chat=self.chat, **options).row_scores()
+        if self.metrics:
+            most = self.answer_tokens(examples, tokenizer)
+            answers = self.answers(model, tokenizer, examples, most, **options)
+            scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
+        return scores
 
     def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
         """What a search by the task's own measure lowers: the loss of `judged_by`, or what its score lacks of 1.

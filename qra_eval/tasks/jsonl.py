@@ -10,7 +10,6 @@ from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, to_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
-from qra_eval.tasks.scoring import score_choices
 from qra_eval.tasks.sources import find_split_files, is_hub_name, read_splits
 from qra_search.errors import BadInput
 
@@ -86,13 +85,3 @@ class JSONLTask(Task):
         if self.wanted is None:
             return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
         return self.wanted
-
-    def score_rows(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, list[float]]:
-        """Of rows with choices those of `ChoiceScores.row_scores`; of others those of greedy answers."""
-        options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-        generated = super().score_rows(model, tokenizer, examples, **options)
-        if not examples[0].choices:
-            return generated
-        return {**score_choices(model, tokenizer, examples, chat=self.chat, **options).row_scores(), **generated}

@@ -12,7 +12,6 @@ from typing import Any
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, split_off, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import as_question, read_choices
-from qra_eval.tasks.scoring import score_choices
 from qra_eval.tasks.sources import folder_rows, read_hub_rows, read_splits
 from qra_search.errors import BadInput
 
@@ -69,14 +68,6 @@ class MultipleChoiceTask(Task):
 
     def _read(self, rows: Sequence[tuple[str, Row]]) -> list[Example]:
         return [_example(self.source, *read_choices(row, where)) for where, row in rows]
-
-    def score_rows(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
-    ) -> dict[str, list[float]]:
-        """Those of `ChoiceScores.row_scores`, and those of `metrics` if there are any."""
-        options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-        scores = score_choices(model, tokenizer, examples, chat=self.chat, **options)
-        return {**scores.row_scores(), **super().score_rows(model, tokenizer, examples, **options)}
 
 
 def _example(source: Source, question: str, choices: list[str], label: int) -> Example:
