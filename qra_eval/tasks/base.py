@@ -183,13 +183,18 @@ def render_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -
 
 
 def split_off(
-    given: Mapping[SplitName, Sequence[Example]], seed: int, *, least: int = 0
+    given: Mapping[SplitName, Sequence[Example]],
+    seed: int,
+    *,
+    shares: Mapping[SplitName, float] = SHARES,
+    least: int = 0,
 ) -> dict[SplitName, Sequence[Example]]:
     """All three splits from those given, `train` among them: what is missing is split off that one.
 
     Rows that are also in a given test (or validation) split are left out of the others.
 
     Args:
+        shares: parts of the rows that splits get which are not given, in proportion.
         least: distinct rows from which all three splits are taken.
     """
     held: dict[SplitName, Sequence[Example]] = {}
@@ -198,7 +203,7 @@ def split_off(
         if name in given:
             held[name] = shuffled(without(given[name], taken), seed)
             taken += held[name]
-    missing = {name: share for name, share in SHARES.items() if name not in held}
+    missing = {name: share for name, share in shares.items() if name not in held}
     shares = {name: share / sum(missing.values()) for name, share in missing.items()}
     rows = without(given["train"], taken)
     if not held and (distinct := len({row.key for row in rows})) < least:

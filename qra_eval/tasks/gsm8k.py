@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, shuffled, split_off, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.sources import folder_rows, read_field, read_hub_rows
 from qra_search.errors import BadInput
@@ -44,9 +44,9 @@ class GSM8KTask(Task):
     least_answer_tokens = 256
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test = shuffled(self._rows("test"), self.seed)
+        test = self._rows("test")
         train = shuffled(without(self._rows("train"), test), 0)[APART:]
-        return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
+        return split_off({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = read_hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, split_off, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, split_off
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import as_question, read_choices
 from qra_eval.tasks.sources import folder_rows, read_hub_rows, read_splits
@@ -55,9 +55,7 @@ class MultipleChoiceTask(Task):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is not None and not (isinstance(self.data, str) and Path(self.data).is_dir()):
             return split_off({name: self._read(rows) for name, rows in read_splits(self.data).items()}, self.seed)
-        test = shuffled(self._rows("test"), self.seed)
-        train = without(self._rows("train"), test)
-        return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
+        return split_off({"test": self._rows("test"), "train": self._rows("train")}, self.seed, shares=TRAIN_SHARES)
 
     def _rows(self, split: str) -> list[Example]:
         source = self.source
