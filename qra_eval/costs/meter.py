@@ -1,13 +1,21 @@
-"""Counts the bytes of all tensors that operations make, on real tensors and on those of a sketch."""
+"""Counts the bytes of all tensors that operations make, on real tensors and on such as have a shape and no values."""
 
 from __future__ import annotations
 
 import weakref
+from functools import lru_cache
 from typing import Any
 
+import torch
+from qra_backends import Backend
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from qra_search.space.levels import LevelName
+
+DEQUANTIZE_BYTES = 5
+"""Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
 
 
 class Meter(TorchDispatchMode):
@@ -54,3 +62,33 @@ class Meter(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.bytes -= size
+
+
+@lru_cache
+def decoding_bytes(
+    backend: Backend, levels: tuple[LevelName, ...], out_features: int, in_features: int, rows: int = 0
+) -> int:
+    """Bytes that dequantizing takes beside the weight that it gives, at the level that takes most.
+
+    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none. A backend that cannot be asked
+    without values is taken to make its codes and their floats.
+
+    Args:
+        rows: of the weight that are asked for at once, as for a table; 0: all of it.
+    """
+    unknown = DEQUANTIZE_BYTES * (rows or out_features) * in_features
+    sizes = [0] if levels else [unknown]
+    for bits in levels:
+        if backend.supports(bits, out_features, in_features) is not None:
+            continue
+        form = backend.expected(bits, out_features, in_features)
+        if form is None:
+            sizes.append(unknown)
+            continue
+        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()}
+        module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
+        with Meter() as meter, torch.no_grad():
+            at = torch.empty(rows, dtype=torch.long, device="meta")
+            made: Tensor = backend.rows(module, at) if rows else backend.dequantize(module)
+        sizes.append(meter.peak - made.nbytes)
+    return max(sizes)

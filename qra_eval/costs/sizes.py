@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qra_eval.costs.decoding import decoding_bytes
+from qra_eval.costs.meter import decoding_bytes
 from qra_eval.costs.sketch import Shape, Sketch, make_sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS

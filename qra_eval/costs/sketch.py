@@ -14,7 +14,7 @@ from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qra_eval.costs.meter import Meter
+from qra_eval.costs.meter import DEQUANTIZE_BYTES, Meter
 from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
@@ -23,8 +23,6 @@ from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, expert_kind
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
-DEQUANTIZE_BYTES = 5
-"""Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
 CPU = torch.device("cpu")
 Work = tuple[tuple[tuple[int, int], int], ...]
 KEPT = 8
