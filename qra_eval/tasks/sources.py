@@ -17,7 +17,7 @@ from typing import Any
 from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
-from qra_search.errors import BadInput, needed, shortened
+from qra_search.errors import BadInput, first_line, needed, shortened
 from qra_search.files import not_utf8
 
 Row = tuple[str, dict[str, Any]]
@@ -147,12 +147,15 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
     from datasets import load_dataset  # takes a second, which files do without
 
     reason = hub.unavailable_reason("dataset", name) if is_hub_name(name) else None
-    if reason is not None:
-        raise _unavailable(name, reason)
-    try:
-        return load_dataset(name, subset)
-    except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
-        raise _unavailable(name, error) from error
+    if reason is None:
+        try:
+            return load_dataset(name, subset)
+        except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
+            reason = first_line(error)
+    raise BadInput(
+        f"data set {name!r} could not be downloaded ({reason}): check its name and the network, or give its folder "
+        "with --data"
+    )
 
 
 def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
@@ -212,14 +215,6 @@ def _dictionaries(rows: Any, what: str) -> list[Row]:
     return found
 
 
-def _unavailable(name: str, error: Exception | str) -> BadInput:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return BadInput(
-        f"data set {name!r} could not be downloaded ({first}): check its name and the network, or give its folder "
-        "with --data"
-    )
-
-
 # -- files -------------------------------------------------------------------------------------
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -268,7 +263,7 @@ def _parquet(path: Path) -> list[Row]:
     try:
         return _dictionaries(parquet.read_table(path).to_pylist(), f"{path}, row")
     except ArrowException as error:
-        raise BadInput(f"{path} is no Parquet file that can be read ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"{path} is no Parquet file that can be read ({first_line(error)})") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Row]]] = {
@@ -281,4 +276,4 @@ def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"{what} is not JSON ({str(error).splitlines()[0]})") from None
+        raise BadInput(f"{what} is not JSON ({first_line(error)})") from None
