@@ -53,7 +53,8 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     if max_length < 2:
         raise BadInput(f"max_length must be at least 2, got {max_length}")
     if chat:
-        return encode_chat(_answered(example), tokenizer, max_length)
+        answered = {"role": "assistant", "content": example.answer.strip()}
+        return encode_chat([*_turns(example), answered], tokenizer, max_length)
     before, answer = _split_ids(tokenizer, example.prompt, example.answer)
     if tokenizer.eos_token_id is not None:
         answer = [*answer, tokenizer.eos_token_id]
@@ -194,10 +195,6 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
 
 def _turns(example: Example) -> Turns:
     return example.messages or ({"role": "user", "content": example.prompt},)
-
-
-def _answered(example: Example) -> Turns:
-    return [*_turns(example), {"role": "assistant", "content": example.answer.strip()}]
 
 
 def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
