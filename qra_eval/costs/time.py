@@ -89,11 +89,10 @@ def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName,
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = tuner.quantized
 
-    def of(shape: tuple[int, int], levels: Sequence[LevelName]) -> tuple[tuple[int, int], tuple[LevelName, ...]]:
-        return shape, tuple(b for b in levels if model.backend.supports(b, *shape) is None)
-
-    counts = Counter(of((m.out_features, m.in_features), model.levels) for m in model.linears.values())
-    return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in model.tables.values())
+    modules = [(m, model.levels) for m in model.linears.values()]
+    modules += [(t, model.table_levels) for t in model.tables.values()]
+    shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
+    return Counter((s, tuple(b for b in levels if model.backend.supports(b, *s) is None)) for s, levels in shapes)
 
 
 def seconds_per_token(tuner: FineTuner) -> float:
@@ -102,16 +101,17 @@ def seconds_per_token(tuner: FineTuner) -> float:
     If the model has no weights here, the layer is one of made-up weights.
     """
     model = tuner.quantized
-    blocks, share = (model.blocks, 1.0) if model.loaded.weights else _stand_in(tuner)
+    vocabulary = tuner.model.config.get_text_config().vocab_size
+    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _stand_in(tuner)
     size = 2 * tuner.settings.batch_size
     batch = bucketed(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
-    batch = replace(batch, input_ids=batch.input_ids.clamp(max=int(share * _vocabulary(tuner)) - 1))
+    batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
         with blocks.placed(0):
             layer = _quickest(lambda: blocks.step(0, flow), model.device)
         head = _quickest(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
-    return (layer * len(model.blocks) + head / share) / batch.tokens
+    return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
 def _quickest(work: Callable[[], Any], device: torch.device) -> float:
@@ -125,22 +125,18 @@ def _quickest(work: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _stand_in(tuner: FineTuner) -> tuple[Blocks, float]:
-    """A model of one layer, of made-up weights; and the share of the vocabulary that it has."""
+def _stand_in(tuner: FineTuner) -> tuple[Blocks, int]:
+    """A model of one layer, of made-up weights; and the size of its vocabulary."""
     from transformers import AutoModelForCausalLM
 
     model = tuner.quantized
     config = shortened(tuner.model.config, 1)
     text = config.get_text_config()
-    whole, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
+    text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)
     made: Any = AutoModelForCausalLM.from_config(config, dtype=model.compute).requires_grad_(False)
-    return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size / whole
-
-
-def _vocabulary(tuner: FineTuner) -> int:
-    return int(tuner.model.config.get_text_config().vocab_size)
+    return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size
 
 
 def quantization_seconds(tuner: FineTuner) -> float:
