@@ -10,6 +10,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.tuned import TunedRun
 from qra_search.config import ModelConfig, SearchConfig, TaskConfig
 from qra_search.space.plan import Plan
+from qra_search.space.space import SearchSpace
 
 
 def make_evaluator(
@@ -27,6 +28,13 @@ def make_evaluator(
     sections = {"model": {"name": str(model), **of_model}, "search": of_search, **settings}
     config = sections if named is None else {**sections, "task": named}
     return QuantizedLoRAEvaluator(config, task=task if named is None else None, weights=weights, progress=progress)
+
+
+def mixed_plan(space: SearchSpace) -> Plan:
+    """The levels and the ranks of a space in turn."""
+    count = range(len(space))
+    bits, ranks = (tuple(values[i % len(values)] for i in count) for values in (space.bits, space.ranks))
+    return Plan(bits, ranks)
 
 
 def tune_tiny(

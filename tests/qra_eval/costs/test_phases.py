@@ -166,7 +166,7 @@ def test_every_card_has_the_first_settings_that_fit_it(family: str, tmp_path: Pa
     assert all(card["peak_bytes"] < card["bytes"] for card in found)
 
 
-def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
+def test_doctor_and_a_dry_run_say_what_a_model_takes_and_need_no_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape_only(tmp_path)
@@ -177,11 +177,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
     assert len(rows) == len(CARDS) and rows[0]["phase"] in PHASES
     refused = qra("doctor", "--model", tmp_path / "nothing")
     assert refused.status == 2 and "no file or folder" in refused.err
-
-
-def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shape_only(tmp_path)
     of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
-    shown = Qra(capsys)("search", *of, "--set", "evaluation.steps=2", "--set", "finetune.steps=2", "--dry-run")
+    shown = qra("search", *of, *brief, "--dry-run")
     assert shown.status == 0
     assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluators import make_evaluator
+from evaluators import make_evaluator, mixed_plan
 from safetensors.torch import load_file
-from tiny_families import tiny_config_model
+from tiny_families import save_tiny
 
-from qra_eval.models.tiny import byte_tokenizer
-from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
 
@@ -31,11 +29,6 @@ def build(tmp_path_factory):
         )
 
     return make
-
-
-def mixed_plan(space):
-    n = len(space)
-    return Plan(tuple(space.bits[i % len(space.bits)] for i in range(n)), tuple((0, 4, 8)[i % 3] for i in range(n)))
 
 
 @pytest.mark.parametrize("cache", ["auto", 0])
@@ -111,8 +104,7 @@ def saved_by_a_forward_pass(evaluator, plan):
 
 
 def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
-    tiny_config_model("gpt2", normalised=False, vocabulary=320, max_position_embeddings=64).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    save_tiny("gpt2", tmp_path, max_position_embeddings=64)
 
     def build(max_length):
         return make_evaluator(
