@@ -261,6 +261,3 @@ def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: py
         assert run_safely(["export", str(damaged), "--format", "peft"]) == 2 and message in capsys.readouterr().err
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
-    if not torch.cuda.is_available():
-        with pytest.raises(BadInput, match="device 'cuda': no CUDA device is visible to torch here"):
-            load(run, device="cuda")

@@ -56,9 +56,7 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
-    short, long = (
-        make(tmp_path, evaluation={"steps": steps, "validation_rows": 8}).estimate() for steps in (10, 20)
-    )
+    short, long = (make(tmp_path, evaluation={"steps": steps, "validation_rows": 8}).estimate() for steps in (10, 20))
     assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
     assert long["sensitivities_seconds"] == pytest.approx(short["sensitivities_seconds"])
 
@@ -96,15 +94,6 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
-
-
-def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no 7 bits"):
-        make_evaluator(
-            "tiny", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
-            space=SpaceConfig(bits=(7,)),
-        )  # fmt: skip
-    assert not (tmp_path / "bank").exists()
 
 
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(

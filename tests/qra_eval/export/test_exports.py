@@ -16,17 +16,10 @@ from transformers import AutoModelForCausalLM
 import qra_eval
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_search import plugins
 from qra_search.errors import BadInput
 
 Runs = Callable[..., TunedRun]
 IDS = torch.arange(40, 64)[None]
-
-
-def test_every_format_says_in_a_line_what_it_is() -> None:
-    for name in ("peft", "vllm", "merged", "compressed-tensors", "gguf"):
-        summary = plugins.load("exporters", name).summary
-        assert summary and "\n" not in summary
 
 
 @pytest.mark.parametrize(

@@ -95,16 +95,6 @@ def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_n
     assert torch.allclose(model(input_ids=ids, use_cache=False).logits.float(), after, atol=0.02 * before.abs().max())
 
 
-def test_uninstalling_gives_the_very_same_modules_back_unless_a_table_holds_another_weight(folder_of):
-    model = load_model(folder_of("llama")).model
-    embedding, weight = model.get_input_embeddings(), model.get_input_embeddings().weight
-    uninstall_tables(model)
-    install_tables(model, make_backend("reference"))
-    uninstall_tables(model)
-    assert model.get_input_embeddings() is embedding and embedding.weight is weight
-    assert model.get_output_embeddings().weight is weight
-
-
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     return {

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_families import save_tiny, tiny_config
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from qra_eval.models.experts import Experts
 from qra_eval.models.load import load_model, read_mixture
 
 IDS = torch.arange(4, 40).view(2, 18)
@@ -19,15 +18,6 @@ IDS = torch.arange(4, 40).view(2, 18)
 @pytest.fixture
 def saved(tmp_path):
     return save_tiny("qwen3_moe", tmp_path, dtype=torch.bfloat16)
-
-
-def test_the_logits_are_those_of_transformers(saved):
-    apart = read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16).eval()
-    whole = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
-    assert any(isinstance(module, Experts) for module in apart.modules())
-    with torch.no_grad():
-        torch.testing.assert_close(apart(IDS).logits.float(), whole(IDS).logits.float(), atol=0.02, rtol=0.02)
-    assert not any(t.is_meta for t in [*apart.parameters(), *apart.buffers()])
 
 
 def test_end_tokens_and_sampling_of_the_checkpoint_are_kept(saved):

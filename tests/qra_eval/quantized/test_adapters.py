@@ -103,23 +103,6 @@ def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
     assert not hasattr(AdaptedLinear(nn.Linear(8, 8)), "weight")
 
 
-def test_install_freezes_and_uninstall_restores():
-    model = nn.Sequential(nn.Sequential(linear(torch.float32)), nn.Linear(40, 3))
-    original = model[0][0]
-    wrapped = adapters.wrap_linears(model, ["0.0"])
-    assert model[0][0] is wrapped["0.0"] and not any(p.requires_grad for p in model.parameters())
-    adapters.unwrap_linears(model, wrapped)
-    assert model[0][0] is original
-
-
-def test_rounded_factors_equal_what_is_saved():
-    wrapper = adapters.AdaptedLinear(linear())
-    wrapper.set_adapter(torch.randn(2, 24), torch.randn(40, 2), 1.0)
-    adapters.round_factors({"x": wrapper}, torch.bfloat16)
-    saved = adapters.cast_factors({"x": wrapper}, torch.bfloat16)
-    assert torch.equal(saved["x.lora_A.weight"].float(), wrapper.lora_A) and saved["x.lora_B.weight"].shape == (40, 2)
-
-
 @pytest.mark.parametrize(("bias", "rank"), [(True, 4), (False, 4), (True, 0)])
 def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias, rank):
     backend = make_backend({"name": "trellis", "L": 10})

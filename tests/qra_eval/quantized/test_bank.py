@@ -10,11 +10,10 @@ import torch
 from filelock import FileLock
 from qra_backends import make_backend
 from safetensors.torch import save
-from torch import nn
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized.bank import Bank, tensor_bytes
+from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.tasks.batches import Batch
@@ -201,11 +200,3 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     thread.join(60)
     assert not thread.is_alive() and Counter(second.levels) == {(4,): EACH, (3, 4): (LAYERS - 1) * EACH}
     assert not holder.exists()
-
-
-def test_a_shared_tensor_is_counted_once():
-    model = nn.Module()
-    model.a, model.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-    model.b.weight = model.a.weight
-    model.register_buffer("c", torch.zeros(3, dtype=torch.int8))
-    assert tensor_bytes(model) == 64 + 3

@@ -27,7 +27,7 @@ def whole(model):
         return labelled_logits(model, head, batch())
 
 
-def layer_by_layer(blocks, start=0, changed=None):
+def layer_by_layer(blocks):
     with torch.no_grad(), blocks.running():
         flow = blocks.enter(batch())
         for layer in range(len(blocks)):
@@ -57,19 +57,6 @@ def test_the_arithmetic_may_be_wider_than_what_is_stored_and_the_weights_are_the
     assert found.dtype == torch.float32
     assert {name: (t.data_ptr(), t.dtype) for name, t in model.named_parameters()} == kept
     torch.testing.assert_close(found, whole(model.float()))
-
-
-def test_one_layer_at_a_time_is_in_place():
-    model = tiny_config_model("llama")
-    blocks = Blocks(model, CPU, torch.bfloat16)
-
-    def there():
-        return [all(p.dtype == torch.bfloat16 for p in layer.parameters()) for layer in blocks.layers]
-
-    assert not any(there())
-    with blocks.placed(1):
-        assert there() == [n == 1 for n in range(len(blocks))]
-    assert not any(there())
 
 
 def test_a_layer_left_by_an_error_is_as_it_was():

@@ -19,9 +19,6 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(whole)
 
 
-CPU = torch.device("cpu")
-
-
 def test_items_are_worked_on_at_once_and_given_as_they_are_done() -> None:
     together = threading.Barrier(2, timeout=30)
     seen: dict[str, int] = {}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.encoding import IGNORED
-from qra_eval.tasks.losses import CrossEntropy, LabelledHead, held_out_loss, labelled_head, row_losses
+from qra_eval.tasks.losses import CrossEntropy, held_out_loss, row_losses
 
 
 def plain_loss(model, row):
@@ -37,17 +37,6 @@ def test_losses_of_rows_are_those_of_each_row_alone_in_the_order_given():
     for row, total, count in zip(some, totals, counts, strict=True):
         assert count == int((row.labels[1:] != IGNORED).sum())
         assert total == pytest.approx(float(plain_loss(model, row)[0]), rel=1e-4)
-
-
-def test_the_head_is_put_back_and_untouched_without_positions():
-    model = tiny()
-    head = model.get_output_embeddings()
-    ids = rows()[0].input_ids.unsqueeze(0)
-    before = model(input_ids=ids).logits
-    with labelled_head(model) as wrapper:
-        assert isinstance(model.get_output_embeddings(), LabelledHead) and wrapper.head is head
-        assert torch.equal(model(input_ids=ids).logits, before)
-    assert model.get_output_embeddings() is head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
