@@ -15,8 +15,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
     ({"training": {"alfa": 7}}, "training.alfa is no known field: did you mean alpha?"),
     ({"model": {"name": "tiny", "device": "gpu"}}, "device is 'gpu': auto, cpu, cuda, cuda:1, or cuda:0,cuda:1"),
-    ({"model": {"name": "./none"}}, "no file or folder './none'"),
-    ({"model": {"name": "none.gguf"}}, "no file or folder 'none.gguf'"),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),
     ({"model": {"name": "someone/model"}}, "the hub does not give it (no route): check its name and the network"),
@@ -29,6 +27,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"name": "rows.jsonl"}}, "rows.jsonl, line 2"),
     ({"task": {"name": "none.jsonl"}}, "none.jsonl"),
     ({"quantization": {"backend": {2: "reference", 4: ["hqqq", "hqq"]}}}, "unknown backend 'hqqq'"),
+    ({"quantization": {"backend": "reference"}, "space": {"bits": (7,)}}, "has no 7 bits"),
     ({"quantization": {"backend": "hqqq"}}, "unknown backend 'hqqq': did you mean hqq?"),
 ]
 

@@ -41,10 +41,6 @@ def test_a_folder_is_loaded_frozen_in_evaluation_mode_with_a_padding_token(folde
     assert load_model(loaded.name, dtype=torch.float32).fingerprint == loaded.fingerprint
 
 
-def test_conv1d_becomes_linears_on_loading(tmp_path):
-    assert len(find_linears(load_model(str(save_tiny("gpt2", tmp_path)), dtype=torch.float32).model)) == 8
-
-
 def set_config(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
@@ -105,11 +101,6 @@ def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(spec, monk
     assert "no file or folder" in refused(spec)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "model.bin").write_bytes(b"x")
-    assert "no .gguf" in refused(tmp_path / "model.bin")
-
-
 def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no network\nat all")
@@ -137,10 +128,9 @@ def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
 
 
 def test_the_fingerprint_sees_a_row_between_the_slices_that_are_hashed():
-    one = nn.Sequential(nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16))
+    one = nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16)
     known = fingerprint(one)
-    with torch.no_grad():
-        one[0].weight[131] *= 2
+    one.weight.data[131] *= 2
     assert fingerprint(one) != known
 
 
@@ -184,7 +174,7 @@ def test_tiny_is_random_and_the_same_each_time():
     assert len(find_linears(one.model)) == 4 * 7
 
 
-def test_generators_of_cards_are_left_alone_by_what_draws_on_the_host(monkeypatch):
+def test_generators_of_cards_are_left_alone_by_a_tiny_model(monkeypatch):
     def touched(*_):
         raise AssertionError("a card's generator was read")
 
