@@ -31,28 +31,23 @@ def test_auto_is_a_gpu_if_there_is_one(gpus):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("text", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_without_a_gpu_is_refused_with_the_torch_that_sees_none(gpus, text):
-    gpus(0)
-    with pytest.raises(BadInput) as refused:
-        resolve_device(text)
-    assert f"device '{text}': no CUDA device is visible to torch here (torch {torch.__version__}" in str(refused.value)
-    assert str(refused.value).endswith("use --device cpu")
+NEITHER = "device is .*: auto, cpu, cuda, cuda:1, or .* is needed"
 
 
-def test_a_gpu_beyond_the_last_is_refused_with_how_many_there_are(gpus):
-    gpus(2)
-    with pytest.raises(BadInput, match="device 'cuda:7' is not there: torch sees cuda:0 to cuda:1$"):
-        resolve_device("cuda:7")
-    gpus(1)
-    with pytest.raises(BadInput, match="device 'cuda:1' is not there: torch sees cuda:0$"):
-        resolve_device("cuda:1")
-
-
-@pytest.mark.parametrize("text", ["gpu", "tpu:x", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cpu:0\n", "cuda:0\n"])
-def test_what_is_no_device_is_refused_with_what_is(gpus, text):
-    gpus(2)
-    with pytest.raises(BadInput, match="device is .*: auto, cpu, cuda, cuda:1, or .* is needed"):
+@pytest.mark.parametrize(
+    ("count", "text", "message"),
+    [
+        *((0, text, f"device '{text}': no CUDA device is visible to torch here .torch .* use --device cpu$")
+          for text in ("cuda", "cuda:0", "cuda:7")),
+        (2, "cuda:7", "device 'cuda:7' is not there: torch sees cuda:0 to cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' is not there: torch sees cuda:0$"),
+        *((2, text, NEITHER)
+          for text in ("gpu", "tpu:x", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cpu:0\n", "cuda:0\n")),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_there_is(gpus, count, text, message):
+    gpus(count)
+    with pytest.raises(BadInput, match=message):
         resolve_device(text)
 
 

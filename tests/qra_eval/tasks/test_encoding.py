@@ -70,44 +70,32 @@ def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only()
     assert prompt_ids(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
 
 
-def test_a_chat_template_goes_around_the_prompt_and_the_answer_follows_it():
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}</turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "learnt"),
+    [
+        (CHAT, " there", "there</turn>"),
+        (CHAT.replace("m.content", "m.content | trim"), " there\n", "there</turn>"),
+        (CHAT.replace("</turn>", ""), " there", "there<|end|>"),
+        (CHAT.replace("m.content", "m.content | upper"), " there", "there<|end|>"),
+    ],
+    ids=["ended", "trimmed", "endless", "changed"],
+)
+def test_a_chats_answer_follows_the_template_and_ends_as_a_turn_does_or_with_the_end_token(template, answer, learnt):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
-    plain = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
-    turned = encode_example(Example("x", " there", messages=turns), tokenizer, 200, chat=True)
-    assert tokenizer.decode(plain.input_ids[:-1]) == "[user]Hi\n[assistant]there"
-    assert tokenizer.decode(turned.input_ids[:-1]) == "[system]Be brief.\n[user]Hi\n[assistant]there"
-    assert tokenizer.decode(turned.labels[turned.labels != IGNORED][:-1]) == "there"
-    with pytest.raises(ValueError, match="no chat template"):
-        encode_example(Example("Hi", " there"), TOKENIZER, 200, chat=True)
-
-
-def test_a_chats_answer_ends_as_the_template_ends_a_turn():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</turn>\n{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    row = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
-    assert tokenizer.decode(row.input_ids) == "<user>Hi</turn>\n<assistant>there</turn>"
-    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
-    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content | trim")
-    row = encode_example(Example("Hi", " there\n"), tokenizer, 200, chat=True)
-    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
-
-
-def test_a_template_that_changes_the_answer_leaves_it_with_the_end_token():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    row = encode_example(Example("Hi", " there"), tokenizer, 200, chat=True)
-    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there<|end|>"
+    tokenizer.chat_template = template
+    user = {"role": "user", "content": "Hi"}
+    for turns in ((user,), ({"role": "system", "content": "Be brief."}, user)):
+        example = Example("Hi", answer, messages=turns if len(turns) > 1 else ())
+        row = encode_example(example, tokenizer, 200, chat=True)
+        before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(row.input_ids) == before + learnt
+        assert tokenizer.decode(row.labels[row.labels != IGNORED]) == learnt
 
 
 def test_an_empty_answer_and_a_length_of_one_are_refused():

@@ -208,10 +208,7 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
 
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "x.jsonl", prompts(range(2)) * 5)
-    with pytest.raises(
-        BadInput,
-        match="x.jsonl: 2 different prompts are too few .* give at least 8",
-    ):
+    with pytest.raises(BadInput, match="x.jsonl: 2 different prompts are too few .* give at least 8"):
         make_task(str(path)).split("test")
 
 

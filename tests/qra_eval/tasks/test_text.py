@@ -105,9 +105,7 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
         make_task("text", data=tmp_path / "x.txt").split("test")
 
 
-def test_a_missing_file_a_folder_without_train_and_a_chat_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="no file or folder"):
-        make_task("text", data=tmp_path / "none.txt").split("test")
+def test_a_folder_without_train_and_a_chat_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
         make_task("text", data=tmp_path).split("test")
     with pytest.raises(BadInput, match="leave `chat` off"):

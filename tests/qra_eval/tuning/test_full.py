@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import save_file
-from token_rows import CPU, rows, tiny
+from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
@@ -29,16 +29,6 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours is run after it but what Python itself does."""
 
 
-def adapted(dropout=0.2):
-    model = tiny()
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
-    wrapped = adapters.wrap_linears(model, names)
-    for name, w in wrapped.items():
-        A, B = adapters.draw_factors(0, w, name, 4)
-        w.set_adapter(A, B, 2.0, dropout)
-    return model, wrapped
-
-
 def validation(model):
     loss = held_out_loss(model, bucketed(rows(6, seed=1), 6), CPU)
     model.train()
@@ -46,7 +36,7 @@ def validation(model):
 
 
 def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation, **changed):
-    model, wrapped = adapted()
+    model, wrapped = adapted(dropout=0.2)
     heard = []
 
     def on_step(step, figures):
