@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tuning.loading import load, load_base
-from qra_search import Plan, search
+from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
 
@@ -225,13 +225,6 @@ def test_a_tuned_plan_that_lacks_something_is_refused_by_name(build, tmp_path):
     factors.unlink()
     with pytest.raises(BadInput, match="lacks adapter_model.safetensors"):
         load(tmp_path)
-
-
-def test_a_search_on_a_real_model_ends_with_plans_within_the_budget(build):
-    evaluator = build(granularity="layer", ranks=(4, 8))
-    budget = evaluator.space.memory_bytes(evaluator.space.uniform(3, 8))
-    result = search(evaluator, evaluations=6, memory_budget=budget)
-    assert result.best().memory_bytes <= budget and result.sensitivities is not None and not result.failures()
 
 
 def test_other_weights_than_the_plans_are_refused(build, tmp_path):
