@@ -17,10 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
 
-from qra_search import Callback, Study, TrialLog, search  # noqa: E402
+from qra_search import Callback, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
 from qra_search.log.trial_log import LogUnwritable  # noqa: E402
-from qra_search.study.checks import StudyFailed  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
 OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}
@@ -166,16 +165,3 @@ def test_a_free_worker_gets_the_next_proposal_at_once_and_the_strategy_sees_what
         search(workers.Misbehaving(), strategy=Watching(), evaluations=12, executor=executor)
     assert all(pending + n == min(2, 12 - spent) for pending, n, spent in seen), "a slot stayed empty, or filled twice"
     assert (1, 1) in {(pending, n) for pending, n, _ in seen}
-
-
-def test_a_shut_down_executor_stops_the_study_without_failed_trials(notes):
-    executor = ProcessExecutor(workers.factory(notes=notes), 1)
-
-    class ShutDown(Callback):
-        def finished(self, study, trial):
-            executor.shutdown()
-
-    study = Study(workers.Misbehaving(), **OPTIONS, executor=executor, callbacks=[ShutDown()])
-    with pytest.raises((StudyFailed, RuntimeError), match="shut down"):
-        study.run()
-    assert not any(t.status == "failed" for t in study.log)

@@ -17,7 +17,6 @@ from qra_search.bench.tables import make_settings
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.plugins import UnknownName
 from qra_search.strategies import Strategy
 from qra_search.strategies.random import RandomStrategy
 from qra_search.study.study import Study
@@ -36,18 +35,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # -- one cell -----------------------------------------------------------------------------------------
-def test_a_truncated_log_holds_only_what_had_been_paid_for() -> None:
-    evaluator = bench.build_task(TASK, 0)
-    study = Study(
-        evaluator, strategy="random", evaluations=20, memory_budget=bench.task_budgets(evaluator.space), charged=True
-    )
-    study.run()
-    then = truncate(study.state, 10)
-    assert then.trials == study.state.trials[: len(then.trials)]
-    assert then.sensitivities.cost == 1.5 and len(then.trials) == 8 and then.spent == 9.5
-    assert truncate(study.state, 1e9).trials == study.state.trials
-
-
 def test_a_look_back_equals_a_search_that_ended_there() -> None:
     """A strategy is a pure function of the log, so looking back is the same as having stopped."""
     long, short = (bench.run_cell(TASK, "additive", 0, evaluations) for evaluations in (25, 10))
@@ -153,12 +140,6 @@ def test_a_damaged_row_is_named_by_its_line(line: str, small: Path, tmp_path: Pa
     (tmp_path / "raw.jsonl").write_text(f"{whole}{line}\n")
     with pytest.raises(BadInput, match=rf"raw.jsonl, line {whole.count(chr(10)) + 1} is no row of a benchmark"):
         bench.read_rows(tmp_path)
-
-
-def test_an_unknown_strategy_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown strategy 'randon': did you mean random"):
-        bench.run_benchmark([TASK], ["random", "randon"], 1, 10, tmp_path)
-    assert not (tmp_path / "raw.jsonl").exists()
 
 
 # -- scores -------------------------------------------------------------------------------------------

@@ -16,14 +16,12 @@ import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
 from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
-from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     InProcessExecutor,
     ProcessExecutor,
     RemoteEvaluator,
     WorkerDied,
     WorkerUnusable,
-    make_executor,
 )
 from qra_search.executors.work import identify  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
@@ -230,8 +228,3 @@ def test_no_worker_outlives_its_study(notes, tmp_path, end):
     process.wait(WAIT)
     assert workers.count_notes(notes, "built") == 2
     assert all(gone(pid) for pid in pids(notes))
-
-
-def test_an_unknown_kind_of_executor_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean process"):
-        make_executor(make_config({}), 1, kind="proces")

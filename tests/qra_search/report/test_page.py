@@ -165,11 +165,6 @@ def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_pa
         assert name == "begun" or "Sensitivity" not in text
 
 
-def test_a_page_needs_a_run() -> None:
-    with pytest.raises(ValueError, match="at least one run"):
-        page([])
-
-
 def test_tunings_are_shown_with_their_curves_and_escaped_answers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "s", evaluations=8)
     assert "How the tuning went" not in page([RunData.read(run)])

@@ -20,7 +20,6 @@ from qra_search.report.data import read_curve, smoothed
 from qra_search.report.finding import comparison_headline, headline, verdict
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
-from qra_search.report.terminal import strip
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
@@ -42,10 +41,6 @@ def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(n
         assert len(set(colors.ramp(name, steps, dark=dark))) == steps
     first, *_, last = (colors.text_on(color) for color in colors.ramp(name, 6, dark=dark))
     assert (first, last) == ((colors.PAPER, colors.INK) if dark else (colors.INK, colors.PAPER))
-
-
-def test_a_light_colour_tells_its_name() -> None:
-    assert len(set(colors.palette().values())) == len(colors.palette())
 
 
 def test_groups_lie_by_kind_and_layer() -> None:
@@ -193,12 +188,6 @@ def test_the_verdict_is_the_metric_if_there_is_one_with_every_size() -> None:
 
 def test_figures_stay_with_their_units() -> None:
     assert formatting.unbroken("108.0 MiB, 7 %, rank 8 < 3 bits") == "108.0\xa0MiB, 7\xa0%, rank\xa08 < 3\xa0bits"
-
-
-def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
-    three = space([("q", 0), ("v", 0), ("q", 1)])
-    text = strip(three, heat_maps(three, Plan((2, 4, 8), (4, 4, 4)))[0]).plain
-    assert [line.split() for line in text.splitlines()] == [["0"], ["q", "2", "8"], ["v", "4"]]
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:

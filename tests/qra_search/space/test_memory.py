@@ -8,7 +8,7 @@ from fakes import make_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_search import BudgetTooSmall, GroupwiseFormat
+from qra_search import GroupwiseFormat
 from qra_search.space.memory import adapter_bytes, format_bytes, parse_bytes
 
 
@@ -48,13 +48,6 @@ def test_minimum_and_maximum_are_those_of_the_smallest_and_largest_plan(space):
 def test_sixteen_bits_carry_no_metadata():
     space = make_space(groups=1, bits=(16,), ranks=(0,))
     assert space.memory.minimum == 256 * 512 * 2
-
-
-def test_a_budget_that_no_plan_fits_names_the_least_that_does(space):
-    least = space.memory.minimum
-    assert space.memory.check_budget(least) == least
-    with pytest.raises(BudgetTooSmall, match=str(least)):
-        space.memory.check_budget(least - 1)
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,3 @@ def test_a_class_stands_for_the_strategy_with_its_defaults() -> None:
     by_name = search(AdditiveEvaluator(), strategy="random", evaluations=6)
     assert [t.proposal for t in by_class.trials] == [t.proposal for t in by_name.trials]
     assert by_class.strategy == "random"
-
-
-def test_a_candidate_in_the_place_of_its_plan_is_named() -> None:
-    result = search(AdditiveEvaluator(), strategy="random", evaluations=6)
-    candidate: Any = result.best()
-    for ask in (result.space.memory_bytes, AdditiveEvaluator().space.encode):
-        with pytest.raises(
-            BadInput, match="plan is EvaluatedPlan.*: a Plan is needed; that of a candidate is its `plan`"
-        ):
-            ask(candidate)

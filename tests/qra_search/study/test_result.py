@@ -97,12 +97,6 @@ def test_a_budget_is_written_as_for_a_search(result, budget):
             ask("1KiB")
 
 
-def test_there_is_no_best_plan_if_none_that_fits_was_evaluated(result):
-    least = result.space.memory.minimum
-    larger = replace(result, candidates=tuple(c for c in result.candidates if c.memory_bytes > least))
-    assert larger.best(least) is None and larger.comparison(least) is None
-
-
 def test_the_winner_is_picked_by_the_mean_of_its_replicates():
     evaluator, log = AdditiveEvaluator(), TrialLog()
     lucky, steady = evaluator.space.uniform(3, 8), evaluator.space.uniform(4, 8)

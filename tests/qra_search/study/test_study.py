@@ -6,7 +6,6 @@ import pytest
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import (
-    Callback,
     Evaluation,
     EvaluationFailed,
     Proposal,
@@ -23,14 +22,6 @@ from qra_search.study.study import uniform_design
 
 def budget_of(evaluator, bits=3, rank=8):
     return evaluator.space.memory_bytes(evaluator.space.uniform(bits, rank))
-
-
-@pytest.mark.parametrize("strategy", ["uniform", "random", "additive"])
-def test_every_trial_obeys_the_budget_and_none_is_repeated(evaluator, strategy):
-    budget = budget_of(evaluator)
-    result = search(evaluator, strategy=strategy, evaluations=20, memory_budget=budget)
-    assert all(evaluator.space.memory_bytes(t.plan) <= budget for t in result.trials)
-    assert len({t.proposal.key for t in result.trials}) == len(result.trials)
 
 
 def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(evaluator):
@@ -100,27 +91,6 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
 
     with pytest.raises(StudyFailed, match=message):
         search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
-
-
-def test_a_study_ends_when_nothing_is_left_to_ask():
-    evaluator = AdditiveEvaluator(make_space(groups=1, bits=(2, 3), ranks=(4,)))
-    result = search(evaluator, strategy="random", evaluations=50)
-    assert len(result.trials) == 2
-
-
-def test_a_stopped_study_goes_on_where_it_was(evaluator, tmp_path):
-    class StopAfter(Callback):
-        def finished(self, study, trial):
-            if trial.id == 5:
-                study.stop()
-
-    options = dict(strategy="additive", evaluations=12, memory_budget=budget_of(evaluator))
-    unbroken = search(evaluator, **options)
-    broken = search(evaluator, **options, log=tmp_path / "log", callbacks=[StopAfter()])
-    assert len(broken.trials) == 6
-    resumed = search(evaluator, **options, log=tmp_path / "log")
-    assert [t.proposal for t in resumed.trials] == [t.proposal for t in unbroken.trials]
-    assert [c.plan for c in resumed.front] == [c.plan for c in unbroken.front]
 
 
 def test_a_finished_study_can_be_given_more_evaluations(evaluator, tmp_path):

@@ -15,7 +15,7 @@ from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import RowCount
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.runs.folder import RunExists, RunFolder
+from qra_search.runs.folder import RunFolder
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
@@ -75,17 +75,6 @@ def test_a_config_that_cannot_be_used_is_refused_in_words(tmp_path: Path, config
     with pytest.raises(BadInput, match=message):
         run(config, tmp_path / "a")
     assert not (tmp_path / "a").exists()
-
-
-def test_a_run_is_resumed_only_when_asked_and_then_as_if_it_had_never_ended(tmp_path: Path) -> None:
-    more = {**SETTINGS, "search": {**SETTINGS["search"], "evaluations": 20}}
-    run(SETTINGS, tmp_path / "a")
-    with pytest.raises(RunExists, match="already holds this run"):
-        run(SETTINGS, tmp_path / "a")
-    resumed, whole = run(more, tmp_path / "a", resume=True), run(more, tmp_path / "b")
-    assert [t.proposal for t in resumed.trials] == [t.proposal for t in whole.trials]
-    with pytest.raises(RunExists, match="search.seed is 0 there and 1 here"):
-        run({**SETTINGS, "search": {**SETTINGS["search"], "seed": 1}}, tmp_path / "a", resume=True)
 
 
 def test_callbacks_are_told_and_may_stop_the_search(tmp_path: Path) -> None:
