@@ -19,33 +19,25 @@ from qra_search.config import (
 )
 
 
-def test_a_config_that_is_written_reads_back_to_an_equal_one(tmp_path: Path) -> None:
-    config = make_config(
+@pytest.mark.parametrize(
+    "data",
+    [
         {
             "quantization": {"backend": {2: "hqq", 4: "bitsandbytes"}},
             "search": {"memory": ["108MiB", "3.5bpw", "75%"], "options": {"draws": 3}},
             "space": {"bits": [8, 2], "ranks": [0, 16]},
-        }
-    )
-    file = tmp_path / "config.yaml"
-    file.write_text(dump_config(config))
-    assert load_config(file) == config
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        {"name": "hqq", "group_size": 128},
-        {2: "hqq", 4: {"name": "hqq", "group_size": 128}},
-        {4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32, "ranges": "mse"}]},
+        },
+        {"quantization": {"backend": {2: "hqq", 4: {"name": "hqq", "group_size": 128}}}},
+        {"quantization": {"backend": {4: ["bitsandbytes-nf4", {"name": "reference", "ranges": "mse"}]}}},
+        {"engine": "llama.cpp", "model": {"name": "tiny"}},
     ],
+    ids=lambda data: next(iter(data)),
 )
-def test_backends_take_options_and_keep_them_in_a_file(backend: dict[Any, Any], tmp_path: Path) -> None:
-    config = make_config({"quantization": {"backend": backend}})
-    assert config.quantization.backend == backend
+def test_a_config_that_is_written_reads_back_to_an_equal_one(data: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(data)
+    assert config.quantization.backend == data.get("quantization", {"backend": "gguf"})["backend"]
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "config.yaml") == config
-    assert make_config(json.loads(config.model_dump_json())) == config
+    assert load_config(tmp_path / "config.yaml") == config == make_config(json.loads(config.model_dump_json()))
 
 
 def test_an_empty_file_means_every_default(tmp_path: Path) -> None:
@@ -73,14 +65,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': input should be a valid integer"),
         ({"evaluation": {"stepz": 1}}, "evaluation.stepz is no known field: did you mean steps?"),
         ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is no known field: allowed are strategy"),
-        ({"serch": {}}, "serch is no known field: did you mean search? allowed are evaluator, model"),
         ({"search": None}, "search is None: a mapping of fields is needed"),
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),
-        ({"search": {"memory": ["4bpw", "0MiB"]}}, "a size in bytes must be positive"),
-        ({"search": {"evaluations": 0}}, "search.evaluations is 0: input should be greater than 0"),
         ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: input should be a finite number"),
         ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
-        ({"space": {"bits": []}}, "space.bits is []: distinct choices are needed, at least one"),
         ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: distinct choices"),
         ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
         ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
@@ -93,13 +81,11 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
             "quantization.backend is 3: the name of a backend, or one for each",
         ),
         ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as keys"),
-        ({"quantization": {"backend": {}}}, "backend is {}: the name of a backend, or one for each"),
         ({"quantization": {"backend": {4: []}}}, "at 4 bits a list names at least one backend"),
         ({"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}}, "{'group_size': 8} is none of these"),
         ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' are texts"),
         ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),
         ({"model": {"name": ""}}, "model.name is ''"),
-        ({"options": []}, "options is []: a mapping is needed"),
         ({1: 2}, "1 is 1: names of fields are texts"),
         ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
     ],
@@ -115,7 +101,6 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "holds a list, a mapping of sections is needed"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         ("a: &a [x]\noptions: {a: *a}", r"line 2, column 14: \*a is an alias: write the value out"),

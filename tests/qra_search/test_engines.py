@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qra_search.config import ConfigError, dump_config, load_config, make_config
+from qra_search.config import ConfigError, make_config
 from qra_search.engines import ENGINES, room_for, unsupported_reason
 
 
@@ -18,12 +18,6 @@ def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
     }
     config = make_config(chosen)
     assert config.space.bits == (4, 16) and config.quantization.backend["types"] == ["Q4_0"]
-
-
-def test_a_resolved_config_is_read_back_as_it_was(tmp_path):
-    config = make_config({"engine": "llama.cpp", "model": {"name": "tiny"}})
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
