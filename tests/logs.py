@@ -1,9 +1,11 @@
-"""Trial logs as searches leave them, ended and killed, shared by the tests of logs."""
+"""Trial logs as searches leave them, ended and killed, and child processes that may not write them."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from fakes import AdditiveEvaluator
@@ -30,3 +32,22 @@ def kill_a_search(path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     with path.open("ab") as file:
         file.write(b'{"trial":12,"bits":[2,')
+
+
+def run_in_child(prepare: Callable[[], object], work: Callable[[], object]) -> str:
+    """What a function returns or raises in a forked child process, after another limited what that process may do."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            text = str(work())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    return text

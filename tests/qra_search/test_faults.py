@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
+from logs import run_in_child  # noqa: E402
 
 from qra_search import Callback, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
@@ -97,35 +98,19 @@ def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):
     assert TrialLog(tmp_path / "log").trials == result.trials
 
 
-def limited(size: int, work) -> str:
-    """What a function raises in a child process that may write no file beyond `size` bytes, as on a full disk."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        try:
-            work()
-            told = "nothing"
-        except BaseException as error:
-            told = f"{type(error).__name__}: {error}"
-        os.write(write, told.encode())
-        os._exit(0)
-    os.close(write)
-    with open(read) as file:
-        told = file.read()
-    os.waitpid(child, 0)
-    return told
-
-
 @pytest.mark.parametrize("limit", [3_000, 5_001, 9_002])
 def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, limit):
-    log = tmp_path / "log"
+    """No file may grow beyond `limit` bytes, as on a full disk."""
+    log, options = tmp_path / "log", {**OPTIONS, "evaluations": 60}
     for _ in range(2):  # the second time it is resumed, and the disk is still full
-        told = limited(limit, lambda: search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log))
+        told = run_in_child(
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+            lambda: search(workers.Misbehaving(), **options, log=log),
+        )
         assert told.startswith(LogUnwritable.__name__) and "make room on its disk and resume with the same log" in told
         assert not TrialLog(log).damage
-    resumed = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log)
-    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}).trials)
+    resumed = search(workers.Misbehaving(), **options, log=log)
+    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
 
 
 @pytest.mark.parametrize("interrupted", [False, True], ids=["stopped", "interrupted"])

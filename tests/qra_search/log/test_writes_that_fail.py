@@ -8,43 +8,23 @@ from pathlib import Path
 
 import pytest
 from fakes import AdditiveEvaluator
-from logs import OPTIONS, kill_a_search, write_log
+from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Proposal, TrialLog, search
 from qra_search.log.lines import LogError
 from qra_search.log.trial_log import LogUnwritable
 
 
-def as_nobody(work) -> list[str]:
-    """What a function returns in a child process that may write nothing (root may write anything)."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        if os.getuid() == 0:
-            os.setuid(65534)
-        try:
-            lines = work()
-        except BaseException as error:
-            lines = [repr(error)]
-        os.write(write, "\n".join(lines).encode())
-        os._exit(0)
-    os.close(write)
-    with open(read) as file:
-        lines = file.read().splitlines()
-    os.waitpid(child, 0)
-    return lines
-
-
 @pytest.mark.parametrize("closed", ["folder", "file"])
 def test_a_log_that_cannot_be_written_is_read_whole(closed):
-    def work() -> list[str]:
+    def work() -> str:
         log = TrialLog(path)
         lines = [f"{len(log)} {log.trials[-1].status}"]
         for refused in [log, TrialLog(f"{path}-new")] if closed == "folder" else [log]:
             with pytest.raises(LogError) as caught:
                 refused.set_meta("a", 1)
             lines.append(str(caught.value))
-        return lines
+        return "\n".join(lines)
 
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to other users
         folder = Path(name)
@@ -54,7 +34,8 @@ def test_a_log_that_cannot_be_written_is_read_whole(closed):
         for file in folder.iterdir():
             file.chmod(0o444)
         folder.chmod(0o555 if closed == "folder" else 0o777)
-        whole, *refusals = as_nobody(work)
+        # Root may write anything.
+        whole, *refusals = run_in_child(lambda: os.getuid() or os.setuid(65534), work).splitlines()
         folder.chmod(0o755)
         assert path.read_bytes() == before
     assert whole == "12 done" and len(refusals) == (2 if closed == "folder" else 1)
