@@ -97,6 +97,17 @@ def count_notes(notes: str | Path, what: str) -> int:
     return len(list(Path(notes).glob(f"{what}-*"))) if notes else 0
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, within some seconds."""
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def factory(deed: str = "", notes: str | Path = "", seconds: float = 0.0, victims: int = 10**9):
     return partial(Misbehaving, deed, str(notes), seconds, victims)
 

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
-from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
+from worker_evaluators import BAD, GOOD, WAIT, has_ended  # noqa: E402
 
 from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import (  # noqa: E402
@@ -25,17 +25,6 @@ from qra_search.executors import (  # noqa: E402
 )
 from qra_search.executors.work import identify  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, within some seconds."""
-    ends = time.monotonic() + 20
-    while time.monotonic() < ends:
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def pids(notes: Path, what: str = "built") -> list[int]:
@@ -55,7 +44,7 @@ def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
         [f.result(WAIT) for f in futures]
     both = pids(notes)
     assert len(set(both)) == 2
-    assert all(gone(pid) for pid in both)
+    assert all(has_ended(pid) for pid in both)
 
 
 def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
@@ -133,7 +122,7 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
             given_up.result(0)
     with pytest.raises(WorkerUnusable, match="shut down"):
         executor.submit(Proposal(GOOD))
-    assert gone(pids(notes)[0])
+    assert has_ended(pids(notes)[0])
 
 
 @pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "no_share"])
@@ -227,4 +216,4 @@ def test_no_worker_outlives_its_study(notes, tmp_path, end):
         process.send_signal(signal.SIGINT)
     process.wait(WAIT)
     assert workers.count_notes(notes, "built") == 2
-    assert all(gone(pid) for pid in pids(notes))
+    assert all(has_ended(pid) for pid in pids(notes))

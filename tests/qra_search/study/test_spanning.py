@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +11,10 @@ from fakes import AdditiveEvaluator
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 from spanning_evaluator import Spanning  # noqa: E402
+from worker_evaluators import has_ended  # noqa: E402
 
 from qra_search import search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
-
-
-def alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux to see which processes are left")
@@ -33,7 +28,4 @@ def test_an_evaluation_over_two_gloo_processes_gives_the_loss_of_one_and_both_en
     assert [t.loss for t in result.trials] == pytest.approx([t.loss for t in alone.trials], rel=1e-12)
     pids = [int(file.name.split("-")[1]) for file in tmp_path.iterdir()]
     assert len(pids) == 2
-    ends = time.monotonic() + 20
-    while any(map(alive, pids)) and time.monotonic() < ends:
-        time.sleep(0.05)
-    assert not any(map(alive, pids))
+    assert all(map(has_ended, pids))
