@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,10 @@ REAL, TASK = ("search", "--out", "new", "--model"), ("--task", "arithmetic")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of different spaces, and files that are wrong in many ways."""
-    from qra_search.cli.errors import run_safely
-
+def folder(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, and files that are wrong in many ways."""
     path = tmp_path_factory.mktemp("errors")
-    for name, layers in (("a", 4), ("b", 5)):
-        status = run_safely(
-            ["search", "--evaluator", "landscape", "--granularity", "layer", "--set", f"options.layers={layers}",
-             "--strategy", "random", "-n", "6", "--memory", "uniform3r8", "--out", str(path / name), "--json"]
-        )  # fmt: skip
-        assert status == 0
+    shutil.copytree(made_once, path / "a")
     plan = json.loads((path / "a" / "plan.json").read_text())
     (path / "plan.json").write_text(json.dumps(plan))
     (path / "other.json").write_text(json.dumps({"format": "other/9"}))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import EVIL, Bits, Guessing, evil_space, make_run
+from report_runs import EVIL, make_run
 from rich.console import Console
 
-from qra_search import Plan, SearchResult, search
+from qra_search import Plan, SearchResult
 from qra_search.report.table import TextTable
 from qra_search.report.tables import as_html
 from qra_search.space.memory import format_bytes
@@ -60,11 +60,3 @@ def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) ->
     assert empty.candidates == ()
     assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by qra, front of 0, nothing fits)"
-
-
-def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
-    for progress in (None, True):
-        options: dict[str, Any] = {"strategy": Guessing(), "memory_budget": "uniform3r4", "evaluations": 3}
-        search(Bits(evil_space()), **options, progress=progress)
-        captured = capsys.readouterr()
-        assert captured.out == "" and ("loss" in captured.err) == bool(progress) == bool(captured.err)

@@ -66,8 +66,6 @@ def test_a_config_is_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
         (3, r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed"),
         (RunConfig, "config is the class RunConfig: a RunConfig"),
         ({"serch": {}}, "serch is no known field: did you mean search"),
-        ({"training": [1]}, "training is"),
-        ("none.yaml", "no config file 'none.yaml'"),
     ],
     ids=repr,
 )
@@ -168,9 +166,13 @@ def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path:
         assert made.evaluator(config=other) is not held
 
 
-def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluator, heard = ToyEvaluator(), []
-    search(evaluator, strategy="random", evaluations=4, memory_budget="uniform4r8")
+def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without `progress` nowhere, outside of notebooks; to the view, to a function, or where the evaluator reports."""
+    options: dict[str, Any] = {"strategy": "random", "evaluations": 4, "memory_budget": "uniform4r8"}
+    evaluator = ToyEvaluator()
+    search(evaluator, **options)
     assert evaluator.progress is None and capsys.readouterr() == ("", "")
 
     class Telling(ToyEvaluator):
@@ -179,13 +181,17 @@ def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureF
             self.progress("measure", 1, 2)
             return super().sensitivities()
 
-    telling = Telling()
+    telling: Any = Telling()
+    heard: list[Any] = []
     for _ in range(2):
-        search(
-            telling, strategy="random", evaluations=4, memory_budget="uniform4r8",
-            progress=lambda *step: heard.append(step),
-        )  # fmt: skip
+        search(telling, **options, progress=lambda *step: heard.append(step))
     assert heard == [("measure", 1, 2)] * 2 and telling.progress is None
+    search(telling, **options, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "measure" in shown.err and "loss" in shown.err
+    telling.progress = lambda *step: heard.append(step)
+    search(telling, **options, progress=True)
+    assert len(heard) == 3 and "measure" not in capsys.readouterr().err
 
 
 def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
