@@ -186,10 +186,6 @@ def test_the_verdict_is_the_metric_if_there_is_one_with_every_size() -> None:
     )
 
 
-def test_figures_stay_with_their_units() -> None:
-    assert formatting.unbroken("108.0 MiB, 7 %, rank 8 < 3 bits") == "108.0\xa0MiB, 7\xa0%, rank\xa08 < 3\xa0bits"
-
-
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
     space = toy_space(3, table=True)
     trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials

@@ -91,9 +91,7 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
         RunFolder(tmp_path / "none").check()
     with pytest.raises(NoRun, match=r"holds no trials.jsonl"):
         RunFolder(tmp_path).check()
-    folder, result = searched(tmp_path / "a")
-    folder.plan_file.unlink()
-    assert folder.plan() == result.chosen()  # which the log tells
+    folder, _ = searched(tmp_path / "a")
     begun = RunFolder(tmp_path / "b")
     begun.begin(config())
     begun.keep_config(config())

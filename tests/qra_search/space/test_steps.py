@@ -41,11 +41,6 @@ def test_adjacent_choices_skip_those_a_group_may_not_take():
     assert steps.up(most).tolist() == most.tolist() and steps.down(least).tolist() == least.tolist()
 
 
-def test_a_space_of_one_plan_has_no_neighbours():
-    steps = Steps(toy_space(2, bits=(4,), ranks=(8,)))
-    assert len(steps.neighbours(steps.random(np.random.default_rng(0)))) == 0
-
-
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 @settings(deadline=None)
 def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):

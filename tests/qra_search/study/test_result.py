@@ -39,20 +39,6 @@ def test_the_best_plan_is_the_best_that_fits(result):
     assert best.plan == result.comparison(budget).chosen.plan
 
 
-def test_an_allocation_is_solved_once_for_a_budget(monkeypatch):
-    solved, evaluator = [], AdditiveEvaluator()
-
-    def count(space, sensitivities, budget):
-        solved.append(budget)
-        return solve(space, sensitivities, budget)
-
-    monkeypatch.setattr("qra_search.study.result.solve", count)
-    budgets = ["uniform3r8", "uniform4r8"]
-    result = Study(evaluator, memory_budget=budgets, sensitivities=evaluator.sensitivities()).result()
-    assert headline(result) and result.chosen() == result.allocation().plan
-    assert len(result.to_dict()["allocations"]) == 2 and sorted(solved) == sorted(result.memory_budgets)
-
-
 def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_them():
     evaluator = AdditiveEvaluator()
     middle = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2

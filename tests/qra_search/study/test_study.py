@@ -93,14 +93,6 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
         search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
 
 
-def test_a_finished_study_can_be_given_more_evaluations(evaluator, tmp_path):
-    options = dict(strategy="additive", memory_budget=budget_of(evaluator), log=tmp_path / "log")
-    first = search(evaluator, evaluations=6, **options)
-    second = search(evaluator, evaluations=10, **options)
-    assert len(second.trials) == len(first.trials) + 4
-    assert second.trials[: len(first.trials)] == first.trials
-
-
 def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
     search(evaluator, evaluations=3, log=tmp_path / "log")
     with pytest.raises(LogError, match="space"):
