@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import LANDSCAPE, Qra
+from cli_runner import Qra
 
 from qra_search import Plan
-from qra_search.config import dump_config, load_config, make_config
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budget
@@ -106,16 +105,6 @@ def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
     assert qra(*mixed).status == 0 and len(tuner["tuned"]) == 2
     assert first and all(file.read_bytes() == content for file, content in first.items())
     assert len(records(searched)) == len(first) + 9 == len({record.id for record in records(searched)})
-
-
-def test_a_comparison_is_of_what_was_tuned_with_the_same_settings(
-    qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
-) -> None:
-    assert qra(*mixed, "--against", "all").status == 0
-    config = RunFolder(searched).config_file
-    config.write_text(dump_config(make_config(load_config(config).model_dump(), {"finetune.steps": 3})))
-    assert len(qra(*mixed, "--against", "none", "--json").json["tunings"]) == 1
-    assert len(qra(*mixed, "--against", "none", "--steps", 100, "--json").json["tunings"]) > 2
 
 
 def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
@@ -286,16 +275,6 @@ def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
     assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
     refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
     assert refused.status == 2 and "none.json does not exist" in refused.err
-
-
-def test_planning_again_keeps_the_length_of_the_search(qra: Qra, tmp_path: Path) -> None:
-    asked = ("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", tmp_path / "a")
-    assert qra(*asked).status == 0
-    assert qra("search", tmp_path / "a", "--evaluations", "9").status == 0
-    assert qra(*asked).status == 0
-    assert RunFolder(tmp_path / "a").config().search.evaluations == 9
-    assert qra(*asked, "--set", "search.evaluations=11").status == 0
-    assert RunFolder(tmp_path / "a").config().search.evaluations == 11
 
 
 def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qra, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_p
     assert load_config(tmp_path / "a" / "config.yaml").search.evaluations == 8
 
 
-def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> None:
+def test_a_plan_made_again_measures_nothing_again_and_keeps_the_length_of_the_search(qra: Qra, tmp_path: Path) -> None:
     command = ("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
     qra(*command)
     known = (tmp_path / "a" / "sensitivities.json").read_bytes()
@@ -68,6 +68,10 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     again = qra(*command)
     assert again.status == 0 and again.err.count("resumed: ") == 1
     assert (tmp_path / "a" / "sensitivities.json").read_bytes() == known
+    assert qra("search", tmp_path / "a", "--evaluations", 9).status == 0
+    for more, evaluations in (((), 9), (("--set", "search.evaluations=11"), 11)):
+        assert qra(*command, *more).status == 0
+        assert RunFolder(tmp_path / "a").config().search.evaluations == evaluations
 
 
 def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra, tmp_path: Path) -> None:
