@@ -61,40 +61,28 @@ def test_options_of_a_strategy_are_written_behind_its_name() -> None:
 
 
 OWN = """
-from qra_search import Strategy
-from qra_search.strategies.random import RandomStrategy
-
-class Mine(RandomStrategy):
-    def __init__(self, depth: int = 2):
-        self.depth = depth
-"""
-
-
-def test_a_strategy_may_be_the_one_class_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(OWN)
-    strategy = bench.parse_strategy(f"{path}?depth=3")
-    assert type(strategy).__name__ == "Mine" and strategy.depth == 3
-    row = _cell(TASK, f"{path}?depth=3", 0, 6.0, None)
-    assert row["strategy"].startswith("mine.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
-    before = strategy_label(str(path))
-    path.write_text(f"{OWN}    # changed\n")
-    assert strategy_label(str(path)) != before, "a file that was changed is another strategy"
-
-
-def test_a_file_may_hold_a_dataclass_and_be_named_as_a_module_of_others(tmp_path: Path) -> None:
-    path = tmp_path / "json.py"
-    path.write_text("""
 from __future__ import annotations
 from dataclasses import dataclass
+from qra_search import Strategy
 from qra_search.strategies.random import RandomStrategy
 
 @dataclass
 class Mine(RandomStrategy):
     depth: int = 2
-""")
-    assert bench.parse_strategy(f"{path}?depth=3").depth == 3
+"""
+
+
+def test_a_strategy_may_be_the_one_class_of_a_file_named_as_a_module_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text(OWN)
+    strategy = bench.parse_strategy(f"{path}?depth=3")
+    assert type(strategy).__name__ == "Mine" and strategy.depth == 3
+    row = _cell(TASK, f"{path}?depth=3", 0, 6.0, None)
+    assert row["strategy"].startswith("json.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
     assert json.loads("[1]") == [1] and sys.modules["json"] is json
+    before = strategy_label(str(path))
+    path.write_text(f"{OWN}    # changed\n")
+    assert strategy_label(str(path)) != before, "a file that was changed is another strategy"
 
 
 def test_cells_that_failed_are_run_again(tmp_path: Path) -> None:
