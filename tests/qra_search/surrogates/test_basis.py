@@ -24,14 +24,6 @@ def test_a_bit_width_without_any_damage_does_none():
     assert basis.live.tolist() == [[True, True, False]] * 3
 
 
-def test_a_prior_of_zeros_and_none_at_all_can_be_used():
-    space = toy_space(3)
-    zeros = Sensitivities(np.zeros((3, 4)), np.zeros((3, 3)))
-    for sensitivities in (None, zeros):
-        basis = TableBasis(space, sensitivities)
-        assert np.isfinite(basis.log_damage).all() and np.isfinite(basis.gain).all()
-
-
 def test_gain_is_drawn_half_way_to_the_mean_and_rises_from_zero():
     space = toy_space(2)
     gain = np.array([[0.1, 0.2, 0.3], [0.1, 0.4, 0.7]])

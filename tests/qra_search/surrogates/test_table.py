@@ -128,14 +128,6 @@ def test_replicates_count_for_more():
     assert often[3] < once[3]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_or_two_rows_are_enough(count):
-    world = World()
-    rows = world.rows(count)
-    mean, std = refine(TableFit(world.basis, rows, Widths())).predict_rows()
-    assert np.isfinite(mean).all() and np.isfinite(std).all()
-
-
 def test_what_it_is_given_is_not_changed():
     world = World()
     rows = world.rows(15)
