@@ -258,7 +258,7 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
         (("--set", "space.bits=[2]"), "space.bits is 'auto' in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--set", "evaluation.steps=200"), "set the length of a full one with finetune.steps"),
-        (("--against", "rivals"), "'rivals' is not one of best, all, shuffled, none"),
+        (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):
         done = qra(*mixed, *options)
         assert done.status == 2 and why in done.err and tuner["built"] == built
