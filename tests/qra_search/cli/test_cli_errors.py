@@ -119,7 +119,7 @@ CASES = [
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor ray"),
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: the graphics cards are those that a model fits"),
-    (("doctor", "a", "--model", "tiny"), "takes a FOLDER, whose files are checked, or a --model"),
+    (("doctor", "a", "--model", "tiny"), "give qra doctor a FOLDER to check its files, or --model"),
     ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': something is given twice there"),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses
