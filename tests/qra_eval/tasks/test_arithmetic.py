@@ -73,7 +73,7 @@ def test_data_and_unknown_kinds_are_refused():
     ("options", "why"),
     [
         ({"sizes": {"calibration": 3}}, "sizes must be numbers from 1 for train, validation, test"),
-        ({"sizes": {"test": 0}}, "each at least 1"),
+        ({"sizes": {"test": 0}}, "must be numbers from 1"),
         ({"digits": []}, r"at least one, got \[\]"),
         ({"digits": [0]}, "numbers from 1 on"),
     ],

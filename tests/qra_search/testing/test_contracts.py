@@ -142,7 +142,7 @@ def test_figures_of_chance_and_a_changing_description_are_caught(tmp_path):
     plans = evaluator.space.uniform_plans()[:1]
     with pytest.raises(AssertionError, match="another loss at fidelity 0.25"):
         contract.test_it_accepts_its_fidelities_and_the_same_seed_gives_the_same_loss(evaluator, plans)
-    with pytest.raises(EvaluationFailed, match="no number"):
+    with pytest.raises(EvaluationFailed, match="is not a number"):
         contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
     with pytest.raises(AssertionError):
         contract.test_it_describes_itself_in_plain_data_that_stays(evaluator, plans)
