@@ -72,7 +72,7 @@ def trace_figure(run: RunData) -> Figure:
     """Best loss within each budget against evaluations spent, with the trials behind it by origin."""
     traces, limit = run.traces, max(run.traces, default=0)
     uniform = [c.loss for c in run.result.uniform if c.memory_bytes <= limit]
-    rivals = [min(uniform)] if uniform and len(traces) == 1 else []
+    baselines = [min(uniform)] if uniform and len(traces) == 1 else []
     dots = [
         (spent, t.loss, t.proposal.origin or "proposal")
         for t, spent in zip(run.result.trials, run.spent, strict=True)
@@ -81,10 +81,10 @@ def trace_figure(run: RunData) -> Figure:
     with style() as c:
         figure, (axes,) = new_figure("Best loss within the budget against evaluations spent", WIDE)
         fit(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
-        fit(axes, "y", "best loss", [loss for _, loss, _ in dots] + rivals)
-        for rival in rivals:
-            axes.axhline(rival, color=c["uniform"], linewidth=1.5, linestyle=DOTTED)
-            put_label(axes, [], "best uniform plan", (axes.get_xlim()[1], rival), (0, 10), side="left")
+        fit(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
+        for baseline in baselines:
+            axes.axhline(baseline, color=c["uniform"], linewidth=1.5, linestyle=DOTTED)
+            put_label(axes, [], "best uniform plan", (axes.get_xlim()[1], baseline), (0, 10), side="left")
         for i, origin in enumerate(run.origins):
             places = [(spent, loss) for spent, loss, o in dots if o == origin]
             _marks(axes, places, origin, c["paper"], (c[f"o-{i % 8}"], 0.85), SHAPES[i % 8])
