@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
 ENTRIES = (
     Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in about "
-          "seven minutes on two cores."),
+          "ten minutes on two cores."),
     Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
           "no training."),
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
