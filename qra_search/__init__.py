@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from qra_search.log.trial import Proposal as Proposal
     from qra_search.log.trial import Trial as Trial
     from qra_search.log.trial_log import TrialLog as TrialLog
-    from qra_search.space import BudgetTooSmall as BudgetTooSmall
-    from qra_search.space import Group as Group
-    from qra_search.space import GroupwiseFormat as GroupwiseFormat
-    from qra_search.space import Level as Level
-    from qra_search.space import Linear as Linear
-    from qra_search.space import MemoryModel as MemoryModel
-    from qra_search.space import Plan as Plan
-    from qra_search.space import SearchSpace as SearchSpace
-    from qra_search.space import StorageFormat as StorageFormat
+    from qra_search.space.groups import Group as Group
+    from qra_search.space.groups import Linear as Linear
+    from qra_search.space.levels import Level as Level
+    from qra_search.space.memory import BudgetTooSmall as BudgetTooSmall
+    from qra_search.space.memory import GroupwiseFormat as GroupwiseFormat
+    from qra_search.space.memory import MemoryModel as MemoryModel
+    from qra_search.space.memory import StorageFormat as StorageFormat
+    from qra_search.space.plan import Plan as Plan
+    from qra_search.space.space import SearchSpace as SearchSpace
     from qra_search.strategies import Strategy as Strategy
     from qra_search.study.candidates import EvaluatedPlan as EvaluatedPlan
     from qra_search.study.result import SearchResult as SearchResult
@@ -42,10 +42,11 @@ _HOMES = {
     "log.state": ("StudyState",),
     "log.trial": ("Proposal", "Trial"),
     "log.trial_log": ("TrialLog",),
-    "space": (
-        "BudgetTooSmall", "Group", "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "SearchSpace",
-        "StorageFormat",
-    ),
+    "space.groups": ("Group", "Linear"),
+    "space.levels": ("Level",),
+    "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
+    "space.plan": ("Plan",),
+    "space.space": ("SearchSpace",),
     "strategies": ("Strategy",),
     "study.candidates": ("EvaluatedPlan",),
     "study.result": ("SearchResult",),
@@ -53,7 +54,7 @@ _HOMES = {
     "workflow.run": ("Run",),
     "workflow.search": ("search",),
     "workflow.start": ("open_run", "plan"),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 

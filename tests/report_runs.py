@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
-from qra_search.allocate.measured import Measured
+from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.config import make_config
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies import Strategy
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 
 EVIL = "</script><script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 
@@ -82,10 +82,10 @@ def make_run(
     folder = RunFolder(path)
     settings = {"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}
     folder.begin(make_config(settings))
-    folder.keep_config(make_config(settings))
+    folder.write_config(make_config(settings))
     evaluator = Bits(space or evil_space())
     if evaluations is None:
-        folder.write_plan(make_config(settings), Measured(evaluator.space, evaluator.sensitivities()), None)
+        write_sensitivities(folder.sensitivities_file, evaluator.space, evaluator.sensitivities(), {})
         return folder
     study = Study(
         evaluator, strategy=strategy or Guessing(), evaluations=evaluations,

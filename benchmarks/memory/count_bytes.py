@@ -17,7 +17,7 @@ from benchmarks.common import append_lines
 from qra_eval import load
 from qra_eval.quantized.bank import tensor_bytes
 from qra_search.runs.folder import RunFolder
-from qra_search.runs.plan_file import plan_data
+from qra_search.space.serialization import read_plan_file
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     options = parser.parse_args()
     run = RunFolder(options.run)
-    data, result = plan_data(run.find_tuning().path), run.result().to_dict()
+    data, result = read_plan_file(run.find_tuning().path), run.result().to_dict()
     backend = make_backend(data["backend"])
     model, _ = load(options.run)
     base = model.get_base_model()

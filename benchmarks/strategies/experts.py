@@ -7,7 +7,7 @@ import numpy as np
 from qra_eval.evaluators.landscape import Landscape
 from qra_eval.landscapes.families import Tables
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.space import Group, Linear, SearchSpace
+from qra_search.space.space import Group, Linear, SearchSpace
 
 LAYERS, EXPERTS = 48, 128
 HIDDEN, INNER = 2048, 768

@@ -32,7 +32,7 @@ from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
 EXPERTS = "48-layer-128-experts"
@@ -51,7 +51,7 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     space, sensitivities = landscape.space, landscape.sensitivities()
     budgets = task_budgets(space)
     starts = [space.encode(solve(space, sensitivities, budget).plan) for budget in budgets]
-    steps, groups = Steps(space), len(space)
+    steps, groups = AdjacentSteps(space), len(space)
     rng = np.random.default_rng(seed)
     done: dict[Plan, Trial] = {}
     for plan in space.uniform_plans()[:trials]:

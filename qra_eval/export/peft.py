@@ -24,8 +24,8 @@ from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import room_for
 from qra_search.errors import BadInput
 from qra_search.files import write_json
-from qra_search.runs.plan_file import PLAN_NAME
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
+from qra_search.space.serialization import PLAN_NAME
 from qra_search.workflow.export import serve_command
 
 VLLM = "vllm"

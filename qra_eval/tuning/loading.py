@@ -21,10 +21,10 @@ from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput, describe
 from qra_search.files import read_json, tensor_names
 from qra_search.runs.folder import RunFolder
-from qra_search.runs.plan_file import PLAN_NAME, plan_data
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import PLAN_NAME, read_plan_file
 
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
@@ -133,7 +133,7 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
         if missing == [BASE_FILE]:
             raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) makes it again")
         raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    data = plan_data(folder)
+    data = read_plan_file(folder)
     try:
         read_levels(data)
         is_whole = all(name in data for name in ("backend", "model", "weights"))

@@ -19,10 +19,9 @@ from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.files import digest_file, write_json
-from qra_search.runs.plan_file import PLAN_NAME, plan_data
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import plan_to_dict
+from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
 from qra_search.space.space import Plan, SearchSpace
 
 CHECKED_TOKENS = 32
@@ -90,7 +89,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     if (folder / SCALES_FILE).is_file():
         changed = open_tensors(folder / SCALES_FILE)
         tensors |= {name: changed.get_tensor(name) for name in changed.keys()}  # noqa: SIM118 - no mapping
-    if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != plan_data(folder).get(BASE_DIGEST):
+    if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != read_plan_file(folder).get(BASE_DIGEST):
         raise RunFailed(f"the quantized weights are no longer those that {folder} was tuned on: tune it anew")
     write_tensors(tensors, folder / BASE_FILE)
 

@@ -1,15 +1,20 @@
-"""How sensitive every group is to its level and rank, measured once before a search."""
+"""How sensitive every group is to its level and rank, measured once before a search; and its file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, describe
+from qra_search.files import read_json, write_json
+from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import SearchSpace
+
+FORMAT = "qra-sensitivities/1"
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,29 @@ class Sensitivities:
     def from_dict(cls, data: Mapping[str, Any]) -> Sensitivities:
         """The inverse of `to_dict`."""
         return cls(**dict(data))
+
+
+def write_sensitivities(
+    file: Path, space: SearchSpace, sensitivities: Sensitivities, evaluator: Mapping[str, Any]
+) -> None:
+    """Write sensitivities with their space and what `Evaluator.describe` returned."""
+    content = {"evaluator": dict(evaluator), "sensitivities": sensitivities.to_dict()}
+    write_json(file, {"format": FORMAT, **content, "space": space_to_dict(space)}, durable=True)
+
+
+def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str, Any]]:
+    """The space, the sensitivities and the description of the evaluator that `write_sensitivities` wrote.
+
+    Raises:
+        BadInput: no such file, another format, or sensitivities of another shape than the space.
+    """
+    data = read_json(file)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BadInput(f"{file} holds no sensitivities of format {FORMAT!r}: plan again in another folder")
+    try:
+        space, sensitivities = space_from_dict(data["space"]), Sensitivities.from_dict(data["sensitivities"])
+        evaluator = dict(data["evaluator"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{file} is damaged ({describe(error)}): plan again in another folder") from error
+    sensitivities.check(space)
+    return space, sensitivities, evaluator

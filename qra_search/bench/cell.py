@@ -13,8 +13,7 @@ import numpy as np
 from qra_search.bench.tasks import build_task, parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies import Estimates, Strategy
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
@@ -39,7 +38,8 @@ def run_cell(
         space = landscape.space
         budgets = task_budgets(space)
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
-        fitting = [space.uniform_plans(budget) or [smallest_plan(space)] for budget in grid]
+        smallest = space.decode(AdjacentSteps(space).smallest)
+        fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
         reference = landscape.reference_front(tuple(grid), cache=reference_cache)
         timed = TimedStrategy(parse_strategy(strategy))
         study = Study(
@@ -72,12 +72,6 @@ def checkpoints(evaluations: float) -> list[float]:
     return [point for point in CHECKPOINTS if point < last] + [last]
 
 
-def smallest_plan(space: Any) -> Plan:
-    """The plan of fewest bytes: taken if nothing that was evaluated fits."""
-    steps = Steps(space)
-    return space.decode(np.where(steps.allowed, steps.sizes, np.iinfo(np.int64).max).argmin(-1))
-
-
 class TimedStrategy(Strategy):
     """A strategy that records how long each of its proposals took."""
 
@@ -108,7 +102,8 @@ def judge_at(
     handed, believed = [], []
     for budget in grid:
         best = result.best(budget)
-        handed.append(landscape.true_loss(best.plan if best else smallest_plan(landscape.space)))
+        plan = best.plan if best else then.space.decode(AdjacentSteps(then.space).smallest)  # if nothing fits
+        handed.append(landscape.true_loss(plan))
         believed.append(best.loss if best else None)
     return {
         "at": point,

@@ -21,10 +21,9 @@ from qra_search.log.lines import NOT_A_LOG
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.live import make_view
 from qra_search.report.table import TextTable
-from qra_search.runs.plan_file import plan_data
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import choices_in
+from qra_search.space.serialization import read_choices, read_plan_file
 from qra_search.workflow.evaluator import build_evaluator
 
 
@@ -121,7 +120,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "*.safetensors": _check_tensors,
     "trials.jsonl": _check_log,
     "config.yaml": load_config,
-    "plan.json": lambda file: choices_in(plan_data(file)),
+    "plan.json": lambda file: read_choices(read_plan_file(file)),
     "record.json": lambda file: TuningFolder(file.parent).record(),
     "adapter_config.json": read_json,
     "sensitivities.json": read_json,

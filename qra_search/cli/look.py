@@ -20,10 +20,9 @@ from qra_search.report.table import TextTable
 from qra_search.report.tables import overview_table, record_table
 from qra_search.report.terminal import strip
 from qra_search.runs.folder import RunFolder, find_runs
-from qra_search.runs.plan_file import plan_data
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, level_words
-from qra_search.space.serialization import choices_in, plan_to_dict
+from qra_search.space.serialization import plan_to_dict, read_choices, read_plan_file
 from qra_search.study.result import finite
 from qra_search.workflow.tunings import select_plan
 
@@ -82,7 +81,7 @@ def show(
         plan = select_plan(folder, budget)
     if other is not None:
         with bad_input():
-            choices = choices_in(plan_to_dict(result.space, plan)), choices_in(plan_data(other))
+            choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_file(other))
         _print_differences(*choices, as_json=as_json)
         return
     if as_json:

@@ -18,8 +18,8 @@ from qra_search.report.live import make_view
 from qra_search.report.terminal import print_result
 from qra_search.runs.folder import RunFolder
 from qra_search.study.study import Callback, Study
+from qra_search.workflow.evaluator import Workers
 from qra_search.workflow.run import Run
-from qra_search.workflow.search import Workers
 from qra_search.workflow.settings import new_folder
 
 

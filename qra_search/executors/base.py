@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Protocol
 
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
@@ -23,25 +23,25 @@ class InputUnusable(WorkerUnusable, BadInput):
     """No worker can build the evaluator, because of what the user gave."""
 
 
-class Executor(Protocol):
-    """Runs evaluations, `slots` of them at a time.
-
-    An executor may also have `wait(futures)`, which returns those that have ended as soon as one has: one that
-    simulates workers ends them in virtual time.
-    """
+class Executor(ABC):
+    """Runs evaluations, `slots` of them at a time."""
 
     slots: int
 
+    @abstractmethod
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
         """Start an evaluation; if it fails, the future ends with its exception."""
-        ...
+
+    def wait(self, futures: Iterable[Future[Evaluation]]) -> Iterable[Future[Evaluation]]:
+        """Those of the futures that have ended, as soon as one has."""
+        return wait(futures, return_when=FIRST_COMPLETED).done
 
     def shutdown(self) -> None:
         """Free the workers; running evaluations are given up."""
-        ...
+        return None
 
 
-class InProcessExecutor:
+class InProcessExecutor(Executor):
     """Evaluates at once, in this process."""
 
     slots = 1
@@ -58,12 +58,3 @@ class InProcessExecutor:
         else:
             future.set_result(evaluation)
         return future
-
-    def shutdown(self) -> None:
-        return None
-
-
-def first_ended(executor: Executor, futures: Iterable[Future[Evaluation]]) -> Iterable[Future[Evaluation]]:
-    """Wait until one of the futures has ended, and return all that have."""
-    own = getattr(executor, "wait", None)
-    return own(futures) if own is not None else wait(futures, return_when=FIRST_COMPLETED).done

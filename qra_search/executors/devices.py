@@ -66,7 +66,7 @@ def check_enough_gpus(nodes: Sequence[int], workers: int, gpus: float, where: st
     Raises:
         BadInput: there are too few.
     """
-    room = sum(_count_workers(count, gpus) for count in nodes)
+    room = sum(count // int(gpus) if gpus >= 1 else count * int(1 / gpus + 1e-9) for count in nodes)
     if room >= workers:
         return
     share = "a GPU" if gpus == 1 else f"{gpus:g} GPUs" if gpus > 1 else f"{gpus:g} of a GPU"
@@ -80,7 +80,7 @@ def check_enough_gpus(nodes: Sequence[int], workers: int, gpus: float, where: st
     raise BadInput(f"{workers} worker{'' if workers == 1 else 's'} with {share} each: {there}: {mend}")
 
 
-def devices_of_workers(device: str, workers: int, share: float | None) -> list[str]:
+def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
     """The device of each worker process: GPUs if there are any and the run's device allows it, else `cpu`.
 
     Args:
@@ -102,10 +102,6 @@ def devices_of_workers(device: str, workers: int, share: float | None) -> list[s
     size = max(1, int(share))
     bundles = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
     return [bundles[worker % len(bundles)] for worker in range(workers)]
-
-
-def _count_workers(count: int, gpus: float) -> int:
-    return count // int(gpus) if gpus >= 1 else count * int(1 / gpus + 1e-9)
 
 
 # -- environment variables -------------------------------------------------------------------------
@@ -132,24 +128,22 @@ def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
     indices = [int(gpu.group(1)) for gpu in gpus if gpu is not None]
     if len(indices) < len(gpus):
         raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
-    shown = {"CUDA_VISIBLE_DEVICES": _visible(device, indices)}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, indices))
+    if given is not None:  # this process may have been given some of the machine's GPUs only
+        known = [name.strip() for name in given.split(",") if name.strip()]
+        if max(indices) >= len(known):
+            raise ValueError(
+                f"device {device!r}: this process was given {len(known)} GPUs (CUDA_VISIBLE_DEVICES={given})"
+            )
+        names = [known[i] for i in indices]
+    shown = {"CUDA_VISIBLE_DEVICES": ",".join(names)}
     return {DEVICE: name_gpus(len(indices)), SHARING: str(sharing), **shown, **share}
 
 
 def name_gpus(count: float) -> str:
     """The device of a worker that sees so many GPUs, or a share of one, and no others: `cuda`, or `cuda:0,cuda:1`."""
     return "cuda" if count <= 1 else ",".join(f"cuda:{i}" for i in range(int(count)))
-
-
-def _visible(device: str, indices: list[int]) -> str:
-    """The GPUs of these numbers as the machine names them: this process may have been given some of its GPUs only."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return ",".join(map(str, indices))
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    if any(i >= len(names) for i in indices):
-        raise ValueError(f"device {device!r}: this process was given {len(names)} GPUs (CUDA_VISIBLE_DEVICES={given})")
-    return ",".join(names[i] for i in indices)
 
 
 def threads(count: int) -> dict[str, str]:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import methodcaller
 from queue import LifoQueue
 from typing import Any, TypeVar
 
-from qra_search.evaluation.evaluator import Evaluation
-from qra_search.executors.base import WorkerDied, WorkerUnusable
-from qra_search.executors.work import Factory, evaluate, unwrap
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.evaluation.evaluator import Evaluation, Evaluator, RowCount
+from qra_search.executors.base import Executor, WorkerDied, WorkerUnusable
+from qra_search.executors.work import Factory, evaluate, identify, unwrap
 from qra_search.log.trial import Proposal
+from qra_search.space.space import Plan
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
 
 
 class Worker(ABC):
-    """A process or an actor with its own `work.Served`."""
+    """A process or an actor with its own `work.WorkerEvaluator`."""
 
     @abstractmethod
     def request(self, method: str, *args: Any) -> Any:
-        """What a method of `Served` returns there; waits for it. Raises WorkerDied if the worker ends meanwhile."""
+        """What a method of `WorkerEvaluator` returns there; raises WorkerDied if the worker ends meanwhile."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -33,7 +36,7 @@ class Worker(ABC):
 E = TypeVar("E", bound="WorkerExecutor")
 
 
-class WorkerExecutor(ABC):
+class WorkerExecutor(Executor):
     """An executor with `slots` workers, each started when it is first needed and kept.
 
     A worker that dies is replaced, and its evaluation is run again once. Use it in a `with` block: at its end, or at
@@ -123,6 +126,36 @@ class WorkerExecutor(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise WorkerUnusable("the executor was shut down")
+
+
+class RemoteEvaluator(Evaluator):
+    """Stands for the evaluators of an executor's workers, so that the study's own process never loads the model; one
+    worker is started to identify them."""
+
+    def __init__(self, executor: WorkerExecutor):
+        self._executor = executor
+        self._identity: dict[str, Any] = executor.ask(identify).result()
+        self.space, self.fidelities = self._identity["space"], self._identity["fidelities"]
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return self._executor.submit(Proposal(plan, fidelity, seed)).result()
+
+    def sensitivities(self) -> Sensitivities | None:
+        sensitivities: Sensitivities | None = self._executor.ask(methodcaller("sensitivities")).result()
+        return sensitivities
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._identity["describe"])
+
+    def sensitivities_charge(self) -> float | None:
+        charge: float | None = self._identity["sensitivities_charge"]
+        return charge
+
+    def evaluation_seconds(self) -> float:
+        return float(self._identity["evaluation_seconds"])
+
+    def row_counts(self) -> Mapping[str, RowCount]:
+        return dict(self._identity["row_counts"])
 
 
 def _not_started(error: Exception) -> WorkerUnusable:

@@ -16,7 +16,7 @@ from typing import Any
 from qra_search.executors.base import WorkerDied
 from qra_search.executors.devices import environment, exported
 from qra_search.executors.pool import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Served
+from qra_search.executors.work import Factory, WorkerEvaluator
 
 
 class ProcessExecutor(WorkerExecutor):
@@ -90,7 +90,7 @@ def _kill_group(pid: int | None) -> None:
 
 # -- in the worker ---------------------------------------------------------------------------------
 
-_served = Served()
+_evaluator = WorkerEvaluator()
 
 
 def _begin() -> None:
@@ -103,7 +103,7 @@ def _begin() -> None:
 
 
 def _serve(method: str, *args: Any) -> Any:
-    return getattr(_served, method)(*args)
+    return getattr(_evaluator, method)(*args)
 
 
 def _end_with_parent() -> None:

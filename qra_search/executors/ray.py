@@ -9,7 +9,7 @@ from qra_search.errors import install_hint
 from qra_search.executors.base import WorkerDied, WorkerUnusable
 from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_gpus
 from qra_search.executors.pool import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Served
+from qra_search.executors.work import Factory, WorkerEvaluator
 
 START_SECONDS = 600.0
 
@@ -100,7 +100,7 @@ class _RayWorker(Worker):
         self._ray.kill(self._actor, no_restart=True)
 
 
-class _Actor(Served):
+class _Actor(WorkerEvaluator):
     """Runs in Ray's worker."""
 
     def __init__(self, device: str, sharing: int):

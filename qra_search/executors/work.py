@@ -13,7 +13,7 @@ from qra_search.log.trial import Proposal, to_printable
 
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
-CONSTANT = ("describe", "sensitivities_charge", "evaluation_seconds", "row_counts")
+DESCRIBING = ("describe", "sensitivities_charge", "evaluation_seconds", "row_counts")
 """Methods of an evaluator that a study asks for once."""
 
 
@@ -31,7 +31,7 @@ class Failure:
     error: type[WorkerUnusable] | None = None
 
 
-class Served:
+class WorkerEvaluator:
     """The evaluator of a worker, once it is built."""
 
     evaluator: Evaluator | None = None
@@ -64,8 +64,8 @@ def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
 
 def identify(evaluator: Evaluator) -> dict[str, Any]:
     """What a study asks of its evaluator before it evaluates anything."""
-    constant = {name: getattr(evaluator, name)() for name in CONSTANT}
-    return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **constant}
+    described = {name: getattr(evaluator, name)() for name in DESCRIBING}
+    return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **described}
 
 
 def unwrap(reply: Any) -> Any:

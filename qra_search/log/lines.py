@@ -32,7 +32,6 @@ NOT_A_LOG = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _CHECKSUM_BYTES = len(b',"crc":"01234567"}')
 _MAX_ID = 1 << 53
-_RESULT_FIELDS = tuple(field.name for field in fields(Evaluation))
 
 
 class LogError(BadInput):

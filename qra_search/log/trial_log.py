@@ -99,10 +99,6 @@ class TrialLog:
         return self._contents.header.get(key)
 
     # -- writing -------------------------------------------------------------------------------
-    def set_meta(self, key: str, value: Any) -> None:
-        """Write a value of the header."""
-        self.bind({key: value})
-
     def bind(self, entries: Mapping[str, Any] | None = None, /, **identity: Any) -> None:
         """Write the identity of the search, or check it against that of the log; then write further header entries.
 

@@ -20,8 +20,8 @@ from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
-from qra_search.runs.plan_file import read_plan
 from qra_search.runs.tuning_folder import CURVE_FILE
+from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
 from qra_search.study.result import SearchResult
 

@@ -9,7 +9,7 @@ from qra_search.report.formatting import change_text, loss_text, metric_text, pa
 from qra_search.runs.comparison import Comparison, TunedPlan, loss_change
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import Change, UniformComparison
+from qra_search.study.candidates import LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
@@ -124,7 +124,7 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}.{more}"
 
 
-def doubt_text(change: Change) -> str:
+def doubt_text(change: LossChange) -> str:
     """Why a difference says nothing."""
     if change.interval is None:
         return "one seed and too few rows, so nothing says whether the difference is chance"

@@ -12,7 +12,7 @@ from qra_search.runs.comparison import classify_record
 from qra_search.runs.intervals import Interval
 from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.candidates import Change
+from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
@@ -66,7 +66,7 @@ def pair_text(low: float, high: float) -> tuple[str, str]:
     return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
-def change_text(change: Change | None) -> str:
+def change_text(change: LossChange | None) -> str:
     """A change of a loss with its interval: `−16.4 % (−20.1 to −12.7)`; empty if there is none."""
     if change is None:
         return ""

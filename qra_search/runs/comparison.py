@@ -13,11 +13,9 @@ from qra_search.runs.baselines import is_shuffled
 from qra_search.runs.intervals import TWO_SIDED, Interval, log_ratio_interval, mean_interval, standard_error
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.candidates import Change
+from qra_search.study.candidates import LossChange, Shown
 
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
-SHOWN_BY = "qra_search.report.tables"
-"""Stands above this module, and is imported when a comparison is first shown."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class TunedPlan(TuningRecord):
         return mean_interval(self.row_scores[name])
 
 
-def loss_change(tuned: TunedPlan, other: TunedPlan) -> Change | None:
+def loss_change(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     """The change of one test loss against another; None if one of them diverged.
 
     The interval is that of paired rows, widened by the spread over seeds if there are several; by that spread alone if
@@ -68,21 +66,21 @@ def loss_change(tuned: TunedPlan, other: TunedPlan) -> Change | None:
         return None
     share = (loss - other_loss) / abs(other_loss)
     if min(loss, other_loss) <= 0:
-        return Change(share)
+        return LossChange(share)
     seeds = TWO_SIDED * math.hypot(tuned.loss_error / loss, other.loss_error / other_loss)
     middle = math.log(loss / other_loss)
     same_rows = tuned.row_tokens == other.row_tokens
     rows = log_ratio_interval(tuned.row_nats, other.row_nats) if same_rows else None
     if rows is None and not math.isfinite(seeds):
-        return Change(share)
+        return LossChange(share)
     low, high = rows or (middle, middle)
     if math.isfinite(seeds):
         low, high = middle - math.hypot(middle - low, seeds), middle + math.hypot(high - middle, seeds)
-    return Change(share, (math.expm1(low), math.expm1(high)))
+    return LossChange(share, (math.expm1(low), math.expm1(high)))
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Shown):
     """A tuned plan and all that was tuned alike: other plans within the budget, 16-bit LoRA, and the untuned model.
 
     Attributes:
@@ -90,6 +88,7 @@ class Comparison:
         tunings: cheapest first.
     """
 
+    shown_by = "comparison_rich"
     data: ClassVar[str] = "test"
     space: SearchSpace
     budget_bytes: int
@@ -116,7 +115,7 @@ class Comparison:
         return min(as_many or uniform, key=lambda t: t.loss, default=None)
 
     @property
-    def change(self) -> Change | None:
+    def change(self) -> LossChange | None:
         """The plan's test loss against the baseline's; None without one."""
         baseline = self.baseline
         return None if baseline is None or baseline is self.chosen else loss_change(self.chosen, baseline)
@@ -130,12 +129,6 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {"budget_bytes": self.budget_bytes, "tunings": [_plain(t, self) for t in self.tunings]}
-
-    def __rich__(self) -> Any:
-        return import_module(SHOWN_BY).comparison_rich(self)
-
-    def _repr_html_(self) -> str:
-        return str(import_module(SHOWN_BY).as_html(self))
 
     def __str__(self) -> str:
         return str(import_module("qra_search.report.table").as_text(self))

@@ -1,36 +1,32 @@
-"""The folder of one run: its files, what may be begun or resumed in it, and its result read back."""
+"""The folder of one run: what may be begun or resumed in it, its result read back, and its tunings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from qra_search.allocate.measured import Measured, plain_identity, read_sensitivities
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.files import write_json, write_text
+from qra_search.files import write_text
+from qra_search.log.lines import decode_as_read
 from qra_search.log.state import StudyState, read_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import Comparison, compare, select_tuned_plan
-from qra_search.runs.plan_file import PLAN_NAME, read_plan
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import plan_to_dict
+from qra_search.space.serialization import PLAN_NAME, read_plan
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.result import SearchResult
 
-LOG_NAME, TUNINGS = "trials.jsonl", "tunings"
-SENSITIVITIES_NAME = "sensitivities.json"
+LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
 OLD_FILE = "test.json"
 """Of earlier versions, which kept the latest tuning of everything in one folder."""
 MAY_CHANGE = ("search.evaluations", "finetune.")
@@ -108,35 +104,25 @@ class RunFolder:
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
-        """Make the folder, or check that its run may be resumed; once the log is this process's own, `keep_config`.
+        """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
 
         Raises:
             RunExists: as `check_begin`.
             BadInput: nothing can be written there.
         """
         self.check_begin(config, resume=resume)
-        with self._writing():
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.path).close()
-
-    def keep_config(self, config: RunConfig) -> None:
-        """Write the settings of the run; who holds the lock of its log does.
-
-        Raises:
-            BadInput: they cannot be written.
-        """
-        with self._writing():
-            write_text(self.config_file, dump_config(config), durable=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
         except OSError as error:
             raise BadInput(
                 f"the run's folder {self.path} cannot be written ({(error.strerror or str(error)).lower()}): give "
                 f"another place with --out"
             ) from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the settings of the run; only the process that holds the lock of its log may."""
+        write_text(self.config_file, dump_config(config), durable=True)
 
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began.
@@ -148,11 +134,6 @@ class RunFolder:
             raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
 
-    @property
-    def trusts_code(self) -> bool:
-        """Whether the run may execute code that comes with its model."""
-        return self.config_file.is_file() and self.config().model.trust_remote_code
-
     def result(self) -> SearchResult:
         """The result as the journal has it, or, before a search, what the sensitivities say.
 
@@ -160,14 +141,14 @@ class RunFolder:
             NoRun: the folder holds no run.
         """
         state, identity = self._state()
-        return SearchResult.from_state(state, _strategy(identity.get("strategy", "")))
+        return SearchResult.from_state(state, _load_strategy(identity.get("strategy", "")))
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
         return self._state()[1]
 
-    def known_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
-        """The sensitivities of the run; None if none are measured.
+    def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
+        """The sensitivities of the run, which must be of this evaluator; None if none are measured.
 
         Raises:
             RunExists: the run is of another evaluator or space.
@@ -175,7 +156,7 @@ class RunFolder:
         if not self.exists:
             return None
         state, identity = self._state()
-        own = plain_identity(evaluator.describe())
+        own = decode_as_read(evaluator.describe())
         differing = (key for key, value in own.items() if identity.get(key) != value)
         what = [f"{key} {identity.get(key)!r}, not {own[key]!r}" for key in differing]
         if state.space.signature != evaluator.space.signature:
@@ -197,33 +178,12 @@ class RunFolder:
                 state = read_state(log)
                 identity = {**(log.meta("evaluator") or {}), **(log.meta("study") or {})}
             if state.sensitivities is None and not state.trials and planned:
-                state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file).sensitivities)
+                state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
             return state, identity
-        measured, search = read_sensitivities(self.sensitivities_file), self.config().search
-        budgets = resolve_budgets(measured.space, search.memory)
-        state = StudyState(
-            measured.space, (), measured.sensitivities, budgets, seed=search.seed, evaluations=search.evaluations
-        )
-        study = {"strategy": search.strategy, "evaluations": search.evaluations}
-        return state, {**measured.evaluator, **study}
-
-    def write_plan(self, config: RunConfig, measured: Measured, plan: Plan | None) -> None:
-        """Write what makes a run without a search: the sensitivities, the plan unless one is there, and the settings.
-
-        Raises:
-            BadInput: they cannot be written.
-        """
-        with self._writing():
-            if not self.exists:
-                measured.write(self.sensitivities_file)
-            if plan is not None and not self.plan_file.is_file():
-                write_json(self.plan_file, plan_to_dict(measured.space, plan))
-        self.keep_config(config)
-
-    def write(self, result: SearchResult) -> None:
-        """Write the sensitivities and the plan of a search."""
-        identity = self.identity()
-        result.write(self.path, evaluator={k: v for k, v in identity.items() if k not in ("strategy", "evaluations")})
+        (space, sensitivities, evaluator), search = read_sensitivities(self.sensitivities_file), self.config().search
+        budgets = resolve_budgets(space, search.memory)
+        state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
+        return state, {**evaluator, "strategy": search.strategy, "evaluations": search.evaluations}
 
     def plan(self) -> Plan:
         """The run's plan: that of `plan.json`, or, before it is written, what the log leads to.
@@ -297,9 +257,10 @@ class RunFolder:
         return self.tuning(found[0].id)
 
 
-def containing_run(folder: Path) -> RunFolder:
-    """The run that a tuning's folder is part of, or the run in the folder itself."""
-    return RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
+def trusts_code(folder: Path) -> bool:
+    """Whether a run, by its folder or that of one of its tunings, may execute code that comes with its model."""
+    run = RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
+    return run.config_file.is_file() and run.config().model.trust_remote_code
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
@@ -308,7 +269,7 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
     return [run for run in map(RunFolder, sorted(places)) if run.exists]
 
 
-def _strategy(name: str) -> Strategy:
+def _load_strategy(name: str) -> Strategy:
     """The strategy of a log; if it is not installed (it was given as an object), one that believes plain means."""
     try:
         return make_strategy(name)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from qra_search.space.levels import LevelName, converted
+from qra_search.space.levels import LevelName
 
 
 class Linear(BaseModel):
@@ -50,24 +46,3 @@ class Group(BaseModel):
     def weights(self) -> int:
         """Number of weights of all its linears."""
         return sum(linear.weights for linear in self.linears)
-
-
-def check_groups(groups: Iterable[Group]) -> tuple[Group, ...]:
-    """The groups of a space.
-
-    Raises:
-        TypeError, ValueError: there are none, two have one name, or they are something else.
-    """
-    found = converted(groups, _group, "groups are a list of Group")
-    twice = sorted(name for name, count in Counter(group.name for group in found).items() if count > 1)
-    if not found:
-        raise ValueError("a space needs at least one group")
-    if twice:
-        raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
-    return found
-
-
-def _group(value: Any) -> Group:
-    if not isinstance(value, Group):
-        raise TypeError(value)
-    return value

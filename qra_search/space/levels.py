@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_format
 
 LevelName = int | str
-Made = TypeVar("Made")
+Converted = TypeVar("Converted")
 _TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 
@@ -85,7 +85,7 @@ def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat
         TypeError, ValueError: no levels, two of one name, or a number without a format.
     """
     wanted = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
-    levels = sorted(converted(bits, lambda value: _level(value, formats), wanted), key=lambda level: level.width)
+    levels = sorted(convert_all(bits, lambda value: _level(value, formats), wanted), key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"bits must be distinct choices, at least one, got {tuple(names)}")
@@ -95,30 +95,23 @@ def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat
 def _level(value: Any, formats: Mapping[int, StorageFormat] | None) -> Level:
     if isinstance(value, Level):
         return value
-    width = whole(value)
+    width = to_int(value)
     if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
         raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
     return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]
 
 
-def converted(values: Any, convert: Callable[[Any], Made], wanted: str) -> tuple[Made, ...]:
-    """What `convert` makes of each value.
-
-    Raises:
-        TypeError: `values` is no list, or `convert` raised one; the message begins with `wanted`.
-    """
-    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
-        raise TypeError(f"{wanted}, got {values!r}")
-    made = []
-    for value in values:
-        try:
-            made.append(convert(value))
-        except TypeError:
-            raise TypeError(f"{wanted}, got {value!r} among them") from None
-    return tuple(made)
+def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -> tuple[Converted, ...]:
+    """Each value converted; raises TypeError, which begins with `wanted`, if one cannot be or `values` is no list."""
+    try:
+        if isinstance(values, (str, Mapping, Set)):
+            raise TypeError
+        return tuple(map(convert, values))
+    except TypeError:
+        raise TypeError(f"{wanted}, got {values!r}") from None
 
 
-def whole(value: Any) -> int:
+def to_int(value: Any) -> int:
     """A whole number of any type as an int; TypeError for everything else, `True` too."""
     if isinstance(value, bool):
         raise TypeError(value)

@@ -67,14 +67,13 @@ class MemoryModel:
         weight: int64 (G, B), bytes of a group's quantized weights at each bit-width.
         adapter: int64 (G, R), bytes of a group's adapters at each rank.
         fixed: bytes that every plan holds.
-        bits_allowed, ranks_allowed: bool (G, B), (G, R).
+        allowed: bool (G, B, R), which choices each group may take.
     """
 
     weight: np.ndarray
     adapter: np.ndarray
     fixed: int
-    bits_allowed: np.ndarray
-    ranks_allowed: np.ndarray
+    allowed: np.ndarray
 
     def bytes(self, codes: np.ndarray) -> np.ndarray:
         """Bytes int64 (...,) of encoded plans (..., 2, G)."""
@@ -86,12 +85,6 @@ class MemoryModel:
     def choice(self) -> np.ndarray:
         """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
         both: np.ndarray = self.weight[:, :, None] + self.adapter[:, None, :]
-        return both
-
-    @cached_property
-    def allowed(self) -> np.ndarray:
-        """bool (G, B, R): which choices are allowed."""
-        both: np.ndarray = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
         return both
 
     @cached_property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.space.levels import LevelName, check_name, converted, level_words, whole
+from qra_search.space.levels import LevelName, check_name, convert_all, level_words, to_int
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Plan:
     def __post_init__(self) -> None:
         for side, kinds, convert, wanted in (
             ("bits", {int, str}, _level_name, "a plan's bits are a list of numbers or names of levels"),
-            ("ranks", {int}, whole, "a plan's ranks are a list of numbers"),
+            ("ranks", {int}, to_int, "a plan's ranks are a list of numbers"),
         ):
             values = getattr(self, side)
             if type(values) is not tuple or not set(map(type, values)) <= kinds:
-                object.__setattr__(self, side, converted(values, convert, wanted))
+                object.__setattr__(self, side, convert_all(values, convert, wanted))
         for level in {b for b in self.bits if isinstance(b, str)}:
             check_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
@@ -66,4 +66,4 @@ class Plan:
 
 
 def _level_name(value: Any) -> LevelName:
-    return value if isinstance(value, str) else whole(value)
+    return value if isinstance(value, str) else to_int(value)

@@ -1,17 +1,21 @@
-"""Spaces and plans as plain data, which journals and plan files hold."""
+"""Spaces and plans as plain data, which journals and plan files hold; a `plan.json` read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from qra_search.errors import BadInput, bad_input, shortened
+from qra_search.files import read_json
 from qra_search.space.groups import Group
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.plan import Plan
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
+PLAN_NAME = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     }
 
 
-def choices_in(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
+def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
     """Bits and rank by group, of a plan as plain data; whether a space allows them is not looked at.
 
     Raises:
@@ -103,22 +107,40 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups.
 
     Raises:
-        ValueError: another format, a group that is missing, unknown or there twice, or a choice not allowed.
+        ValueError: a group that is missing, unknown or there twice, or a choice not allowed.
     """
-    known = data.get("format") if isinstance(data, Mapping) else None
-    if known != PLAN_FORMAT:
-        raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
-    chosen = choices_in(data)
-    missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
-    if missing or unknown:
-        lacks = f"it lacks {', '.join(sorted(missing)[:3])}" if missing else ""
-        more = f"it has {', '.join(sorted(unknown)[:3])} besides" if unknown else ""
-        raise ValueError(
-            f"the plan is of another space: {' and '.join(filter(None, (lacks, more)))}: give one of this run"
-        )
+    chosen = read_choices(data)
+    if different := sorted(set(space.names) ^ set(chosen)):
+        raise ValueError(f"the plan is of another space, with other groups ({', '.join(different[:3])})")
     try:
         plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
     except TypeError as error:
         raise ValueError(str(error)) from None
     space.encode(plan)
     return plan
+
+
+def read_plan(space: SearchSpace, path: Path) -> Plan:
+    """The plan of a `plan.json`, or of the run in a folder, for a space.
+
+    Raises:
+        BadInput: no such file, no plan, or one of another space.
+    """
+    with bad_input():
+        return plan_from_dict(space, read_plan_file(path))
+
+
+def read_plan_file(path: Path) -> dict[str, Any]:
+    """What a `plan.json`, or that of the run in a folder, holds.
+
+    Raises:
+        BadInput: no such file, or no plan in it.
+    """
+    file = path / PLAN_NAME if path.is_dir() else path
+    with bad_input():
+        data = read_json(file)
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    if data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+    return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.errors import needed
+from qra_search.errors import needed, shortened
 from qra_search.plugins import unknown_message
-from qra_search.space.groups import Group, Linear, check_groups
-from qra_search.space.levels import Level, LevelName, converted, make_levels, whole
+from qra_search.space.groups import Group, Linear
+from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
@@ -59,10 +60,15 @@ class SearchSpace:
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
     ):
-        self.groups = check_groups(groups)
+        self.groups = tuple(groups)
+        if not all(isinstance(group, Group) for group in self.groups):
+            raise TypeError(f"groups are a list of Group, got {shortened(groups)}")
         self.levels = make_levels(bits, formats)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
-        self.ranks = _ranks(ranks)
+        wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
+        self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
+        if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
+            raise ValueError(f"ranks must be distinct and not negative, at least one, got {self.ranks}")
         self.fixed_bytes, self.adapter_bits = int(fixed_bytes), int(adapter_bits)
         if self.fixed_bytes < 0 or self.adapter_bits < 1:
             raise ValueError(
@@ -72,6 +78,8 @@ class SearchSpace:
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
                     raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
         if not self._following:
             raise ValueError("a space needs at least one group that is not an embedding")
 
@@ -136,7 +144,8 @@ class SearchSpace:
         weight = [[sum(level.format.bytes(*s) for s in own) for level in self.levels] for own in shapes]
         adapter = [[sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes]
         tables = np.asarray(weight, dtype=np.int64), np.asarray(adapter, dtype=np.int64)
-        return MemoryModel(*tables, self.fixed_bytes, self.bits_allowed, self.ranks_allowed)
+        allowed = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
+        return MemoryModel(*tables, self.fixed_bytes, allowed)
 
     def memory_bytes(self, plan: Plan) -> int:
         """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
@@ -281,10 +290,3 @@ class SearchSpace:
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
         return ""
-
-
-def _ranks(ranks: Iterable[int]) -> tuple[int, ...]:
-    found = tuple(sorted(converted(ranks, whole, "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)")))
-    if not found or found[0] < 0 or len(set(found)) != len(found):
-        raise ValueError(f"ranks must be distinct and not negative, at least one, got {found}")
-    return found

@@ -12,7 +12,7 @@ from qra_search.space.space import SearchSpace
 
 
 @dataclass(frozen=True)
-class Steps:
+class AdjacentSteps:
     """Steps of encoded plans, int (2, G): each of the 2 G variables to the next smaller or larger allowed choice.
 
     K is the larger number of choices, of bits and of ranks.
@@ -30,15 +30,20 @@ class Steps:
         """int64 (2, G, K): bytes of each choice of each variable."""
         return _stack(self.space.memory.weight, self.space.memory.adapter, 0)
 
-    def down(self, code: np.ndarray) -> np.ndarray:
+    @cached_property
+    def smallest(self) -> np.ndarray:
+        """int (2, G): the code of fewest bytes."""
+        return np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1))
+
+    def step_down(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next smaller allowed choice, or where it is if there is none."""
-        return entries(self._below, code)
+        return select_entries(self._below, code)
 
-    def up(self, code: np.ndarray) -> np.ndarray:
+    def step_up(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next larger allowed choice, or where it is if there is none."""
-        return entries(self._above, code)
+        return select_entries(self._above, code)
 
-    def random(self, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
         """int (2, G): every variable drawn from its allowed choices, whatever the bytes."""
         flat = self.allowed.reshape(-1, self.allowed.shape[-1])
         return np.array([rng.choice(np.flatnonzero(row)) for row in flat]).reshape(2, -1)
@@ -65,10 +70,10 @@ class Steps:
                 total += int(sizes[code[at]] - now)
         return code
 
-    def neighbours(self, code: np.ndarray) -> np.ndarray:
+    def list_neighbours(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes that differ from this one by one step of one variable."""
         found = []
-        for to in (self.down(code), self.up(code)):
+        for to in (self.step_down(code), self.step_up(code)):
             side, group = np.nonzero(to != code)
             codes = np.tile(code, (len(side), 1, 1))
             codes[np.arange(len(side)), side, group] = to[side, group]
@@ -84,7 +89,7 @@ class Steps:
         return np.asarray(self.allowed.shape[-1] - 1 - _previous_allowed(self.allowed[..., ::-1])[..., ::-1])
 
 
-def entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """(..., 2, G): the entries of values (2, G, K) at the choices of codes (..., 2, G)."""
     side, group = np.indices(values.shape[:2])
     return np.asarray(values[side, group, codes])

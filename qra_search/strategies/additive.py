@@ -7,8 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from qra_search.allocate.solve import solve_table
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.solve import additive_table, solve_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy

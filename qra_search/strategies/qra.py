@@ -21,19 +21,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qra_search.allocate.knapsack import solve_many
-from qra_search.allocate.solve import solve
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.knapsack import flat, solve_many, to_codes
+from qra_search.allocate.solve import additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import drop_known
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
-from qra_search.strategies.random import budgets_in_turn, random_plan
+from qra_search.strategies.simple import budgets_in_turn, random_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
-from qra_search.surrogates.moves import neighbours
 from qra_search.surrogates.posterior import (
     BLAS,
     common_seeds,
@@ -177,5 +175,45 @@ class QRAStrategy(Strategy):
             known.update(best.tolist())
             found.append(solve_many(tables, memory.choice, budget - fixed))
             if len(best):
-                found.append(neighbours(rows.codes[best[0]], tables[0], memory.choice, budget - fixed, MOVES))
+                found.append(list_neighbours(rows.codes[best[0]], tables[0], memory.choice, budget - fixed, MOVES))
         return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)
+
+
+def list_neighbours(code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int) -> np.ndarray:
+    """Plans int64 (M, 2, G) one or two changes away from a plan (2, G), within the budget; the most promising by the
+    mean table.
+
+    Args:
+        mean: float (G, B, R), the mean table; inf if a choice is not allowed.
+        size: int (G, B, R), bytes of each choice.
+        budget: what the sizes may sum to.
+        count: of swaps; half as many single changes.
+    """
+    ranks, mean, size = mean.shape[-1], flat(mean), flat(size)
+    plan = code[0] * ranks + code[1]
+    G, C = mean.shape
+    rows = np.arange(G)
+    delta = mean - mean[rows, plan][:, None]
+    extra = size - size[rows, plan][:, None]
+    room = budget - int(size[rows, plan].sum())
+    gain, cost = delta.ravel(), extra.ravel()
+    ok = np.isfinite(gain)
+    ok[rows * C + plan] = False
+    single = np.flatnonzero(ok & (cost <= room))
+    single = single[np.argsort(gain[single], kind="stable")[: count // 2]]
+    out = np.repeat(plan[None], len(single), 0)
+    out[np.arange(len(single)), single // C] = single % C
+    # Pairs: one change that helps with one that pays for it.
+    up = np.flatnonzero(ok & (gain < 0))
+    up = up[np.argsort(gain[up] / np.maximum(cost[up], 1), kind="stable")[:60]]
+    down = np.flatnonzero(ok & (cost < 0))
+    down = down[np.argsort(-gain[down] / cost[down], kind="stable")[:60]]
+    i, j = np.repeat(up, len(down)), np.tile(down, len(up))
+    good = (cost[i] + cost[j] <= room) & (i // C != j // C)
+    i, j = i[good], j[good]
+    order = np.argsort(gain[i] + gain[j], kind="stable")[:count]
+    i, j = i[order], j[order]
+    pairs = np.repeat(plan[None], len(i), 0)
+    pairs[np.arange(len(i)), i // C] = i % C
+    pairs[np.arange(len(i)), j // C] = j % C
+    return to_codes(np.concatenate([out, pairs]), ranks)

@@ -5,14 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from importlib import import_module
+from typing import Any, ClassVar
 
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import Z_90, gain_deviation
-from qra_search.allocate.table import additive_table, table_losses
+from qra_search.allocate.solve import Z_90, additive_table, gain_deviation, table_losses
 from qra_search.space.space import Plan, SearchSpace
+
+SHOWN_BY = "qra_search.report.tables"
+"""Stands above this module, and is imported when something is first shown."""
+
+
+class Shown:
+    """What terminals and notebooks show by a function of the report, named `shown_by`."""
+
+    shown_by: ClassVar[str]
+
+    def __rich__(self) -> Any:
+        return getattr(import_module(SHOWN_BY), self.shown_by)(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module(SHOWN_BY).as_html(self))
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class EvaluatedPlan:
 
 
 @dataclass(frozen=True)
-class Change:
+class LossChange:
     """A loss against another, as a share of it: -0.1 is 10% lower.
 
     Attributes:
@@ -67,14 +82,14 @@ class UniformComparison:
     baseline: EvaluatedPlan | None
 
     @property
-    def change(self) -> Change | None:
+    def change(self) -> LossChange | None:
         """The chosen plan's loss against the baseline's, within two standard errors of the difference; None without
         another plan, or if its loss is zero."""
         one, two = self.chosen, self.baseline
         if two is None or two.plan == one.plan or not two.loss:
             return None
         share, noise = (x / abs(two.loss) for x in (one.loss - two.loss, math.hypot(one.loss_std, two.loss_std)))
-        return Change(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
+        return LossChange(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
 
 
 def predict_better(

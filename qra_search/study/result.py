@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qra_search.allocate.measured import Measured
+from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.allocate.solve import Allocation, solve
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
@@ -22,14 +22,12 @@ from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
-from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predict_better
-
-SHOWN_BY = "qra_search.report.tables"
-"""Stands above this module, and is imported when a result is first shown."""
+from qra_search.strategies.base import average_losses
+from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(StudyState):
+class SearchResult(Shown, StudyState):
     """Everything that a search leaves, made from the log alone: the state of the study, and what is known of its plans.
 
     Attributes:
@@ -38,6 +36,7 @@ class SearchResult(StudyState):
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
+    shown_by = "result_rich"
     candidates: tuple[EvaluatedPlan, ...] = ()
     strategy: str = ""
     allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)
@@ -45,14 +44,12 @@ class SearchResult(StudyState):
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
         """The result of a study as it stands."""
-        beliefs = strategy.estimate(state)
-        seen: dict[Plan, list[float]] = {}
-        for trial in state.full:
-            seen.setdefault(trial.plan, []).append(trial.loss)
-        candidates = []
-        for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True):
-            losses, size = seen[plan], state.space.memory_bytes(plan)
-            candidates.append(EvaluatedPlan(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
+        beliefs, observed = strategy.estimate(state), average_losses(state.full)
+        count = Counter(trial.plan for trial in state.full)
+        candidates = [
+            EvaluatedPlan(plan, float(mean), float(std), state.space.memory_bytes(plan), observed[plan], count[plan])
+            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
+        ]
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         known = {field.name: getattr(state, field.name) for field in fields(StudyState)}
         return cls(**known, candidates=tuple(candidates), strategy=strategy.name)
@@ -139,12 +136,6 @@ class SearchResult(StudyState):
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
 
-    def __rich__(self) -> Any:
-        return import_module(SHOWN_BY).result_rich(self)
-
-    def _repr_html_(self) -> str:
-        return str(import_module(SHOWN_BY).as_html(self))
-
     def __repr__(self) -> str:
         best = self.best()
         what = "best" if best is None or best.evaluations else "predicted"
@@ -184,7 +175,7 @@ class SearchResult(StudyState):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.sensitivities is not None:
-            Measured(self.space, self.sensitivities, evaluator or {}).write(folder / "sensitivities.json")
+            write_sensitivities(folder / "sensitivities.json", self.space, self.sensitivities, evaluator or {})
         plan = self.chosen()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))

@@ -12,7 +12,7 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
+from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.log.trial_log import MEMORY, TrialLog
@@ -148,7 +148,7 @@ class Study:
                     flying[self.executor.submit(trial.proposal)] = trial
                 if not flying:
                     break
-                for future in sorted(first_ended(self.executor, flying), key=lambda f: flying[f].id):
+                for future in sorted(self.executor.wait(flying), key=lambda f: flying[f].id):
                     trial = self._record(flying.pop(future), future.exception() or future.result())
                     self._check_first_failures(trial)
             self._notify("ended")
@@ -244,7 +244,7 @@ class Study:
             sensitivities = self._given_sensitivities or self.evaluator.sensitivities()
             if sensitivities is not None:
                 sensitivities.check(self.space)
-                self.log.set_meta("prior", sensitivities.to_dict())
+                self.log.bind({"prior": sensitivities.to_dict()})
 
     def _notify(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:

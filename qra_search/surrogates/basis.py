@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.table import usable_sensitivities
+from qra_search.allocate.solve import usable_sensitivities
 from qra_search.space.space import SearchSpace
 
 FLOOR = 0.05

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.space.steps import entries
+from qra_search.space.steps import select_entries
 
 FIT_ITERATIONS = 60
 MOST_LENGTHSCALES = 160
@@ -211,7 +211,7 @@ def scale_by_order(space: SearchSpace) -> np.ndarray:
 
 def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """float (M, 2 G): the values (2, G, K) of the choices in codes (M, 2, G), as inputs of a model."""
-    return entries(values, codes).reshape(len(codes), len(values) * values.shape[1])
+    return select_entries(values, codes).reshape(len(codes), len(values) * values.shape[1])
 
 
 def _stack_scaled(space: SearchSpace, *sides: np.ndarray) -> np.ndarray:

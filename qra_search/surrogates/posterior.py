@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from qra_search.allocate.table import additive_table
+from qra_search.allocate.solve import additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
 from qra_search.space.space import Plan

@@ -18,7 +18,7 @@ import pytest
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, check_evaluation
 from qra_search.log.state import StudyState
 from qra_search.space.space import Plan
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 from qra_search.testing.scenarios import disturb_global_randomness
 
 

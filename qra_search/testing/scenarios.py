@@ -15,10 +15,10 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
-from qra_search.space import Group, Level, Linear, Plan, SearchSpace
-from qra_search.space.levels import make_levels
+from qra_search.space.levels import Level, make_levels
+from qra_search.space.space import Group, Linear, Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 
 BETTER_WAY = 0.7
 """Damage of each further way to store a width, as a share of the one before."""

@@ -1,17 +1,26 @@
-"""The evaluator that a config names, built with the objects in memory that it is given."""
+"""The evaluator of a run: built in this process, or in worker processes and on Ray."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, RunFailed, bad_input
 from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
+from qra_search.executors import Executor, ProcessExecutor, RayExecutor, RemoteEvaluator, devices
+from qra_search.executors.pool import WorkerExecutor
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
+from qra_search.study.listener import Listener
+
+KINDS = ("process", "ray")
+"""Of workers."""
 
 
 def build_evaluator(
@@ -51,3 +60,79 @@ def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
 def _takes(factory: Any, option: str) -> bool:
     parameters = inspect.signature(factory).parameters
     return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where evaluations run, if not in this process.
+
+    Attributes:
+        count: how many workers.
+        kind: `process` or `ray`.
+        address: of a Ray cluster.
+        gpus: of each worker, below 1 if several share one; None: one each if there are GPUs and the run's device allows
+            it (as many as the device names, if it names several), else none.
+    """
+
+    count: int
+    kind: str = "process"
+    address: str | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluatorFactory:
+    """Builds a run's evaluator in a worker.
+
+    In a worker with a device of its own (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
+    one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
+    """
+
+    config: RunConfig
+
+    def __call__(self) -> Evaluator:
+        config, device = self.config, os.environ.get(devices.DEVICE)
+        if device and (config.model.device == "auto" or devices.uses_gpus(config.model.device)):
+            config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
+        evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
+        return evaluator
+
+
+def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
+    """The executor of a run's workers; use it in a `with` block.
+
+    Raises:
+        BadInput: more GPUs than there are, or an address without a cluster.
+        ValueError: an unknown kind.
+        ImportError: the package of the kind is not installed.
+    """
+    if workers.kind not in KINDS:
+        raise ValueError(plugins.unknown_message("executor", workers.kind, KINDS))
+    device, gpus, factory = config.model.device, workers.gpus, EvaluatorFactory(config)
+    devices.check_share(gpus, device)
+    if workers.kind == "process":
+        if workers.address is not None:
+            raise BadInput("--address is that of a Ray cluster: give --executor ray")
+        names = devices.assign_devices(device, workers.count, gpus)
+        return ProcessExecutor(factory, workers.count, devices=names)
+    if devices.named_gpus(device):
+        raise BadInput(
+            f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
+        )
+    if gpus is None and device != "auto":
+        gpus = 1 if devices.uses_gpus(device) else 0
+    return RayExecutor(factory, workers.count, address=workers.address, gpus=gpus)
+
+
+@contextmanager
+def start_workers(config: RunConfig, workers: Workers, listener: Listener) -> Iterator[tuple[Evaluator, Executor]]:
+    """An evaluator whose work is done by workers, and their executor; raises BadInput if there cannot be such."""
+    stage = f"start {workers.count} workers"
+    with bad_input():
+        executor = make_executor(config, workers)
+    with executor:
+        listener.progress(stage, 0, 1)
+        with bad_input():
+            evaluator = RemoteEvaluator(executor)
+        listener.progress(stage, 1, 1)
+        yield evaluator, executor

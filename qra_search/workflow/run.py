@@ -26,12 +26,12 @@ from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.workflow.dry_run import estimate_cost
-from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.evaluator import Workers, build_evaluator, start_workers
 from qra_search.workflow.export import export_tuning, prepare_export
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
-from qra_search.workflow.search import Workers, begin_run, in_workers, plan_run, search_run
+from qra_search.workflow.search import begin_run, plan_run, search_run
 from qra_search.workflow.settings import check_budget, check_task
-from qra_search.workflow.tracking import SearchTracker, check_tracker, open_trackers
+from qra_search.workflow.tracking import SearchTracker, open_trackers
 from qra_search.workflow.tunings import change_settings, select_tunings
 
 
@@ -136,20 +136,16 @@ class Run:
         if pool is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with listener_for(progress) as listener, ExitStack() as stack:
-            names = [track] if isinstance(track, str) else track
-            with bad_input():
-                for name in names:
-                    check_tracker(name)
             stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.exists))
-            send = stack.enter_context(open_trackers(names, self.path, self.config))
+            log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if pool is None:
                 evaluator = self.evaluator(listener)
             else:
-                evaluator, executor = stack.enter_context(in_workers(self.config, pool, listener))
+                evaluator, executor = stack.enter_context(start_workers(self.config, pool, listener))
             return search_run(
                 evaluator, self.config, self.folder, listener, executor=executor, batch=batch,
-                callbacks=(*callbacks, SearchTracker(send)),
+                callbacks=(*callbacks, SearchTracker(log)),
             )  # fmt: skip
 
     def finetune(
@@ -203,7 +199,7 @@ class Run:
             evaluator = self.evaluator(listener, config)
             if is_follower():
                 evaluator.follow()
-            with open_trackers([track] if isinstance(track, str) else track, self.path, config) as log:
+            with open_trackers(track, self.path, config) as log:
                 comparison = tune_missing(
                     evaluator, config, self.folder, listener, self.result, tunings,
                     on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from qra_search.allocate.measured import Measured, plain_identity
 from qra_search.allocate.solve import solve
 from qra_search.config import DEFAULT_STRATEGY, RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.executors import Executor, RemoteEvaluator, make_executor
+from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.data import RunData
@@ -29,23 +27,6 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
 from qra_search.workflow.dry_run import embeddings_hint, estimate_cost, gain_text, report_rows
 from qra_search.workflow.settings import DEFAULT_FOLDER
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where evaluations run, if not in this process.
-
-    Attributes:
-        count: how many workers.
-        kind: `process` or `ray`.
-        address: of a Ray cluster.
-        gpus: of each worker; None: one each, if there are GPUs and the run's device allows it.
-    """
-
-    count: int
-    kind: str = "process"
-    address: str | None = None
-    gpus: float | None = None
 
 
 def search(
@@ -106,7 +87,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     space = evaluator.space
     with bad_input():
         budgets = resolve_budgets(space, config.search.memory)
-    sensitivities = folder.known_sensitivities(evaluator)
+    sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
     if sensitivities is not None:
         listener.say("resumed: the sensitivities are measured")
@@ -117,36 +98,18 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     sensitivities.check(space)
     if folder.log_file.is_file() and (known := folder.result()).trials:
         result = known
-        folder.keep_config(config)
+        folder.write_config(config)
     else:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
         result = SearchResult(
             space, (), sensitivities, budgets, config.search.seed,
             strategy=config.search.strategy, allocations=allocations,
         )  # fmt: skip
-        folder.write_plan(config, Measured(space, sensitivities, plain_identity(evaluator.describe())), result.chosen())
+        if not (folder.exists and folder.plan_file.is_file()):
+            result.write(folder.path, evaluator=evaluator.describe())
+        folder.write_config(config)
     write_report(folder, result)
     return result
-
-
-@contextmanager
-def in_workers(config: RunConfig, workers: Workers, listener: Listener) -> Iterator[tuple[Evaluator, Executor]]:
-    """An evaluator whose work is done in worker processes, and their executor.
-
-    Raises:
-        BadInput: there cannot be such workers.
-    """
-    stage = f"start {workers.count} workers"
-    with bad_input():
-        pool = make_executor(
-            config, workers.count, kind=workers.kind, address=workers.address, gpus_per_worker=workers.gpus
-        )
-    with pool:
-        listener.progress(stage, 0, 1)
-        with bad_input():
-            evaluator = RemoteEvaluator(pool)
-        listener.progress(stage, 1, 1)
-        yield evaluator, pool
 
 
 def search_run(
@@ -167,7 +130,7 @@ def search_run(
     """
     settings = config.search
     with bad_input():
-        known = folder.known_sensitivities(evaluator)
+        known = folder.find_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
         with bad_input():
@@ -176,7 +139,7 @@ def search_run(
                 evaluations=settings.evaluations, memory_budget=list(settings.memory) or None, seed=settings.seed,
                 log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch, sensitivities=known,
             )  # fmt: skip
-        folder.keep_config(config)
+        folder.write_config(config)
         _describe_start(study, config, listener)
 
         def stop() -> None:
@@ -185,7 +148,7 @@ def search_run(
 
         with on_interrupt(stop):
             result = study.run()
-    folder.write(result)
+    result.write(folder.path, evaluator=evaluator.describe())
     write_report(folder, result)
     if not result.candidates and not study.stopping:
         failures = result.failures()

@@ -52,7 +52,7 @@ class SearchTracker(Callback):
 
 
 @contextmanager
-def open_trackers(names: Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
+def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
     """Begin a run in each tool, with the settings of a config; yields what sends finite figures to all of them.
 
     A tool that fails after its start gets nothing more, with a warning: the run goes on.
@@ -61,7 +61,8 @@ def open_trackers(names: Sequence[str], folder: Path, config: RunConfig) -> Iter
         BadInput: no such tracker, its package is not installed, or it cannot begin.
     """
     with bad_input():
-        trackers = {name: _begin(name, check_tracker(name), folder, config) for name in names}
+        kinds = {name: check_tracker(name) for name in ([names] if isinstance(names, str) else names)}
+        trackers = {name: _begin(name, kind, folder, config) for name, kind in kinds.items()}
 
     def call_all(method: str, *arguments: Any, **options: Any) -> None:
         for name, tracker in list(trackers.items()):

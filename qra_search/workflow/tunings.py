@@ -13,9 +13,9 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.runs.baselines import Against, select_baselines
 from qra_search.runs.folder import RunFolder
-from qra_search.runs.plan_file import read_plan
 from qra_search.space.budgets import resolve_budget, uniform_in
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
 
 

@@ -137,7 +137,7 @@ def test_what_is_stopped_or_interrupted_is_resumed_as_if_it_had_never_ended(tmp_
 
 
 def test_a_free_worker_gets_the_next_proposal_at_once_and_the_strategy_sees_what_is_pending(notes):
-    from qra_search.strategies.random import RandomStrategy
+    from qra_search.strategies.simple import RandomStrategy
 
     seen = []
 

@@ -20,7 +20,7 @@ from benchmarks.robustness.workers.common import record
 from benchmarks.robustness.workers.simulator import SimulatedExecutor, lognormal_duration, peak_memory
 from qra_eval.evaluators.landscape import make_landscape
 from qra_search import Callback, Plan, Proposal, Study, TrialLog
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.testing.scenarios import budgets_at
 
 SECONDS = 60.0
@@ -164,7 +164,7 @@ def scale(options) -> None:
 def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     """A log of `count` evaluations of random plans, so that a search is seen at its late stage at once."""
     log, rng, space = TrialLog(), np.random.default_rng(1), landscape.space
-    steps, plans = Steps(space), dict[Plan, None]()
+    steps, plans = AdjacentSteps(space), dict[Plan, None]()
     while len(plans) < count:
         code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
         plans[space.decode(steps.repair(code, budget[-1], rng))] = None
@@ -172,7 +172,7 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     for trial in log.running:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given sensitivities any more
-        log.set_meta("prior", landscape.sensitivities().to_dict())
+        log.bind({"prior": landscape.sensitivities().to_dict()})
     return log
 
 

@@ -10,13 +10,14 @@ from concurrent.futures import Future
 import numpy as np
 
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.executors import Executor
 from qra_search.log.trial import Proposal
 
 Duration = Callable[[Proposal, Evaluation], float]
 """Virtual seconds that an evaluation takes; a pure function, so that a simulation can be repeated."""
 
 
-class SimulatedExecutor:
+class SimulatedExecutor(Executor):
     """An executor for the ordinary `Study` whose evaluations end in virtual time.
 
     An evaluation is made at once, when it is submitted, and given back when its virtual seconds are over. The real
@@ -86,9 +87,6 @@ class SimulatedExecutor:
             ended.append(future)
         self._since = self._timer()
         return ended
-
-    def shutdown(self) -> None:
-        return None
 
     @property
     def utilisation(self) -> float:

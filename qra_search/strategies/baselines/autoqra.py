@@ -12,7 +12,7 @@ from qra_search.space.space import Plan
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, mate, mutate
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, tried_at
-from qra_search.strategies.random import budgets_in_turn
+from qra_search.strategies.simple import budgets_in_turn
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
 
 PROMOTED_SHARE = 1 / 3
@@ -109,7 +109,7 @@ def mutate_by_importance(
     The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
     and the code is brought back under the budget by the steps down that matter least elsewhere.
     """
-    up, down = steps.up(code), steps.down(code)
+    up, down = steps.step_up(code), steps.step_down(code)
     raising = rng.random() < coupled and (up != code).any()
     preference = np.maximum(steps.importance, EPSILON) ** GAMMA
     chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()

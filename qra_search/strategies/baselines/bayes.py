@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-from qra_search.allocate.solve import solve, solve_table
-from qra_search.allocate.table import additive_table, table_losses
+from qra_search.allocate.solve import additive_table, solve, solve_table, table_losses
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates
-from qra_search.strategies.random import fresh_plans
+from qra_search.strategies.simple import fresh_plans
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
 
@@ -106,12 +105,12 @@ def _best_code(state: StudyState, model: PlanGP, seen: list[Plan], rng: np.rando
     """The code with the largest acquisition that the local search finds; None if nothing is left."""
     score, known = score_improvement(state, model), state.space.encode_many(seen)
     starts = rank_codes(state.space, score, _list_starts(state, model, rng), known, state.memory_limit)
-    return search_locally(score, starts[:RESTARTS], Steps(state.space).allowed, known) if len(starts) else None
+    return search_locally(score, starts[:RESTARTS], AdjacentSteps(state.space).allowed, known) if len(starts) else None
 
 
 def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2, G): where the local search may begin: near the front, additive and linearized optima, random plans."""
-    space, steps = state.space, Steps(state.space)
+    space, steps = state.space, AdjacentSteps(state.space)
     mean, sizes = model.predict(model.codes)[0], space.memory.bytes(model.codes)
     plans = [_random_plan(state, rng) for _ in range(RANDOM_STARTS)]
     parents = list(model.codes[rng.permutation(non_dominated(mean, sizes))[:FRONT_PARENTS]])
@@ -121,7 +120,7 @@ def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> 
         if len(fitting):
             parents.append(model.codes[fitting[mean[fitting].argmin()]])
             plans.append(linearized_plan(state, model, parents[-1], budget))
-    return np.concatenate([space.encode_many(plans), *map(steps.neighbours, parents)])
+    return np.concatenate([space.encode_many(plans), *map(steps.list_neighbours, parents)])
 
 
 def linearized_plan(state: StudyState, model: PlanGP, code: np.ndarray, budget: int) -> Plan:
@@ -135,6 +134,6 @@ def linearized_plan(state: StudyState, model: PlanGP, code: np.ndarray, budget: 
 
 def _random_plan(state: StudyState, rng: np.random.Generator) -> Plan:
     """A random plan within a random budget."""
-    steps = Steps(state.space)
-    code = steps.random(rng)
+    steps = AdjacentSteps(state.space)
+    code = steps.sample(rng)
     return state.space.decode(steps.repair(code, state.budgets[rng.integers(len(state.budgets))], rng))

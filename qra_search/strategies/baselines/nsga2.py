@@ -15,9 +15,9 @@ from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Strategy, average_losses
-from qra_search.strategies.random import budgets_in_turn, fresh_plans, random_plan
+from qra_search.strategies.simple import budgets_in_turn, fresh_plans, random_plan
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -44,7 +44,7 @@ class NSGA2Strategy(Strategy):
         self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        steps = Steps(state.space)
+        steps = AdjacentSteps(state.space)
         parents: dict[int, Population | None] = {}
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
@@ -95,7 +95,7 @@ def select_survivors(state: StudyState, losses: Mapping[Plan, float], size: int,
 
 
 def breed_child(
-    steps: Steps,
+    steps: AdjacentSteps,
     parents: Population,
     budget: int,
     rng: np.random.Generator,
@@ -129,13 +129,13 @@ def cross(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tu
     return np.where(swap, second, first), np.where(swap, first, second)
 
 
-def mutate(steps: Steps, code: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """int (2, G): the code with some variables one step up or down.
 
     Args:
         rate: chance of each variable; one is drawn outright, so that something changes.
     """
-    up, down = steps.up(code), steps.down(code)
+    up, down = steps.step_up(code), steps.step_down(code)
     movable = ((up != code) | (down != code)).ravel()
     if not movable.any():
         return code.copy()

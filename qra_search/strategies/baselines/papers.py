@@ -14,14 +14,14 @@ import numpy as np
 from pymoo.core.population import Population
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.table import flat_sensitivities
+from qra_search.allocate.solve import flat_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.space.steps import Steps, entries
+from qra_search.space.steps import AdjacentSteps, select_entries
 from qra_search.strategies.base import Strategy, average_losses
 from qra_search.strategies.baselines.nsga2 import check_population, mutate, select_survivors
-from qra_search.strategies.random import budgets_in_turn, fresh_plans
+from qra_search.strategies.simple import budgets_in_turn, fresh_plans
 from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_order
 
@@ -36,7 +36,7 @@ JITTER = 0.1
 
 
 @dataclass(frozen=True)
-class GuidedSteps(Steps):
+class GuidedSteps(AdjacentSteps):
     """Steps that know the importance, within [0, 1], of the bits and the rank of every group: float (2, G)."""
 
     importance: np.ndarray
@@ -79,14 +79,14 @@ class GuidedSteps(Steps):
         self.space.memory.check_budget(budget)
         code, total = code.copy(), int(self.space.memory.bytes(code))
         while total > budget:
-            down = self.down(code)
-            saved = entries(self.sizes, code) - entries(self.sizes, down)
+            down = self.step_down(code)
+            saved = select_entries(self.sizes, code) - select_entries(self.sizes, down)
             price = np.where(saved > 0, (self.importance + EPSILON) / np.maximum(saved, 1), np.inf)
             if keep is not None and np.isfinite(np.delete(price, keep)).any():
                 price.flat[keep] = np.inf
             if not np.isfinite(price).any():
-                # Bytes do not rise with every step up: take each variable's smallest choice outright.
-                return np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1)
+                # Bytes do not rise with every step up: take the smallest plan outright.
+                return self.smallest
             step = int(price.argmin())
             code.flat[step] = down.flat[step]
             total -= int(saved.flat[step])
@@ -94,7 +94,7 @@ class GuidedSteps(Steps):
 
     def coverage(self, codes: np.ndarray) -> np.ndarray:
         """float (M, 2), within [0, 1]: how well bits and ranks cover what is important (eq. 9)."""
-        places = entries(scale_by_order(self.space), codes)
+        places = select_entries(scale_by_order(self.space), codes)
         return (places * (self.importance / self.importance.sum(1, keepdims=True))).sum(-1)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
@@ -103,9 +103,9 @@ class GuidedSteps(Steps):
 
     def atomic_edits(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
-        edits = list(self.neighbours(code))
-        for first in (self.down(code), self.up(code)):
-            for second in (self.down(code), self.up(code)):
+        edits = list(self.list_neighbours(code))
+        for first in (self.step_down(code), self.step_up(code)):
+            for second in (self.step_down(code), self.step_up(code)):
                 for g in np.flatnonzero((first[0] != code[0]) & (second[1] != code[1])):
                     edited = code.copy()
                     edited[:, g] = first[0, g], second[1, g]

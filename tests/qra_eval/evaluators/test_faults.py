@@ -13,8 +13,8 @@ from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
 from qra_search.config import make_config
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
-from qra_search.executors.choose import EvaluatorFactory
 from qra_search.log.lines import LogError
+from qra_search.workflow.evaluator import EvaluatorFactory
 
 OPTIONS = {"strategy": "random", "evaluations": 17, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 14}

@@ -13,11 +13,11 @@ from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landsca
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES
 from qra_eval.landscapes.shapes import KINDS
-from qra_search.allocate.table import table_losses
+from qra_search.allocate.solve import table_losses
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
-from qra_search.strategies.random import random_plan
+from qra_search.strategies.simple import random_plan
 from qra_search.testing import EvaluatorContract
 
 

@@ -11,7 +11,7 @@ from tiny_families import save_tiny
 
 import qra_eval
 from qra_eval.export.tuned import TunedRun
-from qra_search.runs.folder import RunFolder, containing_run
+from qra_search.runs.folder import RunFolder, trusts_code
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,5 +62,5 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
 
 def test_a_tuning_has_the_settings_of_its_run(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.format(model="tiny", trust="true"))
-    assert containing_run(tmp_path).trusts_code and containing_run(tmp_path / "tunings" / "1a").trusts_code
-    assert not containing_run(tmp_path / "other" / "1a").trusts_code
+    assert trusts_code(tmp_path) and trusts_code(tmp_path / "tunings" / "1a")
+    assert not trusts_code(tmp_path / "other" / "1a")

@@ -18,7 +18,7 @@ from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies import Strategy
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.study import Study
 
 TASK = "interaction-4-layer-measured"

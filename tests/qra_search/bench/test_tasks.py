@@ -64,7 +64,7 @@ OWN = """
 from __future__ import annotations
 from dataclasses import dataclass
 from qra_search import Strategy
-from qra_search.strategies.random import RandomStrategy
+from qra_search.strategies.simple import RandomStrategy
 
 @dataclass
 class Mine(RandomStrategy):

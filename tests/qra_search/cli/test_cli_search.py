@@ -136,7 +136,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
 def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search.strategies.random import RandomStrategy
+    from qra_search.strategies.simple import RandomStrategy
 
     def broken(*args: object) -> None:
         raise ZeroDivisionError("division by zero")

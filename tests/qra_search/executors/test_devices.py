@@ -8,7 +8,9 @@ import pytest
 
 from qra_search import BadInput
 from qra_search.config import RunConfig, make_config
-from qra_search.executors import ProcessExecutor, choose, devices, make_executor
+from qra_search.executors import ProcessExecutor, devices
+from qra_search.workflow import evaluator
+from qra_search.workflow.evaluator import EvaluatorFactory, Workers, make_executor
 
 
 def config(device: str) -> RunConfig:
@@ -23,7 +25,7 @@ def four(monkeypatch):
 
 
 def assign(device, workers, share=None):
-    with make_executor(config(device), workers, gpus_per_worker=share) as executor:
+    with make_executor(config(device), Workers(workers, gpus=share)) as executor:
         return executor.devices
 
 
@@ -64,22 +66,22 @@ def test_worker_processes_get_the_gpus_that_their_run_names_or_leaves_open(four,
 )
 def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, share, message):
     with pytest.raises(BadInput) as refused:
-        make_executor(config(device), workers, gpus_per_worker=share)
+        make_executor(config(device), Workers(workers, gpus=share))
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", list)
     with pytest.raises(BadInput, match="2 workers with a GPU each: this machine has no GPUs: use --device cpu"):
-        make_executor(config("cuda"), 2)
+        make_executor(config("cuda"), Workers(2))
     with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
-        make_executor(config("auto"), 1, gpus_per_worker=1)
+        make_executor(config("auto"), Workers(1, gpus=1))
     assert assign("auto", 2) == ["cpu", "cpu"]
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
     with pytest.raises(BadInput, match="--device cuda:1 cannot be used with --executor ray, which assigns GPUs itself"):
-        make_executor(config("cuda:1"), 1, kind="ray")
+        make_executor(config("cuda:1"), Workers(1, "ray"))
 
 
 def test_a_workers_gpus_are_all_of_one_machine():
@@ -94,8 +96,8 @@ def test_a_workers_gpus_are_all_of_one_machine():
 def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch, device, built):
     seen = []
     monkeypatch.setenv("QRA_DEVICE", "cuda")
-    monkeypatch.setattr(choose.plugins, "load", lambda kind, name: seen.append)
-    choose.EvaluatorFactory(config(device))()
+    monkeypatch.setattr(evaluator.plugins, "load", lambda kind, name: seen.append)
+    EvaluatorFactory(config(device))()
     assert seen[0].model.device == built
 
 

@@ -13,9 +13,9 @@ from worker_evaluators import GOOD, SLOW_START  # noqa: E402
 
 from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
-from qra_search.executors import RayExecutor, WorkerUnusable, make_executor  # noqa: E402
+from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
 from qra_search.executors.work import identify  # noqa: E402
-from qra_search.workflow.evaluator import build_evaluator  # noqa: E402
+from qra_search.workflow.evaluator import Workers, build_evaluator, make_executor  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -61,11 +61,11 @@ def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(session
 def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(session):
     config = make_config({"evaluator": "landscape"})
     with pytest.raises(BadInput, match="3 workers with a GPU each: the Ray cluster has 2 GPUs: use --workers 2"):
-        make_executor(config, 3, kind="ray")
+        make_executor(config, Workers(3, "ray"))
     with pytest.raises(BadInput, match="2 workers with 2 GPUs each: the Ray cluster has 2 GPUs: use --workers 1"):
-        make_executor(config, 2, kind="ray", gpus_per_worker=2)
+        make_executor(config, Workers(2, "ray", gpus=2))
     on_cpu = make_config({"evaluator": "landscape", "model": {"device": "cpu"}})
-    with make_executor(on_cpu, 3, kind="ray") as executor:
+    with make_executor(on_cpu, Workers(3, "ray")) as executor:
         assert executor.slots == 3
     assert ray.is_initialized()  # it was there before
 
@@ -93,7 +93,7 @@ def test_two_actors_evaluate_a_real_model_as_it_is_evaluated_here(session, tmp_p
     config = make_config(settings)
     here = build_evaluator(config, None)
     plans = [here.space.uniform(bits, 4) for bits in (2, 4)]
-    with make_executor(config, 2, kind="ray") as executor:
+    with make_executor(config, Workers(2, "ray")) as executor:
         futures = [executor.submit(Proposal(plan)) for plan in plans]
         losses = [future.result(SLOW_START).loss for future in futures]
     assert losses == pytest.approx([here.evaluate(plan).loss for plan in plans], rel=1e-4)

@@ -120,14 +120,14 @@ def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
 
 def test_two_writers_in_one_process_are_refused_too(tmp_path):
     with TrialLog(tmp_path / "log") as first:
-        first.set_meta("a", 1)
+        first.bind({"a": 1})
         second = TrialLog(tmp_path / "log")
         with pytest.raises(LogError, match=f"process {os.getpid()}"):
-            second.set_meta("a", 2)
+            second.bind({"a": 2})
         first.close()
-        second.set_meta("a", 3)
+        second.bind({"a": 3})
         second.close()
-        first.set_meta("b", 1)
+        first.bind({"b": 1})
         assert first.meta("a") == 3
 
 
@@ -141,13 +141,13 @@ def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
 
 def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_path):
     log = TrialLog(tmp_path / "log")
-    log.set_meta("a", 1)
+    log.bind({"a": 1})
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(write)
         try:
-            log.set_meta("a", 2)
+            log.bind({"a": 2})
         except LogError:
             os.read(read, 1)  # until the parent is done
             os._exit(7)
@@ -155,7 +155,7 @@ def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_
     os.close(read)
     log.close()
     second = TrialLog(tmp_path / "log")
-    second.set_meta("b", 1)
+    second.bind({"b": 1})
     os.close(write)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert second.meta("a") == 1

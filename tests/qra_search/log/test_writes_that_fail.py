@@ -22,7 +22,7 @@ def test_a_log_that_cannot_be_written_is_read_whole(closed):
         lines = [f"{len(log)} {log.trials[-1].status}"]
         for refused in [log, TrialLog(f"{path}-new")] if closed == "folder" else [log]:
             with pytest.raises(LogError) as caught:
-                refused.set_meta("a", 1)
+                refused.bind({"a": 1})
             lines.append(str(caught.value))
         return "\n".join(lines)
 

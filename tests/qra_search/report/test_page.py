@@ -16,7 +16,7 @@ from qra_search.report import tables
 from qra_search.report.data import RunData
 from qra_search.report.page import page, write_page
 from qra_search.runs.folder import RunFolder
-from qra_search.strategies.uniform import UniformStrategy
+from qra_search.strategies.simple import UniformStrategy
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 

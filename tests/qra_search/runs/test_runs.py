@@ -27,7 +27,7 @@ def searched(path: Path, evaluations: float = 8, settings: RunConfig | None = No
     settings = settings or config(evaluations=evaluations)
     folder.begin(settings, resume=folder.exists)
     study = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
-    folder.keep_config(settings)
+    folder.write_config(settings)
     result = study.run()
     study.log.close()
     result.write(folder.path)
@@ -74,14 +74,14 @@ def test_another_config_is_refused_with_the_field_and_both_values(
     with pytest.raises(RunExists, match=message) if message else nullcontext():
         folder.begin(given, resume=resume)
     assert folder.config() == known, "the log may be another process's"
-    folder.keep_config(given)
+    folder.write_config(given)
     assert folder.config() == given
 
 
 def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     folder.begin(config())
-    folder.keep_config(config())
+    folder.write_config(config())
     folder.begin(config(seed=5))
     assert not folder.exists
 
@@ -94,7 +94,7 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     folder, _ = searched(tmp_path / "a")
     begun = RunFolder(tmp_path / "b")
     begun.begin(config())
-    begun.keep_config(config())
+    begun.write_config(config())
     Study(ToyEvaluator(toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
     with pytest.raises(NoRun, match="has no plan yet"):
         begun.plan()

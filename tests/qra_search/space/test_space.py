@@ -139,7 +139,7 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
     ("options", "error", "message"),
     [
         *(({"groups": groups}, TypeError, "groups are a list of Group")
-          for groups in ("a", {"a": GROUP}, [{"name": "a"}], 3)),
+          for groups in ("a", {"a": GROUP}, [{"name": "a"}])),
         ({"groups": []}, ValueError, "at least one group"),
         ({"groups": [GROUP, GROUP]}, ValueError, "occur twice: a"),
         ({"groups": [GROUP.model_copy(update={"is_embedding": True})]}, ValueError, "that is not an embedding"),

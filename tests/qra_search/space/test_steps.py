@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import SearchSpace
-from qra_search.space.steps import Steps, drop_known
+from qra_search.space.steps import AdjacentSteps, drop_known
 from qra_search.testing.scenarios import budgets_at, toy_space
 
 SPACE = toy_space(4, restricted=True)
-STEPS = Steps(SPACE)
+STEPS = AdjacentSteps(SPACE)
 
 
 @given(st.integers(0, 10_000))
 def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
-    code = STEPS.random(np.random.default_rng(seed))
+    code = STEPS.sample(np.random.default_rng(seed))
     assert np.array_equal(SPACE.encode(SPACE.decode(code)), code)
-    found = {neighbour.tobytes() for neighbour in STEPS.neighbours(code)}
+    found = {neighbour.tobytes() for neighbour in STEPS.list_neighbours(code)}
     expected = set()
     for side, group in np.ndindex(code.shape):
         allowed = np.flatnonzero(STEPS.allowed[side, group]).tolist()
@@ -28,7 +28,7 @@ def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
                 neighbour = code.copy()
                 neighbour[side, group] = allowed[place]
                 expected.add(neighbour.tobytes())
-    assert found == expected and len(STEPS.neighbours(code)) == len(expected)
+    assert found == expected and len(STEPS.list_neighbours(code)) == len(expected)
 
 
 def test_adjacent_choices_skip_those_a_group_may_not_take():
@@ -36,16 +36,16 @@ def test_adjacent_choices_skip_those_a_group_may_not_take():
     narrow = SearchSpace(
         groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
     )
-    steps, least, most = Steps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
-    assert steps.up(least).tolist() == [[3], [1]] and steps.down(most).tolist() == [[0], [0]]
-    assert steps.up(most).tolist() == most.tolist() and steps.down(least).tolist() == least.tolist()
+    steps, least, most = AdjacentSteps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
+    assert steps.step_up(least).tolist() == [[3], [1]] and steps.step_down(most).tolist() == [[0], [0]]
+    assert steps.step_up(most).tolist() == most.tolist() and steps.step_down(least).tolist() == least.tolist()
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 @settings(deadline=None)
 def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
     rng = np.random.default_rng(seed)
-    budget, code = budgets_at(SPACE, share)[0], STEPS.random(rng)
+    budget, code = budgets_at(SPACE, share)[0], STEPS.sample(rng)
     repaired = STEPS.repair(code, budget, rng)
     assert SPACE.memory.bytes(repaired) <= budget and (repaired <= code).all()
     assert np.array_equal(repaired, code) or SPACE.memory.bytes(code) > budget

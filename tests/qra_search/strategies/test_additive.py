@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from qra_search import Evaluation, Sensitivities
-from qra_search.allocate.solve import solve_table
-from qra_search.allocate.table import additive_table, flat_sensitivities, table_losses
+from qra_search.allocate.solve import additive_table, flat_sensitivities, solve_table, table_losses
 from qra_search.log.state import StudyState
 from qra_search.strategies.additive import AdditiveStrategy
 from qra_search.surrogates.posterior import posterior_table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qra_search.strategies.random import budgets_in_turn
+from qra_search.strategies.simple import budgets_in_turn
 from qra_search.testing.scenarios import scenario
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.surrogates.acquisition import knowledge_gradient, log_expected_improvement, search_locally
 from qra_search.testing.scenarios import toy_space
 
@@ -25,7 +25,7 @@ def test_log_expected_improvement_equals_the_formula_in_many_digits(u):
 
 def test_the_local_search_finds_the_best_plan_of_a_separable_score_and_passes_over_known_ones():
     space = toy_space(3, restricted=True)
-    steps = Steps(space)
+    steps = AdjacentSteps(space)
     worth = np.random.default_rng(0).random(steps.allowed.shape)
     side, group = np.indices(worth.shape[:2])
 
@@ -33,7 +33,7 @@ def test_the_local_search_finds_the_best_plan_of_a_separable_score_and_passes_ov
         return worth[side, group, codes].sum((1, 2))
 
     best = np.where(steps.allowed, worth, -np.inf).argmax(-1)
-    start = steps.random(np.random.default_rng(1))[None]
+    start = steps.sample(np.random.default_rng(1))[None]
     none = np.zeros((0, *best.shape), int)
     assert np.array_equal(search_locally(score, start, steps.allowed, none), best)
     second = search_locally(score, start, steps.allowed, best[None])

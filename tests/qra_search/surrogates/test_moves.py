@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from qra_search.allocate import knapsack
 from qra_search.allocate.knapsack import solve_many
-from qra_search.allocate.table import table_losses
-from qra_search.surrogates.moves import neighbours
+from qra_search.allocate.solve import table_losses
+from qra_search.strategies.qra import list_neighbours
 
 
 def problem(seed: int, groups: int = 12, ranks: int = 2, tables: int = 5):
@@ -51,7 +51,7 @@ def test_budgets_for_everything_and_for_the_smallest_plan_are_met_by_the_cheapes
 def test_neighbours_fit_and_differ_in_one_or_two_groups(seed):
     cost, size, budget = problem(seed)
     code = solve_many(cost[:1], size, budget)[0]
-    near = neighbours(code, cost[0], size, budget, 20)
+    near = list_neighbours(code, cost[0], size, budget, 20)
     changed = (near != code).any(1).sum(1)
     g = np.arange(len(size))
     assert set(changed.tolist()) <= {1, 2}
@@ -63,5 +63,5 @@ def test_swaps_pay_for_what_helps():
     """Nothing fits but an exchange: one group gives back what the other takes."""
     cost = np.array([[[1.0, 0.0]], [[0.1, 0.0]]])
     size = np.array([[[1, 5]], [[1, 5]]])
-    near = neighbours(np.array([[0, 0], [0, 1]]), cost, size, 6, 10)
+    near = list_neighbours(np.array([[0, 0], [0, 1]]), cost, size, 6, 10)
     assert [[0, 0], [1, 0]] in near.tolist()

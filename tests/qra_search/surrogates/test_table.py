@@ -7,7 +7,7 @@ import pytest
 from table_world import World
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.table import table_losses
+from qra_search.allocate.solve import table_losses
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refine
 from qra_search.surrogates.table import Rows, TableFit, Widths

@@ -154,7 +154,7 @@ def test_a_trust_region_lies_within_its_radius_and_budget():
     space = toy_space(8)
     steps, rng = GuidedSteps(space, np.ones((2, 8))), np.random.default_rng(0)
     budget = budgets_at(space, 0.5)[0]
-    center = steps.repair(steps.random(rng), budget, rng)
+    center = steps.repair(steps.sample(rng), budget, rng)
     region = trust_region(steps, center, 5, budget, rng)
     distance = np.abs(region - center).sum((1, 2))
     assert 2 < distance.max() <= 5

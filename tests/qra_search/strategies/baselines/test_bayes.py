@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import norm
 
 from qra_search import search
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.baselines.bayes import BayesStrategy, fit_to_trials, score_improvement
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 
 def all_codes(space):
-    steps = Steps(space)
+    steps = AdjacentSteps(space)
     choices = [np.flatnonzero(row) for row in steps.allowed.reshape(-1, steps.allowed.shape[-1])]
     return np.array(list(itertools.product(*choices))).reshape(-1, 2, len(space))
 

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 
 from qra_search import search
-from qra_search.space.steps import Steps
+from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines import nsga2
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, mutate, select_survivors
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
 
 SPACE = toy_space(6, restricted=True)
-STEPS = Steps(SPACE)
+STEPS = AdjacentSteps(SPACE)
 
 
 def random_codes(seed: int, count: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([STEPS.random(rng) for _ in range(count)])
+    return np.stack([STEPS.sample(rng) for _ in range(count)])
 
 
 @given(st.integers(0, 1000))
@@ -46,7 +46,7 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
         assert SPACE.contains(SPACE.decode(after))
         changed = after != before
         assert changed.any()
-        adjacent = (after == STEPS.up(before)) | (after == STEPS.down(before))
+        adjacent = (after == STEPS.step_up(before)) | (after == STEPS.step_down(before))
         assert adjacent[changed].all()
 
 

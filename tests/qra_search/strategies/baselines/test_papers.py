@@ -50,12 +50,12 @@ def test_jitter_takes_single_steps():
 
 
 def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
-    code = STEPS.random(np.random.default_rng(1))
+    code = STEPS.sample(np.random.default_rng(1))
     repaired = STEPS.repair_by_importance(code, int(count_bytes(code)) - 1)
     price = {}
     for v in range(code.size):
         lower = code.copy()
-        lower.flat[v] = STEPS.down(code).flat[v]
+        lower.flat[v] = STEPS.step_down(code).flat[v]
         saved = int(count_bytes(code) - count_bytes(lower))
         if saved > 0:
             price[v] = (IMPORTANCE.flat[v] + EPSILON) / saved
@@ -66,7 +66,7 @@ def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
 @settings(deadline=None)
 def test_repair_fits_and_keeps_a_variable_while_others_can_pay(seed, share, keep):
     budget = budgets_at(SPACE, share)[0]
-    code = STEPS.random(np.random.default_rng(seed))
+    code = STEPS.sample(np.random.default_rng(seed))
     repaired = STEPS.repair_by_importance(code, budget, keep=keep)
     assert count_bytes(repaired) <= budget
     assert repaired.flat[keep] == code.flat[keep] or (np.delete(repaired, keep) == 0).all()
@@ -74,7 +74,7 @@ def test_repair_fits_and_keeps_a_variable_while_others_can_pay(seed, share, keep
 
 def test_no_repair_reaches_a_budget_below_the_smallest_plan():
     with pytest.raises(BudgetTooSmall):
-        STEPS.repair_by_importance(STEPS.random(np.random.default_rng(0)), 10)
+        STEPS.repair_by_importance(STEPS.sample(np.random.default_rng(0)), 10)
 
 
 def test_coverage_is_the_importance_weighted_mean_place():
@@ -87,14 +87,14 @@ def test_coverage_is_the_importance_weighted_mean_place():
 
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     steps = GuidedSteps(toy_space(3, restricted=True), np.ones((2, 3)))
-    code = steps.random(np.random.default_rng(3))
+    code = steps.sample(np.random.default_rng(3))
     edits = steps.atomic_edits(code)
     assert len({edit.tobytes() for edit in edits}) == len(edits)
     for edit in edits:
         changed = edit != code
         assert changed.sum() in (1, 2) and changed.any(0).sum() == 1
-        assert (((edit == steps.up(code)) | (edit == steps.down(code)))[changed]).all()
-    assert sum((edit != code).sum() == 1 for edit in edits) == len(steps.neighbours(code))
+        assert (((edit == steps.step_up(code)) | (edit == steps.step_down(code)))[changed]).all()
+    assert sum((edit != code).sum() == 1 for edit in edits) == len(steps.list_neighbours(code))
 
 
 def mutate_often(coupled: float, budget: int, count: int = 400):
