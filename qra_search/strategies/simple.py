@@ -1,0 +1,79 @@
+"""Strategies without a model: every uniform plan, or random plans; and plans that the log does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space.space import Plan
+from qra_search.space.steps import AdjacentSteps
+from qra_search.strategies.base import Strategy
+
+ATTEMPTS = 100
+"""Draws for one proposal, and as many of random plans under the largest budget before the list ends."""
+
+
+class UniformStrategy(Strategy):
+    """Every uniform plan that fits, largest first (the largest is the one most likely to be wanted)."""
+
+    name = "uniform"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        plans = [p for p in reversed(state.space.uniform_plans(state.memory_limit)) if p not in state.seen]
+        return [Proposal(plan, seed=state.seed, origin="uniform") for plan in plans[:n]]
+
+
+class RandomStrategy(Strategy):
+    """Plans drawn uniformly, then brought under the budget in turn by random steps down; under the largest budget once
+    nothing new is found under that one."""
+
+    name = "random"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
+            return random_plan(state, rng, budgets_in_turn(state, offset)[0]), "random"
+
+        return fresh_plans(state, n, draw)
+
+
+def fresh_plans(
+    state: StudyState,
+    n: int,
+    draw: Callable[[int, np.random.Generator], tuple[Plan, str]],
+    *,
+    fidelity: float = 1.0,
+) -> list[Proposal]:
+    """At most `n` proposals of plans that the log does not hold.
+
+    Args:
+        draw: from the offset of the proposal and its generator, a plan and its origin. It is called again while the
+            plan is known; then random plans take its place.
+    """
+    seen = set(state.seen)
+    proposals: list[Proposal] = []
+    for offset in range(n):
+        rng = state.rng(offset)
+        for attempt in range(2 * ATTEMPTS):
+            plan, origin = (
+                draw(offset, rng) if attempt < ATTEMPTS else (random_plan(state, rng, state.memory_limit), "random")
+            )
+            if plan not in seen:
+                seen.add(plan)
+                proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))
+                break
+    return proposals
+
+
+def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
+    """A random plan of at most `budget` bytes."""
+    steps = AdjacentSteps(state.space)
+    return state.space.decode(steps.repair(steps.sample(rng), budget, rng))
+
+
+def budgets_in_turn(state: StudyState, offset: int = 0) -> tuple[int, ...]:
+    """All budgets, beginning with the one whose turn it is by the number of the proposal."""
+    start = (len(state.trials) + offset) % len(state.budgets)
+    return state.budgets[start:] + state.budgets[:start]
