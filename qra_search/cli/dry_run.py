@@ -15,7 +15,7 @@ from qra_search.config import RunConfig, dump_config
 from qra_search.errors import bad_input
 from qra_search.report.engine_support import engines_text
 from qra_search.report.formatting import duration
-from qra_search.space.levels import level_words
+from qra_search.space.levels import level_label, level_words
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run, embeddings_hint
@@ -97,7 +97,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool)
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
-    bits, ranks = (", ".join(map(str, values)) for values in (facts["levels"], config.space.ranks))
+    bits, ranks = ", ".join(map(level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
     hint = embeddings_hint(config, fixed, budgets or [facts["smallest_bytes"]])
     yield "not searched", format_bytes(fixed) + (f"; {hint}" if hint else "")

@@ -96,7 +96,7 @@ def show(
     for heat in heat_maps(space, plan, result.sensitivities):
         console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
         console.print(strip(space, heat), soft_wrap=True)
-    if any(isinstance(name, str) for name in space.bits):
+    if any(str(level) != level_words(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
     if records := folder.records():
         console.print("\n[bold]tunings[/]")

@@ -15,10 +15,10 @@ from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.finding import Finding, find_result, headline, verdict
-from qra_search.report.formatting import record_name
+from qra_search.report.formatting import role_label
 from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
-from qra_search.runs.comparison import Comparison
+from qra_search.runs.comparison import Comparison, classify_record
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import CURVE_FILE
 from qra_search.space.serialization import read_plan
@@ -30,7 +30,9 @@ TRACES = 4
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
 CURVE_POINTS = 60
-"""Points of a curve; of more steps each is the mean of several."""
+"""Most points of a curve."""
+SMOOTHED = 6
+"""A point of a curve is the mean of a share of all steps: one in so many."""
 Point = tuple[float, float]
 
 
@@ -82,9 +84,11 @@ class RunData:
     def curves(self) -> list[Curve]:
         """Loss curves of the full tunings, those that are running among them; without a finite loss there is none."""
         plan, space = None if self.comparison is None else self.comparison.chosen.plan, self.result.space
-        names = {r.id: f"{record_name(r, space, plan)}, seed {r.seed}" for r in self.records}
+        names = {r.id: role_label(classify_record(r, space, plan), r.plan, space) for r in self.records}
+        if any(record.seed != self.records[0].seed for record in self.records):
+            names = {record.id: f"{names[record.id]}, seed {record.seed}" for record in self.records}
         files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))
-        curves = [read_curve(file, names.get(file.parent.name, file.parent.name)) for file in files]
+        curves = [read_curve(file, names.get(file.parent.name, f"running: {file.parent.name}")) for file in files]
         return [curve for curve in curves if curve.loss][:CURVES_SHOWN]
 
     @cached_property
@@ -94,7 +98,7 @@ class RunData:
 
     @cached_property
     def verdict(self) -> str:
-        """The finding in figures and sizes alone."""
+        """The finding in a line."""
         return verdict(self.result, self.comparison)
 
     @cached_property
@@ -143,11 +147,11 @@ class RunData:
         return {budget: points for budget, points in traces.items() if points}
 
 
-def smoothed(points: Sequence[Point], most: int = CURVE_POINTS) -> tuple[Point, ...]:
-    """At most so many points, each the mean of as many consecutive ones of those given."""
-    size = math.ceil(len(points) / most) or 1
-    parts = [points[at : at + size] for at in range(0, len(points), size)]
-    return tuple((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts)
+def smoothed(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Running means of a curve over a sixth of its steps, at no more than `CURVE_POINTS` of them."""
+    half, step = len(points) // (2 * SMOOTHED), math.ceil(len(points) / CURVE_POINTS) or 1
+    around = {at: [y for _, y in points[max(0, at - half) : at + half + 1]] for at in range(0, len(points), step)}
+    return tuple((points[at][0], sum(losses) / len(losses)) for at, losses in around.items())
 
 
 def read_curve(file: Path, name: str) -> Curve:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qra_search.allocate.solve import Allocation
-from qra_search.report.formatting import change_text, loss_text, metric_text, pair_text, plan_name
+from qra_search.report.formatting import change_text, loss_text, metric_text, metric_words, pair_text, plan_name
 from qra_search.runs.comparison import Comparison, TunedPlan, loss_change
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -13,8 +13,9 @@ from qra_search.study.candidates import LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
-NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
+RIGHT = ("accuracy", "exact_match")
+"""Metrics that are shares of right answers."""
 SMALLER = 0.01
 """A baseline that is smaller by more than this share is said to be."""
 
@@ -52,29 +53,42 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
     allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
     if allocation is None:
         return NOTHING
-    return f"{allocation_text(allocation, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
+    return f"{allocation_text(allocation, result.space)} {_what_is_missing(result).capitalize()}."
 
 
 def verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
-    """What a run found, in figures and sizes: its plan, the best uniform plan, and LoRA on the model in 16 bits."""
-    found, entries = find_result(result, comparison), []
-    if found is None or (comparison is not None and list(_faults(comparison))):
-        return headline(result, comparison)
-    baseline = found.baseline if found.baseline is not found.chosen else None
-    others = {} if baseline is None else {plan_name(baseline.plan, result.space): baseline}
-    metric = next(iter(comparison.metric_names), "") if comparison is not None else ""
-    if comparison is not None and (sixteen := comparison.find_role("16-bit")) is not None:
-        others["16-bit LoRA"] = sixteen
-    for name, plan in {"": found.chosen, **others}.items():
-        figure = metric_text(metric, plan.metrics[metric]) if isinstance(plan, TunedPlan) and metric else ""
-        size = format_bytes(plan.memory_bytes)
-        entries.append(f"{name + ': ' if name else ''}{figure or loss_text(plan.loss)} in {size}")
-    return f"{metric.replace('_', ' ').capitalize() or f'{found.data.capitalize()} loss'} {'; '.join(entries)}"
+    """What a run found, in a line: the plan's figure and size, and those of LoRA on the model in 16 bits."""
+    if comparison is not None:
+        metric, fault = next(iter(comparison.metric_names), ""), next(_faults(comparison), None)
+        sixteen = comparison.find_role("16-bit")
+        other = "" if sixteen is None else f"; 16-bit LoRA: {_figure_and_size(sixteen, metric)}"
+        own = _figure_and_size(comparison.chosen, metric, " right" if metric in RIGHT else "")
+        name = "" if metric in RIGHT else f"{metric_words(metric) or 'test loss'} ".capitalize()
+        return fault or f"{name}{own}{other}"
+    found = find_result(result)
+    if found is not None:
+        return f"Validation loss {loss_text(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
+    allocation = result.allocation() if result.has_budget_or_candidates else None
+    if allocation is None or (result.failures() and not result.candidates):
+        return NOTHING
+    best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
+    if best is None or not best.is_certain:
+        return f"A plan of {size}; {_what_is_missing(result)}"
+    return f"A plan of {size}, predicted {best.gain:.3f} nats below the best uniform plan"
+
+
+def _what_is_missing(result: SearchResult) -> str:
+    return "it was not evaluated" if result.candidates else "nothing was tuned yet"
+
+
+def _figure_and_size(tuned: TunedPlan, metric: str, noun: str = "") -> str:
+    figure = metric_text(metric, tuned.metrics[metric]) if metric else loss_text(tuned.loss)
+    return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
 
 
 def comparison_headline(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
-    return " ".join([*_faults(comparison), _sentence(comparison, comparison.space), *_control(comparison)])
+    return " ".join([*_faults(comparison), _sentence(comparison, comparison.space), *_shuffled_sentence(comparison)])
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:
@@ -88,15 +102,15 @@ def _faults(comparison: Comparison) -> Iterator[str]:
         yield "The tuned model answers nothing to the test rows that are shown."
 
 
-def _control(comparison: Comparison) -> Iterator[str]:
+def _shuffled_sentence(comparison: Comparison) -> Iterator[str]:
     """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
     tuned, shuffled = comparison.chosen, comparison.find_role("shuffled")
     change = None if shuffled is None else loss_change(tuned, shuffled)
     if shuffled is None or change is None:
         return
-    text = f"Its widths and ranks shuffled over linears have {pair_text(tuned.loss, shuffled.loss)[1]}"
+    text = f"The plan shuffled over linears has {pair_text(tuned.loss, shuffled.loss)[1]}"
     if change.interval is None or change.may_be_chance:
-        yield f"{text}: {doubt_text(change)}."
+        yield f"{text}: {chance_text(change)}."
     elif change.is_lower:
         yield f"{text}: choosing by layer brings {change_text(change)}."
     else:
@@ -114,7 +128,7 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     own, other = pair_text(found.chosen.loss, found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
-        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {doubt_text(change)}."
+        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {chance_text(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
@@ -124,8 +138,8 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}.{more}"
 
 
-def doubt_text(change: LossChange) -> str:
-    """Why a difference says nothing."""
+def chance_text(change: LossChange) -> str:
+    """Why a difference may be chance."""
     if change.interval is None:
         return "one seed and too few rows, so nothing says whether the difference is chance"
     return f"a difference {CHANCE}, {change_text(change)}"

@@ -16,7 +16,7 @@ from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
-_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
+_UNIT = re.compile(r"(?<=\d) (?=(?:[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
 def plan_name(plan: Plan, space: SearchSpace) -> str:
@@ -32,7 +32,7 @@ def plan_name(plan: Plan, space: SearchSpace) -> str:
 
 
 def role_name(role: str, plan: Plan, space: SearchSpace) -> str:
-    """A tuned plan in a table: by its choices, or as what it is there for."""
+    """A tuned plan in a table: by its role, and its choices if the role does not tell them."""
     if role == "untuned":
         return "untuned, 16 bits"
     if role == "16-bit":
@@ -44,6 +44,12 @@ def role_name(role: str, plan: Plan, space: SearchSpace) -> str:
 def record_name(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A tuning by what it is beside the plan of its run."""
     return role_name(classify_record(record, space, plan), record.plan, space)
+
+
+def role_label(role: str, plan: Plan, space: SearchSpace) -> str:
+    """A tuned plan in the legend of a chart: by its role alone, or `uniform 2 bits, rank 8`."""
+    short = {"plan": "plan", "shuffled": "plan shuffled", "16-bit": "16-bit LoRA", "untuned": "untuned"}.get(role)
+    return short or plan_name(plan, space).partition(", embeddings")[0]
 
 
 def bits_counts(plan: Plan, space: SearchSpace) -> str:
@@ -66,28 +72,47 @@ def pair_text(low: float, high: float) -> tuple[str, str]:
     return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
-def change_text(change: LossChange | None) -> str:
-    """A change of a loss with its interval: `−16.4 % (−20.1 to −12.7)`; empty if there is none."""
+def change_text(change: LossChange) -> str:
+    """A change of a loss with its interval: `−16.4% (−20.1 to −12.7)`."""
+    share = percent(change.share, "+")
+    return f"{share}, no interval" if change.interval is None else f"{share} ({interval_text(change.interval)})"
+
+
+def change_cell(change: LossChange | None) -> str:
+    """A change in a table, marked if it may be chance; empty if there is none."""
     if change is None:
         return ""
-    share = percent(change.share, "+")
-    if change.interval is None:
-        return f"{share}, no interval"
-    low, high = (percent(end, "+").removesuffix(" %") for end in change.interval)
-    return f"{share} ({low} to {high}{', chance' if change.may_be_chance else ''})"
+    text = change_text(change)
+    return f"{text[:-1]}, chance)" if change.may_be_chance else text
+
+
+def interval_text(interval: Interval) -> str:
+    """The ends of a change's interval, in percent: `−20.1 to −12.7`."""
+    return " to ".join(percent(end, "+").removesuffix("%") for end in interval)
+
+
+def metric_words(name: str) -> str:
+    """A metric's name within a sentence: `exact match`."""
+    return name.replace("_", " ")
 
 
 def metric_text(name: str, value: float, interval: Interval | None = None) -> str:
-    """A metric with its interval; in percent what lies between 0 and 1, but for losses."""
+    """A metric with its interval: `62.5% (50 to 73)`."""
+    figure, ends = metric_and_interval(name, value, interval)
+    return f"{figure} ({ends})" if ends else figure
+
+
+def metric_and_interval(name: str, value: float, interval: Interval | None) -> tuple[str, str]:
+    """A metric and its interval, empty if there is none; in percent what lies between 0 and 1, but for losses."""
     low, high = interval or (value, value)
     if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
-        return percent(value) + (f" ({100 * low:.0f} to {100 * high:.0f})" if interval else "")
-    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if interval else "")
+        return percent(value), f"{100 * low:.0f} to {100 * high:.0f}" if interval else ""
+    return f"{value:.4g}", f"{low:.4g} to {high:.4g}" if interval else ""
 
 
 def percent(share: float, sign: str = "-") -> str:
-    """A share as a percentage: `16.4 %`, `−0.3 %`; `+16.4 %` with the sign `+`."""
-    return f"{100 * share:{sign}.1f} %".replace("-", "\N{MINUS SIGN}")
+    """A share as a percentage: `16.4%`, `−0.3%`; `+16.4%` with the sign `+`."""
+    return f"{100 * share:{sign}.1f}%".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:
@@ -113,7 +138,7 @@ def evaluations_text(count: float) -> str:
 
 def unbroken(text: object) -> str:
     """A text in which no line ends between a figure and its unit."""
-    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text))
+    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")
 
 
 def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:

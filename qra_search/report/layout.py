@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.report.colors import DAMAGE_STEPS
-from qra_search.space.levels import level_words
+from qra_search.space.levels import level_label, level_words
 from qra_search.space.space import Plan, SearchSpace
 
 WRAP = 32
 """Groups in a row if a space does not name kinds and layers."""
+UNITS = {"nats": 1.0, "thousandths of a nat": 1e3, "millionths of a nat": 1e6}
+LEAST_SHARE = 0.1
+"""Groups that may have less than a tenth of the unit of sensitivities."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class HeatMap:
         levels: the step of each group.
         labels: what each group's cell says.
         legend: what each step stands for.
+        embeddings: the groups that are tables.
     """
 
     ramp: str
@@ -67,29 +71,45 @@ class HeatMap:
     levels: Sequence[int]
     labels: Sequence[str]
     legend: Sequence[str]
+    embeddings: Collection[int] = ()
 
     @property
-    def one_label(self) -> str | None:
-        """What every cell says; None if they differ."""
-        return self.labels[0] if len(set(self.labels)) == 1 else None
+    def one_sentence(self) -> str | None:
+        """What the cells say, if those of all linears say the same; None if they differ."""
+        tables = dict.fromkeys(self.labels[g] for g in self.embeddings if self.labels[g])
+        linears = {label for g, label in enumerate(self.labels) if g not in self.embeddings}
+        if len(linears) > 1 or len(tables) > 1 or not linears:
+            return None
+        return f"{linears.pop()} in all linears" + "".join(f", {label} in the embeddings" for label in tables)
 
 
 def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
     """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
-    shown, ranked = [*map(str, plan.bits)], [*map(str, plan.ranks)]
+    embeddings = [g for g, group in enumerate(space.groups) if group.is_embedding]
+    shown = [level_label(name) for name in plan.bits]
+    ranked = ["" if g in embeddings and not rank else str(rank) for g, rank in enumerate(plan.ranks)]
+    levels, steps = [*map(str, space.levels)], [f"rank {rank}" for rank in space.ranks]
     maps = [
-        HeatMap("bits", "Bits", "of the frozen weights", len(space.bits), bits, shown, [*map(str, space.levels)]),
-        HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, [f"rank {r}" for r in space.ranks]),
+        HeatMap("bits", "Bits", "of the frozen weights", len(space.bits), bits, shown, levels, embeddings),
+        HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, steps, embeddings),
     ]
     if sensitivities is not None:
-        damage = sensitivities.bits_damage[:, 0]
-        unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
-        levels, legend = damage_steps(damage * scale)
+        damage = np.maximum(sensitivities.bits_damage[:, 0], 0.0)
+        unit, scale = damage_unit(damage)
+        steps_of_groups, legend = damage_steps(damage * scale)
         remark = f"rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
-        labels = [_two_figures(max(0.0, value) * scale) for value in damage]
-        maps.append(HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, levels.tolist(), labels, legend))
+        labels = [f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" for value in damage * scale]
+        maps.append(
+            HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, steps_of_groups.tolist(), labels, legend, embeddings)
+        )
     return maps
+
+
+def damage_unit(damage: np.ndarray) -> tuple[str, float]:
+    """The unit in which most groups have a damage (G,) of 0.1 or more, and how many of it are a nat."""
+    low = float(np.quantile(damage, LEAST_SHARE))
+    return next((pair for pair in UNITS.items() if low * pair[1] >= 0.1), ("nats", 1.0))
 
 
 def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

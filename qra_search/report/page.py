@@ -20,7 +20,16 @@ from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import figures
-from qra_search.report.formatting import change_text, duration, evaluations_text, metric_text, plan_name
+from qra_search.report.formatting import (
+    duration,
+    evaluations_text,
+    interval_text,
+    metric_and_interval,
+    metric_text,
+    metric_words,
+    percent,
+    plan_name,
+)
 from qra_search.report.layout import heat_maps
 from qra_search.report.terminal import next_steps
 from qra_search.runs.folder import RunFolder
@@ -31,8 +40,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 400
 """Characters of a prompt or an answer that are shown."""
-HEADERS_SHOWN = 17
-"""Headers of a heat map's columns that are printed; of more, every second, third, ... is."""
+HEADERS_SHOWN, HEADER_EVERY = 12, 5
+"""Headers of a heat map's columns that are printed; of more, every fifth is."""
 
 
 def write_page(runs: Sequence[RunFolder], path: str | Path | None = None) -> Path:
@@ -75,7 +84,7 @@ def page(runs: Sequence[RunData]) -> str:
             fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
             themes=[_properties(counts, dark=dark) for dark in (False, True)],
             ramps=[(name, i) for name, count in counts.items() for i in range(count)],
-            headers_shown=HEADERS_SHOWN,
+            every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
         )
     )
 
@@ -125,17 +134,22 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     found, result, items = run.finding, run.result, []
     if run.comparison is not None:
-        tuned = run.comparison.chosen
+        tuned, uniform = run.comparison.chosen, run.comparison.baseline
         for name in run.comparison.metric_names:
-            value = metric_text(name, tuned.metrics[name], tuned.metric_interval(name))
-            items.append((name.replace("_", " ").capitalize(), value, f"{len(tuned.row_scores[name])} test rows"))
+            rows = len(tuned.row_scores[name])
+            figure, interval = metric_and_interval(name, tuned.metrics[name], tuned.metric_interval(name))
+            more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
+            if uniform is not None and uniform is not tuned:
+                more += f"; best uniform plan: {metric_text(name, uniform.metrics[name])}"
+            items.append((metric_words(name).capitalize(), figure, more))
     if found is not None:
         whole = result.space.unquantized.memory.minimum
         share = f"{found.chosen.memory_bytes / whole:.0%} of the model in 16 bits"
         items.append(("Size", format_bytes(found.chosen.memory_bytes), share))
         if found.baseline is not None and found.change is not None:
-            baseline = f"{found.data} loss, {plan_name(found.baseline.plan, result.space)}"
-            items.append(("Against uniform", change_text(found.change), baseline))
+            change, name = found.change, plan_name(found.baseline.plan, result.space)
+            interval = "" if change.interval is None else f", {interval_text(change.interval)}"
+            items.append(("Against uniform", percent(change.share, "+"), f"{found.data} loss{interval}; {name}"))
     if result.trials:
         failed = f", {len(result.failures())} failed" if result.failures() else ""
         plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"

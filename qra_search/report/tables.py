@@ -15,11 +15,12 @@ from qra_search.report.data import RunData
 from qra_search.report.finding import comparison_headline, headline
 from qra_search.report.formatting import (
     bits_counts,
-    change_text,
+    change_cell,
     duration,
     evaluations_text,
     loss_text,
     metric_text,
+    metric_words,
     plan_name,
     record_name,
     role_name,
@@ -42,7 +43,7 @@ HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family
 def tuned_table(comparison: Comparison) -> TextTable:
     """A comparison on test data, cheapest first: every metric, losses, and how the plan's loss differs from each."""
     names, chosen = comparison.metric_names, comparison.chosen
-    changes = ["" if t is chosen else change_text(loss_change(chosen, t)) for t in comparison.tunings]
+    changes = ["" if t is chosen else change_cell(loss_change(chosen, t)) for t in comparison.tunings]
     rows = [
         (
             role_name(t.role, t.plan, comparison.space),
@@ -53,7 +54,7 @@ def tuned_table(comparison: Comparison) -> TextTable:
     ]  # fmt: skip
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
-    titles = [name.replace("_", " ") for name in names]
+    titles = [metric_words(name) for name in names]
     notes = {
         "Change: of the plan's test loss against this row's.": any(changes),
         f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "(" in "".join(changes),
@@ -86,7 +87,7 @@ def record_text(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> 
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
-        f"{name.replace('_', ' ')} {metric_text(name, mean, mean_interval(record.row_scores[name]))}"
+        f"{metric_words(name)} {metric_text(name, mean, mean_interval(record.row_scores[name]))}"
         for name, mean in record.metrics.items()
     ]
     losses = ", ".join([f"test loss {loss_text(record.test_loss)}", *metrics])
@@ -132,7 +133,7 @@ def comparison_table(result: SearchResult) -> TextTable:
             f"{'plan' if best.evaluations else 'predicted'}: {plan_name(best.plan, space)}",
             format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
             loss_text(best.observed) if best.evaluations else "not yet",
-            change_text(row.change),
+            change_cell(row.change),
         ))  # fmt: skip
         if uniform is None:
             rows.append(("", "no uniform plan fits", "", "", "", ""))
@@ -181,7 +182,7 @@ def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = la
             format_bytes(found.budget_bytes) if found else "–",
             f"{loss_text(found.chosen.loss)} ({found.data})" if found else "none yet",
             loss_text(baseline.loss) if baseline else "–",
-            change_text(found.change) or "–" if found else "–",
+            change_cell(found.change) or "–" if found else "–",
             evaluations_text(run.result.spent) + planned,
             duration(run.seconds),
         ))  # fmt: skip

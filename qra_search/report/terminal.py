@@ -60,8 +60,8 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
 
 def strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
-    if heat.one_label is not None:
-        return Text(f"{heat.one_label} in all groups\n")
+    if heat.one_sentence is not None:
+        return Text(f"{heat.one_sentence}\n")
     grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
     width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
@@ -74,7 +74,7 @@ def strip(space: SearchSpace, heat: HeatMap) -> Text:
     for row, cells in zip(grid.rows, grid.cells, strict=True):
         text.append(row.ljust(margin))
         for g in cells:
-            if g is None:
+            if g is None or not heat.labels[g]:
                 text.append(" " * width)
             else:
                 color = colors[heat.levels[g]]

@@ -41,14 +41,23 @@ class Level:
             object.__setattr__(self, "format", default_format(self.width))
 
     def __str__(self) -> str:
-        if isinstance(self.name, int):
-            return level_words(self.name)
-        return f"{self.name} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
+        words = level_words(self.name)
+        if words != self.name:
+            return words
+        return f"{words} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
+
+
+def level_label(name: LevelName) -> str:
+    """A level's name in a cell: `4`, `nf4`, and `1.5` for `trellis-1.5`, as numbers name whole widths alone."""
+    text = str(name)
+    width = text.rpartition("-")[2]
+    return width if "." in width and width.replace(".", "", 1).isdecimal() else text
 
 
 def level_words(name: LevelName) -> str:
-    """A level's name within a sentence: `4 bits`, `nf4`."""
-    return name if isinstance(name, str) else f"{name} bit" if name == 1 else f"{name} bits"
+    """A level's name within a sentence: `4 bits`, `1.5 bits`, `nf4`."""
+    label = level_label(name)
+    return label if label == name else f"{label} bit" if label == "1" else f"{label} bits"
 
 
 def check_name(name: Any) -> None:

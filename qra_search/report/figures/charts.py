@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIB = 2**20
-LABEL_LONG = 40
+LABEL_LONG, LEGEND_COLUMNS = 40, 4
+LEGEND_ROW, LEGEND_GAP = 20, 22
+"""Height of a row of a legend, and of the axis title below it."""
 LEAST_SPAN = 0.05
 """Share of the largest size that the memory axis spans at least."""
 DASHED, DOTTED = (0, (3.3, 2.7)), (0, (1.3, 2.7))
@@ -46,7 +48,7 @@ def front_figure(run: RunData) -> Figure:
             marks[found_kind].append(place)
             labels.insert(0, (f"found, {loss_text(p.loss)}", place, (13, 0), 0.4))
     with style() as c:
-        figure, (axes,) = new_figure("Loss against memory of every plan that was evaluated", WIDE)
+        figure, (axes,) = _new_chart("Loss against memory of every plan that was evaluated", 1)
         sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
         fit(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
         _, top = fit(axes, "y", "loss", [p.loss for p in result.candidates])
@@ -79,7 +81,7 @@ def trace_figure(run: RunData) -> Figure:
         if t.evaluation is not None and t.fidelity >= 1.0 and t.evaluation.memory_bytes <= limit
     ]
     with style() as c:
-        figure, (axes,) = new_figure("Best loss within the budget against evaluations spent", WIDE)
+        figure, (axes,) = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
         fit(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
         fit(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
         for baseline in baselines:
@@ -99,14 +101,15 @@ def trace_figure(run: RunData) -> Figure:
 def tuning_figure(run: RunData) -> Figure:
     """Loss of each full tuning by step: a line in training, marks where the validation loss was measured."""
     with style() as c:
-        figure, (axes,) = new_figure("Loss of the full tunings by step", WIDE)
+        figure, (axes,) = _new_chart("Loss of the full tunings by step", len(run.curves))
         points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
         fit(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
         fit(axes, "y", "loss", [y for _, y in points])
         for i, curve in enumerate(run.curves):
-            _plot(axes, curve.loss, color=c[f"o-{i % 8}"], linewidth=2, label=curve.name)
-            _plot(axes, curve.validation, linestyle="none", marker=SHAPES[i % 8], markersize=7, color=c[f"o-{i % 8}"],
-                  markeredgecolor=c["paper"])  # fmt: skip
+            shape, color = SHAPES[i % 8], c[f"o-{i % 8}"]
+            _plot(axes, curve.loss, color=color, linewidth=2, alpha=0.6 if curve.validation else 1.0, label=curve.name)
+            _plot(axes, curve.validation, linestyle="none", marker=shape, markersize=8, color=color,
+                  markeredgecolor=c["paper"], zorder=3)  # fmt: skip
         _finish(axes)
     return figure
 
@@ -116,7 +119,7 @@ def fronts_figure(runs: Sequence[RunData]) -> Figure:
     fronts = [[(p.memory_bytes / MIB, p.loss) for p in run.result.front] for run in runs]
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
     with style() as c:
-        figure, (axes,) = new_figure("The fronts of all runs", WIDE)
+        figure, (axes,) = _new_chart("The fronts of all runs", len(runs))
         fit(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
         fit(axes, "y", "loss", [y for front in fronts for _, y in front])
         for budget in budgets:
@@ -156,12 +159,18 @@ def _marks(
           clip_on=False, label=name, zorder=3)  # fmt: skip
 
 
+def _new_chart(title: str, names: int) -> tuple[Figure, list[Axes]]:
+    """A figure with room above it for a legend of so many names."""
+    return new_figure(title, WIDE, top=34 + LEGEND_ROW * -(-names // LEGEND_COLUMNS))
+
+
 def _finish(axes: Axes) -> None:
-    """Say what the marks are in a row above the chart."""
+    """Say what the marks are above the chart."""
     # `get_legend_handles_labels` would leave out a name of ours that begins with an underscore.
     handles = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
     if handles:
         names = [str(line.get_label()) for line in handles]
         short = [name if len(name) <= LABEL_LONG else name[: LABEL_LONG - 1] + "…" for name in names]
-        axes.legend(handles, short, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, handletextpad=0.3,
-                    columnspacing=1.2)  # fmt: skip
+        at = 1 + LEGEND_GAP / axes.bbox.height
+        axes.legend(handles, short, loc="lower left", bbox_to_anchor=(0, at), ncols=LEGEND_COLUMNS, handletextpad=0.4,
+                    columnspacing=1.4, borderpad=0, borderaxespad=0)  # fmt: skip

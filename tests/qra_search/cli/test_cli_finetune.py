@@ -55,7 +55,7 @@ def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
     comparison = run.comparison(MIXED)
     assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", "uniform"]
     assert all(run.tuning(record.id).adapter.is_dir() for record in records(searched))
-    assert "whose test loss is" in done.out and "exact match" in done.out and "25.0 %" in done.out
+    assert "whose test loss is" in done.out and "exact match" in done.out and "25.0%" in done.out
     assert "On test data" in run.report_file.read_text()
 
 

@@ -121,8 +121,15 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     heading = re.search(r"<h1[^>]*>(.*?)</h1>\s*<p[^>]*>(.*?)</p>", text, re.DOTALL)
     assert heading is not None
     verdict, finding = (part.replace("\xa0", " ") for part in heading.groups())
-    assert verdict.startswith("Exact match 50.0 % in ") and "uniform 2 bits, rank 4: 40.0 % in " in verdict
+    assert re.fullmatch(r"50\.0% right in \d+\.\d KiB", verdict)
     assert finding.split()[2:6] == ["1.00", "instead", "of", "1.10"]
+    assert "best uniform plan: 40.0%" in text
+
+
+def test_a_cell_says_on_a_narrow_screen_which_column_it_is_of(text: str) -> None:
+    heads = {a.get("data-head") for a in Page(text).all("td")} - {None}
+    assert {"Exact match", "Size", "Test loss", "Change"} <= heads
+    assert "content: attr(data-head)" in text and "overflow-wrap: anywhere; }" not in text.partition("</style>")[0]
 
 
 def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: str) -> None:

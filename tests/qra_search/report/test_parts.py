@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_runs import evil_space, write_curve
+from report_runs import add_tunings, make_run, write_curve
 
-from qra_search import Group, Linear, Plan, SearchSpace, search
+from qra_search import Group, Level, Linear, Plan, SearchSpace, search
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
-from qra_search.report.data import read_curve, smoothed
+from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smoothed
+from qra_search.report.figures.charts import tuning_figure
 from qra_search.report.finding import comparison_headline, headline, verdict
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
@@ -55,17 +56,6 @@ def test_groups_that_say_no_place_of_their_own_lie_in_order(places: list[tuple[s
     grid = layout(space(places))
     assert [g for row in grid.cells for g in row if g is not None] == list(range(40))
     assert all(len(row) == len(grid.columns) for row in grid.cells)
-
-
-def test_cells_and_legend_of_the_sensitivities_have_one_unit() -> None:
-    known = evil_space()
-    damage = np.geomspace(0.004, 0.9, len(known))[:, None] * np.array([[1.0, 0.5, 0.1, 0.0]])
-    lowest = np.zeros((2, len(known)), dtype=int)
-    sensitivities = Sensitivities(damage, np.zeros((len(known), len(known.ranks))))
-    found = heat_maps(known, known.decode(lowest), sensitivities)[-1]
-    assert "in thousandths of a nat" in found.remark
-    low, high = (float(text) for text in found.legend[-1].split(" to "))
-    assert low < float(found.labels[-1]) == high == 900
 
 
 def test_the_steps_of_a_ramp_hold_their_values() -> None:
@@ -117,7 +107,7 @@ def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, unt
 def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
     sentence = comparison_headline(compared())
     assert sentence.startswith(
-        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3 %"
+        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3%"
     )
     assert sentence.endswith(").") and "+" not in sentence
 
@@ -137,8 +127,8 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     shuffled = Plan((4, 2), (8, 8))
     for ratio, text in (
-        (1.0, "shuffled over linears have 1.71: choosing by layer brings −16"),
-        (0.7, "shuffled over linears have 1.20: choosing by layer does not pay here, +19"),
+        (1.0, "The plan shuffled over linears has 1.71: choosing by layer brings −16"),
+        (0.7, "The plan shuffled over linears has 1.20: choosing by layer does not pay here, +19"),
     ):
         comparison = compared()
         control = tuned("shuffled", shuffled, [1.71 * ratio] * len(RATIOS), 108)
@@ -151,7 +141,7 @@ def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
     for shift in (-0.05, 0.05):
         sentence = comparison_headline(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
-        assert "a difference too small to tell from chance, " in sentence and ", chance)." in sentence
+        assert "a difference too small to tell from chance, " in sentence and sentence.count("chance") == 1
         assert "instead" not in sentence and "beats" not in sentence
 
 
@@ -171,19 +161,23 @@ def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() 
     near, far = (UniformComparison(9, best, replace(best, plan=UNIFORM, loss=loss)).change for loss in (1.2, 1.4))
     assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
     assert far is not None and not far.may_be_chance
-    assert formatting.change_text(far).startswith("−28.6 % (−48.8 to −8.4)")
+    assert formatting.change_text(far).startswith("−28.6% (−48.8 to −8.4)")
 
 
-def test_the_verdict_is_the_metric_if_there_is_one_with_every_size() -> None:
-    space, plain = compared(), compared(row_scores={"accuracy": (1.0, 0.0) * 6})
+def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
     nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
-    assert verdict(nothing, space) == "Test loss 1.432 in 108.0 MiB; uniform 3 bits, rank 8: 1.710 in 100.0 MiB"
-    uniform = tuned("uniform", UNIFORM, [1.71] * 12, row_scores={"accuracy": (1.0,) * 3 + (0.0,) * 9})
-    sixteen = tuned("16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12})
-    scored = replace(plain, tunings=(plain.chosen, uniform, sixteen))
-    assert verdict(nothing, scored) == (
-        "Accuracy 50.0 % in 108.0 MiB; uniform 3 bits, rank 8: 25.0 % in 100.0 MiB; 16-bit LoRA: 100.0 % in 300.0 MiB"
+    assert verdict(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
+    assert verdict(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
+    assert verdict(nothing).endswith("KiB; it was not evaluated"), "predicted to be better than what was evaluated"
+    sixteen = tuned(
+        "16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12, "f1": (9.0,)}
     )
+    for scores, line in (
+        ({"accuracy": (1.0, 0.0) * 6}, "50.0% right in 108.0 MiB; 16-bit LoRA: 100.0% in 300.0 MiB"),
+        ({"f1": (7.0,)}, "F1 7 in 108.0 MiB; 16-bit LoRA: 9 in 300.0 MiB"),
+    ):
+        comparison = compared(uniform=None, row_scores=scores)
+        assert verdict(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
@@ -204,11 +198,62 @@ def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> Non
     write_curve(tmp_path, "1a", 9, end="\n".join(lines))
     curve = read_curve(tmp_path / "tunings" / "1a" / "curve.jsonl", "the plan")
     assert curve.name == "the plan" and curve.validation == ((4, 2.5), (8, 2.5))
-    assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10))
+    assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10)), "too short to smooth"
 
 
-def test_many_steps_are_means_of_a_few_and_the_mean_stays() -> None:
-    points = [(float(i), float(i % 7)) for i in range(700)]
-    few = smoothed(points, 70)
-    assert len(few) == 70 and few[0] == (pytest.approx(4.5), pytest.approx(sum(i % 7 for i in range(10)) / 10))
-    assert sum(y for _, y in few) / 70 == pytest.approx(sum(y for _, y in points) / 700)
+def test_a_smoothed_curve_has_no_spike_and_few_points() -> None:
+    spiked = [(float(i), 9.0 if i == 40 else 1.0) for i in range(72)]
+    curve = smoothed(spiked)
+    assert curve[0] == (0.0, 1.0) and max(y for _, y in curve) == pytest.approx(1 + 8 / 13), "a sixth of 72, and itself"
+    assert len(smoothed([(float(i), 1.0) for i in range(700)])) <= CURVE_POINTS
+
+
+def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", evaluations=8)
+    add_tunings(run, seeds=1)
+    for record in run.records():
+        write_curve(run.path, record.id, 6)
+    write_curve(run.path, "5ead", 3)
+    names = {curve.name for curve in RunData.read(run).curves}
+    assert names == {"plan", "uniform 2 bits, rank 4", "uniform 3 bits, rank 4", "running: 5ead"}
+    (axes,) = tuning_figure(RunData.read(run)).axes
+    lines, marks = (
+        [line.zorder for line in axes.lines if (line.get_linestyle() == "None") is is_mark] for is_mark in (False, True)
+    )
+    assert min(marks) > max(lines), "marks lie on the lines"
+
+
+def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
+    half = toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
+    plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
+    assert formatting.plan_name(plan, half) == "uniform 1.5 bits, rank 8"
+    assert formatting.bits_counts(Plan((1, "trellis-1.5"), (8, 8)), half) == "1 at 1 bit, 1 at 1.5 bits"
+    bits = heat_maps(half, Plan((1, "trellis-1.5"), (8, 8)))[0]
+    assert bits.labels == ["1", "1.5"] and bits.legend == ["1 bit", "1.5 bits", "nf4 (4 bits)"]
+    assert plan.to_dict()["bits"] == ["trellis-1.5"] * 2
+
+
+def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -> None:
+    known = toy_space(3, table=True)
+    table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
+    bits = tuple(8 if g == table else 3 for g in range(len(known)))
+    plan = Plan(bits, tuple(0 if g == table else 8 for g in range(len(known))))
+    sentences = [heat.one_sentence for heat in heat_maps(known, plan)]
+    assert sentences == ["3 in all linears, 8 in the embeddings", "8 in all linears"]
+    other = next(g for g in range(len(known)) if g != table)
+    assert heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].one_sentence is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit", "cells"),
+    [(1.0, "nats", ["0.0", "0.4", "130"]), (1e-3, "thousandths of a nat", ["0.0", "0.4", "130"])],
+)
+def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
+    scale: float, unit: str, cells: list[str]
+) -> None:
+    known = toy_space(40, bits=(2, 3), ranks=(8,))
+    damage = np.full((40, 2), 0.42) * scale
+    damage[0], damage[-1] = 1e-5 * scale, 130 * scale
+    sensitivity = heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
+    assert sensitivity.remark.endswith(f"in {unit}")
+    assert [sensitivity.labels[at] for at in (0, 1, -1)] == cells

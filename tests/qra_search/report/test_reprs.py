@@ -47,7 +47,7 @@ def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchR
     for text in (shown(result), re.sub(r"<[^>]*>", "", result._repr_html_())):
         assert "Validation loss" in text
         assert f"{comparison.chosen.loss:#.4g}" in text and f"{comparison.baseline.loss:#.4g}" in text
-        assert f"{100 * abs(comparison.change.share):.1f} %" in text
+        assert f"{100 * abs(comparison.change.share):.1f}%" in text
 
 
 def test_names_are_escaped_in_a_notebook() -> None:

@@ -126,7 +126,7 @@ def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> Non
     assert tuned.metrics == {"accuracy": 0.25}
     low, high = tuned.metric_interval("accuracy") or (0, 0)
     assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy
-    assert formatting.metric_text("accuracy", 0.25, (low, high)) == "25.0 % (16 to 37)"
+    assert formatting.metric_text("accuracy", 0.25, (low, high)) == "25.0% (16 to 37)"
     assert formatting.metric_text("choice_loss", 0.25, None) == "0.25"
 
 
