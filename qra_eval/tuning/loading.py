@@ -39,6 +39,7 @@ def load(
     tuning: str | None = None,
     adapter: str | Path | None = None,
     device: str = "auto",
+    dequantized_cache: int | str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
@@ -50,6 +51,8 @@ def load(
         tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
+        dequantized_cache: bytes (`2GiB`, 0) for the dequantized weights that `generate` keeps from its first call on;
+            `auto`: a share of what is free. If they do not hold all, each token dequantizes the weights anew.
         trust_remote_code: run code that comes with the model.
         model, tokenizer: in memory, if the run was made with these.
 
@@ -63,8 +66,9 @@ def load(
     plan = tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
-        folder, device=device, trust_remote_code=trust_remote_code, model=model, tokenizer=tokenizer
-    )
+        folder, device=device, dequantized_cache=dequantized_cache, trust_remote_code=trust_remote_code, model=model,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     keep_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -87,6 +91,7 @@ def load_base(
     folder: str | Path,
     *,
     device: str = "auto",
+    dequantized_cache: int | str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
@@ -108,7 +113,7 @@ def load_base(
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
+    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache)
     return model, loaded.tokenizer
 
 
@@ -168,6 +173,7 @@ def put_base(
     files: Sequence[str | Path],
     device: str | torch.device,
     more: Sequence[torch.device] = (),
+    dequantized_cache: int | str = "auto",
 ) -> None:
     """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
 
@@ -176,6 +182,7 @@ def put_base(
         levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
         more: devices over which the layers are spread, beside `device`, where the rest of the model is.
+        dequantized_cache: bytes for the weights that `generate` keeps.
 
     Raises:
         BadInput: the tensors of a quantized weight are in none of the files.
@@ -220,4 +227,4 @@ def put_base(
             layer.to(place)
         connect_devices(modules, layers)
     model.requires_grad_(False)
-    cache_weights_in_generate(model, backend, names)
+    cache_weights_in_generate(model, backend, names, dequantized_cache)

@@ -223,7 +223,7 @@ def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_know
     assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
 
 
-def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
+def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forward_behind(
     model: Any, expected: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoding asks for every weight at every token: anew each time it was five times as slow as 16 bits."""
@@ -237,10 +237,14 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     kept = model.generate(IDS, **length)
     once = len(counts)
     assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
-    assert torch.equal(copy.deepcopy(model).generate(IDS, **length), kept)
+    counts.clear()
+    assert torch.equal(model.generate(IDS, **length), kept) and not counts  # they are there since the first call
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) == once
     monkeypatch.setattr(generation, "dequantized_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
-    assert torch.equal(model.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
 
 
