@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from qra_search.log.trial import Proposal as Proposal
     from qra_search.log.trial import Trial as Trial
     from qra_search.log.trial_log import TrialLog as TrialLog
-    from qra_search.space.groups import Group as Group
-    from qra_search.space.groups import Linear as Linear
     from qra_search.space.levels import Level as Level
     from qra_search.space.memory import BudgetTooSmall as BudgetTooSmall
     from qra_search.space.memory import GroupwiseFormat as GroupwiseFormat
     from qra_search.space.memory import MemoryModel as MemoryModel
     from qra_search.space.memory import StorageFormat as StorageFormat
+    from qra_search.space.plan import Group as Group
+    from qra_search.space.plan import Linear as Linear
     from qra_search.space.plan import Plan as Plan
     from qra_search.space.space import SearchSpace as SearchSpace
     from qra_search.strategies import Strategy as Strategy
@@ -42,10 +42,9 @@ _HOMES = {
     "log.state": ("StudyState",),
     "log.trial": ("Proposal", "Trial"),
     "log.trial_log": ("TrialLog",),
-    "space.groups": ("Group", "Linear"),
     "space.levels": ("Level",),
     "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
-    "space.plan": ("Plan",),
+    "space.plan": ("Group", "Linear", "Plan"),
     "space.space": ("SearchSpace",),
     "strategies": ("Strategy",),
     "study.candidates": ("EvaluatedPlan",),

@@ -10,19 +10,16 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from qra_search.engines import ENGINES, engine_settings
+from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.files import not_utf8
 from qra_search.plugins import did_you_mean
 from qra_search.sections import (
-    DEFAULT_EVALUATIONS,
     DEFAULT_EVALUATOR,
-    DEFAULT_STRATEGY,
     EvaluationConfig,
     FinetuneConfig,
     ModelConfig,
     QuantizationConfig,
-    Schedule,
     SearchConfig,
     Section,
     SpaceConfig,
@@ -30,12 +27,6 @@ from qra_search.sections import (
     TrainingConfig,
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
-
-__all__ = [
-    "DEFAULT_EVALUATIONS", "DEFAULT_EVALUATOR", "DEFAULT_STRATEGY", "ConfigError", "EvaluationConfig",
-    "FinetuneConfig", "ModelConfig", "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig",
-    "TaskConfig", "TrainingConfig", "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
-]  # fmt: skip
 
 IN_MEMORY = "in-memory:"
 """What stands in a config for a model or rows that were given as an object begins so; its type follows."""
@@ -85,22 +76,24 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _engine_first(cls, data: Any) -> Any:
-        """What an engine decides, where nothing else is said."""
+    def _apply_engine(cls, data: Any) -> Any:
+        """Fill in what an engine decides, where nothing else is given."""
         name = data.get("engine") if isinstance(data, dict) else None
         if not isinstance(name, str) or name not in ENGINES:
             return data
-        filled = dict(data)
-        for path, value in engine_settings(name).items():
-            section, key = path.split(".")
+        engine, filled = ENGINES[name], dict(data)
+        for section, key, value in (
+            ("quantization", "backend", engine.backend), ("quantization", "embeddings", list(engine.embeddings)),
+            ("space", "bits", list(engine.bits)), ("space", "granularity", engine.granularity),
+        ):  # fmt: skip
             holder = filled.get(section, {})
-            if isinstance(holder, dict) and holder.get(key) is None:
+            if value is not None and isinstance(holder, dict) and holder.get(key) is None:
                 filled[section] = {**holder, key: value}
         return filled
 
     @field_validator("engine")
     @classmethod
-    def _known(cls, name: str | None) -> str | None:
+    def _check_name(cls, name: str | None) -> str | None:
         if name is not None and name not in ENGINES:
             raise ValueError(f"{did_you_mean(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
         return name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -76,30 +75,12 @@ ENGINES: dict[str, Engine] = {
 """By name, as `--engine` takes them."""
 
 
-def engine_settings(name: str) -> dict[str, Any]:
-    """Dotted fields of a config that an engine decides, with their values."""
-    engine = ENGINES[name]
-    settings: dict[str, Any] = {
-        "quantization.backend": engine.backend,
-        "quantization.embeddings": list(engine.embeddings),
-        "space.bits": list(engine.bits),
-    }
-    return settings if engine.granularity is None else {**settings, "space.granularity": engine.granularity}
-
-
-def room_for(name: str, rank: int) -> int:
-    """The smallest largest rank that an engine can be told, with room for `rank`.
-
-    Raises:
-        ValueError: it has none.
-    """
-    ranks = ENGINES[name].ranks
-    if ranks is None:
-        return rank
-    fitting = [most for most in ranks if most >= rank]
-    if not fitting:
+def fit_rank(name: str, rank: int) -> int:
+    """The smallest of the largest ranks that an engine can be told, with room for `rank`; ValueError if it has none."""
+    ranks = ENGINES[name].ranks or (rank,)
+    if rank > max(ranks):
         raise ValueError(f"rank {rank} is above {max(ranks)}, the most that engine {name} takes")
-    return min(fitting)
+    return min(most for most in ranks if most >= rank)
 
 
 def unsupported_reason(name: str, family: str) -> str | None:

@@ -67,20 +67,13 @@ def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
 
 
 def write_json(path: str | Path, data: Any, *, durable: bool = False) -> None:
-    """Write JSON so that a reader never sees half a file.
-
-    Raises:
-        ValueError: the data holds a number that is not finite.
-    """
+    """Write JSON so that a reader never sees half a file; raises ValueError for a number that is not finite."""
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; None if there is no file.
-
-    Raises:
-        BadInput: the file is not JSON, or is larger or nested deeper than any that is written here.
-    """
+    """Content of a JSON file, None if there is none; raises BadInput if it is not JSON, or larger or nested deeper than
+    any that is written here."""
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -94,11 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, by its header; no tensor is read.
-
-    Raises:
-        BadInput: it is no such file, or it is cut off.
-    """
+    """Names of the tensors in a safetensors file, by its header alone; raises BadInput if it is none, or cut off."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(min(length, MAX_HEADER_BYTES))

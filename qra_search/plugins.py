@@ -16,13 +16,7 @@ from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput, describe
 
-Kind = Literal[
-    "strategies",
-    "evaluators",
-    "backends",
-    "tasks",
-    "exporters",
-]
+Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters"]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -64,15 +58,16 @@ def is_object_path(text: str) -> bool:
 
 
 def load_object(text: str) -> Any:
-    """The object of `FILE.py:NAME` or `module:NAME`.
-
-    Raises:
-        BadInput: another form, no such file or module, one that cannot be loaded, or it has no such name.
-    """
+    """The object of `FILE.py:NAME` or `module:NAME`; raises BadInput if it cannot be loaded."""
     place, _, name = text.rpartition(":")
     if not place or not name:
         raise BadInput(f"{text!r} names no object: FILE.py:NAME or module:NAME is needed")
-    module = load_file(Path(place)) if place.endswith(".py") else _import(place)
+    try:
+        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except BadInput:
+        raise
+    except Exception as error:  # another's code may raise anything
+        raise BadInput(f"module {place} could not be loaded: {describe(error)}") from error
     if not hasattr(module, name):
         near = did_you_mean(name, [known for known in vars(module) if not known.startswith("_")])
         raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")
@@ -80,11 +75,7 @@ def load_object(text: str) -> Any:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a Python file.
-
-    Raises:
-        BadInput: there is no such file, or it cannot be loaded.
-    """
+    """The module of a Python file; raises BadInput if it cannot be loaded."""
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}_{digest}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
@@ -95,13 +86,6 @@ def load_file(path: Path) -> ModuleType:
     except Exception as error:  # the file may raise anything
         raise BadInput(f"{path} could not be loaded: {describe(error)}") from error
     return module
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # another's code may raise anything
-        raise BadInput(f"module {name} could not be loaded: {describe(error)}") from error
 
 
 def unknown_message(what: str, name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from qra_backends.mixed import CALIBRATED_CHOICE
 
-from qra_search.config import EvaluationConfig, FinetuneConfig, RunConfig
+from qra_search.config import RunConfig
+from qra_search.sections import EvaluationConfig, FinetuneConfig
 from qra_search.workflow import start as runs
 from qra_search.workflow.settings import make_settings
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import table_losses
-from qra_search.surrogates.basis import TableBasis
-from qra_search.surrogates.table import Rows
+from qra_search.surrogates.basis import Rows, TableBasis
 from qra_search.testing.scenarios import toy_space
 
 NOISE = 0.002

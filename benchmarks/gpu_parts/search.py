@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_search import search
-from qra_search.config import QuantizationConfig
+from qra_search.sections import QuantizationConfig
 
 EVALUATIONS = 3
 BACKEND = "mixed-calibrated"

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.gpu_parts.common import make, measured, random_model, seconds, synchronize
 from benchmarks.memory.random_models import SHAPES
 from qra_eval.tasks.encoding import Encoded
-from qra_search.config import TrainingConfig
+from qra_search.sections import TrainingConfig
 
 RANK = 8
 CASES = (("bitsandbytes-nf4", 4, "0"), ("bitsandbytes-nf4", 4, "auto"), ("reference", 3, "0"), ("reference", 3, "auto"))

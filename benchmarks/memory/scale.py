@@ -37,7 +37,7 @@ from benchmarks.common import RESULTS, PeakWatch, append_lines, count_own_bytes,
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
-from qra_search.config import SpaceConfig
+from qra_search.sections import SpaceConfig
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
 

@@ -17,7 +17,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tasks.sources import folder_rows
-from qra_search.config import QuantizationConfig
+from qra_search.sections import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 

@@ -10,8 +10,8 @@ from qra_eval.models.embeddings import find_tables
 from qra_eval.models.engine import APART, check_engine
 from qra_eval.models.linears import Granularity
 from qra_eval.quantized.model import QuantizedModel
-from qra_search.config import SpaceConfig
 from qra_search.engines import ENGINES, Engine
+from qra_search.sections import SpaceConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 

@@ -21,7 +21,7 @@ from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
 from qra_eval.tuning.saved import ADAPTER_README
-from qra_search.engines import room_for
+from qra_search.engines import fit_rank
 from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -106,7 +106,7 @@ class VLLMExporter(PEFTExporter):
         if not run.is_plain():
             reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
         try:
-            room_for(VLLM, run.largest_rank)
+            fit_rank(VLLM, run.largest_rank)
         except ValueError as error:
             reasons.append(f"{error}: search with --engine {VLLM}, or export as merged")
         return reasons

@@ -22,9 +22,9 @@ from qra_eval.quantized.calibration import WEIGHTINGS
 from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
+from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
 from qra_search.space.space import Group, SearchSpace

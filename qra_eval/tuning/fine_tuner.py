@@ -20,8 +20,8 @@ from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
+from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.space.space import Plan
 
 SCORED_TOGETHER = 4

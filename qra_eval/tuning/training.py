@@ -16,7 +16,7 @@ from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import LabelledHead, batch_loss, labelled_head
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_search.config import Schedule, TrainingConfig
+from qra_search.sections import Schedule, TrainingConfig
 
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""

@@ -29,8 +29,18 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     Returns:
         int64 (2, G), the code of the plan; None if nothing fits.
     """
-    choice = _solve(flat(np.asarray(cost, dtype=float)), flat(np.asarray(size, dtype=np.int64)), budget, exact)
-    return None if choice is None else to_codes(choice, cost.shape[-1])
+    ranks, cost, size = cost.shape[-1], flat(np.asarray(cost, dtype=float)), flat(np.asarray(size, dtype=np.int64))
+    rows, allowed = np.arange(len(cost)), np.isfinite(cost)
+    smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
+    if not allowed.any(1).all() or size[rows, smallest].sum() > budget:
+        return None
+    price, best, bound = _lagrange(cost, size, budget, smallest)
+    best = fill(cost, size, budget, best)
+    upper = float(cost[rows, best].sum())
+    slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
+    if exact and upper - bound > slack:
+        best = _extend(cost, size, budget, price, best, upper, slack)
+    return to_codes(best, ranks)
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
@@ -78,26 +88,6 @@ def flat(table: np.ndarray) -> np.ndarray:
 def to_codes(items: np.ndarray, ranks: int) -> np.ndarray:
     """int64 (..., 2, G): the codes of plans given by one item of each group, (..., G)."""
     return np.stack(np.divmod(items, ranks), axis=-2)
-
-
-def _solve(cost: np.ndarray, size: np.ndarray, budget: int, exact: bool) -> np.ndarray | None:
-    """The items (G,) of `solve`, of a cost and sizes (G, C)."""
-    rows = np.arange(len(cost))
-    allowed = np.isfinite(cost)
-    if not allowed.any(1).all():
-        return None
-    smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
-    if size[rows, smallest].sum() > budget:
-        return None
-    price, best, bound = _lagrange(cost, size, budget, smallest)
-    best = fill(cost, size, budget, best)
-    if not exact:
-        return best
-    upper = float(cost[rows, best].sum())
-    slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
-    if upper - bound <= slack:
-        return best
-    return _extend(cost, size, budget, price, best, upper, slack)
 
 
 def fill(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) -> np.ndarray:
@@ -169,13 +159,7 @@ def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndar
 
 
 def _extend(
-    cost: np.ndarray,
-    size: np.ndarray,
-    budget: int,
-    price: float,
-    best: np.ndarray,
-    upper: float,
-    slack: float,
+    cost: np.ndarray, size: np.ndarray, budget: int, price: float, best: np.ndarray, upper: float, slack: float
 ) -> np.ndarray:
     """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""
     priced = cost + price * size

@@ -80,8 +80,7 @@ def write_sensitivities(
 def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str, Any]]:
     """The space, the sensitivities and the description of the evaluator that `write_sensitivities` wrote.
 
-    Raises:
-        BadInput: no such file, another format, or sensitivities of another shape than the space.
+    Raises BadInput if there is no such file, or it is damaged or of another format.
     """
     data = read_json(file)
     if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -70,18 +70,15 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        uniform = [
-            {"plan": u.plan.to_dict(), "memory_bytes": u.memory_bytes, "predicted_gain": u.gain,
-             "interval": list(u.interval)}
-            for u in self.uniform
-        ]  # fmt: skip
         return {
-            "budget": self.budget_bytes,
-            "plan": self.plan.to_dict(),
-            "memory_bytes": self.memory_bytes,
+            "budget": self.budget_bytes, "plan": self.plan.to_dict(), "memory_bytes": self.memory_bytes,
             "predicted_loss": self.predicted_loss,
-            "uniform": uniform,
-        }
+            "uniform": [
+                {"plan": u.plan.to_dict(), "memory_bytes": u.memory_bytes, "predicted_gain": u.gain,
+                 "interval": list(u.interval)}
+                for u in self.uniform
+            ],
+        }  # fmt: skip
 
 
 def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -116,13 +117,8 @@ def judge_at(
 
 def truncate(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
-    spent, kept = state.charge, 0
-    for trial in state.trials:
-        spent += trial.fidelity
-        if spent > point + 1e-9:
-            break
-        kept += 1
-    return replace(state, trials=state.trials[:kept])
+    spent = accumulate((trial.fidelity for trial in state.trials), initial=state.charge)
+    return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
 
 
 def describe_conduct(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict[str, Any]:

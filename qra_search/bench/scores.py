@@ -69,24 +69,17 @@ def share_left(row: Row, point: float, best: np.ndarray) -> float:
     return float(left.sum() / max(possible.sum(), 1e-12))
 
 
-def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
-    """One row for every task, strategy and seed that has this checkpoint: that of the shortest search.
-
-    A search of fewer evaluations, or one that was not looked at there, says nothing; one that failed on the way does.
-    """
-    chosen: dict[tuple[str, str, int], Row] = {}
-    for row in sorted(rows, key=lambda row: -row["evaluations"]):
-        if point in checkpoints(row["evaluations"]):
-            chosen[row["task"], row["strategy"], row["seed"]] = row
-    return list(chosen.values())
-
-
 def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
     """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
-    cell is missing."""
+    cell is missing.
+
+    Of several searches of a cell the shortest counts that was looked at there, or failed on the way.
+    """
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
+    reached = [row for row in rows if point in checkpoints(row["evaluations"])]
+    reached.sort(key=lambda row: -row["evaluations"])
     shares: dict[str, np.ndarray] = {}
-    for row in rows_at(rows, point):
+    for row in {(row["task"], row["strategy"], row["seed"]): row for row in reached}.values():
         if (key := (row["task"], row["seed"])) in best:
             own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
             own[tasks.index(row["task"]), seeds.index(row["seed"])] = share_left(row, point, best[key])
@@ -117,18 +110,14 @@ def pairwise(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
         shared = ~np.isnan(shares[:, [i, j]]).any(1)
         if shared.sum() > 1:
             both.append((names[i], names[j], shares[shared, i], shares[shared, j]))
-    adjusted = holm(np.array([wilcoxon_p(a, b) for _, _, a, b in both]))
+    adjusted = holm(np.array([
+        1.0 if np.allclose(a, b, rtol=0, atol=1e-12) else stats.wilcoxon(a, b, zero_method="zsplit").pvalue
+        for _, _, a, b in both
+    ]))  # fmt: skip
     return [
         Pair(first, second, int((a < b - TIE).sum()), int((np.abs(a - b) <= TIE).sum()), int((a > b + TIE).sum()), p)
         for (first, second, a, b), p in zip(both, adjusted.tolist(), strict=True)
     ]
-
-
-def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test on pairs; 1 if all are equal."""
-    if np.allclose(first, second, rtol=0, atol=1e-12):
-        return 1.0
-    return float(stats.wilcoxon(first, second, zero_method="zsplit").pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

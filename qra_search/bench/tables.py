@@ -63,11 +63,7 @@ class Setting:
 
 
 def write_tables(out: str | Path) -> dict[str, Any]:
-    """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns what the first holds.
-
-    Raises:
-        ValueError: nothing has been run there.
-    """
+    """Write a benchmark's `tables.json`, `tables.md` and `anytime.svg`; returns what the first holds."""
     folder = Path(out)
     rows = read_rows(folder)
     if not rows:

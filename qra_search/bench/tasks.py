@@ -19,13 +19,10 @@ EXAMPLE = "interaction-32-layer-measured"
 
 
 def build_task(name: str, seed: int) -> Any:
-    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, drawn by a seed.
+    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, drawn by a seed; else ValueError.
 
-    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a
-    plan differ by so many nats (deviation) instead of as measured.
-
-    Raises:
-        ValueError: there is no such task.
+    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a plan differ by
+    so many nats (deviation) instead of as measured.
     """
     parts = TASK.fullmatch(name)
     if parts is None:
@@ -58,11 +55,7 @@ def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """A strategy from `NAME` or `FILE.py`, with options behind it, read as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`.
-
-    Raises:
-        BadInput, UnknownName: there is no such strategy, or it does not take these options.
-    """
+    """A strategy from `NAME` or `FILE.py`, with options behind it, read as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
     name, _, query = text.partition("?")
     options: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
@@ -83,11 +76,7 @@ def strategy_label(text: str) -> str:
 
 
 def load_strategy(path: Path) -> type[Strategy]:
-    """The one class of a Python file that is a strategy.
-
-    Raises:
-        BadInput: the file cannot be loaded, or holds no such class, or several.
-    """
+    """The one class of a Python file that is a strategy; raises BadInput if there is none, or several."""
     module = plugins.load_file(path)
     own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     found = [kind for kind in own if issubclass(kind, Strategy) and not inspect.isabstract(kind)]

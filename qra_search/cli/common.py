@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.config import DEFAULT_EVALUATOR, RunConfig, read_yaml
+from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.report.table import WIDTH
 from qra_search.runs.baselines import Against as AgainstName
+from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
 from qra_search.workflow.settings import make_settings
 from qra_search.workflow.tracking import TRACKERS

@@ -214,8 +214,7 @@ def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> 
 def normalize_evaluation(evaluation: Evaluation) -> Evaluation:
     """The evaluation in plain numbers, which every log and every process can hold.
 
-    Raises:
-        EvaluationFailed: a field is no number, the loss is not finite, or the fidelity is no share of 1.
+    Raises EvaluationFailed if a field is no number, the loss is not finite, or the fidelity is no share of 1.
     """
     try:
         plain = Evaluation(

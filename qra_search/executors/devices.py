@@ -50,34 +50,24 @@ def check_share(gpus: float | None, device: str) -> None:
         return
     if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
         raise BadInput(f"--gpus-per-worker is {gpus:g}: 0, a share of one GPU such as 0.5, or a whole number is needed")
-    if gpus and device == "cpu":
-        raise BadInput(f"--gpus-per-worker is {gpus:g} and the device is 'cpu': leave one of them out")
-    if not gpus and uses_gpus(device):
-        raise BadInput(f"--gpus-per-worker is 0 and the device is {device!r}: leave one of them out")
+    if (device == "cpu") if gpus else uses_gpus(device):
+        raise BadInput(f"--gpus-per-worker is {gpus:g} and the device is {device!r}: leave one of them out")
 
 
 def check_enough_gpus(nodes: Sequence[int], workers: int, gpus: float, where: str) -> None:
-    """Check that there are GPUs for all workers.
+    """Raises BadInput if there are too few GPUs for all workers.
 
     Args:
         nodes: GPUs of every machine; a worker's are all of one machine.
         where: what has the GPUs, for the message.
-
-    Raises:
-        BadInput: there are too few.
     """
     room = sum(count // int(gpus) if gpus >= 1 else count * int(1 / gpus + 1e-9) for count in nodes)
-    if room >= workers:
-        return
-    share = "a GPU" if gpus == 1 else f"{gpus:g} GPUs" if gpus > 1 else f"{gpus:g} of a GPU"
-    there = f"{where} has {sum(nodes) or 'no'} GPU{'' if sum(nodes) == 1 else 's'}"
-    if not sum(nodes):
-        mend = "use --device cpu"
-    elif not room:
-        mend = f"at most --gpus-per-worker {max(nodes)} can be placed"
-    else:
-        mend = f"use --workers {room}, or fewer --gpus-per-worker (0.5: two workers share one)"
-    raise BadInput(f"{workers} worker{'' if workers == 1 else 's'} with {share} each: {there}: {mend}")
+    if room < workers:
+        raise BadInput(
+            f"{where} has {sum(nodes)} GPU{'s' * (sum(nodes) != 1)}, enough for {room} of {workers} workers with "
+            f"{gpus:g} each: ask for fewer workers or GPUs (--gpus-per-worker 0.5: two workers share one), or use "
+            f"--device cpu"
+        )
 
 
 def assign_devices(device: str, workers: int, share: float | None) -> list[str]:

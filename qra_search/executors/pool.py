@@ -1,4 +1,4 @@
-"""Keeps several workers busy: starts each when it is needed, and replaces those that die."""
+"""Workers: what each does for its study, and the executor that starts them when needed and replaces those that die."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from operator import methodcaller
 from queue import LifoQueue
 from typing import Any, TypeVar
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.evaluation.evaluator import Evaluation, Evaluator, RowCount
-from qra_search.executors.base import Executor, WorkerDied, WorkerUnusable
-from qra_search.executors.work import Factory, evaluate, identify, unwrap
-from qra_search.log.trial import Proposal
+from qra_search.errors import BadInput, bad_input, describe
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
+from qra_search.executors.base import Executor, InputUnusable, WorkerDied, WorkerUnusable
+from qra_search.log.trial import Proposal, to_printable
 from qra_search.space.space import Plan
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
+Factory = Callable[[], Evaluator]
+"""Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
+DESCRIBING = ("describe", "sensitivities_charge", "evaluation_seconds", "row_counts")
+"""Methods of an evaluator that a study asks for once."""
 
 
 class Worker(ABC):
-    """A process or an actor with its own `work.WorkerEvaluator`."""
+    """A process or an actor with its own `WorkerEvaluator`."""
 
     @abstractmethod
     def request(self, method: str, *args: Any) -> Any:
@@ -160,3 +165,72 @@ class RemoteEvaluator(Evaluator):
 
 def _not_started(error: Exception) -> WorkerUnusable:
     return WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})")
+
+
+# -- in the worker ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as text, since its class may not be importable where the study runs.
+
+    Attributes:
+        name: of its class.
+        error: class to raise in its place, if the evaluator could not be built.
+    """
+
+    name: str
+    message: str
+    error: type[WorkerUnusable] | None = None
+
+
+class WorkerEvaluator:
+    """The evaluator of a worker, once it is built."""
+
+    evaluator: Evaluator | None = None
+
+    def build(self, factory: Factory) -> Failure | None:
+        """Build the evaluator; returns the failure, if it cannot be built."""
+        try:
+            with bad_input():
+                self.evaluator = factory()
+        except BadInput as error:
+            return Failure("BadInput", to_printable(describe(error)), InputUnusable)
+        except (Exception, SystemExit) as error:
+            name = type(error).__name__
+            return Failure(name, to_printable(f"{name}: {error}"), WorkerUnusable)
+        return None
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What an importable function returns for the evaluator, or the `Failure` that it ends in."""
+        try:
+            return function(self.evaluator, *args)
+        except (Exception, SystemExit) as error:
+            return Failure(type(error).__name__, to_printable(str(error)))
+
+
+def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
+    """The checked evaluation of a proposal, in plain numbers."""
+    evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+    return check_evaluation(evaluation, evaluator.space, proposal.plan)
+
+
+def identify(evaluator: Evaluator) -> dict[str, Any]:
+    """What a study asks of its evaluator before it evaluates anything."""
+    described = {name: getattr(evaluator, name)() for name in DESCRIBING}
+    return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **described}
+
+
+def unwrap(reply: Any) -> Any:
+    """A reply that is no failure.
+
+    Raises:
+        WorkerUnusable: the evaluator could not be built; `InputUnusable` if the user's input is the reason.
+        EvaluationFailed: a subclass with the name and message of the worker's exception, so that a log has the same
+            reason wherever the evaluation ran.
+    """
+    if not isinstance(reply, Failure):
+        return reply
+    if reply.error is not None:
+        raise reply.error(f"the evaluator cannot be built: {reply.message}")
+    raise type(reply.name, (EvaluationFailed,), {})(reply.message)

@@ -15,8 +15,7 @@ from typing import Any
 
 from qra_search.executors.base import WorkerDied
 from qra_search.executors.devices import environment, exported
-from qra_search.executors.pool import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, WorkerEvaluator
+from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
 
 
 class ProcessExecutor(WorkerExecutor):

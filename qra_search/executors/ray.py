@@ -8,8 +8,7 @@ from typing import Any
 from qra_search.errors import install_hint
 from qra_search.executors.base import WorkerDied, WorkerUnusable
 from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_gpus
-from qra_search.executors.pool import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, WorkerEvaluator
+from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
 
 START_SECONDS = 600.0
 
@@ -51,11 +50,15 @@ class RayExecutor(WorkerExecutor):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-        try:
-            gpus = self._with_room(workers, gpus)
-        except BaseException:
-            self.shutdown()
-            raise
+        if gpus is None:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        if gpus:  # an actor that fits nowhere would wait until `start_seconds`
+            try:
+                nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+                check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
+            except BaseException:
+                self.shutdown()
+                raise
         self._device, self._sharing = name_gpus(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
@@ -68,15 +71,6 @@ class RayExecutor(WorkerExecutor):
         if self._started_ray:
             self._started_ray = False
             self._ray.shutdown()
-
-    def _with_room(self, workers: int, gpus: float | None) -> float:
-        """GPUs of each actor; refused here, as an actor that fits nowhere would wait until `start_seconds`."""
-        if gpus is None:
-            gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
-        if gpus:
-            nodes = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
-            check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
-        return gpus
 
 
 class _RayWorker(Worker):

@@ -97,8 +97,7 @@ class LogContents:
 def read_log(content: bytes, name: str = "the log") -> LogContents:
     """Read all lines of a log.
 
-    Raises:
-        LogError: no line is one of a trial log, it is of another version, or a second log follows in the same file.
+    Raises LogError if none is of a trial log, it is of another version, or a second log follows in the same file.
     """
     contents, understood = LogContents(), 0
     for number, raw in enumerate(content.split(b"\n")[:-1], start=1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,11 +92,7 @@ class StudyState:
 
     def next_seed(self, plan: Plan) -> int:
         """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        return self.seed + self._counts[plan]
-
-    @cached_property
-    def _counts(self) -> Counter[Plan]:
-        return Counter(t.plan for t in self.trials if t.fidelity >= 1.0)
+        return self.seed + sum(t.plan == plan for t in self.trials if t.fidelity >= 1.0)
 
 
 def read_state(log: TrialLog) -> StudyState:

@@ -102,8 +102,7 @@ class TrialLog:
     def bind(self, entries: Mapping[str, Any] | None = None, /, **identity: Any) -> None:
         """Write the identity of the search, or check it against that of the log; then write further header entries.
 
-        Raises:
-            LogError: a value differs (the message gives both), or another process writes the log.
+        Raises LogError if a value differs (the message gives both), or another process writes the log.
         """
         self._begin_writing()
         known, new = self._contents.header, decode_as_read({**identity, **(entries or {})})

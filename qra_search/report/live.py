@@ -18,7 +18,7 @@ from qra_search.report.formatting import duration, evaluations_text, percent, pl
 from qra_search.report.progress import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.listener import Listener, ProgressListener
+from qra_search.study.listener import Listener
 from qra_search.study.study import Study
 
 LONG_STAGE = 2.0
@@ -43,7 +43,7 @@ def listener_for(progress: ProgressArgument) -> Listener:
     if progress is None or isinstance(progress, bool):
         return notebook_or_stderr_view() if (Console().is_jupyter if progress is None else progress) else Listener()
     if callable(progress):
-        return ProgressListener(progress)
+        return Listener(progress)
     raise needed("progress", progress, "True, False, or a function of a stage's name, the steps done and all its steps")
 
 

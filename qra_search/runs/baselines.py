@@ -45,8 +45,7 @@ def select_baselines(
 def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
     """The plan's own widths and ranks, shuffled over groups of the same shape: the same bytes, chosen by chance.
 
-    Raises:
-        BadInput: groups of the same shape have the same width and rank throughout.
+    Raises BadInput if groups of the same shape have the same width and rank throughout.
     """
     rng, order = np.random.default_rng(seed), np.arange(len(space))
     for alike in _groups_of_a_shape(space):

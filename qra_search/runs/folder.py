@@ -66,11 +66,7 @@ class RunFolder:
         return self.log_file.is_file() or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
     def check(self) -> RunFolder:
-        """The folder itself.
-
-        Raises:
-            NoRun: it holds no run.
-        """
+        """The folder itself; raises NoRun if it holds no run."""
         if not self.exists:
             files = f"{self.log_file.name}, nor {self.config_file.name} with {self.sensitivities_file.name}"
             what = "is not a folder" if not self.path.is_dir() else f"holds no {files}"
@@ -125,21 +121,13 @@ class RunFolder:
         write_text(self.config_file, dump_config(config), durable=True)
 
     def config(self) -> RunConfig:
-        """The settings of the run, as resolved when it began.
-
-        Raises:
-            NoRun: it has none (a log written through the Python API).
-        """
+        """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
             raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
 
     def result(self) -> SearchResult:
-        """The result as the journal has it, or, before a search, what the sensitivities say.
-
-        Raises:
-            NoRun: the folder holds no run.
-        """
+        """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
         state, identity = self._state()
         return SearchResult.from_state(state, _load_strategy(identity.get("strategy", "")))
 
@@ -148,11 +136,7 @@ class RunFolder:
         return self._state()[1]
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
-        """The sensitivities of the run, which must be of this evaluator; None if none are measured.
-
-        Raises:
-            RunExists: the run is of another evaluator or space.
-        """
+        """The sensitivities of the run, None if none are measured; raises RunExists if it is of another evaluator."""
         if not self.exists:
             return None
         state, identity = self._state()
@@ -166,12 +150,7 @@ class RunFolder:
         return state.sensitivities
 
     def _state(self) -> tuple[StudyState, dict[str, Any]]:
-        """The study and the identity of the run, by its journal, or, before a search, by its settings and
-        sensitivities.
-
-        Raises:
-            NoRun: the folder holds no run.
-        """
+        """The study and the identity of the run, by its journal, or, before a search, by its other files."""
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
@@ -186,11 +165,7 @@ class RunFolder:
         return state, {**evaluator, "strategy": search.strategy, "evaluations": search.evaluations}
 
     def plan(self) -> Plan:
-        """The run's plan: that of `plan.json`, or, before it is written, what the log leads to.
-
-        Raises:
-            NoRun: the run has no plan yet.
-        """
+        """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
         result = self.result()
         if self.plan_file.is_file():
             return read_plan(result.space, self.plan_file)
@@ -205,11 +180,7 @@ class RunFolder:
         return TuningFolder(self.tunings_folder / id)
 
     def records(self) -> list[TuningRecord]:
-        """The records of all finished tunings, oldest first.
-
-        Raises:
-            BadInput: one of them is damaged, or the folder is of an earlier version.
-        """
+        """The records of all finished tunings, oldest first; raises BadInput if one is damaged."""
         if (self.path / OLD_FILE).is_file():
             raise BadInput(f"{self.path} was tuned by an earlier version: plan and tune anew in another folder")
         files = sorted(self.tunings_folder.glob("*/record.json"))

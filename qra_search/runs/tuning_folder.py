@@ -35,11 +35,7 @@ class TuningFolder:
         return self.path.name
 
     def record(self) -> TuningRecord | None:
-        """The record; None if the tuning has not finished.
-
-        Raises:
-            BadInput: the file is damaged.
-        """
+        """The record, None if the tuning has not finished; raises BadInput if the file is damaged."""
         data = read_json(self.record_file)
         return None if data is None else record_from_dict(data, self.record_file)
 
@@ -79,11 +75,7 @@ def record_to_dict(record: TuningRecord) -> dict[str, Any]:
 
 
 def record_from_dict(data: Any, file: Path) -> TuningRecord:
-    """The inverse of `record_to_dict`.
-
-    Raises:
-        BadInput: another format, or damage.
-    """
+    """The inverse of `record_to_dict`; raises BadInput for another format, or damage."""
     if not isinstance(data, Mapping) or data.get("format") != RECORD_FORMAT:
         raise BadInput(f"{file} is no record of {RECORD_FORMAT}: remove its folder, and qra finetune tunes it anew")
     fields = dict(data)

@@ -57,11 +57,7 @@ def resolve_budget(space: SearchSpace, budget: str | int) -> int:
 
 
 def budget_size(space: SearchSpace, budget: str | int) -> int:
-    """Bytes of a memory budget in a space, whether or not a plan fits.
-
-    Raises:
-        BadInput: as `resolve_budget`.
-    """
+    """Bytes of a memory budget in a space, whether or not a plan fits; raises BadInput as `resolve_budget` does."""
     text = check_budget_text(budget)
     if match := _PER_WEIGHT.fullmatch(text):
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
@@ -72,11 +68,7 @@ def budget_size(space: SearchSpace, budget: str | int) -> int:
 
 
 def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
-    """Bytes of one budget or several, ascending and distinct; empty for None, the whole front.
-
-    Raises:
-        BadInput, BudgetTooSmall: as `resolve_budget`.
-    """
+    """Bytes of one budget or several, ascending and distinct; empty for None, the whole front."""
     if budgets is None:
         return ()
     several = [budgets] if isinstance(budgets, str) or not isinstance(budgets, Sequence) else budgets
@@ -97,11 +89,8 @@ def _reference(space: SearchSpace, text: str) -> Plan:
 
 
 def uniform_in(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:
-    """The uniform plan that a text such as `uniform3r8` names; None if it is no such text.
-
-    Raises:
-        BadInput: the space has no such plan.
-    """
+    """The uniform plan that a text such as `uniform3r8` names, None if it is no such text; raises BadInput if the space
+    has no such plan."""
     match = _UNIFORM.fullmatch(text)
     if match is None:
         return None

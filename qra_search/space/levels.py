@@ -12,6 +12,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_for
 
 LevelName = int | str
 Converted = TypeVar("Converted")
+BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
 _TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 
@@ -72,11 +73,7 @@ def check_name(name: Any) -> None:
 
 
 def read_name(text: str) -> LevelName:
-    """The name of a level as written on a command line, where a number stays one.
-
-    Raises:
-        ValueError: it can name no level.
-    """
+    """The name of a level as written on a command line, where a number stays one; else ValueError."""
     text = text.strip()
     name: LevelName = int(text) if text.isdecimal() and text.isascii() else text
     check_name(name)
@@ -84,30 +81,28 @@ def read_name(text: str) -> LevelName:
 
 
 def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None) -> tuple[Level, ...]:
-    """The levels that `bits` stands for, by width, then as given.
+    """The levels that numbers and levels stand for, by width, then as given.
 
     Args:
-        bits: numbers, levels, or both.
         formats: of those given as numbers; None for the default of all.
 
     Raises:
         TypeError, ValueError: no levels, two of one name, or a number without a format.
     """
-    wanted = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
-    levels = sorted(convert_all(bits, lambda value: _level(value, formats), wanted), key=lambda level: level.width)
+
+    def make(value: Any) -> Level:
+        if isinstance(value, Level):
+            return value
+        width = to_int(value)
+        if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
+            raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
+        return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]
+
+    levels = sorted(convert_all(bits, make, BITS_WANTED), key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"bits must be distinct choices, at least one, got {tuple(names)}")
     return tuple(levels)
-
-
-def _level(value: Any, formats: Mapping[int, StorageFormat] | None) -> Level:
-    if isinstance(value, Level):
-        return value
-    width = to_int(value)
-    if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
-        raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
-    return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]
 
 
 def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -> tuple[Converted, ...]:
@@ -118,6 +113,11 @@ def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -
         return tuple(map(convert, values))
     except TypeError:
         raise TypeError(f"{wanted}, got {values!r}") from None
+
+
+def to_level_name(value: Any) -> LevelName:
+    """A text as it is, else a whole number; TypeError for everything else."""
+    return value if isinstance(value, str) else to_int(value)
 
 
 def to_int(value: Any) -> int:

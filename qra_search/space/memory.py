@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +17,6 @@ METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
 
 
-@runtime_checkable
 class StorageFormat(Protocol):
     """How a weight matrix is stored at one bit-width."""
 
@@ -98,11 +97,7 @@ class MemoryModel:
         return int(np.where(self.allowed, self.choice, -1).max((1, 2)).sum() + self.fixed)
 
     def check_budget(self, budget: int) -> int:
-        """The budget itself.
-
-        Raises:
-            BudgetTooSmall: no plan fits; the message names the least that does.
-        """
+        """The budget itself; raises BudgetTooSmall, which names the least that a plan fits, if none fits."""
         if budget < self.minimum:
             raise BudgetTooSmall(budget, self.minimum)
         return int(budget)
@@ -114,11 +109,7 @@ SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re
 
 
 def parse_bytes(text: str | int | float) -> int:
-    """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`.
-
-    Raises:
-        BadInput: the text is no size.
-    """
+    """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`; raises BadInput if it is no size."""
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         value, unit = float(text), "b"
     else:

@@ -1,4 +1,4 @@
-"""A plan: one choice of storage and rank for every group."""
+"""Linears, the groups of them that share a choice, and a plan: one choice of storage and rank for every group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,50 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.space.levels import LevelName, check_name, convert_all, level_words, to_int
+from pydantic import BaseModel, ConfigDict, Field
+
+from qra_search.space.levels import LevelName, check_name, convert_all, level_words, to_int, to_level_name
+
+
+class Linear(BaseModel):
+    """One linear map of the model, by its path and shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    out_features: int = Field(gt=0)
+    in_features: int = Field(gt=0)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.out_features * self.in_features
+
+
+class Group(BaseModel):
+    """Linears that share one choice of bits and rank.
+
+    `bits` (names of levels) and `ranks` narrow the space's choices for this group; None allows all of them.
+    A group that `is_embedding` follows uniform plans as far as it can: it takes their level, or the next wider that it
+    allows, and its own lowest rank.
+    `kind` names what such groups have in common across layers (`v_proj`, `layer`), and `depth` is the
+    index of the decoder layer: both only inform models of the loss, and may be left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    linears: tuple[Linear, ...] = Field(min_length=1)
+    bits: tuple[LevelName, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    kind: str = ""
+    depth: int | None = None
+    is_embedding: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all its linears."""
+        return sum(linear.weights for linear in self.linears)
 
 
 @dataclass(frozen=True)
@@ -29,7 +72,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for side, kinds, convert, wanted in (
-            ("bits", {int, str}, _level_name, "a plan's bits are a list of numbers or names of levels"),
+            ("bits", {int, str}, to_level_name, "a plan's bits are a list of numbers or names of levels"),
             ("ranks", {int}, to_int, "a plan's ranks are a list of numbers"),
         ):
             values = getattr(self, side)
@@ -63,7 +106,3 @@ class Plan:
         order = sorted(counts, key=lambda name: (isinstance(name, str), name))
         shares = ", ".join(f"{counts[name]} at {level_words(name)}" for name in order)
         return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"
-
-
-def _level_name(value: Any) -> LevelName:
-    return value if isinstance(value, str) else to_int(value)

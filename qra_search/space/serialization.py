@@ -9,9 +9,8 @@ from typing import Any
 
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
-from qra_search.space.groups import Group
 from qra_search.space.levels import Level, LevelName
-from qra_search.space.plan import Plan
+from qra_search.space.plan import Group, Plan
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
@@ -25,10 +24,7 @@ class TabulatedFormat:
     sizes: Mapping[tuple[int, int], int]
 
     def bytes(self, out_features: int, in_features: int) -> int:
-        try:
-            return self.sizes[out_features, in_features]
-        except KeyError:
-            raise ValueError(f"no bytes were recorded for a {out_features} x {in_features} weight") from None
+        return self.sizes[out_features, in_features]
 
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
@@ -88,11 +84,7 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
 
 
 def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
-    """Bits and rank by group, of a plan as plain data; whether a space allows them is not looked at.
-
-    Raises:
-        ValueError: its groups are not of that form, or one comes twice.
-    """
+    """Bits and rank by group, of a plan as plain data; raises ValueError if it has another form."""
     try:
         chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
     except (LookupError, TypeError, AttributeError):
@@ -104,11 +96,7 @@ def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
 
 
 def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
-    """The plan of `plan_to_dict`, by the names of its groups.
-
-    Raises:
-        ValueError: a group that is missing, unknown or there twice, or a choice not allowed.
-    """
+    """The plan of `plan_to_dict`, by the names of its groups; raises ValueError if it is none of the space."""
     chosen = read_choices(data)
     if different := sorted(set(space.names) ^ set(chosen)):
         raise ValueError(f"the plan is of another space, with other groups ({', '.join(different[:3])})")
@@ -121,21 +109,13 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
 
 
 def read_plan(space: SearchSpace, path: Path) -> Plan:
-    """The plan of a `plan.json`, or of the run in a folder, for a space.
-
-    Raises:
-        BadInput: no such file, no plan, or one of another space.
-    """
+    """The plan of a `plan.json`, or of the run in a folder; raises BadInput if there is none of this space."""
     with bad_input():
         return plan_from_dict(space, read_plan_file(path))
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:
-    """What a `plan.json`, or that of the run in a folder, holds.
-
-    Raises:
-        BadInput: no such file, or no plan in it.
-    """
+    """What a `plan.json`, or that of the run in a folder, holds; raises BadInput if there is none."""
     file = path / PLAN_NAME if path.is_dir() else path
     with bad_input():
         data = read_json(file)

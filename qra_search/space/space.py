@@ -14,10 +14,9 @@ import numpy as np
 
 from qra_search.errors import needed, shortened
 from qra_search.plugins import unknown_message
-from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
-from qra_search.space.plan import Plan
+from qra_search.space.plan import Group, Linear, Plan
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Plan", "SearchSpace"]
 
@@ -118,11 +117,7 @@ class SearchSpace:
         return np.array([[g.ranks is None or r in g.ranks for r in self.ranks] for g in self.groups])
 
     def level(self, name: LevelName) -> Level:
-        """The level of a name, or the only one of a number of bits.
-
-        Raises:
-            ValueError: there is none, or there are several of so many bits; the message names what there is.
-        """
+        """The level of a name, or the only one of a number of bits; raises ValueError, which names what there is."""
         level = self._level(name)
         if level is None:
             raise ValueError(unknown_message("storage level", str(name), map(str, self.bits)))
@@ -208,8 +203,7 @@ class SearchSpace:
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
 
-        Raises:
-            ValueError: several levels have so many bits.
+        Raises ValueError if several levels have so many bits.
         """
         level = self._level(bits)
         if level is None:

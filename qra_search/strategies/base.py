@@ -1,4 +1,4 @@
-"""The strategy contract: a pure function from the state of a study to the next proposals."""
+"""The strategy contract: a pure function from the state of a study to proposals; means and fronts of trials."""
 
 from __future__ import annotations
 
@@ -61,3 +61,16 @@ def average_losses(trials: Sequence[Trial]) -> dict[Plan, float]:
     """Mean loss of each plan of finished trials, in order of first trial."""
     estimates = average_replicates(trials)
     return dict(zip(estimates.plans, estimates.mean.tolist(), strict=True))
+
+
+def non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """int (M,): indices of the points that no other beats in both loss and bytes, cheapest first; O(N log N).
+
+    Of equal points the first is kept.
+
+    >>> non_dominated(np.array([3.0, 2.0, 2.5, 1.0]), np.array([10, 20, 20, 30])).tolist()
+    [0, 1, 3]
+    """
+    order = np.lexsort((losses, sizes))
+    best = np.minimum.accumulate(losses[order])
+    return order[np.append(True, best[1:] < best[:-1])] if len(order) else order

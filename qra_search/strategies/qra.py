@@ -4,7 +4,7 @@ Bytes are known exactly and add up over groups. The loss nearly does, as a table
 dozen evaluations say much about it. Each proposal:
 
 1. *Belief.* Fit the table to the log (`surrogates.posterior`): log-normal damage around the sensitivities, their units,
-   trust in them and rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if
+   trust in them and rank decay learnt, widths and noise by evidence. Running trials count as if
    they came out as predicted.
 2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
    Add the neighbours of each budget's incumbent, one change or a swap away.

@@ -9,7 +9,14 @@ from qra_search.study.study import Callback
 
 
 class Listener(Callback):
-    """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
+    """Called with what a run does. Every method does nothing by default; a terminal's view is one.
+
+    Args:
+        progress: a function for the steps of long work.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None = None):
+        self._progress = progress
 
     def __enter__(self) -> Any:
         return self
@@ -22,13 +29,5 @@ class Listener(Callback):
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` steps of a stage, such as `("quantize", 12, 210)`."""
-
-
-class ProgressListener(Listener):
-    """Passes the steps of long work to a function."""
-
-    def __init__(self, progress: Callable[[str, int, int], None]):
-        self._progress = progress
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self._progress(stage, done, total)
+        if self._progress is not None:
+            self._progress(stage, done, total)

@@ -18,11 +18,10 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
-from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
-from qra_search.strategies.base import average_losses
+from qra_search.strategies.base import average_losses, non_dominated
 from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better
 
 
@@ -101,11 +100,7 @@ class SearchResult(Shown, StudyState):
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
-        """The allocation within a budget (default: the largest); None without sensitivities.
-
-        Raises:
-            BudgetTooSmall: no plan of the space fits.
-        """
+        """The allocation within a budget (default: the largest), None without sensitivities; raises BudgetTooSmall."""
         if self.sensitivities is None:
             return None
         limit = self._resolve(memory_budget)

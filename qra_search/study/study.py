@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import LevelName
 from qra_search.space.serialization import space_to_dict
@@ -34,8 +34,6 @@ class Callback:
     """Called with the events of a study. Every method does nothing by default."""
 
     def started(self, study: Study) -> None: ...
-
-    def proposed(self, study: Study, trial: Trial) -> None: ...
 
     def finished(self, study: Study, trial: Trial) -> None: ...
 
@@ -139,10 +137,8 @@ class Study:
             self._notify("started")
             waiting = list(self.log.running)
             while True:
-                while asked := self._ask(len(flying) + len(waiting)):
-                    for trial in self.log.propose_all(asked):
-                        self._notify("proposed", trial)
-                        waiting.append(trial)
+                while asked := self._propose_next(len(flying) + len(waiting)):
+                    waiting += self.log.propose_all(asked)
                 while waiting and len(flying) < self.executor.slots and not self.stopping:
                     trial = waiting.pop(0)
                     flying[self.executor.submit(trial.proposal)] = trial
@@ -166,9 +162,7 @@ class Study:
         self._measure_sensitivities()
         waiting = [trial for trial in self.log.running if trial.id not in self._asked]
         if not waiting:
-            waiting = self.log.propose_all(self._next(1))
-            for trial in waiting:
-                self._notify("proposed", trial)
+            waiting = self.log.propose_all(self._propose_next(0, most=1))
         if not waiting:
             return None
         self._asked[waiting[0].id] = waiting[0]
@@ -201,14 +195,11 @@ class Study:
         """What the log says now."""
         return SearchResult.from_state(self.state, self.strategy)
 
-    def _ask(self, flying: int) -> list[Proposal]:
-        room = self.executor.slots - flying if self.batch is None else (0 if flying else self.batch)
-        return self._next(room, flying)
-
-    def _next(self, room: int, flying: int = 0) -> list[Proposal]:
+    def _propose_next(self, flying: int, *, most: int | None = None) -> list[Proposal]:
+        """The next proposals, at most as many as are given or there are free slots beside those in flight."""
         state = self.state
-        left = math.ceil(self.evaluations - state.spent - ROUNDING)  # each takes one at most
-        room = min(room, left - flying)
+        room = most or (self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
+        room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING) - flying)  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p not in state.seen]

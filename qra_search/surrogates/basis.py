@@ -1,4 +1,4 @@
-"""What a table of losses is made of before anything is evaluated: its parameters, prior damage, rank curves."""
+"""What a table of losses is made of before it is fitted: its parameters and rows, prior damage, rank curves."""
 
 from __future__ import annotations
 
@@ -63,6 +63,61 @@ class Blocks(Generic[Of]):
 Arrays = Blocks[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Hyperparameters: prior deviations on the log scale; noise and misfit as shares of spread and excess.
+
+    Attributes:
+        trust, scale, offset, decay, gain: of t, z, o, k, v.
+        noise: deviation between seeds of one plan, as a share of the median loss above the best.
+        shift: deviation of what a seed adds for all plans alike, as such a share.
+        misfit: deviation from the table, as a share of a loss above the best.
+        own: share of the misfit's variance that is the plan's own and not luck.
+        units: of m, the overall scale of the prior's gain; 0 takes it to be in nats.
+    """
+
+    trust: float = 0.3
+    scale: float = 0.3
+    offset: float = 0.25
+    decay: float = 0.3
+    gain: float = 0.4
+    noise: float = 0.01
+    shift: float = 0.1
+    misfit: float = 0.05
+    own: float = 0.5
+    units: float = 0.25
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Evaluated plans, replicates averaged.
+
+    Attributes:
+        codes: int (N, 2, G), the plans.
+        loss: (N,), in nats.
+        weight: (N,), replicates of each.
+        seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
+    """
+
+    codes: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
+    seeds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def at(self, index: np.ndarray) -> Rows:
+        """Some of these rows."""
+        return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
+
+    def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
+        """These rows and others, each of one replicate with the first seed."""
+        first = np.zeros((len(codes), self.seeds.shape[1]))
+        pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
+        return Rows(*map(np.concatenate, pairs))
+
+
 class TableBasis:
     """Log damage, rank curves and covariances of a space and its sensitivities.
 
@@ -121,14 +176,9 @@ def correlate_groups(space: SearchSpace) -> np.ndarray:
     kinds = np.array([g.kind for g in groups])
     same = (kinds[:, None] == kinds[None, :]).astype(float)
     if all(g.depth is not None for g in groups):
-        near = correlate_depths(np.array([float(g.depth or 0) for g in groups]))
+        depth = np.array([float(g.depth or 0) for g in groups])
+        near = np.exp(-0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2)
         total += DEPTH * near + DEPTH_OF_KIND * near * same
     if len(set(kinds.tolist())) > 1:
         total += KIND * same
     return total
-
-
-def correlate_depths(depth: np.ndarray) -> np.ndarray:
-    """(n, n), how near depths (n,) are to each other, 1 if they are equal."""
-    far = (depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))
-    return np.asarray(np.exp(-0.5 * far**2))

@@ -7,7 +7,7 @@
 
 Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s, m) has
 the distribution N(0, S). A holds what all groups share (the units of damage, how it scales with bits and decays with
-rank), m the units of gain (near nats, or any: `surrogates.evidence` decides), t how far the prior is trusted, z and k a
+rank), m the units of gain (near nats, or any: the evidence decides), t how far the prior is trusted, z and k a
 group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a bit-width,
 s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds
 the mode; every step is a Gaussian regression with N x N algebra,
@@ -23,13 +23,13 @@ The letters are those of the fields of `basis.Blocks`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
-from qra_search.surrogates.basis import Arrays, Blocks, TableBasis
+from qra_search.surrogates.basis import Arrays, Blocks, Rows, TableBasis, Widths
 
 STEPS = 8
 MAX_STEP = 1.5
@@ -51,61 +51,6 @@ CONSTANT_SD = 1.0
 would let equal damages everywhere explain anything."""
 
 
-@dataclass(frozen=True)
-class Widths:
-    """Hyperparameters: prior deviations on the log scale; noise and misfit as shares of spread and excess.
-
-    Attributes:
-        trust, scale, offset, decay, gain: of t, z, o, k, v.
-        noise: deviation between seeds of one plan, as a share of the median loss above the best.
-        shift: deviation of what a seed adds for all plans alike, as such a share.
-        misfit: deviation from the table, as a share of a loss above the best.
-        own: share of the misfit's variance that is the plan's own and not luck.
-        units: of m, the overall scale of the prior's gain; 0 takes it to be in nats.
-    """
-
-    trust: float = 0.3
-    scale: float = 0.3
-    offset: float = 0.25
-    decay: float = 0.3
-    gain: float = 0.4
-    noise: float = 0.01
-    shift: float = 0.1
-    misfit: float = 0.05
-    own: float = 0.5
-    units: float = 0.25
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Evaluated plans, replicates averaged.
-
-    Attributes:
-        codes: int (N, 2, G), the plans.
-        loss: (N,), in nats.
-        weight: (N,), replicates of each.
-        seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
-    """
-
-    codes: np.ndarray
-    loss: np.ndarray
-    weight: np.ndarray
-    seeds: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    def at(self, index: np.ndarray) -> Rows:
-        """Some of these rows."""
-        return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
-
-    def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
-        """These rows and others, each of one replicate with the first seed."""
-        first = np.zeros((len(codes), self.seeds.shape[1]))
-        pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
-        return Rows(*map(np.concatenate, pairs))
-
-
 class TableFit:
     """Posterior of the table given rows, at least one.
 
@@ -113,13 +58,7 @@ class TableFit:
         theta: parameters to start from.
     """
 
-    def __init__(
-        self,
-        basis: TableBasis,
-        rows: Rows,
-        widths: Widths,
-        theta: Arrays | None = None,
-    ):
+    def __init__(self, basis: TableBasis, rows: Rows, widths: Widths, theta: Arrays | None = None):
         self.basis, self.rows, self.widths = basis, rows, widths
         first = rows.seeds.sum(1) == 0.0
         first_seed_losses = rows.loss[first] if first.any() else rows.loss

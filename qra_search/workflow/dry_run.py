@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from qra_search.allocate.solve import Allocation
-from qra_search.config import DEFAULT_EVALUATOR, RunConfig
+from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
+from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
@@ -40,8 +41,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
-        if (charge := evaluator.sensitivities_charge()) is not None:
-            estimate["sensitivities_charge"] = charge
+        estimate["sensitivities_charge"] = evaluator.sensitivities_charge() or 0.0
         count = config.search.evaluations if evaluations is None else evaluations
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count

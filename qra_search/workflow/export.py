@@ -1,4 +1,4 @@
-"""A tuned run written in the format of another tool."""
+"""What is exported of a tuned run, in which format, and what serves it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.engines import ENGINES, room_for
+from qra_search.engines import ENGINES, fit_rank
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
@@ -46,27 +46,9 @@ def prepare_export(
         return found, name, plugins.load("exporters", name).with_options(given)
 
 
-def export_tuning(exporter: Any, tuning: TuningFolder, path: Path, objects: Mapping[str, Any]) -> Any:
-    """Write a tuned plan, and say by how much its logits differ.
-
-    Args:
-        objects: model and tokenizer in memory that the run was made with, if it was.
-
-    Returns:
-        What the exporter says of it: `path`, `notes`, differences of logits.
-
-    Raises:
-        BadInput: the format cannot hold this plan, or something is in the way.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
-    with bad_input():
-        return exporter.export(tuning.path, path, **objects)
-
-
 def serve_command(engine: str, out: Path) -> str:
     """The command that serves an export for an engine."""
     file = out / "adapter" / "adapter_config.json"
     config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
-    return ENGINES[engine].serve.format(out=out, rank=room_for(engine, rank))
+    return ENGINES[engine].serve.format(out=out, rank=fit_rank(engine, rank))

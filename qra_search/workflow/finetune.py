@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from qra_search.config import FinetuneConfig, RunConfig, make_config
+from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
@@ -19,6 +19,7 @@ from qra_search.report.tables import record_text
 from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
+from qra_search.sections import FinetuneConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
@@ -83,7 +84,7 @@ def tune_missing(
     if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
         listener.say(f"{recorded} of {len(jobs)} tunings are recorded already, {len(jobs) - recorded} left")
 
-    def finish(tuning: TuningFolder, plan: Plan, seed: int, *, wait: bool) -> bool:
+    def tune_one(tuning: TuningFolder, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
@@ -110,7 +111,7 @@ def tune_missing(
     try:
         _measure_untuned(evaluator, folder, settings, listener)
         for wait in (False, True):
-            jobs = [job for job in jobs if not finish(*job, wait=wait)]
+            jobs = [job for job in jobs if not tune_one(*job, wait=wait)]
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
         listener.say(f"Stopped: {kept}. Give the same command again to continue.")
@@ -138,8 +139,8 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
     if plan is None:
         return
     tuning = folder.tuning(tuning_id(plan, 0, settings))
-    with tuning.lock() as ours:
-        if not ours or tuning.record() is not None:
+    with tuning.lock() as is_ours:
+        if not is_ours or tuning.record() is not None:
             return
         listener.progress("test the untuned model", 0, 1)
         try:

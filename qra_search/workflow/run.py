@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
+from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
@@ -21,13 +21,14 @@ from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
+from qra_search.sections import DEFAULT_EVALUATIONS
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.workflow.dry_run import estimate_cost
 from qra_search.workflow.evaluator import Workers, build_evaluator, start_workers
-from qra_search.workflow.export import export_tuning, prepare_export
+from qra_search.workflow.export import prepare_export
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import begin_run, plan_run, search_run
 from qra_search.workflow.settings import check_budget, check_task
@@ -132,17 +133,17 @@ class Run:
         check_task(self.config)
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
-        pool = Workers(workers) if isinstance(workers, int) else workers
-        if pool is not None and self._objects:
+        if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with listener_for(progress) as listener, ExitStack() as stack:
             stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.exists))
             log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
-            if pool is None:
+            if workers is None:
                 evaluator = self.evaluator(listener)
             else:
-                evaluator, executor = stack.enter_context(start_workers(self.config, pool, listener))
+                workers = Workers(workers) if isinstance(workers, int) else workers
+                evaluator, executor = stack.enter_context(start_workers(self.config, workers, listener))
             return search_run(
                 evaluator, self.config, self.folder, listener, executor=executor, batch=batch,
                 callbacks=(*callbacks, SearchTracker(log)),
@@ -244,16 +245,15 @@ class Run:
         found, name, exporter = prepare_export(self.folder, format, options, tuning)
         self.write_base(found)
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
-        return export_tuning(exporter, found, path, self._loaded_objects)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
+        with bad_input():
+            return exporter.export(found.path, path, **self._loaded_objects)
 
     def check_export(
         self, format: str | None = None, *, tuning: str | None = None, options: Mapping[str, Any] | None = None
     ) -> str:
-        """Raises BadInput if a tuned plan cannot be exported; returns the name of the format.
-
-        Args:
-            format, tuning, options: as `export` takes them.
-        """
+        """Raises BadInput if a tuned plan cannot be exported as `export` would; returns the name of the format."""
         found, name, exporter = prepare_export(self.folder, format, options, tuning)
         self.write_base(found)
         with bad_input():
@@ -285,8 +285,7 @@ class Run:
 
     def write_base(self, tuning: TuningFolder) -> None:
         """Write the quantized base of a tuning, if it was saved without it."""
-        record = tuning.record()
-        if record is not None and not tuning.base_file.is_file():
+        if not tuning.base_file.is_file() and (record := tuning.record()) is not None:
             self.evaluator().write_base(record.plan, tuning.path)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
@@ -304,8 +303,8 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        found = f": {headline(self.result, self.comparison)}" if self.folder.exists else ""
-        return f"Run({str(self.path)!r}){found}"
+        text = f": {headline(self.result, self.comparison)}" if self.folder.exists else ""
+        return f"Run({str(self.path)!r}){text}"
 
     def _set(self, field: str, value: Any) -> None:
         self.config = make_config(self.config.model_dump(mode="json"), {field: value}, source="options")

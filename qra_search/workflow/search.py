@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qra_search.allocate.solve import solve
-from qra_search.config import DEFAULT_STRATEGY, RunConfig
+from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
@@ -17,6 +17,7 @@ from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.live import ProgressArgument, listener_for
 from qra_search.runs.folder import RunFolder
+from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
@@ -62,8 +63,7 @@ def search(
 def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
     """Make the folder of a run with these settings; it is removed if nothing was begun in it at the end.
 
-    Raises:
-        RunExists, BadInput: what was given cannot be used; nothing was spent.
+    Raises RunExists or BadInput if what was given cannot be used; nothing was spent.
     """
     folder.begin(config, resume=resume)
     try:

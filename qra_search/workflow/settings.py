@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import DEFAULT_EVALUATOR, RunConfig, load_config, make_config
+from qra_search.config import RunConfig, load_config, make_config
 from qra_search.errors import BadInput, needed
+from qra_search.sections import DEFAULT_EVALUATOR
 
 DEFAULT_FOLDER = Path("runs")
 FIELDS = {

@@ -82,12 +82,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
 
 
 def check_tracker(name: str) -> Any:
-    """accelerate's class for a tool.
-
-    Raises:
-        UnknownName: no such tool.
-        ImportError: its package is not installed.
-    """
+    """accelerate's class for a tool; raises UnknownName, or ImportError if its package is not installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:

@@ -18,25 +18,27 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
 
+TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
+"""Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
+
 
 @dataclass(frozen=True)
 class Tunings:
-    """What is to be tuned: a plan and its baselines, each once with each seed.
+    """What is to be tuned, each plan with each seed.
 
     Attributes:
+        plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
-        others: baselines, and 16-bit LoRA if it is asked for.
     """
 
-    plan: Plan
-    others: tuple[Plan, ...]
+    plans: tuple[Plan, ...]
     budget_bytes: int
     seeds: tuple[int, ...] = (0,)
 
     @property
-    def plans(self) -> list[Plan]:
-        """The plan first, each plan once."""
-        return list(dict.fromkeys((self.plan, *self.others)))
+    def plan(self) -> Plan:
+        """The chosen one."""
+        return self.plans[0]
 
     def __len__(self) -> int:
         return len(self.plans) * len(self.seeds)
@@ -92,9 +94,10 @@ def select_tunings(
         budget_bytes = resolve_budget(space, memory)
     else:
         budget_bytes = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
-    others = select_baselines(space, plan, budget_bytes, against, result)
-    sixteen = space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None
-    return Tunings(plan, (*others, *([sixteen] if sixteen else [])), budget_bytes, tuple(range(seeds)))
+    plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
+    if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
+        plans.append(unquantized)
+    return Tunings(tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
 def change_settings(
@@ -105,26 +108,19 @@ def change_settings(
     device: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The settings of a run with those that `Run.finetune` is given, which win.
-
-    Raises:
-        BadInput: one that no tuning of its plan can be given.
-    """
+    """The settings of a run with those that `Run.finetune` is given, which win; raises BadInput for one that
+    no tuning of its plan can be given."""
     if steps is not None and epochs is not None:
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    given = dict(settings or {})
-    if steps is not None:
-        given |= {"finetune.steps": steps, "finetune.epochs": None}
+    given = dict(settings or {}) | ({} if steps is None else {"finetune.steps": steps, "finetune.epochs": None})
     given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
     config = make_config(known.model_dump(mode="json"), given, source="options")
     for path, (old, _) in differences(known, config).items():
-        section = path.partition(".")[0]
-        if path == "evaluation.validation_rows":  # those of finetune.evaluate_every too
+        if path.startswith(TUNABLE):
             continue
-        if section == "evaluation":
+        if path.startswith("evaluation."):
             raise BadInput(f"{path} is of a search's short tunings: set the length of a full one with finetune.steps")
-        if section not in ("training", "finetune") and path != "model.device":
-            raise BadInput(
-                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
-            )
+        raise BadInput(
+            f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
+        )
     return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search.config import ConfigError, make_config
-from qra_search.engines import ENGINES, room_for, unsupported_reason
+from qra_search.engines import ENGINES, fit_rank, unsupported_reason
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -41,8 +41,8 @@ def test_models_that_an_engine_cannot_run_are_refused():
     assert "this model is gpt2" in str(unsupported_reason("vllm", "gpt2"))
 
 
-def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
-    assert [room_for("vllm", rank) for rank in (1, 4, 8, 48, 512)] == [1, 8, 8, 64, 512]
-    assert room_for("llama.cpp", 48) == 48
+def test_fit_rank_an_adapter_is_the_smallest_that_the_engine_can_be_told():
+    assert [fit_rank("vllm", rank) for rank in (1, 4, 8, 48, 512)] == [1, 8, 8, 64, 512]
+    assert fit_rank("llama.cpp", 48) == 48
     with pytest.raises(ValueError, match="rank 600 is above 512"):
-        room_for("vllm", 600)
+        fit_rank("vllm", 600)

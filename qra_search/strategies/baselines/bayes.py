@@ -8,10 +8,9 @@ from scipy.special import logsumexp
 from qra_search.allocate.solve import additive_table, solve, solve_table, table_losses
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates
+from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates, non_dominated
 from qra_search.strategies.simple import fresh_plans
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
@@ -44,9 +43,12 @@ class BayesStrategy(Strategy):
         proposals: list[Proposal] = []
         seen = [t.plan for t in state.trials]
         while len(proposals) < n:
-            code = _best_code(state, model, seen, state.rng(len(proposals)))
-            if code is None:
+            score, known = score_improvement(state, model), state.space.encode_many(seen)
+            starts = _list_starts(state, model, state.rng(len(proposals)))
+            starts = rank_codes(state.space, score, starts, known, state.memory_limit)[:RESTARTS]
+            if not len(starts):
                 break
+            code = search_locally(score, starts, AdjacentSteps(state.space).allowed, known)
             (mean,), (std,) = model.predict(code[None])
             seen.append(state.space.decode(code))
             proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std)))
@@ -99,13 +101,6 @@ def score_improvement(state: StudyState, model: PlanGP) -> Score:
         return np.asarray(logsumexp(np.where(fits, gains, -np.inf), axis=1))
 
     return score
-
-
-def _best_code(state: StudyState, model: PlanGP, seen: list[Plan], rng: np.random.Generator) -> np.ndarray | None:
-    """The code with the largest acquisition that the local search finds; None if nothing is left."""
-    score, known = score_improvement(state, model), state.space.encode_many(seen)
-    starts = rank_codes(state.space, score, _list_starts(state, model, rng), known, state.memory_limit)
-    return search_locally(score, starts[:RESTARTS], AdjacentSteps(state.space).allowed, known) if len(starts) else None
 
 
 def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> np.ndarray:

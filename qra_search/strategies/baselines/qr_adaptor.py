@@ -7,8 +7,7 @@ from pymoo.core.population import Population
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.space.pareto import non_dominated
-from qra_search.strategies.base import average_losses
+from qra_search.strategies.base import average_losses, non_dominated
 from qra_search.strategies.baselines.nsga2 import breed_child
 from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, tried_at
 from qra_search.surrogates.gp import PlanGP

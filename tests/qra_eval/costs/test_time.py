@@ -15,7 +15,7 @@ from qra_eval.costs import time as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import bucketed
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:

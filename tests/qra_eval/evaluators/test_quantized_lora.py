@@ -13,8 +13,8 @@ from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tuning.loading import load, load_base
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 TRELLIS = {2: "trellis", 3: "trellis", 4: "trellis", 8: "reference"}
 BACKENDS = ["reference", "reference-gptq", "hqq", "mixed", "bitsandbytes", TRELLIS]

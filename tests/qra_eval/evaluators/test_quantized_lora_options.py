@@ -8,8 +8,8 @@ from evaluators import make_evaluator, mixed_plan
 from safetensors.torch import load_file
 from tiny_families import save_tiny
 
-from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from evaluators import make_evaluator
 from tiny_families import save_tiny
 
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]
 

@@ -9,7 +9,7 @@ from evaluators import make_evaluator
 
 from qra_eval.tuning.loading import load_base
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 
 def make(folder, bits, backend):

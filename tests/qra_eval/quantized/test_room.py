@@ -12,7 +12,8 @@ from evaluators import make_evaluator
 from pretended_gpu import pretended_gpu
 
 from qra_eval.quantized.model import HOST_SHARE, dequantized_cache_bytes, free_bytes
-from qra_search.config import ConfigError, TaskConfig, make_config
+from qra_search.config import ConfigError, make_config
+from qra_search.sections import TaskConfig
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from tiny_families import LAYERS, tiny_config_model
 
 from qra_eval.models.linears import find_linears, group_linears
 from qra_eval.quantized.space import make_model_space
-from qra_search.config import QuantizationConfig, SpaceConfig
+from qra_search.sections import QuantizationConfig, SpaceConfig
 
 KINDS = {
     "module": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},

@@ -9,7 +9,7 @@ from evaluators import make_evaluator
 
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows
-from qra_search.config import FinetuneConfig
+from qra_search.sections import FinetuneConfig
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning import full
 from qra_eval.tuning.full import CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
-from qra_search.config import FinetuneConfig, TrainingConfig
 from qra_search.errors import RunFailed
+from qra_search.sections import FinetuneConfig, TrainingConfig
 
 STEPS = 8
 SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1, schedule="cosine")

@@ -12,7 +12,7 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning.training import Diverged, rate_at, train
-from qra_search.config import TrainingConfig
+from qra_search.sections import TrainingConfig
 
 
 def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():

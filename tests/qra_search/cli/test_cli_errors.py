@@ -113,7 +113,7 @@ CASES = [
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: how many a search may spend"),
     # what workers cannot have
     (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "say with --workers how many there are"),
-    ((*SEARCH, "--workers", "2", "--device", "cuda"), "2 workers with a GPU each: this machine has no GPUs"),
+    ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, enough for 0 of 2 workers"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown option of the"),
     ((*SEARCH, "--executor", "ray"), "--executor: say with --workers how many there are"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor ray"),

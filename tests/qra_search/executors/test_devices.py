@@ -51,11 +51,11 @@ def test_worker_processes_get_the_gpus_that_their_run_names_or_leaves_open(four,
 @pytest.mark.parametrize(
     ("device", "workers", "share", "message"),
     [
-        ("auto", 5, None, "5 workers with a GPU each: this machine has 4 GPUs: use --workers 4"),
-        ("cuda", 3, 2, "3 workers with 2 GPUs each: this machine has 4 GPUs: use --workers 2"),
-        ("auto", 1, 8, "this machine has 4 GPUs: at most --gpus-per-worker 4"),
-        ("cuda", 9, 0.5, "9 workers with 0.5 of a GPU each: this machine has 4 GPUs: use --workers 8"),
-        ("cuda:1", 2, None, "2 workers with a GPU each: device 'cuda:1' has 1 GPU: use --workers 1"),
+        ("auto", 5, None, "this machine has 4 GPUs, enough for 4 of 5 workers with 1 each: ask for fewer workers"),
+        ("cuda", 3, 2, "this machine has 4 GPUs, enough for 2 of 3 workers with 2 each"),
+        ("auto", 1, 8, "this machine has 4 GPUs, enough for 0 of 1 workers with 8 each"),
+        ("cuda", 9, 0.5, "this machine has 4 GPUs, enough for 8 of 9 workers with 0.5 each"),
+        ("cuda:1", 2, None, "device 'cuda:1' has 1 GPU, enough for 1 of 2 workers with 1 each"),
         ("cuda:7", 1, None, "device 'cuda:7': torch sees 4 GPUs here"),
         ("auto", 1, 1.5, "--gpus-per-worker is 1.5: 0, a share of one GPU such as 0.5, or a whole number"),
         ("auto", 1, -1, "--gpus-per-worker is -1"),
@@ -72,9 +72,11 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", list)
-    with pytest.raises(BadInput, match="2 workers with a GPU each: this machine has no GPUs: use --device cpu"):
+    with pytest.raises(
+        BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"
+    ):
         make_executor(config("cuda"), Workers(2))
-    with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
+    with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 1 workers with 1 each"):
         make_executor(config("auto"), Workers(1, gpus=1))
     assert assign("auto", 2) == ["cpu", "cpu"]
 
@@ -86,7 +88,7 @@ def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
 
 def test_a_workers_gpus_are_all_of_one_machine():
     devices.check_enough_gpus([2, 2], 2, 2, "the Ray cluster")
-    with pytest.raises(BadInput, match="1 worker with 4 GPUs each: the Ray cluster has 4 GPUs: at most .* 2 can be"):
+    with pytest.raises(BadInput, match="the Ray cluster has 4 GPUs, enough for 0 of 1 workers with 4 each"):
         devices.check_enough_gpus([2, 2], 1, 4, "the Ray cluster")
 
 

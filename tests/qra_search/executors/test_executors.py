@@ -23,7 +23,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerDied,
     WorkerUnusable,
 )
-from qra_search.executors.work import identify  # noqa: E402
+from qra_search.executors.pool import identify  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
 
 

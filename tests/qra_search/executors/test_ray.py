@@ -14,7 +14,7 @@ from worker_evaluators import GOOD, SLOW_START  # noqa: E402
 from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
-from qra_search.executors.work import identify  # noqa: E402
+from qra_search.executors.pool import identify  # noqa: E402
 from qra_search.workflow.evaluator import Workers, build_evaluator, make_executor  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
@@ -60,9 +60,9 @@ def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(session
 
 def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(session):
     config = make_config({"evaluator": "landscape"})
-    with pytest.raises(BadInput, match="3 workers with a GPU each: the Ray cluster has 2 GPUs: use --workers 2"):
+    with pytest.raises(BadInput, match="the Ray cluster has 2 GPUs, enough for 2 of 3 workers with 1 each"):
         make_executor(config, Workers(3, "ray"))
-    with pytest.raises(BadInput, match="2 workers with 2 GPUs each: the Ray cluster has 2 GPUs: use --workers 1"):
+    with pytest.raises(BadInput, match="the Ray cluster has 2 GPUs, enough for 1 of 2 workers with 2 each"):
         make_executor(config, Workers(2, "ray", gpus=2))
     on_cpu = make_config({"evaluator": "landscape", "model": {"device": "cpu"}})
     with make_executor(on_cpu, Workers(3, "ray")) as executor:
@@ -103,7 +103,7 @@ def test_a_cluster_that_runs_already_is_used_by_its_address_and_left_running(clu
     assert [node["NodeManagerPort"] for node in ray.nodes()] == [cluster.head_node.node_manager_port]
     session.shutdown()
     assert not ray.is_initialized()
-    with pytest.raises(BadInput, match="1 worker with 3 GPUs each: the Ray cluster has 2 GPUs"):
+    with pytest.raises(BadInput, match="the Ray cluster has 2 GPUs, enough for 0 of 1 workers with 3 each"):
         RayExecutor(workers.factory(), 1, gpus=3, address=cluster.address)
     assert not ray.is_initialized()
     assert cluster.head_node.all_processes["raylet"][0].process.poll() is None

@@ -52,11 +52,6 @@ def test_a_space_comes_back_with_the_same_groups_and_bytes() -> None:
     ]
 
 
-def test_a_shape_that_was_not_recorded_has_no_bytes() -> None:
-    with pytest.raises(ValueError, match="no bytes were recorded for a 9 x 9 weight"):
-        space_from_dict(space_to_dict(odd_space())).level(3).format.bytes(9, 9)
-
-
 def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
     log = tmp_path / "trials.jsonl"
     study = Study(Squares(), strategy="random", evaluations=6, memory_budget="uniform16r5", seed=3, log=log)

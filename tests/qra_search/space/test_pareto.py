@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from qra_search.space.pareto import non_dominated
+from qra_search.strategies.base import non_dominated
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25))

@@ -14,8 +14,8 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy
 from qra_search.study.study import Study
+from qra_search.surrogates.basis import Widths
 from qra_search.surrogates.posterior import fit_table, observe, replicate_noise
-from qra_search.surrogates.table import Widths
 from qra_search.testing import StrategyContract
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, toy_space
 

@@ -9,7 +9,7 @@ from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.report.finding import headline
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.groups import Group, Linear
+from qra_search.space.plan import Group, Linear
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import uniform_design
 from qra_search.testing.scenarios import ToyEvaluator, toy_space

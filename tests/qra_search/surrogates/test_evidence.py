@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import multivariate_normal
 from table_world import World
 
-from qra_search.surrogates.evidence import _evidence, refine
-from qra_search.surrogates.table import TableFit, Widths
+from qra_search.surrogates.basis import Widths
+from qra_search.surrogates.posterior import _evidence, refine
+from qra_search.surrogates.table import TableFit
 
 
 def test_the_evidence_is_that_of_a_gaussian():

@@ -8,9 +8,9 @@ from table_world import World
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import table_losses
-from qra_search.surrogates.basis import TableBasis
-from qra_search.surrogates.evidence import refine
-from qra_search.surrogates.table import Rows, TableFit, Widths
+from qra_search.surrogates.basis import Rows, TableBasis, Widths
+from qra_search.surrogates.posterior import refine
+from qra_search.surrogates.table import TableFit
 
 
 def test_the_mode_is_stationary():
