@@ -4,8 +4,7 @@ from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
 from qra_backends.registry import backend_names, make_backend
-from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes, live_tensors
-from qra_backends.tensors import check_tensors, copy_bias
+from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes
 
 __all__ = [
     "Backend",
@@ -15,10 +14,7 @@ __all__ = [
     "StorageFormat",
     "backend_names",
     "bits_per_weight",
-    "check_tensors",
-    "copy_bias",
     "grouped_linear",
     "live_bytes",
-    "live_tensors",
     "make_backend",
 ]

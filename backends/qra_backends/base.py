@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.modules import Groups
-from qra_backends.storage import StorageFormat
-from qra_backends.tensors import Expected, check_tensors, copy_bias
+from qra_backends.storage import Expected, StorageFormat, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Level = Any

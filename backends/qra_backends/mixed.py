@@ -123,14 +123,6 @@ class MixedBackend(Backend):
         part = self._parts[bits]
         return part.backend.supports(part.level, out_features, in_features)
 
-    def part(self, bits: Level) -> Backend:
-        """The backend chosen for a level.
-
-        Raises:
-            ValueError: none is.
-        """
-        return self._part(bits).backend
-
     def quantize_levels(
         self,
         linear: nn.Linear,
@@ -186,7 +178,7 @@ class MixedBackend(Backend):
         bits = getattr(module, _BITS, None)
         if bits is None:
             raise ValueError(f"expected a layer made by the backend mixed, got an unmarked {type(module).__name__}")
-        return self.part(bits)
+        return self._part(bits).backend
 
 
 def _parts(spec: Any, backend: Backend, bits: float) -> list[_Part]:

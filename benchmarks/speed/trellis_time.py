@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 from qra_backends import SecondMoment, make_backend
-from qra_backends.trellis import decode_torch
 from qra_backends.trellis.code import UNIT
+from qra_backends.trellis.linear import decode_rows
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
@@ -125,12 +125,12 @@ def decoding(linears: dict[str, tuple[nn.Linear, Tensor]]) -> dict[str, float]:
     today, backend = make_backend("reference-gptq"), make_backend("trellis")
     packed = today.quantize(linear, 2, hessian=hessian)
     module: Any = backend.quantize(linear, 2, hessian=hessian)
-    factor = module.scales()[:, 0].float() * UNIT
+    factor = module.scales().float() * UNIT
     rows = torch.arange(linear.out_features)
     ways: dict[str, Callable[[], Tensor]] = {
         "packed codes": lambda: today.dequantize(packed),
         "trellis, numba": lambda: backend.dequantize(module),
-        "trellis, torch": lambda: decode_torch.decode_rows(
+        "trellis, torch": lambda: decode_rows(
             module.codes, factor, rows, module.code, module.block, torch.bfloat16
         ),
     }

@@ -52,7 +52,7 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
         right = 100 * float(np.mean([line["right"] for line in some]))
         points.setdefault(series, []).append((some[0]["memory_bytes"] / MIB, right))
     with style() as colors:
-        figure, (axes,) = new_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
+        figure, axes = new_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
         every = [point for some in points.values() for point in some]
         fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
         fit(axes, "y", "right answers of test questions, %", [right for _, right in every])

@@ -56,7 +56,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
         metrics: functions of (answer, example) by name, beside those of `config.task.metrics`.
         progress: called with all that takes long before the first evaluation.
-        weights: False: for `space`, `estimate`, `cards` and `example` alone; the model's weights are not read.
+        weights: False: for `space`, `estimate`, `cards` and `rendered` alone; the model's weights are not read.
 
     Attributes:
         budget: bytes of the largest plan that a search may put in place, for estimates; None: the largest there is.
@@ -235,20 +235,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
         return list_cards(self.tuner, self.budget)
 
-    def example(self) -> str:
-        """The first problem of the validation split, with its answer."""
-        example = self.rows.task.split("validation")[0]
-        return example.prompt + example.answer
-
     def rendered(self) -> list[tuple[str, bool]] | None:
         """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
         return render_example(self.task, self.rows.tokenizer, self.rows.max_length)
-
-    def untuned_loss(self) -> float:
-        """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        return self.tuner.untuned_loss()
 
     def tune(
         self,

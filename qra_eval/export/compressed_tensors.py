@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.integers.linear import CompressedIntegers
+from qra_backends.integers.backend import CompressedIntegers
 from safetensors.torch import save_file
 
 from qra_eval.export.base import Exported, Exporter
@@ -79,10 +79,10 @@ class CompressedTensorsExporter(Exporter):
 
 def quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
     """That of the folder's config.json."""
-    groups: dict[tuple[int, int, bool], list[str]] = {}
+    groups: dict[tuple[int, int], list[str]] = {}
     for name, module in packed.items():
         size = 0 if module.group_size == module.in_features else module.group_size
-        groups.setdefault((module.bits, size, "weight_zero_point" not in module.tensors()), []).append(name)
+        groups.setdefault((module.bits, size), []).append(name)
     linears = (name for name, module in run.base.named_modules() if isinstance(module, torch.nn.Linear))
     return {
         "quant_method": "compressed-tensors",
@@ -97,7 +97,7 @@ def quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) ->
                 "weights": {
                     "num_bits": width,
                     "type": "int",
-                    "symmetric": symmetric,
+                    "symmetric": True,
                     "strategy": "group" if size else "channel",
                     "group_size": size or None,
                     "dynamic": False,
@@ -105,7 +105,7 @@ def quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) ->
                 "input_activations": None,
                 "output_activations": None,
             }
-            for index, ((width, size, symmetric), names) in enumerate(sorted(groups.items()))
+            for index, ((width, size), names) in enumerate(sorted(groups.items()))
         },
     }
 

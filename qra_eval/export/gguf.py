@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qra_backends.ggml.linear import GGMLLinear
+from qra_backends.ggml.backend import GGMLLinear
 
 from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter

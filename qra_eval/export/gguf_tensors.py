@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from qra_backends.ggml.linear import GGMLLinear
+from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun

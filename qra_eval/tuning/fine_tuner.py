@@ -172,11 +172,6 @@ class FineTuner:
         asked, most = self.settings.max_length + tokens, positions(self.model)
         return asked if most is None else min(asked, most)
 
-    def untuned_loss(self) -> float:
-        """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        with self.switcher.unquantized():
-            return self.held_out("validation", self.evaluation.validation_rows)
-
     # -- what a training sees ------------------------------------------------------------------
     def batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""

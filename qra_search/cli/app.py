@@ -32,8 +32,8 @@ class OnceCommand(TyperCommand):
 
 
 class Entry(NamedTuple):
-    """A command or a group of commands: its name, the module of `qra_search.cli` with its function or `Typer`, the
-    panel it is listed in, and the first line of its documentation."""
+    """A command: its name, the module of `qra_search.cli` with its function, the panel it is listed in, and the first
+    line of its documentation."""
 
     name: str
     place: str
@@ -44,10 +44,6 @@ class Entry(NamedTuple):
         """The command itself."""
         module, _, attribute = self.place.partition(":")
         found = getattr(import_module(f"qra_search.cli.{module}"), attribute)
-        if isinstance(found, typer.Typer):
-            group = typer.main.get_group(found)
-            group.name = self.name
-            return group
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
         alone.command(self.name, cls=OnceCommand, help=flowing(found.__doc__ or ""))(found)
         return typer.main.get_command(alone)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any
 
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.finetune import print_comparison
 from qra_search.config import make_config
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report.finding import headline
 from qra_search.report.live import make_view
 from qra_search.runs.baselines import can_shuffle
 from qra_search.runs.folder import RunFolder
-from qra_search.study.listener import Listener
 from qra_search.workflow.finetune import check_reloads
 from qra_search.workflow.run import Run
 
@@ -63,7 +61,9 @@ def demo(
     view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory)))
     with Run(out, config) as run:
         with view:
-            show_example(run.evaluator(view), view)
+            row = "".join(text for text, _ in run.evaluator(view).rendered() or ())
+        if row:
+            view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
         result = run.choose_plan(progress=view)
         view.say(f"Planned. {headline(result)}")
         comparison = run.finetune(with_16_bit=True, progress=view, check=False)
@@ -74,20 +74,3 @@ def demo(
         else:
             print_comparison(run, comparison)
     check_reloads(comparison, folder)
-
-
-def show_example(evaluator: Evaluator, view: Listener) -> None:
-    """Show one problem of the task, and the loss of the untuned model, before minutes of quantizing."""
-    example = evaluator.example()
-    if example is None:
-        return
-    text = "\n".join(f"    {line}" for line in example.splitlines())
-    view.say(f"A problem of the task, with its answer:\n{text}")
-    view.progress("loss of the untuned model", 0, 1)
-    loss = evaluator.untuned_loss()
-    view.progress("loss of the untuned model", 1, 1)
-    if loss is not None:
-        view.say(
-            f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {math.exp(-loss):.0%} for the "
-            "right one. Below, quantized models are tuned and this is measured again."
-        )

@@ -13,8 +13,7 @@ from rich.text import Text
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import bad_input
-from qra_search.report.engine_support import engines_text
-from qra_search.report.formatting import duration
+from qra_search.report.formatting import duration, engine_text
 from qra_search.space.levels import level_label, level_words
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
@@ -109,7 +108,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool)
             f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
         )
         yield "evaluated first", first or "no uniform plan fits"
-    yield "will run", engines_text(config)
+    yield "will run", engine_text(config)
     for name, least in facts["estimate"].get("engines", {}).items():
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"

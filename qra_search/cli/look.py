@@ -13,7 +13,6 @@ from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input, describe
 from qra_search.report import formatting
 from qra_search.report.data import RunData
-from qra_search.report.engine_support import engines_text
 from qra_search.report.finding import headline
 from qra_search.report.layout import heat_maps
 from qra_search.report.table import TextTable
@@ -102,7 +101,7 @@ def show(
         console.print("\n[bold]tunings[/]")
         console.print(record_table(records, space, plan))
     if folder.config_file.is_file():
-        console.print(f"\n{engines_text(folder.config(), space, plan)}", soft_wrap=True)
+        console.print(f"\nRuns {formatting.engine_text(folder.config())}.", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:

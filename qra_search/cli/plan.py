@@ -9,7 +9,6 @@ from qra_search.cli import common
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.config import RunConfig
 from qra_search.report import formatting
-from qra_search.report.engine_support import engines_text
 from qra_search.report.finding import headline
 from qra_search.report.live import make_view
 from qra_search.report.tables import allocation_table
@@ -71,8 +70,7 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.duration(sensitivities.seconds)}."
         )
-    if (chosen := result.chosen()) is not None:
-        console.print(engines_text(config, space, chosen), soft_wrap=True)
+    console.print(f"Runs {formatting.engine_text(config)}.", soft_wrap=True)
     print_next_steps(console, folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")

@@ -134,17 +134,8 @@ class Evaluator(ABC):
         """
         return ()
 
-    # -- something to see in seconds; `qra demo` and `--dry-run` show it -----------------------
-    def example(self) -> str | None:
-        """One example of the task, with its answer."""
-        return None
-
     def rendered(self) -> Sequence[tuple[str, bool]] | None:
         """One row of tuning as the model sees it: its text in pieces, each with whether it is learnt."""
-        return None
-
-    def untuned_loss(self) -> float | None:
-        """Loss in nats of the model as it was loaded."""
         return None
 
     # -- full tuning; `qra finetune` needs it --------------------------------------------------

@@ -11,12 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.report.finding import Finding, find_result, headline, verdict
+from qra_search.report.finding import Finding, find_result
 from qra_search.report.formatting import role_label
-from qra_search.report.layout import Layout, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.runs.comparison import Comparison, classify_record
 from qra_search.runs.folder import RunFolder
@@ -90,25 +88,6 @@ class RunData:
         files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))
         curves = [read_curve(file, names.get(file.parent.name, f"running: {file.parent.name}")) for file in files]
         return [curve for curve in curves if curve.loss][:CURVES_SHOWN]
-
-    @cached_property
-    def headline(self) -> str:
-        """The finding in a sentence, or what is predicted before anything was evaluated."""
-        return headline(self.result, self.comparison)
-
-    @cached_property
-    def verdict(self) -> str:
-        """The finding in a line."""
-        return verdict(self.result, self.comparison)
-
-    @cached_property
-    def allocation(self) -> Allocation | None:
-        """The allocation within the largest budget; None without a budget or without sensitivities."""
-        return self.result.allocation() if self.result.memory_budgets else None
-
-    @cached_property
-    def layout(self) -> Layout:
-        return layout(self.result.space)
 
     @cached_property
     def plan(self) -> Plan | None:

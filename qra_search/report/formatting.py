@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from typing import Any
 
+from qra_search.config import RunConfig
+from qra_search.engines import ENGINES
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.comparison import classify_record
 from qra_search.runs.intervals import Interval
@@ -129,6 +131,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def engine_text(config: RunConfig) -> str:
+    """Where plans of a config run, within a sentence."""
+    if config.engine is not None:
+        return f"as it is in {config.engine}: qra export writes a copy of it"
+    beside = "in Python, by qra_eval.load, and in transformers and vLLM beside this package"
+    return f"{beside}; in an engine's own kernels if it is planned with --engine {'|'.join(ENGINES)}"
 
 
 def evaluations_text(count: float) -> str:

@@ -20,6 +20,7 @@ from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import figures
+from qra_search.report.finding import headline, verdict
 from qra_search.report.formatting import (
     duration,
     evaluations_text,
@@ -30,7 +31,7 @@ from qra_search.report.formatting import (
     percent,
     plan_name,
 )
-from qra_search.report.layout import heat_maps
+from qra_search.report.layout import heat_maps, layout
 from qra_search.report.terminal import next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
@@ -111,15 +112,20 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
     elif run.config is not None:
         model = model or run.config.evaluator
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
-    charts = {name: _chart(figure, run.headline, f"{key}-{name}") for name, figure in figures([run]).items()}
+    sentence, result = headline(run.result, run.comparison), run.result
+    charts = {name: _chart(figure, sentence, f"{key}-{name}") for name, figure in figures([run]).items()}
     return {
         "run": run,
         "where": [name for name in (model, task) if name],
+        "verdict": verdict(result, run.comparison),
+        "headline": sentence,
+        "allocation": result.allocation() if result.memory_budgets else None,
+        "layout": layout(result.space),
         "facts": _facts(run),
         "charts": charts,
         "samples": () if run.comparison is None else run.comparison.chosen.samples,
-        "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
-        "commands": next_steps(run.folder, run.result, run.finding),
+        "heats": [] if run.plan is None else heat_maps(result.space, run.plan, result.sensitivities),
+        "commands": next_steps(run.folder, result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
     }
 

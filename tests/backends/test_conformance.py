@@ -24,7 +24,6 @@ class TestUsualShapes(BackendConformance):
             {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-nf4"},
             {3: "hqq", 4: ["reference", "hqq"]},
             "compressed-tensors",
-            {"name": "compressed-tensors", "symmetric": False, "group_size": 128},
         ],
         ids=str,
     )

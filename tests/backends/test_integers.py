@@ -1,10 +1,7 @@
-"""Whole zero points: fitted so that hardly another is better, and laid out as engines read them."""
+"""Codes on a symmetric grid: scales fitted so that hardly another is better, numbers that engines have."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
 from correlated import damped_error, example
 from qra_backends import make_backend
@@ -12,20 +9,14 @@ from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.reference.groupwise import encode
 from torch import nn
 
-SPECS = ({"name": "compressed-tensors"}, {"name": "compressed-tensors", "symmetric": False})
 
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_zero_points_are_whole_and_scales_are_numbers_that_engines_have(spec: dict[str, Any]) -> None:
+def test_scales_are_numbers_that_engines_have() -> None:
     linear, hessian = example()
     linear.weight.data[0, :64] = 0.0  # a group of nothing
-    backend = make_backend(spec)
-    for bits, module in backend.quantize_levels(linear, backend.bits, hessian=hessian).items():
-        zeros, scale = module.zeros(), module.scale()
-        assert torch.equal(zeros, zeros.round()) and zeros.min() >= 0 and zeros.max() < 2**bits
+    backend = make_backend("compressed-tensors")
+    for module in backend.quantize_levels(linear, backend.bits, hessian=hessian).values():
+        scale = module.tensors()["weight_scale"].float()
         assert torch.equal(scale, as_16_bits(scale))
-        if backend.is_symmetric(bits):
-            assert (zeros == 2 ** (bits - 1)).all()
 
 
 def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
@@ -39,19 +30,16 @@ def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
         assert errors[0] < 0.5 * errors[1]
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_a_groups_scale_and_zero_are_nearly_the_best_of_a_fine_search(symmetric: bool) -> None:
+def test_a_groups_scale_is_nearly_the_best_of_a_fine_search() -> None:
     torch.manual_seed(0)
-    weight, bits = torch.randn(32, 32), 4
-    fitted = fit_groups(weight, bits, 32, torch.ones(32), symmetric=symmetric)
+    weight, bits, zero = torch.randn(32, 32), 4, 8
+    fitted = fit_groups(weight, bits, 32, torch.ones(32))
     codes = encode(weight, fitted.scale, fitted.offset, bits, 32)
     mine = ((codes * fitted.scale + fitted.offset - weight) ** 2).sum(1)
     best = torch.full((32,), torch.inf)
-    for zero in [2 ** (bits - 1)] if symmetric else range(2**bits):
-        for scale in torch.linspace(-0.75, 0.75, 601).tolist():
-            if scale:
-                near = ((weight / scale + zero).round().clamp(0, 2**bits - 1) - zero) * scale
-                best = torch.minimum(best, ((near - weight) ** 2).sum(1))
+    for scale in filter(None, torch.linspace(-0.75, 0.75, 601).tolist()):
+        near = ((weight / scale + zero).round().clamp(0, 15) - zero) * scale
+        best = torch.minimum(best, ((near - weight) ** 2).sum(1))
     assert (mine <= 1.2 * best).all() and mine.sum() <= 1.03 * best.sum()
 
 
@@ -67,7 +55,7 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
     backend = make_backend({"name": "compressed-tensors", "group_size": 128})
     assert [backend.group_size_for(n) for n in (256, 192, 96)] == [128, 64, 32]
     module = backend.quantize(nn.Linear(96, 32, bias=False), 4, hessian=torch.eye(96))
-    assert module.scale().shape == (32, 3)
+    assert module.tensors()["weight_scale"].shape == (32, 3)
 
 
 def test_shapes_that_do_not_fill_words_are_refused() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from qra_backends import Backend, make_backend
 from qra_backends.conformance import quantized
-from qra_backends.mixed import MixedBackend
 from torch import Tensor, nn
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -65,7 +64,7 @@ def test_a_merge_brings_the_adapter_in_or_is_refused_with_a_reason(name: str, bi
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.eval()(x)  # in eval mode bitsandbytes' own layer repacks its weight, and merges garbage from then on
-        stores = backend.part(bits).name if isinstance(backend, MixedBackend) else name
+        stores = backend.identity(bits)["spec"]["name"]
         if stores not in MERGES:
             with pytest.raises(RuntimeError, match="the stored weight is quantized and takes no merge"):
                 model.merge_and_unload()

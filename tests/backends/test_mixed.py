@@ -15,7 +15,7 @@ def test_the_default_is_hqq_below_four_bits_and_bitsandbytes_above():
     backend = make_backend("mixed")
     assert backend.bits == (2, 3, 4, 5, 6, 8)
     for bits, name in {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}.items():
-        assert backend.part(bits).spec == make_backend(name).spec
+        assert backend.identity(bits)["spec"] == make_backend(name).spec
         assert backend.storage(bits).bytes(576, 192) == make_backend(name).storage(bits).bytes(576, 192)
 
 
@@ -43,7 +43,8 @@ def test_a_module_of_another_backend_is_refused():
 def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
     backend = make_backend("mixed-calibrated")
     assert backend.calibrated and backend.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, 4, 5, 6, 8)
-    assert [backend.part(b).name for b in backend.bits] == ["trellis"] * 7 + ["reference-gptq", "bitsandbytes"]
+    names = [backend.identity(bits)["spec"]["name"] for bits in backend.bits]
+    assert names == ["trellis"] * 7 + ["reference-gptq", "bitsandbytes"]
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,17 +12,35 @@ from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.codebooks import half
-from qra_backends.ggml.decode import with_scales
+from qra_backends.ggml.decode import decode, with_scales
 from qra_backends.ggml.feedback import block_order, encode
-from qra_backends.ggml.linear import GGMLLinear
-from qra_backends.ggml.types import TYPES
-from qra_backends.modules import Groups
+from qra_backends.ggml.types import TYPES, GGMLType
+from qra_backends.modules import DequantizedLinear, Groups
 from qra_backends.reference.gptq import factorize
-from qra_backends.storage import ceil_div
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected, ceil_div
 
 DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
 """Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
+
+
+class GGMLLinear(DequantizedLinear):
+    """y = x Wᵀ + bias, with W decoded anew from `blocks`, uint8 (out, bytes of a row), as a GGUF file holds them."""
+
+    blocks: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor], kind: GGMLType, **form: Any):
+        super().__init__(tensors, **form)
+        self.kind = kind
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in), decoded in float32 and rounded once to `dtype`."""
+        return decode(self.blocks, self.kind, dtype or self.dtype)
+
+    def rows(self, at: Tensor) -> Tensor:
+        return decode(self.blocks[at], self.kind, self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, type={self.kind.name}"
 
 
 class GGUFBackend(Backend):
@@ -36,7 +54,6 @@ class GGUFBackend(Backend):
     Args:
         types: names of the types to choose from; None: `DEFAULT_TYPES`.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
-        feedback: False: the blocks that llama.cpp's own quantizer makes with an importance matrix, to compare with.
     """
 
     name: ClassVar[str] = "gguf"
@@ -44,9 +61,9 @@ class GGUFBackend(Backend):
     calibrated = True
     side_by_side = True
     layer = GGMLLinear
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}}
 
-    def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):
+    def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1):
         chosen = DEFAULT_TYPES if types is None else types
         names = tuple(chosen) if isinstance(chosen, list | tuple) else (chosen,)
         unknown = [name for name in names if name not in list(TYPES)]
@@ -54,8 +71,8 @@ class GGUFBackend(Backend):
             raise ValueError(f"types are distinct names out of {', '.join(TYPES)}, got {', '.join(map(str, names))}")
         check_damping(damping)
         self.bits = tuple(name for name in TYPES if name in names)
-        self.damping, self.feedback = damping, bool(feedback)
-        self.options = {"types": list(self.bits), "damping": damping, "feedback": self.feedback}
+        self.damping = damping
+        self.options = {"types": list(self.bits), "damping": damping}
 
     def unavailable(self) -> str | None:
         return library.missing() if any(TYPES[name].needs_library for name in self.bits) else None
@@ -92,8 +109,6 @@ class GGUFBackend(Backend):
     ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
-        if not self.feedback:
-            return {bits: {"blocks": library.quantize(rows, TYPES[bits], importance)} for bits in levels}
         factors = {
             block: factorize(hessian, self.damping, order=block_order(importance, block))
             for block in {TYPES[bits].block for bits in levels}

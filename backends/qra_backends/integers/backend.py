@@ -1,7 +1,8 @@
-"""Backend `compressed-tensors`: calibrated codes with whole zero points, in tensors that vLLM and transformers load."""
+"""Backend `compressed-tensors`: calibrated codes on a symmetric grid, in tensors that vLLM and transformers load."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,26 +10,51 @@ from torch import Tensor, nn
 
 from qra_backends.calibration import check_damping
 from qra_backends.integers.fit import as_16_bits, fit_groups
-from qra_backends.integers.linear import SCALE_DTYPE, WORD, CompressedIntegers, lay_out, pack_words
-from qra_backends.modules import Groups
+from qra_backends.kernels.choice import find_decoder
+from qra_backends.modules import DequantizedLinear, Groups
+from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
-from qra_backends.storage import largest_group
-from qra_backends.tensors import Expected
+from qra_backends.reference.packed import decode_packed
+from qra_backends.storage import Expected, largest_group
 
 GROUP_SIZES = (32, 64, 128)
+WORD = 32
+SCALE_DTYPE = torch.bfloat16
+
+
+class CompressedIntegers(DequantizedLinear):
+    """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - 2^(bits - 1)), g = i // group_size.
+
+    Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
+        super().__init__(tensors, **form)
+        self.bits, self.group_size = bits, group_size
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in): a scale has 8 bits and a step 9, so the product is exact in float32; rounded once."""
+        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype or self.dtype)
+        tensors = self.tensors()
+        packed, scale = tensors["weight_packed"], tensors["weight_scale"]
+        kernel = find_decoder(packed.device)
+        if kernel is not None:
+            return kernel(packed, scale, None, *form)
+        scale = scale.to(torch.float32)
+        return decode_packed(packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
 
 
 class CompressedTensorsBackend(ErrorFeedback):
-    """Codes by error feedback, like `reference-gptq`, with a 16-bit scale and a whole zero point a group.
+    """Codes by error feedback, like `reference-gptq`, with a 16-bit scale a group, in the `pack-quantized` form.
 
-    In compressed-tensors' `pack-quantized` form. Symmetric unless said otherwise: at 4 bits zero points buy no more
-    than their bytes, and more kernels do without. 8 bits are symmetric always, as vLLM's kernels for GPUs take zero
-    points at 4 bits only. Scales are numbers that float16 and bfloat16 both have: an engine reads the same ones
-    whatever it computes in.
+    Without zero points, which at 4 bits buy no more than their bytes. Scales are numbers that float16 and bfloat16 both
+    have: an engine reads the same ones whatever it computes in.
 
     Args:
-        group_size: weights of a row that share scale and zero point; halved, down to 32, for a row it does not divide.
-        symmetric: the zero point is 2^(bits - 1) everywhere.
+        group_size: weights of a row that share a scale; halved, down to 32, for a row it does not divide.
         damping: as of `reference-gptq`.
     """
 
@@ -38,17 +64,12 @@ class CompressedTensorsBackend(ErrorFeedback):
     largest = torch.finfo(torch.float16).max
     trained = ("weight_scale",)
 
-    def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1):
+    def __init__(self, *, group_size: int = 64, damping: float = 0.1):
         if group_size not in GROUP_SIZES:
             raise ValueError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}")
-        self.group_size, self.symmetric = group_size, bool(symmetric)
         check_damping(damping)
-        self.damping = damping
-        self.options = {"group_size": group_size, "symmetric": self.symmetric, "damping": damping}
-
-    def is_symmetric(self, bits: int) -> bool:
-        """Whether a width has one zero point for all."""
-        return self.symmetric or bits == 8
+        self.group_size, self.damping = group_size, damping
+        self.options = {"group_size": group_size, "damping": damping}
 
     def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().supports(bits, out_features, in_features)
@@ -63,26 +84,24 @@ class CompressedTensorsBackend(ErrorFeedback):
         return largest_group(in_features, self.group_size, WORD) or WORD
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
-        size = self.group_size_for(rows.shape[1])
-        return fit_groups(rows, bits, size, importance, symmetric=self.is_symmetric(bits))
+        return fit_groups(rows, bits, self.group_size_for(rows.shape[1]), importance)
 
     def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
-        assert fitted.zero is not None
-        return {"words": pack_words(codes, bits), "scale": fitted.scale, "zero": fitted.zero}
+        words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # whole words a row, see `supports`
+        return {"weight_packed": words, "weight_scale": fitted.scale.to(SCALE_DTYPE).contiguous()}
 
-    def lay_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return lay_out(tensors["words"], tensors["scale"], None if self.is_symmetric(bits) else tensors["zero"], bits)
+    def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        words = tensors["weight_packed"]
+        shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
+        return {**tensors, "weight_shape": shape}
 
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = in_features // self.group_size_for(in_features)
-        tensors = {
+        return {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
             "weight_scale": ((out_features, groups), SCALE_DTYPE),
             "weight_shape": ((2,), torch.int64),
         }
-        if not self.is_symmetric(bits):
-            tensors["weight_zero_point"] = ((out_features * bits // WORD, groups), torch.int32)
-        return tensors
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
         return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)

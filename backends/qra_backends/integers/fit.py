@@ -1,4 +1,4 @@
-"""Scale and whole zero point of every group of a row: w ≈ scale · (code - zero), of least weighted squared error."""
+"""Scale of every group of a row: w ≈ scale · (code - 2^(bits - 1)), of least weighted squared error."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ def as_16_bits(values: Tensor) -> Tensor:
     return values.to(torch.bfloat16).to(torch.float16).to(torch.float32)
 
 
-def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor, *, symmetric: bool) -> Fitted:
-    """Scale, offset and zero of each group.
+def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> Fitted:
+    """Scale and offset of each group.
+
+    A scale may be negative, which puts the one level more that a side has to where the weights reach further.
 
     Args:
         weight: float32 (out, in); `group_size` divides in.
         importance: (in,), weight of each column's squared error.
-        symmetric: the zero is 2^(bits - 1) everywhere. The scale may then be negative, which puts the one level more
-            that a side has to where the weights reach further.
 
     Returns:
-        float32 (out, in / group_size) each; scales are values of `as_16_bits`, zeros from 0 to 2^bits - 1.
+        float32 (out, in / group_size) each; scales are values of `as_16_bits`.
     """
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
     importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
     parts = [
-        _least_error(rows.unflatten(1, (-1, group_size)), importance, bits, symmetric)
+        _least_error(rows.unflatten(1, (-1, group_size)), importance, bits)
         for rows in weight.split(rows_at_once(weight.shape[1], weight.device))
     ]
-    scale, zero = (torch.cat(tensors).squeeze(-1) for tensors in zip(*parts, strict=True))
-    return Fitted(scale, -zero * scale, zero)
+    scale = torch.cat(parts).squeeze(-1)
+    return Fitted(scale, -(2.0 ** (bits - 1)) * scale)
 
 
-def _least_error(weight: Tensor, importance: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
-    starts = (_symmetric if symmetric else _asymmetric)(weight, bits)
-    best_error = torch.full_like(weight[..., :1], torch.inf)
-    best_scale, best_zero = torch.zeros_like(best_error), torch.zeros_like(best_error)
+def _least_error(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """Scale (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
+    zero = 2 ** (bits - 1)
+    largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+    shares = _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]
+    best_error = torch.full_like(largest, torch.inf)
+    best_scale = torch.zeros_like(best_error)
     steps, work = torch.empty_like(weight), torch.empty_like(weight)
     weighted = weight * importance
-    for scale, zero in starts:
+    for scale in (share * largest / reach for share in shares for reach in (-zero, zero - 1)):
         for refit in range(_REFITS + 1):
             scale = as_16_bits(scale)
             torch.div(weight, torch.where(scale == 0, 1.0, scale), out=steps).add_(zero).round_()
@@ -59,32 +61,9 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int, symmetric: bool)
             torch.mul(steps, scale, out=work).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+            best_error, best_scale = torch.where(better, error, best_error), torch.where(better, scale, best_scale)
             if refit < _REFITS:
                 pull = torch.mul(steps, weighted, out=work).sum(-1, keepdim=True)
                 power = torch.mul(steps.square_(), importance, out=work).sum(-1, keepdim=True)
                 scale = torch.where(power > 0, pull / power.clamp_min(1e-30), scale)
-    return best_scale, best_zero
-
-
-def _shares(bits: int) -> tuple[float, ...]:
-    return _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]
-
-
-def _symmetric(weight: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
-    half = 2 ** (bits - 1)
-    largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
-    zero = torch.full_like(largest, half)
-    return [(share * largest / reach, zero) for share in _shares(bits) for reach in (-half, half - 1)]
-
-
-def _asymmetric(weight: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
-    top = 2**bits - 1
-    low, high = weight.amin(-1, keepdim=True).clamp_max(0), weight.amax(-1, keepdim=True).clamp_min(0)
-    starts = []
-    for share in _shares(bits):
-        scale = share * (high - low) / top
-        zero = -share * low / torch.where(scale == 0, 1.0, scale)
-        starts.append((scale, zero.round().clamp(0, top)))
-    return starts
+    return best_scale

@@ -22,7 +22,7 @@ def is_usable(device: torch.device) -> bool:
     return device.type == "cuda" and _works()
 
 
-def decoder(device: torch.device) -> Callable[..., Tensor] | None:
+def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
     """`groupwise.decode` if our kernels work on a device."""
     if not is_usable(device):
         return None

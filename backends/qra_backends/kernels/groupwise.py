@@ -1,4 +1,4 @@
-"""Codes with a scale and an offset or zero point a group to weights, by one kernel: of all rows, or of some.
+"""Codes with a scale and an offset a group to weights, by one kernel: of all rows, or of some.
 
 A thread takes eight codes side by side, which fill as many whole bytes as a code has bits, forms one word of them, and
 writes eight weights. Products of a code and a scale are exact in float32, so whether a compiler fuses product and sum
@@ -26,35 +26,31 @@ def decode(
     dtype: torch.dtype,
     *,
     at: Tensor | None = None,
-    zeros: Tensor | None = None,
 ) -> Tensor:
     """The weight (out, in) in `dtype`, or its rows `at` (n,); computed in float32 and rounded once.
 
     Args:
         codes: of whole bytes, one stream for all rows.
         scale: (out, groups), of floats.
-        offset: like scale: weights are scale · code + offset. None: they are scale · (code - zero).
+        offset: like scale: weights are scale · code + offset. None: they are scale · (code - 2^(bits - 1)).
         size: weights of a group; the last of a row may have fewer.
-        zeros: of 4 or 8 bits each, int32 words (words of a group's outputs, groups); None: each is 2^(bits - 1).
     """
     columns, rows = shape[1], shape[0] if at is None else len(at)
     weight = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     groups = triton.cdiv(columns, size)
-    kind = "offset" if offset is not None else "middle" if zeros is None else "zeros"
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
     _decode[grid](
         codes.view(torch.uint8), scale, scale if offset is None else offset,
-        codes if zeros is None else zeros.view(torch.uint8), codes if at is None else at, weight,
-        rows, columns, codes.nbytes, groups,
-        BITS=bits, SIZE=size, SOME=at is not None, KIND=kind, ROWS=ROWS, EIGHTS=EIGHTS,
+        codes if at is None else at, weight, rows, columns, codes.nbytes, groups,
+        BITS=bits, SIZE=size, SOME=at is not None, OFFSET=offset is not None, ROWS=ROWS, EIGHTS=EIGHTS,
     )  # fmt: skip
     return weight
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, scale, offset, zeros, at, weight, rows, columns, code_bytes, groups,
-    BITS: tl.constexpr, SIZE: tl.constexpr, SOME: tl.constexpr, KIND: tl.constexpr,
+    codes, scale, offset, at, weight, rows, columns, code_bytes, groups,
+    BITS: tl.constexpr, SIZE: tl.constexpr, SOME: tl.constexpr, OFFSET: tl.constexpr,
     ROWS: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -78,15 +74,10 @@ def _decode(  # type: ignore[no-untyped-def]
         known = real[:, :, None] & ((8 * eight[:, None] + lane[None, :]) < columns)[None, :, :]
     own = source[:, None, None] * groups + group
     s = tl.load(scale + own, mask=known, other=0).to(tl.float32)
-    if KIND == "offset":
+    if OFFSET:
         found = code.to(tl.float32) * s + tl.load(offset + own, mask=known, other=0).to(tl.float32)
-    elif KIND == "middle":
-        found = (code - (1 << (BITS - 1))).to(tl.float32) * s
     else:
-        byte = (source * BITS >> 3)[:, None, None] + tl.zeros_like(own)
-        both = tl.load(zeros + (byte >> 2) * 4 * groups + (byte & 3) + group * 4, mask=known, other=0).to(tl.int32)
-        zero = (both >> (source * BITS & 7).to(tl.int32)[:, None, None]) & ((1 << BITS) - 1)
-        found = (code - zero).to(tl.float32) * s
+        found = (code - (1 << (BITS - 1))).to(tl.float32) * s
     column = 8 * eight[:, None] + lane[None, :]
     inside = real[:, :, None] & (column < columns)[None, :, :]
     tl.store(weight + row[:, None, None] * columns + column[None, :, :], found.to(weight.dtype.element_ty), mask=inside)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, missing_library
-from qra_backends.storage import ceil_div, largest_group
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected, ceil_div, largest_group
 
 # At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, missing_library
-from qra_backends.storage import ceil_div, largest_group
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected, ceil_div, largest_group
 
 if TYPE_CHECKING:
     from qra_backends.libraries.hqq_linear import HQQLinear

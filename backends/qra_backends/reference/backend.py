@@ -16,8 +16,7 @@ from qra_backends.base import Backend
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
-from qra_backends.storage import ceil_div
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected, ceil_div
 
 
 class ReferenceBackend(Backend):

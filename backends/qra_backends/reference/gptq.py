@@ -31,20 +31,16 @@ _ROWS_ELSEWHERE = 1 << 16
 
 
 class Fitted(NamedTuple):
-    """Scale and offset of every group, float32 (out, groups), of values that can be stored.
-
-    `zero`: whole numbers (out, groups), if the offset is -zero · scale; None if it is free.
-    """
+    """Scale and offset of every group, float32 (out, groups), of values that can be stored."""
 
     scale: Tensor
     offset: Tensor
-    zero: Tensor | None = None
 
 
 class ErrorFeedback(Backend):
     """The base of backends that fit groups first, then choose codes by feedback.
 
-    A subclass gives `fit`, `packed`, `group_size_for` and `damping`.
+    A subclass gives `fit`, `pack`, `group_size_for` and `damping`.
     """
 
     calibrated = True
@@ -63,8 +59,8 @@ class ErrorFeedback(Backend):
     def group_size_for(self, in_features: int) -> int:
         """Weights of a row that share a scale."""
 
-    def lay_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a weight from its blocks', joined."""
+    def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a weight from those of its blocks, which are joined."""
         return tensors
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
@@ -97,7 +93,7 @@ class ErrorFeedback(Backend):
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
             for bits, codes in feed_back(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
-        return {bits: self.lay_out(bits, joined(parts)) for bits, parts in blocks.items()}
+        return {bits: self.finish_tensors(bits, joined(parts)) for bits, parts in blocks.items()}
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):

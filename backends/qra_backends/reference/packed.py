@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_backends.kernels.choice import decoder
+from qra_backends.kernels.choice import find_decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.blocks import rows_at_once
@@ -43,7 +43,7 @@ class PackedLinear(DequantizedLinear):
         stored = self.tensors()
         scale, offset = stored["scale"], stored["offset"]
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
-        kernel = decoder(self.codes.device)
+        kernel = find_decoder(self.codes.device)
         if kernel is not None:
             return kernel(self.codes, scale, offset, *form, at=at)
         width = self.in_features * self.bits

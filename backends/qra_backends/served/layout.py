@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected
 
 METHOD = "qra"
 SEPARATOR = "::"

@@ -17,7 +17,7 @@ from qra_backends.calibration import check_damping, check_hessian, check_output_
 from qra_backends.kernels import choice
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.gptq import factorize
-from qra_backends.tensors import Expected
+from qra_backends.storage import Expected
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
 from qra_backends.trellis.rotation import rotated_block

@@ -81,6 +81,12 @@ def values(L: int) -> NDArray[np.int16]:
     return whole[np.argsort(mixed(2**L), kind="stable")]
 
 
+@lru_cache
+def value_table(L: int, device: torch.device) -> Tensor:
+    """`values` on a device."""
+    return torch.from_numpy(values(L)).to(device)
+
+
 def mixed(count: int) -> NDArray[np.uint64]:
     """Well-mixed numbers (count,): the outputs of SplitMix64 (Steele, Lea and Flood 2014) for 1, 2, 3, ..."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -14,7 +14,7 @@ from qra_backends.trellis.rotation import signs
 
 
 def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
-    """As `decode_torch.decode_rows`, on the host."""
+    """As `linear.decode_rows`, on the host."""
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
     step = max(1, rows_at_once(in_features, codes.device))

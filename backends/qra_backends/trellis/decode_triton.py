@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import TrellisCode
-from qra_backends.trellis.decode_torch import value_table
+from qra_backends.trellis.code import TrellisCode, value_table
 from qra_backends.trellis.rotation import signs
 
 COLUMNS = 128
@@ -26,7 +25,7 @@ def decode_rows(
     block: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `decode.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
+    """As `linear.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
     in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
     weight = torch.empty(rows_out, in_features, dtype=dtype, device=codes.device)
     columns = max(COLUMNS, block)

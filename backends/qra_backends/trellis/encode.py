@@ -17,8 +17,7 @@ from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
-from qra_backends.trellis.decode_torch import state_values
-from qra_backends.trellis.linear import SCALE_DTYPE
+from qra_backends.trellis.linear import SCALE_DTYPE, state_values
 from qra_backends.trellis.rotation import rotated, signs
 
 LARGEST = torch.finfo(SCALE_DTYPE).max

@@ -1,16 +1,24 @@
-"""A linear layer whose weight is a trellis-coded stream for each input, and a scale for each output."""
+"""A linear layer whose weight is a trellis-coded stream for each input, and how weights are decoded.
+
+By torch's operations, compiled for a CPU, or by one kernel on a GPU: all give the same numbers, bit for bit. A state's
+value is a whole number, and so are the sums that turn the inputs back, which float32 holds exactly. Each is multiplied
+once by its row's scale, and rounded once to the dtype asked for.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
-from qra_backends.trellis.code import TrellisCode
-from qra_backends.trellis.decode import decode
+from qra_backends.reference.blocks import rows_at_once
+from qra_backends.trellis.code import UNIT, TrellisCode, value_table
+from qra_backends.trellis.rotation import hadamard, signs
 
 SCALE_DTYPE = torch.float16
 
@@ -31,16 +39,69 @@ class TrellisLinear(DequantizedLinear):
         self.code, self.block, self.group_size = code, block, self.in_features
 
     def scales(self) -> Tensor:
-        """Float16 (out, 1), a view."""
-        return self.scale.view(SCALE_DTYPE)
+        """Float16 (out,), a view."""
+        return self.scale.view(SCALE_DTYPE)[:, 0]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        return decode(self.codes, self.scales()[:, 0], None, self.code, self.block, dtype or self.dtype)
+        return decode(self.codes, self.scales(), None, self.code, self.block, dtype or self.dtype)
 
     def rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
-        return decode(self.codes, self.scales()[:, 0], at, self.code, self.block, self.dtype)
+        return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.code.half_bits / 2:g}, L={self.code.L}, block={self.block}"
+
+
+def decode(
+    codes: Tensor, scale: Tensor, at: Tensor | None, code: TrellisCode, block: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows (n, in) of a weight (out, in), in the quickest way there is on its device.
+
+    Args:
+        codes: uint8 (bytes of a stream, in).
+        scale: float16 (out,).
+        at: int64 (n,), indices of rows; None for all.
+        block: inputs that were rotated together.
+    """
+    unit = UNIT / math.sqrt(block)
+    if choice.is_usable(codes.device):
+        from qra_backends.trellis.decode_triton import decode_rows as decode_on_gpu
+
+        return decode_on_gpu(codes, scale, unit, at, code, block, dtype)
+    factor = (scale if at is None else scale[at]).float() * unit
+    if at is None:
+        at = torch.arange(len(factor), device=codes.device)
+    if codes.device.type != "cpu":
+        return decode_rows(codes, factor, at, code, block, dtype)
+    from qra_backends.trellis.decode_numba import decode_rows as decode_on_host  # numba takes a second to import
+
+    return decode_on_host(codes, factor, at, code, block, dtype)
+
+
+def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
+    """Rows (n, in) of a weight by torch's operations, on any device.
+
+    Args:
+        factor: float32 (n,), the scale of each row over that of whole numbers.
+    """
+    in_features = codes.shape[1]
+    weight = torch.empty(len(at), in_features, dtype=dtype, device=codes.device)
+    sign, step = signs(in_features, codes.device), rows_at_once(in_features, codes.device)
+    for start in range(0, len(at), step):
+        own = slice(start, start + step)
+        whole = hadamard(state_values(codes, at[own], code).float(), block)
+        torch.mul(whole.mul_(factor[own, None]), sign, out=weight[own])
+    return weight
+
+
+def state_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
+    """Values int16 (n, in), in `UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
+    start, last = code.starts(at), len(codes) - 1
+    first = start >> 3
+    word = codes[first].to(torch.int32)
+    for later in (1, 2):  # 7 + 16 bits at most; the bytes that a short stream lacks would be masked
+        word.add_(codes[(first + later).clamp_max_(last)], alpha=256**later)
+    state = word.bitwise_right_shift_((start & 7)[:, None]).bitwise_and_(2**code.L - 1)
+    return value_table(code.L, codes.device)[state]

@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import UNIT, TrellisCode
-from qra_backends.trellis.decode_torch import value_table
+from qra_backends.trellis.code import UNIT, TrellisCode, value_table
 
 PIECE, MARGIN = 128, 64
 """Rows; even numbers."""

@@ -48,16 +48,15 @@ def style() -> Iterator[dict[str, str]]:
 
 
 def new_figure(
-    title: str, size: Size, *, panels: int = 1, left: int = 54, right: int = 18, top: int = 34, bottom: int = 48
-) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, each of a size with margins inside it; `title` is what a screen reader says."""
+    title: str, size: Size, *, left: int = 54, right: int = 18, top: int = 34, bottom: int = 48
+) -> tuple[Figure, Axes]:
+    """A figure of a size with axes within its margins; `title` is what a screen reader says."""
     from matplotlib.figure import Figure
 
     width, height = size
-    whole = width * max(panels, 1)
-    figure = Figure(figsize=(whole / UNITS_PER_INCH, height / UNITS_PER_INCH), dpi=UNITS_PER_INCH, label=title)
-    inner = (width - left - right) / whole, (height - top - bottom) / height
-    return figure, [figure.add_axes(((i * width + left) / whole, bottom / height, *inner)) for i in range(panels)]
+    figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), dpi=UNITS_PER_INCH, label=title)
+    inner = (width - left - right) / width, (height - top - bottom) / height
+    return figure, figure.add_axes((left / width, bottom / height, *inner))
 
 
 def fit(

@@ -48,7 +48,7 @@ def front_figure(run: RunData) -> Figure:
             marks[found_kind].append(place)
             labels.insert(0, (f"found, {loss_text(p.loss)}", place, (13, 0), 0.4))
     with style() as c:
-        figure, (axes,) = _new_chart("Loss against memory of every plan that was evaluated", 1)
+        figure, axes = _new_chart("Loss against memory of every plan that was evaluated", 1)
         sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
         fit(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
         _, top = fit(axes, "y", "loss", [p.loss for p in result.candidates])
@@ -81,7 +81,7 @@ def trace_figure(run: RunData) -> Figure:
         if t.evaluation is not None and t.fidelity >= 1.0 and t.evaluation.memory_bytes <= limit
     ]
     with style() as c:
-        figure, (axes,) = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
+        figure, axes = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
         fit(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
         fit(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
         for baseline in baselines:
@@ -101,7 +101,7 @@ def trace_figure(run: RunData) -> Figure:
 def tuning_figure(run: RunData) -> Figure:
     """Loss of each full tuning by step: a line in training, marks where the validation loss was measured."""
     with style() as c:
-        figure, (axes,) = _new_chart("Loss of the full tunings by step", len(run.curves))
+        figure, axes = _new_chart("Loss of the full tunings by step", len(run.curves))
         points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
         fit(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
         fit(axes, "y", "loss", [y for _, y in points])
@@ -119,7 +119,7 @@ def fronts_figure(runs: Sequence[RunData]) -> Figure:
     fronts = [[(p.memory_bytes / MIB, p.loss) for p in run.result.front] for run in runs]
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
     with style() as c:
-        figure, (axes,) = _new_chart("The fronts of all runs", len(runs))
+        figure, axes = _new_chart("The fronts of all runs", len(runs))
         fit(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
         fit(axes, "y", "loss", [y for front in fronts for _, y in front])
         for budget in budgets:
@@ -159,7 +159,7 @@ def _marks(
           clip_on=False, label=name, zorder=3)  # fmt: skip
 
 
-def _new_chart(title: str, names: int) -> tuple[Figure, list[Axes]]:
+def _new_chart(title: str, names: int) -> tuple[Figure, Axes]:
     """A figure with room above it for a legend of so many names."""
     return new_figure(title, WIDE, top=34 + LEGEND_ROW * -(-names // LEGEND_COLUMNS))
 

@@ -106,7 +106,7 @@ def test_levels_of_a_linear_share_the_factor_of_its_hessian(monkeypatch: pytest.
     monkeypatch.setattr("qra_backends.reference.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
     backend = make_backend({2: "reference-gptq", 3: "reference-gptq", 4: ["reference-gptq", "reference"]})
     modules = backend.quantize_levels(linear, backend.bits, hessian=hessian)
-    assert [type(backend.part(bits)).name for bits in modules] == ["reference-gptq"] * 3 + ["reference"]
+    assert [backend.identity(bits)["spec"]["name"] for bits in modules] == ["reference-gptq"] * 3 + ["reference"]
     assert len(calls) == 1
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
 from qra_backends.trellis.code import UNIT, TrellisCode, pack, values
-from qra_backends.trellis.decode_torch import state_values
+from qra_backends.trellis.linear import state_values
 from scipy.stats import norm
 from torch import Tensor
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from qra_backends.trellis.code import UNIT, TrellisCode, values
-from qra_backends.trellis.decode import decode
 from qra_backends.trellis.decode_numba import decode_rows
-from qra_backends.trellis.decode_torch import decode_rows as decode_plainly
-from qra_backends.trellis.decode_torch import state_values
 from qra_backends.trellis.encode import rotate_rows
+from qra_backends.trellis.linear import decode, state_values
+from qra_backends.trellis.linear import decode_rows as decode_plainly
 from qra_backends.trellis.rotation import hadamard, rotated, rotated_block, signs
 from torch import Tensor
 

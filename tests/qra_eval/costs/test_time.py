@@ -87,15 +87,6 @@ def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path
     assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
 
 
-def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> None:
-    evaluator = make(tmp_path / "bank")
-    first = evaluator.untuned_loss()
-    assert not (tmp_path / "bank").exists()
-    evaluator.tuner.switcher.unquantize()
-    # bfloat16 and float32 round sums otherwise.
-    assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
-
-
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

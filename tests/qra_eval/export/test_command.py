@@ -111,14 +111,8 @@ def bits_of(words: list[int], bits: int) -> list[int]:
 
 def compressed_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
     codes = torch.tensor([bits_of(row, bits) for row in own["weight_packed"].tolist()])
-    groups = own["weight_scale"].shape[1]
-    zeros = (
-        torch.tensor([bits_of(column, bits) for column in own["weight_zero_point"].t().tolist()]).t()
-        if "weight_zero_point" in own
-        else torch.full((len(codes), groups), 2 ** (bits - 1))
-    )
-    size = codes.shape[1] // groups
-    return own["weight_scale"].double().repeat_interleave(size, 1) * (codes - zeros.repeat_interleave(size, 1))
+    size = codes.shape[1] // own["weight_scale"].shape[1]
+    return own["weight_scale"].double().repeat_interleave(size, 1) * (codes - 2 ** (bits - 1))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluator:
 def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
     formula = ToyEvaluator()
     assert not formula.tunes and formula.progress is None
-    assert formula.example() is None and formula.untuned_loss() is None
+    assert formula.rendered() is None
     assert (dict(formula.estimate()), dict(formula.row_counts()), list(formula.cards())) == ({}, {}, [])
     assert formula.sensitivities_charge() is None and math.isnan(formula.evaluation_seconds())
     with pytest.raises(BadInput, match="evaluator ToyEvaluator cannot fine-tune a plan"):
@@ -32,7 +32,7 @@ def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
 
 
 def test_the_real_evaluator_has_them_all(real: QuantizedLoRAEvaluator) -> None:
-    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "example")
+    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "rendered")
     assert real.tunes and all(getattr(type(real), name) is not getattr(Evaluator, name) for name in able)
 
 
@@ -44,11 +44,6 @@ def test_an_evaluator_that_is_given_a_way_to_tune_can() -> None:
     borrowed: Any = ToyEvaluator()
     borrowed.tune = Tuning().tune
     assert Tuning().tunes and borrowed.tunes
-
-
-def test_an_example_is_a_problem_with_its_answer(real: QuantizedLoRAEvaluator) -> None:
-    first = real.task.split("validation")[0]
-    assert real.example() == first.prompt + first.answer and first.answer.strip()
 
 
 def test_a_search_that_shows_its_progress_listens_for_as_long_as_it_runs_unless_somebody_listens_already() -> None:

@@ -76,7 +76,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
 @pytest.mark.parametrize("log", [False, None])
 def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
     with style():
-        figure, (axes,) = new_figure("", (380, 320))
+        figure, axes = new_figure("", (380, 320))
         low, high = fit(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
         labels = [label.get_text() for label in axes.get_yticklabels()]
         ticks = axes.get_yticks()
@@ -89,7 +89,7 @@ def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log
 
 def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
     with style():
-        _, (axes,) = new_figure("", (380, 320))
+        _, axes = new_figure("", (380, 320))
         taken: list[Any] = []
         for _ in range(3):
             put_label(axes, taken, "one label", (0.5, 0.5), (0, 0), moves=(0, 16))
