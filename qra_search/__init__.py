@@ -6,33 +6,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qra_search.allocate.sensitivities import Sensitivities as Sensitivities
-    from qra_search.errors import BadInput as BadInput
-    from qra_search.evaluation.evaluator import Evaluation as Evaluation
-    from qra_search.evaluation.evaluator import EvaluationFailed as EvaluationFailed
-    from qra_search.evaluation.evaluator import Evaluator as Evaluator
-    from qra_search.log.state import StudyState as StudyState
-    from qra_search.log.trial import Proposal as Proposal
-    from qra_search.log.trial import Trial as Trial
-    from qra_search.log.trial_log import TrialLog as TrialLog
-    from qra_search.space.levels import Level as Level
-    from qra_search.space.memory import BudgetTooSmall as BudgetTooSmall
-    from qra_search.space.memory import GroupwiseFormat as GroupwiseFormat
-    from qra_search.space.memory import MemoryModel as MemoryModel
-    from qra_search.space.memory import StorageFormat as StorageFormat
-    from qra_search.space.plan import Group as Group
-    from qra_search.space.plan import Linear as Linear
-    from qra_search.space.plan import Plan as Plan
-    from qra_search.space.space import SearchSpace as SearchSpace
-    from qra_search.strategies import Strategy as Strategy
-    from qra_search.study.candidates import EvaluatedPlan as EvaluatedPlan
-    from qra_search.study.result import SearchResult as SearchResult
-    from qra_search.study.study import Callback as Callback
-    from qra_search.study.study import Study as Study
-    from qra_search.workflow.run import Run as Run
-    from qra_search.workflow.search import search as search
-    from qra_search.workflow.start import open_run as open_run
-    from qra_search.workflow.start import plan as plan
+    from qra_search.allocate.sensitivities import Sensitivities
+    from qra_search.errors import BadInput
+    from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+    from qra_search.log.state import StudyState
+    from qra_search.log.trial import Proposal, Trial
+    from qra_search.log.trial_log import TrialLog
+    from qra_search.space.levels import Level
+    from qra_search.space.memory import BudgetTooSmall, GroupwiseFormat, MemoryModel, StorageFormat
+    from qra_search.space.plan import Group, Linear, Plan
+    from qra_search.space.space import SearchSpace
+    from qra_search.strategies import Strategy
+    from qra_search.study.candidates import EvaluatedPlan
+    from qra_search.study.result import SearchResult
+    from qra_search.study.study import Callback, Study
+    from qra_search.workflow.run import Run
+    from qra_search.workflow.search import search
+    from qra_search.workflow.start import open_run, plan
+
+__all__ = [
+    "BadInput", "BudgetTooSmall", "Callback", "EvaluatedPlan", "Evaluation", "EvaluationFailed", "Evaluator", "Group",
+    "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "Proposal", "Run", "SearchResult", "SearchSpace",
+    "Sensitivities", "StorageFormat", "Strategy", "Study", "StudyState", "Trial", "TrialLog", "open_run", "plan",
+    "search",
+]  # fmt: skip
 
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
@@ -55,7 +52,6 @@ _HOMES = {
     "workflow.start": ("open_run", "plan"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shortened
-from qra_search.files import not_utf8
+from qra_search.files import encoding_error
 from qra_search.plugins import did_you_mean
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
@@ -117,7 +117,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(str(not_utf8(path, error))) from None
+        raise ConfigError(str(encoding_error(path, error))) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not YAML that can be used: {error}") from None
     if data is None:
@@ -194,7 +194,7 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
     except ValidationError as error:
         fault = ".".join(map(str, error.errors()[0]["loc"]))
         given = any(f"{fault}.".startswith(f"{field}.") for field in overrides or {})
-        raise ConfigError(f"{'options' if given else source}: {explain(error)}") from None
+        raise ConfigError(f"{'options' if given else source}: {explain_error(error)}") from None
     if config.engine is not None:
         _check_engine(config, config.engine, source)
     return config
@@ -240,7 +240,7 @@ def in_memory_name(given: object) -> str:
     return f"{IN_MEMORY}{type(given).__name__}"
 
 
-def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configs differ, by dotted path: the old value and the new.
 
     A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
@@ -259,7 +259,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any
         yield path, (old, new)
 
 
-def explain(error: ValidationError) -> str:
+def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"

@@ -20,7 +20,7 @@ class RunFailed(RuntimeError):
     """A run, or a part of it, failed; the message says why and was written for the user."""
 
 
-def needed(what: object, value: object, wanted: str) -> BadInput:
+def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"{shortened(value)} ({type(value).__name__})"
     return BadInput(f"{what} is {kind}: {wanted}")

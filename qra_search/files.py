@@ -21,7 +21,7 @@ BLOCK = 1 << 20
 
 
 @contextmanager
-def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+def replace_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """A file beside `path` to write to, which replaces it at the end, or is removed if writing fails.
 
     Two processes may write one file: each has its own beside it, and the last replaces it.
@@ -62,7 +62,7 @@ def honour_umask(folder: Path) -> None:
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
     """Write a text so that a reader never sees half a file; `?` for what is no text, as in a path of other bytes."""
-    with replacing(path, durable=durable) as partial:
+    with replace_file(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -101,7 +101,7 @@ def tensor_names(path: Path) -> list[str]:
     return list(tensors)
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
+def encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
     at = error.object.count(b"\n", 0, error.start) + 1
     return ValueError(

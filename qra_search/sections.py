@@ -228,10 +228,10 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(
         0,
         ge=0,
-        description="steps between looks at the validation loss; the adapters of the lowest loss are kept; 0: those of "
-        "the last step",
+        description="steps between evaluations on the validation split; the adapters of the lowest loss are kept; 0: "
+        "those of the last step",
     )
-    patience: int = Field(0, ge=0, description="looks without a lower loss after which tuning stops; 0: never")
+    patience: int = Field(0, ge=0, description="evaluations without a lower loss after which tuning stops; 0: never")
     checkpoint_every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)"
     )
@@ -249,7 +249,7 @@ class FinetuneConfig(Section):
     @classmethod
     def _looks(cls, value: int, info: ValidationInfo) -> int:
         if value and not info.data.get("evaluate_every"):
-            raise ValueError("it counts looks at the validation loss, set finetune.evaluate_every as well")
+            raise ValueError("it counts evaluations on the validation split: set finetune.evaluate_every as well")
         return value
 
 

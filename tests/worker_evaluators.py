@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,10 @@ class Misbehaving(AdditiveEvaluator):
     def die(self, plan: Plan) -> Evaluation:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")
+
+    def start_child(self, plan: Plan) -> Evaluation:
+        self.note(f"child-{subprocess.Popen(['sleep', '600']).pid}")
+        return super().evaluate(plan)
 
     def leave(self, plan: Plan) -> Evaluation:
         os._exit(3)

@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
+from qra_search.bench.cell import parse_strategy, task_budgets
 from qra_search.bench.run import environment
-from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan

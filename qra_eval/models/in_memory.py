@@ -15,7 +15,7 @@ from torch import nn
 
 from qra_eval.models.loaded import LoadedModel, finish
 from qra_search.config import in_memory_name
-from qra_search.errors import BadInput, needed
+from qra_search.errors import BadInput, wrong_type
 
 
 def load_in_memory(
@@ -43,7 +43,7 @@ def check_model(model: Any) -> None:
     if hasattr(model, "peft_config") or any("lora_" in name for name, _ in getattr(model, "named_parameters", list)()):
         raise BadInput("the model has adapters on it: give the model below them, or model.merge_and_unload()")
     if not isinstance(model, PreTrainedModel):
-        raise needed("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
+        raise wrong_type("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
     if model.get_output_embeddings() is None:
         raise BadInput(f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM")
     tensors = list(model.parameters())

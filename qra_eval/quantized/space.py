@@ -12,7 +12,7 @@ from torch import nn
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
 from qra_eval.quantized.bank import can_store
 from qra_search.sections import SpaceConfig
-from qra_search.space.budgets import budget_size
+from qra_search.space.budgets import parse_budget
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.plan import Group, Linear
@@ -81,7 +81,7 @@ def _describe(name: str, linear: nn.Linear) -> Linear:
 def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
     """Whether any memory budget is below the uniform 3-bit plan at a rank; never if the space has no such plan."""
     three = space.uniform(3, rank)
-    return three is not None and any(budget_size(space, budget) < space.memory_bytes(three) for budget in budgets)
+    return three is not None and any(parse_budget(space, budget) < space.memory_bytes(three) for budget in budgets)
 
 
 def _own_levels(

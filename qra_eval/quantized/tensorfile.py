@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qra_search.errors import BadInput
-from qra_search.files import replacing, write_digest
+from qra_search.files import replace_file, write_digest
 
 HEADER = {"format": "pt"}
 """In the header of every file."""
@@ -32,7 +32,7 @@ def write_tensors(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=not lasting) as partial:
+    with replace_file(path, durable=not lasting) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
             save_file(ready, partial, metadata={**HEADER, **(metadata or {})})

@@ -17,8 +17,8 @@ from typing import Any
 from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
-from qra_search.errors import BadInput, first_line, needed, shortened
-from qra_search.files import not_utf8
+from qra_search.errors import BadInput, first_line, shortened, wrong_type
+from qra_search.files import encoding_error
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -117,7 +117,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(str(not_utf8(path, error))) from None
+        raise BadInput(str(encoding_error(path, error))) from None
 
 
 def folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
@@ -204,7 +204,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
 def _dictionaries(rows: Any, what: str) -> list[Row]:
     """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
-        raise needed("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
+        raise wrong_type("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # of a Dataset that gives tensors
     found: list[Row] = []

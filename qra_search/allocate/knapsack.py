@@ -29,13 +29,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     Returns:
         int64 (2, G), the code of the plan; None if nothing fits.
     """
-    ranks, cost, size = cost.shape[-1], flat(np.asarray(cost, dtype=float)), flat(np.asarray(size, dtype=np.int64))
+    ranks, cost, size = cost.shape[-1], flatten(np.asarray(cost, float)), flatten(np.asarray(size, np.int64))
     rows, allowed = np.arange(len(cost)), np.isfinite(cost)
     smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
     if not allowed.any(1).all() or size[rows, smallest].sum() > budget:
         return None
     price, best, bound = _lagrange(cost, size, budget, smallest)
-    best = fill(cost, size, budget, best)
+    best = fill_budget(cost, size, budget, best)
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
     if exact and upper - bound > slack:
@@ -51,7 +51,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         size: int (G, B, R).
         budget: what the sizes may sum to; the smallest choices must fit.
     """
-    ranks, cost, size = cost.shape[-1], flat(cost), flat(size)
+    ranks, cost, size = cost.shape[-1], flatten(cost), flatten(size)
     S, G, _ = cost.shape
     allowed = np.isfinite(cost[0])
     least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
@@ -77,10 +77,10 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
             ok = size[rows, choice].sum(1) <= budget
             best[todo[ok]] = choice[ok]
             high, low = np.where(ok, middle, high), np.where(ok, low, middle)
-    return to_codes(np.stack([fill(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
+    return to_codes(np.stack([fill_budget(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
 
 
-def flat(table: np.ndarray) -> np.ndarray:
+def flatten(table: np.ndarray) -> np.ndarray:
     """(..., G, C): a table (..., G, B, R) with the C = B R choices of a group as its items."""
     return table.reshape(*table.shape[:-2], -1)
 
@@ -90,7 +90,7 @@ def to_codes(items: np.ndarray, ranks: int) -> np.ndarray:
     return np.stack(np.divmod(items, ranks), axis=-2)
 
 
-def fill(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) -> np.ndarray:
+def fill_budget(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) -> np.ndarray:
     """Items (G,) after single exchanges of items within the budget, each the best fall of cost a byte, while any helps.
 
     Args:

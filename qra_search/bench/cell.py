@@ -1,27 +1,37 @@
-"""One cell of a benchmark: one strategy on one task with one seed, measured against the noise-free truth."""
+"""One cell of a benchmark: a strategy on a task with a seed, by their names, measured against the noise-free truth."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qra_search.bench.tasks import build_task, parse_strategy, task_budgets
+from qra_search import plugins
+from qra_search.config import make_config, read_yaml
+from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
+from qra_search.space.budgets import resolve_budget
+from qra_search.space.space import SearchSpace
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies import Estimates, Strategy
+from qra_search.strategies import Estimates, Strategy, make_strategy
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is judged, as at its end."""
 INTERVAL_90 = 1.6449
+TASK = re.compile(r"([a-z]+)-(\d+)-([a-z]+)-([a-z]+)(?:-noise(less|\d+(?:\.\d+)?))?")
+EXAMPLE = "interaction-32-layer-measured"
 
 
 def run_cell(
@@ -58,15 +68,15 @@ def run_cell(
             "reference": list(reference.losses),
             "reference_exact": reference.exact,
             "uniform": [min(map(landscape.true_loss, plans)) for plans in fitting],
-            "checkpoints": [judge_at(point, state, timed, landscape, grid) for point in checkpoints(evaluations)],
+            "checkpoints": [judge_at(point, state, timed, landscape, grid) for point in list_checkpoints(evaluations)],
             **describe_conduct(state.trials, timed),
         }
 
 
-def checkpoints(evaluations: float) -> list[float]:
+def list_checkpoints(evaluations: float) -> list[float]:
     """The `CHECKPOINTS` below so many evaluations, and these.
 
-    >>> checkpoints(20.0), checkpoints(25.0), checkpoints(4.5)
+    >>> list_checkpoints(20.0), list_checkpoints(25.0), list_checkpoints(4.5)
     ([10, 20], [10, 25], [4.5])
     """
     last = int(evaluations) if float(evaluations).is_integer() else evaluations
@@ -100,18 +110,14 @@ def judge_at(
     then = truncate(state, point)
     # The strategy's own best plan, not the allocated one.
     result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
-    handed, believed = [], []
-    for budget in grid:
-        best = result.best(budget)
-        plan = best.plan if best else then.space.decode(AdjacentSteps(then.space).smallest)  # if nothing fits
-        handed.append(landscape.true_loss(plan))
-        believed.append(best.loss if best else None)
+    smallest = then.space.decode(AdjacentSteps(then.space).smallest)  # taken if nothing fits
+    best = [result.best(budget) for budget in grid]
     return {
         "at": point,
         "spent": round(then.spent, 4),
         "trials": len(then.trials),
-        "handed": handed,
-        "believed": believed,
+        "handed": [landscape.true_loss(found.plan if found else smallest) for found in best],
+        "believed": [found.loss if found else None for found in best],
     }
 
 
@@ -142,3 +148,65 @@ def describe_conduct(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict
 
 def _mean_and_max(values: list[float]) -> dict[str, float] | None:
     return {"mean": round(float(np.mean(values)), 5), "max": round(max(values), 5)} if values else None
+
+
+# -- names of tasks and strategies -----------------------------------------------------------------
+
+
+def build_task(name: str, seed: int) -> Any:
+    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, drawn by a seed; else ValueError.
+
+    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a plan differ by
+    so many nats (deviation) instead of as measured.
+    """
+    parts = TASK.fullmatch(name)
+    if parts is None:
+        raise ValueError(f"{name!r} is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}")
+    family, layers, granularity, sensitivities, noise = parts.groups()
+    options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}
+    if noise is not None:
+        options["noise"] = 0.0 if noise == "less" else float(noise)
+    config = make_config(
+        {"evaluator": "landscape", "options": options},
+        {"space.granularity": granularity, "search.seed": seed},
+        source=f"task {name}",
+    )
+    return plugins.load("evaluators", "landscape")(config)
+
+
+def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
+    """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8."""
+    first, last = (resolve_budget(space, f"uniform{bits}r8") for bits in (3, 4))
+    return first, (first + last) // 2, last
+
+
+def parse_strategy(text: str) -> Strategy:
+    """A strategy from `NAME` or `FILE.py`, with options behind it, read as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
+    name, _, query = text.partition("?")
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadInput(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
+        options[key] = read_yaml(value)
+    return make_strategy(load_strategy(Path(name)) if name.endswith(".py") else name, **options)
+
+
+def strategy_label(text: str) -> str:
+    """The name of a strategy in rows and tables: as it was given; of one in a file, the file's name with a hash of the
+    file, since one that was changed is another strategy."""
+    name, mark, options = text.partition("?")
+    if name.endswith(".py"):
+        name = f"{Path(name).name}@{hashlib.sha256(Path(name).read_bytes()).hexdigest()[:6]}"
+    return name + mark + options
+
+
+def load_strategy(path: Path) -> type[Strategy]:
+    """The one class of a Python file that is a strategy; raises BadInput if there is none, or several."""
+    module = plugins.load_file(path)
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    found = [kind for kind in own if issubclass(kind, Strategy) and not inspect.isabstract(kind)]
+    if len(found) != 1:
+        names = f"{len(found)} ({', '.join(kind.__name__ for kind in found)})" if found else "no"
+        raise BadInput(f"strategy file {path} defines {names} classes that derive from qra_search.Strategy: define one")
+    return found[0]

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.bench.cell import run_cell
-from qra_search.bench.tasks import build_task, parse_strategy, strategy_label
+from qra_search.bench.cell import build_task, parse_strategy, run_cell, strategy_label
 from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.executors.devices import exported, threads
+from qra_search.executors.devices import export_variables, limit_threads
 from qra_search.files import write_text
 
 RAW = "raw.jsonl"
@@ -65,7 +64,7 @@ def run_benchmark(
     for task in tasks:
         build_task(task, chosen[0]).close()
     if not 1 <= evaluations < math.inf:
-        raise BadInput(f"evaluations is {evaluations:g}: how many a search may spend, from 1 on")
+        raise BadInput(f"evaluations is {evaluations:g}: a finite number of at least 1 is needed")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder) if "error" not in row}
@@ -77,8 +76,8 @@ def run_benchmark(
     failed = 0
     # Spawned, not forked: a fork of a process that has threads (torch) may hang.
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    with exported(threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
-        stamp = environment()
+    with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
+        stamp = describe_environment()
         rest = (float(evaluations), str(folder / REFERENCES))
         flying = [pool.submit(_cell, *cell, *rest) for cell in todo]
         try:
@@ -122,7 +121,7 @@ def cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:
     return row["task"], row["strategy"], row["seed"], float(row["evaluations"])
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Commit, versions and kind of machine; nothing that names a person, a host or a folder."""
     versions = {}
     for package in PACKAGES:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from qra_search.bench.cell import checkpoints
+from qra_search.bench.cell import list_checkpoints
 
 Row = dict[str, Any]
 Best = dict[tuple[str, int], np.ndarray]
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     p: float
 
 
-def best_known(rows: Sequence[Row]) -> Best:
+def find_best_known(rows: Sequence[Row]) -> Best:
     """The reference, or the best plan of any strategy at any time if that is better."""
     best: Best = {}
     for row in rows:
@@ -76,7 +76,7 @@ def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.nda
     Of several searches of a cell the shortest counts that was looked at there, or failed on the way.
     """
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
-    reached = [row for row in rows if point in checkpoints(row["evaluations"])]
+    reached = [row for row in rows if point in list_checkpoints(row["evaluations"])]
     reached.sort(key=lambda row: -row["evaluations"])
     shares: dict[str, np.ndarray] = {}
     for row in {(row["task"], row["strategy"], row["seed"]): row for row in reached}.values():
@@ -103,7 +103,7 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     return Interval(float(np.nanmedian(values)), float(low), float(high))
 
 
-def pairwise(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
+def compare_pairs(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
     """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
     both, shares = [], np.minimum(shares, LARGEST_SHARE)
     for i, j in combinations(range(len(names)), 2):

@@ -17,9 +17,9 @@ from qra_search.bench.scores import (
     Interval,
     Pair,
     Row,
-    best_known,
     bootstrap_median,
-    pairwise,
+    compare_pairs,
+    find_best_known,
     shares_at,
 )
 
@@ -87,7 +87,7 @@ def make_settings(rows: Sequence[Row]) -> list[Setting]:
 
 
 def _setting(kind: str, rows: list[Row]) -> Setting:
-    best = best_known(rows)
+    best = find_best_known(rows)
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
     shares = {point: shares_at(rows, point, best) for point in points}
     medians = {
@@ -143,7 +143,7 @@ def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray])
         if not all(np.isnan(values).all() for values in own):
             body.append([task, *(_score(None if np.isnan(x).all() else bootstrap_median(x)) for x in own)])
     tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
-    if pairs := pairwise(np.column_stack([own.ravel() for own in shares.values()]), names):
+    if pairs := compare_pairs(np.column_stack([own.ravel() for own in shares.values()]), names):
         caption = (
             f"Win/tie/loss of the row against the column after {point:g} evaluations, over the tasks and seeds that "
             f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"

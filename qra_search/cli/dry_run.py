@@ -17,7 +17,7 @@ from qra_search.report.formatting import duration, engine_text
 from qra_search.space.levels import level_label, level_words
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
-from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run, embeddings_hint
+from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import check_tracker
@@ -98,8 +98,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool)
     yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
     bits, ranks = ", ".join(map(level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
-    hint = embeddings_hint(config, fixed, budgets or [facts["smallest_bytes"]])
-    yield "not searched", format_bytes(fixed) + (f"; {hint}" if hint else "")
+    yield "not searched", format_bytes(fixed)
     yield "smallest plan", size(facts["smallest_bytes"])
     yield "largest plan", size(facts["largest_bytes"])
     yield "budget", ", ".join(map(size, budgets)) or "none: the whole front"

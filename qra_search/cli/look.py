@@ -22,7 +22,7 @@ from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, level_words
 from qra_search.space.serialization import plan_to_dict, read_choices, read_plan_file
-from qra_search.study.result import finite
+from qra_search.study.result import finite_or_none
 from qra_search.workflow.tunings import select_plan
 
 Choices = Mapping[str, tuple[LevelName, int]]
@@ -161,8 +161,8 @@ def _describe_run(run: RunData) -> dict[str, Any]:
         "failed": len(result.failures()),
         "data": found.data if found else None,
         "budget": found.budget_bytes if found else None,
-        "loss": finite(found.chosen.loss) if found else None,
+        "loss": finite_or_none(found.chosen.loss) if found else None,
         "memory_bytes": found.chosen.memory_bytes if found else None,
-        "uniform_loss": finite(baseline.loss) if baseline else None,
+        "uniform_loss": finite_or_none(baseline.loss) if baseline else None,
         "loss_change": found.change.share if found and found.change else None,
     }

@@ -97,7 +97,7 @@ def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
 # -- environment variables -------------------------------------------------------------------------
 
 
-def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
+def make_environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
     """Variables that narrow a worker to its device, to be set before it starts.
 
     Of the GPUs a worker sees its own only, so that its evaluator's `cuda` (or `device_map="auto"`) is these.
@@ -111,7 +111,7 @@ def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
         ValueError: another form, or a GPU that this process was not given.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = threads(max(1, cores // workers))
+    share = limit_threads(max(1, cores // workers))
     if device == "cpu":
         return {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", **share}
     gpus = [_GPU.fullmatch(part) for part in device.split(",")]
@@ -136,13 +136,13 @@ def name_gpus(count: float) -> str:
     return "cuda" if count <= 1 else ",".join(f"cuda:{i}" for i in range(int(count)))
 
 
-def threads(count: int) -> dict[str, str]:
+def limit_threads(count: int) -> dict[str, str]:
     """Variables that hold linear algebra to so many threads, in processes that are started with them."""
     return dict.fromkeys(_THREADS, str(count))
 
 
 @contextmanager
-def exported(variables: dict[str, str]) -> Iterator[None]:
+def export_variables(variables: dict[str, str]) -> Iterator[None]:
     """Set variables for the processes that are started in here; one caller at a time."""
     with _environment_lock:
         before = {name: os.environ.get(name) for name in variables}

@@ -93,7 +93,7 @@ class WorkerExecutor(Executor):
             for _ in range(ATTEMPTS):
                 worker = self._workers.get(slot) or self._start(slot)
                 try:
-                    return unwrap(worker.request("call", function, *args))
+                    return unwrap_reply(worker.request("call", function, *args))
                 except WorkerDied as error:
                     died = error
                     self._drop(slot)
@@ -111,7 +111,7 @@ class WorkerExecutor(Executor):
                 except Exception as error:
                     raise _not_started(error) from error
             try:
-                unwrap(worker.request("build", self.factory))
+                unwrap_reply(worker.request("build", self.factory))
                 return worker
             except WorkerDied as error:
                 died = error
@@ -221,7 +221,7 @@ def identify(evaluator: Evaluator) -> dict[str, Any]:
     return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **described}
 
 
-def unwrap(reply: Any) -> Any:
+def unwrap_reply(reply: Any) -> Any:
     """A reply that is no failure.
 
     Raises:

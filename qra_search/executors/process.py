@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from qra_search.executors.base import WorkerDied
-from qra_search.executors.devices import environment, exported
+from qra_search.executors.devices import export_variables, make_environment
 from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
 
 
@@ -22,7 +22,7 @@ class ProcessExecutor(WorkerExecutor):
     """Evaluates in `workers` processes, which are spawned (never forked), build their evaluator once and keep it.
 
     Each is a pool of one process, so that one that dies breaks no other's. Its variables are set before the process
-    starts (see `devices.environment`), `QRA_DEVICE` among them.
+    starts (see `devices.make_environment`), `QRA_DEVICE` among them.
 
     Args:
         factory: builds the evaluator in the worker; must be picklable and importable there.
@@ -36,7 +36,7 @@ class ProcessExecutor(WorkerExecutor):
         names = list(devices or ["cpu"])
         super().__init__(factory, workers if workers is not None else len(names))
         self.devices = [names[slot % len(names)] for slot in range(self.slots)]
-        self._variables = [environment(name, self.slots, self.devices.count(name)) for name in self.devices]
+        self._variables = [make_environment(name, self.slots, self.devices.count(name)) for name in self.devices]
 
     def start_worker(self, slot: int) -> Worker:
         return _ProcessWorker(self._variables[slot])
@@ -45,7 +45,7 @@ class ProcessExecutor(WorkerExecutor):
 class _ProcessWorker(Worker):
     def __init__(self, variables: dict[str, str]):
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
-        with exported(variables), _interrupts_blocked():
+        with export_variables(variables), _interrupts_blocked():
             self._pool.submit(os.getpid)  # which starts the process
             (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]
 

@@ -114,10 +114,10 @@ def read_log(content: bytes, name: str = "the log") -> LogContents:
             except LogError as error:
                 raise LogError(f"{name}, line {number}: {error}") from None
             except NOT_A_LOG as error:
-                contents.damage.append((number, f"it is not what a log holds ({describe_briefly(error)})"))
+                contents.damage.append((number, f"it is no record of a trial log ({describe_briefly(error)})"))
     begin = b'{"format":"%s"' % FORMAT.encode()
     if not understood and not (content.startswith(begin) or begin.startswith(content)):
-        raise LogError(f"{name} is not a readable trial log: no line of it is a log's")
+        raise LogError(f"{name} is not a readable trial log: it has no valid line")
     return contents
 
 
@@ -143,8 +143,7 @@ def decode_as_read(value: Any) -> Any:
 def encode_proposal(trial: Trial) -> dict[str, Any]:
     """The record of a trial that is proposed."""
     proposal = {name: _encode(value) for name, value in vars(trial.proposal).items() if name != "plan"}
-    bits, ranks = trial.plan.bits, trial.plan.ranks
-    return {"trial": trial.id, "bits": bits, "ranks": ranks, **proposal, "proposed_at": trial.proposed_at}
+    return {"trial": trial.id, **trial.plan.to_dict(), **proposal, "proposed_at": trial.proposed_at}
 
 
 def encode_result(trial: Trial) -> dict[str, Any]:
@@ -170,18 +169,15 @@ def _read_proposal(record: Mapping[str, Any]) -> Trial:
 
 
 def _read_result(trial: Trial, record: Mapping[str, Any]) -> Trial:
-    status, evaluation, reason = record["status"], None, ""
+    status, outcome = record["status"], dict[str, Any]()
     if status == "done":
-        evaluation = normalize_evaluation(
-            Evaluation(**{field.name: record[field.name] for field in fields(Evaluation)})
-        )
+        found = Evaluation(**{field.name: record[field.name] for field in fields(Evaluation)})
+        outcome["evaluation"] = normalize_evaluation(found)
     elif status == "failed":
-        reason = str(record["reason"])
+        outcome["reason"] = str(record["reason"])
     else:
         raise ValueError(f"status is {shortened(status)}")
-    return replace(
-        trial, status=status, evaluation=evaluation, reason=reason, finished_at=_read_number(record["finished_at"])
-    )
+    return replace(trial, status=status, finished_at=_read_number(record["finished_at"]), **outcome)
 
 
 def _read_id(record: Mapping[str, Any]) -> int:

@@ -124,4 +124,4 @@ def read_state(log: TrialLog) -> StudyState:
             float((log.meta("study") or {}).get("evaluations", 100.0)),
         )
     except NOT_A_LOG as error:
-        raise LogError(f"{log.path} holds what is not of one search ({describe_briefly(error)})") from None
+        raise LogError(f"{log.path} is not the log of one search ({describe_briefly(error)})") from None

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-from qra_search.errors import needed
+from qra_search.errors import wrong_type
 from qra_search.evaluation.evaluator import Progress as ProgressFunction
 from qra_search.log.trial import Trial
 from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
@@ -44,7 +44,7 @@ def listener_for(progress: ProgressArgument) -> Listener:
         return notebook_or_stderr_view() if (Console().is_jupyter if progress is None else progress) else Listener()
     if callable(progress):
         return Listener(progress)
-    raise needed("progress", progress, "True, False, or a function of a stage's name, the steps done and all its steps")
+    raise wrong_type("progress", progress, "True, False, or a function of a stage, the steps done and all its steps")
 
 
 def notebook_or_stderr_view() -> Listener:

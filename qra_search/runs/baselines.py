@@ -16,13 +16,13 @@ Against = Literal["best", "all", "shuffled", "none"]
 
 
 def select_baselines(
-    space: SearchSpace, plan: Plan, budget_bytes: int, against: Against, result: SearchResult | None = None
+    space: SearchSpace, plan: Plan, budget_bytes: int, against: Against, result: SearchResult
 ) -> list[Plan]:
     """Plans of at most `budget_bytes` to tune beside a plan, cheapest first; empty if none fits.
 
     Args:
         against: `all` uniform plans that fit, the `best` of them by the search's estimate, the plan `shuffled`, `none`.
-        result: without one, and without sensitivities, the largest uniform plan that fits is taken for the best.
+        result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
 
     Raises:
         BadInput: the plan cannot be shuffled.
@@ -34,10 +34,10 @@ def select_baselines(
     fitting = space.uniform_plans(budget_bytes)
     if against == "all" or not fitting:
         return fitting
-    evaluated = [c for c in (result.uniform if result else []) if c.memory_bytes <= budget_bytes]
+    evaluated = [c for c in result.uniform if c.memory_bytes <= budget_bytes]
     if evaluated:
         return [min(evaluated, key=lambda c: c.loss).plan]
-    allocation = result.allocation(budget_bytes) if result else None
+    allocation = result.allocation(budget_bytes)
     best = None if allocation is None else allocation.best_uniform
     return [fitting[-1] if best is None else best.plan]
 

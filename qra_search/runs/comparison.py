@@ -27,7 +27,7 @@ class TunedPlan(TuningRecord):
     records: tuple[TuningRecord, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of_seeds(cls, role: Role, records: Sequence[TuningRecord]) -> TunedPlan:
+    def from_seeds(cls, role: Role, records: Sequence[TuningRecord]) -> TunedPlan:
         """The records of one plan and several seeds as one."""
         records = tuple(sorted(records, key=lambda record: record.seed))
         first = records[0]
@@ -165,7 +165,7 @@ def compare(
     for same in by_plan.values():
         role = classify_record(same[0], space, plan)
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
-            tunings.append(TunedPlan.of_seeds(role, same))
+            tunings.append(TunedPlan.from_seeds(role, same))
     return Comparison(space, budget_bytes, tuple(sorted(tunings, key=lambda t: (t.memory_bytes, t.loss))))
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
-from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.config import RunConfig, dump_config, find_differences, load_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
@@ -80,7 +80,7 @@ class RunFolder:
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
-            found = differences(known, config)
+            found = find_differences(known, config)
             changed = {k: v for k, v in found.items() if not resume or not k.startswith(MAY_CHANGE)}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
@@ -140,13 +140,13 @@ class RunFolder:
         if not self.exists:
             return None
         state, identity = self._state()
-        own = decode_as_read(evaluator.describe())
-        differing = (key for key, value in own.items() if identity.get(key) != value)
-        what = [f"{key} {identity.get(key)!r}, not {own[key]!r}" for key in differing]
-        if state.space.signature != evaluator.space.signature:
-            what.append("another search space")
-        if what:
-            raise RunExists(f"{self.path} holds a run with {what[0]}: give another --out, or the settings of that run")
+        known = {**identity, "search space": state.space.signature}
+        for key, value in {**decode_as_read(evaluator.describe()), "search space": evaluator.space.signature}.items():
+            if known.get(key) != value:
+                raise RunExists(
+                    f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}: give another --out, or the "
+                    f"settings of that run"
+                )
         return state.sensitivities
 
     def _state(self) -> tuple[StudyState, dict[str, Any]]:

@@ -53,17 +53,17 @@ def resolve_budget(space: SearchSpace, budget: str | int) -> int:
         BadInput: it has no form of a budget, or the space has no such uniform plan.
         BudgetTooSmall: no plan of the space fits.
     """
-    return space.memory.check_budget(budget_size(space, budget))
+    return space.memory.check_budget(parse_budget(space, budget))
 
 
-def budget_size(space: SearchSpace, budget: str | int) -> int:
+def parse_budget(space: SearchSpace, budget: str | int) -> int:
     """Bytes of a memory budget in a space, whether or not a plan fits; raises BadInput as `resolve_budget` does."""
     text = check_budget_text(budget)
     if match := _PER_WEIGHT.fullmatch(text):
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
         return math.floor(space.memory_bytes(_reference(space, text)) * float(match.group(1)) / 100)
-    plan = uniform_in(space, text, what="memory budget")
+    plan = parse_uniform(space, text, what="memory budget")
     return parse_bytes(budget) if plan is None else space.memory_bytes(plan)
 
 
@@ -88,7 +88,7 @@ def _reference(space: SearchSpace, text: str) -> Plan:
     return _uniform(space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}")
 
 
-def uniform_in(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:
+def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:
     """The uniform plan that a text such as `uniform3r8` names, None if it is no such text; raises BadInput if the space
     has no such plan."""
     match = _UNIFORM.fullmatch(text)

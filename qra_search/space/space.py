@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.errors import needed, shortened
+from qra_search.errors import shortened, wrong_type
 from qra_search.plugins import unknown_message
 from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
@@ -182,7 +182,7 @@ class SearchSpace:
         plans = list(plans)
         for plan in plans:
             if not isinstance(plan, Plan):
-                raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
+                raise wrong_type("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:

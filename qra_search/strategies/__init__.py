@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from qra_search import plugins
-from qra_search.errors import BadInput, bad_input, needed, shortened
+from qra_search.errors import BadInput, bad_input, shortened, wrong_type
 from qra_search.log.state import StudyState
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
 
@@ -30,8 +30,8 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
     if isinstance(spec, Strategy):
         if options:
             raise BadInput(
-                f"options are given ({', '.join(options)}), and the strategy is made already: give its name or class, "
-                "or make it with them"
+                f"options are given ({', '.join(options)}), and the strategy is an object already: give its name or "
+                "class, or construct it with them"
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):
@@ -39,7 +39,7 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
     elif isinstance(spec, str):
         name, factory = spec, plugins.load("strategies", spec)
     else:
-        raise needed("strategy", spec, "the name of a strategy, or a Strategy, is needed")
+        raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
     converted = _convert_options(factory, f"strategy {name!r}", options)
     try:
         with bad_input():

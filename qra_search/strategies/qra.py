@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qra_search.allocate.knapsack import flat, solve_many, to_codes
+from qra_search.allocate.knapsack import flatten, solve_many, to_codes
 from qra_search.allocate.solve import additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
@@ -29,16 +29,16 @@ from qra_search.space.space import Plan
 from qra_search.space.steps import drop_known
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
-from qra_search.strategies.simple import budgets_in_turn, random_plan
+from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
 from qra_search.surrogates.posterior import (
     BLAS,
-    common_seeds,
+    average_observations,
     fit_table,
-    fitted_rows,
-    observe,
-    seed_shares,
+    list_common_seeds,
+    select_fitted_rows,
+    weigh_seeds,
 )
 from qra_search.surrogates.table import TableFit
 
@@ -83,7 +83,7 @@ class QRAStrategy(Strategy):
             return self._propose(state, n)
 
     def _propose(self, state: StudyState, n: int) -> list[Proposal]:
-        fit = fit_table(state, observe(state)[1]) if n > 0 else None
+        fit = fit_table(state, average_observations(state)[1]) if n > 0 else None
         waiting = [t.plan for t in state.pending if t.fidelity >= 1.0]
         asked = set(state.seen)
         proposals: list[Proposal] = []
@@ -102,13 +102,13 @@ class QRAStrategy(Strategy):
         return proposals
 
     def estimate(self, state: StudyState) -> Estimates:
-        plans, rows = observe(state)
+        plans, rows = average_observations(state)
         with BLAS.limit(limits=1, user_api="blas"):
             fit = fit_table(state, rows)
             if fit is None:
                 return average_replicates(state.full)
             mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
-            fitted = fitted_rows(rows)
+            fitted = select_fitted_rows(rows)
             mean[fitted], std[fitted] = fit.predict_rows()
         return Estimates(tuple(plans), mean, std)
 
@@ -130,7 +130,7 @@ class QRAStrategy(Strategy):
         size = space.memory.bytes(codes)
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
         seed = self._seed(state, k)
-        shift = float(fit.shift(seed_shares([[seed]], common_seeds(state.full)))[0])
+        shift = float(fit.shift(weigh_seeds([[seed]], list_common_seeds(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
             deviation = float(np.sqrt(max(cov[i, i], 0.0)))
@@ -142,12 +142,12 @@ class QRAStrategy(Strategy):
 
     def _without_model(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the budget in turn; if it is taken, a random plan; None if none is left."""
-        budget = budgets_in_turn(state, k)[0]
+        budget = rotate_budgets(state, k)[0]
         plan = solve(state.space, state.sensitivities, budget).plan
         if plan not in asked:
             return Proposal(plan, seed=self._seed(state, k), origin=PRIOR)
         rng = state.rng(k)
-        plans = (random_plan(state, rng, budget) for _ in range(ATTEMPTS))
+        plans = (sample_plan(state, rng, budget) for _ in range(ATTEMPTS))
         new = (Proposal(plan, seed=self._seed(state, k), origin="random") for plan in plans if plan not in asked)
         return next(new, None)
 
@@ -189,7 +189,7 @@ def list_neighbours(code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget
         budget: what the sizes may sum to.
         count: of swaps; half as many single changes.
     """
-    ranks, mean, size = mean.shape[-1], flat(mean), flat(size)
+    ranks, mean, size = mean.shape[-1], flatten(mean), flatten(size)
     plan = code[0] * ranks + code[1]
     G, C = mean.shape
     rows = np.arange(G)

@@ -34,12 +34,12 @@ class RandomStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
-            return random_plan(state, rng, budgets_in_turn(state, offset)[0]), "random"
+            return sample_plan(state, rng, rotate_budgets(state, offset)[0]), "random"
 
-        return fresh_plans(state, n, draw)
+        return propose_new(state, n, draw)
 
 
-def fresh_plans(
+def propose_new(
     state: StudyState,
     n: int,
     draw: Callable[[int, np.random.Generator], tuple[Plan, str]],
@@ -58,7 +58,7 @@ def fresh_plans(
         rng = state.rng(offset)
         for attempt in range(2 * ATTEMPTS):
             plan, origin = (
-                draw(offset, rng) if attempt < ATTEMPTS else (random_plan(state, rng, state.memory_limit), "random")
+                draw(offset, rng) if attempt < ATTEMPTS else (sample_plan(state, rng, state.memory_limit), "random")
             )
             if plan not in seen:
                 seen.add(plan)
@@ -67,13 +67,13 @@ def fresh_plans(
     return proposals
 
 
-def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
+def sample_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
     """A random plan of at most `budget` bytes."""
     steps = AdjacentSteps(state.space)
     return state.space.decode(steps.repair(steps.sample(rng), budget, rng))
 
 
-def budgets_in_turn(state: StudyState, offset: int = 0) -> tuple[int, ...]:
+def rotate_budgets(state: StudyState, offset: int = 0) -> tuple[int, ...]:
     """All budgets, beginning with the one whose turn it is by the number of the proposal."""
     start = (len(state.trials) + offset) % len(state.budgets)
     return state.budgets[start:] + state.budgets[:start]

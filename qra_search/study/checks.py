@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from qra_search.errors import RunFailed, needed
+from qra_search.errors import RunFailed, wrong_type
 from qra_search.evaluation.evaluator import MAX_INT, Evaluator
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
@@ -45,14 +45,14 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     if isinstance(evaluator, Evaluator):
         return evaluator
     wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
-    raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
+    raise wrong_type("evaluator", evaluator, "an instance is needed" if isinstance(evaluator, type) else wanted)
 
 
 def check_options(evaluations: Any, seed: Any, batch: Any) -> None:
     """Raises BadInput for a search budget, a seed or a batch that cannot be used."""
     if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
-        raise needed("evaluations", evaluations, "a positive number is needed")
+        raise wrong_type("evaluations", evaluations, "a positive number is needed")
     if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
-        raise needed("seed", seed, "a whole number from 0 on is needed, below 2**63")
+        raise wrong_type("seed", seed, "a whole number from 0 on is needed, below 2**63")
     if batch is not None and not (isinstance(batch, Integral) and int(batch) >= 1):
-        raise needed("batch", batch, "a whole number from 1 on, or None, is needed")
+        raise wrong_type("batch", batch, "a whole number from 1 on, or None, is needed")

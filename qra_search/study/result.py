@@ -185,9 +185,9 @@ class SearchResult(Shown, StudyState):
 
 def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
     known = {**vars(candidate), "plan": candidate.plan.to_dict()}
-    return known | {name: finite(known[name]) for name in ("loss_std", "observed")}
+    return known | {name: finite_or_none(known[name]) for name in ("loss_std", "observed")}
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """A figure as JSON has it: a tuning that failed has none."""
     return value if math.isfinite(value) else None

@@ -51,45 +51,43 @@ def posterior_table(state: StudyState) -> np.ndarray:
     `MOST_GROUPS` groups.
     """
     with BLAS.limit(limits=1, user_api="blas"):
-        fit = fit_table(state, observe(state)[1])
+        fit = fit_table(state, average_observations(state)[1])
         return additive_table(state.space, state.sensitivities) if fit is None else fit.table_at_mode()
 
 
-def fit_table(state: StudyState, rows: Rows, widths: Widths | None = None) -> TableFit | None:
+def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     """The table given what was observed; None if that is nothing, or there are more than `MOST_GROUPS` groups.
 
     Args:
-        rows: as `observe` gives them.
-        widths: where the hyperparameters start.
+        rows: as `average_observations` gives them.
     """
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
-    widths = widths or Widths()
-    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.at(fitted_rows(rows)), widths)
-    noise = replicate_noise(state)
+    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.at(select_fitted_rows(rows)), Widths())
+    noise = estimate_replicate_noise(state)
     if noise > 0:
-        known = replace(widths, noise=max(noise / fit.spread, LEAST_NOISE))
+        known = replace(fit.widths, noise=max(noise / fit.spread, LEAST_NOISE))
         fit = TableFit(fit.basis, fit.rows, known, fit.theta)
     return refine(fit)
 
 
-def observe(state: StudyState) -> tuple[list[Plan], Rows]:
+def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
     """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
     by_plan: dict[Plan, list[Trial]] = {}
     for trial in state.full:
         by_plan.setdefault(trial.plan, []).append(trial)
     weight = np.array([len(trials) for trials in by_plan.values()], float)
     mean = np.array([float(np.mean([t.loss for t in trials])) for trials in by_plan.values()])
-    seeds = seed_shares([[t.seed for t in trials] for trials in by_plan.values()], common_seeds(state.full))
+    seeds = weigh_seeds([[t.seed for t in trials] for trials in by_plan.values()], list_common_seeds(state.full))
     return list(by_plan), Rows(state.space.encode_many(by_plan), mean, weight, seeds)
 
 
-def fitted_rows(rows: Rows) -> np.ndarray:
+def select_fitted_rows(rows: Rows) -> np.ndarray:
     """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, if there are many."""
     return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
 
 
-def replicate_noise(state: StudyState) -> float:
+def estimate_replicate_noise(state: StudyState) -> float:
     """Deviation between seeds in nats, pooled over the plans evaluated in full with several; 0 while these are few.
 
     The table's noise starts from it in place of a default; evidence moves it from there.
@@ -102,12 +100,12 @@ def replicate_noise(state: StudyState) -> float:
     return float(np.sqrt(squares / freedom)) if freedom >= FEWEST_REPLICATES else 0.0
 
 
-def common_seeds(trials: Sequence[Trial]) -> list[int]:
+def list_common_seeds(trials: Sequence[Trial]) -> list[int]:
     """The seeds of most of these trials, the commonest first; what any other adds counts as noise."""
     return [seed for seed, _ in Counter(t.seed for t in trials).most_common(MOST_SEEDS)]
 
 
-def seed_shares(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
+def weigh_seeds(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
     """(len(each), len(known) - 1), the share of each of the known seeds but the first in each list of seeds."""
     others = known[1:]
     share = [[some.count(seed) / len(some) for seed in others] for some in each]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,16 +12,12 @@ from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
-from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
-LARGE_SHARE = 0.25
-"""Share of the budget from which on embeddings are worth a hint."""
 
 
 def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
@@ -66,19 +61,6 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         "estimate": estimate,
         "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.rendered() or ()],
     }
-
-
-def embeddings_hint(config: RunConfig, fixed_bytes: int, budgets: Sequence[int]) -> str | None:
-    """A hint if embeddings that are not searched take much of the budget.
-
-    Args:
-        fixed_bytes: of all that is not searched.
-        budgets: bytes that plans may take.
-    """
-    is_searched = config.evaluator != DEFAULT_EVALUATOR or config.quantization.embeddings != (UNQUANTIZED_BITS,)
-    if is_searched or not budgets or fixed_bytes < LARGE_SHARE * min(budgets):
-        return None
-    return f"{fixed_bytes / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"
 
 
 def cost_text(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:

@@ -26,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
-from qra_search.workflow.dry_run import embeddings_hint, estimate_cost, gain_text, report_rows
+from qra_search.workflow.dry_run import estimate_cost, gain_text, report_rows
 from qra_search.workflow.settings import DEFAULT_FOLDER
 
 
@@ -140,7 +140,7 @@ def search_run(
                 log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch, sensitivities=known,
             )  # fmt: skip
         folder.write_config(config)
-        _describe_start(study, config, listener)
+        _describe_start(study, listener)
 
         def stop() -> None:
             study.stop()
@@ -159,7 +159,7 @@ def search_run(
     return result
 
 
-def _describe_start(study: Study, config: RunConfig, listener: Listener) -> None:
+def _describe_start(study: Study, listener: Listener) -> None:
     """Say what a study resumes, what it searches, and, of a new one, what it costs and may gain."""
     state, evaluator = study.state, study.evaluator
     if state.trials:
@@ -175,8 +175,6 @@ def _describe_start(study: Study, config: RunConfig, listener: Listener) -> None
     budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
     listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
     report_rows(evaluator, listener)
-    if (hint := embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)) is not None:
-        listener.say(f"not searched: {hint}")
     if state.trials:
         return
     cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, load_config, make_config
-from qra_search.errors import BadInput, needed
+from qra_search.errors import BadInput, wrong_type
 from qra_search.sections import DEFAULT_EVALUATOR
 
 DEFAULT_FOLDER = Path("runs")
@@ -61,7 +61,7 @@ def make_settings(
     elif config is None or isinstance(config, Mapping):
         made = make_config(dict(config or {}), given, source="options" if config is None else "config")
     else:
-        raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
+        raise wrong_type("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
     paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data}
     absolute = {field: _absolute(path) for field, path in paths.items() if path is not None}

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, differences, make_config
+from qra_search.config import RunConfig, find_differences, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.runs.baselines import Against, select_baselines
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import resolve_budget, uniform_in
+from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
@@ -87,7 +87,7 @@ def select_tunings(
         if plan is None:
             plan = select_plan(folder, memory)
         elif not isinstance(plan, Plan):
-            plan = uniform_in(space, str(plan)) or read_plan(space, Path(plan))
+            plan = parse_uniform(space, str(plan)) or read_plan(space, Path(plan))
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     if memory is not None:
@@ -115,7 +115,7 @@ def change_settings(
     given = dict(settings or {}) | ({} if steps is None else {"finetune.steps": steps, "finetune.epochs": None})
     given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
     config = make_config(known.model_dump(mode="json"), given, source="options")
-    for path, (old, _) in differences(known, config).items():
+    for path, (old, _) in find_differences(known, config).items():
         if path.startswith(TUNABLE):
             continue
         if path.startswith("evaluation."):

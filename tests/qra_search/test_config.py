@@ -12,8 +12,8 @@ from qra_search.config import (
     MAX_CONFIG_BYTES,
     ConfigError,
     RunConfig,
-    differences,
     dump_config,
+    find_differences,
     load_config,
     make_config,
 )
@@ -55,8 +55,8 @@ def test_overrides_win_at_any_depth_and_leave_the_rest() -> None:
 
 def test_differences_name_fields_by_path_with_both_values() -> None:
     old, new = make_config({"options": {"a": 1}}), make_config({"search": {"seed": 7}, "options": {"b": 2}})
-    assert differences(old, new) == {"search.seed": (0, 7), "options.a": (1, None), "options.b": (None, 2)}
-    assert differences(old, old) == {}
+    assert find_differences(old, new) == {"search.seed": (0, 7), "options.a": (1, None), "options.b": (None, 2)}
+    assert find_differences(old, old) == {}
 
 
 @pytest.mark.parametrize(

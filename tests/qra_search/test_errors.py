@@ -7,7 +7,7 @@ import pytest
 from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
 from qra_search.cli.errors import status_of
 from qra_search.config import ConfigError
-from qra_search.errors import RunFailed, bad_input, needed
+from qra_search.errors import RunFailed, bad_input, wrong_type
 from qra_search.log.lines import LogError
 from qra_search.plugins import UnknownName
 from qra_search.runs.folder import NoRun, RunExists
@@ -36,5 +36,5 @@ def test_bad_input_keeps_the_kind_of_what_is_bad_input_already() -> None:
 
 
 def test_a_value_of_the_wrong_kind_is_shown_shortened() -> None:
-    text = str(needed("plan", "x" * 1000, "a Plan is needed"))
+    text = str(wrong_type("plan", "x" * 1000, "a Plan is needed"))
     assert text.startswith("plan is 'xxx") and text.endswith("... (str): a Plan is needed") and len(text) < 150

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qra_search.files import honour_umask, read_json, replacing, write_json, write_text
+from qra_search.files import honour_umask, read_json, replace_file, write_json, write_text
 
 
 def test_the_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with replacing(path) as partial:
+    with replace_file(path) as partial:
         partial.write_text("half")
         assert path.read_text() == "old"
     assert path.read_text() == "half"
@@ -23,7 +23,7 @@ def test_the_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> N
 def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1}, durable=durable)
-    with pytest.raises(ZeroDivisionError), replacing(path, durable=durable) as partial:
+    with pytest.raises(ZeroDivisionError), replace_file(path, durable=durable) as partial:
         partial.write_text("{")
         raise ZeroDivisionError
     with pytest.raises(ValueError, match="JSON"):
@@ -67,7 +67,7 @@ def test_files_have_the_permissions_that_the_umask_allows(tmp_path, umask, mode)
 
     before = os.umask(umask)
     try:
-        with replacing(tmp_path / "a") as partial:
+        with replace_file(tmp_path / "a") as partial:
             write_privately(partial)
         write_privately(tmp_path / "b")
         honour_umask(tmp_path)

@@ -11,8 +11,8 @@ from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, mate, mutate
-from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, tried_at
-from qra_search.strategies.simple import budgets_in_turn
+from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, select_trials
+from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
 
 PROMOTED_SHARE = 1 / 3
@@ -47,7 +47,7 @@ class AutoQRAStrategy(PaperStrategy):
 
     def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
         proposal = None
-        if self.is_evolving(state) and screening_helps(state):
+        if self.is_evolving(state) and is_screening_useful(state):
             losses = predict_losses(state, steps)
             proposal = self._promote(state, losses) or self.evolve(state, steps, losses)
         return proposal or self.refine(state, steps, REFINED)
@@ -58,16 +58,16 @@ class AutoQRAStrategy(PaperStrategy):
 
     def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
         center = fitting.codes[fitting.predict(fitting.codes)[0].argmin()]
-        return trust_region(steps, center, trust_radius(state, budget), budget, state.rng())
+        return sample_trust_region(steps, center, trust_radius(state, budget), budget, state.rng())
 
     def _promote(self, state: StudyState, losses: dict[Plan, float]) -> Proposal | None:
         """The plan to evaluate in full next, if a finished generation still has promotions due."""
-        screened = {t.plan for t in tried_at(state, state.fidelities[0])}
-        full = {t.plan for t in tried_at(state, 1.0)}
+        screened = {t.plan for t in select_trials(state, state.fidelities[0])}
+        full = {t.plan for t in select_trials(state, 1.0)}
         each = max(1, round(PROMOTED_SHARE * self.population))
         if each * (len(screened) // self.population) <= len(screened & full):
             return None
-        for budget in budgets_in_turn(state):
+        for budget in rotate_budgets(state):
             fitting = [p for p in losses if p not in full and state.space.memory_bytes(p) <= budget]
             if fitting:
                 return Proposal(min(fitting, key=losses.__getitem__), seed=state.seed, origin=PROMOTED)
@@ -123,7 +123,7 @@ def mutate_by_importance(
     return steps.repair_by_importance(mutated, budget, keep=at) if raising else mutated
 
 
-def screening_helps(state: StudyState) -> bool:
+def is_screening_useful(state: StudyState) -> bool:
     """False once plans seen at both fidelities show that the lowest does not rank them as the full one does."""
     full = average_losses(state.full)
     cheap = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
@@ -149,7 +149,7 @@ def trust_radius(state: StudyState, budget: int) -> int:
     return radius
 
 
-def trust_region(
+def sample_trust_region(
     steps: GuidedSteps, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator
 ) -> np.ndarray:
     """int (M, 2, G): codes within `radius` single steps of the center and within the budget; all atomic edits too."""
@@ -161,4 +161,4 @@ def trust_region(
         code = steps.repair(code, budget, rng)
         if np.abs(code - center).sum() <= radius:
             codes.append(code)
-    return np.concatenate([steps.atomic_edits(center), np.array(codes, dtype=int).reshape(-1, *center.shape)])
+    return np.concatenate([steps.list_atomic_edits(center), np.array(codes, dtype=int).reshape(-1, *center.shape)])

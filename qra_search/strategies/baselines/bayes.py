@@ -11,7 +11,7 @@ from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates, non_dominated
-from qra_search.strategies.simple import fresh_plans
+from qra_search.strategies.simple import propose_new
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
 
@@ -53,7 +53,7 @@ class BayesStrategy(Strategy):
             seen.append(state.space.decode(code))
             proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std)))
             model = model.fantasize(code[None])
-        return proposals or fresh_plans(state, n, lambda _, rng: (_random_plan(state, rng), "random"))
+        return proposals or propose_new(state, n, lambda _, rng: (_sample_plan(state, rng), "random"))
 
     def estimate(self, state: StudyState) -> Estimates:
         """Posterior of the model at the evaluated plans; what was observed of those too bad to be modelled."""
@@ -70,9 +70,9 @@ class BayesStrategy(Strategy):
         new = [plan for plan in dict.fromkeys(optima) if plan not in state.seen]
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
-            return (new[offset], "additive") if offset < len(new) else (_random_plan(state, rng), "random")
+            return (new[offset], "additive") if offset < len(new) else (_sample_plan(state, rng), "random")
 
-        return fresh_plans(state, n, draw)
+        return propose_new(state, n, draw)
 
 
 def fit_to_trials(state: StudyState) -> PlanGP | None:
@@ -107,7 +107,7 @@ def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> 
     """int (M, 2, G): where the local search may begin: near the front, additive and linearized optima, random plans."""
     space, steps = state.space, AdjacentSteps(state.space)
     mean, sizes = model.predict(model.codes)[0], space.memory.bytes(model.codes)
-    plans = [_random_plan(state, rng) for _ in range(RANDOM_STARTS)]
+    plans = [_sample_plan(state, rng) for _ in range(RANDOM_STARTS)]
     parents = list(model.codes[rng.permutation(non_dominated(mean, sizes))[:FRONT_PARENTS]])
     for budget in state.budgets:
         plans.append(solve(space, state.sensitivities, budget).plan)
@@ -127,7 +127,7 @@ def linearized_plan(state: StudyState, model: PlanGP, code: np.ndarray, budget: 
     return solve_table(state.space, model.predict(codes)[0].reshape(shape), budget)
 
 
-def _random_plan(state: StudyState, rng: np.random.Generator) -> Plan:
+def _sample_plan(state: StudyState, rng: np.random.Generator) -> Plan:
     """A random plan within a random budget."""
     steps = AdjacentSteps(state.space)
     code = steps.sample(rng)

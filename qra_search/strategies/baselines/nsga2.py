@@ -17,7 +17,7 @@ from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Strategy, average_losses
-from qra_search.strategies.simple import budgets_in_turn, fresh_plans, random_plan
+from qra_search.strategies.simple import propose_new, rotate_budgets, sample_plan
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -55,16 +55,16 @@ class NSGA2Strategy(Strategy):
             chosen = parents[generation]
             if chosen is None:
                 return self._first(state, offset, rng)
-            budget = budgets_in_turn(state, offset)[0] if state.memory_budgets else state.memory_limit
+            budget = rotate_budgets(state, offset)[0] if state.memory_budgets else state.memory_limit
             child = breed_child(steps, chosen, budget, rng, self.crossover, self.mutation)
             return state.space.decode(child), "offspring"
 
-        return fresh_plans(state, n, draw)
+        return propose_new(state, n, draw)
 
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
         """A plan of the first generation, and its origin."""
         kind = rng.random()
-        budget = budgets_in_turn(state, offset)[0]
+        budget = rotate_budgets(state, offset)[0]
         if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
@@ -72,7 +72,7 @@ class NSGA2Strategy(Strategy):
         uniform = state.space.uniform_plans(state.memory_limit)
         if uniform and kind > 1.0 - UNIFORM_SHARE:
             return uniform[rng.integers(len(uniform))], "uniform"
-        return random_plan(state, rng, budget), "random"
+        return sample_plan(state, rng, budget), "random"
 
 
 def check_population(size: int) -> int:

@@ -21,7 +21,7 @@ from qra_search.space.space import Plan, SearchSpace
 from qra_search.space.steps import AdjacentSteps, select_entries
 from qra_search.strategies.base import Strategy, average_losses
 from qra_search.strategies.baselines.nsga2 import check_population, mutate, select_survivors
-from qra_search.strategies.simple import budgets_in_turn, fresh_plans
+from qra_search.strategies.simple import propose_new, rotate_budgets
 from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_order
 
@@ -41,7 +41,7 @@ class GuidedSteps(AdjacentSteps):
 
     importance: np.ndarray
 
-    def warm_start(self, budget: int) -> np.ndarray:
+    def make_warm_start(self, budget: int) -> np.ndarray:
         """int (2, G): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
 
         A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
@@ -61,9 +61,9 @@ class GuidedSteps(AdjacentSteps):
         fitting = bisect.bisect_right(range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s))))
         return start(max(fitting - 1, 0))
 
-    def jittered_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
+    def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
         """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""
-        return self.repair(mutate(self, self.warm_start(budget), JITTER, rng), budget, rng)
+        return self.repair(mutate(self, self.make_warm_start(budget), JITTER, rng), budget, rng)
 
     def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
         """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
@@ -101,7 +101,7 @@ class GuidedSteps(AdjacentSteps):
         """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
         return np.column_stack([encode_inputs(scale_by_order(self.space), codes), self.coverage(codes)])
 
-    def atomic_edits(self, code: np.ndarray) -> np.ndarray:
+    def list_atomic_edits(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
         edits = list(self.list_neighbours(code))
         for first in (self.step_down(code), self.step_up(code)):
@@ -157,18 +157,18 @@ class PaperStrategy(Strategy):
         Args:
             losses: of the plans that may be parents.
         """
-        proxy, budget = state.fidelities[0], budgets_in_turn(state)[0]
+        proxy, budget = state.fidelities[0], rotate_budgets(state)[0]
         warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
-        generation = len(tried_at(state, proxy)) // self.population
+        generation = len(select_trials(state, proxy)) // self.population
         parents = select_survivors(state, losses, self.population, generation) if warm >= self.population else None
 
         def draw(_: int, rng: np.random.Generator) -> tuple[Plan, str]:
             if parents is not None:
                 return state.space.decode(self.breed(steps, parents, budget, rng)), "offspring"
-            code = steps.jittered_start(budget, rng) if warm else steps.warm_start(budget)
+            code = steps.jitter_warm_start(budget, rng) if warm else steps.make_warm_start(budget)
             return state.space.decode(code), WARM_START
 
-        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+        return next(iter(propose_new(state, 1, draw, fidelity=proxy)), None)
 
     def refine(self, state: StudyState, steps: GuidedSteps, origin: str) -> Proposal | None:
         """The candidate with the largest expected improvement under the budget in turn, at full fidelity.
@@ -179,7 +179,7 @@ class PaperStrategy(Strategy):
         Args:
             origin: of the proposal, to which the budget is added.
         """
-        space, model, turn = state.space, fit_matern(state, steps), budgets_in_turn(state)
+        space, model, turn = state.space, fit_matern(state, steps), rotate_budgets(state)
         tried = space.encode_many(t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed")
         for budget in turn:
             if model is None:
@@ -195,7 +195,7 @@ class PaperStrategy(Strategy):
             codes = rank_codes(space, score, self.list_candidates(state, steps, fitting, budget), tried, budget)
             if len(codes):
                 return Proposal(space.decode(codes[0]), seed=state.seed, origin=f"{origin} {budget}")
-        starts = fresh_plans(state, 1, lambda _, rng: (space.decode(steps.jittered_start(turn[0], rng)), WARM_START))
+        starts = propose_new(state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START))
         return next(iter(starts), None)
 
 
@@ -215,7 +215,7 @@ def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
     return fit_plan_gp(state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed)
 
 
-def tried_at(state: StudyState, fidelity: float) -> list[Trial]:
+def select_trials(state: StudyState, fidelity: float) -> list[Trial]:
     """The trials at a fidelity, whatever became of them."""
     return [t for t in state.trials if t.fidelity == fidelity]
 

@@ -9,7 +9,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import average_losses, non_dominated
 from qra_search.strategies.baselines.nsga2 import breed_child
-from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, tried_at
+from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, select_trials
 from qra_search.surrogates.gp import PlanGP
 
 PROMOTED, REFINED = "promoted", "refined"
@@ -31,7 +31,7 @@ class QRAdaptorStrategy(PaperStrategy):
     def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
         proposal = None
         if self.is_evolving(state):
-            tried = tried_at(state, state.fidelities[0])
+            tried = select_trials(state, state.fidelities[0])
             complete = tried[: len(tried) // self.population * self.population]
             proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
         return proposal or self._promote(state) or self.refine(state, steps, REFINED)
@@ -42,7 +42,7 @@ class QRAdaptorStrategy(PaperStrategy):
     def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
         """The atomic edits of the front, by posterior mean, of the plans within the budget."""
         front = non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
-        return np.concatenate([steps.atomic_edits(code) for code in fitting.codes[front]])
+        return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])
 
     def _promote(self, state: StudyState) -> Proposal | None:
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""

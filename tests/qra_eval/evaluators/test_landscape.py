@@ -17,7 +17,7 @@ from qra_search.allocate.solve import table_losses
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
-from qra_search.strategies.simple import random_plan
+from qra_search.strategies.simple import sample_plan
 from qra_search.testing import EvaluatorContract
 
 
@@ -30,7 +30,7 @@ class TestContract(EvaluatorContract):
 def random_plans(landscape: Landscape, count: int, budget: int | None = None) -> list:
     state = StudyState(landscape.space)
     rng = np.random.default_rng(0)
-    return [random_plan(state, rng, budget or landscape.space.memory.maximum) for _ in range(count)]
+    return [sample_plan(state, rng, budget or landscape.space.memory.maximum) for _ in range(count)]
 
 
 @pytest.mark.parametrize("granularity", KINDS)

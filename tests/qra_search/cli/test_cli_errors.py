@@ -110,7 +110,7 @@ CASES = [
     (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
-    (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: how many a search may spend"),
+    (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at least 1"),
     # what workers cannot have
     (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "say with --workers how many there are"),
     ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, enough for 0 of 2 workers"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qra_eval import QuantizedLoRAEvaluator
-from qra_search import Plan, search
+from qra_search import Plan
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
@@ -44,19 +44,3 @@ def test_an_evaluator_that_is_given_a_way_to_tune_can() -> None:
     borrowed: Any = ToyEvaluator()
     borrowed.tune = Tuning().tune
     assert Tuning().tunes and borrowed.tunes
-
-
-def test_a_search_that_shows_its_progress_listens_for_as_long_as_it_runs_unless_somebody_listens_already() -> None:
-    during: list[Any] = []
-
-    class Noting(ToyEvaluator):
-        def evaluate(self, *args: Any, **options: Any) -> Any:
-            during.append(self.progress)
-            return super().evaluate(*args, **options)
-
-    quiet, heard = Noting(), Noting()
-    heard.progress = listener = lambda *step: None
-    for evaluator in (quiet, heard):
-        search(evaluator, strategy="random", evaluations=2, progress=True)
-    assert callable(during[0]) and during[0] is not listener and quiet.progress is None
-    assert during[-1] is listener and heard.progress is listener

@@ -72,9 +72,7 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", list)
-    with pytest.raises(
-        BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"
-    ):
+    with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"):
         make_executor(config("cuda"), Workers(2))
     with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 1 workers with 1 each"):
         make_executor(config("auto"), Workers(1, gpus=1))
@@ -111,13 +109,13 @@ def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatc
 
 def test_gpus_of_a_worker_are_numbered_within_what_this_process_was_given(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    two = devices.environment("cuda:2,cuda:3", 2)
+    two = devices.make_environment("cuda:2,cuda:3", 2)
     assert (two["CUDA_VISIBLE_DEVICES"], two["QRA_DEVICE"]) == ("2,3", "cuda:0,cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
-    assert devices.environment("cuda:1", 4, sharing=3)["QRA_SHARING"] == "3"
+    assert devices.make_environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    assert devices.make_environment("cuda:1", 4, sharing=3)["QRA_SHARING"] == "3"
     with pytest.raises(ValueError, match="was given 2 GPUs"):
-        devices.environment("cuda:2", 2)
+        devices.make_environment("cuda:2", 2)
 
 
 @pytest.mark.parametrize("device", ["gpu0", "cuda:", "cuda:0,cpu", "cores:0-3", ""])

@@ -47,6 +47,13 @@ def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
     assert all(has_ended(pid) for pid in both)
 
 
+def test_what_an_evaluation_started_ends_with_its_worker(notes):
+    with ProcessExecutor(workers.factory("start_child", notes), 1) as executor:
+        assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0
+    (note,) = notes.glob("child-*")
+    assert has_ended(int(note.name.split("-")[1]))
+
+
 def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
     with ProcessExecutor(workers.factory("die", notes, victims=1), 1) as executor:
         assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0

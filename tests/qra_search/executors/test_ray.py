@@ -15,7 +15,7 @@ from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
 from qra_search.executors.pool import identify  # noqa: E402
-from qra_search.workflow.evaluator import Workers, build_evaluator, make_executor  # noqa: E402
+from qra_search.workflow.evaluator import Workers, make_executor  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -81,22 +81,6 @@ def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(session):
     with RayExecutor(workers.factory(), 1, cpus=5, start_seconds=0.5) as executor:
         error = executor.submit(Proposal(GOOD)).exception(SLOW_START)
     assert isinstance(error, WorkerUnusable) and "had no worker ready within 0.5 seconds" in str(error)
-
-
-def test_two_actors_evaluate_a_real_model_as_it_is_evaluated_here(session, tmp_path):
-    settings = {
-        "model": {"name": "tiny", "device": "cpu"}, "task": {"name": "arithmetic"},
-        "space": {"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
-        "quantization": {"backend": "reference", "cache": str(tmp_path)},
-        "training": {"batch_size": 2, "max_length": 48}, "evaluation": {"steps": 1, "validation_rows": 2},
-    }  # fmt: skip
-    config = make_config(settings)
-    here = build_evaluator(config, None)
-    plans = [here.space.uniform(bits, 4) for bits in (2, 4)]
-    with make_executor(config, Workers(2, "ray")) as executor:
-        futures = [executor.submit(Proposal(plan)) for plan in plans]
-        losses = [future.result(SLOW_START).loss for future in futures]
-    assert losses == pytest.approx([here.evaluate(plan).loss for plan in plans], rel=1e-4)
 
 
 def test_a_cluster_that_runs_already_is_used_by_its_address_and_left_running(cluster, session):

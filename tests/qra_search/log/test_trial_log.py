@@ -59,13 +59,6 @@ def test_a_log_that_nothing_was_written_to_is_no_file_and_a_folder_is_no_log(tmp
         TrialLog(tmp_path)
 
 
-def test_the_tables_of_pandas_read_it(tmp_path):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    log = write_log(tmp_path / "log", 5)
-    table = pandas.read_json(tmp_path / "log", lines=True)
-    assert table[table.status == "done"].loss.tolist() == pytest.approx([t.loss for t in log], rel=1e-14)
-
-
 def test_a_result_counts_once():
     log = TrialLog()
     log.propose(Proposal(PLAN))
@@ -159,17 +152,6 @@ def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_
     os.close(write)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert second.meta("a") == 1
-
-
-def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
-    options = {**OPTIONS, "strategy": "additive"}
-    steady = search(AdditiveEvaluator(), **options)
-    clock = iter(range(2_000_000_000, 0, -40_000_000))
-    monkeypatch.setattr("time.time", lambda: float(next(clock)))
-    jumping = search(AdditiveEvaluator(), **options, log=tmp_path / "log")
-    assert [t.proposal for t in jumping.trials] == [t.proposal for t in steady.trials]
-    monkeypatch.undo()
-    assert TrialLog(tmp_path / "log").trials == jumping.trials
 
 
 def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none(tmp_path):

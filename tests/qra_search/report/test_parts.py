@@ -90,7 +90,7 @@ RATIOS = (0.7, 0.8, 0.9, 0.95) * 3
 
 def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, **fields: Any) -> TunedPlan:
     record = TuningRecord(plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields)
-    return TunedPlan.of_seeds(role, (record,))
+    return TunedPlan.from_seeds(role, (record,))
 
 
 def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, untuned: float | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_runs_tuned_plan_is_its_own_or_the_last_chosen_in_its_place() -> None:
 
 def of_losses(*losses: float, rows: tuple[float, ...] = ()) -> TunedPlan:
     """Losses by seed; those of rows, or a single row."""
-    return TunedPlan.of_seeds("plan", tuple(
+    return TunedPlan.from_seeds("plan", tuple(
         TuningRecord(PLAN, seed, 1, 9, row_nats=tuple(x + loss - np.mean(rows) for x in rows) if rows else (loss,),
                      row_tokens=(1,) * (len(rows) or 1))
         for seed, loss in enumerate(losses)
@@ -135,11 +136,12 @@ def test_baselines_are_the_uniform_plans_that_fit_the_best_of_them_or_none() -> 
     result = search(ToyEvaluator(SPACE), strategy="random", evaluations=8, memory_budget="uniform4r8")
     limit = result.memory_budgets[0]
     fitting = [p for p in SPACE.uniform_plans() if SPACE.memory_bytes(p) <= limit]
-    assert select_baselines(SPACE, PLAN, limit, "all") == fitting and len(fitting) > 1
+    assert select_baselines(SPACE, PLAN, limit, "all", result) == fitting and len(fitting) > 1
     best = min((c for c in result.uniform if c.memory_bytes <= limit), key=lambda c: c.loss)
     assert select_baselines(SPACE, PLAN, limit, "best", result) == [best.plan]
-    assert select_baselines(SPACE, PLAN, limit, "best") == fitting[-1:]
-    assert select_baselines(SPACE, PLAN, limit, "none") == []
+    unknown = replace(result, candidates=(), sensitivities=None)
+    assert select_baselines(SPACE, PLAN, limit, "best", unknown) == fitting[-1:]
+    assert select_baselines(SPACE, PLAN, limit, "none", result) == []
 
 
 def test_a_shuffled_plan_has_the_same_choices_on_linears_of_the_same_shape() -> None:
@@ -147,7 +149,7 @@ def test_a_shuffled_plan_has_the_same_choices_on_linears_of_the_same_shape() -> 
     linears = [Linear(name=f"g{i}", out_features=out, in_features=into) for i, (out, into) in enumerate(shapes)]
     space = SearchSpace(groups=[Group(name=linear.name, linears=(linear,)) for linear in linears])
     plan = Plan((2, 8, 3, 8, 4, 8, 4, 8), (4, 8, 8, 8, 4, 8, 4, 8))
-    (shuffled,) = select_baselines(space, plan, 0, "shuffled")
+    shuffled = shuffle_plan(space, plan)
     assert shuffled != plan and space.memory_bytes(shuffled) == space.memory_bytes(plan)
     for side in (0, 1):
         choices = [Counter(list(zip(p.bits, p.ranks, strict=True))[side::2]) for p in (plan, shuffled)]

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, search
+from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
-from qra_search.testing.scenarios import TWO_WAYS, ToyEvaluator, toy_space
+from qra_search.testing.scenarios import toy_space
 
 WAYS = (8, 2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq", GroupwiseFormat(4, 32)))
 PLAN = Plan((2, "hqq-4", "nf4", 8, "hqq-4"), (4, 8, 4, 8, 4))
@@ -106,11 +106,3 @@ def test_words_count_bits_and_name_levels():
     assert formatting.plan_name(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
     assert formatting.plan_name(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
     assert formatting.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
-
-
-@pytest.mark.parametrize("strategy", ["qra", "additive"])
-def test_with_a_true_prior_the_best_plan_has_the_better_way_to_store_four_bits(strategy):
-    evaluator = ToyEvaluator(toy_space(bits=TWO_WAYS))
-    budget = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
-    result = search(evaluator, strategy=strategy, evaluations=25, memory_budget=budget, seed=1)
-    assert "hqq-4" in result.best().plan.bits and "nf4" not in result.best().plan.bits

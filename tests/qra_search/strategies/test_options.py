@@ -45,7 +45,7 @@ def test_a_search_takes_options_of_its_strategy():
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': it takes none"),
         (OwnStrategy, {"deep": 1}, "unknown option of strategy 'own': 'deep': did you mean depth?"),
         (OwnStrategy, {"depth": "deep"}, "option 'depth' of strategy 'own' is 'deep'"),
-        (OwnStrategy(), {"depth": 1}, "options are given (depth), and the strategy is made already"),
+        (OwnStrategy(), {"depth": 1}, "options are given (depth), and the strategy is an object already"),
     ],
 )
 def test_an_option_that_cannot_be_is_named_with_what_is_taken(strategy, options, said):

@@ -14,8 +14,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy
 from qra_search.study.study import Study
-from qra_search.surrogates.basis import Widths
-from qra_search.surrogates.posterior import fit_table, observe, replicate_noise
+from qra_search.surrogates.posterior import average_observations, estimate_replicate_noise, fit_table
 from qra_search.testing import StrategyContract
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, toy_space
 
@@ -44,11 +43,11 @@ def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
     for plan in {t.plan for t in state.trials}:
         losses = np.array([t.loss for t in state.trials if t.plan == plan])
         deviations.append(np.var(losses, ddof=1))
-    assert replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
-    assert replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
+    assert estimate_replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
+    assert estimate_replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
     states = [replicated(noise) for noise in (0.001, 0.2)]
-    quiet, loud = (fit_table(s, observe(s)[1], Widths(shift=0.0)).predict_rows()[1].mean() for s in states)
-    assert loud > 3 * quiet
+    quiet, loud = (fit_table(s, average_observations(s)[1]) for s in states)
+    assert loud.widths.noise * loud.spread > 3 * quiet.widths.noise * quiet.spread
 
 
 def test_what_was_seen_at_a_lower_fidelity_is_not_taken_for_a_full_evaluation():

@@ -16,7 +16,7 @@ EVALUATOR = AdditiveEvaluator()
     ("evaluator", "message"),
     [
         ("tiny", r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `plan\(model, task\)` or `qra search`"),
-        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance of it is needed"),
+        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance is needed"),
         (EVALUATOR.space, "an Evaluator is needed"),
     ],
     ids=["a name", "a class", "a space"],

@@ -16,7 +16,6 @@ from qra_search.workflow.dry_run import (
     cost_text,
     describe_rows,
     describe_run,
-    embeddings_hint,
     estimate_cost,
     gain_text,
     report_rows,
@@ -73,15 +72,6 @@ def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
     assert clear.best_uniform is not None
     assert ("checks the prediction" in gain_text(clear)) == clear.best_uniform.is_certain
     assert "measures it" in gain_text(None)
-
-
-def test_embeddings_that_take_much_of_the_budget_are_named_with_what_halves_them() -> None:
-    config = make_config({"quantization": {"embeddings": 16}})
-    assert embeddings_hint(config, 30, [100, 200]) == (
-        "30% of the budget, mostly embeddings: quantization.embeddings=8 halves them"
-    )
-    others = (config, 20), (RunConfig(), 30), (config.model_copy(update={"evaluator": "landscape"}), 30)
-    assert [embeddings_hint(other, size, [100]) for other, size in others] == [None] * 3
 
 
 ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}

@@ -19,8 +19,8 @@ from qra_search.strategies.baselines.autoqra import (
     REFINED,
     AutoQRAStrategy,
     predict_losses,
+    sample_trust_region,
     trust_radius,
-    trust_region,
 )
 from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, measure_importance
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
@@ -155,7 +155,7 @@ def test_a_trust_region_lies_within_its_radius_and_budget():
     steps, rng = GuidedSteps(space, np.ones((2, 8))), np.random.default_rng(0)
     budget = budgets_at(space, 0.5)[0]
     center = steps.repair(steps.sample(rng), budget, rng)
-    region = trust_region(steps, center, 5, budget, rng)
+    region = sample_trust_region(steps, center, 5, budget, rng)
     distance = np.abs(region - center).sum((1, 2))
     assert 2 < distance.max() <= 5
     assert (space.memory.bytes(region[distance > 2]) <= budget).all()

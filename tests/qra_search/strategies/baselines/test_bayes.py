@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from qra_search import search
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.baselines.bayes import BayesStrategy, fit_to_trials, score_improvement
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
@@ -68,10 +67,3 @@ def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_obs
     truth = np.array([quiet.evaluate(p).loss for p in estimates.plans])
     observed = np.array([t.loss for t in state.full])
     assert np.sqrt(np.mean((estimates.mean - truth) ** 2)) < 0.8 * np.sqrt(np.mean((observed - truth) ** 2))
-
-
-def test_it_beats_random_search_on_a_landscape_with_interaction():
-    evaluator = ToyEvaluator(toy_space(8))
-    budget = budgets_at(evaluator.space, 0.35)
-    bayes, random = (search(evaluator, s, evaluations=18, memory_budget=budget, seed=1) for s in ("bayes", "random"))
-    assert bayes.best().loss < random.best().loss

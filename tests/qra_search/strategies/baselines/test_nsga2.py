@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import moocore
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 
-from qra_search import search
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines import nsga2
@@ -96,17 +94,6 @@ def test_children_descend_from_survivors():
     for proposal in strategy.propose(state, 3):
         row = state.space.encode(proposal.plan).ravel()
         assert min(int((row != p).sum()) for p in parents) == 1
-
-
-def test_it_gets_closer_to_the_front_than_random_search():
-    evaluator = ToyEvaluator(toy_space(4))
-    reference = (4.0, float(evaluator.space.memory.maximum))
-    fronts = [search(evaluator, s, evaluations=150, seed=5).front for s in ("nsga2", "random")]
-    volumes = [
-        moocore.hypervolume(np.array([(c.loss, c.memory_bytes) for c in front], dtype=float), ref=np.array(reference))
-        for front in fronts
-    ]
-    assert volumes[0] > volumes[1]
 
 
 def test_a_population_of_one_is_refused():

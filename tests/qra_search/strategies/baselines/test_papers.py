@@ -31,7 +31,7 @@ def test_importance_is_damage_at_the_fewest_bits_and_gain_at_the_largest_rank():
 @settings(deadline=None)
 def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share):
     budget = budgets_at(SPACE, share)[0]
-    bits, ranks = code = STEPS.warm_start(budget)
+    bits, ranks = code = STEPS.make_warm_start(budget)
     assert count_bytes(code) <= budget
     assert (np.diff(bits[np.argsort(IMPORTANCE[0])]) >= 0).all()
     assert (np.diff(ranks[np.argsort(IMPORTANCE[1])]) >= 0).all()
@@ -39,13 +39,13 @@ def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share)
 
 def test_a_warm_start_spends_the_budget():
     """Not all 2 bits, as an importance that defaults to zero would give, and not beyond what fits."""
-    assert min(count_bytes(STEPS.warm_start(b)) / b for b in budgets_at(SPACE, 0.3, 0.6, 1.0)) > 0.75
-    assert STEPS.warm_start(SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
+    assert min(count_bytes(STEPS.make_warm_start(b)) / b for b in budgets_at(SPACE, 0.3, 0.6, 1.0)) > 0.75
+    assert STEPS.make_warm_start(SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
 
 
 def test_jitter_takes_single_steps():
     rng, most = np.random.default_rng(0), SPACE.memory.maximum
-    moved = [np.abs(STEPS.jittered_start(most, rng) - STEPS.warm_start(most)) for _ in range(20)]
+    moved = [np.abs(STEPS.jitter_warm_start(most, rng) - STEPS.make_warm_start(most)) for _ in range(20)]
     assert all(distance.max() == 1 for distance in moved)
 
 
@@ -88,7 +88,7 @@ def test_coverage_is_the_importance_weighted_mean_place():
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     steps = GuidedSteps(toy_space(3, restricted=True), np.ones((2, 3)))
     code = steps.sample(np.random.default_rng(3))
-    edits = steps.atomic_edits(code)
+    edits = steps.list_atomic_edits(code)
     assert len({edit.tobytes() for edit in edits}) == len(edits)
     for edit in edits:
         changed = edit != code

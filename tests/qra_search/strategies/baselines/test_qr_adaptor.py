@@ -47,7 +47,7 @@ def test_the_first_plan_is_the_sensitivity_informed_one():
     budgets = budgets_at(evaluator.space, 0.4)
     state = logged_state(evaluator, 0, budgets=budgets)
     (proposal,) = QRAdaptorStrategy().propose(state, 1)
-    assert proposal.plan == state.space.decode(guide(state).warm_start(budgets[0]))
+    assert proposal.plan == state.space.decode(guide(state).make_warm_start(budgets[0]))
 
 
 def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rough):
