@@ -23,8 +23,8 @@ TRITON_KERNELS = {
 }
 NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     # library: (distribution, modules that import it at the top, backends, strategies)
-    "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
-    "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
+    "hqq": ("hqq", set(), {"hqq", "mixed"}, set()),
+    "bitsandbytes": ("bitsandbytes", set(), {"bitsandbytes", "mixed"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),

@@ -47,7 +47,6 @@ SCREENS: tuple[tuple[str, str, int], ...] = (
     ("runs", "qra runs runs", 0),
     ("report", "qra report runs/a", 0),
     ("show-two", "qra show runs/a runs/b", 0),
-    ("export-list", "qra export --list", 0),
     ("export", "qra export runs/a --format peft", 0),
     ("strategies", "qra strategies", 0),
     ("backends", "qra backends", 0),

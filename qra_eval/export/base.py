@@ -52,7 +52,6 @@ class Exporter(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
 
     def check(self, run: TunedRun) -> list[str]:
         """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
@@ -122,7 +121,7 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
 
     Args:
         run: folder that `qra finetune` wrote into (or a `TunedRun`, whose model is then loaded once for several).
-        format: one of those that `qra export --list` shows.
+        format: name of an exporter.
         out: folder or file to write; must not exist, or be an empty folder.
         options: of the format.
 

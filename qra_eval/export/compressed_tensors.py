@@ -30,7 +30,6 @@ class CompressedTensorsExporter(Exporter):
     """
 
     name = "compressed-tensors"
-    summary = "pack-quantized weights for vLLM and transformers, the adapter beside them"
 
     def check(self, run: TunedRun) -> list[str]:
         others = [name for name, module in run.quantized.items() if not isinstance(module, CompressedIntegers)]

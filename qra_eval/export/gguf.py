@@ -28,7 +28,6 @@ class GGUFExporter(Exporter):
     """
 
     name = "gguf"
-    summary = "model and LoRA for llama.cpp"
 
     def __init__(self, pre: str | None = None):
         if not isinstance(pre, str | None):

@@ -22,7 +22,6 @@ class MergedExporter(Exporter):
     """
 
     name = "merged"
-    summary = "adapter merged into dequantized weights; plain transformers loads it"
 
     def __init__(self, dtype: str = "bfloat16"):
         if dtype not in DTYPES:

@@ -67,7 +67,6 @@ class PEFTExporter(Exporter):
     """
 
     name = "peft"
-    summary = "adapter and quantized base as they are, for transformers and PEFT beside this package"
 
     def __init__(self, pad_ranks: bool = False):
         if not isinstance(pad_ranks, bool):
@@ -96,7 +95,6 @@ class VLLMExporter(PEFTExporter):
     """
 
     name = "vllm"
-    summary = "the same for vLLM with this package's plug-in: any levels, embeddings and head too"
 
     def __init__(self) -> None:
         super().__init__(pad_ranks=True)

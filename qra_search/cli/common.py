@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
-def _complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+def complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """Completes an option by names."""
     return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
@@ -54,7 +54,7 @@ Task = Annotated[
     str | None,
     option("--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, "
            ".csv, .parquet), or a data set on the hub, owner/name.", WHAT,
-           autocompletion=_complete(lambda: plugins.names("tasks"))),
+           autocompletion=complete(lambda: plugins.names("tasks"))),
 ]  # fmt: skip
 Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
 Columns = Annotated[
@@ -86,13 +86,13 @@ Backend = Annotated[
     str | None,
     option("--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
            "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.", WHAT,
-           autocompletion=_complete(lambda: plugins.names("backends"))),
+           autocompletion=complete(lambda: plugins.names("backends"))),
 ]  # fmt: skip
 Engine = Annotated[
     str | None,
     option(f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what `qra export` "
            "writes.", WHAT,
-           autocompletion=_complete(lambda: ENGINES)),
+           autocompletion=complete(lambda: ENGINES)),
 ]  # fmt: skip
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW)]
 Evaluations = Annotated[
@@ -102,12 +102,12 @@ Evaluations = Annotated[
 Strategy = Annotated[
     str | None,
     option("--strategy S", "Search strategy (see `qra strategies`).", HOW,
-           autocompletion=_complete(lambda: plugins.names("strategies"))),
+           autocompletion=complete(lambda: plugins.names("strategies"))),
 ]  # fmt: skip
 EvaluatorName = Annotated[
     str | None,
     option("--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a formula, for "
-           "trying out).", HOW, autocompletion=_complete(lambda: plugins.names("evaluators"))),
+           "trying out).", HOW, autocompletion=complete(lambda: plugins.names("evaluators"))),
 ]  # fmt: skip
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
 Set = Annotated[
@@ -118,7 +118,7 @@ Track = Annotated[
     list[str] | None,
     option("--track TOOL", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or another tracker of accelerate. "
            "May be given several times.", WHERE,
-           autocompletion=_complete(lambda: TRACKERS)),
+           autocompletion=complete(lambda: TRACKERS)),
 ]  # fmt: skip
 DryRun = Annotated[
     bool,

@@ -27,7 +27,7 @@ from qra_search.space.serialization import read_choices, read_plan_file
 from qra_search.workflow.evaluator import build_evaluator
 
 
-class Check(NamedTuple):
+class FileCheck(NamedTuple):
     """The result for one file: a `fault` is damage, a `note` is worth knowing."""
 
     level: Literal["ok", "note", "fault"]
@@ -76,7 +76,7 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def check_files(folder: Path) -> list[Check]:
+def check_files(folder: Path) -> list[FileCheck]:
     """Checks of the tensor files, trial logs and other files of runs in a folder."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is no folder: give that of a run, or the cache")
@@ -87,33 +87,33 @@ def check_files(folder: Path) -> list[Check]:
             try:
                 found = read(file)
             except NOT_A_LOG as error:
-                checks.append(Check("fault", name, "damaged", describe(error)))
+                checks.append(FileCheck("fault", name, "damaged", describe(error)))
             else:
                 is_checked = isinstance(found, list)
-                results = found if is_checked else [Check("ok", "", "can be read")]
+                results = found if is_checked else [FileCheck("ok", "", "can be read")]
                 checks += [check._replace(what=name + check.what) for check in results]
-    return checks or [Check("note", str(folder), "no files of a run or of the cache in it")]
+    return checks or [FileCheck("note", str(folder), "no files of a run or of the cache in it")]
 
 
-def _check_tensors(file: Path) -> list[Check]:
+def _check_tensors(file: Path) -> list[FileCheck]:
     whole = is_whole(file)
     if whole is None:
-        return [Check("note", "", "no digest beside it: from another program")]
+        return [FileCheck("note", "", "no digest beside it: from another program")]
     if whole:
-        return [Check("ok", "", "as it was written")]
+        return [FileCheck("ok", "", "as it was written")]
     advice = "delete it: a file of the cache is made again; for a run, repeat `qra finetune`"
-    return [Check("fault", "", "damaged: its bytes are not those that were written", advice)]
+    return [FileCheck("fault", "", "damaged: its bytes are not those that were written", advice)]
 
 
-def _check_log(file: Path) -> list[Check]:
+def _check_log(file: Path) -> list[FileCheck]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DamagedLines)  # all of them are listed here
         log = TrialLog(file)
     if not log.damage:
         counts = Counter(trial.status for trial in log)
-        return [Check("ok", "", ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trials")]
+        return [FileCheck("ok", "", ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trials")]
     advice = "the other lines are read; a lost result is evaluated again when the search is resumed"
-    return [Check("fault", f", line {number}", what, advice) for number, what in log.damage]
+    return [FileCheck("fault", f", line {number}", what, advice) for number, what in log.damage]
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -15,7 +15,7 @@ from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.finding import Finding, find_result
 from qra_search.report.formatting import role_label
-from qra_search.report.progress import BestSoFar
+from qra_search.report.live import BestSoFar
 from qra_search.runs.comparison import Comparison, classify_record
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import CURVE_FILE

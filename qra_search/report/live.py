@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
@@ -15,9 +15,8 @@ from qra_search.errors import wrong_type
 from qra_search.evaluation.evaluator import Progress as ProgressFunction
 from qra_search.log.trial import Trial
 from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
-from qra_search.report.progress import BestSoFar
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.study import Study
 
@@ -56,21 +55,63 @@ def notebook_or_stderr_view() -> Listener:
 
 def make_view(console: Console, *, quiet: bool = False) -> Listener:
     """The view of a run on a console, or a listener that shows nothing."""
-    return Listener() if quiet else View(console)
+    return Listener() if quiet else ConsoleView(console)
 
 
-class View(Listener):
+class BestSoFar:
+    """Best plan for each budget by the mean of its losses, and what was spent."""
+
+    def __init__(self, budgets: Sequence[int] = (), spent: float = 0.0, space: SearchSpace | None = None):
+        self.budgets, self.spent, self.space = tuple(budgets), spent, space
+        self.count = self.failed = 0
+        self.last: Trial | None = None
+        self._losses: dict[Plan, list[float]] = {}
+        self._known: dict[Plan, Trial] = {}
+
+    @classmethod
+    def from_study(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
+        """What a study has found in its trials; default: in all of its log."""
+        best = cls(study.memory_budgets or study.state.budgets, study.state.charge, study.space)
+        for trial in study.log.trials if trials is None else trials:
+            if trial.status != "running":
+                best.add(trial)
+        return best
+
+    def add(self, trial: Trial) -> None:
+        """Count a finished trial."""
+        self.count += 1
+        self.spent += trial.fidelity
+        self.last = trial
+        if not trial.done:
+            self.failed += 1
+        elif trial.fidelity >= 1.0:
+            self._losses.setdefault(trial.plan, []).append(trial.loss)
+            self._known[trial.plan] = trial
+
+    def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
+        """The best plan within a budget and its mean loss; None if none fits."""
+        fitting = [
+            (trial, sum(self._losses[key]) / len(self._losses[key]))
+            for key, trial in self._known.items()
+            if trial.evaluation is not None
+            and trial.evaluation.memory_bytes <= budget
+            and (not uniform or (self.space is not None and self.space.uniform_choice(trial.plan) is not None))
+        ]
+        return min(fitting, key=lambda pair: pair[1], default=None)
+
+
+class ConsoleView(Listener):
     """Shows a run on a console: bars and the best plans so far if it can redraw lines, else a line for each event."""
 
     def __init__(self, console: Console):
         self.console, self.best = console, BestSoFar()
-        self.draws = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+        self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self.bars = _Bars(self)
         self._stage: Task | None = None
         self.search: Task | None = None
         self._printed = self._trial_printed = -math.inf
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ConsoleView:
         self.bars.start()
         return self
 
@@ -78,14 +119,14 @@ class View(Listener):
         self.bars.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not self.draws)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not self.can_draw)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         now, current = time.monotonic(), self._stage
         if current is None or current.description != stage or done < current.completed:
             self._remove_stage()
             current = self._stage = self.bars.add(stage, total)
-            if not self.draws and self.search is None:
+            if not self.can_draw and self.search is None:
                 self._printed = now
                 self.say(f"{stage} ..." if total <= 1 else f"{stage}: {done} of {total}")
         self.bars.update(current.id, completed=done, total=total or None)
@@ -93,12 +134,12 @@ class View(Listener):
             if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE:
                 self.say(f"{stage}: done in {duration(current.elapsed or 0.0)}")
             self._remove_stage()
-        elif not self.draws and now - self._printed >= STAGE_EVERY:
+        elif not self.can_draw and now - self._printed >= STAGE_EVERY:
             self._printed = now
             self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", time_left_text(current)))))
 
     def started(self, study: Study) -> None:
-        self.best = BestSoFar.of(study)
+        self.best = BestSoFar.from_study(study)
         self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
 
     def finished(self, study: Study, trial: Trial) -> None:
@@ -106,7 +147,7 @@ class View(Listener):
         self.best.add(trial)
         self.bars.update(self.search.id, completed=self.best.spent)
         now, is_last = time.monotonic(), self.best.spent >= study.evaluations
-        if self.draws or (now - self._trial_printed < TRIALS_EVERY and not is_last and trial.done):
+        if self.can_draw or (now - self._trial_printed < TRIALS_EVERY and not is_last and trial.done):
             return
         self._printed = self._trial_printed = now
         spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"
@@ -126,14 +167,14 @@ class View(Listener):
 class _Bars(Progress):
     """Bars of a view; below them the best plans and the last trial of its search."""
 
-    def __init__(self, view: View):
+    def __init__(self, view: ConsoleView):
         self.view = view
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(36), TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[left]}"), TextColumn("{task.fields[elapsed]}"),
         )  # fmt: skip
         super().__init__(
-            *columns, console=view.console, transient=True, disable=not view.draws, refresh_per_second=4,
+            *columns, console=view.console, transient=True, disable=not view.can_draw, refresh_per_second=4,
             speed_estimate_period=PACE_SECONDS, get_time=time.monotonic,
         )  # fmt: skip
 

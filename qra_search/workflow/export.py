@@ -24,7 +24,7 @@ def prepare_export(
     """The tuning that is exported, whose files are there and whole, and name and exporter of the format.
 
     Args:
-        format: of `qra export --list`; None: that of the engine that the run was searched for, or `peft`.
+        format: name of an exporter; None: that of the engine that the run was searched for, or `peft`.
         tuning: as `RunFolder.find_tuning` takes it.
 
     Raises:

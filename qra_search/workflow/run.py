@@ -228,7 +228,7 @@ class Run:
         tuning: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Write a tuned plan for another tool; see `qra export --list`.
+        """Write a tuned plan for another tool; see docs/export.md for the formats.
 
         Args:
             format: default: that of the engine that the run was searched for, or `peft`.
@@ -249,17 +249,6 @@ class Run:
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
         with bad_input():
             return exporter.export(found.path, path, **self._loaded_objects)
-
-    def check_export(
-        self, format: str | None = None, *, tuning: str | None = None, options: Mapping[str, Any] | None = None
-    ) -> str:
-        """Raises BadInput if a tuned plan cannot be exported as `export` would; returns the name of the format."""
-        found, name, exporter = prepare_export(self.folder, format, options, tuning)
-        self.write_base(found)
-        with bad_input():
-            if reasons := exporter.reasons(found.path):
-                raise BadInput(f"{self.path} cannot be exported as {name}: " + "; ".join(reasons))
-        return name
 
     def load(self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).

@@ -14,7 +14,7 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.log.trial import Trial
 from qra_search.plugins import UnknownName, unknown_message
-from qra_search.report.progress import BestSoFar
+from qra_search.report.live import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
 
@@ -33,7 +33,7 @@ class SearchTracker(Callback):
         self.log, self.best = log, BestSoFar()
 
     def started(self, study: Study) -> None:
-        self.best = BestSoFar.of(study, trials=())
+        self.best = BestSoFar.from_study(study, trials=())
         for trial in study.log.trials:
             if trial.status != "running":
                 self.finished(study, trial)

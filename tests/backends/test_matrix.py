@@ -1,8 +1,7 @@
-"""Every backend at every width under PEFT: an adapter trains on top, and its merge works or is refused."""
+"""Every backend at every width under PEFT: an adapter trains on top, and a merge is refused."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -17,9 +16,6 @@ SHAPES = ((128, 64), (64, 128))  # out, in, of two linears with a norm between
 OURS = ("bitsandbytes", "compressed-tensors", "hqq", "mixed", "reference", "reference-gptq", "trellis")
 """Not what others have plugged in."""
 CELLS = [(name, bits) for name in OURS for bits in make_backend(name).bits]
-
-MERGES = ("bitsandbytes", "hqq")
-"""Whose stored weight PEFT can merge an adapter into."""
 
 
 def adapted(name: str, bits: Any) -> tuple[Backend, list[nn.Module], Any, Tensor]:
@@ -56,18 +52,7 @@ def test_an_adapter_on_top_counts_and_trains_and_the_base_stays(name: str, bits:
 
 
 @pytest.mark.parametrize(("name", "bits"), CELLS)
-def test_a_merge_brings_the_adapter_in_or_is_refused_with_a_reason(name: str, bits: int):
-    backend, _, model, x = adapted(name, bits)
-    with model.disable_adapter():
-        without = model(x)
-    wanted = model(x)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.eval()(x)  # in eval mode bitsandbytes' own layer repacks its weight, and merges garbage from then on
-        stores = backend.identity(bits)["spec"]["name"]
-        if stores not in MERGES:
-            with pytest.raises(RuntimeError, match="the stored weight is quantized and takes no merge"):
-                model.merge_and_unload()
-            return
-        merged = model.merge_and_unload()(x)
-    assert (merged - wanted).norm() < 0.9 * (without - wanted).norm(), "merging lost the adapter"
+def test_a_merge_into_a_stored_weight_is_refused_with_a_reason(name: str, bits: int):
+    _, _, model, _ = adapted(name, bits)
+    with pytest.raises(RuntimeError, match="the stored weight is quantized and takes no merge"):
+        model.merge_and_unload()

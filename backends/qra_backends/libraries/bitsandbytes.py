@@ -1,15 +1,16 @@
-"""Backend `bitsandbytes`: nf4 at 4 bits and row-wise int8 at 8 bits, kept as bitsandbytes' own layers."""
+"""Backend `bitsandbytes`: nf4 at 4 bits and row-wise int8 at 8 bits, quantized and dequantized by bitsandbytes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.base import Backend, missing_library
+from qra_backends.modules import DequantizedLinear
 from qra_backends.storage import Expected, ceil_div, largest_group
 
 # At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.
@@ -20,16 +21,69 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LEVELS = 16  # entries of the table of 4-bit levels, float32
 _NESTED_BLOCK = 256  # block scales that share a scale under double quantization
 _NESTED_LEVELS = 256  # entries of the table of 8-bit levels, float32
+NUMBERS_AT_ONCE = 1 << 20
+"""Of an int8 weight, while it is dequantized on a CPU, which makes two copies in float32 of what it multiplies; a GPU
+makes none, and is called once."""
 _FOUR_BIT_COPIES, _INT8_COPIES = 2.42, 2.25
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 
 
+class NF4Linear(DequantizedLinear):
+    """A layer of 4-bit codes of a table of levels, with a scale for each block of a row.
+
+    The library's own layer repacks itself in eval mode on CPUs with AVX512-BF16, and gradients are lost from then on.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, blocksize: int, **form: Any):
+        super().__init__(tensors, **form)
+        self.blocksize = blocksize
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        stored = self.tensors()
+        state = QuantState(
+            stored["absmax"],
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=stored["quant_map"],
+            blocksize=self.blocksize,
+            quant_type=FOUR_BIT_TYPE,
+            dtype=self.dtype,
+        )
+        if "nested_absmax" in stored:
+            state.nested, state.offset = True, stored["nested_offset"]
+            state.state2 = QuantState(
+                stored["nested_absmax"], code=stored["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
+            )
+        return dequantize_4bit(stored["codes"], state).to(dtype or self.dtype)
+
+
+class Int8Linear(DequantizedLinear):
+    """y = x Wᵀ + bias with W[o, i] = code[o, i] · scale[o] / 127, in train and in eval mode.
+
+    The library's own layer also rounds the activations to int8 in eval mode and on a GPU (LLM.int8), so that the loss
+    of the same weights depends on the mode.
+    """
+
+    codes: Tensor
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Products are rounded once, from float32."""
+        codes, scale = self.codes, self.tensors()["scale"][:, None] / 127
+        weight = torch.empty(codes.shape, dtype=dtype or self.dtype, device=codes.device)
+        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1]) if codes.device.type == "cpu" else len(codes)
+        for some, scales, into in zip(codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True):
+            torch.mul(some, scales, out=into)
+        return weight
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
+        return self.codes[at].to(self.dtype).mul_(self.tensors()["scale"][at, None] / 127)
+
+
 class BitsAndBytesBackend(Backend):
     """4 bits by blocks of a row with a float32 scale each (or doubly quantized scales); 8 bits with one a row.
-
-    The layers are `bitsandbytes.nn.Linear4bit` and `Linear8bitLt`, as PEFT and exports look for them, but they act on
-    weights alone and alike in train and eval mode: 4 bits are not repacked for CPU inference, and int8 does not round
-    activations (`bitsandbytes_layers` says why).
 
     Args:
         quant_type: `nf4` for 4 bits only, `int8` for 8 bits only, None for both.
@@ -39,7 +93,9 @@ class BitsAndBytesBackend(Backend):
     """
 
     name: ClassVar[str] = "bitsandbytes"
+    revision: ClassVar[int] = 2
     library: ClassVar[str | None] = "bitsandbytes"
+    layer: ClassVar[Any] = NF4Linear | Int8Linear
     variants: ClassVar[dict[str, dict[str, Any]]] = {kind: {"quant_type": kind} for kind in (FOUR_BIT_TYPE, "int8")}
 
     def __init__(self, *, quant_type: str | None = None, blocksize: int = 64, double_quant: bool = False):
@@ -79,36 +135,32 @@ class BitsAndBytesBackend(Backend):
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
 
-        from qra_backends.libraries.bitsandbytes_layers import state_tensors
-
         if bits == 8:
             half = weight.to(torch.float16)
             if not half.isfinite().all():
                 limit = torch.finfo(half.dtype).max
                 raise ValueError(f"a weight is above {limit:g}, the largest value that int8 quantization takes")
             codes, row_scale, _ = int8_vectorwise_quant(half)
-            return {"weight": codes, "SCB": row_scale}
+            return {"codes": codes, "scale": row_scale}
         packed, state = quantize_4bit(
             weight.contiguous(),
             blocksize=self._block(weight.shape[1]),
             compress_statistics=self.double_quant,
             quant_type=FOUR_BIT_TYPE,
         )
-        return {name: tensor.clone() for name, tensor in state_tensors(packed, state).items()}
-
-    @property
-    def layer(self) -> Any:
-        from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
-
-        return SteadyLinear4bit | WeightOnlyLinear8bit
+        tensors = {"codes": packed, "absmax": state.absmax, "quant_map": state.code}
+        if state.nested:
+            tensors |= {"nested_absmax": state.state2.absmax, "nested_quant_map": state.state2.code}
+            tensors["nested_offset"] = state.offset
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         if bits == 8:
-            return {"weight": ((out_features, in_features), torch.int8), "SCB": ((out_features,), torch.float32)}
+            return {"codes": ((out_features, in_features), torch.int8), "scale": ((out_features,), torch.float32)}
         count = out_features * in_features
         blocks = ceil_div(count, self._block(in_features))
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "weight": ((ceil_div(count, 2), 1), torch.uint8),
+            "codes": ((ceil_div(count, 2), 1), torch.uint8),
             "absmax": ((blocks,), torch.uint8 if self.double_quant else torch.float32),
             "quant_map": ((_LEVELS,), torch.float32),
         }
@@ -118,30 +170,15 @@ class BitsAndBytesBackend(Backend):
             expected["nested_offset"] = ((), torch.float32)
         return expected
 
-    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> nn.Module:
-        from bitsandbytes.functional import QuantState, get_4bit_type
-
-        from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
+    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> DequantizedLinear:
+        from bitsandbytes.functional import get_4bit_type
 
         if bits == 8:
-            return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], form["bias"], form["dtype"])
-        levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["weight"].device)
+            return Int8Linear(tensors, **form)
+        levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["codes"].device)
         if levels.device.type != "meta" and not torch.equal(tensors["quant_map"], levels):  # else there are no values
             raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
-        state = QuantState(
-            tensors["absmax"],
-            shape=torch.Size((form["out_features"], form["in_features"])),
-            code=tensors["quant_map"],
-            blocksize=self._block(form["in_features"]),
-            quant_type=FOUR_BIT_TYPE,
-            dtype=form["dtype"],
-        )
-        if self.double_quant:
-            state.nested, state.offset = True, tensors["nested_offset"]
-            state.state2 = QuantState(
-                tensors["nested_absmax"], code=tensors["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
-            )
-        return SteadyLinear4bit(tensors["weight"], state, form["bias"])
+        return NF4Linear(tensors, blocksize=self._block(form["in_features"]), **form)
 
     def _block(self, in_features: int) -> int:
         return largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.base import Backend, missing_library
+from qra_backends.kernels import choice
+from qra_backends.modules import DequantizedLinear
 from qra_backends.storage import Expected, ceil_div, largest_group
-
-if TYPE_CHECKING:
-    from qra_backends.libraries.hqq_linear import HQQLinear
 
 _SMALLEST_GROUP = 8  # the library's own limit
 _GROUPS_A_BYTE = {2: 4, 4: 2}  # codes of so many groups are packed into one byte
@@ -25,6 +24,38 @@ _COPIES = {2: 1.75, 3: 2.0, 4: 1.55, 8: 1.5}
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 _PACKING, _SOLVING = {2: 2.69, 3: 6.98, 4: 2.69, 8: 1.25}, 37
 """Bytes on a GPU, as counted: of a weight while its codes are packed; of each of the rows that are solved at once."""
+
+
+class HQQLinear(DequantizedLinear):
+    """A layer of the library's packed codes, and a scale and a zero point of 16 bits for every group."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
+        super().__init__(tensors, **form)
+        self.bits, self.group_size = bits, group_size
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
+        from hqq.core.quantize import Quantizer
+
+        stored = self.tensors()
+        meta = {
+            "nbits": self.bits,
+            "group_size": self.group_size,
+            "shape": torch.Size((self.out_features, self.in_features)),
+            "scale": stored["scale"],
+            "zero": stored["zero"],
+            "axis": 1,
+            "packing": Quantizer.bit_to_packing[self.bits],
+            "view_as_float": False,
+            "compute_dtype": self.dtype,
+        }
+        if choice.is_usable(stored["W_q"].device):
+            from qra_backends.libraries.hqq_triton import decode
+
+            weight = decode(stored["W_q"], meta)
+        else:
+            weight = Quantizer.dequantize(stored["W_q"], meta)
+        return weight.to(dtype or self.dtype)
 
 
 class HQQBackend(Backend):
@@ -39,6 +70,7 @@ class HQQBackend(Backend):
 
     name: ClassVar[str] = "hqq"
     library: ClassVar[str | None] = "hqq"
+    layer = HQQLinear
     bits = (2, 3, 4, 8)
 
     def __init__(self, *, group_size: int = 64):
@@ -96,12 +128,6 @@ class HQQBackend(Backend):
         codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
-    @property
-    def layer(self) -> type[nn.Module]:
-        from qra_backends.libraries.hqq_linear import HQQLinear
-
-        return HQQLinear
-
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         group, groups = self._groups(out_features, in_features)
         packed = ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
@@ -112,30 +138,8 @@ class HQQBackend(Backend):
         }
 
     def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
-        from hqq.core.quantize import BaseQuantizeConfig, Quantizer
-
-        from qra_backends.libraries.hqq_linear import HQQLinear
-
-        shape = (form["out_features"], form["in_features"])
-        group, _ = self._groups(*shape)
-        packing = Quantizer.bit_to_packing[bits]
-        config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
-        meta = {
-            "nbits": bits,
-            "group_size": group,
-            "shape": torch.Size(shape),
-            "scale": tensors["scale"],
-            "zero": tensors["zero"],
-            "axis": 1,
-            "packing": packing,
-            "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
-            "view_as_float": False,
-            "quant_scale": False,
-            "quant_zero": False,
-            "compute_dtype": form["dtype"],
-        }
-        bias = None if form["bias"] is None else form["bias"].data
-        return HQQLinear(config, codes=tensors["W_q"], meta=meta, bias=bias, dtype=form["dtype"])
+        group, _ = self._groups(form["out_features"], form["in_features"])
+        return HQQLinear(tensors, bits=bits, group_size=group, **form)
 
     def _group(self, in_features: int) -> int | None:
         """The most that a group can have: the library's are multiples of the smallest."""

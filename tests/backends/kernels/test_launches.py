@@ -7,7 +7,7 @@ import torch
 from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
 from qra_backends.kernels import choice
-from qra_backends.libraries import bitsandbytes_layers
+from qra_backends.libraries import bitsandbytes
 from torch import nn
 
 from qra_eval.quantized.calibration import leading_singular_values
@@ -28,7 +28,7 @@ def gpu(monkeypatch):
 
 
 def test_a_layer_launches_little_at_every_level(monkeypatch):
-    monkeypatch.setattr(bitsandbytes_layers, "NUMBERS_AT_ONCE", HIDDEN)  # of a CPU, whose caches hold so many
+    monkeypatch.setattr(bitsandbytes, "NUMBERS_AT_ONCE", HIDDEN)  # of a CPU, whose caches hold so many
     with counted_layer() as count:
         rest = count(make_backend("reference"), 3).count - WEIGHTS
         assert count(make_backend("bitsandbytes"), 8).count == rest + 2 * WEIGHTS

@@ -75,19 +75,13 @@ def test_the_difference_of_logits_is_printed_and_json_is_only_json(engine: str, 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--format", "gguf", "--check"), "--engine llama.cpp"),
+        (("--format", "gguf"), "--engine llama.cpp"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_the_last_line_with_status_2(arguments, said, engine, folder, qra):
     shown = qra("export", folder, *arguments)
     assert shown.status == 2 and said in shown.err.splitlines()[-1] and "Traceback" not in shown.err
-
-
-def test_without_a_run_one_is_asked_for_and_the_list_names_every_format(qra: Qra) -> None:
-    shown = qra("export", "--format", "gguf")
-    assert shown.status == 2 and "RUN is missing" in shown.err
-    assert "GGUF" in qra("export", "--list").out.upper()
 
 
 @ONE_RUN

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from qra_search import Study
 from qra_search.report import live
-from qra_search.report.live import View, make_view, notebook_or_stderr_view
-from qra_search.report.progress import BestSoFar
+from qra_search.report.live import BestSoFar, ConsoleView, make_view, notebook_or_stderr_view
 from qra_search.study.listener import Listener
 
 
@@ -43,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet() -> None:
     for on, draws in ((console(terminal=True), True), (console(), False), (console(terminal=True, TERM="dumb"), False)):
         view = make_view(on)
-        assert isinstance(view, View) and view.draws is draws
+        assert isinstance(view, ConsoleView) and view.can_draw is draws
     on = console()
     with make_view(on, quiet=True) as view:
         view.say("words")
@@ -67,7 +66,7 @@ def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
 ) -> None:
     """The first step may include work that is done once: the pace is that of the others."""
     on = console()
-    view = View(on)
+    view = ConsoleView(on)
     for done, clock[0] in ticks:
         view.progress("quantize", done, total)
     assert lines(on) == [f"quantize: {text}" for text in expected]
@@ -76,7 +75,7 @@ def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
 def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "TRIALS_EVERY", 0.0)
     on = console()
-    running = study(View(on))
+    running = study(ConsoleView(on))
     best = running.run().best()
     assert sum(line.startswith("[") for line in lines(on)) == len(running.log)
     assert any("predicted 2.0000" in line for line in lines(on)) and best is not None
@@ -86,14 +85,14 @@ def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget(monkeypatc
 def test_failures_always_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "TRIALS_EVERY", math.inf)
     on = console()
-    running = study(View(on), evaluations=40)
+    running = study(ConsoleView(on), evaluations=40)
     running.run()
     failed = sum(t.status == "failed" for t in running.log)
     assert "\n".join(lines(on)).count("failed, EvaluationFailed: out of memory") == failed > 0
 
 
 def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(clock: list[float]) -> None:
-    view = View(console(terminal=True))
+    view = ConsoleView(console(terminal=True))
     running = study(view)
 
     class Ticking(Listener):
@@ -114,7 +113,7 @@ def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(cl
 
 def test_a_stage_that_took_long_leaves_a_line_above_the_bars(clock: list[float]) -> None:
     on = console(terminal=True)
-    with View(on) as view:
+    with ConsoleView(on) as view:
         view.progress("[bold]quantize", 0, 4)
         clock[0] = 9.0
         view.progress("[bold]quantize", 4, 4)
@@ -122,12 +121,12 @@ def test_a_stage_that_took_long_leaves_a_line_above_the_bars(clock: list[float])
 
 
 def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() -> None:
-    view = View(console())
+    view = ConsoleView(console())
     running = study(view, evaluations=30)
     result, budget = running.run(), running.memory_budgets[0]
     comparison = result.comparison()
     assert comparison is not None and comparison.baseline is not None
-    for best in (view.best, BestSoFar.of(running)):
+    for best in (view.best, BestSoFar.from_study(running)):
         own, uniform = best.best(budget), best.best(budget, uniform=True)
         assert own is not None and own[1] == pytest.approx(comparison.chosen.observed)
         assert uniform is not None and uniform[1] == pytest.approx(comparison.baseline.observed)
@@ -142,7 +141,7 @@ def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     for package, draws in ((None, False), (object(), True)):
         monkeypatch.setattr(live.importlib.util, "find_spec", lambda name, package=package: package)
         view = notebook_or_stderr_view()
-        assert isinstance(view, View) and view.draws is draws
+        assert isinstance(view, ConsoleView) and view.can_draw is draws
         if not draws:
             view.say("a line")
             assert capsys.readouterr().out == "a line\n"

@@ -20,7 +20,7 @@ from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smoothed
 from qra_search.report.figures.charts import tuning_figure
 from qra_search.report.finding import comparison_headline, headline, verdict
 from qra_search.report.layout import damage_steps, heat_maps, layout
-from qra_search.report.progress import BestSoFar
+from qra_search.report.live import BestSoFar
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
