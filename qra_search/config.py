@@ -102,8 +102,7 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a YAML config; `overrides` maps dotted fields (`search.evaluations`) to values that win over the file.
 
-    Raises:
-        ConfigError: no such file, no YAML mapping, or a field that is wrong.
+    Raises ConfigError if there is no such file, it holds no YAML mapping, or a field is wrong.
     """
     path = Path(path)
     if (path / "tokenizer_config.json").is_file():
@@ -130,12 +129,9 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 
 def read_yaml(text: str) -> Any:
-    """The plain data of a YAML text.
+    """The plain data of a YAML text; raises ValueError, in one line, if it is none, too long, or nested too deep.
 
     Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
-
-    Raises:
-        ValueError: it is not YAML, is too long, has an alias, or a value too long or nested too deep; in one line.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
@@ -203,31 +199,25 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
 def _check_engine(config: RunConfig, name: str, source: str) -> None:
     """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
     engine, given, space = ENGINES[name], config.quantization.backend, config.space
-    embeddings = () if config.quantization.embeddings == "auto" else config.quantization.embeddings
+    embeddings, fault = config.quantization.embeddings, ""
     backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
-    fault = None
     if not f"{backend}-".startswith(f"{engine.backend}-"):
-        fault = f"quantization.backend is {shortened(given)}", f"runs what backend {engine.backend} stores"
-    elif wrong := [b for b in space.bits if space.bits != "auto" and b not in (*engine.bits, UNQUANTIZED_BITS)]:
-        fault = f"space.bits has {_joined(wrong)}", f"has {_widths(engine.bits)}"
-    elif wrong := [bits for bits in embeddings if bits not in engine.embeddings]:
-        fault = f"quantization.embeddings has {_joined(wrong)}", f"has {_widths(engine.embeddings)}"
+        fault = f"quantization.backend is {shortened(given)}: engine {name} runs what backend {engine.backend} stores"
+    elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
+        fault = f"space.bits has {_join(wrong)}: engine {name} has {_join(engine.bits)}, and 16 for unquantized"
+    elif embeddings != "auto" and (wrong := set(embeddings) - set(engine.embeddings)):
+        fault = f"quantization.embeddings has {_join(wrong)}: engine {name} has {_join(engine.embeddings)}"
     elif engine.granularities is not None and space.granularity not in engine.granularities:
-        choice = f"so choose {' or '.join(engine.granularities)}"
-        fault = f"space.granularity is {space.granularity}", f"runs q, k, v as one matrix, and gate, up, {choice}"
+        fault = f"space.granularity is {space.granularity}: engine {name} runs q, k, v as one matrix, and gate, up, so "
+        fault += f"choose {' or '.join(engine.granularities)}"
     elif engine.ranks is not None and max(space.ranks) > max(engine.ranks):
-        fault = f"space.ranks has {max(space.ranks)}", f"takes at most {max(engine.ranks)}"
-    if fault is not None:
-        raise ConfigError(f"{source}: {fault[0]}: engine {name} {fault[1]}; or leave the field out")
+        fault = f"space.ranks has {max(space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
+    if fault:
+        raise ConfigError(f"{source}: {fault}; or leave the field out")
 
 
-def _joined(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _widths(bits: Iterable[int]) -> str:
-    own = _joined(b for b in bits if b != UNQUANTIZED_BITS)
-    return f"{own}{', and ' if own else ''}{UNQUANTIZED_BITS} for unquantized"
+def _join(values: Iterable[float]) -> str:
+    return ", ".join(map(str, sorted(values)))
 
 
 def dump_config(config: RunConfig) -> str:

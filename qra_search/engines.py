@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,7 @@ def fit_rank(name: str, rank: int) -> int:
 
 
 def unsupported_reason(name: str, family: str) -> str | None:
-    """Why an engine cannot take a model, or None if it can.
-
-    Args:
-        family: the model's type, as transformers names it.
-    """
+    """Why an engine cannot take a model of a family, its type as transformers names it; None if it can."""
     engine = ENGINES[name]
     if engine.families is not None and family not in engine.families:
         return (
@@ -96,3 +95,11 @@ def unsupported_reason(name: str, family: str) -> str | None:
             "model, or leave the engine out"
         )
     return None
+
+
+def serve_command(engine: str, out: Path) -> str:
+    """The command that serves an export for an engine."""
+    file = out / "adapter" / "adapter_config.json"
+    config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
+    return ENGINES[engine].serve.format(out=out, rank=fit_rank(engine, rank))

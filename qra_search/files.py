@@ -112,11 +112,11 @@ def encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
 
 def sync(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def write_digest(path: Path) -> None:

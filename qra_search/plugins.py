@@ -36,12 +36,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """The object that a plug-in name stands for.
-
-    Raises:
-        UnknownName: nothing of that name is installed.
-        BadInput: it cannot be loaded.
-    """
+    """The object that a plug-in name stands for; raises UnknownName, or BadInput if it cannot be loaded."""
     found = _entry_points(kind)
     if name not in found:
         raise UnknownName(unknown_message(_SINGULAR[kind], name, found))

@@ -26,7 +26,7 @@ def kill_a_search(path: Path) -> None:
         f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         f"from fakes import AdditiveEvaluator\nfrom qra_search import Callback, Study\n"
         f"class Stop(Callback):\n"
-        f"    def finished(self, study, trial): trial.id == 11 and os._exit(9)\n"
+        f"    def on_result(self, study, trial): trial.id == 11 and os._exit(9)\n"
         f"Study(AdditiveEvaluator(), strategy='random', evaluations=20, log={str(path)!r}, callbacks=[Stop()]).run()"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9

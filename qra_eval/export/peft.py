@@ -21,12 +21,11 @@ from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
 from qra_eval.tuning.saved import ADAPTER_README
-from qra_search.engines import fit_rank
+from qra_search.engines import fit_rank, serve_command
 from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.serialization import PLAN_NAME
-from qra_search.workflow.export import serve_command
 
 VLLM = "vllm"
 INDEX_FILE, REST_FILE = "model.safetensors.index.json", "rest.safetensors"

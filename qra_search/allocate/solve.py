@@ -104,13 +104,10 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
 
 
 def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Plan:
-    """The plan within a budget of the least sum of a table over its groups.
+    """The plan within a budget of the least sum of a table over its groups; raises BudgetTooSmall if none fits.
 
     Args:
         table: float (G, B, R), loss that each choice of each group adds.
-
-    Raises:
-        BudgetTooSmall: no plan fits.
     """
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
-from qra_search.workflow.export import serve_command
+from qra_search.engines import serve_command
 from qra_search.workflow.start import open_run
 
 

@@ -99,5 +99,5 @@ class _Completion(Callback):
 
     reached = True
 
-    def ended(self, study: Study) -> None:
+    def on_end(self, study: Study) -> None:
         self.reached = not study.stopping or study.state.spent >= study.evaluations

@@ -73,12 +73,11 @@ def check_enough_gpus(nodes: Sequence[int], workers: int, gpus: float, where: st
 def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
     """The device of each worker process: GPUs if there are any and the run's device allows it, else `cpu`.
 
+    Raises BadInput if there are too few.
+
     Args:
         device: of the run.
         share: GPUs of each worker, below 1 if several share one; None: as many as the device names, or one.
-
-    Raises:
-        BadInput: there are too few.
     """
     if share == 0 or not (device == "auto" or uses_gpus(device)):
         return ["cpu"] * workers

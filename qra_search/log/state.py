@@ -98,9 +98,8 @@ class StudyState:
 def read_state(log: TrialLog) -> StudyState:
     """The state of the study that wrote a log, without its evaluator.
 
-    Raises:
-        LogError: no search has begun in the log, or it holds what no study writes: checksums tell damage, but a log
-            from anyone may also hold plans and bytes that its space does not allow.
+    Raises LogError if no search has begun in it, or it holds what no study writes: checksums tell damage, but a log
+    from anyone may also hold plans and bytes that its space does not allow.
     """
     if log.meta("space_data") is None:
         raise LogError(f"{log.path} holds no search space: no search has begun in it")

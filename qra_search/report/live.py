@@ -138,11 +138,11 @@ class ConsoleView(Listener):
             self._printed = now
             self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", time_left_text(current)))))
 
-    def started(self, study: Study) -> None:
+    def on_start(self, study: Study) -> None:
         self.best = BestSoFar.from_study(study)
         self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
 
-    def finished(self, study: Study, trial: Trial) -> None:
+    def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
         self.best.add(trial)
         self.bars.update(self.search.id, completed=self.best.spent)

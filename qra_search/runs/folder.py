@@ -102,9 +102,7 @@ class RunFolder:
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
 
-        Raises:
-            RunExists: as `check_begin`.
-            BadInput: nothing can be written there.
+        Raises RunExists as `check_begin` does, and BadInput if nothing can be written there.
         """
         self.check_begin(config, resume=resume)
         try:

@@ -25,11 +25,10 @@ _UNIFORM = re.compile(r"\s*uniform\s*([0-9]+|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", 
 def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) -> str:
     """A memory budget as text, checked for its form; `resolve_budget` gives its bytes once the space is known.
 
+    Raises BadInput, which names the forms.
+
     Args:
         needs_unit: refuse a number without a unit that is too small to be meant in bytes.
-
-    Raises:
-        BadInput: it has none of the forms; the message names them.
     """
     text = str(budget)
     if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):

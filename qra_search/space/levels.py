@@ -81,13 +81,10 @@ def read_name(text: str) -> LevelName:
 
 
 def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None) -> tuple[Level, ...]:
-    """The levels that numbers and levels stand for, by width, then as given.
+    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
 
     Args:
         formats: of those given as numbers; None for the default of all.
-
-    Raises:
-        TypeError, ValueError: no levels, two of one name, or a number without a format.
     """
 
     def make(value: Any) -> Level:

@@ -165,9 +165,7 @@ class SearchSpace:
     def encode(self, plan: Plan) -> np.ndarray:
         """int64 (2, G): the indices of a plan's bits and ranks.
 
-        Raises:
-            BadInput: it is no plan.
-            ValueError: the plan is not of this space; the message names the group.
+        Raises ValueError, which names the group, if the plan is not of this space, and BadInput if it is no plan.
         """
         code: np.ndarray = self.encode_many([plan])[0]
         return code

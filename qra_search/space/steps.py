@@ -51,8 +51,7 @@ class AdjacentSteps:
     def repair(self, code: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
         """int (2, G): the code brought within `budget` bytes: random variables, one at a time, go to the next smaller.
 
-        Raises:
-            BudgetTooSmall: no plan fits.
+        Raises BudgetTooSmall if no plan fits.
         """
         self.space.memory.check_budget(budget)
         code, total = code.copy(), int(self.space.memory.bytes(code))

@@ -20,14 +20,14 @@ def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
         return
     heard = False
 
-    def handle(signum: int, frame: Any) -> None:
+    def call_first(signum: int, frame: Any) -> None:
         nonlocal heard
         if heard:
             raise KeyboardInterrupt
         heard = True
         first()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, call_first)
     try:
         yield
     finally:

@@ -33,11 +33,11 @@ FIRST_FAILURES = 5
 class Callback:
     """Called with the events of a study. Every method does nothing by default."""
 
-    def started(self, study: Study) -> None: ...
+    def on_start(self, study: Study) -> None: ...
 
-    def finished(self, study: Study, trial: Trial) -> None: ...
+    def on_result(self, study: Study, trial: Trial) -> None: ...
 
-    def ended(self, study: Study) -> None: ...
+    def on_end(self, study: Study) -> None: ...
 
 
 class Study:
@@ -134,7 +134,7 @@ class Study:
         flying: dict[Future[Evaluation], Trial] = {}
         try:
             self._measure_sensitivities()
-            self._notify("started")
+            self._notify("on_start")
             waiting = list(self.log.running)
             while True:
                 while asked := self._propose_next(len(flying) + len(waiting)):
@@ -146,8 +146,12 @@ class Study:
                     break
                 for future in sorted(self.executor.wait(flying), key=lambda f: flying[f].id):
                     trial = self._record(flying.pop(future), future.exception() or future.result())
-                    self._check_first_failures(trial)
-            self._notify("ended")
+                    ended = [t for t in self.log if t.status != "running"]
+                    if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
+                        raise StudyFailed(
+                            f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
+                        )
+            self._notify("on_end")
             return self.result()
         finally:
             for future in flying:
@@ -169,12 +173,9 @@ class Study:
         return waiting[0].proposal
 
     def tell(self, proposal: Proposal, evaluation: Evaluation | EvaluationFailed) -> Trial:
-        """Record what came of a proposal that `ask` gave: its evaluation, or why it failed.
+        """Record what came of a proposal that `ask` gave: its evaluation, or why it failed; else BadInput.
 
         An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
-
-        Raises:
-            BadInput: the proposal is unknown or finished.
         """
         trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
         if trial is None:
@@ -221,13 +222,8 @@ class Study:
             trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
         else:
             trial = self.log.finish(trial.id, evaluation)
-        self._notify("finished", trial)
+        self._notify("on_result", trial)
         return trial
-
-    def _check_first_failures(self, last: Trial) -> None:
-        ended = [t for t in self.log if t.status != "running"]
-        if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
-            raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {last.reason}")
 
     def _measure_sensitivities(self) -> None:
         # If lines of the log are damaged, the sensitivities may have been in one of them.

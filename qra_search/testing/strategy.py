@@ -203,7 +203,7 @@ class _StopAfter(Callback):
     def __init__(self, trials: int):
         self.trials = trials
 
-    def finished(self, study: Study, trial: Any) -> None:
+    def on_result(self, study: Study, trial: Any) -> None:
         if len(study.log) >= self.trials:
             study.stop()
 

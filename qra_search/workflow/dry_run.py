@@ -21,15 +21,12 @@ FEW_ROWS = 32
 
 
 def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
-    """Facts of a plan or a search that is yet to begin, as plain data.
+    """Facts of a plan or a search that is yet to begin, as plain data; raises BadInput for a budget that no plan fits.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
     Args:
         evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
-
-    Raises:
-        BadInput: a budget that no plan fits.
     """
     space = evaluator.space
     with bad_input():

@@ -26,14 +26,11 @@ KINDS = ("process", "ray")
 def build_evaluator(
     config: RunConfig, progress: Progress, *, weights: bool = True, objects: Mapping[str, Any] | None = None
 ) -> Evaluator:
-    """The evaluator that a config names.
+    """The evaluator that a config names; raises BadInput for settings or objects that it refuses.
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
         objects: model, tokenizer, task and metrics in memory, by these names.
-
-    Raises:
-        BadInput: an unknown name, or settings or objects that the evaluator refuses.
     """
     with bad_input():
         if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
@@ -99,13 +96,7 @@ class EvaluatorFactory:
 
 
 def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
-    """The executor of a run's workers; use it in a `with` block.
-
-    Raises:
-        BadInput: more GPUs than there are, or an address without a cluster.
-        ValueError: an unknown kind.
-        ImportError: the package of the kind is not installed.
-    """
+    """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
     if workers.kind not in KINDS:
         raise ValueError(plugins.unknown_message("executor", workers.kind, KINDS))
     device, gpus, factory = config.model.device, workers.gpus, EvaluatorFactory(config)

@@ -69,11 +69,7 @@ def tune_missing(
     """Tune what has no record yet, write its record as each tuning ends, and the report at the end.
 
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
-    awaited at the end.
-
-    Raises:
-        BadInput: the evaluator cannot tune.
-        TuningFailed: the plan cannot be tuned. A baseline that cannot is said, and the others are tuned.
+    awaited at the end. Raises TuningFailed if the plan cannot be tuned; of a baseline that is only said.
     """
     check_tunes(evaluator, config)
     folder.records()  # a damaged one is refused before the hours begin
@@ -166,12 +162,10 @@ def choose_rate(
 ) -> RunConfig:
     """The settings with the learning rate that has the lowest validation loss after a short tuning of the plan.
 
+    Raises RunFailed if the plan cannot be tuned at any of the rates.
+
     Args:
         build: makes the evaluator of settings.
-
-    Raises:
-        BadInput: several processes tune together.
-        RunFailed: the plan cannot be tuned at any of the rates.
     """
     if rank_and_size()[1] > 1:
         raise BadInput("rates are tried by one process: try them without torchrun, then set training.learning_rate")

@@ -28,12 +28,11 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.workflow.dry_run import estimate_cost
 from qra_search.workflow.evaluator import Workers, build_evaluator, start_workers
-from qra_search.workflow.export import prepare_export
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import begin_run, plan_run, search_run
 from qra_search.workflow.settings import check_budget, check_task
 from qra_search.workflow.tracking import SearchTracker, open_trackers
-from qra_search.workflow.tunings import change_settings, select_tunings
+from qra_search.workflow.tunings import change_settings, select_export, select_tunings
 
 
 class Run:
@@ -242,7 +241,7 @@ class Run:
         Raises:
             BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
-        found, name, exporter = prepare_export(self.folder, format, options, tuning)
+        found, name, exporter = select_export(self.folder, format, options, tuning)
         self.write_base(found)
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):

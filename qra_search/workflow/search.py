@@ -79,10 +79,8 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
     """Measure the sensitivities unless the run has them, solve for its budgets, and write the plan.
 
-    A run whose search has begun keeps the plan of that search.
-
-    Raises:
-        BadInput: the evaluator measures none, a budget that no plan fits, or a folder with another evaluator's run.
+    A run whose search has begun keeps the plan of that search. Raises BadInput if the evaluator measures none, a budget
+    is too small, or the run is of another evaluator.
     """
     space = evaluator.space
     with bad_input():
@@ -124,9 +122,7 @@ def search_run(
 ) -> SearchResult:
     """Search with an evaluator in a folder that was begun, and write the results.
 
-    Raises:
-        BadInput: what was given cannot be used; nothing was spent.
-        StudyFailed: the search cannot go on, or nothing came of it.
+    Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
     with bad_input():

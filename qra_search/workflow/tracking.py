@@ -32,13 +32,13 @@ class SearchTracker(Callback):
     def __init__(self, log: Log):
         self.log, self.best = log, BestSoFar()
 
-    def started(self, study: Study) -> None:
+    def on_start(self, study: Study) -> None:
         self.best = BestSoFar.from_study(study, trials=())
         for trial in study.log.trials:
             if trial.status != "running":
-                self.finished(study, trial)
+                self.on_result(study, trial)
 
-    def finished(self, study: Study, trial: Trial) -> None:
+    def on_result(self, study: Study, trial: Trial) -> None:
         best, done = self.best, trial.evaluation
         best.add(trial)
         figures = {"trial": trial.id, "spent": best.spent, "failed": best.failed, "fidelity": trial.fidelity}

@@ -1,4 +1,4 @@
-"""What a run tunes in full: a plan and its baselines, and the settings of their tunings."""
+"""What a run tunes in full, a plan and its baselines, and with which settings; and which tuning is exported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qra_search import plugins
 from qra_search.config import RunConfig, find_differences, make_config
+from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
+from qra_search.files import tensor_names
 from qra_search.runs.baselines import Against, select_baselines
 from qra_search.runs.folder import RunFolder
+from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
 
+DEFAULT_FORMAT = "peft"
+"""Export format of a run that was searched for no engine."""
 TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
 """Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
 
@@ -48,12 +54,7 @@ class Tunings:
 
 
 def select_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
-    """The plan of a run, or the best within a budget.
-
-    Raises:
-        BudgetTooSmall: no plan of the space fits the budget.
-        BadInput: nothing that fits was evaluated, or the run has no plan yet.
-    """
+    """The plan of a run, or the best within a budget; raises BadInput if there is none."""
     if memory is None:
         return folder.plan()
     result = folder.result()
@@ -74,10 +75,8 @@ def select_tunings(
 ) -> Tunings:
     """What `Run.finetune` tunes: a plan, its baselines, and 16-bit LoRA if it is asked for.
 
-    Their budget is `memory`, or the run's largest, or the plan's own bytes if these are more.
-
-    Raises:
-        BadInput: the plan has no adapter or cannot be shuffled, or no plan fits the budget.
+    Their budget is `memory`, or the run's largest, or the plan's own bytes if these are more. Raises BadInput if the
+    plan has no adapter or cannot be shuffled, or no plan fits the budget.
     """
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")
@@ -124,3 +123,30 @@ def change_settings(
             f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
         )
     return config
+
+
+def select_export(
+    folder: RunFolder, format: str | None, options: Mapping[str, Any] | None, tuning: str | None
+) -> tuple[TuningFolder, str, Any]:
+    """The tuning that is exported, whose files are there and whole, and name and exporter of the format.
+
+    Raises BadInput for no such tuning, format or option, or if a file is missing or cut off.
+
+    Args:
+        format: name of an exporter; None: that of the engine that the run was searched for, or `peft`.
+        tuning: as `RunFolder.find_tuning` takes it.
+    """
+    engine = folder.check().config().engine if folder.config_file.is_file() else None
+    name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
+    if name not in plugins.names("exporters"):
+        plugins.load("exporters", name)  # which says what there is
+    found = folder.find_tuning(tuning)
+    weights = found.adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise BadInput(f"{found.path} lacks its adapter: remove it, and `qra finetune` tunes it anew")
+    for file in (found.base_file, weights):
+        if file.is_file():
+            tensor_names(file)  # before seconds of loading libraries
+    with bad_input():
+        given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
+        return found, name, plugins.load("exporters", name).with_options(given)

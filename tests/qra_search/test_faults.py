@@ -33,7 +33,7 @@ from qra_search import Callback, search
 from qra_search.executors import ProcessExecutor
 
 class Tell(Callback):
-    def finished(self, study, trial):
+    def on_result(self, study, trial):
         print(trial.id, repr(trial.loss), flush=True)
 
 if __name__ == "__main__":
@@ -74,7 +74,7 @@ def test_workers_killed_at_random_moments_cost_no_trial(tmp_path, notes):
     class Assassin(Callback):
         kills = 0
 
-        def finished(self, study, trial):
+        def on_result(self, study, trial):
             if trial.id % 5 == 2:
                 victims = [int(f.name.split("-")[1]) for f in notes.glob("built-*")]
                 for pid in victims:
@@ -118,7 +118,7 @@ def test_what_is_stopped_or_interrupted_is_resumed_as_if_it_had_never_ended(tmp_
     """What runs is finished; the rest of a batch is left for later."""
 
     class End(Callback):
-        def finished(self, study, trial):
+        def on_result(self, study, trial):
             if interrupted and trial.id == 4:
                 raise KeyboardInterrupt
             if not interrupted:

@@ -43,7 +43,7 @@ class Tell(Callback):
     def __init__(self, pipe: int):
         self.pipe = pipe
 
-    def finished(self, study, trial):
+    def on_result(self, study, trial):
         os.write(self.pipe, f"{trial.id} {trial.loss!r}\n".encode())
 
 

@@ -102,7 +102,7 @@ class Growth(Callback):
     def __init__(self):
         self.memory: dict[int, int] = {}
 
-    def finished(self, study, trial):
+    def on_result(self, study, trial):
         for size in CHECKPOINTS:
             if len(study.log) >= size:
                 self.memory.setdefault(size, peak_memory())

@@ -115,7 +115,7 @@ def compressed_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
         (("--engine", "vllm", "--granularity", "module"), "so choose fused or layer"),
         (("--engine", "vllm", "--bits", "3,4"), "space.bits has 3: engine vllm has 4, 8, and 16 for unquantized"),
         (("--engine", "vllm", "--ranks", "8,1024"), "engine vllm takes at most 512"),
-        (("--engine", "vllm", "--set", "quantization.embeddings=4"), "engine vllm has 16 for unquantized"),
+        (("--engine", "vllm", "--set", "quantization.embeddings=4"), "engine vllm has 16"),
         (("--engine", "gptqmodel"), "engine is 'gptqmodel': known are llama.cpp, transformers, vllm"),
     ],
 )

@@ -206,11 +206,6 @@ def test_the_plot_stands_alone_and_names_every_strategy(small: Path) -> None:
     assert ">random</text>" in text and ">additive</text>" in text
 
 
-def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no finished cell"):
-        bench.write_tables(tmp_path)
-
-
 def test_searches_of_different_lengths_stand_in_one_table() -> None:
     long = make_row("long", [1.0] * 5) | {"evaluations": 20.0}
     long["checkpoints"] = [*long["checkpoints"], long["checkpoints"][0] | {"at": 20, "handed": [0.8] * 5}]

@@ -111,19 +111,6 @@ def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
     assert search(AdditiveEvaluator(), **OPTIONS, log=path).trials, "the kernel frees the lock of a killed process"
 
 
-def test_two_writers_in_one_process_are_refused_too(tmp_path):
-    with TrialLog(tmp_path / "log") as first:
-        first.bind({"a": 1})
-        second = TrialLog(tmp_path / "log")
-        with pytest.raises(LogError, match=f"process {os.getpid()}"):
-            second.bind({"a": 2})
-        first.close()
-        second.bind({"a": 3})
-        second.close()
-        first.bind({"b": 1})
-        assert first.meta("a") == 3
-
-
 def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
     log = write_log(tmp_path / "log", 3)
     other = write_log(tmp_path / "log", 5)

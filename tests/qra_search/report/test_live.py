@@ -96,7 +96,7 @@ def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(cl
     running = study(view)
 
     class Ticking(Listener):
-        def finished(self, study: Study, trial: object) -> None:
+        def on_result(self, study: Study, trial: object) -> None:
             clock[0] += 2.0
 
     running.callbacks = (Ticking(), view)

@@ -62,12 +62,6 @@ def test_what_was_seen_at_a_lower_fidelity_is_not_taken_for_a_full_evaluation():
     assert found.plans == expected.plans and found.mean == pytest.approx(expected.mean)
 
 
-@pytest.mark.parametrize("option", ["seeds", "draws"])
-def test_an_option_below_one_is_refused(option):
-    with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
-        QRAStrategy(**{option: 0})
-
-
 class Hard(AdditiveEvaluator):
     """Every other seed adds to all losses alike."""
 

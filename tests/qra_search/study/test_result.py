@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from fakes import AdditiveEvaluator
 
@@ -21,14 +20,6 @@ from qra_search.space.serialization import plan_from_dict, plan_to_dict
 @pytest.fixture
 def result(evaluator):
     return search(evaluator, strategy="random", evaluations=25)
-
-
-def test_the_front_holds_just_what_nothing_dominates(result):
-    import moocore
-
-    points = np.array([(c.loss, c.memory_bytes) for c in result.candidates], dtype=float)
-    kept = moocore.filter_dominated(points)
-    assert sorted(map(tuple, kept.tolist())) == sorted((c.loss, float(c.memory_bytes)) for c in result.front)
 
 
 def test_the_best_plan_is_the_best_that_fits(result):

@@ -24,12 +24,6 @@ def budget_of(evaluator, bits=3, rank=8):
     return evaluator.space.memory_bytes(evaluator.space.uniform(bits, rank))
 
 
-def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(evaluator):
-    result = search(evaluator, strategy="additive", evaluations=8, memory_budget=budget_of(evaluator))
-    comparison = result.comparison()
-    assert comparison.change.share < -0.01
-
-
 def test_evaluations_are_of_plans_and_the_prior_is_measured_once_and_charged_where_strategies_are_compared(
     evaluator, tmp_path
 ):

@@ -75,16 +75,6 @@ def test_a_config_that_cannot_be_used_is_refused_in_words(tmp_path: Path, config
     assert not (tmp_path / "a").exists()
 
 
-def test_callbacks_are_told_and_may_stop_the_search(tmp_path: Path) -> None:
-    class StopAfter(Callback):
-        def finished(self, study: Any, trial: Any) -> None:
-            if trial.id == 4:
-                study.stop()
-
-    assert len(run(SETTINGS, tmp_path / "a", callbacks=[StopAfter()]).trials) == 5
-    assert len(run(SETTINGS, tmp_path / "a", resume=True).trials) > 5
-
-
 def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(run(SETTINGS, tmp_path / "a")))
@@ -116,7 +106,7 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
     """Of a tracker that cannot begin once the log has, and of two that begin at once."""
 
     class Unreachable(Callback):
-        def started(self, study: Any) -> None:
+        def on_start(self, study: Any) -> None:
             raise BadInput("no such server")
 
     with pytest.raises(BadInput, match="no such server"):

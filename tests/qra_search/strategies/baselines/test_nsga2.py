@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
@@ -83,19 +82,3 @@ def test_the_first_generation_is_mixed_and_the_next_are_offspring():
     origins = [t.proposal.origin for t in state.trials]
     assert {"uniform", "random", "additive"} <= set(origins[:20])
     assert set(origins[20:]) == {"offspring"}
-
-
-def test_children_descend_from_survivors():
-    """With neither crossover nor mutation of more than one step, every child is one step from a parent."""
-    evaluator = ToyEvaluator(toy_space(8))
-    strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
-    state = logged_state(evaluator, 18)
-    parents = [p.X for p in select_survivors(state, average_losses(state.full), 6, 3)]
-    for proposal in strategy.propose(state, 3):
-        row = state.space.encode(proposal.plan).ravel()
-        assert min(int((row != p).sum()) for p in parents) == 1
-
-
-def test_a_population_of_one_is_refused():
-    with pytest.raises(ValueError, match="population must be at least 2, got 1"):
-        NSGA2Strategy(population=1)

@@ -42,14 +42,6 @@ def test_the_three_phases_follow_each_other_within_the_budget_and_without_repeat
     assert len({t.plan for t in result.trials}) == len(result.trials)
 
 
-def test_the_first_plan_is_the_sensitivity_informed_one():
-    evaluator = ToyEvaluator(toy_space(6))
-    budgets = budgets_at(evaluator.space, 0.4)
-    state = logged_state(evaluator, 0, budgets=budgets)
-    (proposal,) = QRAdaptorStrategy().propose(state, 1)
-    assert proposal.plan == state.space.decode(guide(state).make_warm_start(budgets[0]))
-
-
 def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rough):
     result, budgets = run(evaluations=20, fidelities=(0.25, 1.0))
     fidelities = {p: {t.fidelity for t in result.trials if phase(t) == p} for p in map(phase, result.trials)}
