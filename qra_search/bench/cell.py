@@ -150,9 +150,6 @@ def _mean_and_max(values: list[float]) -> dict[str, float] | None:
     return {"mean": round(float(np.mean(values)), 5), "max": round(max(values), 5)} if values else None
 
 
-# -- names of tasks and strategies -----------------------------------------------------------------
-
-
 def build_task(name: str, seed: int) -> Any:
     """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, drawn by a seed; else ValueError.
 

@@ -104,7 +104,6 @@ class Evaluator(ABC):
         """Free what the evaluator holds."""
         return None
 
-    # -- what it costs, before anything is spent -----------------------------------------------
     def estimate(self) -> Mapping[str, Any]:
         """What a search will take; `--dry-run` prints it.
 
@@ -138,7 +137,6 @@ class Evaluator(ABC):
         """One row of tuning as the model sees it: its text in pieces, each with whether it is learnt."""
         return None
 
-    # -- full tuning; `qra finetune` needs it --------------------------------------------------
     @property
     def tunes(self) -> bool:
         """Whether it can tune a plan in full."""

@@ -22,9 +22,6 @@ _GPU = re.compile(r"cuda:([0-9]+)")
 _environment_lock = Lock()
 
 
-# -- GPUs ------------------------------------------------------------------------------------------
-
-
 def visible_gpus() -> list[str]:
     """The GPUs that torch can use in this process, as device names."""
     if "+cpu" in importlib.metadata.version("torch"):
@@ -91,9 +88,6 @@ def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
     size = max(1, int(share))
     bundles = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
     return [bundles[worker % len(bundles)] for worker in range(workers)]
-
-
-# -- environment variables -------------------------------------------------------------------------
 
 
 def make_environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:

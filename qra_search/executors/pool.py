@@ -167,9 +167,6 @@ def _not_started(error: Exception) -> WorkerUnusable:
     return WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})")
 
 
-# -- in the worker ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Failure:
     """An exception as text, since its class may not be importable where the study runs.

@@ -87,8 +87,6 @@ def _kill_group(pid: int | None) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-# -- in the worker ---------------------------------------------------------------------------------
-
 _evaluator = WorkerEvaluator()
 
 

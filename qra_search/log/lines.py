@@ -121,9 +121,6 @@ def read_log(content: bytes, name: str = "the log") -> LogContents:
     return contents
 
 
-# -- one line --------------------------------------------------------------------------------------
-
-
 def encode_line(record: Mapping[str, Any]) -> bytes:
     """A record as a line with its checksum; raises TypeError if it holds what JSON cannot."""
     body = orjson.dumps(record, option=_OPTIONS)[:-1]

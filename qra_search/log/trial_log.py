@@ -72,7 +72,6 @@ class TrialLog:
                 f"`qra doctor {Path(self.path).parent}` lists all", DamagedLines, stacklevel=2,
             )  # fmt: skip
 
-    # -- reading -------------------------------------------------------------------------------
     @property
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order."""
@@ -98,7 +97,6 @@ class TrialLog:
         """A value of the log's header; None if there is none."""
         return self._contents.header.get(key)
 
-    # -- writing -------------------------------------------------------------------------------
     def bind(self, entries: Mapping[str, Any] | None = None, /, **identity: Any) -> None:
         """Write the identity of the search, or check it against that of the log; then write further header entries.
 
@@ -168,7 +166,6 @@ class TrialLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # -- the file ------------------------------------------------------------------------------
     @property
     def _in_memory(self) -> bool:
         return self.path == MEMORY

@@ -172,7 +172,6 @@ class RunFolder:
             raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan
 
-    # -- tunings -------------------------------------------------------------------------------
     def tuning(self, id: str) -> TuningFolder:
         """The folder of a tuning, which may be yet to be made."""
         return TuningFolder(self.tunings_folder / id)

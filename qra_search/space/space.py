@@ -82,7 +82,6 @@ class SearchSpace:
         if not self._following:
             raise ValueError("a space needs at least one group that is not an embedding")
 
-    # -- how it shows itself -----------------------------------------------------------------------
     def __repr__(self) -> str:
         bits, ranks = ", ".join(map(str, self.bits)), ", ".join(map(str, self.ranks))
         sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
@@ -131,7 +130,6 @@ class SearchSpace:
         """Rank of a plan's adapters, averaged over the same groups."""
         return sum(plan.ranks[i] for i in self._following) / len(self._following)
 
-    # -- memory --------------------------------------------------------------------------------
     @cached_property
     def memory(self) -> MemoryModel:
         """Exact bytes of any plan, as tables."""
@@ -161,7 +159,6 @@ class SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
         return self.unquantized if not self.contains(plan) and self.unquantized.contains(plan) else self
 
-    # -- codec ---------------------------------------------------------------------------------
     def encode(self, plan: Plan) -> np.ndarray:
         """int64 (2, G): the indices of a plan's bits and ranks.
 
@@ -250,7 +247,6 @@ class SearchSpace:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    # -- checks --------------------------------------------------------------------------------
     @cached_property
     def _following(self) -> list[int]:
         """The groups that follow a uniform plan."""

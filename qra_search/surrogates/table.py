@@ -75,7 +75,6 @@ class TableFit:
         self.theta = self._start() if theta is None else theta
         self._solve()
 
-    # -- the prior ----------------------------------------------------------------------------------------
     def block_variances(self, w: Widths) -> Blocks[float]:
         """Factor of each block's covariance."""
         return Blocks(
@@ -114,7 +113,6 @@ class TableFit:
             np.matmul(X, X.T, out=gram)
         return out
 
-    # -- the mode -----------------------------------------------------------------------------------------------
     def _start(self) -> Arrays:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
@@ -203,7 +201,6 @@ class TableFit:
         )
         return d.sum(1) + w.sum(1) + theta.constant + seeds @ theta.seeds, J
 
-    # -- predictions -------------------------------------------------------------------------------------------
     def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, 2, G) with the first seed, linearised at the
         mode."""

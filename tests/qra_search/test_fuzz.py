@@ -50,9 +50,6 @@ def log_file() -> bytes:
         return Quiet(path.read_bytes())
 
 
-# -- configs ---------------------------------------------------------------------------------------
-
-
 @QUICK
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=12), values, max_size=4))
 def test_any_fields_make_a_config_or_one_line(fields):
@@ -104,9 +101,6 @@ def test_a_bomb_is_refused_in_one_short_line_and_little_time(tmp_path, content, 
     assert [f.name for f in tmp_path.iterdir()] == ["config.yaml"]
 
 
-# -- plans and budgets -----------------------------------------------------------------------------
-
-
 @QUICK
 @given(values | st.dictionaries(st.sampled_from(["format", "groups", "bits", "ranks", "name"]), values))
 def test_any_data_is_a_plan_or_a_value_error(data):
@@ -125,8 +119,6 @@ def test_any_text_is_a_budget_or_a_value_error(text):
     except ValueError:
         return
 
-
-# -- logs ------------------------------------------------------------------------------------------
 
 edits = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), min_size=1, max_size=4)
 
@@ -186,8 +178,6 @@ def test_any_content_under_a_right_checksum_is_read_or_named(log_file, at, chang
         assert len(found.trials) >= (10 if found.damage else 11)
         assert all("\n" not in what for _, what in found.damage)
 
-
-# -- hostile names ---------------------------------------------------------------------------------
 
 EVIL = "../../../evil/<script>alert(1)</script>"
 

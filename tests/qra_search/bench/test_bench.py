@@ -34,7 +34,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# -- one cell -----------------------------------------------------------------------------------------
 def test_a_look_back_equals_a_search_that_ended_there() -> None:
     """A strategy is a pure function of the log, so looking back is the same as having stopped."""
     long, short = (bench.run_cell(TASK, "additive", 0, evaluations) for evaluations in (25, 10))
@@ -101,7 +100,6 @@ def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies
     assert "/" not in row["error"]
 
 
-# -- the run ------------------------------------------------------------------------------------------
 def test_rows_name_commit_and_versions_but_no_place(small: Path) -> None:
     rows = bench.read_rows(small)
     assert len(rows) == 12
@@ -142,7 +140,6 @@ def test_a_damaged_row_is_named_by_its_line(line: str, small: Path, tmp_path: Pa
         bench.read_rows(tmp_path)
 
 
-# -- scores -------------------------------------------------------------------------------------------
 def make_row(strategy: str, handed: list[float], **changes) -> dict:
     """A row on a made-up landscape: best known 1, 1, 1 and best uniform 2, 2, 2 at the budgets 10, 20, 30."""
     return {
@@ -183,7 +180,6 @@ def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
     assert {row[0]: row[conduct.columns.index("failed cells")] for row in conduct.rows} == {"bad": 1, "good": 0}
 
 
-# -- tables and plots ---------------------------------------------------------------------------------
 def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
     (setting,) = json.loads((small / "tables.json").read_text())["settings"]
     assert setting["kind"] == "4-layer-measured" and "2 tasks, 3 seeds." in setting["notes"]

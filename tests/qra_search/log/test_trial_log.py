@@ -87,9 +87,6 @@ def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
     assert len(TrialLog(tmp_path / "log")) == 3
 
 
-# -- one writer ------------------------------------------------------------------------------------
-
-
 def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
     path = tmp_path / "log"
     code = (

@@ -131,7 +131,6 @@ def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> Non
     assert formatting.metric_text("choice_loss", 0.25, None) == "0.25"
 
 
-# -- baselines -------------------------------------------------------------------------------------
 def test_baselines_are_the_uniform_plans_that_fit_the_best_of_them_or_none() -> None:
     result = search(ToyEvaluator(SPACE), strategy="random", evaluations=8, memory_budget="uniform4r8")
     limit = result.memory_budgets[0]
