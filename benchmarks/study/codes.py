@@ -67,7 +67,7 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
 def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]:
     """The loss of the uniform plan as quantized, and tuned."""
     WEIGHTINGS["loss"] = Weighting(**{name: key[name] for name in ("mix", "power", "labels")})
-    model.CALIBRATION_ROWS = key["rows"]
+    model.CALIBRATION_ROWS = model.MOST_CALIBRATION_ROWS = key["rows"]
     evaluator = QuantizedLoRAEvaluator(
         {
             "model": {"name": "smollm2", "compute": "float32"}, "task": {"name": "gsm8k", "data": data},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -36,8 +37,11 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 SMALL_TABLE_BITS = (2, 2.5, 3, 4, UNQUANTIZED_BITS)
 """The same under a budget that is small enough for `SMALL_BITS`."""
-CALIBRATION_ROWS = 64
-"""Train rows whose activations and gradients calibrated backends see; their pass is charged to the sensitivities."""
+CALIBRATION_ROWS, MOST_CALIBRATION_ROWS = 64, 1024
+"""Train rows whose activations and gradients calibrated backends see, at least and at most."""
+CALIBRATION_TOKENS = 8192
+"""Tokens of these rows together, about, where 64 rows have fewer: a second moment of 1,500 inputs from as many tokens
+fits these alone. Their pass is charged to the sensitivities."""
 MEASURED_ROWS = 32
 """The same for the sensitivities alone, if no backend calibrates."""
 SHARE = 0.4
@@ -102,7 +106,6 @@ class QuantizedModel:
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer for f in found}
         self.weighting = WEIGHTINGS[quantization.calibration]
-        self.calibration_rows = CALIBRATION_ROWS if backend.calibrated else MEASURED_ROWS
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
@@ -220,6 +223,15 @@ class QuantizedModel:
     def calibration(self) -> str:
         """Of the rows that calibrate, of how they are weighted, and of the dtype that they pass in."""
         return f"{self.rows.hash(train=self.calibration_rows)}-{self.weighting}-{self.blocks.compute}"
+
+    @cached_property
+    def calibration_rows(self) -> int:
+        """How many rows calibrate."""
+        if not self.backend.calibrated:
+            return MEASURED_ROWS
+        rows = self.rows("train", CALIBRATION_ROWS)
+        enough = CALIBRATION_TOKENS * len(rows) // sum(map(len, rows))
+        return max(CALIBRATION_ROWS, min(enough, MOST_CALIBRATION_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""

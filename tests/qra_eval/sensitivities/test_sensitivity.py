@@ -11,6 +11,7 @@ import torch
 from evaluators import make_evaluator
 
 from qra_eval.models.load import load_model
+from qra_eval.quantized import model
 from qra_eval.sensitivities import cache
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
 from qra_search.testing.scenarios import toy_space
@@ -140,3 +141,13 @@ def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, 
     second = both[1].sensitivities()
     first.join(60)
     assert len(measured) == 1 and second.to_dict() == both[0].sensitivities().to_dict()
+
+
+def test_short_rows_calibrate_in_larger_number_so_that_their_tokens_are_enough(tmp_path, monkeypatch):
+    quantized = make_evaluator("tiny", "arithmetic", quantization={"cache": str(tmp_path)}).quantized
+    rows = quantized.rows("train", model.CALIBRATION_ROWS)
+    tokens = sum(map(len, rows))
+    for factor, count in ((3, 3 * len(rows)), (0.1, len(rows)), (1000, model.MOST_CALIBRATION_ROWS)):
+        monkeypatch.setattr(model, "CALIBRATION_TOKENS", int(factor * tokens))
+        vars(quantized).pop("calibration_rows", None)
+        assert quantized.calibration_rows == count
