@@ -48,68 +48,12 @@ def argument(metavar: str, help: str, *, show_default: bool = False, **more: Any
     return typer.Argument(metavar=metavar, help=help, show_default=show_default, **more)
 
 
-ConfigFile = Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")]
-Model = Annotated[str | None, option("--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id.", WHAT)]
-Task = Annotated[
-    str | None,
-    option("--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, "
-           ".csv, .parquet), or a data set on the hub, owner/name.", WHAT,
-           autocompletion=complete(lambda: plugins.names("tasks"))),
-]  # fmt: skip
-Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
-Columns = Annotated[
-    str | None,
-    option("--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=ask.",
-           WHAT),
-]  # fmt: skip
-Metric = Annotated[
-    list[str] | None,
-    option("--metric FILE.py:NAME", "Function of (answer, example) that scores generated answers, in a file or as "
-           "module:NAME. May be given several times.", WHAT),
-]  # fmt: skip
-Memory = Annotated[
-    list[str] | None,
-    option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
-           "May be given several times; a search without it looks for the whole front.", WHAT),
-]  # fmt: skip
-Bits = Annotated[
-    str | None,
-    option("--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, less.", WHAT),
-]
-Ranks = Annotated[str | None, option("--ranks 4,8,16,32", "LoRA ranks to choose from; these are the default.", WHAT)]
-Granularity = Annotated[
-    str | None,
-    option("--granularity module|expert|layer|fused",
-           "Which weights share one bit-width and rank: a linear, an expert, a layer, or fused shards.", WHAT),
-]  # fmt: skip
-Backend = Annotated[
-    str | None,
-    option("--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
-           "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.", WHAT,
-           autocompletion=complete(lambda: plugins.names("backends"))),
-]  # fmt: skip
-Engine = Annotated[
-    str | None,
-    option(f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what `qra export` "
-           "writes.", WHAT,
-           autocompletion=complete(lambda: ENGINES)),
-]  # fmt: skip
-Device = Annotated[str | None, option("--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW)]
-Evaluations = Annotated[
-    float | None,
-    option("--evaluations -n N", "Search budget, in full evaluations; the sensitivities come before them.", HOW),
-]
-Strategy = Annotated[
-    str | None,
-    option("--strategy S", "Search strategy (see `qra strategies`).", HOW,
-           autocompletion=complete(lambda: plugins.names("strategies"))),
-]  # fmt: skip
-EvaluatorName = Annotated[
-    str | None,
-    option("--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a formula, for "
-           "trying out).", HOW, autocompletion=complete(lambda: plugins.names("evaluators"))),
-]  # fmt: skip
-Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
+def _setting(
+    kind: Any, usage: str, help: str, panel: str = WHAT, *, names: Callable[[], Iterable[str]] | None = None
+) -> Any:
+    return Annotated[kind | None, option(usage, help, panel, autocompletion=None if names is None else complete(names))]
+
+
 Set = Annotated[
     list[str] | None,
     option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
@@ -117,14 +61,10 @@ Set = Annotated[
 Track = Annotated[
     list[str] | None,
     option("--track TOOL", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or another tracker of accelerate. "
-           "May be given several times.", WHERE,
-           autocompletion=complete(lambda: TRACKERS)),
+           "May be given several times.", WHERE, autocompletion=complete(lambda: TRACKERS)),
 ]  # fmt: skip
 DryRun = Annotated[
-    bool,
-    option(
-        "--dry-run", "Only print the resolved config, the space, the cost, and an example as it is tuned on.", WHERE
-    ),
+    bool, option("--dry-run", "Only print the resolved config, the space, the cost and an example as tuned on.", WHERE)
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 Against = Annotated[
@@ -144,9 +84,36 @@ Tuning = Annotated[
 ]  # fmt: skip
 OutRun = Annotated[Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)]
 SETTINGS: dict[str, Any] = {
-    "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "metric": Metric,
-    "memory": Memory, "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
-    "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
+    "config": Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")],
+    "model": _setting(str, "--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id."),
+    "task": _setting(str, "--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats "
+                     "(.jsonl, .json, .csv, .parquet), or a data set on the hub, owner/name.",
+                     names=lambda: plugins.names("tasks")),
+    "data": _setting(str, "--data PATH", "Folder or file with the task's data."),
+    "columns": _setting(str, "--columns FIELD=COLUMN,...", "What columns of your data are read as, such as "
+                        "prompt=ask."),
+    "metric": _setting(list[str], "--metric FILE.py:NAME", "Function of (answer, example) that scores generated "
+                       "answers, in a file or as module:NAME. May be given several times."),
+    "memory": _setting(list[str], "--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or "
+                       "uniform3r8. May be given several times; a search without it looks for the whole front."),
+    "bits": _setting(str, "--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, "
+                     "less."),
+    "ranks": _setting(str, "--ranks 4,8,16,32", "LoRA ranks to choose from; these are the default."),
+    "granularity": _setting(str, "--granularity module|expert|layer|fused", "Which weights share one bit-width and "
+                            "rank: a linear, an expert, a layer, or fused shards."),
+    "engine": _setting(str, f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what "
+                       "`qra export` writes.", names=lambda: ENGINES),
+    "backend": _setting(str, "--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
+                        "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.",
+                        names=lambda: plugins.names("backends")),
+    "evaluations": _setting(float, "--evaluations -n N", "Search budget, in full evaluations; the sensitivities come "
+                            "before them.", HOW),
+    "strategy": _setting(str, "--strategy S", "Search strategy (see `qra strategies`).", HOW,
+                         names=lambda: plugins.names("strategies")),
+    "seed": _setting(int, "--seed N", "All randomness follows from it.", HOW),
+    "device": _setting(str, "--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW),
+    "evaluator": _setting(str, "--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a "
+                          "formula, for trying out).", HOW, names=lambda: plugins.names("evaluators")),
     "sets": Set,
 }  # fmt: skip
 """The options that say what a run is, in the order of the help."""

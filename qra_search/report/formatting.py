@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.engines import ENGINES
@@ -149,15 +148,3 @@ def evaluations_text(count: float) -> str:
 def unbroken(text: object) -> str:
     """A text in which no line ends between a figure and its unit."""
     return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")
-
-
-def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:
-    """Names of the model and of the task, from what a log says of its evaluator; empty if it says nothing."""
-
-    def name(key: str) -> str:
-        value = identity.get(key)
-        if isinstance(value, dict):
-            value = value.get("name") or value.get("spec")
-        return str(value) if isinstance(value, (str, int)) else ""
-
-    return name("model"), name("task")

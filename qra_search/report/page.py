@@ -104,19 +104,12 @@ def _environment() -> Environment:
 
 def _view(run: RunData, key: str) -> dict[str, Any]:
     """A run with its charts and all else that the template cannot get from it."""
-    model, task = formatting.model_and_task(run.identity)
-    if "landscape" in run.identity:
-        model = model or f"landscape {run.identity['landscape']}"
-    elif run.config is not None and run.config.evaluator == RunConfig().evaluator:
-        model, task = model or run.config.model.name, task or run.config.task.name
-    elif run.config is not None:
-        model = model or run.config.evaluator
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     sentence, result = headline(run.result, run.comparison), run.result
     charts = {name: _chart(figure, sentence, f"{key}-{name}") for name, figure in figures([run]).items()}
     return {
         "run": run,
-        "where": [name for name in (model, task) if name],
+        "where": _model_and_task(run),
         "verdict": verdict(result, run.comparison),
         "headline": sentence,
         "allocation": result.allocation() if result.memory_budgets else None,
@@ -128,6 +121,15 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
         "commands": next_steps(run.folder, result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
     }
+
+
+def _model_and_task(run: RunData) -> list[str]:
+    """Names of what was searched on, by the log, or by the settings of a run that has none yet."""
+    given = [run.identity.get("model") or run.identity.get("landscape"), run.identity.get("task")]
+    names = [value.get("name") or value.get("spec") if isinstance(value, dict) else value for value in given]
+    if run.config is not None and run.config.evaluator == RunConfig().evaluator:
+        names = [names[0] or run.config.model.name, names[1] or run.config.task.name]
+    return [str(name) for name in names if name]
 
 
 def _chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:

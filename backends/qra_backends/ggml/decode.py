@@ -12,10 +12,7 @@ from torch import Tensor
 from qra_backends.ggml.codebooks import CODEBOOKS, half, shifts, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
-
-_ROWS = 1 << 18
-"""Weights that are decoded at a time on a CPU: what lies between stays in its caches."""
-_ROWS_ELSEWHERE = 1 << 24
+from qra_backends.reference.blocks import rows_at_once
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
@@ -27,7 +24,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
-    at_once = max(1, (_ROWS if blocks.device.type == "cpu" else _ROWS_ELSEWHERE) // columns)
+    at_once = rows_at_once(columns, blocks.device)
     for start in range(0, rows, at_once):
         some = blocks[start : start + at_once].reshape(-1, kind.block_bytes)
         offset: Tensor | None = None

@@ -30,11 +30,6 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     return weight
 
 
-def rotate(rows: Tensor, sign: Tensor, factor: float, block: int) -> None:
-    """Rows float32 (n, in), contiguous, times the signs (in,), the Hadamard matrix of each block, and a factor."""
-    _rotate(rows.numpy(), sign.numpy(), np.float32(factor), block)
-
-
 @numba.njit(**OPTIONS)
 def _hadamard(weights, block):  # type: ignore[no-untyped-def]
     size = block >> 1
@@ -76,7 +71,8 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
 
 
 @compiled
-def _rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
+def rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
+    """Rows float32 (n, in), contiguous, times the signs (in,), the Hadamard matrix of each block, and a factor."""
     for row in range(len(rows)):
         weights = rows[row]
         for i in range(len(weights)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,12 +77,17 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
     """
     in_features, out_features = columns.shape
     codes = columns.new_empty(code.stream_bytes(out_features), in_features, dtype=torch.uint8)
-    round_block = _round_on_gpu if columns.is_cuda else _round_on_host
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))
         block, inverse = columns[own], factor.upper[own, own].contiguous()
         states, errors = torch.empty_like(block, dtype=torch.int32), torch.empty_like(block)
-        round_block(block, inverse, scale, code, states, errors)
+        if columns.is_cuda:
+            from qra_backends.trellis.viterbi_triton import round_columns  # triton is there on a GPU only
+
+            round_columns(block, inverse, scale, code, states, errors)
+        else:
+            host = (tensor.numpy() for tensor in (block, inverse, scale, states, errors))
+            viterbi.round_columns(*host, viterbi.layout(code))
         codes[:, factor.order[own]] = pack(states.T, code)
         columns[own.stop :].addmm_(factor.upper[own, own.stop :].T, errors, alpha=-1)
     return codes
@@ -92,28 +98,13 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     if rows.device.type != "cpu":
         return rotated(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(made, signs(rows.shape[-1], rows.device), 1 / math.sqrt(block), block)
+    rotate(made.numpy(), signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block)
     return made
 
 
 def encoding_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
     return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
-
-
-def _round_on_host(
-    columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
-) -> None:
-    plan = viterbi.layout(code)
-    viterbi.round_columns(columns.numpy(), inverse.numpy(), scale.numpy(), plan, states.numpy(), errors.numpy())
-
-
-def _round_on_gpu(
-    columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
-) -> None:
-    from qra_backends.trellis.viterbi_triton import round_columns  # triton is there on a GPU only
-
-    round_columns(columns, inverse, scale, code, states, errors)
 
 
 def _stored(scale: Tensor) -> Tensor:

@@ -160,16 +160,16 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
 
 
 @compiled
-def round_columns(columns, inverse, scale, plan, states, errors):  # type: ignore[no-untyped-def]
+def round_columns(columns, inverse, scale, states, errors, plan):  # type: ignore[no-untyped-def]
     """Round a block of columns in turn, and take from each what the errors of those before it ask for.
 
     Args:
         columns: float32 (n, out); changed.
         inverse: float32 (n, n), the upper factor of the inverse Hessian.
         scale: float32 (out,).
-        plan: a `Layout`.
         states: int32 (n, out), to be filled.
         errors: float32 (n, out), to be filled: each column's error over its pivot.
+        plan: a `Layout`.
     """
     size, out = columns.shape
     kept = 1 << (plan.L - min(plan.even_shift, plan.odd_shift))
