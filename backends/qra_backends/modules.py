@@ -118,31 +118,12 @@ def dequantized_linear(x: Tensor, dequantize: Dequantize, bias: Tensor | None = 
     Args:
         x: (..., in); gradients flow to it.
         dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
-        bias: (out,), cast to x's dtype.
+        bias: (out,), frozen; cast to x's dtype.
 
     Returns:
         (..., out) in x's dtype.
     """
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    return _DequantizedLinear.apply(x, bias, dequantize)
-
-
-class _DequantizedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dequantize: Dequantize) -> Tensor:
-        ctx.dequantize = dequantize
-        return F.linear(x, dequantize(x.dtype), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_output @ ctx.dequantize(grad_output.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad_output.flatten(0, -2).sum(0)
-        return grad_x, grad_bias, None
+    return _Product.apply(x, None, None, 0, dequantize, None if bias is None else bias.to(x.dtype), False)
 
 
 class Groups(NamedTuple):
@@ -174,42 +155,43 @@ def grouped_linear(
     Returns:
         (..., out) in x's dtype.
     """
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    return _GroupedLinear.apply(x, groups.scale, groups.offset, groups.size, dequantize, bias, keep)
+    frozen = None if bias is None else bias.to(x.dtype)
+    return _Product.apply(x, groups.scale, groups.offset, groups.size, lambda _: dequantize(groups), frozen, keep)
 
 
-class _GroupedLinear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """x Wᵀ + bias, with gradients by x, and by scale and offset unless they are None."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, size: int,
-        dequantize: Callable[[Groups], Tensor], bias: Tensor | None, keep: bool,
+        ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, size: int, dequantize: Dequantize,
+        bias: Tensor | None, keep: bool,
     ) -> Tensor:  # fmt: skip
-        weight = dequantize(Groups(scale, offset, size))
-        ctx.save_for_backward(x, scale, offset, *((weight,) if keep else ()))
+        weight = dequantize(x.dtype)
+        ctx.save_for_backward(None if scale is None else x, scale, offset, weight if keep else None)
         ctx.size, ctx.dequantize = size, dequantize
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, offset, *kept = ctx.saved_tensors
-        weight = kept[0] if kept else ctx.dequantize(Groups(scale, offset, ctx.size))
-        grad = grads[0]
+        (grad,), (x, scale, offset, weight) = grads, ctx.saved_tensors
+        if weight is None:
+            weight = ctx.dequantize(grad.dtype)
         dx = grad @ weight if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:3]):
             return dx, None, None, None, None, None, None
         whole = grad.flatten(0, -2).T @ x.flatten(0, -2)
-        by_offset = None if offset is None else _summed(whole, ctx.size)
+        by_offset = None if offset is None else _sum_groups(whole, ctx.size)
         # Codes are (weight - offset) / scale, so they need not be unpacked again.
-        along = _summed(whole.mul_(weight), ctx.size)
+        along = _sum_groups(whole.mul_(weight), ctx.size)
         if offset is not None:
             along = along - offset * by_offset
         by_scale = torch.where(scale == 0, 0.0, along / torch.where(scale == 0, 1.0, scale))
         return dx, by_scale, by_offset, None, None, None, None
 
 
-def _summed(whole: Tensor, size: int) -> Tensor:
+def _sum_groups(whole: Tensor, size: int) -> Tensor:
     """Sums (out, groups) over the groups of each row of a matrix (out, in), float32."""
     lacking = -whole.shape[1] % size
     if lacking:
