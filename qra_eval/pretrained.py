@@ -1,4 +1,4 @@
-"""transformers loads exported runs: `AutoModelForCausalLM.from_pretrained(folder)` makes the quantized base itself."""
+"""Once this is imported, transformers loads exported runs: `from_pretrained(folder)` makes the quantized base."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qra_eval.models.experts import keep_names
 from qra_eval.models.linears import normalise
+from qra_eval.tuning.loading import put_base
 
 
 @register_quantization_config(METHOD)
@@ -47,8 +48,6 @@ class QRAQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        from qra_eval.tuning.loading import put_base
-
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()
         put_base(model, config.backend, config.levels, self.files, model.device)

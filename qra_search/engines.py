@@ -60,7 +60,7 @@ ENGINES: dict[str, Engine] = {
         backend="bitsandbytes-nf4",
         bits=(4, 16),
         format="peft",
-        serve="import qra_eval; from peft import PeftModel; from transformers import AutoModelForCausalLM; "
+        serve="import qra_eval.pretrained; from peft import PeftModel; from transformers import AutoModelForCausalLM; "
         'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter", '
         "autocast_adapter_dtype=False)",
     ),

@@ -38,7 +38,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
             roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
             yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}
-        evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+        evaluator.tuner.switcher.put_plan(evaluator.space.uniform(bits, RANK), 0)
         evaluator.tuner.train(WARM_UP, 0)
         with measured(options.device) as found:
             trained = evaluator.tuner.train(steps, 0)

@@ -103,15 +103,15 @@ def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
         return Plan(pick(space.bits), pick(space.ranks))
 
     for bits in space.bits:
-        evaluator.tuner.apply(space.uniform(bits, space.ranks[0]), 0)
+        evaluator.tuner.switcher.put_plan(space.uniform(bits, space.ranks[0]), 0)
     bases, whole = [], []
     for _ in range(repeats):
         plan = draw()
         start = time.perf_counter()
-        evaluator.tuner.switcher.apply(plan, 0, keep_trained=True)
+        evaluator.tuner.switcher.put_plan(plan, 0, keep_trained=True)
         bases.append(time.perf_counter() - start)
         start = time.perf_counter()
-        evaluator.tuner.apply(plan, 0)
+        evaluator.tuner.switcher.put_plan(plan, 0)
         whole.append(time.perf_counter() - start)
     return {
         "what": "swap",
@@ -160,7 +160,7 @@ def time_stored(options: argparse.Namespace) -> dict[str, Any]:
         rates: dict[str, list[float]] = {name: [] for name in made}
         for _ in range(options.repeats):
             for name, (evaluator, bits) in made.items():
-                evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+                evaluator.tuner.switcher.put_plan(evaluator.space.uniform(bits, RANK), 0)
                 trained = evaluator.tuner.train(options.steps, 0)
                 rates[name].append(trained.tokens / trained.seconds)
         where = "kept" if room else "decoded"
@@ -182,7 +182,7 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     compute = str(evaluator.quantized.compute).removeprefix("torch.")
     rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
-        evaluator.tuner.apply(plan, 0)
+        evaluator.tuner.switcher.put_plan(plan, 0)
         trained = evaluator.tuner.train(options.steps, 0)
         rates["qra"].append(trained.tokens / trained.seconds)
         rates["trainer_peft"].append(theirs())
@@ -262,7 +262,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
 def products(evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: torch.dtype, *, attention: bool) -> float:
     """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
     the head at labelled positions and, where asked for, those of attention (two forward, four back)."""
-    evaluator.tuner.apply(evaluator.space.uniform(BITS, RANK), 0)
+    evaluator.tuner.switcher.put_plan(evaluator.space.uniform(BITS, RANK), 0)
     head = evaluator.tuner.model.get_output_embeddings().weight.to(dtype)
     some = [
         (w.frozen.to(dtype), w.lora_A.to(dtype), w.lora_B.to(dtype))

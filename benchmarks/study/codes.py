@@ -86,7 +86,7 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "cpu": find_cpu_name(),
     }
-    tuner.apply(plan, key["seed"])
+    tuner.switcher.put_plan(plan, key["seed"])
     line["untuned_loss"] = round(tuner.held_out("test", TEST_ROWS), 5)
     if key["tuned"]:
         tuner.train(STEPS, key["seed"], batches=tuner.final_batches(STEPS, key["seed"]))

@@ -15,9 +15,9 @@ import torch
 from qra_backends.storage import ceil_div
 
 from qra_eval.costs.sizes import Sizes, largest_batch
+from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
-from qra_eval.quantized.threads import count_workers
 from qra_eval.sensitivities.measure import choose_probes, probe_batch
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.example import SplitName

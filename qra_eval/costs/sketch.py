@@ -39,7 +39,7 @@ class Sketch:
         rank: of the adapters, 0 for none.
         dropout: of their inputs in training.
         checkpointing: whether layers compute their activations again in the backward pass.
-        layers: how many it has; default: as the config says.
+        layers: how many it has.
         work: bytes of dequantizing a weight of a shape, beside the result; of a table: so many rows of it as the head
             takes at a time. `DEQUANTIZE_BYTES` of a shape that is not there.
     """
@@ -53,7 +53,7 @@ class Sketch:
         rank: int,
         checkpointing: bool,
         dropout: float = 0.0,
-        layers: int | None = None,
+        layers: int,
         work: Work = (),
     ):
         from transformers import AutoModelForCausalLM
@@ -64,14 +64,14 @@ class Sketch:
             from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined,no-redef]
         self._mode = FakeTensorMode()
         with self._mode, no_init_weights():  # some are drawn by looking at values, which fake tensors have not
-            config = copy.deepcopy(config) if layers is None else shortened(config, layers)
+            config = shortened(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=config._attn_implementation
             )
             model.requires_grad_(False)
             normalise(model)
             if tables:
-                for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                for table in install_tables(model, _Packed).values():  # type: ignore[arg-type]
                     table.set_base(module=_Packed(table.shape, dict(work), dtype, min(ROWS, table.shape[0])))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer for f in found}
@@ -189,7 +189,8 @@ def shortened(config: Any, layers: int) -> Any:
 
 
 class _Packed(nn.Module):
-    """Stands for a quantized weight: holds nothing, and takes what dequantizing takes, of a table `ROWS` at a time."""
+    """Stands for a quantized weight, and for the backend of a table: holds nothing, and takes what dequantizing takes,
+    of a table `ROWS` at a time."""
 
     def __init__(self, shape: Sequence[int], work: Mapping[tuple[int, int], int], dtype: torch.dtype, rows: int):
         super().__init__()
@@ -210,10 +211,5 @@ class _Packed(nn.Module):
         del work
         return made
 
-
-class _Shapes:
-    """Stands for the backend of a table."""
-
-    @staticmethod
-    def rows(module: _Packed, at: Tensor) -> Tensor:
-        return module.make_rows(len(at), module.dtype)
+    def rows(self, at: Tensor) -> Tensor:
+        return self.make_rows(len(at), self.dtype)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator
+from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator, make_space
 from qra_eval.landscapes.reference import Reference, reference_front
-from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -15,17 +16,16 @@ import torch
 from qra_backends import make_backend
 
 from qra_eval.costs.cards import check_fit, list_cards
+from qra_eval.costs.engines import check_engine
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
-from qra_eval.models.attention import expect_fast_attention, use_fast_attention
+from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_devices
-from qra_eval.models.engine import check_engine
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, render_example
-from qra_eval.tasks.base import hash_examples
 from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
@@ -155,7 +155,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         if progress is not None:
             progress("load model", 1, 1)
         if place.type == "cpu":
-            (use_fast_attention if weights else expect_fast_attention)(loaded.model)
+            use_fast_attention(loaded.model)
         return loaded
 
     @property
@@ -179,7 +179,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
-            self.tuner.apply(plan, seed)
+            self.tuner.switcher.put_plan(plan, seed)
             swapped = time.perf_counter() - start
             trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
@@ -268,10 +268,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         write_base(self.tuner, plan, folder)
 
     def tuning_data(self) -> str:
-        tuner = self.tuner
-        return hash_examples(
-            self.task, train=None, validation=tuner.evaluation.validation_rows, test=tuner.finetune.test_rows
-        )
+        tuner, digest = self.tuner, hashlib.sha256()
+        counts = {"validation": tuner.evaluation.validation_rows, "test": tuner.finetune.test_rows}
+        for split in SPLITS:
+            for example in self.task.split(split)[: counts.get(split)]:
+                digest.update(repr(example).encode())
+        return digest.hexdigest()[:16]
 
     def follow(self) -> NoReturn:
         for asked in self._launched.requests():

@@ -90,12 +90,12 @@ class Exporter(ABC):
         Args:
             model, tokenizer: in memory, if the run was made with these.
         """
-        tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         out = Path(out)
         if out.name in ("", "..") or out.is_symlink():
             out = out.resolve()
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
+        tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         reasons = self.reasons(tuned)
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))

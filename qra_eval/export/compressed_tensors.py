@@ -57,7 +57,7 @@ class CompressedTensorsExporter(Exporter):
         rest = unsearched_state(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})
         write_config(run, out, quantization_config(run, packed))
-        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=True)
+        write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
             f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",

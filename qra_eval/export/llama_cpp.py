@@ -30,29 +30,20 @@ def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) 
     Raises:
         RuntimeError: llama.cpp does not load the files, or does not run them.
     """
-    with _loaded(model) as (ffi, lib, loaded):
+    with load_file(model) as (ffi, lib, loaded):
         return [_decode(ffi, lib, loaded, adapter, prompt) for prompt in prompts]
 
 
-def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts by the tokenizer in a file, which needs no weights; without those that stand around a text.
+@contextmanager
+def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """The bindings and a model, without llama.cpp's messages; let go afterwards.
+
+    Args:
+        options: of llama.cpp's `llama_model_params`.
 
     Raises:
         RuntimeError: llama.cpp does not load it.
     """
-    with _loaded(model, vocab_only=True) as (ffi, lib, loaded):
-        vocabulary, tokenized = lib.llama_model_get_vocab(loaded), []
-        for text in texts:
-            raw = text.encode()
-            ids = ffi.new("llama_token[]", len(raw) + 8)
-            count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), False, False)
-            tokenized.append([int(ids[i]) for i in range(count)])
-        return tokenized
-
-
-@contextmanager
-def _loaded(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """The bindings and a model, without llama.cpp's messages; let go afterwards."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()

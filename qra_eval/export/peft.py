@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+import qra_eval.pretrained  # noqa: F401 - what is written is loaded back by transformers
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun, add_adapter
@@ -22,7 +23,6 @@ from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
 from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import fit_rank, serve_command
-from qra_search.errors import BadInput
 from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.serialization import PLAN_NAME
@@ -40,7 +40,7 @@ Tuned on a base whose weights are stored as `plan.json` says, and exact on that 
 `transformers` loads it where the package `qra` is installed:
 
 ```python
-import qra_eval
+import qra_eval.pretrained
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,37 +49,27 @@ model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dty
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-gives the very logits that the model had after tuning, at the bytes of the plan. (Without `import qra_eval`
-transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
-Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
-unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
-there.
+gives the very logits that the model had after tuning, at the bytes of the plan. (Without the first line transformers
+warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory. Where its
+ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the unquantized
+model it loads too, but that is another model: the adapter makes up for rounding errors that are then not there.
 """
 
 
 class PEFTExporter(Exporter):
-    """The run's own files, and what makes them a model that transformers loads: see `qra_eval.pretrained`.
-
-    Args:
-        pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter
-            takes more bytes, and computes the same where ranks differ by powers of two.
-    """
+    """The run's own files, and what makes them a model that transformers loads: see `qra_eval.pretrained`."""
 
     name = "peft"
-
-    def __init__(self, pad_ranks: bool = False):
-        if not isinstance(pad_ranks, bool):
-            raise BadInput(f"pad_ranks is true or false, got {pad_ranks!r}")
-        self.pad_ranks = pad_ranks
+    one_rank = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks)
+        write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_rest(run, out)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
         notes = (
-            f'after `import qra_eval`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
+            f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
         )
@@ -94,9 +84,7 @@ class VLLMExporter(PEFTExporter):
     """
 
     name = "vllm"
-
-    def __init__(self) -> None:
-        super().__init__(pad_ranks=True)
+    one_rank = True
 
     def check(self, run: TunedRun) -> list[str]:
         reasons = []
@@ -154,14 +142,14 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
     run.tokenizer.save_pretrained(out)
 
 
-def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool) -> None:
-    """Copy the adapter directory; with `pad_ranks` at one rank, and so one scaling, for all linears.
+def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
+    """Copy the adapter directory; with `one_rank` zero rows make all ranks the largest, and so all scalings one.
 
     B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
     """
     # Its README says on which base it belongs in the run's folder.
     shutil.copytree(run.adapter_folder, out, ignore=shutil.ignore_patterns(ADAPTER_README))
-    if not pad_ranks:
+    if not one_rank:
         return
     rank, padded = run.largest_rank, {}
     config = json.loads((out / "adapter_config.json").read_text())

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import Backend, make_backend
+from qra_backends import make_backend
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import quantized_tables, uninstall_tables
+from qra_eval.models.embeddings import find_quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
 from qra_search.runs.folder import trusts_code
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
-from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENTENCES = (
@@ -32,11 +31,21 @@ DEVICE = "cpu"
 
 
 class TunedRun:
-    """A tuning's folder; the model is loaded when it is first needed, and kept.
+    """A tuning's folder and its model.
 
     Args:
         folder: of a tuning, or of a run: that of its plan.
         model, tokenizer: in memory, if the run was made with these.
+
+    Attributes:
+        plan: what `plan.json` holds.
+        spec: the model, as `load_model` takes it.
+        trusted: whether code that comes with the model is run.
+        base: the model with quantized linears, without adapter, its tables dequantized.
+        tables: quantized embeddings and head by path, or the one table of both by the embedding's.
+        config: the model's configuration.
+        dtype: what the tuned model computes in.
+        levels: the level of every searched linear, in the order of the plan; tables are left out.
 
     Raises:
         BadInput: there is no tuned plan in the folder, or a file of it is damaged.
@@ -47,59 +56,20 @@ class TunedRun:
         self.trusted = trusts_code(self.folder)
         self.plan = loading.tuned_plan(self.folder)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
+        self.spec, self.dtype = str(self.plan["model"]), getattr(torch, self.plan["dtype"])
+        self.backend = make_backend(self.plan["backend"])
         self._options: Any = {
             "device": DEVICE, "trust_remote_code": self.trusted, "model": model, "tokenizer": tokenizer
         }  # fmt: skip
+        self.base, self.tokenizer = loading.load_base(self.folder, **self._options)
+        self.config, self.tables = self.base.config, find_quantized_tables(self.base)
+        uninstall_tables(self.base)
+        self.base.eval()
+        ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
+        levels = loading.read_levels(self.plan)
+        self.levels = {name: level for name, level in levels.items() if self.module(name) not in ends}
 
     # -- the parts -----------------------------------------------------------------------------
-    @property
-    def spec(self) -> str:
-        """The model, as `load_model` takes it."""
-        return str(self.plan["model"])
-
-    @cached_property
-    def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = loading.load_base(self.folder, **self._options)
-        tables = quantized_tables(model)
-        uninstall_tables(model)
-        return model.eval(), tokenizer, tables
-
-    @property
-    def base(self) -> Any:
-        """The model with quantized linears, without adapter."""
-        return self._base[0]
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._base[1]
-
-    @property
-    def tables(self) -> dict[str, nn.Module]:
-        """Quantized embeddings and head by path, or the one table of both by the embedding's; `base` has them
-        dequantized."""
-        return self._base[2]
-
-    @property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return self.base.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the tuned model computes in."""
-        return getattr(torch, self.plan["dtype"])
-
-    @cached_property
-    def backend(self) -> Backend:
-        return make_backend(self.plan["backend"])
-
-    @cached_property
-    def levels(self) -> dict[str, LevelName]:
-        """The level of every searched linear, in the order of the plan; tables are left out."""
-        tables = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
-        levels = loading.read_levels(self.plan)
-        return {name: level for name, level in levels.items() if self.module(name) not in tables}
-
     @property
     def quantized(self) -> dict[str, nn.Module]:
         """The quantized linears, by name."""
@@ -192,9 +162,8 @@ class TunedRun:
         """The model as transformers builds it, on the meta device."""
         from transformers import AutoModelForCausalLM
 
-        config = self.config  # loads the model, which must not come to lie on the meta device
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=self.trusted)
+            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=self.trusted)
 
     def plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for its linears.

@@ -26,48 +26,41 @@ SINKS = ("gpt_oss",)
 
 
 def use_fast_attention(model: Any) -> bool:
-    """Switch a CPU model to `matmul_attention` if that computes the same; True if it was switched.
+    """Switch a model on a CPU to `matmul_attention` if that computes the same; True if it was switched.
 
     Models whose attention is more than scaled dot products (soft-capping, sinks, biases) show a difference on a probe
-    and keep their own.
+    and keep their own. A model of shapes alone, which cannot be run, is switched by what its config says: estimates of
+    memory follow from it, as `matmul_attention` keeps matrices (T, T) where torch's kernel keeps none.
     """
-    if model.device.type != "cpu":
+    text, before, place = model.config.get_text_config(), model.config._attn_implementation, model.device.type
+    differs = getattr(text, "attn_logit_softcapping", None) or text.model_type in SINKS
+    if place not in ("cpu", "meta") or (place == "meta" and differs):
         return False
-    before = model.config._attn_implementation
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    same = True
     try:
-        _register()
-        vocabulary = model.config.get_text_config().vocab_size
-        probe = torch.randint(0, vocabulary, (2, 40), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            model.set_attn_implementation("eager")
-            expected = model(input_ids=probe, use_cache=False).logits.float()
+        if NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+            ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
+            ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+        if place == "meta":
             model.set_attn_implementation(NAME)
-            found = model(input_ids=probe, use_cache=False).logits.float()
+        else:
+            probe = torch.randint(0, text.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+            logits = []
+            for implementation in ("eager", NAME):
+                model.set_attn_implementation(implementation)
+                with torch.no_grad():
+                    logits.append(model(input_ids=probe, use_cache=False).logits.float())
+            expected, found = logits
+            error = (found - expected).pow(2).mean().sqrt()
+            same = bool(torch.isfinite(found).all()) and float(error) <= TOLERANCE * float(expected.std())
     except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError):
         same = False  # the architecture does not let its attention be replaced
-    else:
-        error = (found - expected).pow(2).mean().sqrt()
-        same = bool(torch.isfinite(found).all()) and float(error) <= TOLERANCE * float(expected.std())
     if not same:
         model.set_attn_implementation(before)
     return same
-
-
-def expect_fast_attention(model: Any) -> bool:
-    """`use_fast_attention` for a model of shapes alone, which cannot be run: by what its config says.
-
-    Estimates of memory follow from it: `matmul_attention` keeps matrices (T, T) where torch's kernel keeps none.
-    """
-    text, before = model.config.get_text_config(), model.config._attn_implementation
-    if getattr(text, "attn_logit_softcapping", None) or text.model_type in SINKS:
-        return False
-    try:
-        _register()
-        model.set_attn_implementation(NAME)
-    except (ValueError, NotImplementedError, AttributeError):
-        model.set_attn_implementation(before)
-        return False
-    return True
 
 
 def matmul_attention(
@@ -126,12 +119,3 @@ def _bias(mask: Tensor | None, t: int, s: int, like: Tensor, causal: bool) -> Te
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
     return mask.to(like.dtype)
-
-
-def _register() -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

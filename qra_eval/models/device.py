@@ -1,4 +1,4 @@
-"""Which device a text names, and one clear line if there is none such, before anything is loaded on it."""
+"""Devices: which a text names, a model's layers over several of them, and the memory of a CPU."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import ctypes
 import os
 import re
 import sys
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, TypeVar
 
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from qra_eval.models.embeddings import find_tables
+from qra_eval.models.linears import decoder_layers
 from qra_search.errors import BadInput, shortened
 
-if TYPE_CHECKING:
-    import torch
+Device = TypeVar("Device")
 
 PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
@@ -40,8 +46,6 @@ def resolve_device(text: str) -> torch.device:
     Raises:
         BadInput: no device of that form, or torch has none such.
     """
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count and beside > 1 and text in ("auto", "cuda"):
@@ -63,6 +67,43 @@ def resolve_device(text: str) -> torch.device:
         known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise BadInput(f"device {text!r} is not there: torch sees {known}")
     return torch.device("cuda" if text == "auto" else text)
+
+
+def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
+    """The device of each decoder layer, or what stands for one.
+
+    Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
+    where the tables are, also where these are more than a share: all but the layers is on the first layer's device.
+    """
+    layers: Any = model.get_submodule(decoder_layers(model))
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    held = sum(table.weight.numel() for table in find_tables(model).values())
+    share = (held + sum(sizes)) / len(devices)
+    found: list[Device] = []
+    for size in sizes:
+        found.append(devices[min(int((held + size / 2) / share), len(devices) - 1) if found else 0])
+        held += size
+    return found
+
+
+def connect_devices(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> list[RemovableHandle]:
+    """From here on a layer is called with what it takes on its device, and the last gives what it makes on the first's.
+
+    Nothing is done if all are on one device.
+    """
+    from accelerate.utils import send_to_device
+
+    def receive(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return send_to_device(args, device), send_to_device(kwargs, device, skip_keys="past_key_values")
+
+    if len(set(devices)) == 1:
+        return []
+    handles = [
+        layer.register_forward_pre_hook(partial(receive, device), with_kwargs=True)
+        for layer, device in zip(layers, devices, strict=True)
+    ]
+    last = layers[-1].register_forward_hook(lambda module, args, output: send_to_device(output, devices[0]))
+    return [*handles, last]
 
 
 def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -101,6 +142,4 @@ def _malloc_trim() -> Any:
 
 def has_matrix_units() -> bool:
     """Whether this CPU multiplies half precision by AMX; True where torch does not say."""
-    import torch
-
     return bool(torch.cpu.get_capabilities().get("amx_bf16")) if hasattr(torch.cpu, "get_capabilities") else True

@@ -214,7 +214,7 @@ def replace_tables(
             end.was[0].weight = nn.Parameter(torch.empty(end.table.shape, device="meta"), requires_grad=False)
 
 
-def quantized_tables(model: Any) -> dict[str, nn.Module]:
+def find_quantized_tables(model: Any) -> dict[str, nn.Module]:
     """The modules that stand for tables in a model, by path (the embedding's, if the table is tied)."""
     tables: dict[str, nn.Module] = {}
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -19,13 +19,7 @@ CALLED = 8
 
 
 class Expert(nn.Module):
-    """One gated feed-forward network of a mixture.
-
-    Attributes:
-        tokens: int (M,), which of the layer's tokens it was last called on, if it was called.
-    """
-
-    tokens: Tensor | None = None
+    """One gated feed-forward network of a mixture."""
 
     def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
         super().__init__()
@@ -52,7 +46,6 @@ class Experts(nn.ModuleList):
         for expert, own in zip(self, slots.split(counts), strict=True):
             if len(own):
                 token = own // chosen.shape[1]
-                expert.tokens = token
                 part = expert(hidden[token]) * weights.reshape(-1, 1)[own]
                 out = out.index_add(0, token, part.to(out.dtype))
         if has_no_values(chosen):

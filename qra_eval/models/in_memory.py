@@ -7,13 +7,12 @@ place; whoever trains the model while a run holds it changes what the run sees.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from qra_eval.models.loaded import LoadedModel, finish
+from qra_eval.models.loaded import LoadedModel, prepare_model
 from qra_search.config import in_memory_name
 from qra_search.errors import BadInput, wrong_type
 
@@ -32,8 +31,8 @@ def load_in_memory(
         raise BadInput("a model in memory needs its tokenizer: give both")
     name, tokenizer = in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
     twin = _copy(model, dtype, None if weights else "meta")
-    loaded = finish(twin, tokenizer, name, name, device, stream=stream, weights=weights)
-    return replace(loaded, source=model if weights else None)
+    fields = {"name": name, "spec": name, "source": model if weights else None}
+    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, **fields)
 
 
 def check_model(model: Any) -> None:

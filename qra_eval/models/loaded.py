@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qra_eval.models.embeddings import find_tables
 from qra_eval.models.linears import find_linears, normalise
@@ -50,15 +50,8 @@ class LoadedModel:
     source: Any = None
 
 
-def finish(
-    model: Any,
-    tokenizer: Any,
-    name: str,
-    spec: str,
-    device: str | torch.device,
-    *,
-    stream: bool = False,
-    weights: bool = True,
+def prepare_model(
+    model: Any, tokenizer: Any, device: str | torch.device, *, stream: bool = False, weights: bool = True, **fields: Any
 ) -> LoadedModel:
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
@@ -67,6 +60,7 @@ def finish(
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_tables` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
+        fields: the others of the `LoadedModel`.
     """
     model.requires_grad_(False).eval()
     normalise(model)
@@ -75,7 +69,7 @@ def finish(
     if not weights:
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
-        return LoadedModel(model, tokenizer, name, digest, spec, weights=False)
+        return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
     digest = fingerprint(model)
     head = model.get_output_embeddings()
     if head is not None:
@@ -87,7 +81,7 @@ def finish(
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in mapped:
             tensor.data = tensor.data.to(device)
-    return LoadedModel(model, tokenizer, name, digest, spec)
+    return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
 
 
 def positions(model: nn.Module) -> int | None:
@@ -109,13 +103,20 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of the model's class and tensors: names, shapes, types, the sum of all words of each, and up to 64 KiB of
-    it, evenly spaced: a sum costs a twentieth of a hash, and tells a tensor from one with other rows."""
+    """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
+    its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(_sample(flat) + _sum(flat))
+        if len(flat) <= SLICES * SLICE_BYTES:
+            digest.update(flat.numpy().tobytes())
+        else:
+            starts = torch.linspace(0, len(flat) - SLICE_BYTES, SLICES, dtype=torch.float64).long().tolist()
+            digest.update(b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts))
+        words = flat[: len(flat) // 8 * 8]
+        words = words if words.storage_offset() % 8 == 0 else words.clone()
+        digest.update(int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True))
     return digest.hexdigest()[:16]
 
 
@@ -196,18 +197,3 @@ def cache_root() -> Path:
 def unwritable_cache(folder: Path, error: OSError) -> BadInput:
     """The error for a cache folder that cannot be written to."""
     return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")
-
-
-def _sum(flat: Tensor) -> bytes:
-    """The sum of the 64-bit words of bytes (n,), modulo 2^64; fewer than eight at the end are left out."""
-    words = flat[: len(flat) // 8 * 8]
-    words = words if words.storage_offset() % 8 == 0 else words.clone()
-    return int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True)
-
-
-def _sample(flat: Tensor) -> bytes:
-    """The first, the last and evenly spaced slices of bytes (n,)."""
-    if len(flat) <= SLICES * SLICE_BYTES:
-        return flat.numpy().tobytes()
-    starts = torch.linspace(0, len(flat) - SLICE_BYTES, SLICES, dtype=torch.float64).long().tolist()
-    return b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts)

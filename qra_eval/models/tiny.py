@@ -8,13 +8,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, finish
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def tiny_model(seed: int = 0, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LoadedModel:
-    """A random Llama of four layers with a tokenizer of single bytes; the same for the same seed."""
+def tiny_model(*, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+    """A random Llama of four layers with a tokenizer of single bytes, always the same."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     tokenizer = byte_tokenizer()
@@ -33,11 +33,11 @@ def tiny_model(seed: int = 0, *, dtype: torch.dtype | None = None, device: str |
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():  # and no buffer: rotary frequencies stay float32, as transformers loads them
         parameter.data = parameter.data.to(dtype or STORAGE_DTYPE)
-    return finish(model, tokenizer, "tiny", "tiny", device)
+    return prepare_model(model, tokenizer, device, name="tiny", spec="tiny")
 
 
 def byte_tokenizer() -> Any:

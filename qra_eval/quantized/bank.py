@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.device import send_tensor
 from qra_eval.models.experts import make_linear
-from qra_eval.models.loaded import cache_root
+from qra_eval.models.loaded import cache_root, unwritable_cache
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
-from qra_search.files import read_json, write_json
+from qra_search.evaluation.evaluator import Progress
+from qra_search.files import read_json, write_json, write_text
+from qra_search.log.trial_log import describe_process
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 log = logging.getLogger(__name__)
 
+WAIT_SECONDS = 1.0
 BANK_VERSION = 5
 """Of the way in which Hessians are gathered and files laid out: files of another version are not read."""
 
@@ -212,3 +218,33 @@ def tensor_bytes(model: nn.Module) -> int:
 def weight_bytes(linears: Iterable[nn.Linear]) -> int:
     """Bytes of the weights of linears."""
     return sum(linear.weight.nbytes for linear in linears)
+
+
+@contextmanager
+def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator[None]:
+    """Hold a lock, once no other process does; the kernel frees it when its process ends.
+
+    Args:
+        lock_file: its folder is made.
+        work: what the holder does, for those that wait: `quantizes the same weights`.
+        progress: called with the holder and its work, 0 and 1, while this process waits.
+    """
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.touch()
+    except OSError as error:
+        raise unwritable_cache(lock_file.parent, error) from error
+    lock, holder = FileLock(lock_file), lock_file.with_suffix(".holder")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            if progress is not None:
+                owner = holder.read_text() if holder.is_file() else "another process"
+                progress(f"wait for {owner}: it {work}", 0, 1)
+    try:
+        write_text(holder, describe_process(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
+from typing import TypeVar
 
-from qra_backends.base import Level
+import torch
+from qra_backends.base import Backend, Level
 from torch import Tensor, nn
 
 from qra_eval.models.device import give_back_freed_memory
-from qra_eval.quantized.bank import Bank, can_store
+from qra_eval.quantized.bank import Bank, can_store, lock_work
 from qra_eval.quantized.blocks import Blocks, move_tensors
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, expert_kind
-from qra_eval.quantized.lock import lock_work
 from qra_eval.quantized.passes import pass_layers
-from qra_eval.quantized.threads import count_workers, run_in_threads
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
 from qra_search.space.levels import LevelName
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 FEW_TOKENS = 256
 """An expert that fewer calibration tokens reached is reported."""
@@ -62,6 +65,11 @@ def build(
         unmeasured = [at for at in range(len(blocks)) if figures and bank.figures(at) is None]
         return sorted({*bank.missing(), *unmeasured})
 
+    def list_linears(layer: int) -> Mapping[str, nn.Module]:
+        if layer == len(blocks):  # tables are measured by the linears that stand for them
+            return {name: bank.linears[name] for name in bank.names(layer)}
+        return {name: blocks.model.get_submodule(name) for name in bank.names(layer)}
+
     if not list_missing():
         return
     work = "quantizes the same weights for the same data; set QRA_CACHE to another folder to quantize there at once"
@@ -74,47 +82,23 @@ def build(
                 progress("quantize", next(done), total)
 
         tokens: dict[str, int] = {}
-        for layer, moments in _pass_layers(bank, blocks, batches, weighting, progress, head, layers, figures):
+        levels = [level for missing in bank.missing(layers).values() for level in missing]
+        passed: Iterable[tuple[int, LayerMoments | None]] = ((layer, None) for layer in layers)
+        if layers and (figures or any(map(bank.backend.is_calibrated, levels))):
+            passed = pass_layers(blocks, batches, list_linears, weighting, layers, head, progress)
+        for layer, moments in passed:
             _quantize(bank, blocks, layer, moments, report)
             if moments is not None:
                 tokens |= {name: moments.tokens(name) for name in bank.names(layer) if expert_kind(name) != name}
-        _warn_of_rare_experts(tokens)
+        few = [name for name, count in tokens.items() if count < FEW_TOKENS]
+        if few:
+            log.warning(
+                "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
+                "layer's mean",
+                len(few), len(tokens), FEW_TOKENS, few[0], tokens[few[0]],
+            )  # fmt: skip
         if layers := list_missing():
             raise RuntimeError(f"layers {layers} of the bank {bank.folder} cannot be read after they were written")
-
-
-def _pass_layers(
-    bank: Bank,
-    blocks: Blocks,
-    batches: Sequence[Batch],
-    weighting: Weighting,
-    progress: Progress | None,
-    head: str | None,
-    layers: Sequence[int],
-    figures: bool,
-) -> Iterator[tuple[int, LayerMoments | None]]:
-    """The layers, with their moments if figures, or a level that is missing, need the rows to pass."""
-
-    def linears(layer: int) -> Mapping[str, nn.Module]:
-        if layer == len(blocks):  # tables are measured by the linears that stand for them
-            return {name: bank.linears[name] for name in bank.names(layer)}
-        return {name: blocks.model.get_submodule(name) for name in bank.names(layer)}
-
-    levels = [level for missing in bank.missing(layers).values() for level in missing]
-    if layers and (figures or any(map(bank.backend.is_calibrated, levels))):
-        yield from pass_layers(blocks, batches, linears, weighting, layers, head, progress)
-    else:
-        yield from ((layer, None) for layer in layers)
-
-
-def _warn_of_rare_experts(tokens: Mapping[str, int]) -> None:
-    few = [name for name, count in tokens.items() if count < FEW_TOKENS]
-    if few:
-        log.warning(
-            "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
-            "layer's mean",
-            len(few), len(tokens), FEW_TOKENS, few[0], tokens[few[0]],
-        )  # fmt: skip
 
 
 def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]) -> None:
@@ -128,7 +112,7 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
     missing = bank.missing([layer]).get(layer, [])
     measured = moments if layer < len(blocks) else None
     made: dict[str, dict[Level, dict[str, Tensor]]] = {}
-    damage: dict[str, list[float]] = {}
+    damage: dict[str, dict[LevelName, float]] = {}
 
     def quantize(names: Sequence[str]) -> None:
         hessian = None if moments is None else moments.hessian(names[0])
@@ -140,10 +124,11 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
                 own = [level for level in missing if level in stored]
                 modules = backend.quantize_levels(linear, own, hessian=hessian, output_weights=weights)
                 if measured is not None:
-                    damage[name] = [
-                        _damage(bank, measured, name, level, modules.get(level)) if level in stored else 0.0
-                        for level in bank.levels(layer)
-                    ]
+                    damage[name] = dict.fromkeys(bank.levels(layer), 0.0)
+                    for level in stored:
+                        module = modules[level] if level in modules else bank.module(name, level)
+                        change = backend.dequantize(module).float() - linear.weight.float()
+                        damage[name][level] = measured.damage(name, change)
             made[name] = {
                 level: {key: tensor.cpu() for key, tensor in backend.to_tensors(module).items()}
                 for level, module in modules.items()
@@ -161,7 +146,7 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
     if measured is not None:
         spectrum = {name: values.tolist() for name, values in measured.spectrum.items()}
-        bank.write_figures(layer, {"damage": {name: damage[name] for name in names}, "spectrum": spectrum})
+        bank.write_figures(layer, {"damage": {name: [*damage[name].values()] for name in names}, "spectrum": spectrum})
 
 
 def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | None) -> list[list[str]]:
@@ -176,7 +161,34 @@ def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | No
     return sorted(groups.values(), key=work, reverse=True)
 
 
-def _damage(bank: Bank, moments: LayerMoments, name: str, level: LevelName, module: nn.Module | None) -> float:
-    """Of a linear at a level, as it was just made, or is in the bank."""
-    weight = bank.backend.dequantize(bank.module(name, level) if module is None else module)
-    return moments.damage(name, weight.float() - bank.linears[name].weight.float())
+def count_workers(backend: Backend, items: int, device: torch.device) -> int:
+    """Threads that quantize so many items: as many as torch has; one if a GPU does it or the backend says so.
+
+    To quantize a linear on a CPU is thousands of small operations. Torch's own threads gain next to nothing on those,
+    and on two busy cores they took 5 to 20 times the processor time of one thread. Linears side by side, a thread each,
+    gain all that the cores have.
+    """
+    allowed = backend.side_by_side and device.type == "cpu"
+    return max(1, min(items, torch.get_num_threads())) if allowed else 1
+
+
+def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], workers: int) -> Generator[Item]:
+    """Do the work on every item, in `workers` threads that share torch's threads; gives each item whose work is done.
+
+    Items start in the order given. After a failure, which is raised, no further item starts.
+    """
+    if workers == 1:
+        for item in items:
+            work(item)
+            yield item
+        return
+    whole = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, whole // workers),))
+    try:
+        futures = {pool.submit(work, item): item for item in items}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(whole)  # what a thread sets holds for all that ask afterwards

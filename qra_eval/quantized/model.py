@@ -12,10 +12,10 @@ import torch
 from qra_backends import Backend
 from torch import nn
 
+from qra_eval.models.device import assign_devices, connect_devices
 from qra_eval.models.embeddings import find_tables, place_tables
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
-from qra_eval.models.split import assign_devices, connect_devices
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
@@ -111,11 +111,12 @@ class QuantizedModel:
             place_tables(self.model, device, self.tables)
         dense = weight_bytes([*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
-        self.asked, self.compute = compute, self._compute(compute)
+        self.asked, self.materialised = compute, True
         layers = assign_devices(self.model, devices or [device])
         auto = dequantized_cache == "auto"
         room = dequantized_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
+        self.blocks = Blocks(self.model, device, self.compute, layers)
         self.materialised = kept <= room
         if not self.materialised and auto and device.type == "cpu" and 2 * kept <= free_bytes(device):
             log.warning(
@@ -123,15 +124,12 @@ class QuantizedModel:
                 "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
                 format_bytes(kept), -(-kept >> 20),
             )  # fmt: skip
-        self.blocks = Blocks(self.model, device, self.compute, layers)
         self.connections = connect_devices(self.blocks.layers, layers)
         if self.connections:
             searched = {id(p) for linear in self.linears.values() for p in linear.parameters()}
             for layer, place in zip(self.blocks.layers, layers, strict=True):
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
-        if not self.materialised:
-            self.compute = self._undecoded
         widths: Sequence[float] = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
         if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
@@ -210,8 +208,6 @@ class QuantizedModel:
     def disable_dequantized_cache(self) -> bool:
         """From here on decode weights at each use; False if that is so already."""
         was, self.materialised = self.materialised, False
-        if was:
-            self.compute = self._undecoded
         return was
 
     @property
@@ -238,16 +234,15 @@ class QuantizedModel:
         return passed_together(self.rows("train", self.calibration_rows))
 
     @property
-    def _undecoded(self) -> torch.dtype:
-        """The dtype of products with weights that are decoded at each use: as they are stored, or as was asked for."""
-        return self.dtype if self.asked == "auto" else self.compute
-
-    def _compute(self, asked: str) -> torch.dtype:
-        """The dtype of a name; `auto`: the faster one, though no narrower than the weights are stored in."""
-        if asked != "auto":
-            return cast(torch.dtype, getattr(torch, asked))
+    def compute(self) -> torch.dtype:
+        """The dtype of products: as was asked for; `auto` is the faster one, though no narrower than the weights are
+        stored in, and the stored one with weights that are decoded at each use."""
+        if self.asked != "auto":
+            return cast(torch.dtype, getattr(torch, self.asked))
         fast = compute_dtype(self.device)
-        return self.dtype if fast.itemsize < self.dtype.itemsize else fast  # who keeps float32 wants its digits
+        if not self.materialised or fast.itemsize < self.dtype.itemsize:  # who keeps float32 wants its digits
+            return self.dtype
+        return fast
 
 
 def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:

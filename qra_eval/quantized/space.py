@@ -67,7 +67,12 @@ def make_model_space(
     ]  # fmt: skip
     return SearchSpace(
         groups=(*of_linears, *of_tables),
-        bits=[_level(name, backend) for name in levels],
+        bits=[
+            Level(name, UNQUANTIZED_BITS)
+            if name == UNQUANTIZED_BITS
+            else Level(name, backend.width(name), backend.describe(name), backend.storage(name))
+            for name in levels
+        ],
         ranks=ranks,
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
@@ -118,12 +123,6 @@ def list_table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear
             f"{', '.join(map(str, bits))} bits{''.join(reasons[:1])}: add 16 to quantization.embeddings"
         )
     return found
-
-
-def _level(name: LevelName, backend: Backend) -> Level:
-    if name == UNQUANTIZED_BITS:
-        return Level(UNQUANTIZED_BITS, UNQUANTIZED_BITS)
-    return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
 def list_levels(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:

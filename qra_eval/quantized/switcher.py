@@ -26,7 +26,7 @@ class PlanSwitcher:
     adapters; or dequantized weights, if they are kept ready.
 
     Attributes:
-        applied: the plan of the last `apply`.
+        applied: the plan of the last `put_plan`.
         trained_groups: scales and offsets that training left, by linear; those of the others are the bank's.
     """
 
@@ -63,7 +63,7 @@ class PlanSwitcher:
         return self._wrapped
 
     # -- a plan --------------------------------------------------------------------------------
-    def apply(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_trained: bool = False) -> None:
+    def put_plan(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_trained: bool = False) -> None:
         """Put a plan in place: bases from the bank, adapters as the seed has them start.
 
         Args:
@@ -172,13 +172,13 @@ class PlanSwitcher:
     @contextmanager
     def as_stored(self, plan: Plan) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.apply(plan, 0, materialised=False, keep_trained=True)
+        self.put_plan(plan, 0, materialised=False, keep_trained=True)
         self._put_rest_in(self.quantized.dtype)
         try:
             yield self.model
         finally:
             self._put_rest_in(self.quantized.compute)
-            self.apply(plan, 0, keep_trained=True)
+            self.put_plan(plan, 0, keep_trained=True)
 
     @contextmanager
     def in_float32(self) -> Iterator[Blocks]:

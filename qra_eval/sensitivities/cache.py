@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qra_eval.quantized.bank import bank_folder
-from qra_eval.quantized.lock import lock_work
+from qra_eval.quantized.bank import bank_folder, lock_work
 from qra_eval.sensitivities.measure import SAMPLED_ROWS, measure_sensitivities
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities

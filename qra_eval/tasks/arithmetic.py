@@ -14,7 +14,7 @@ from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.gsm8k import number_of
 from qra_search.errors import BadInput
 
-SIZES: Mapping[str, int] = {"train": 4000, "validation": 500, "test": 1000}
+SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
 OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
 """Which split a hash, modulo ten, belongs to; the hash knows nothing of the seed, so that no two seeds overlap."""
 SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
@@ -104,7 +104,6 @@ class ArithmeticTask(Task):
     """Word problems of one and two steps with worked answers.
 
     Args:
-        sizes: examples of each split.
         kinds: of problems, each with the same chance; default: all of `KINDS`.
         digits: of the operands, each with the same chance.
 
@@ -122,7 +121,6 @@ class ArithmeticTask(Task):
         data: str | None = None,
         seed: int = 0,
         *,
-        sizes: Mapping[str, int] | None = None,
         kinds: Sequence[str] | None = None,
         digits: Sequence[int] = DIGITS,
         **options: Any,
@@ -130,46 +128,38 @@ class ArithmeticTask(Task):
         super().__init__(data, seed, **options)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
-        if not set(self.sizes) <= set(SIZES) or min(self.sizes.values()) < 1:
-            raise BadInput(f"sizes must be numbers from 1 for {', '.join(SIZES)}, got {sizes}")
+        self.kinds, self.digits = tuple(kinds or KINDS), tuple(digits)
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits are numbers from 1 on, at least one, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
             raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return {name: _generate_split(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
-
-
-def split_of(example: Example) -> SplitName:
-    """The split that a problem belongs to, by a hash of its operands, in whatever order or wording they come."""
-    return OWNERS[int(hash_parts("operands", *example.meta["operands"])[:8], 16) % len(OWNERS)]
+        return {name: _generate_split(self.seed, name, self.kinds, self.digits) for name in SPLITS}
 
 
 @lru_cache(maxsize=16)
 def _generate_split(
-    seed: int, split: SplitName, size: int, kinds: tuple[str, ...], digits: tuple[int, ...]
+    seed: int, split: SplitName, kinds: tuple[str, ...], digits: tuple[int, ...]
 ) -> tuple[Example, ...]:
     """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
     draw = random.Random(hash_parts("arithmetic", seed, SEEDS[split]))
     found: dict[str, Example] = {}
     barren = 0
-    for problem in _problems(draw, kinds, digits):
-        if split_of(problem) == split and problem.key not in found:
-            found[problem.key] = problem
-            barren = 0
-        if len(found) >= size:
-            break
+    for problem in _generate_problems(draw, kinds, digits):
         barren += 1
-        if barren > PATIENCE:
-            raise BadInput(
-                f"only {len(found)} of {size} different {split} problems exist: ask for fewer by task.options.sizes"
-            )
+        # A split owns operands, in whatever order or wording they come.
+        owner = OWNERS[int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)]
+        if owner == split and problem.key not in found:
+            found[problem.key], barren = problem, 0
+        if len(found) == SIZES[split]:
+            break
+        if barren == PATIENCE:
+            raise BadInput(f"only {len(found)} different {split} problems exist: choose more kinds or more digits")
     return tuple(found.values())
 
 
-def _problems(draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]) -> Iterator[Example]:
+def _generate_problems(draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]) -> Iterator[Example]:
     while True:
         name = draw.choice(kinds)
         kind = KINDS[name]

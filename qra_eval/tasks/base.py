@@ -12,7 +12,7 @@ from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode_exampl
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, score_answers
-from qra_eval.tasks.scoring import score_choices
+from qra_eval.tasks.scoring import measure_choices, score_choices
 from qra_search.errors import BadInput, shortened
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
@@ -83,27 +83,12 @@ class Task(ABC):
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
         scores: dict[str, list[float]] = {}
         if examples and examples[0].choices:
-            scores = score_choices(model, tokenizer, examples, chat=self.chat, **options).row_scores()
+            scores = score_choices(measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples)
         if self.metrics:
             most = self.answer_tokens(examples, tokenizer)
             answers = self.answers(model, tokenizer, examples, most, **options)
             scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
         return scores
-
-    def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
-        """What a search by the task's own measure lowers: the loss of `judged_by`, or what its score lacks of 1.
-
-        Args:
-            options: of `score_rows`.
-
-        Raises:
-            BadInput: the task has no measure of its own.
-        """
-        if self.judged_by is None:
-            raise BadInput(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
-        scores = self.score_rows(model, tokenizer, examples, **options)[self.judged_by]
-        mean = sum(scores) / max(1, len(scores))
-        return mean if self.judged_by.endswith("loss") else 1.0 - mean
 
     def answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
@@ -111,16 +96,25 @@ class Task(ABC):
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
     def answers(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        *,
+        max_length: int,
+        batch_size: int = 8,
     ) -> list[str]:
-        """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
+        """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`.
+
+        Args:
+            max_length: most tokens of prompt and answer.
+        """
         answers: dict[int, str] = {}
-        most = options.get("max_length")
-        room = None if most is None else max(1, most - max_new_tokens)
-        options = {"stop": self.stop, **options}
+        options: dict[str, Any] = {"stop": self.stop, "batch_size": batch_size, "room": max_length - max_new_tokens}
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
-            prompts = [self.prompt(examples[i], tokenizer, room) for i in some]
+            prompts = [self.prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
             texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
             answers.update(zip(some, texts, strict=True))
         return [answers[i] for i in range(len(examples))]
@@ -156,22 +150,18 @@ def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> d
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
                     f"the task {task!r} has a row in {first} and in {name}, {shortened(example.key)}: figures of rows "
-                    "that were tuned on say nothing; `qra_eval.tasks.base.partition` keeps splits apart"
+                    "that were tuned on say nothing; `qra_eval.tasks.base.split_examples` keeps splits apart"
                 )
     return splits
 
 
-def render_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:
-    """One row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
-
-    Args:
-        seed: row `seed` of the train split, counted around.
+def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[str, bool]]:
+    """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
 
     Raises:
         BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
     """
-    examples = task.split("train")
-    row = next(task.encode([examples[seed % len(examples)]], tokenizer, max_length))
+    row = next(task.encode(task.split("train"), tokenizer, max_length))
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
     pieces, done = [], ""
     for learnt, places in groupby(range(len(ids)), lambda i: labels[i] != IGNORED):
@@ -182,68 +172,49 @@ def render_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -
     return pieces
 
 
-def split_off(
+def split_examples(
     given: Mapping[SplitName, Sequence[Example]],
-    seed: int,
+    seed: int = 0,
     *,
     shares: Mapping[SplitName, float] = SHARES,
     least: int = 0,
 ) -> dict[SplitName, Sequence[Example]]:
     """All three splits from those given, `train` among them: what is missing is split off that one.
 
-    Rows that are also in a given test (or validation) split are left out of the others.
+    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
+    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
 
     Args:
-        shares: parts of the rows that splits get which are not given, in proportion.
+        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
         least: distinct rows from which all three splits are taken.
-    """
-    held: dict[SplitName, Sequence[Example]] = {}
-    taken: list[Example] = []
-    for name in SPLITS[:0:-1]:
-        if name in given:
-            held[name] = shuffled(without(given[name], taken), seed)
-            taken += held[name]
-    missing = {name: share for name, share in shares.items() if name not in held}
-    shares = {name: share / sum(missing.values()) for name, share in missing.items()}
-    rows = without(given["train"], taken)
-    if not held and (distinct := len({row.key for row in rows})) < least:
-        raise BadInput(
-            f"{distinct} different prompts are too few for {', '.join(missing)} splits: give at least {least}, or "
-            "a folder with a file for each split"
-        )
-    return {**held, **partition(rows, shares, seed)}
-
-
-def partition(
-    examples: Iterable[Example], shares: Mapping[SplitName, float], seed: int
-) -> dict[SplitName, Sequence[Example]]:
-    """Split examples by the hash of their key, so that those of equal keys fall together.
-
-    Args:
-        shares: part of the examples that each split gets, up to whole keys, at least one; the shares sum to 1.
-
-    Returns:
-        Examples by split, in the order of their hashes (a fixed shuffle).
 
     Raises:
-        BadInput: fewer distinct keys than splits.
+        BadInput: too few distinct rows.
     """
+    parts: dict[SplitName, Sequence[Example]] = {}
+    held: list[Example] = []
+    for name in SPLITS[:0:-1]:
+        if name in given:
+            parts[name] = shuffled(without(given[name], held), seed)
+            held += parts[name]
+    missing = {name: share for name, share in shares.items() if name not in parts}
     groups: dict[str, list[Example]] = {}
-    for example in examples:
+    for example in without(given["train"], held):
         groups.setdefault(hash_parts(seed, example.key), []).append(example)
-    if len(groups) < len(shares):
+    needed = len(missing) if parts else max(least, len(missing))
+    if len(groups) < needed:
         raise BadInput(
-            f"{len(groups)} distinct examples cannot be split into {', '.join(shares)}: {len(shares)} are needed"
+            f"{len(groups)} different prompts are too few for {', '.join(missing)} splits: give at least {needed}, or "
+            "a folder with a file for each split"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
-    total, names = sum(map(len, ordered)), list(shares)
-    parts: dict[SplitName, Sequence[Example]] = {}
-    for index, name in enumerate(names):
-        later = len(names) - index - 1
-        taken: list[Example] = []
-        while len(ordered) > later and (not taken or not later or len(taken) < round(shares[name] * total)):
-            taken += ordered.pop()
-        parts[name] = taken
+    total, whole, later = sum(map(len, ordered)), sum(missing.values()), len(missing)
+    for name, share in missing.items():
+        later -= 1
+        rows: list[Example] = []
+        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
+            rows += ordered.pop()
+        parts[name] = rows
     return parts
 
 
@@ -265,15 +236,6 @@ def without(examples: Iterable[Example], taken: Iterable[Example]) -> list[Examp
 def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
     """Examples in the order of the hashes of their keys."""
     return sorted(examples, key=lambda example: hash_parts(seed, example.key))
-
-
-def hash_examples(task: Task, **counts: int | None) -> str:
-    """Hash of the first examples of splits as the task has them, by the splits' names; None: of all."""
-    digest = hashlib.sha256()
-    for split, count in counts.items():
-        for example in task.split(split)[:count]:  # type: ignore[arg-type]
-            digest.update(repr(example).encode())
-    return digest.hexdigest()[:16]
 
 
 def hash_parts(*parts: Any) -> str:

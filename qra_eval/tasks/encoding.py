@@ -48,20 +48,30 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
         chat: put prompt and answer through the tokenizer's chat template; see `encode_chat`.
 
     Raises:
-        BadInput: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
+        BadInput: an answer is empty, or the tokenizer has no chat template.
     """
-    if max_length < 2:
-        raise BadInput(f"max_length must be at least 2, got {max_length}")
+    import torch  # seconds, which a task that is refused does without
+
     if chat:
-        answered = {"role": "assistant", "content": example.answer.strip()}
-        return encode_chat([*_turns(example), answered], tokenizer, max_length)
-    before, answer = _split_ids(tokenizer, example.prompt, example.answer)
-    if tokenizer.eos_token_id is not None:
-        answer = [*answer, tokenizer.eos_token_id]
-    if not answer:
+        answer = {"role": "assistant", "content": example.answer.strip()}
+        ids, labelled, head, tokens = encode_chat([*_turns(example), answer], tokenizer, max_length)
+    else:
+        prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
+        ids = [*prompt, *learnt] if tokenizer.eos_token_id is None else [*prompt, *learnt, tokenizer.eos_token_id]
+        labelled, tokens = [False] * len(prompt) + [True] * (len(ids) - len(prompt)), len(ids)
+        head = int(bool(prompt) and prompt[0] == getattr(tokenizer, "bos_token_id", None))
+    if True not in labelled:
         raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
-    started = int(bool(before) and before[0] == getattr(tokenizer, "bos_token_id", None))
-    return cut_row([*before, *answer], [False] * len(before) + [True] * len(answer), max_length, head=started)
+    if len(ids) > max_length:
+        first = labelled.index(True)
+        head = min(head, max_length // 2, first)
+        room, before = max_length - head, first - head
+        kept = min(len(ids) - first, room - 1 if before else room)
+        begin, end = first - min(before, room - kept), first + kept
+        ids, labelled = ids[:head] + ids[begin:end], labelled[:head] + labelled[begin:end]
+    input_ids = torch.tensor(ids, dtype=torch.long)
+    labels = torch.where(torch.tensor(labelled), input_ids, torch.tensor(IGNORED))
+    return Encoded(input_ids, labels, tokens - len(ids))
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True) -> Encoded:
@@ -116,46 +126,26 @@ def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True
     return before, tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
-def cut_row(ids: list[int], labelled: list[bool], max_length: int, *, head: int = 0, whole: int = 0) -> Encoded:
-    """A row of at most `max_length` tokens: without the left of what has no label, then without the right.
-
-    Args:
-        labelled: which ids have labels; at least one has.
-        head: so many tokens at the left are kept, up to half the row.
-        whole: tokens of the row before some were left out already, if some were.
-    """
-    import torch
-
-    whole, head = whole or len(ids), min(head, max_length // 2)
-    first = labelled.index(True)
-    if len(ids) > max_length:
-        head = min(head, first)
-        rest, room = first - head, max_length - head
-        answer = min(len(ids) - first, room - 1 if rest else room)
-        begin = first - min(rest, room - answer)
-        ids, labelled = ([*row[:head], *row[begin : first + answer]] for row in (ids, labelled))  # type: ignore[assignment]
-    input_ids = torch.tensor(ids, dtype=torch.long)
-    labels = torch.where(torch.tensor(labelled), input_ids, torch.tensor(IGNORED))
-    return Encoded(input_ids, labels, whole - len(ids))
-
-
 # -- conversations ------------------------------------------------------------------------------
-def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> Encoded:
-    """The row of a conversation that ends with an answer of the assistant.
+def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int], list[bool], int, int]:
+    """Token ids of a conversation that ends with an answer of the assistant, and which of them have labels.
 
     Labels are on what the template marks as generated; if it marks nothing, on the last answer with what ends its turn.
-    Of a conversation that is too long the oldest exchanges are left out, the system's turn is kept; if its last
-    exchange alone is too long, that loses the left of its question, and at last the right of its answer.
+    Of a conversation that is too long the oldest exchanges are left out, the system's turn is kept; its last exchange
+    alone may still be too long.
+
+    Returns:
+        ids, labelled, the tokens at the left that are in every prompt, and the tokens of the whole conversation.
 
     Raises:
         BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
     """
     ids, labelled = _encode_turns(turns, tokenizer)
-    whole = len(ids)
+    tokens = len(ids)
     while len(ids) > max_length and (fewer := _without_oldest(turns)) is not None:
         turns = fewer
         ids, labelled = _encode_turns(turns, tokenizer)
-    return cut_row(ids, labelled, max_length, head=_head(turns, tokenizer), whole=whole)
+    return ids, labelled, _head(turns, tokenizer), tokens
 
 
 def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:

@@ -12,11 +12,11 @@ def generate_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
-    max_new_tokens: int = 256,
+    max_new_tokens: int,
     *,
     batch_size: int = 8,
     stop: Sequence[str] = (),
-    max_length: int | None = None,
+    room: int | None = None,
     special: bool = True,
 ) -> list[str]:
     """Continue each prompt greedily until the end token, a stop text, or `max_new_tokens`.
@@ -25,7 +25,7 @@ def generate_answers(
 
     Args:
         stop: texts that end an answer.
-        max_length: most tokens of prompt and answer; a longer prompt loses its left.
+        room: tokens of a prompt, at least one; a longer one loses its left.
         special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
     """
     import torch  # seconds, which a task that is refused does without
@@ -33,9 +33,8 @@ def generate_answers(
 
     from qra_eval.tasks.batches import by_length
 
-    keep = 0 if max_length is None else max(1, max_length - max_new_tokens)
     ids = [prompt_ids(tokenizer, prompt, special=special) for prompt in prompts]
-    ids = [without_left(some, keep, tokenizer) if keep else some for some in ids]
+    ids = ids if room is None else [without_left(some, max(1, room), tokenizer) for some in ids]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, shuffled, split_off, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, shuffled, split_examples, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.sources import folder_rows, read_field, read_hub_rows
 from qra_search.errors import BadInput
@@ -46,7 +46,7 @@ class GSM8KTask(Task):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = self._rows("test")
         train = shuffled(without(self._rows("train"), test), 0)[APART:]
-        return split_off({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
+        return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = read_hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, split_off
+from qra_eval.tasks.base import TRAIN_SHARES, Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import exact_match, json_f1
 from qra_eval.tasks.sources import folder_rows, load_hub_data, read_field, read_hub_rows
@@ -25,7 +25,8 @@ class _UtteranceTask(Task):
     stop = ("\n",)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return split_off({"test": self._rows("test"), "train": self._rows("train")}, self.seed, shares=TRAIN_SHARES)
+        rows: dict[SplitName, list[Example]] = {"test": self._rows("test"), "train": self._rows("train")}
+        return split_examples(rows, self.seed, shares=TRAIN_SHARES)
 
     @abstractmethod
     def _rows(self, split: Literal["train", "test"]) -> list[Example]: ...

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, split_off
+from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, to_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
@@ -74,7 +74,7 @@ class JSONLTask(Task):
         if choosing == {True}:
             self.judged_by, self.metrics = "choice_loss", {}
         try:
-            splits = split_off(examples, self.seed, least=LEAST_ROWS)
+            splits = split_examples(examples, self.seed, least=LEAST_ROWS)
         except BadInput as error:
             raise BadInput(f"{what}: {error}") from None
         if self.metrics and all(isinstance(parse_json(example.answer), dict) for example in splits["test"]):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, split_off
+from qra_eval.tasks.base import TRAIN_SHARES, Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import as_question, read_choices
 from qra_eval.tasks.sources import folder_rows, read_hub_rows, read_splits
@@ -54,15 +54,18 @@ class MultipleChoiceTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is not None and not (isinstance(self.data, str) and Path(self.data).is_dir()):
-            return split_off({name: self._read(rows) for name, rows in read_splits(self.data).items()}, self.seed)
-        return split_off({"test": self._rows("test"), "train": self._rows("train")}, self.seed, shares=TRAIN_SHARES)
-
-    def _rows(self, split: str) -> list[Example]:
+            given = {split: self._read(rows) for split, rows in read_splits(self.data).items()}
+            return split_examples(given, self.seed)
         source = self.source
-        if self.data is not None:
-            return self._read(folder_rows(self.data, source.name, split))
-        rows = read_hub_rows(source.dataset, source.config, source.test if split == "test" else split)
-        return [_example(source, *source.read(row)) for _, row in rows]
+        rows: dict[SplitName, list[Example]] = {}
+        splits: dict[SplitName, str] = {"test": source.test, "train": "train"}
+        for split, of_hub in splits.items():
+            if self.data is not None:
+                rows[split] = self._read(folder_rows(self.data, source.name, split))
+            else:
+                found = read_hub_rows(source.dataset, source.config, of_hub)
+                rows[split] = [_example(source, *source.read(row)) for _, row in found]
+        return split_examples(rows, self.seed, shares=TRAIN_SHARES)
 
     def _read(self, rows: Sequence[tuple[str, Row]]) -> list[Example]:
         return [_example(self.source, *read_choices(row, where)) for where, row in rows]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qra_eval.tasks.base import Task, split_off
+from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import Metric
@@ -63,7 +63,7 @@ class TextTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._blocks(text)) for name, text in self._texts().items()}
-        splits = split_off(given, self.seed)
+        splits = split_examples(given, self.seed)
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
 
@@ -83,7 +83,7 @@ class TextTask(Task):
             least = self.block_characters * (2 if text.lines and part is not None and part.strip() else 1)
             if part is None or size >= least:
                 if size:
-                    yield Example("", ("\n" if text.lines else "\n\n").join(block).strip("\n"), meta={"text": True})
+                    yield Example("", ("\n" if text.lines else "\n\n").join(block).strip("\n"))
                 block, size = [], 0
             if part is not None and (text.lines or part.strip()):
                 block.append(part)

@@ -76,7 +76,8 @@ def _restore(
         if moments:
             training.optimizer.state[parameter] = {k: t.clone().to(parameter.device) for k, t in moments.items()}
     training.losses = file.get_tensor("losses").tolist()
-    for field in ("tokens", "stopped", "seconds", "model_seconds"):
+    training.earlier_seconds = state.pop("seconds")
+    for field in ("tokens", "stopped", "model_seconds"):
         setattr(training, field, state.pop(field))
     torch.set_rng_state(file.get_tensor("generator::cpu"))
     for card in cards(training):

@@ -60,9 +60,10 @@ def tune(
         return loss
 
     def work() -> TuningRecord:
-        processes.alike(lambda: tuner.apply(plan, seed))
+        processes.alike(lambda: tuner.switcher.put_plan(plan, seed))
         before = processes.alike(lambda: sample_answers(tuner, samples))
         identity = _identity(tuner, plan, seed, steps, batches)
+
         def finish_step(step: int, figures: StepFigures) -> None:
             if on_step is not None:
                 on_step(step, figures)

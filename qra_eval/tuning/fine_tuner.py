@@ -15,14 +15,13 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import count_conflicting
 from qra_eval.tasks.batches import Batch, bucketed, schedule
-from qra_eval.tasks.example import Example, SplitName
+from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
-from qra_search.space.space import Plan
 
 SCORED_TOGETHER = 4
 """Times as many rows as train together are scored together."""
@@ -101,10 +100,6 @@ class FineTuner:
         return True
 
     # -- a plan in place -----------------------------------------------------------------------
-    def apply(self, plan: Plan, seed: int) -> None:
-        """Put a plan in place, with adapters as they start."""
-        self.switcher.apply(plan, seed)
-
     def train(
         self,
         steps: int,
@@ -149,23 +144,24 @@ class FineTuner:
         return nats / labels
 
     def objective(self, split: SplitName, rows: int) -> float | None:
-        """The task's own measure on the first rows of a split; None if the loss is what counts."""
-        if self.metric == "loss":
+        """What a search by the task's own measure lowers, on the first rows of a split: the loss that the task is
+        judged by, or what its score lacks of 1; None if the loss is what counts."""
+        judged_by = self.rows.task.judged_by
+        if self.metric == "loss" or judged_by is None:
             return None
-        examples, options = self._to_score(split, rows)
-        return self.rows.task.objective(self.model, self.tokenizer, examples, **options)
+        scores = self.score_rows(split, rows)[judged_by]
+        mean = sum(scores) / len(scores)
+        return mean if judged_by.endswith("loss") else 1.0 - mean
 
     def score_rows(self, split: SplitName, rows: int) -> dict[str, list[float]]:
         """The task's scores of the first rows of a split, by what is in place; empty if it has none."""
-        task, (examples, options) = self.rows.task, self._to_score(split, rows)
-        return task.score_rows(self.model, self.tokenizer, examples, **options) if examples else {}
-
-    def _to_score(self, split: SplitName, rows: int) -> tuple[Sequence[Example], dict[str, Any]]:
-        """The first examples of a split, and how many are scored together and of how many tokens."""
         task = self.rows.task
         examples = task.split(split)[:rows]
+        if not examples:
+            return {}
         room = self.with_room(task.answer_tokens(examples, self.tokenizer))
-        return examples, {"batch_size": SCORED_TOGETHER * self.rows_together, "max_length": room}
+        together = SCORED_TOGETHER * self.rows_together
+        return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
 
     def with_room(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,10 @@ class FullTuning(TrainerCallback):
         self.best_step: int | None = None
         self.curve: list[str] = []
         self.resumed_after, self._interrupted = 0, False
-        self._began = self._written = time.monotonic()
-        self.earlier_seconds = 0.0
+        self._written, self.earlier_seconds = time.monotonic(), 0.0
 
     def begin(self, training: Training) -> None:
-        self._began = self._written = time.monotonic()
+        self._written = time.monotonic()
         if self.folder is None:
             return
         found = read_checkpoint(self.checkpoint, training, self.identity)
@@ -75,7 +74,7 @@ class FullTuning(TrainerCallback):
             self.best, more = found
             vars(self).update({name: more[name] for name in RESUMED})
             self.resumed_after = training.step
-        self.earlier_seconds = training.seconds
+        self.earlier_seconds = training.earlier_seconds
         if self.processes.total(training.step) != [training.step * self.processes.size]:
             raise RunFailed(f"not all processes see the same checkpoint in {self.folder}: they need one shared folder")
         if self.processes.rank == 0:
@@ -100,7 +99,6 @@ class FullTuning(TrainerCallback):
         due = needed or due or 0 < settings.checkpoint_minutes <= minutes
         if self.folder is not None and due and self.processes.rank == 0:
             training.stopped = stop and not is_last
-            training.seconds = self.earlier_seconds + time.monotonic() - self._began
             more = {name: getattr(self, name) for name in RESUMED}
             try:
                 write_checkpoint(self.checkpoint, training, self.best, {"identity": self.identity, **more})
@@ -108,20 +106,17 @@ class FullTuning(TrainerCallback):
                 if needed:
                     raise
                 log.warning("could not write the checkpoint at step %d; training continues: %s", step, error)
-            training.seconds, self._written = self.earlier_seconds, time.monotonic()
+            self._written = time.monotonic()
         if interrupted:
             raise KeyboardInterrupt(f"step {step} of {training.steps} is saved")
         return stop
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
+        return nullcontext() if self.folder is None else on_interrupt(self._interrupt)
 
-        def stop() -> None:
-            self._interrupted = True
-
-        with on_interrupt(stop) if self.folder is not None else nullcontext():
-            yield
+    def _interrupt(self) -> None:
+        self._interrupted = True
 
     def ended(self, training: Training) -> None:
         """Put the parameters of the lowest validation loss in place, if there are any."""

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
-from qra_eval.models.device import resolve_devices
+from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
 from qra_eval.models.embeddings import place_tables, replace_tables
 from qra_eval.models.experts import keep_names
 from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
-from qra_eval.models.split import assign_devices, connect_devices
 from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput, describe

@@ -42,19 +42,14 @@ def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, traini
         tuner.switcher.unquantize()
         gc.collect()
         torch.cuda.empty_cache()
-        change = take_less(tuner, training=training)
-        if change is None:
+        # What saves memory and costs time alone is given up, the cheapest first.
+        if tuner.switcher.disable_dequantized_cache():
+            change = "no dequantized weights are kept"
+        elif training and tuner.rows_together > 1:
+            tuner.halvings += 1
+            change = f"no more than {tuner.rows_together} of a batch's rows pass together"
+        elif training and tuner.checkpoint():
+            change = "activations are made again in the backward pass"
+        else:
             raise EvaluationFailed(f"out of memory: {reason}")
         log.warning("out of memory (%s): from here on %s; a step is of the same rows", reason, change)
-
-
-def take_less(tuner: FineTuner, *, training: bool) -> str | None:
-    """Give up what saves memory and costs time alone, the cheapest first: what, in words; None if nothing is left."""
-    if tuner.switcher.disable_dequantized_cache():
-        return "no dequantized weights are kept"
-    if not training:
-        return None
-    if tuner.rows_together > 1:
-        tuner.halvings += 1
-        return f"no more than {tuner.rows_together} of a batch's rows pass together"
-    return "activations are made again in the backward pass" if tuner.checkpoint() else None

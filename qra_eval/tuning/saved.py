@@ -16,8 +16,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import HEADER, open_tensors, write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
-from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import NO_ADAPTER
+from qra_search.errors import RunFailed
 from qra_search.files import digest_file, write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -135,8 +134,6 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
         for linear in group.linears
         if rank > 0
     }
-    if not ranks:
-        raise BadInput(NO_ADAPTER)
     alpha = tuner.settings.alpha
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.

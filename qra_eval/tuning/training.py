@@ -45,7 +45,7 @@ class Training:
         last_rate: learning rate of the step before.
         tokens: seen so far.
         stopped: it was stopped before its last step.
-        seconds: spent on it before it was resumed.
+        earlier_seconds: spent on it before it was resumed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Training:
         self.seed, self.processes = seed, processes
         self.losses: list[float] = []
         self.tokens, self.stopped, self.last_rate = 0, False, 0.0
-        self.seconds, self.model_seconds = 0.0, 0.0
+        self.earlier_seconds, self.model_seconds, self._begun = 0.0, 0.0, time.perf_counter()
         # On a few hundred small factors one fused kernel takes a fraction of the time.
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters.values())} for group in groups],
@@ -75,6 +75,11 @@ class Training:
     def step(self) -> int:
         """Steps made."""
         return len(self.losses)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on it so far."""
+        return self.earlier_seconds + time.perf_counter() - self._begun
 
     @property
     def rate(self) -> float:
@@ -158,7 +163,7 @@ def train(
     """
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
-    start, size = time.perf_counter(), settings.accumulation
+    size = settings.accumulation
     torch.manual_seed(seed)
     training = Training(groups, settings, len(batches) // size, device, seed=seed, processes=processes)
     model.train()
@@ -177,8 +182,7 @@ def train(
         model.eval()
     losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
-    seconds = training.seconds + time.perf_counter() - start
-    return Trained(sum(tail) / len(tail), training.tokens, seconds, training.model_seconds)
+    return Trained(sum(tail) / len(tail), training.tokens, training.seconds, training.model_seconds)
 
 
 def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 import qra_eval
 
 
@@ -13,10 +11,3 @@ def test_the_names_that_the_readme_imports_are_there():
 
     assert QuantizedLoRAEvaluator is original and callable(load)
     assert set(qra_eval.__all__) <= set(dir(qra_eval))
-
-
-def test_a_name_that_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'qra_eval' has no attribute 'nothing'"):
-        _ = qra_eval.nothing
-    with pytest.raises(ImportError):
-        from qra_eval import nothing  # noqa: F401

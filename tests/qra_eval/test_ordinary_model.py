@@ -18,7 +18,7 @@ from peft import AutoPeftModelForCausalLM
 from qra_backends.modules import DequantizedLinear
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Trainer, TrainingArguments, pipeline
+from transformers import Trainer, TrainingArguments
 
 from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
@@ -187,15 +187,6 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": f"{i} plus {i} is", "completion": f" {2 * i}."} for i in range(8)])
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     trained(trainer, model, run, tmp_path)
-
-
-def test_a_pipeline_writes_what_the_model_does(run: Path) -> None:
-    model, tokenizer = load(run, device="cpu")
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
-    (said,) = pipe("3 plus 4 is", max_new_tokens=4, do_sample=False)
-    inputs = tokenizer("3 plus 4 is", return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
-    assert said["generated_text"] == tokenizer.decode(written, skip_special_tokens=True)
 
 
 def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:

@@ -24,7 +24,7 @@ from qra_search.space.space import Plan
 IDS = torch.arange(40, 64)[None]
 FRESH = """
 import sys, torch
-import qra_eval
+import qra_eval.pretrained
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM

@@ -26,6 +26,9 @@ def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
         ({"engine": "llama.cp"}, "engine is 'llama.cp': did you mean llama.cpp"),
         ({"engine": "llama.cpp", "quantization": {"backend": "hqq"}}, "engine llama.cpp runs what backend gguf stores"),
         ({"engine": "llama.cpp", "quantization": {"backend": {4: "hqq"}}}, "runs what backend gguf stores"),
+        ({"engine": "vllm", "space": {"granularity": "module"}}, "so choose fused or layer"),
+        ({"engine": "vllm", "space": {"ranks": [8, 1024]}}, "engine vllm takes at most 512"),
+        ({"engine": "vllm", "quantization": {"embeddings": 4}}, "engine vllm has 16"),
         ({"engine": "llama.cpp", "space": {"bits": [4, 7]}}, "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8"),
     ],
 )

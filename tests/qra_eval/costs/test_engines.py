@@ -1,4 +1,4 @@
-"""The least bytes of each engine are those of a space planned for it."""
+"""The least bytes of each engine are those of a space planned for it; what it cannot take is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.engines import engine_bytes
+from qra_eval.costs.engines import check_engine, engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import make_config
 from qra_search.engines import ENGINES, engine_settings
@@ -37,3 +37,25 @@ def test_an_engine_that_takes_no_such_model_says_why(tmp_path: Path) -> None:
     tiny_config("gpt2").save_pretrained(tmp_path)
     found = engine_bytes(shape_only(tmp_path).quantized)
     assert "this model is gpt2" in str(found["llama.cpp"]) and isinstance(found["transformers"], int)
+
+
+EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_proj")
+
+
+@pytest.mark.parametrize("granularity", ["module", "expert"])
+def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) -> None:
+    config = tiny_config("qwen3_moe", norm_topk_prob=True)
+    with pytest.raises(ValueError, match=f"granularity {granularity} chooses for each: take --granularity fused"):
+        check_engine("llama.cpp", config, linears=EXPERTS, granularity=granularity)
+    check_engine("llama.cpp", config, linears=EXPERTS, granularity="fused")
+    check_engine("llama.cpp", config, linears=EXPERTS[:1], granularity=granularity)
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm_topk_prob"):
+        check_engine("llama.cpp", tiny_config("qwen3_moe", norm_topk_prob=False), granularity="fused")
+    check_engine("transformers", tiny_config("qwen3_moe", norm_topk_prob=False))
+    own = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config = tiny_config("gemma3", rope_parameters={**own, "full_attention": {"rope_type": "yarn", "factor": 8.0}})
+    with pytest.raises(ValueError, match="yarn"):
+        check_engine("llama.cpp", config)

@@ -61,7 +61,8 @@ def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
 def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str, dropout: float) -> None:
     model = tiny_config_model(family).requires_grad_(False)
     rank, rows, tokens, labels = 4, 3, 24, 40
-    sketch = Sketch(model.config, model.dtype, tables=False, rank=rank, checkpointing=False, dropout=dropout)
+    options = {"tables": False, "checkpointing": False, "layers": model.config.get_text_config().num_hidden_layers}
+    sketch = Sketch(model.config, model.dtype, rank=rank, dropout=dropout, **options)
     wrapped = adapters.wrap_linears(model, [f.name for f in find_linears(model)])
     for wrapper in wrapped.values():
         A = torch.ones(rank, wrapper.in_features)

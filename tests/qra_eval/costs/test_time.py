@@ -52,15 +52,6 @@ def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> No
     assert not other.quantized.is_quantized()
 
 
-def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
-    short, long = (make(tmp_path, evaluation={"steps": steps, "validation_rows": 8}).estimate() for steps in (10, 20))
-    assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
-    assert long["sensitivities_seconds"] == pytest.approx(short["sensitivities_seconds"])
-
-
 @pytest.mark.parametrize("weights", [True, False])
 def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool

@@ -10,7 +10,7 @@ from evaluators import make_evaluator
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.base import ANSWER_MARGIN
-from qra_eval.tasks.scoring import score_choices
+from qra_eval.tasks.scoring import measure_choices, score_choices
 
 
 def build(tmp_path, task, **options):
@@ -40,8 +40,9 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
     usual, own = by_loss.evaluate(plan), by_task.evaluate(plan)
     assert own.metrics["loss"] == usual.loss != own.loss and "loss" not in usual.metrics
     examples = by_loss.task.split("validation")[:8]
-    scores = score_choices(by_loss.tuner.model, by_loss.tuner.tokenizer, examples)
-    assert own.loss == pytest.approx(np.mean(scores.row_scores()["choice_loss"]), rel=1e-5)
+    model, tokenizer = by_loss.tuner.model, by_loss.tuner.tokenizer
+    values = measure_choices(model, tokenizer, examples, batch_size=8, max_length=64)
+    assert own.loss == pytest.approx(np.mean(score_choices(values, examples)["choice_loss"]), rel=1e-5)
     assert by_task.describe() == {**by_loss.describe(), "metric": "task"}
 
 

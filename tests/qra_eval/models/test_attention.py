@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qra_eval.models.attention import LONGEST, NAME, expect_fast_attention, matmul_attention, use_fast_attention
+from qra_eval.models.attention import LONGEST, NAME, matmul_attention, use_fast_attention
 
 
 class Module:
@@ -73,5 +73,5 @@ def test_a_model_is_switched_only_where_it_computes_the_same(family, switched):
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-4)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(config(family))
-    assert expect_fast_attention(shape) is switched
+    assert use_fast_attention(shape) is switched
     assert shape.config._attn_implementation == model.config._attn_implementation

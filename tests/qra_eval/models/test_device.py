@@ -7,8 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import keep_few_products, resolve_device, resolve_devices
-from qra_eval.models.split import assign_devices
+from qra_eval.models.device import assign_devices, keep_few_products, resolve_device, resolve_devices
 from qra_eval.models.tiny import tiny_model
 from qra_search import BadInput
 

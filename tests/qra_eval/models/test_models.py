@@ -8,7 +8,6 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
 from safetensors.torch import load_file, save_file
 from tiny_families import save_tiny
 from torch import nn
@@ -125,13 +124,10 @@ def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
     assert load_model(str(folder), dtype=torch.bfloat16).fingerprint != one.fingerprint
     copy.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1
     assert fingerprint(copy.model) != one.fingerprint
-
-
-def test_the_fingerprint_sees_a_row_between_the_slices_that_are_hashed():
-    one = nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16)
-    known = fingerprint(one)
-    one.weight.data[131] *= 2
-    assert fingerprint(one) != known
+    large = nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16)
+    known = fingerprint(large)
+    large.weight.data[131] *= 2  # between the slices that are hashed
+    assert fingerprint(large) != known
 
 
 @pytest.fixture
@@ -170,17 +166,8 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, cap
 
 def test_tiny_is_random_and_the_same_each_time():
     one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
-    assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint
+    assert one.fingerprint == two.fingerprint
     assert len(find_linears(one.model)) == 4 * 7
-
-
-def test_generators_of_cards_are_left_alone_by_a_tiny_model(monkeypatch):
-    def touched(*_):
-        raise AssertionError("a card's generator was read")
-
-    with pretended_gpu(cards=2):
-        monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
-        tiny_model()
 
 
 def test_the_head_is_given_the_last_positions_side_by_side(folder):

@@ -1,4 +1,4 @@
-"""The space of a model: what its groups are called, and that a granularity left open changes no run."""
+"""The space of a model: what its groups are called, and which bits they have."""
 
 from __future__ import annotations
 
@@ -37,19 +37,6 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
         ValueError, match="no level that is searched suits all of model.layers.0.self_attn.q_proj: choose"
     ):
         make_model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
-
-
-def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_module(tmp_path):
-    described = []
-    for chosen in ({}, {"granularity": "auto"}, {"granularity": "module"}):
-        evaluator = make_evaluator(
-            "tiny",
-            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-            space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **chosen),
-        )
-        described.append((evaluator.space.signature, evaluator.describe()))
-    assert described[0] == described[1] == described[2]
-    assert described[0][1]["granularity"] == "module"
 
 
 @pytest.mark.parametrize(

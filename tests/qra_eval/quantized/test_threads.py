@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from qra_eval.quantized.threads import run_in_threads
+from qra_eval.quantized.build import run_in_threads
 
 
 @pytest.fixture(autouse=True)

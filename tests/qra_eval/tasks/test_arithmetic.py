@@ -12,12 +12,10 @@ from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_eval.tasks.gsm8k import number_of
 from qra_search.errors import BadInput
 
-SMALL = {"train": 400, "validation": 80, "test": 80}
-
 
 @pytest.fixture(scope="module")
 def task():
-    return ArithmeticTask(sizes=SMALL)
+    return ArithmeticTask()
 
 
 def all_examples(task):
@@ -45,7 +43,7 @@ def test_every_operand_stands_in_the_problem_or_in_its_product(task):
 
 def test_no_two_splits_share_operands_whatever_their_seeds():
     drawn = {
-        (seed, split): {example.meta["operands"] for example in ArithmeticTask(seed=seed, sizes=SMALL).split(split)}
+        (seed, split): {example.meta["operands"] for example in ArithmeticTask(seed=seed).split(split)}
         for seed in (0, 1, 7)
         for split in SPLITS
     }
@@ -54,46 +52,30 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
             assert not a & b, (one, two)
 
 
-def test_problems_are_distinct_follow_the_seed_and_a_smaller_split_is_a_prefix(task):
-    for split in SPLITS:
-        whole = task.split(split)
-        assert len({example.prompt for example in whole}) == len(whole) == SMALL[split]
-        assert list(ArithmeticTask(sizes={**SMALL, split: 30}).split(split)) == list(whole[:30])
-    assert task.split("test") != ArithmeticTask(seed=1, sizes=SMALL).split("test")
-
-
-def test_data_and_unknown_kinds_are_refused():
-    with pytest.raises(BadInput, match="takes no data"):
-        ArithmeticTask(data="somewhere")
-    with pytest.raises(BadInput, match="problems are total, left, .* got totals"):
-        ArithmeticTask(kinds=["totals"])
+def test_problems_are_distinct_and_follow_the_seed(task):
+    assert [len({example.prompt for example in task.split(split)}) for split in SPLITS] == [4000, 500, 1000]
+    assert task.split("test") != ArithmeticTask(seed=1).split("test")
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"sizes": {"calibration": 3}}, "sizes must be numbers from 1 for train, validation, test"),
-        ({"sizes": {"test": 0}}, "must be numbers from 1"),
+        ({"data": "somewhere"}, "takes no data"),
+        ({"kinds": ["totals"]}, "problems are total, left, .* got totals"),
         ({"digits": []}, r"at least one, got \[\]"),
         ({"digits": [0]}, "numbers from 1 on"),
+        ({"kinds": ["product"], "digits": [1]}, "only [0-9]+ different (train|test) problems exist: choose more kinds"),
     ],
 )
 def test_options_that_nothing_can_be_drawn_by_are_refused(options, why):
     with pytest.raises(BadInput, match=why):
-        ArithmeticTask(**options)
+        ArithmeticTask(**options).split("train")
 
 
-def test_problems_are_of_the_kinds_and_sizes_that_were_chosen():
-    task = ArithmeticTask(sizes={**SMALL, "test": 20}, kinds=["total", "left"], digits=[1, 2])
+def test_problems_are_of_the_kinds_and_digits_that_were_chosen():
+    task = ArithmeticTask(kinds=["total", "left"], digits=[1, 2])
     assert {e.meta["kind"] for e in task.split("test")} == {"total", "left"}
     assert max(max(e.meta["operands"]) for e in task.split("test")) < 100
-
-
-def test_more_problems_than_there_are_is_an_error_and_not_a_loop(monkeypatch):
-    monkeypatch.setattr("qra_eval.tasks.arithmetic.NAMES", ("Anna", "Ben"))
-    monkeypatch.setattr("qra_eval.tasks.arithmetic.THINGS", ("apples",))
-    with pytest.raises(BadInput, match="only .* of 1000000 different train problems exist"):
-        ArithmeticTask(sizes={"train": 1_000_000}, kinds=["share"], digits=[1]).split("test")
 
 
 @pytest.mark.parametrize(

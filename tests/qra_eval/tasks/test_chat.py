@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, chat_prompt, encode_chat
+from qra_eval.tasks.encoding import IGNORED, chat_prompt, encode_example
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.forms import to_example
 from qra_eval.tasks.jsonl import JSONLTask
@@ -42,6 +42,11 @@ def tokenizer(template):
     return made
 
 
+def encode(turns, made, max_length):
+    example = Example("", turns[-1]["content"], messages=tuple(turns[:-1]))
+    return encode_example(example, made, max_length, chat=True)
+
+
 def learnt(row, made):
     """The texts with labels, in order."""
     texts, last = [], False
@@ -57,14 +62,14 @@ def learnt(row, made):
 @pytest.mark.parametrize(("template", "learns"), [(CHATML, ["No<|end|>"]), (MARKED, ["Ho<|end|>", "No<|end|>"])])
 def test_marked_answers_are_learnt_or_the_last_with_what_ends_it_and_nothing_else(template, learns):
     made = tokenizer(template)
-    row = encode_chat(TURNS, made, 512)
+    row = encode(TURNS, made, 512)
     assert made.decode(row.input_ids).rstrip() == made.apply_chat_template(TURNS, tokenize=False).rstrip()
     assert learnt(row, made) == learns and row.cut == 0
 
 
 def test_a_template_that_renders_the_last_answer_otherwise_is_followed():
     made = tokenizer(THINKING)
-    assert learnt(encode_chat(TURNS, made, 512), made) == ["<think></think>No<|end|>"]
+    assert learnt(encode(TURNS, made, 512), made) == ["<think></think>No<|end|>"]
 
 
 @pytest.mark.parametrize("said", ["d", "end", "think", ">"])
@@ -72,19 +77,19 @@ def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
     turns = [*TURNS[:-1], {"role": "assistant", "content": said}]
     for template, before in ((CHATML, ""), (THINKING, "<think></think>")):
         made = tokenizer(template)
-        assert learnt(encode_chat(turns, made, 512), made) == [f"{before}{said}<|end|>"]
+        assert learnt(encode(turns, made, 512), made) == [f"{before}{said}<|end|>"]
 
 
 def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
     made = tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
                      "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
-    assert learnt(encode_chat(TURNS[1:3], made, 512), made)[-1].endswith("<|end|>")
+    assert learnt(encode(TURNS[1:3], made, 512), made)[-1].endswith("<|end|>")
 
 
 def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
     made = tokenizer(CHATML)
-    whole = encode_chat(TURNS, made, 512)
-    row = encode_chat(TURNS, made, len(whole) - 1)
+    whole = encode(TURNS, made, 512)
+    row = encode(TURNS, made, len(whole) - 1)
     assert made.decode(row.input_ids) == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False).rstrip()
     assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
 
@@ -100,9 +105,9 @@ def test_a_long_chat_is_asked_as_it_is_learnt():
 def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():
     made = tokenizer(CHATML)
     turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "end?"}, TURNS[2]]
-    text = made.decode(encode_chat(turns, made, 100).input_ids)
+    text = made.decode(encode(turns, made, 100).input_ids)
     assert text.startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nx") and text.count("x") < 100
-    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>") and len(encode_chat(turns, made, 100)) == 100
+    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>") and len(encode(turns, made, 100)) == 100
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, why):
     with pytest.raises(ValueError, match=why) as caught:
-        encode_chat(TURNS, tokenizer(template), 64)
+        encode(TURNS, tokenizer(template), 64)
     assert "\n" not in str(caught.value)
 
 

@@ -55,41 +55,17 @@ def test_scores_take_the_strict_and_the_flexible_number():
     assert scores == {"exact_match": [1, 0, 0, 0], "flexible_match": [1, 1, 1, 0]}
 
 
-@pytest.mark.parametrize(
-    ("line", "why"),
-    [
-        ('{"question": "q"}', "no field 'answer'"),
-        ('{"question": "q", "answer": "no number"}', "no number after '####'"),
-        ('{"question": 3, "answer": "#### 3"}', "field 'question' is 3, a str is needed"),
-    ],
-)
-def test_a_bad_row_is_named_by_file_and_line(folder, line, why):
+def test_an_answer_without_a_number_is_named_by_file_and_line(folder):
     path = folder / "gsm8k_train.jsonl"
-    path.write_text(json.dumps(row(1)) + "\n\n" + line + "\n")
-    with pytest.raises(BadInput, match=why) as caught:
+    path.write_text(json.dumps(row(1)) + '\n\n{"question": "q", "answer": "no number"}\n')
+    with pytest.raises(BadInput, match="line 3: the answer has no number after '####'"):
         make_task("gsm8k", data=folder).split("test")
-    assert f"{path}, line 3" in str(caught.value)
-
-
-def from_hub(monkeypatch, load):
-    import datasets
-
-    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    return make_task("gsm8k")
-
-
-def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
-    def unreachable(*_):
-        raise ConnectionError("no route\nto host")
-
-    with pytest.raises(BadInput, match=r"openai/gsm8k.*no route.*--data") as caught:
-        from_hub(monkeypatch, unreachable).split("test")
-    assert "\n" not in str(caught.value)
 
 
 def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
     splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
-    task = from_hub(monkeypatch, lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
+    task = make_task("gsm8k")
     assert len(task.split("test")) == 10
     assert len(task.split("train")) + len(task.split("validation")) == 40 - APART

@@ -12,7 +12,7 @@ from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.gsm8k import FLEXIBLE, STOP, STRICT, number_of
-from qra_eval.tasks.scoring import score_choices
+from qra_eval.tasks.scoring import measure_choices
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
 
@@ -44,9 +44,8 @@ def request(kind, arguments):
 def test_log_likelihoods_agree(loaded, harness):
     pairs = [(example.prompt, choice) for example in EXAMPLES for choice in example.choices]
     theirs = [value for value, _ in harness.loglikelihood([request("loglikelihood", pair) for pair in pairs])]
-    scores = score_choices(loaded.model, loaded.tokenizer, EXAMPLES)
-    ours = scores.log_likelihoods[np.isfinite(scores.log_likelihoods)]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    ours = measure_choices(loaded.model, loaded.tokenizer, EXAMPLES, batch_size=8, max_length=256)
+    np.testing.assert_allclose(ours[np.isfinite(ours)], theirs, rtol=1e-5)
 
 
 def test_greedy_answers_agree(loaded, harness):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from tiny_families import tiny_config_model
@@ -99,24 +100,9 @@ def test_every_task_reads_files_of_one_form(folder, name):
     assert {e.choices for e in task.split("test")} == {(" yes", " no")}
 
 
-def test_a_bad_row_is_named_by_file_and_line(folder):
-    with open(folder / "piqa_test.jsonl", "a") as file:
-        file.write("\n" + json.dumps({"question": "q", "choices": ["a", "b"], "answer": 2}))
-    with pytest.raises(BadInput, match=r"piqa_test.jsonl, line 31: answer is 2: the index of a choice \(0 to 1\)"):
-        make_task("piqa", data=folder).split("test")
-
-
-def test_rows_of_one_question_stay_together_and_are_all_kept(data_folder):
-    task = make_task("openbookqa", data=data_folder)
-    rows = [json.loads(line) for line in (data_folder / "openbookqa_train.jsonl").read_text().splitlines()]
-    test = {example.key for example in task.split("test")}
-    kept = [row for row in rows if " ".join(row["question"].split()).casefold() not in test]
-    assert len(task.split("train")) + len(task.split("validation")) == len(kept)
-    assert len({row["question"] for row in kept}) < len(kept)
-
-
-def test_each_question_has_its_scores_and_the_margin_agrees_with_the_accuracy(folder):
+def test_each_question_has_its_scores(folder):
     task = make_task("piqa", data=folder)
     model = tiny_config_model("llama", vocab_size=258)
     found = task.score_rows(model, byte_tokenizer(), task.split("test"), max_length=64)
-    assert found["accuracy"] == [float(margin > 0) for margin in found["margin"]]
+    # Of two choices the right one is the likelier where its share is above a half.
+    assert found["accuracy"] == [float(loss < math.log(2)) for loss in found["choice_loss"]]

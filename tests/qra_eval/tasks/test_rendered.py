@@ -30,12 +30,10 @@ def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     task = make_task([{**row, next(iter(row)): _numbered(next(iter(row.values())), i)} for i in range(9)])
-    for seed in (0, 1, 100):
-        examples = task.split("train")
-        example = examples[seed % len(examples)]
-        (number,) = (c for c in example.prompt if c.isdecimal())
-        assert render_example(task, tokenizer, 64, seed) == [(text.format(number), a) for text, a in pieces]
-        assert task.prompt(example, tokenizer) == pieces[0][0].format(number)
+    example = task.split("train")[0]
+    (number,) = (c for c in example.prompt if c.isdecimal())
+    assert render_example(task, tokenizer, 64) == [(text.format(number), learnt) for text, learnt in pieces]
+    assert task.prompt(example, tokenizer) == pieces[0][0].format(number)
 
 
 def _numbered(value, i):

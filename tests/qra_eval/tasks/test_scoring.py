@@ -10,10 +10,10 @@ import torch
 from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks import Example, encode_example
+from qra_eval.tasks import Example
 from qra_eval.tasks.encoding import without_left
 from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.scoring import ChoiceScores, log_likelihoods, score_choices
+from qra_eval.tasks.scoring import measure_choices, score_choices
 
 TOKENIZER = byte_tokenizer()
 EXAMPLES = [
@@ -44,40 +44,23 @@ def plain(model, context: str, continuation: str) -> float:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 def test_log_likelihoods_of_choices_are_those_of_one_token_at_a_time(model, batch_size):
-    scores = score_choices(model, TOKENIZER, EXAMPLES, batch_size=batch_size)
+    values = measure_choices(model, TOKENIZER, EXAMPLES, batch_size=batch_size, max_length=64)
     for i, example in enumerate(EXAMPLES):
         for j, choice in enumerate(example.choices):
             context = example.contexts[j] if example.contexts else example.prompt
-            assert scores.log_likelihoods[i, j] == pytest.approx(plain(model, context, choice), rel=1e-5)
-        assert np.isneginf(scores.log_likelihoods[i, len(example.choices) :]).all()
-    assert scores.labels.tolist() == [0, 1, 1, 1]
-    assert scores.characters[0].tolist() == [6, 15, 1]
+            assert values[i, j] == pytest.approx(plain(model, context, choice), rel=1e-5)
+        assert np.isneginf(values[i, len(example.choices) :]).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "mixtral"])
-def test_log_likelihoods_agree_with_the_models_own_loss(family):
-    model = tiny_config_model(family, vocab_size=258)
-    examples = [Example("ab", "cd"), Example("a longer prompt", " and its answer")]
-    rows = [encode_example(example, TOKENIZER, 64) for example in examples]
-    for row, value in zip(rows, log_likelihoods(model, rows), strict=True):
-        loss = model(input_ids=row.input_ids[None], labels=row.labels[None]).loss
-        assert -value / int((row.labels >= 0).sum()) == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_accuracies_margins_and_losses_in_closed_form():
-    scores = ChoiceScores(
-        log_likelihoods=np.array([[-4.0, -3.0, -np.inf], [-1.0, -2.0, -6.0]]),
-        characters=np.array([[8, 3, 1], [1, 4, 2]]),
-        utf8_bytes=np.array([[2, 3, 1], [1, 4, 24]]),
-        labels=np.array([0, 1]),
-    )
+def test_accuracies_and_losses_in_closed_form():
+    values = np.array([[-4.0, -3.0, -np.inf], [-1.0, -2.0, -6.0]])
+    choices = ((" red rose", " red"), (" a", " abcd", " ab"))  # of 8, 3 and of 1, 4, 2 characters
+    examples = [Example("", some[label], some, label) for some, label in zip(choices, (0, 1), strict=True)]
     first = math.log(1 + math.exp(1))
     second = math.log(math.exp(1) + 1 + math.exp(-4))
-    assert scores.row_scores() == {
+    assert score_choices(values, examples) == {
         "accuracy": [0.0, 0.0],
         "accuracy_norm": [1.0, 1.0],  # -4/8 above -3/3; -2/4 above -1/1 and -6/2
-        "accuracy_bytes": [0.0, 0.0],  # -3/3 above -4/2; -6/24 above the others
-        "margin": [-1.0, -1.0],
         "choice_loss": pytest.approx([first, second]),
     }
 
@@ -142,9 +125,8 @@ def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
 
 def test_a_long_prompt_keeps_its_end(model):
     long = "z" * 50 + "12 + 7 ="
-    assert generate_answers(model, TOKENIZER, [long], 4, max_length=12) == generate_answers(
-        model, TOKENIZER, ["12 + 7 ="], 4
-    )
+    whole = generate_answers(model, TOKENIZER, ["12 + 7 ="], 4)
+    assert generate_answers(model, TOKENIZER, [long], 4, room=8) == whole
 
 
 def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
@@ -158,7 +140,7 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
 
 def test_scoring_and_generating_leave_the_model_in_its_mode(model):
     model.train()
-    score_choices(model, TOKENIZER, EXAMPLES[:1])
+    measure_choices(model, TOKENIZER, EXAMPLES[:1], batch_size=8, max_length=64)
     generate_answers(model, TOKENIZER, ["a"], 2)
     assert model.training
     model.eval()

@@ -27,7 +27,7 @@ def evaluator(tmp_path_factory):
 def test_its_parts_give_what_an_evaluation_gives_and_its_tokens_are_three_of_every_trained_one(evaluator):
     tuner, plan = evaluator.tuner, evaluator.space.uniform(4, 4)
     whole = evaluator.evaluate(plan, seed=5)
-    tuner.apply(plan, 5)
+    tuner.switcher.put_plan(plan, 5)
     trained = tuner.train(3, 5)
     assert trained.loss == whole.metrics["train_loss"] and tuner.held_out("validation", 6) == whole.loss
     tokens = sum(batch.tokens for batch in tuner.batches(3, 0))
@@ -67,7 +67,8 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
         accumulated.setattr(evaluator.quantized, "settings", settings.model_copy(update={"accumulation": 2}))
         accumulated.setattr(tuner, "finetune", FinetuneConfig(epochs=0.5))
         assert tuner.finetune_steps == len(tuner.rows.task.split("train")) // 2 // 4
-    nine = Rows(make_task("arithmetic", sizes={"train": 9}), "nine", tuner.tokenizer, 64)
+    task = make_task([{"prompt": f"{i}", "answer": "x"} for i in range(11)])
+    nine = Rows(task, "nine", tuner.tokenizer, 64)
     monkeypatch.setattr(tuner, "rows", nine)
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=3.0))
     batches = tuner.final_batches(tuner.finetune_steps, 1)
