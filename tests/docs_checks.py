@@ -76,13 +76,13 @@ def check_json(block: Block) -> None:
 
 def check_jsonl(block: Block, folder: Path) -> None:
     """Rows that the task `jsonl` reads."""
-    from qra_eval.tasks.forms import to_example
+    from qra_eval.tasks.forms import make_example
     from qra_eval.tasks.sources import read_rows
 
     file = folder / "rows.jsonl"
     file.write_text(block.code)
     for where, row in read_rows(file):
-        to_example(row, where)
+        make_example(row, where)
 
 
 def parse_command(arguments: list[str]) -> None:

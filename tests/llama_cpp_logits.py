@@ -14,5 +14,6 @@ from qra_eval.export.tuned import TunedRun
 def logits_in_llama_cpp(run: TunedRun, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (positions, vocabulary) of the tuned model, of llama.cpp, and of llama.cpp without the adapter."""
     prompts, model = [ids[0].tolist() for ids in run.input_ids], folder / "model.gguf"
-    theirs, alone = (torch.cat(llama_cpp.logits(model, lora, prompts)) for lora in (folder / "adapter.gguf", None))
+    adapters = (folder / "adapter.gguf", None)
+    theirs, alone = (torch.cat(llama_cpp.compute_logits(model, adapter, prompts)) for adapter in adapters)
     return torch.cat([logits[0] for logits in run.live_logits]), theirs, alone

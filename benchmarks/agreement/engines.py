@@ -121,7 +121,7 @@ def tune(
 def file_facts(run: TunedRun, out: Path, theirs: dict[str, Tensor]) -> dict[str, Any]:
     """Whether the weights that the engine's package decodes are the run's, and what they take in the files."""
     levels = read_levels(run.plan)
-    modules = {**run.quantized, **run.tables}
+    modules = {**run.quantized_linears, **run.tables}
     weights = {name: partial(run.backend.dequantize, module) for name, module in modules.items()}
     stored = 0
     for file in out.glob("*.safetensors"):

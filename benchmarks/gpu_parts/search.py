@@ -56,5 +56,5 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         tuned = evaluator.tune(best.plan, folder=options.folder / "tuned-search")
     yield {
         **head, "phase": "tune", "test_loss": tuned.test_loss, **found,
-        "dtype": str(evaluator.quantized.compute), "torch_cuda": torch.version.cuda,
+        "dtype": str(evaluator.quantized_model.compute), "torch_cuda": torch.version.cuda,
     }  # fmt: skip

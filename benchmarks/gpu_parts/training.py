@@ -45,7 +45,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         speed = trained.tokens / found["seconds"]
         yield {
             "what": f"qra {backend} {bits} bits, dequantized cache {cache}", "tokens_per_second": speed,
-            "of_roof": speed / roof, "kept_dequantized": evaluator.quantized.materialised, **found,
+            "of_roof": speed / roof, "kept_dequantized": evaluator.quantized_model.keeps_dequantized, **found,
         }  # fmt: skip
         data = evaluator.rows("train", steps * training.batch_size)
         del evaluator

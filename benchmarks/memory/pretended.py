@@ -119,7 +119,7 @@ def phases(
         start = gpu.bytes
         evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(given)
         plan = largest(evaluator.space)
-        told = estimate_peaks(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
+        told = estimate_peaks(evaluator.tuner, evaluator.quantized_model.space.memory_bytes(plan))
 
         def phase(name: str, work: Any, *args: Any, **options: Any) -> tuple[Phase, Any]:
             gpu.peak, sent, fetched = gpu.bytes, gpu.sent, gpu.fetched

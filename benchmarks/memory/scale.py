@@ -167,7 +167,8 @@ Make = Callable[[], QuantizedLoRAEvaluator]
 
 def load(make: Make, folder: Path) -> dict[str, Any]:
     evaluator = make()
-    return {"compute": str(evaluator.quantized.compute), "blocks_compute": str(evaluator.quantized.blocks.compute)}
+    model = evaluator.quantized_model
+    return {"compute": str(model.compute), "blocks_compute": str(model.blocks.compute)}
 
 
 def quantize(make: Make, folder: Path) -> dict[str, Any]:
@@ -182,8 +183,8 @@ def quantize(make: Make, folder: Path) -> dict[str, Any]:
     Blocks.advance = counted  # type: ignore[method-assign]
     evaluator = make()
     evaluator.tuner.switcher.prepare()
-    batches = len(evaluator.quantized.calibration_batches())
-    passes = [seen[layer] / batches for layer in range(len(evaluator.quantized.blocks))]
+    batches = len(evaluator.quantized_model.calibration_batches())
+    passes = [seen[layer] / batches for layer in range(len(evaluator.quantized_model.blocks))]
     return {"passes": [min(passes), max(passes)]}
 
 
@@ -228,7 +229,7 @@ WORK = {
 def quantized(make: Make) -> QuantizedLoRAEvaluator:
     """An evaluator whose bank is there: to quantize is no part of what is measured."""
     evaluator = make()
-    if not evaluator.quantized.is_quantized():
+    if not evaluator.quantized_model.is_quantized():
         sys.exit("the bank is not whole: run this with --again --phases quantize first")
     evaluator.tuner.switcher.prepare()
     return evaluator

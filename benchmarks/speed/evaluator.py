@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.common import RESULTS, append_lines, find_commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
-from qra_eval.tasks.batches import Batch, schedule
+from qra_eval.tasks.batches import Batch, schedule_batches
 from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan
 
@@ -77,7 +77,7 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
     marks: list[tuple[str, float]] = []
     start = time.perf_counter()
     evaluator = build(options, folder, progress=lambda stage, done, total: marks.append((stage, time.perf_counter())))
-    bank = evaluator.quantized.bank  # made at the first call
+    bank = evaluator.quantized_model.bank  # made at the first call
     cold = {}
     for stage in dict.fromkeys(stage for stage, _ in marks):
         times = [t for s, t in marks if s == stage]
@@ -177,16 +177,16 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     """Tokens a second of training: ours, Trainer + PEFT, and the bare products of the same shapes; in turn."""
     plan = evaluator.space.uniform(BITS, RANK)
     examples = evaluator.rows("train", options.steps * 8)
-    batches = schedule(examples, options.steps, 8, 0)
+    batches = schedule_batches(examples, options.steps, 8, 0)
     theirs = peft_trainer(evaluator, examples, options.steps)
-    compute = str(evaluator.quantized.compute).removeprefix("torch.")
+    compute = str(evaluator.quantized_model.compute).removeprefix("torch.")
     rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
         evaluator.tuner.switcher.put_plan(plan, 0)
         trained = evaluator.tuner.train(options.steps, 0)
         rates["qra"].append(trained.tokens / trained.seconds)
         rates["trainer_peft"].append(theirs())
-        for dtype in {evaluator.quantized.compute, torch.bfloat16}:
+        for dtype in {evaluator.quantized_model.compute, torch.bfloat16}:
             name = str(dtype).removeprefix("torch.")
             for kind, attention in (("linears", False), ("linears_and_attention", True)):
                 speed = products(evaluator, batches, dtype, attention=attention)
@@ -212,13 +212,13 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     from qra_eval.models.load import load_model
 
     transformers.logging.set_verbosity_error()
-    model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model
+    model = load_model(evaluator.quantized_model.loaded.spec, dtype=evaluator.quantized_model.dtype).model
     for found in find_linears(model):
-        model.set_submodule(found.name, evaluator.quantized.bank.module(found.name, BITS))
+        model.set_submodule(found.name, evaluator.quantized_model.bank.module(found.name, BITS))
     names = list(evaluator.tuner.switcher.wrapped)
     peft_model = get_peft_model(
         model,
-        LoraConfig(r=RANK, lora_alpha=evaluator.quantized.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),
+        LoraConfig(r=RANK, lora_alpha=evaluator.tuner.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),
     )
     data = [
         {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in rows
@@ -240,7 +240,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
                     folder,
                     per_device_train_batch_size=8,
                     max_steps=steps,
-                    learning_rate=evaluator.quantized.settings.learning_rate,
+                    learning_rate=evaluator.quantized_model.settings.learning_rate,
                     report_to=[],
                     save_strategy="no",
                     disable_tqdm=True,

@@ -15,8 +15,8 @@ from benchmarks.study.finetune_settings import Row
 from benchmarks.study.qlora import dequantize_model, tune_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.encoding import IGNORED, Encoded
-from qra_eval.tasks.losses import row_losses
-from qra_eval.tasks.sources import folder_rows
+from qra_eval.tasks.losses import measure_row_losses
+from qra_eval.tasks.sources import read_folder_rows
 from qra_search.sections import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
@@ -44,7 +44,7 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         if row.kind == "qlora":
             model = tune_qlora(evaluator, seed, row.rank or 0, folder)
         test_rows = tuner.rows("test", settings["loss_rows"])
-        losses, tokens = row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
+        losses, tokens = measure_row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
     else:
         plan = choose_plan(evaluator, row)
         tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
@@ -52,12 +52,12 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         line |= describe_plan(space, plan)
     general = measure_text_loss(evaluator, model, options.data, settings)
     if row.kind == "qlora":
-        model = dequantize_model(model, evaluator.quantized.compute)
+        model = dequantize_model(model, evaluator.quantized_model.compute)
     return {
         **line,
         "memory_bytes": space.memory_bytes(plan),
         "test_loss": round(sum(losses) / sum(tokens), 5),
-        "row_losses": write_numbers(losses, 4),
+        "measure_row_losses": write_numbers(losses, 4),
         "row_tokens": write_numbers(tokens, 4),
         "text_loss": round(general, 5),
         **score_answers(evaluator, model, settings),
@@ -92,12 +92,12 @@ def measure_text_loss(evaluator: QuantizedLoRAEvaluator, model: Any, data: str, 
     """Nats a token on plain text that nothing is tuned on, questions of GSM8K: what tuning makes a model forget."""
     tokenizer = evaluator.tuner.tokenizer
     rows = []
-    for _, line in folder_rows(data, "gsm8k", "test")[:TEXT_ROWS]:
+    for _, line in read_folder_rows(data, "gsm8k", "test")[:TEXT_ROWS]:
         ids = torch.tensor(tokenizer(line["question"])["input_ids"][: settings["max_length"]])
         labels = ids.clone()
         labels[0] = IGNORED
         rows.append(Encoded(ids, labels))
-    losses, tokens = row_losses(model, rows, settings["batch_size"], evaluator.tuner.device)
+    losses, tokens = measure_row_losses(model, rows, settings["batch_size"], evaluator.tuner.device)
     return sum(losses) / sum(tokens)
 
 
@@ -108,7 +108,7 @@ def score_answers(evaluator: QuantizedLoRAEvaluator, model: Any, settings: dict[
     """
     task, tokenizer = evaluator.task, evaluator.tuner.tokenizer
     examples = task.split("test")[: settings.get("answer_rows")]
-    room = settings["max_length"] + task.answer_tokens(examples, tokenizer)
+    room = settings["max_length"] + task.max_answer_tokens(examples, tokenizer)
     found = task.score_rows(model, tokenizer, examples, batch_size=ANSWERS_TOGETHER, max_length=room)
     right, f1 = list(map(int, found["exact_match"])), found.get("f1")
     scores = {"right": round(sum(right) / max(1, len(right)), 5), "row_right": "".join(map(str, right))}

@@ -67,4 +67,4 @@ def read_right(lines: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def read_losses(lines: Sequence[dict[str, Any]]) -> np.ndarray:
     """(seeds, rows): summed loss of each test row, in nats."""
-    return np.array([line["row_losses"].split() for line in lines], dtype=float)
+    return np.array([line["measure_row_losses"].split() for line in lines], dtype=float)

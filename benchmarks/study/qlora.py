@@ -23,7 +23,7 @@ from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.loaded import contiguous_input
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.encoding import IGNORED
-from qra_eval.tuning.training import rate_at
+from qra_eval.tuning.training import schedule_rate
 
 
 def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoints: Path) -> Any:
@@ -38,7 +38,7 @@ def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoi
         r=rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
-        target_modules=sorted({name.rpartition(".")[2] for name in evaluator.quantized.linears}),
+        target_modules=sorted({name.rpartition(".")[2] for name in evaluator.quantized_model.linears}),
         task_type="CAUSAL_LM",
     )
     steps = tuner.finetune.steps
@@ -49,7 +49,7 @@ def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoi
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate_at(step, steps, settings.warmup, settings.schedule)
+        optimizer, lambda step: schedule_rate(step, steps, settings.warmup, settings.schedule)
     )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -79,7 +79,7 @@ def load_in_nf4(evaluator: QuantizedLoRAEvaluator) -> Any:
     """The model, written to a folder and loaded from there in nf4 with double quantization, in blocks of 64."""
     # On a CPU with AVX512-BF16 bitsandbytes repacks weights when a model is evaluated, and then trains it no more.
     bnb.has_avx512bf16 = lambda: False
-    compute = evaluator.quantized.compute
+    compute = evaluator.quantized_model.compute
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
-from qra_eval.quantized.model import free_bytes
+from qra_eval.quantized.model import count_free_bytes
 from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
@@ -50,12 +50,12 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     Raises:
         BadInput: the highest peak is above what is free, on all devices together; the message has settings that fit.
     """
-    model, device = tuner.quantized, tuner.device
+    model, device = tuner.quantized_model, tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
         return  # code of a model's own is not run on fake tensors
     several = dict.fromkeys([device, *model.blocks.devices])
     # What a process has reserved is free to it.
-    free = sum(free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
+    free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
     done = {"quantize": model.is_quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
 
     def highest() -> tuple[int, str]:
@@ -79,7 +79,7 @@ def _list_changes(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, s
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            bytes_ = resolve_budget(tuner.quantized.space, plan)
+            bytes_ = resolve_budget(tuner.quantized_model.space, plan)
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:
@@ -87,9 +87,9 @@ def _list_changes(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, s
     try:
         for words, size in plans:
             for more, changes in (("", {}), (SMALLER, small)):
-                tuner.quantized.settings = settings.model_copy(update=changes)
+                tuner.quantized_model.settings = settings.model_copy(update=changes)
                 peaks = estimate_peaks(tuner, size, gpu=True)
                 phase = max(peaks, key=lambda name: peaks[name].device)
                 yield (words + more).strip(), phase, peaks[phase]
     finally:
-        tuner.quantized.settings = settings
+        tuner.quantized_model.settings = settings

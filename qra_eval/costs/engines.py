@@ -39,7 +39,7 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
         raise ValueError(reason)
 
 
-def engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
+def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
     """Bytes of the smallest plan that each engine holds, at the ranks of the model's space; or why it takes none."""
     least: dict[str, int | str] = {}
     for name, engine in ENGINES.items():

@@ -18,7 +18,7 @@ DEQUANTIZE_BYTES = 5
 """Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
 
 
-class Meter(TorchDispatchMode):
+class MemoryCounter(TorchDispatchMode):
     """Bytes of all tensors that operations make within the context, each storage once, until it is freed.
 
     Tensors that were there before do not count, nor do views of them.
@@ -62,7 +62,7 @@ class Meter(TorchDispatchMode):
 
 
 @lru_cache
-def decoding_bytes(
+def count_decoding_bytes(
     backend: Backend, levels: tuple[LevelName, ...], out_features: int, in_features: int, rows: int = 0
 ) -> int:
     """Bytes that dequantizing takes beside the weight that it gives, at the level that takes most.
@@ -84,7 +84,7 @@ def decoding_bytes(
             continue
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()}
         module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
-        with Meter() as meter, torch.no_grad():
+        with MemoryCounter() as meter, torch.no_grad():
             at = torch.empty(rows, dtype=torch.long, device="meta")
             made: Tensor = backend.rows(module, at) if rows else backend.dequantize(module)
         sizes.append(meter.peak - made.nbytes)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from qra_backends.storage import ceil_div
 
-from qra_eval.costs.sizes import Sizes, largest_batch
+from qra_eval.costs.sizes import Sizes, find_largest_batch
 from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, probe_batch
-from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.batches import make_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
@@ -56,10 +56,10 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     return {
         "load": run.peak(),
-        "quantize": run.peak(*run.quantizing()),
-        "sensitivities": run.peak(*run.measuring_sensitivities()),
+        "quantize": run.peak(*run.count_quantizing()),
+        "sensitivities": run.peak(*run.count_sensitivities()),
         "search": run.peak(
-            run.training(
+            run.count_training(
                 evaluation.steps,
                 "validation",
                 evaluation.validation_rows,
@@ -67,9 +67,9 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
             )
         ),
         "tune": run.peak(
-            max(run.training(finetune.steps, *tested, scored=finetune.scored_rows), run.passing_untuned(*tested))
+            max(run.count_training(finetune.steps, *tested, scored=finetune.scored_rows), run.count_untuned(*tested))
         ),
-        "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
+        "reload": run.peak(run.count_reloading(), libraries=RELOAD_LIBRARIES),
     }
 
 
@@ -85,11 +85,11 @@ class _Run(Sizes):
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)  # None: a config is all that is there
         return Peak(0, libraries + TOKEN * tokens + copied + device + host)
 
-    def quantizing(self) -> tuple[int, int]:
+    def count_quantizing(self) -> tuple[int, int]:
         """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
         model, backend, levels = self.model, self.model.backend, self.model.levels
         calibrated = any(map(backend.is_calibrated, levels))
-        inputs = self.inputs()
+        inputs = self.group_inputs()
         shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
         count = count_workers(backend, len(units), self.device)
@@ -97,23 +97,24 @@ class _Run(Sizes):
         def quantized(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
             work = max(
-                self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0) for shape in unit
+                self.count_quantizing_linear(levels, shape) + (self.count_levels(levels, shape) if self.gpu else 0)
+                for shape in unit
             )
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
         work = sum(sorted(map(quantized, units), reverse=True)[:count])
-        made = sum(self.made(levels, shape) for shape in shapes)
+        made = sum(self.count_levels(levels, shape) for shape in shapes)
         tables = model.tables.values()
-        made = max(made, sum(self.made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
+        made = max(made, sum(self.count_levels(model.table_levels, (t.out_features, t.in_features)) for t in tables))
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
-        table = max(map(self.table_work, tables), default=0)
-        made += self.pinned()
+        table = max(map(self.count_table_work, tables), default=0)
+        made += self.count_pinned()
         if not calibrated:
             return max(work, table), made
-        passing, waiting = self.passing()
-        return max(passing, self.moments() + work, table), made + waiting
+        passing, waiting = self.count_passing()
+        return max(passing, self.count_moments() + work, table), made + waiting
 
-    def inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    def group_inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
         """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
 
         An input's width stands for the input.
@@ -125,38 +126,39 @@ class _Run(Sizes):
                 inputs.setdefault(key, []).append((m.out_features, m.in_features))
         return inputs
 
-    def moments(self) -> int:
+    def count_moments(self) -> int:
         """Bytes of a layer's moments."""
-        return 4 * sum(width**2 for _, width in self.inputs())
+        return 4 * sum(width**2 for _, width in self.group_inputs())
 
-    def passing(self) -> tuple[int, int]:
+    def count_passing(self) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
-        experts = 4 * sum(w**2 for parent, w in self.inputs() if expert_kind(f"{parent}.") != f"{parent}.")
-        both = self.bare.count_calibration(self.layer_sketched, *largest_batch(batches)) + experts + self.placed()
+        experts = 4 * sum(w**2 for parent, w in self.group_inputs() if expert_kind(f"{parent}.") != f"{parent}.")
+        both = self.bare.count_calibration(self.layer_sketched, *find_largest_batch(batches))
+        both += experts + self.count_placed()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
-        change = self.moments() + 3 * 4 * self.largest
-        outside = (0 if self.gpu else self.cast(self.passed)) + self.cast_tables(self.passed)
+        change = self.count_moments() + 3 * 4 * self.largest
+        outside = (0 if self.gpu else self.count_cast(self.passed)) + self.count_cast_tables(self.passed)
         tokens = sum(batch.input_ids.numel() for batch in batches)
         hidden = tokens * self.width * self.passed
         segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
         return (
             8 * tokens + max(outside + head, both, change),
-            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.pinned(),
+            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.count_pinned(),
         )
 
-    def measuring_sensitivities(self) -> tuple[int, int]:
+    def count_sensitivities(self) -> tuple[int, int]:
         """Probes in float32; before them the pass of rows, if nothing is calibrated."""
         probe = probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
         forward = sketched.count_layer(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
-        wider = self.cast(4) + self.cast_tables(4) + at_level
+        wider = self.count_cast(4) + self.count_cast_tables(4) + at_level
         groups = (
             sum(m.out_features * m.in_features for m in group.linears)
             for group in self.model.space.groups
@@ -167,47 +169,47 @@ class _Run(Sizes):
         flows = len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            waiting += self.pinned()
-        passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.passing()
+            waiting += self.count_pinned()
+        passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.count_passing()
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def training(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
+    def count_training(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
         """Training a plan, measuring it, or generating the answers of so many rows."""
         trained = 0
         if steps and self.rank:
-            trained = self.bytes_of_batches(self.tuner.batches(steps, 0), training=True)
+            trained = self.count_batches(self.tuner.batches(steps, 0), training=True)
         if steps:
-            trained += self.trained_scales(steps)
+            trained += self.count_trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
-        measured = self.bytes_of_batches(bucketed(rows, 2 * self.settings.batch_size), training=False)
-        highest = max(trained, measured, self.generating(split, min(scored, held_out)))
-        return self.resident() + highest + self.reordered(self.wide)
+        measured = self.count_batches(make_batches(rows, 2 * self.settings.batch_size), training=False)
+        highest = max(trained, measured, self.count_generating(split, min(scored, held_out)))
+        return self.count_resident() + highest + self.count_reordered(self.wide)
 
-    def generating(self, split: SplitName, scored: int) -> int:
+    def count_generating(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
         tuner, task = self.tuner, self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.rows_together)
         longest = max(map(len, tuner.rows(split, scored)))
-        answer = task.answer_tokens(task.split(split)[:scored], tuner.tokenizer)
+        answer = task.max_answer_tokens(task.split(split)[:scored], tuner.tokenizer)
         text = tuner.model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
         kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.bytes_of_pass(rows, longest, rows)
+        return kept + mask + self.count_pass(rows, longest, rows)
 
-    def passing_untuned(self, split: SplitName, rows: int) -> int:
+    def count_untuned(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
-        batches = bucketed(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.count_layer(self.layer_sketched, *largest_batch(batches))
+        batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
+        forward = self.bare.count_layer(self.layer_sketched, *find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        return self.cast_tables(self.passed) + max(self.placed() + forward, logits)
+        return self.count_cast_tables(self.passed) + max(self.count_placed() + forward, logits)
 
-    def reloading(self) -> int:
+    def count_reloading(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qra_eval.costs.meter import decoding_bytes
+from qra_eval.costs.meter import count_decoding_bytes
 from qra_eval.costs.sketch import Shape, Sketch, make_sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
-from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
@@ -27,7 +27,7 @@ class Sizes:
     """The sizes of a run's model, plan and rows; of layers over several devices, those on one that holds them all."""
 
     def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
-        self.tuner, model = tuner, tuner.quantized
+        self.tuner, model = tuner, tuner.quantized_model
         self.model, self.settings, space = model, tuner.settings, model.space
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
@@ -39,12 +39,12 @@ class Sizes:
         self.largest = max(rows * columns for rows, columns in self.shapes)
         self.dense = sum(rows * columns for rows, columns in self.shapes)
         self.tables = sum(table.weight.numel() for table in model.tables.values())
-        self.rest = tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
+        self.rest = count_tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
         self.rank = max(space.ranks)
         self.adapters = self.rank * sum(map(sum, self.shapes))
         plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
         self.packed = plan - self.adapters * space.adapter_bits // 8
-        self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.materialised else 0
+        self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.keeps_dequantized else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
@@ -52,16 +52,16 @@ class Sizes:
         self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
         tables = {(m.out_features, m.in_features) for m in model.tables.values()}
-        work = {shape: decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
-        work |= {s: decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
+        work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
+        work |= {s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
         self.decoding = tuple(sorted(work.items())) if self.gpu else ()
-        looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
+        looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
         self.short, self.long = (
             self.sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
         )
         self.bare = self.sketch(passing, self.depths[1])
 
-    def resident(self) -> int:
+    def count_resident(self) -> int:
         """The plan in place, packed or dequantized, and adapters in training.
 
         Of an adapter weight its value in float32, and moments; and its gradient where those of several batches are
@@ -70,7 +70,7 @@ class Sizes:
         adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
         return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
 
-    def trained_scales(self, steps: int) -> int:
+    def count_trained_scales(self, steps: int) -> int:
         """Scales and offsets of all linears, and the gradient of a whole weight.
 
         Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
@@ -81,16 +81,16 @@ class Sizes:
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
-            count, tokens = largest_batch(self.tuner.batches(steps, 0))
+            count, tokens = find_largest_batch(self.tuner.batches(steps, 0))
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
-    def bytes_of_batches(self, batches: list[Batch], *, training: bool) -> int:
+    def count_batches(self, batches: list[Batch], *, training: bool) -> int:
         """What the whole model takes of batches."""
-        return self.bytes_of_pass(*largest_batch(batches), max(len(b.targets) for b in batches), training=training)
+        return self.count_pass(*find_largest_batch(batches), max(len(b.targets) for b in batches), training=training)
 
-    def bytes_of_pass(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
+    def count_pass(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
         """What the whole model takes of a batch, extrapolated from sketches of two depths."""
         short, long = (s.count_pass(rows, tokens, labels, training=training) for s in (self.short, self.long))
         return int(long + (long - short) * (self.layers - self.depths[1]))
@@ -103,26 +103,26 @@ class Sizes:
             work=self.decoding,
         )  # fmt: skip
 
-    def quantizing_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+    def count_quantizing_linear(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of quantizing one linear."""
         return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
-    def made(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+    def count_levels(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of a weight at all levels."""
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
-    def table_work(self, table: nn.Linear) -> int:
+    def count_table_work(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
         levels, shape = self.model.table_levels, (table.out_features, table.in_features)
-        work = self.quantizing_bytes(levels, shape) + (self.made(levels, shape) if self.gpu else 0)
+        work = self.count_quantizing_linear(levels, shape) + (self.count_levels(levels, shape) if self.gpu else 0)
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu else 0)
 
-    def cast(self, item: int) -> int:
+    def count_cast(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
         return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
 
-    def cast_tables(self, item: int) -> int:
+    def count_cast_tables(self, item: int) -> int:
         """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model.
 
         On a CPU they are there, and the head casts some rows at a time.
@@ -131,23 +131,23 @@ class Sizes:
             return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
-    def reordered(self, item: int) -> int:
+    def count_reordered(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
         if self.gpu or item != 2 or not has_matrix_units():
             return 0
         return max(self.largest, self.vocabulary * self.width) * item
 
-    def placed(self) -> int:
+    def count_placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
         return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
 
-    def pinned(self) -> int:
+    def count_pinned(self) -> int:
         """Bytes on the host from which a layer, or a table, is sent to a GPU."""
         tables = [table.weight.nbytes for table in self.model.tables.values()]
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
 
-def largest_batch(batches: list[Batch]) -> tuple[int, int]:
+def find_largest_batch(batches: list[Batch]) -> tuple[int, int]:
     """Rows and tokens of the largest batch."""
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     return rows, tokens

@@ -14,7 +14,7 @@ from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qra_eval.costs.meter import DEQUANTIZE_BYTES, Meter
+from qra_eval.costs.meter import DEQUANTIZE_BYTES, MemoryCounter
 from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
@@ -64,7 +64,7 @@ class Sketch:
             from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined,no-redef]
         self._mode = FakeTensorMode()
         with self._mode, no_init_weights():  # some are drawn by looking at values, which fake tensors have not
-            config = shortened(config, layers)
+            config = shorten_config(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=config._attn_implementation
             )
@@ -135,8 +135,8 @@ class Sketch:
         return Blocks(self.model, CPU, self.dtype), dict(linears)
 
     @contextmanager
-    def _metered(self) -> Iterator[Meter]:
-        with self._mode, _unpacked(), Meter() as meter:
+    def _metered(self) -> Iterator[MemoryCounter]:
+        with self._mode, _unpacked(), MemoryCounter() as meter:
             meter.ignore(*self.model.parameters(), *self.model.buffers())
             yield meter
 
@@ -178,7 +178,7 @@ def make_sketch(shape: Shape, dtype: torch.dtype, **options: Any) -> Sketch:
     return Sketch(shape.config, dtype, **options)
 
 
-def shortened(config: Any, layers: int) -> Any:
+def shorten_config(config: Any, layers: int) -> Any:
     """A copy of a model's config with so many layers."""
     config = copy.deepcopy(config)
     text = config.get_text_config()

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.costs.engines import engine_bytes
+from qra_eval.costs.engines import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
-from qra_eval.costs.sketch import shortened
+from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.sensitivities.measure import choose_probes, probe_batch
-from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.batches import make_batches
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
@@ -46,11 +46,11 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         `disk_bytes` of the bank, and `engines` (see `qra_eval.costs.engines`).
     """
     pace = seconds_per_token(tuner)
-    model = tuner.quantized
+    model = tuner.quantized_model
     cached = model.is_quantized()
-    setup = 0.0 if cached else quantization_seconds(tuner)
-    calibrating = pace * calibration_tokens(tuner)
-    measuring = pace * sensitivities_tokens(tuner) - calibrating
+    setup = 0.0 if cached else estimate_quantization_seconds(tuner)
+    calibrating = pace * count_calibration_tokens(tuner)
+    measuring = pace * count_sensitivities_tokens(tuner) - calibrating
     if not model.backend.calibrated:
         measuring += calibrating
     elif not cached:
@@ -62,32 +62,32 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         "evaluation_seconds": pace * _evaluation_passes(tuner),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": bank_bytes(tuner),
-        "engines": engine_bytes(model),
+        "disk_bytes": count_bank_bytes(tuner),
+        "engines": list_engine_bytes(model),
     }
 
 
 def _evaluation_passes(tuner: FineTuner) -> float:
     """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
-    settings, tokens, model = tuner.settings, tuner.evaluation_tokens(), tuner.quantized
+    settings, tokens, model = tuner.settings, tuner.evaluation_tokens(), tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
     most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
     if not most:
         return tokens
     rows = tuner.rows("train", tuner.trained_rows)
-    scales = ROW_SCALES if most <= 1 and model.materialised else SCALES
+    scales = ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
 
 
-def bank_bytes(tuner: FineTuner) -> int:
+def count_bank_bytes(tuner: FineTuner) -> int:
     """Bytes of every linear and table at every level."""
-    storage = tuner.quantized.backend.storage
-    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(tuner).items() for b in levels)
+    storage = tuner.quantized_model.backend.storage
+    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _count_shapes(tuner).items() for b in levels)
 
 
-def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
+def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
-    model = tuner.quantized
+    model = tuner.quantized_model
 
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
@@ -100,21 +100,21 @@ def seconds_per_token(tuner: FineTuner) -> float:
 
     If the model has no weights here, the layer is one of made-up weights.
     """
-    model = tuner.quantized
+    model = tuner.quantized_model
     vocabulary = tuner.model.config.get_text_config().vocab_size
-    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _stand_in(tuner)
+    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_stand_in(tuner)
     size = 2 * tuner.settings.batch_size
-    batch = bucketed(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
+    batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
-    with blocks.running(), torch.no_grad():
+    with blocks.prepare_rest(), torch.no_grad():
         flow = blocks.enter(batch)
-        with blocks.placed(0):
-            layer = _quickest(lambda: blocks.step(0, flow), model.device)
-        head = _quickest(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
+        with blocks.place_layer(0):
+            layer = _time_quickest(lambda: blocks.step(0, flow), model.device)
+        head = _time_quickest(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
-def _quickest(work: Callable[[], Any], device: torch.device) -> float:
+def _time_quickest(work: Callable[[], Any], device: torch.device) -> float:
     best = float("inf")
     for _ in range(1 + PASSES):
         start = time.perf_counter()
@@ -125,12 +125,12 @@ def _quickest(work: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _stand_in(tuner: FineTuner) -> tuple[Blocks, int]:
+def _make_stand_in(tuner: FineTuner) -> tuple[Blocks, int]:
     """A model of one layer, of made-up weights; and the size of its vocabulary."""
     from transformers import AutoModelForCausalLM
 
-    model = tuner.quantized
-    config = shortened(tuner.model.config, 1)
+    model = tuner.quantized_model
+    config = shorten_config(tuner.model.config, 1)
     text = config.get_text_config()
     text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -139,30 +139,30 @@ def _stand_in(tuner: FineTuner) -> tuple[Blocks, int]:
     return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size
 
 
-def quantization_seconds(tuner: FineTuner) -> float:
+def estimate_quantization_seconds(tuner: FineTuner) -> float:
     """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
-    model = tuner.quantized
-    counts = _shapes(tuner)
+    model = tuner.quantized_model
+    counts = _count_shapes(tuner)
     total = 0.0
     least, _ = min(counts)
     # The first call imports libraries and makes kernels.
-    _timed_quantization(tuner, min(least[0], 64), least[1], model.levels)
+    _time_quantization(tuner, min(least[0], 64), least[1], model.levels)
     for ((out_features, in_features), levels), count in counts.items():
         rows, columns = out_features, in_features
         if model.device.type == "cpu":
             rows = min(rows, TIMED_OUT)
             while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
                 columns //= 2
-        seconds = _timed_quantization(tuner, rows, columns, levels)
+        seconds = _time_quantization(tuner, rows, columns, levels)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
     return total
 
 
-def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
+def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
     """Seconds to quantize a made-up linear at some levels."""
-    model = tuner.quantized
+    model = tuner.quantized_model
     levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
@@ -173,19 +173,19 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
     return time.perf_counter() - start
 
 
-def calibration_tokens(tuner: FineTuner) -> float:
+def count_calibration_tokens(tuner: FineTuner) -> float:
     """Tokens of the pass forward and backward of the calibration rows, in units of one forward pass."""
-    return 3 * sum(batch.tokens for batch in tuner.quantized.calibration_batches())
+    return 3 * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
 
 
-def sensitivities_tokens(tuner: FineTuner) -> float:
+def count_sensitivities_tokens(tuner: FineTuner) -> float:
     """Tokens that the sensitivities take, in units of one forward pass: the pass of the calibration rows, and the
     probes, each of which runs the layers above one group: half of them on average."""
-    model = tuner.quantized
+    model = tuner.quantized_model
     probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
-    return calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
+    return count_calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
 
 
 def sensitivities_charge(tuner: FineTuner) -> float:
     """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
-    return sensitivities_tokens(tuner) / tuner.evaluation_tokens()
+    return count_sensitivities_tokens(tuner) / tuner.evaluation_tokens()

@@ -21,7 +21,7 @@ from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charg
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_devices
 from qra_eval.models.load import load_model
-from qra_eval.models.loaded import LoadedModel, positions
+from qra_eval.models.loaded import LoadedModel, max_positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
@@ -91,22 +91,24 @@ class QuantizedLoRAEvaluator(Evaluator):
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
-        most = positions(loaded.model)
+        most = max_positions(loaded.model)
         if most is not None and config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
             )
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
-        self.quantized = QuantizedModel(
+        self.quantized_model = QuantizedModel(
             loaded, backend, config.quantization, config.space, self.rows, config.training, device=devices[0],
             devices=devices, compute=config.model.compute, progress=progress, budgets=search.memory,
             dequantized_cache=config.model.dequantized_cache,
         )  # fmt: skip
-        self.tuner = FineTuner(self.quantized, self.rows, config.evaluation, config.finetune, metric=search.metric)
+        self.tuner = FineTuner(
+            self.quantized_model, self.rows, config.evaluation, config.finetune, metric=search.metric
+        )
         self.space = self.tuner.space
         if config.engine is not None:
-            quantized = self.quantized
+            quantized = self.quantized_model
             check_engine(
                 config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
             )
@@ -161,11 +163,11 @@ class QuantizedLoRAEvaluator(Evaluator):
     @property
     def progress(self) -> Progress | None:
         """Called with all that takes long before the first evaluation; may be set later."""
-        return self.quantized.progress
+        return self.quantized_model.progress
 
     @progress.setter
     def progress(self, progress: Progress | None) -> None:
-        self.quantized.progress = progress
+        self.quantized_model.progress = progress
 
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -183,7 +185,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             swapped = time.perf_counter() - start
             trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
-            loss = self.tuner.held_out("validation", held_out)
+            loss = self.tuner.measure_loss("validation", held_out)
             by_task = self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
@@ -261,7 +263,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
         if rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
-        with self._launched.leading(shared, self.tuner.settings.rows_a_step):
+        with self._launched.lead(shared, self.tuner.settings.rows_a_step):
             return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)
 
     def write_base(self, plan: Plan, folder: Path) -> None:
@@ -276,7 +278,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         return digest.hexdigest()[:16]
 
     def follow(self) -> NoReturn:
-        for asked in self._launched.requests():
+        for asked in self._launched.receive_requests():
             with suppress(EvaluationFailed):  # all fail alike; the first process says so
                 tune(self.tuner, **asked, processes=self._launched)
         sys.exit()

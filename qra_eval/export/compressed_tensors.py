@@ -32,7 +32,7 @@ class CompressedTensorsExporter(Exporter):
     name = "compressed-tensors"
 
     def check(self, run: TunedRun) -> list[str]:
-        others = [name for name, module in run.quantized.items() if not isinstance(module, CompressedIntegers)]
+        others = [name for name, module in run.quantized_linears.items() if not isinstance(module, CompressedIntegers)]
         others += run.tables
         uneven, reasons = uneven_shards(run), []
         if others:
@@ -50,7 +50,7 @@ class CompressedTensorsExporter(Exporter):
         return reasons
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        packed: dict[str, Any] = run.quantized
+        packed: dict[str, Any] = run.quantized_linears
         stored = {
             f"{name}.{key}": tensor for name, module in packed.items() for key, tensor in module.tensors().items()
         }

@@ -11,10 +11,10 @@ from qra_backends.ggml.backend import GGMLLinear
 
 from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter
-from qra_eval.export.gguf_tensors import FileTensor, expert_reasons, float_kind, lora_tensors, model_tensors
+from qra_eval.export.gguf_tensors import FileTensor, choose_float_kind, expert_reasons, lora_tensors, model_tensors
 from qra_eval.export.gguf_tokenizer import add_tokenizer, tokenizer_reasons
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_of, family_reasons
+from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_reasons, find_family
 from qra_search.errors import BadInput
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"
@@ -36,7 +36,7 @@ class GGUFExporter(Exporter):
 
     def check(self, run: TunedRun) -> list[str]:
         reasons = [*family_reasons(run.config), *expert_reasons(run), *tokenizer_reasons(run)]
-        searched = {**run.quantized, **run.tables}
+        searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
             reasons.append(
@@ -54,11 +54,11 @@ class GGUFExporter(Exporter):
             f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}",
             f"ollama create NAME -f {out / OLLAMA_FILE}",
         ]
-        if not llama_cpp.installed():
+        if not llama_cpp.is_installed():
             return Exported(out, (*notes, "not compared: llama.cpp is not installed (llama-cpp-py-sync)"))
         prompts = [ids[0].tolist() for ids in run.input_ids]
         try:
-            logits = llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts)
+            logits = llama_cpp.compute_logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts)
         except RuntimeError as error:
             if self.pre is None:
                 raise
@@ -71,7 +71,7 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     """Write the model's file; notes on what is in it."""
     from gguf import GGUFWriter, LlamaFileType
 
-    writer = GGUFWriter(path, family_of(run.config).architecture)
+    writer = GGUFWriter(path, find_family(run.config).architecture)
     writer.add_type("model")
     # transformers 5.24 takes a llama file for one of architecture `mistral`, which GGUF has not, if its name says so.
     name = Path(run.spec).name
@@ -81,10 +81,10 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     writer.add_quantization_version(2)
     notes = [*add_tokenizer(writer, run, pre), *family_notes(run.config)]
     _write_tensors(writer, model_tensors(run))
-    blocks: list[Any] = [*run.quantized.values(), *run.tables.values()]
+    blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)
     types = Counter(module.kind.name for module in blocks)
-    types[float_kind(run.dtype)] += count - len(blocks)
+    types[choose_float_kind(run.dtype)] += count - len(blocks)
     return [
         "types written: " + ", ".join(f"{number} {kind}" for kind, number in sorted(types.items()) if number),
         f"{len(blocks)} of {count} searched weights are copies of the plan's own blocks: "
@@ -97,7 +97,7 @@ def write_lora(run: TunedRun, path: Path) -> None:
     """Write the adapter's file; see `lora_tensors`."""
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, family_of(run.config).architecture)
+    writer = GGUFWriter(path, find_family(run.config).architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", run.alpha)

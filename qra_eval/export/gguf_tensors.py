@@ -12,7 +12,7 @@ from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import family_of, rope_factors
+from qra_eval.models.gguf_families import find_family, rope_factors
 from qra_eval.models.linears import ROUTERS
 
 EXPERT = re.compile(r"\bexperts\.(\d+)\.")
@@ -46,13 +46,13 @@ def _stored(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[np.ndarr
     owner, _, what = key.rpartition(".")
     module = run.tables.get(owner) or run.base.get_submodule(owner)
     if what == "weight" and isinstance(module, GGMLLinear):
-        return _in_order(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
-    value = _in_order(run.config, key, state[key].detach())
-    if family_of(run.config).shifted_norms and owner.endswith("norm"):
+        return _reorder_rows(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
+    value = _reorder_rows(run.config, key, state[key].detach())
+    if find_family(run.config).shifted_norms and owner.endswith("norm"):
         value = value.float() + 1
     full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTERS
-    kind = "F32" if full else float_kind(run.dtype)
-    return as_floats(value, kind), kind
+    kind = "F32" if full else choose_float_kind(run.dtype)
+    return cast_floats(value, kind), kind
 
 
 def lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
@@ -64,12 +64,12 @@ def lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
-        for part, factor in (("a", A), ("b", _in_order(run.config, name, B))):
+        for part, factor in (("a", A), ("b", _reorder_rows(run.config, name, B))):
             own = factor[None] if name in in_stack else factor
             parts.setdefault(f"{name_of(name)}.weight.lora_{part}", []).append(own)
     for name, factors in parts.items():
-        kind = float_kind(factors[0].dtype)
-        yield name, as_floats(torch.cat(factors), kind), kind
+        kind = choose_float_kind(factors[0].dtype)
+        yield name, cast_floats(torch.cat(factors), kind), kind
 
 
 def tensor_namer(config: Any) -> Callable[[str], str]:
@@ -80,7 +80,7 @@ def tensor_namer(config: Any) -> Callable[[str], str]:
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    architecture = family_of(config).architecture
+    architecture = find_family(config).architecture
     kind = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names = get_tensor_name_map(kind, config.num_hidden_layers)
 
@@ -99,13 +99,13 @@ def row_order(config: Any, name: str, rows: int) -> Tensor | None:
     A head's rows are the first halves of its pairs and then the second halves; llama.cpp wants pair after pair.
     """
     parts = name.split(".")
-    if not family_of(config).permuted or not {"q_proj", "k_proj"} & set(parts):
+    if not find_family(config).permuted or not {"q_proj", "k_proj"} & set(parts):
         return None
     heads = config.num_attention_heads if "q_proj" in parts else config.num_key_value_heads
     return torch.arange(rows).view(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
-def _in_order(config: Any, name: str, rows: Tensor) -> Tensor:
+def _reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
     order = row_order(config, name, rows.shape[0])
     return rows if order is None else rows[order]
 
@@ -121,9 +121,7 @@ def stacked_experts(run: TunedRun) -> list[list[str]]:
 def expert_reasons(run: TunedRun) -> list[str]:
     """Why experts do not go into one tensor: their levels or ranks differ."""
     ranks = {name: len(A) for name, (A, _) in run.factors.items()}
-    uneven = [
-        names[0] for names in stacked_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1
-    ]
+    uneven = [names[0] for names in stacked_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1]
     if not uneven:
         return []
     return [
@@ -132,12 +130,12 @@ def expert_reasons(run: TunedRun) -> list[str]:
     ]
 
 
-def float_kind(dtype: torch.dtype) -> str:
+def choose_float_kind(dtype: torch.dtype) -> str:
     """The type of what is not quantized."""
     return "F32" if dtype == torch.float32 else "BF16"
 
 
-def as_floats(value: Tensor, kind: str) -> np.ndarray:
+def cast_floats(value: Tensor, kind: str) -> np.ndarray:
     """A tensor in a type of floats."""
     from gguf import GGMLQuantizationType, quantize
 

@@ -17,12 +17,12 @@ F32, NO_FLASH = 0, 0
 """GGML_TYPE_F32 and LLAMA_FLASH_ATTN_TYPE_DISABLED: flash attention would cast keys and values to float16."""
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether llama.cpp is there."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+def compute_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own on one thread.
 
     Keys and values are kept in float32; `llama-server` keeps them in float16 unless it is told otherwise.

@@ -54,7 +54,7 @@ class TunedRun:
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
         self.folder = loading.find_tuning(Path(folder))
         self.trusted = trusts_code(self.folder)
-        self.plan = loading.tuned_plan(self.folder)
+        self.plan = loading.read_tuned_plan(self.folder)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
         self.spec, self.dtype = str(self.plan["model"]), getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
@@ -71,7 +71,7 @@ class TunedRun:
 
     # -- the parts -----------------------------------------------------------------------------
     @property
-    def quantized(self) -> dict[str, nn.Module]:
+    def quantized_linears(self) -> dict[str, nn.Module]:
         """The quantized linears, by name."""
         return {name: self.module(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
 

@@ -47,7 +47,7 @@ GAIN_RANK = 1.669
 """Rank at which half of `GAIN` is reached: gain(r) = GAIN r / (r + GAIN_RANK)."""
 REPAIR_POWER = 0.386
 REPAIR_RANK = 1.340
-"""Share of the untuned damage that tuning leaves: left(r) = (1 + r / REPAIR_RANK) ** -REPAIR_POWER; 0.50 at rank 8."""
+"""Share of the untuned damage that tuning leaves: (1 + r / REPAIR_RANK) ** -REPAIR_POWER; 0.50 at rank 8."""
 FOUR_BITS = 0.121
 """Damage at 4 bits as a share of that at 3 bits; every further bit divides the error's variance by four."""
 ONE_BIT = 11.0
@@ -88,6 +88,6 @@ def gain_at(rank: np.ndarray) -> np.ndarray:
     return GAIN * rank / (rank + GAIN_RANK)
 
 
-def left(rank: np.ndarray, power: np.ndarray) -> np.ndarray:
+def remaining_damage(rank: np.ndarray, power: np.ndarray) -> np.ndarray:
     """Share of the untuned damage that is left after tuning at this rank; 1 without an adapter."""
     return (1.0 + rank / REPAIR_RANK) ** -power

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from qra_eval.models.embeddings import find_tables
-from qra_eval.models.linears import decoder_layers
+from qra_eval.models.linears import find_decoder_layers
 from qra_search.errors import BadInput, shortened
 
 Device = TypeVar("Device")
@@ -75,7 +75,7 @@ def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
     Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
     where the tables are, also where these are more than a share: all but the layers is on the first layer's device.
     """
-    layers: Any = model.get_submodule(decoder_layers(model))
+    layers: Any = model.get_submodule(find_decoder_layers(model))
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     held = sum(table.weight.numel() for table in find_tables(model).values())
     share = (held + sum(sizes)) / len(devices)

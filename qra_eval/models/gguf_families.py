@@ -48,7 +48,7 @@ FAMILIES = {
 """By transformers' model type."""
 
 
-def family_of(config: Any) -> Family:
+def find_family(config: Any) -> Family:
     """Raises KeyError if it is not written; see `family_reasons`."""
     return FAMILIES[config.model_type]
 
@@ -58,7 +58,7 @@ def family_reasons(config: Any) -> list[str]:
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
         return [f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"]
-    reasons, family = [], family_of(config)
+    reasons, family = [], find_family(config)
     kind = rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
@@ -132,7 +132,7 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
             add(value)
     writer.add_key_length(head)
     writer.add_value_length(head)
-    if family_of(config).window:
+    if find_family(config).window:
         writer.add_sliding_window(config.sliding_window)
         near = getattr(config, "rope_parameters", None) or {}
         writer.add_rope_freq_base_swa(float(near.get("sliding_attention", turned)["rope_theta"]))
@@ -164,6 +164,6 @@ def rope_factors(config: Any) -> Tensor | None:
 def family_notes(config: Any) -> list[str]:
     """Where llama.cpp computes otherwise, though not on short texts."""
     window = getattr(config, "sliding_window", None)
-    if not window or family_of(config).window or getattr(config, "use_sliding_window", True) is False:
+    if not window or find_family(config).window or getattr(config, "use_sliding_window", True) is False:
         return []
     return [f"llama.cpp attends to all positions of this family, the model to the last {window}"]

@@ -38,7 +38,7 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     Raises:
         ValueError: no decoder layers, no linear in them, or GPT-2's transposed ones, which `normalise` replaces.
     """
-    path = decoder_layers(model)
+    path = find_decoder_layers(model)
     found = []
     for name, module in model.named_modules():
         if is_conv1d(module):
@@ -78,7 +78,7 @@ def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Lite
     return wanted
 
 
-def group_kind(name: str, granularity: Granularity) -> str:
+def find_group_kind(name: str, granularity: Granularity) -> str:
     """What a group has in common with its like in other layers: `layer`, `expert`, or the last part of its name."""
     if granularity == "layer":
         return "layer"
@@ -102,7 +102,7 @@ def normalise(model: nn.Module) -> nn.Module:
     return model
 
 
-def decoder_layers(model: nn.Module) -> str:
+def find_decoder_layers(model: nn.Module) -> str:
     """Path of the outermost ModuleList with the most weights in linears.
 
     Raises:

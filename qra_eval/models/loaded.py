@@ -70,7 +70,7 @@ def prepare_model(
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
         return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
-    digest = fingerprint(model)
+    digest = compute_fingerprint(model)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(contiguous_input)
@@ -84,7 +84,7 @@ def prepare_model(
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
 
 
-def positions(model: nn.Module) -> int | None:
+def max_positions(model: nn.Module) -> int | None:
     """Most tokens of a row that a model with a table of positions takes; None where it computes them."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
     if not any(name.rpartition(".")[2] in POSITION_TABLES for name in tables):
@@ -102,7 +102,7 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     return (args[0].contiguous(), *args[1:])
 
 
-def fingerprint(model: nn.Module) -> str:
+def compute_fingerprint(model: nn.Module) -> str:
     """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
     its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows."""
     digest = hashlib.sha256(type(model).__name__.encode())
@@ -124,7 +124,7 @@ NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|(torch_)?dtype|transf
 """Fields of a config, wherever they are in it, that no hidden state follows from."""
 
 
-def config_digest(model: nn.Module) -> str:
+def hash_config(model: nn.Module) -> str:
     """Hash of what a model's config says of computing where no tensor does: the base of rotary positions."""
 
     def computed(part: Any) -> Any:
@@ -148,7 +148,7 @@ CLEARLY = 0.9
 
 
 @functools.cache
-def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+def choose_compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     """bfloat16 where the device multiplies in it fast, float32 elsewhere.
 
     On a CPU a small product is timed in both: without AVX512-BF16 or AMX bfloat16 is emulated, and on some that have

@@ -221,14 +221,14 @@ def named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Paramete
     }
 
 
-def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
+def list_factors(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
     """The adapters' factors, in order."""
     return list(named_factors(wrapped).values())
 
 
 def round_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
     """Round the factors to the dtype in which they are saved."""
-    for parameter in trainable(wrapped):
+    for parameter in list_factors(wrapped):
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 

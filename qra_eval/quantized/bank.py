@@ -104,13 +104,13 @@ class Bank:
     def path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.is_calibrated(bits) else ""
-        digest = self._digest(calibration, [self.backend.identity(bits), self.stored(layer, bits)])
+        digest = self._digest(calibration, [self.backend.identity(bits), self.list_storable(layer, bits)])
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
     def figures_file(self, layer: int) -> Path:
         """The file of a layer's `figures`."""
-        levels = [[self.backend.identity(b), self.stored(layer, b)] for b in self.levels(layer)]
+        levels = [[self.backend.identity(b), self.list_storable(layer, b)] for b in self.levels(layer)]
         return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
 
     def _digest(self, calibration: str, of_levels: Any) -> str:
@@ -131,15 +131,15 @@ class Bank:
         """Those that a layer's linears are quantized at."""
         return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
 
-    def stored(self, layer: int, bits: LevelName) -> list[str]:
+    def list_storable(self, layer: int, bits: LevelName) -> list[str]:
         """The linears of a layer whose shape the backend can store at a level, in the model's order."""
         return [name for name in self._names[layer] if can_store(self.backend, bits, self.linears[name])]
 
-    def missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
+    def find_missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
         """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
         layers = dict.fromkeys(self.layer_of.values()) if some is None else some
         lacking = {
-            layer: [b for b in self.levels(layer) if self.stored(layer, b) and self._open(layer, b) is None]
+            layer: [b for b in self.levels(layer) if self.list_storable(layer, b) and self._open(layer, b) is None]
             for layer in layers
         }
         return {layer: levels for layer, levels in lacking.items() if levels}
@@ -175,7 +175,7 @@ class Bank:
                 keys: dict[str, list[str]] = {}
                 for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                     keys.setdefault(key.rpartition("::")[0], []).append(key)
-                if set(keys) != set(self.stored(layer, bits)):
+                if set(keys) != set(self.list_storable(layer, bits)):
                     raise DamagedFile(f"{path} holds other linears")
             except DamagedFile as error:
                 log.warning("%s: quantizing again", error)
@@ -207,7 +207,7 @@ def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
 
 
-def tensor_bytes(model: nn.Module) -> int:
+def count_tensor_bytes(model: nn.Module) -> int:
     """Bytes of every parameter and buffer of a model, each tensor counted once."""
     seen: dict[int, int] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -215,7 +215,7 @@ def tensor_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def weight_bytes(linears: Iterable[nn.Linear]) -> int:
+def count_weight_bytes(linears: Iterable[nn.Linear]) -> int:
     """Bytes of the weights of linears."""
     return sum(linear.weight.nbytes for linear in linears)
 

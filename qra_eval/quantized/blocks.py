@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval.models.device import give_back_freed_memory, send_tensor
-from qra_eval.models.linears import decoder_layers
+from qra_eval.models.linears import find_decoder_layers
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
 
@@ -38,7 +38,7 @@ class Blocks:
 
     The model's own forward makes what each layer is called with (masks, positions), and what comes after the last
     one: in both, stubs stand in the layers' places. A layer whose weights are on the host, or in another dtype than
-    the arithmetic, is put in place for the length of its turn (`placed`), and is the very same afterwards.
+    the arithmetic, is put in place for the length of its turn (`place_layer`), and is the very same afterwards.
 
     Args:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
@@ -52,7 +52,7 @@ class Blocks:
     def __init__(
         self, model: Any, device: torch.device, compute: torch.dtype, devices: Sequence[torch.device] | None = None
     ):
-        path = decoder_layers(model)
+        path = find_decoder_layers(model)
         self.model, self.device, self.compute = model, device, compute
         self.layers: list[nn.Module] = list(model.get_submodule(path))
         self.devices = list(devices or [device] * len(self.layers))
@@ -67,14 +67,14 @@ class Blocks:
 
     # -- weights in place ----------------------------------------------------------------------
     @contextmanager
-    def placed(self, index: int) -> Iterator[None]:
+    def place_layer(self, index: int) -> Iterator[None]:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
         with move_tensors(self.layers[index], self.devices[index], self.compute):
             yield
         give_back_freed_memory(self.devices[index])
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def prepare_rest(self) -> Iterator[None]:
         """All that lies outside the layers in the dtype of the arithmetic, and the model in evaluation mode."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         own, kind = self.model.dtype, self.device.type
@@ -92,7 +92,7 @@ class Blocks:
                 parameter.data = data
 
     @contextmanager
-    def streamed(self) -> Iterator[None]:
+    def stream_layers(self) -> Iterator[None]:
         """Passes of the model itself, each layer put in place when its turn comes; for passes without gradients."""
 
         def turn(index: int, forward: Forward) -> Forward:
@@ -102,7 +102,7 @@ class Blocks:
 
             return run
 
-        with self.running(), self._replaced(turn):
+        with self.prepare_rest(), self._replaced(turn):
             yield
 
     # -- a batch through the layers ------------------------------------------------------------
@@ -117,7 +117,7 @@ class Blocks:
             def run(*args: Any, **kwargs: Any) -> Any:
                 hidden = args[0] if args else kwargs.pop("hidden_states")
                 if self._tuple is None:  # in what form layers return their output is seen on the first
-                    with self.placed(index):
+                    with self.place_layer(index):
                         self._tuple = isinstance(forward(hidden, *args[1:], **kwargs), tuple)
                 first.append(hidden)
                 calls.append((args[1:], kwargs))

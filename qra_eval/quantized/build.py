@@ -63,7 +63,7 @@ def build(
 
     def list_missing() -> list[int]:
         unmeasured = [at for at in range(len(blocks)) if figures and bank.figures(at) is None]
-        return sorted({*bank.missing(), *unmeasured})
+        return sorted({*bank.find_missing(), *unmeasured})
 
     def list_linears(layer: int) -> Mapping[str, nn.Module]:
         if layer == len(blocks):  # tables are measured by the linears that stand for them
@@ -82,7 +82,7 @@ def build(
                 progress("quantize", next(done), total)
 
         tokens: dict[str, int] = {}
-        levels = [level for missing in bank.missing(layers).values() for level in missing]
+        levels = [level for missing in bank.find_missing(layers).values() for level in missing]
         passed: Iterable[tuple[int, LayerMoments | None]] = ((layer, None) for layer in layers)
         if layers and (figures or any(map(bank.backend.is_calibrated, levels))):
             passed = pass_layers(blocks, batches, list_linears, weighting, layers, head, progress)
@@ -109,7 +109,7 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
         report: called for each linear that is done.
     """
     device, backend, names = blocks.device_of(layer), bank.backend, bank.names(layer)
-    missing = bank.missing([layer]).get(layer, [])
+    missing = bank.find_missing([layer]).get(layer, [])
     measured = moments if layer < len(blocks) else None
     made: dict[str, dict[Level, dict[str, Tensor]]] = {}
     damage: dict[str, dict[LevelName, float]] = {}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qra_eval.models.embeddings import TableEmbedding, TableHead
-from qra_eval.quantized.model import dequantized_cache_bytes
+from qra_eval.quantized.model import count_cache_bytes
 
 Forward = Callable[[Tensor], Tensor]
 Weights = MutableMapping[nn.Module, Tensor]
@@ -38,14 +38,14 @@ def cache_weights_in_generate(model: Any, backend: Backend, names: Collection[st
     kept: Weights = WeakKeyDictionary()
 
     def generate(self: Any, *args: Any, **options: Any) -> Any:
-        with cached_weights(self, backend, names, kept, cache):
+        with cache_weights(self, backend, names, kept, cache):
             return type(self).generate(self, *args, **options)
 
     model.generate = MethodType(generate, model)  # a copy of the model is bound to itself
 
 
 @contextmanager
-def cached_weights(
+def cache_weights(
     model: Any, backend: Backend, names: Collection[str], kept: Weights, cache: int | str
 ) -> Iterator[None]:
     """Multiply by dequantized weights while the context lasts; as before if they do not fit."""
@@ -59,7 +59,7 @@ def cached_weights(
     places = {module: next(chain(module.buffers(), module.parameters())).device for module in (*linears, *taken)}
     lacking = [m for m, place in places.items() if m not in kept or (kept[m].dtype, kept[m].device) != (dtype, place)]
     count = sum(m.shape[0] * m.shape[1] if m in taken else m.out_features * m.in_features for m in lacking)
-    if count * dtype.itemsize > dequantized_cache_bytes(cache, model.device):
+    if count * dtype.itemsize > count_cache_bytes(cache, model.device):
         yield
         return
     fast: list[nn.Module] = [*linears]

@@ -15,13 +15,13 @@ from torch import nn
 from qra_eval.models.device import assign_devices, connect_devices
 from qra_eval.models.embeddings import find_tables, place_tables
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
-from qra_eval.models.loaded import LoadedModel, compute_dtype, config_digest
-from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
+from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
+from qra_eval.quantized.bank import Bank, bank_folder, count_tensor_bytes, count_weight_bytes
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS
 from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
-from qra_eval.tasks.batches import Batch, passed_together
+from qra_eval.tasks.batches import Batch, make_pass_batches
 from qra_eval.tasks.rows import Rows
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
@@ -79,7 +79,7 @@ class QuantizedModel:
         levels, table_levels: at which linears are quantized, and tables.
         layer_of: the decoder layer of each.
         blocks: the decoder layers, in the dtype that is computed in.
-        materialised: whether linears multiply by dequantized weights.
+        keeps_dequantized: whether linears multiply by dequantized weights.
     """
 
     def __init__(
@@ -109,16 +109,16 @@ class QuantizedModel:
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
-        dense = weight_bytes([*self.linears.values(), *self.tables.values()])
+        dense = count_weight_bytes([*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
-        self.asked, self.materialised = compute, True
+        self.asked, self.keeps_dequantized = compute, True
         layers = assign_devices(self.model, devices or [device])
         auto = dequantized_cache == "auto"
-        room = dequantized_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
+        room = count_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.blocks = Blocks(self.model, device, self.compute, layers)
-        self.materialised = kept <= room
-        if not self.materialised and auto and device.type == "cpu" and 2 * kept <= free_bytes(device):
+        self.keeps_dequantized = kept <= room
+        if not self.keeps_dequantized and auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device):
             log.warning(
                 "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
                 "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
@@ -157,10 +157,10 @@ class QuantizedModel:
         table_bits: Sequence[float],
     ) -> SearchSpace:  # fmt: skip
         """The space of this model with a backend, with tables in it at some bit-widths."""
-        dense = weight_bytes([*self.linears.values(), *tables.values()])
+        dense = count_weight_bytes([*self.linears.values(), *tables.values()])
         return make_model_space(
             group_linears(self._found, granularity), granularity, config, backend,
-            fixed_bytes=tensor_bytes(self.model) - dense, depth=len(self.blocks),
+            fixed_bytes=count_tensor_bytes(self.model) - dense, depth=len(self.blocks),
             tables={name: (t, list_table_levels(table_bits, backend, t)) for name, t in tables.items()},
         )  # fmt: skip
 
@@ -196,7 +196,7 @@ class QuantizedModel:
 
     def is_quantized(self) -> bool:
         """Whether the cache has every linear at every level."""
-        return not self._bank.missing()
+        return not self._bank.find_missing()
 
     def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
@@ -207,13 +207,13 @@ class QuantizedModel:
 
     def disable_dequantized_cache(self) -> bool:
         """From here on decode weights at each use; False if that is so already."""
-        was, self.materialised = self.materialised, False
+        was, self.keeps_dequantized = self.keeps_dequantized, False
         return was
 
     @property
     def identity(self) -> str:
         """Of the weights, of the dtype that they are stored in, and of what the config says of computing."""
-        return f"{self.loaded.fingerprint}-{config_digest(self.model)}-{self.dtype}"
+        return f"{self.loaded.fingerprint}-{hash_config(self.model)}-{self.dtype}"
 
     @property
     def calibration(self) -> str:
@@ -231,7 +231,7 @@ class QuantizedModel:
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
-        return passed_together(self.rows("train", self.calibration_rows))
+        return make_pass_batches(self.rows("train", self.calibration_rows))
 
     @property
     def compute(self) -> torch.dtype:
@@ -239,8 +239,8 @@ class QuantizedModel:
         stored in, and the stored one with weights that are decoded at each use."""
         if self.asked != "auto":
             return cast(torch.dtype, getattr(torch, self.asked))
-        fast = compute_dtype(self.device)
-        if not self.materialised or fast.itemsize < self.dtype.itemsize:  # who keeps float32 wants its digits
+        fast = choose_compute_dtype(self.device)
+        if not self.keeps_dequantized or fast.itemsize < self.dtype.itemsize:  # who keeps float32 wants its digits
             return self.dtype
         return fast
 
@@ -270,7 +270,7 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
     return tuple(b for b in space.bits if b in allowed)
 
 
-def free_bytes(device: torch.device) -> int:
+def count_free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device now; of the host's memory what is available without swapping.
 
     Of a GPU that several workers share no more than its share: the others may have begun, or not yet.
@@ -286,8 +286,8 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def dequantized_cache_bytes(given: int | str, device: torch.device) -> int:
+def count_cache_bytes(given: int | str, device: torch.device) -> int:
     """Bytes for dequantized weights on a device: as given (`2GiB`, 0), or of what is free now (`auto`)."""
     if given != "auto":
         return 0 if str(given) == "0" else parse_bytes(given)
-    return int(free_bytes(device) * (HOST_SHARE if device.type == "cpu" else SHARE))
+    return int(count_free_bytes(device) * (HOST_SHARE if device.type == "cpu" else SHARE))

@@ -50,16 +50,16 @@ def pass_layers(
     def advance(layer: int, keep: bool) -> None:
         if keep:
             inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
-        with blocks.placed(layer):
+        with blocks.place_layer(layer):
             blocks.advance(layer, flows)
 
-    with blocks.running():
+    with blocks.prepare_rest():
         flows = [blocks.enter(batch) for batch in batches]
     for layer in range(depth):
         advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
         if progress is not None:
             progress("pass calibration rows", layer + 1, depth)
-    with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
+    with blocks.prepare_rest():  # no longer: what is outside of layers leaves the room to their quantizing
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
@@ -75,7 +75,7 @@ def pass_layers(
                 advance(between, between > start)
             inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
         moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
-        with blocks.placed(layer):
+        with blocks.place_layer(layer):
             for n, flow in enumerate(flows):
                 given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
                 with moments.gather(flow.batch.width, generator):

@@ -33,35 +33,35 @@ class TrainedGroups(nn.Module):
         dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.with_groups(module, self._stored(groups))).to(dtype)
+            return self.backend.dequantize(self.backend.with_groups(module, self._cast_stored(groups))).to(dtype)
 
         bias = module.bias
-        return grouped_linear(x, self._now(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
+        return grouped_linear(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
 
-    def of_rows(self) -> bool:
+    def has_row_scales(self) -> bool:
         """Whether a row has one scale and no more, so that it may be trained beside the weight: see `ratio`."""
         return self.first.offset is None and self.first.scale.shape[1] == 1
 
     def ratio(self) -> Tensor:
-        """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `of_rows`."""
+        """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `has_row_scales`."""
         first = self.first.scale.float()
-        return torch.where(first == 0, 1.0, self._now().scale / torch.where(first == 0, 1.0, first))[:, 0]
+        return torch.where(first == 0, 1.0, self._compute_groups().scale / torch.where(first == 0, 1.0, first))[:, 0]
 
     @torch.no_grad()
     def groups(self) -> Groups:
         """As they are now, in the dtype that they are stored in."""
-        return self._stored(self._now())
+        return self._cast_stored(self._compute_groups())
 
-    def _now(self) -> Groups:
+    def _compute_groups(self) -> Groups:
         """Float32, rounded as they are stored; gradients pass the rounding."""
         scale, offset = self.first.scale.float(), self.first.offset
         if offset is not None and self.offset_change is not None:
-            offset = self._rounded(offset.float() + scale * self.offset_change)
-        return Groups(self._rounded(scale * (1 + self.scale_change)), offset, self.first.size)
+            offset = self._round(offset.float() + scale * self.offset_change)
+        return Groups(self._round(scale * (1 + self.scale_change)), offset, self.first.size)
 
-    def _rounded(self, found: Tensor) -> Tensor:
+    def _round(self, found: Tensor) -> Tensor:
         return found + (found.to(self.first.scale.dtype).float() - found).detach()
 
-    def _stored(self, groups: Groups) -> Groups:
+    def _cast_stored(self, groups: Groups) -> Groups:
         dtype, offset = self.first.scale.dtype, groups.offset
         return Groups(groups.scale.to(dtype), None if offset is None else offset.to(dtype), groups.size)

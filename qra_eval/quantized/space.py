@@ -9,7 +9,7 @@ import torch
 from qra_backends.base import Backend
 from torch import nn
 
-from qra_eval.models.linears import FoundLinear, Granularity, group_kind
+from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
 from qra_search.sections import SpaceConfig
 from qra_search.space.budgets import parse_budget
@@ -53,7 +53,7 @@ def make_model_space(
             linears=tuple(_describe(f.name, f.module) for f in members),
             bits=_own_levels(members, own, len(levels), backend),
             ranks=None if ranks == config.ranks else config.ranks,
-            kind=group_kind(name, granularity),
+            kind=find_group_kind(name, granularity),
             depth=members[0].layer,
         )
         for name, members in groups

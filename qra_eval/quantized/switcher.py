@@ -31,7 +31,7 @@ class PlanSwitcher:
     """
 
     def __init__(self, quantized: QuantizedModel):
-        self.quantized, self.model = quantized, quantized.model
+        self.quantized_model, self.model = quantized, quantized.model
         self.applied: Plan
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._places: dict[str, adapters.AdaptedLinear | Table] = {}
@@ -48,7 +48,7 @@ class PlanSwitcher:
     def prepare(self) -> dict[str, adapters.AdaptedLinear]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
-            quantized, bank = self.quantized, self.quantized.bank
+            quantized, bank = self.quantized_model, self.quantized_model.bank
             self._wrapped = adapters.wrap_linears(self.model, list(quantized.linears))
             tables = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
             self._places = {**self._wrapped, **tables}
@@ -63,16 +63,16 @@ class PlanSwitcher:
         return self._wrapped
 
     # -- a plan --------------------------------------------------------------------------------
-    def put_plan(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_trained: bool = False) -> None:
+    def put_plan(self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False) -> None:
         """Put a plan in place: bases from the bank, adapters as the seed has them start.
 
         Args:
-            materialised: multiply by dequantized weights; None: if they are kept ready.
+            dequantized: multiply by dequantized weights; None: if they are kept ready.
             keep_trained: adapters and scales stay as training left them.
         """
-        quantized, most = self.quantized, max(self.quantized.space.ranks)
+        quantized, most = self.quantized_model, max(self.quantized_model.space.ranks)
         settings, wrapped = quantized.settings, self.wrapped
-        fast = quantized.materialised if materialised is None else materialised
+        fast = quantized.keeps_dequantized if dequantized is None else dequantized
         self.applied = plan
         if not keep_trained:
             self.trained_groups.clear()
@@ -94,15 +94,15 @@ class PlanSwitcher:
 
     def base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
-        module, groups = self.quantized.bank.module(name, bits), self.trained_groups.get(name)
-        return module if groups is None else self.quantized.backend.with_groups(module, groups)
+        module, groups = self.quantized_model.bank.module(name, bits), self.trained_groups.get(name)
+        return module if groups is None else self.quantized_model.backend.with_groups(module, groups)
 
     def put_base(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
         """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
 
         A plan's neighbour differs in a few linears.
         """
-        quantized, base, trained = self.quantized, self._places[name], name in self.trained_groups
+        quantized, base, trained = self.quantized_model, self._places[name], name in self.trained_groups
         wanted = None if bits is None else (bits, dequantized)
         if self._in_place.get(name) == wanted and wanted is not None and not trained:
             return
@@ -120,14 +120,14 @@ class PlanSwitcher:
             self._in_place[name] = wanted
 
     @contextmanager
-    def scales_in_training(self) -> Iterator[None]:
+    def train_scales(self) -> Iterator[None]:
         """Scales and offsets of the plan in place are parameters of its linears, for as long as the context lasts.
 
         Afterwards they are in place as they are stored, until the next plan is applied. Those of the bank, which are
         mapped and shared, are never written to: the plan in place has copies of its own.
         """
-        quantized, bank = self.quantized, self.quantized.bank
-        backend, fast = quantized.backend, quantized.materialised
+        quantized, bank = self.quantized_model, self.quantized_model.bank
+        backend, fast = quantized.backend, quantized.keeps_dequantized
         placed = [
             (linear.name, bits)
             for group, bits in zip(quantized.space.groups, self.applied.bits, strict=True)
@@ -139,7 +139,7 @@ class PlanSwitcher:
             groups = backend.trainable(module)
             if groups is not None:
                 trained = TrainedGroups(backend, groups, keep=fast)
-                beside = fast and trained.of_rows()
+                beside = fast and trained.has_row_scales()
                 weight = bank.weight(name, bits, quantized.compute) if beside else None
                 self.wrapped[name].set_base(module=None if beside else module, weight=weight)
                 self.wrapped[name].trained = trained
@@ -163,21 +163,21 @@ class PlanSwitcher:
         self._clear_bases()
 
     @contextmanager
-    def unquantized(self) -> Iterator[None]:
+    def run_unquantized(self) -> Iterator[None]:
         """The model as it was loaded, computing as evaluations do."""
         self.unquantize()
-        with self.quantized.blocks.streamed():
+        with self.quantized_model.blocks.stream_layers():
             yield
 
     @contextmanager
     def as_stored(self, plan: Plan) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.put_plan(plan, 0, materialised=False, keep_trained=True)
-        self._put_rest_in(self.quantized.dtype)
+        self.put_plan(plan, 0, dequantized=False, keep_trained=True)
+        self._put_rest_in(self.quantized_model.dtype)
         try:
             yield self.model
         finally:
-            self._put_rest_in(self.quantized.compute)
+            self._put_rest_in(self.quantized_model.compute)
             self.put_plan(plan, 0, keep_trained=True)
 
     @contextmanager
@@ -186,16 +186,16 @@ class PlanSwitcher:
         self.unquantize()
         self._put_rest_in(torch.float32)
         try:
-            own = self.quantized.blocks
+            own = self.quantized_model.blocks
             yield Blocks(self.model, own.device, torch.float32, own.devices)
         finally:
-            self._put_rest_in(self.quantized.compute)
+            self._put_rest_in(self.quantized_model.compute)
 
     @contextmanager
-    def released(self) -> Iterator[None]:
+    def release_model(self) -> Iterator[None]:
         """Nothing of the model on the device but adapters; bases are gone afterwards."""
         self._clear_bases()
-        own = {id(factor) for factor in adapters.trainable(self.wrapped)}
+        own = {id(factor) for factor in adapters.list_factors(self.wrapped)}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
         for tensor, _ in moved:
@@ -210,15 +210,15 @@ class PlanSwitcher:
 
     def disable_dequantized_cache(self) -> bool:
         """From here on decode weights at each use; False if that is so already."""
-        if not self.quantized.disable_dequantized_cache():
+        if not self.quantized_model.disable_dequantized_cache():
             return False
         self._clear_bases()
-        self._put_rest_in(self.quantized.compute)
+        self._put_rest_in(self.quantized_model.compute)
         return True
 
     def close(self) -> None:
         """Give the model its own linears again."""
-        for handle in self.quantized.connections:
+        for handle in self.quantized_model.connections:
             handle.remove()
         if self._wrapped is not None:
             self._clear_bases()
@@ -232,6 +232,6 @@ class PlanSwitcher:
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
-        kept = self._stored if dtype == self.quantized.dtype else None
+        kept = self._stored if dtype == self.quantized_model.dtype else None
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]

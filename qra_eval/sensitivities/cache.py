@@ -46,7 +46,7 @@ def _read(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
 
 def sensitivities_file(tuner: FineTuner) -> Path:
     """The file of the sensitivities, named by all that they follow from, and by what their cost is a share of."""
-    model = tuner.quantized
+    model = tuner.quantized_model
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
     identity += [model.calibration, tuner.rows.hash(train=SAMPLED_ROWS), tuner.evaluation_tokens(), str(model.compute)]

@@ -61,7 +61,7 @@ def measure_sensitivities(tuner: FineTuner) -> tuple[Sensitivities, dict[str, An
         The sensitivities, and a report: tokens spent in units of one forward pass, also in full evaluations (`cost`),
         the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
-    space, model = tuner.space, tuner.quantized
+    space, model = tuner.space, tuner.quantized_model
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
     tuner.switcher.unquantize()
     figures = model.figures()  # quantizes too, which is no part of the sensitivities' time
@@ -203,12 +203,12 @@ def measure_divergence(
         (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
         forward.
     """
-    groups, model = tuner.space.groups, tuner.quantized
+    groups, model = tuner.space.groups, tuner.quantized_model
     depths = {g: model.layer_of[groups[g].linears[0].name] for g, _ in pairs}
     of_tables = [(name, level) for name in model.tables for level in model.table_levels]
     nats: dict[tuple[int, int], float] = {}
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
-    with blocks.running(), torch.no_grad():
+    with blocks.prepare_rest(), torch.no_grad():
         flow = blocks.enter(batch)
         probes: dict[tuple[int, int], Tensor] = {}
         flows: dict[tuple[str, LevelName], Flow] = {}
@@ -216,7 +216,7 @@ def measure_divergence(
             with quantize_alone(tuner, table[:1], table[1]):
                 flows[table] = blocks.enter(batch)
         for layer in range(len(blocks)):
-            with blocks.placed(layer):
+            with blocks.place_layer(layer):
                 for pair, hidden in probes.items():
                     probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
                 for g, k in (pair for pair in pairs if depths[pair[0]] == layer):

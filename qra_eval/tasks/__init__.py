@@ -9,7 +9,7 @@ from qra_eval.tasks.base import Task, render_example
 from qra_eval.tasks.encoding import Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
-from qra_eval.tasks.sources import READERS, is_hub_name, is_place
+from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.config import IN_MEMORY
 from qra_search.errors import BadInput, shortened
@@ -49,7 +49,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"the task {task.name!r} is made already: give its data and options when you make it")
         return task
     name = str(task) if isinstance(task, str | Path) else None
-    if name is None or is_place(name) or is_hub_name(name):
+    if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task

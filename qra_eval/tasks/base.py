@@ -85,17 +85,17 @@ class Task(ABC):
         if examples and examples[0].choices:
             scores = score_choices(measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples)
         if self.metrics:
-            most = self.answer_tokens(examples, tokenizer)
-            answers = self.answers(model, tokenizer, examples, most, **options)
+            most = self.max_answer_tokens(examples, tokenizer)
+            answers = self.answer_examples(model, tokenizer, examples, most, **options)
             scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
         return scores
 
-    def answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
+    def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
         longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
-    def answers(
+    def answer_examples(
         self,
         model: Any,
         tokenizer: Any,
@@ -114,12 +114,12 @@ class Task(ABC):
         options: dict[str, Any] = {"stop": self.stop, "batch_size": batch_size, "room": max_length - max_new_tokens}
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
-            prompts = [self.prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
+            prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
             texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
             answers.update(zip(some, texts, strict=True))
         return [answers[i] for i in range(len(examples))]
 
-    def prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
+    def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
 
         Args:
@@ -195,11 +195,11 @@ def split_examples(
     held: list[Example] = []
     for name in SPLITS[:0:-1]:
         if name in given:
-            parts[name] = shuffled(without(given[name], held), seed)
+            parts[name] = shuffle_examples(exclude(given[name], held), seed)
             held += parts[name]
     missing = {name: share for name, share in shares.items() if name not in parts}
     groups: dict[str, list[Example]] = {}
-    for example in without(given["train"], held):
+    for example in exclude(given["train"], held):
         groups.setdefault(hash_parts(seed, example.key), []).append(example)
     needed = len(missing) if parts else max(least, len(missing))
     if len(groups) < needed:
@@ -227,13 +227,13 @@ def count_conflicting(examples: Iterable[Example]) -> int:
     return sum(len(several) for several in answers.values() if len(set(several)) > 1)
 
 
-def without(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
+def exclude(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
     """The examples whose key none of `taken` has."""
     keys = {example.key for example in taken}
     return [example for example in examples if example.key not in keys]
 
 
-def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
+def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
     """Examples in the order of the hashes of their keys."""
     return sorted(examples, key=lambda example: hash_parts(seed, example.key))
 

@@ -70,34 +70,36 @@ def collate(rows: Sequence[Encoded], *, multiple: int = 1) -> Batch:
     return Batch(ids, positions, following.reshape(-1)[positions], sum(len(row) for row in rows), width)
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices of what shares a batch: the shortest first, those of equal length in their order."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def bucketed(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
+def make_batches(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
     """Batches of rows of similar length, in order of length, as equal as they can be.
 
     Were what is left over a batch of its own, these rows would be the longest each time, and weigh more in a training.
     """
-    (order,), count = by_length(list(map(len, rows)), len(rows)), -(-len(rows) // batch_size)
+    (order,), count = group_by_length(list(map(len, rows)), len(rows)), -(-len(rows) // batch_size)
     ends = [len(rows) * i // count for i in range(count + 1)]
     return [collate([rows[i] for i in order[start:end]]) for start, end in itertools.pairwise(ends)]
 
 
-def passed_together(rows: Sequence[Encoded]) -> list[Batch]:
+def make_pass_batches(rows: Sequence[Encoded]) -> list[Batch]:
     """Batches for passes that go layer by layer, in order of length: as large as they are quick, whatever a training's.
 
     In memory is one layer's share of them. Few lengths: for bfloat16 on a CPU oneDNN compiles its products anew for
     each, and keeps them: 128 rows of 99 lengths took twice the time and 530 MiB more.
     """
     size = max(1, min(PASS_ROWS, PASS_TOKENS // max(map(len, rows))))
-    groups = by_length(list(map(len, rows)), size)
+    groups = group_by_length(list(map(len, rows)), size)
     return [collate([rows[i] for i in group], multiple=PASS_MULTIPLE) for group in groups]
 
 
-def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int, *, drawn: bool = False) -> list[Batch]:
+def schedule_batches(
+    rows: Sequence[Encoded], steps: int, batch_size: int, seed: int, *, drawn: bool = False
+) -> list[Batch]:
     """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed.
 
     Args:
@@ -111,6 +113,6 @@ def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int, *,
         order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
         chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
         span = MIXED * batch_size if drawn else len(chosen)
-        some = [b for at in range(0, len(chosen), span) for b in bucketed(chosen[at : at + span], batch_size)]
+        some = [b for at in range(0, len(chosen), span) for b in make_batches(chosen[at : at + span], batch_size)]
         batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
     return batches[:steps]

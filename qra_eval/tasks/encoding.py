@@ -54,7 +54,7 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
 
     if chat:
         answer = {"role": "assistant", "content": example.answer.strip()}
-        ids, labelled, head, tokens = encode_chat([*_turns(example), answer], tokenizer, max_length)
+        ids, labelled, head, tokens = encode_chat([*_list_turns(example), answer], tokenizer, max_length)
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
         ids = [*prompt, *learnt] if tokenizer.eos_token_id is None else [*prompt, *learnt, tokenizer.eos_token_id]
@@ -85,21 +85,21 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     import torch  # seconds, which a task that is refused does without
 
     bare = prompt.rstrip()
-    whole = prompt_ids(tokenizer, prompt + continuation, special=special)
-    before = prompt_ids(tokenizer, bare, special=special)
+    whole = encode_prompt(tokenizer, prompt + continuation, special=special)
+    before = encode_prompt(tokenizer, bare, special=special)
     if not bare and not before:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         before, whole = [start], [start, *whole]
     after = whole[len(before) :]
     if not after:
         raise BadInput(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
-    ids = torch.tensor(without_left([*before, *after], max_length, tokenizer), dtype=torch.long)
+    ids = torch.tensor(cut_left([*before, *after], max_length, tokenizer), dtype=torch.long)
     labels = ids.clone()
     labels[: max(1, len(ids) - len(after))] = IGNORED
     return Encoded(ids, labels)
 
 
-def without_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
+def cut_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
     """The last `room` ids at most; a start token before them is kept in place of one."""
     if len(ids) <= room:
         return ids
@@ -107,7 +107,7 @@ def without_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
     return [*head, *ids[len(ids) - room + len(head) :]]
 
 
-def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
     """Ids of a prompt, with what the tokenizer puts before a text (BOS), without what it puts after it."""
     ids = tokenizer(prompt, add_special_tokens=special)["input_ids"]
     if special and ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
@@ -119,8 +119,8 @@ def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int
 
 def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:
     """Ids of prompt and answer: those of the whole text where it splits at their border, else of each alone."""
-    before = prompt_ids(tokenizer, prompt, special=special)
-    whole = prompt_ids(tokenizer, prompt + answer, special=special)
+    before = encode_prompt(tokenizer, prompt, special=special)
+    whole = encode_prompt(tokenizer, prompt + answer, special=special)
     if whole[: len(before)] == before:
         return before, whole[len(before) :]
     return before, tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -145,7 +145,7 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int
     while len(ids) > max_length and (fewer := _without_oldest(turns)) is not None:
         turns = fewer
         ids, labelled = _encode_turns(turns, tokenizer)
-    return ids, labelled, _head(turns, tokenizer), tokens
+    return ids, labelled, _count_fixed_tokens(turns, tokenizer), tokens
 
 
 def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
@@ -154,10 +154,10 @@ def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> st
     Args:
         room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
     """
-    turns = _turns(example)
+    turns = _list_turns(example)
     text = render(turns, tokenizer, prompted=True)
     while room is not None and (fewer := _without_oldest(turns)) is not None:
-        if len(prompt_ids(tokenizer, text, special=False)) <= room:
+        if len(encode_prompt(tokenizer, text, special=False)) <= room:
             break
         turns, text = fewer, render(fewer, tokenizer, prompted=True)
     return text
@@ -183,7 +183,7 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput(f"the model's chat template refuses a chat of the turns {roles}: {error}") from error
 
 
-def _turns(example: Example) -> Turns:
+def _list_turns(example: Example) -> Turns:
     return example.messages or ({"role": "user", "content": example.prompt},)
 
 
@@ -218,12 +218,12 @@ def _without_oldest(turns: Turns) -> Turns | None:
     return None if later is None else [*rules, *rest[later:]]
 
 
-def _head(turns: Turns, tokenizer: Any) -> int:
+def _count_fixed_tokens(turns: Turns, tokenizer: Any) -> int:
     """Tokens before the text of the first turn that is not the system's; what stands there is in every prompt."""
     text, at = render(turns[:-1], tokenizer, prompted=True), 0
     for turn in turns:
         place = max(at, text.find(turn["content"].strip(), at))
         if turn["role"] != "system":
-            return len(prompt_ids(tokenizer, text[:place], special=False))
+            return len(encode_prompt(tokenizer, text[:place], special=False))
         at = place + len(turn["content"].strip())
     return 0

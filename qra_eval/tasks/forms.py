@@ -51,7 +51,7 @@ def is_text(rows: Any) -> bool:
     return isinstance(first, Mapping) and "text" in first and not set(FIELDS) & set(first)
 
 
-def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
+def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
     """The example of a row.
 
     Args:
@@ -63,30 +63,30 @@ def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | 
     """
     for field, column in (columns or {}).items():
         if column not in row:
-            raise BadInput(f"{where}: no column {column!r} for {field}, only {_names(row)}")
+            raise BadInput(f"{where}: no column {column!r} for {field}, only {_list_fields(row)}")
     row = {field: row[column] for field, column in columns.items()} if columns else row
     # null, or NaN, is what a table has for no field
     nothing = {field for field, value in row.items() if value is None or (isinstance(value, float) and isnan(value))}
     row = {field: value for field, value in row.items() if field not in nothing}
     for field in TURNS:
         if field in row:
-            return _chat(_turns(row, field, where), where)
+            return _make_chat(_read_turns(row, field, where), where)
     if "instruction" in row:
-        return _instruction(row, where)
-    asked, answered = _first(row, PROMPTS), _first(row, ANSWERS)
-    if asked is not None and _first(row, CHOICES) is not None:
+        return _make_instruction(row, where)
+    asked, answered = _find_field(row, PROMPTS), _find_field(row, ANSWERS)
+    if asked is not None and _find_field(row, CHOICES) is not None:
         question, choices, label = read_choices(row, where)
-        prompt, spaced = question if asked == "prompt" else as_question(question), tuple(f" {c}" for c in choices)
-        messages = (*_system(row), {"role": "user", "content": prompt})
-        return Example(_before(row) + prompt, spaced[label], spaced, label, messages=messages)
+        prompt, spaced = question if asked == "prompt" else format_question(question), tuple(f" {c}" for c in choices)
+        messages = (*_list_system_turns(row), {"role": "user", "content": prompt})
+        return Example(_write_system_text(row) + prompt, spaced[label], spaced, label, messages=messages)
     if asked is not None and answered is not None:
-        prompt, answer = _text(row, asked, where), _answer(row, answered, where)
+        prompt, answer = _read_text(row, asked, where), _read_answer(row, answered, where)
         apart = not prompt[-1].isspace() and not answer[0].isspace()
-        messages = (*_system(row), {"role": "user", "content": prompt.strip()})
-        return Example(_before(row) + prompt, f" {answer}" if apart else answer, messages=messages)
+        messages = (*_list_system_turns(row), {"role": "user", "content": prompt.strip()})
+        return Example(_write_system_text(row) + prompt, f" {answer}" if apart else answer, messages=messages)
     raise BadInput(
-        f"{where}: fields are {_names(row)}; allowed are {FORMS}; name others by --columns prompt=...,answer=..., "
-        'and for {"text"} use --task text'
+        f"{where}: fields are {_list_fields(row)}; allowed are {FORMS}; name others by --columns "
+        'prompt=...,answer=..., and for {"text"} use --task text'
     )
 
 
@@ -99,16 +99,16 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     Raises:
         BadInput: fewer than two choices, or an answer that names none or several of them.
     """
-    question = _text(row, _first(row, PROMPTS) or "question", where)
-    given: Any = read_field(row, _first(row, CHOICES) or "choices", (list, dict), where)
+    question = _read_text(row, _find_field(row, PROMPTS) or "question", where)
+    given: Any = read_field(row, _find_field(row, CHOICES) or "choices", (list, dict), where)
     labelled = isinstance(given, dict)
     choices: Any = given.get("text") if labelled else given
     labels: Any = given.get("label") if labelled else []
-    if not _are_texts(choices) or len(choices) < 2:
+    if not _has_texts(choices) or len(choices) < 2:
         raise BadInput(f"{where}: choices must be two or more texts, got {shortened(choices, 60)}")
-    if labelled and not (_are_texts(labels) and len(labels) == len(choices)):
+    if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
         raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shortened(labels, 60)}")
-    answer = read_field(row, _first(row, CHOSEN) or "answer", (int, str), where)
+    answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
     else:
@@ -122,33 +122,33 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     return question, list(choices), found[0]
 
 
-def as_question(text: str) -> str:
+def format_question(text: str) -> str:
     """A question as lm-evaluation-harness puts those of ARC and PIQA."""
     return f"Question: {text}\nAnswer:"
 
 
-def _instruction(row: Mapping[str, Any], where: str) -> Example:
-    instruction = _text(row, "instruction", where)
+def _make_instruction(row: Mapping[str, Any], where: str) -> Example:
+    instruction = _read_text(row, "instruction", where)
     given = read_field(row, "input", str, where) if "input" in row else ""
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
-    answer = _answer(row, "output", where)
-    messages = (*_system(row), {"role": "user", "content": asked})
-    return Example(f"{_before(row)}{prompt}### Response:\n", answer, messages=messages)
+    answer = _read_answer(row, "output", where)
+    messages = (*_list_system_turns(row), {"role": "user", "content": asked})
+    return Example(f"{_write_system_text(row)}{prompt}### Response:\n", answer, messages=messages)
 
 
-def _system(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_system_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The turn of a row's field `system`, if it has one that is not blank."""
     text = row.get("system")
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
 
 
-def _before(row: Mapping[str, Any]) -> str:
+def _write_system_text(row: Mapping[str, Any]) -> str:
     """What stands before a prompt that goes through no chat template."""
-    return "".join(f"{turn['content']}\n\n" for turn in _system(row))
+    return "".join(f"{turn['content']}\n\n" for turn in _list_system_turns(row))
 
 
-def _turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str]]:
+def _read_turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str]]:
     """The turns of `messages` or of `conversations`, with the row's system text first if they have none."""
     speaker, said, roles = TURNS[field]
     turns: list[dict[str, str]] = []
@@ -161,12 +161,13 @@ def _turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
-        turns.append({"role": roles[role], "content": _whole(read_field(message, said, str, place), said, place)})
+        content = _check_characters(read_field(message, said, str, place), said, place)
+        turns.append({"role": roles[role], "content": content})
     own = any(turn["role"] == "system" for turn in turns)
-    return turns if own else [*_system(row), *turns]
+    return turns if own else [*_list_system_turns(row), *turns]
 
 
-def _chat(turns: list[dict[str, str]], where: str) -> Example:
+def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
     answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
     if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
@@ -176,23 +177,23 @@ def _chat(turns: list[dict[str, str]], where: str) -> Example:
     return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
 
 
-def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+def _read_text(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field that is not blank; numbers are taken as texts."""
     value = read_field(row, name, (str, int, float), where)
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
-    return _whole(str(value), name, where)
+    return _check_characters(str(value), name, where)
 
 
-def _answer(row: Mapping[str, Any], name: str, where: str) -> str:
+def _read_answer(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field; an object or list is taken as its compact JSON text."""
     value = row.get(name)
     if isinstance(value, dict | list):
-        return _whole(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
-    return _text(row, name, where)
+        return _check_characters(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
+    return _read_text(row, name, where)
 
 
-def _whole(text: str, name: str, where: str) -> str:
+def _check_characters(text: str, name: str, where: str) -> str:
     """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
     try:
         text.encode()
@@ -201,14 +202,14 @@ def _whole(text: str, name: str, where: str) -> str:
     return text
 
 
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """The first of the names that the row has."""
     return next((name for name in names if name in row), None)
 
 
-def _are_texts(values: Any) -> bool:
+def _has_texts(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(value, str) and value.strip() for value in values)
 
 
-def _names(row: Mapping[str, Any]) -> str:
+def _list_fields(row: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, row)) or "none"

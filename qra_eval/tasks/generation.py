@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qra_eval.tasks.encoding import prompt_ids, without_left
+from qra_eval.tasks.encoding import cut_left, encode_prompt
 
 
 def generate_answers(
@@ -31,10 +31,10 @@ def generate_answers(
     import torch  # seconds, which a task that is refused does without
     from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
-    from qra_eval.tasks.batches import by_length
+    from qra_eval.tasks.batches import group_by_length
 
-    ids = [prompt_ids(tokenizer, prompt, special=special) for prompt in prompts]
-    ids = ids if room is None else [without_left(some, max(1, room), tokenizer) for some in ids]
+    ids = [encode_prompt(tokenizer, prompt, special=special) for prompt in prompts]
+    ids = ids if room is None else [cut_left(some, max(1, room), tokenizer) for some in ids]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -49,7 +49,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in by_length(list(map(len, ids)), batch_size):
+        for batch in group_by_length(list(map(len, ids)), batch_size):
             longest = max(len(ids[i]) for i in batch)
             missing = [longest - len(ids[i]) for i in batch]
             tokens = torch.tensor([[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, shuffled, split_examples, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude, shuffle_examples, split_examples
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.sources import folder_rows, read_field, read_hub_rows
+from qra_eval.tasks.sources import read_field, read_folder_rows, read_hub_rows
 from qra_search.errors import BadInput
 
 HUB = ("openai/gsm8k", "main")
@@ -22,12 +22,12 @@ FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 def strict_match(answer: str, example: Example) -> float:
     """1.0 if the first number after `####` is right."""
-    return float(number_of(answer) == number_of(example.answer))
+    return float(find_number(answer) == find_number(example.answer))
 
 
 def flexible_match(answer: str, example: Example) -> float:
     """1.0 if the last number is right."""
-    return float(number_of(answer, "flexible") == number_of(example.answer))
+    return float(find_number(answer, "flexible") == find_number(example.answer))
 
 
 class GSM8KTask(Task):
@@ -45,15 +45,15 @@ class GSM8KTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = self._rows("test")
-        train = shuffled(without(self._rows("train"), test), 0)[APART:]
+        train = shuffle_examples(exclude(self._rows("train"), test), 0)[APART:]
         return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
-        rows = read_hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
+        rows = read_hub_rows(*HUB, split) if self.data is None else read_folder_rows(self.data, "gsm8k", split)
         return [_example(row, where) for where, row in rows]
 
 
-def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:
+def find_number(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:
     """The answer's number without commas, dollar signs and a final point; None if there is none.
 
     strict: the first number after `####`. flexible: the last thing that looks like a number.
@@ -67,6 +67,6 @@ def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str |
 
 def _example(row: dict[str, Any], where: str) -> Example:
     question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
-    if number_of(answer) is None:
+    if find_number(answer) is None:
         raise BadInput(f"{where}: the answer has no number after '####'")
     return Example(f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},))

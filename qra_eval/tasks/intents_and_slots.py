@@ -10,7 +10,7 @@ from typing import Any, Literal
 from qra_eval.tasks.base import TRAIN_SHARES, Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import exact_match, json_f1
-from qra_eval.tasks.sources import folder_rows, load_hub_data, read_field, read_hub_rows
+from qra_eval.tasks.sources import load_hub_data, read_field, read_folder_rows, read_hub_rows
 from qra_search.errors import BadInput
 
 BANKING77_HUB = "legacy-datasets/banking77"
@@ -43,7 +43,7 @@ class Banking77Task(_UtteranceTask):
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         if self.data is not None:
-            rows, fields = folder_rows(self.data, "banking77", split), ("text", "label")
+            rows, fields = read_folder_rows(self.data, "banking77", split), ("text", "label")
             return [_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
         names = load_hub_data(BANKING77_HUB)[split].features["label"].names
         return [_intent(row["text"], names[row["label"]]) for _, row in read_hub_rows(BANKING77_HUB, None, split)]
@@ -65,7 +65,7 @@ class Restaurant8kTask(_UtteranceTask):
             raise BadInput("the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl")
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
-        return [_booking(row, where) for where, row in folder_rows(self.data, "restaurant8k", split)]
+        return [_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)]
 
 
 def _intent(text: str, label: str) -> Example:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.forms import CHAT, check_columns, to_example
+from qra_eval.tasks.forms import CHAT, check_columns, make_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
 from qra_eval.tasks.sources import find_split_files, is_hub_name, read_splits
 from qra_search.errors import BadInput
@@ -67,7 +67,7 @@ class JSONLTask(Task):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         what = self.data if isinstance(self.data, str) else self.name
         given = read_splits(self.data, self.subset, self.names)
-        examples = {split: [to_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()}
+        examples = {split: [make_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()}
         choosing = {bool(example.choices) for some in examples.values() for example in some}
         if len(choosing) > 1:
             raise BadInput(f"{what}: some rows have choices and some have none: give each kind a file of its own")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.tasks.batches import Batch, by_length, collate
+from qra_eval.tasks.batches import Batch, collate, group_by_length
 from qra_eval.tasks.encoding import Encoded
 
 CHUNK = 64
@@ -101,7 +101,7 @@ def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "m
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> float:
+def measure_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> float:
     """Mean loss in nats a labelled token over all batches."""
     model.eval()
     total, count = 0.0, 0
@@ -114,14 +114,14 @@ def held_out_loss(model: Any, batches: Sequence[Batch], device: torch.device) ->
 
 
 @torch.no_grad()
-def row_losses(
+def measure_row_losses(
     model: Any, rows: Sequence[Encoded], batch_size: int, device: torch.device
 ) -> tuple[list[float], list[int]]:
     """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
     model.eval()
     totals, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.long)
     with labelled_head(model) as head:
-        for chosen in by_length(list(map(len, rows)), batch_size):
+        for chosen in group_by_length(list(map(len, rows)), batch_size):
             batch = collate([rows[i] for i in chosen]).to(device)
             logits = labelled_logits(model, head, batch)
             owner = torch.tensor(chosen)[(batch.positions // batch.input_ids.shape[1]).cpu()]

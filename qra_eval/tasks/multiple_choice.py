@@ -11,8 +11,8 @@ from typing import Any
 
 from qra_eval.tasks.base import TRAIN_SHARES, Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.forms import as_question, read_choices
-from qra_eval.tasks.sources import folder_rows, read_hub_rows, read_splits
+from qra_eval.tasks.forms import format_question, read_choices
+from qra_eval.tasks.sources import read_folder_rows, read_hub_rows, read_splits
 from qra_search.errors import BadInput
 
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ class MultipleChoiceTask(Task):
         splits: dict[SplitName, str] = {"test": source.test, "train": "train"}
         for split, of_hub in splits.items():
             if self.data is not None:
-                rows[split] = self._read(folder_rows(self.data, source.name, split))
+                rows[split] = self._read(read_folder_rows(self.data, source.name, split))
             else:
                 found = read_hub_rows(source.dataset, source.config, of_hub)
                 rows[split] = [_example(source, *source.read(row)) for _, row in found]
@@ -118,10 +118,10 @@ def _task(*source: Any) -> Callable[..., MultipleChoiceTask]:
     return partial(MultipleChoiceTask, Source(*source))
 
 
-arc_easy = _task("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", _read_lettered, as_question)
-arc_challenge = _task("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", _read_lettered, as_question)
+arc_easy = _task("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", _read_lettered, format_question)
+arc_challenge = _task("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", _read_lettered, format_question)
 openbookqa = _task("openbookqa", "allenai/openbookqa", "main", "test", _read_lettered, "{}".format)
-piqa = _task("piqa", "baber/piqa", None, "validation", _read_piqa, as_question)
+piqa = _task("piqa", "baber/piqa", None, "validation", _read_piqa, format_question)
 winogrande = _task("winogrande", "allenai/winogrande", "winogrande_xl", "validation", _read_winogrande, None)
 hellaswag = _task("hellaswag", "Rowan/hellaswag", None, "validation", _read_hellaswag, "{}".format)
 boolq = _task("boolq", "aps/super_glue", "boolq", "validation", _read_boolq, "{}\nAnswer:".format)

@@ -47,7 +47,7 @@ class Rows:
             raise BadInput(f"task {self.name!r} has no rows in its {split} split")
         return rows[:count]
 
-    def shuffled(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
         """`count` rows of a split, or all of them, in an order drawn by the seed; seed 0 takes the first in theirs."""
         if seed == 0:
             return self(split, count)
@@ -74,5 +74,5 @@ class LongestRows(Rows):
         ids = torch.zeros(self.max_length, dtype=torch.long)
         return [Encoded(ids, ids)] * (len(self.task.split(split)) if count is None else count)
 
-    def shuffled(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
         return self(split, count)

@@ -47,7 +47,7 @@ def measure_choices(
     Raises:
         BadInput: an example has no choices or no label.
     """
-    from qra_eval.tasks.losses import row_losses  # torch, which a task that is refused does without
+    from qra_eval.tasks.losses import measure_row_losses  # torch, which a task that is refused does without
 
     rows, places = [], []
     for i, example in enumerate(examples):
@@ -60,7 +60,7 @@ def measure_choices(
             rows.append(encode_pair(tokenizer, prompt, choice, max_length, special=not chat))
             places.append((i, j))
     was_training = model.training
-    losses, _ = row_losses(model, rows, batch_size, next(model.parameters()).device)
+    losses, _ = measure_row_losses(model, rows, batch_size, next(model.parameters()).device)
     model.train(was_training)
     values = np.full((len(examples), max(len(example.choices) for example in examples)), -np.inf)
     values[tuple(np.array(places).T)] = -np.array(losses)

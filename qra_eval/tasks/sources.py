@@ -38,7 +38,7 @@ def is_file_name(name: str) -> bool:
     return Path(name).suffix.lower() in READERS
 
 
-def is_place(name: str) -> bool:
+def is_data_path(name: str) -> bool:
     """Whether a name is that of a file that can be read, or of a folder, unless a task has it."""
     return is_file_name(name) or (Path(name).is_dir() and name not in plugins.names("tasks"))
 
@@ -65,7 +65,7 @@ def read_splits(
     if isinstance(data, Mapping):
         return _select_splits(data, "the data", splits)
     if not isinstance(data, str | Path):
-        return {"train": _dictionaries(data, "row")}
+        return {"train": _number_rows(data, "row")}
     if is_hub_name(str(data)):
         return _select_splits(load_hub_data(str(data), subset), str(data), splits)
     return {split: read_rows(path) for split, path in find_split_files(Path(data)).items()}
@@ -120,7 +120,7 @@ def read_text(path: Path) -> str:
         raise BadInput(str(encoding_error(path, error))) from None
 
 
-def folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
+def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
     """The rows of `<folder>/<stem>_<split>.jsonl`.
 
     Raises:
@@ -160,7 +160,7 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
 
 def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
     """The rows of one split of a data set on the hub; see `load_hub_data`."""
-    return _dictionaries(load_hub_data(name, subset)[split], f"{name}, {split} row")
+    return _number_rows(load_hub_data(name, subset)[split], f"{name}, {split} row")
 
 
 def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -192,7 +192,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
         names = [chosen[split]] if split in chosen else STEMS[split]
         name = next((name for name in names if name in data), None)
         if name is not None:
-            found[split] = _dictionaries(data[name], f"{what}, {name} row")
+            found[split] = _number_rows(data[name], f"{what}, {name} row")
     if "train" not in found:
         raise BadInput(
             f"{what} has no train split: it has {', '.join(data) or 'none'}: name the one to train on, such as "
@@ -201,7 +201,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
     return found
 
 
-def _dictionaries(rows: Any, what: str) -> list[Row]:
+def _number_rows(rows: Any, what: str) -> list[Row]:
     """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
         raise wrong_type("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
@@ -216,27 +216,27 @@ def _dictionaries(rows: Any, what: str) -> list[Row]:
 
 
 # -- files -------------------------------------------------------------------------------------
-def _json_lines(path: Path) -> Iterator[Row]:
+def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         where, shown = f"{path}, line {number}", shortened(line, 60)
         if number == 1 and line.lstrip().startswith("["):
             name = path.with_suffix(".json").name
             raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")
         if line.strip():
-            row = _parsed(line, f"{where}: {shown}")
+            row = _parse_json(line, f"{where}: {shown}")
             if not isinstance(row, dict):
                 raise BadInput(f"{where}: {shown} is not a JSON object")
             yield where, row
 
 
-def _json(path: Path) -> list[Row]:
-    rows = _parsed(read_text(path), str(path))
+def _read_json(path: Path) -> list[Row]:
+    rows = _parse_json(read_text(path), str(path))
     if not isinstance(rows, list):
         raise BadInput(f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line")
-    return _dictionaries(rows, f"{path}, row")
+    return _number_rows(rows, f"{path}, row")
 
 
-def _table(path: Path) -> Iterator[Row]:
+def _read_table(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     file = io.StringIO(read_text(path), newline="")
     reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -257,22 +257,23 @@ def _table(path: Path) -> Iterator[Row]:
         raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> list[Row]:
     from pyarrow import ArrowException, parquet  # comes with datasets
 
     try:
-        return _dictionaries(parquet.read_table(path).to_pylist(), f"{path}, row")
+        return _number_rows(parquet.read_table(path).to_pylist(), f"{path}, row")
     except ArrowException as error:
         raise BadInput(f"{path} is no Parquet file that can be read ({first_line(error)})") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Row]]] = {
-    ".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table, ".parquet": _parquet,
+    ".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_table, ".tsv": _read_table,
+    ".parquet": _read_parquet,
 }  # fmt: skip
 """What reads a file, by its ending."""
 
 
-def _parsed(text: str, what: str) -> Any:
+def _parse_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -29,8 +29,8 @@ def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor],
         more: plain data of the caller.
     """
     tensors = {"losses": torch.tensor(training.losses, dtype=torch.float64), "generator::cpu": torch.get_rng_state()}
-    tensors |= {f"generator::{card}": torch.cuda.get_rng_state(card) for card in cards(training)}
-    for name, parameter in named(training):
+    tensors |= {f"generator::{card}": torch.cuda.get_rng_state(card) for card in list_cards(training)}
+    for name, parameter in named_parameters(training):
         tensors[f"value::{name}"] = parameter.detach()
         kept = training.optimizer.state[parameter]
         tensors.update({f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept})
@@ -70,7 +70,7 @@ def _restore(
     if state["identity"] != identity:
         return None
     keys = set(file.keys())
-    for name, parameter in named(training):
+    for name, parameter in named_parameters(training):
         parameter.data.copy_(file.get_tensor(f"value::{name}"))
         moments = {moment: file.get_tensor(f"{moment}::{name}") for moment in MOMENTS if f"{moment}::{name}" in keys}
         if moments:
@@ -80,19 +80,19 @@ def _restore(
     for field in ("tokens", "stopped", "model_seconds"):
         setattr(training, field, state.pop(field))
     torch.set_rng_state(file.get_tensor("generator::cpu"))
-    for card in cards(training):
+    for card in list_cards(training):
         if f"generator::{card}" in keys:
             torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
     best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
     return best, state
 
 
-def cards(training: Training) -> list[torch.device]:
+def list_cards(training: Training) -> list[torch.device]:
     """The GPUs that something is trained on."""
-    found = {parameter.device for _, parameter in named(training) if parameter.device.type == "cuda"}
+    found = {parameter.device for _, parameter in named_parameters(training) if parameter.device.type == "cuda"}
     return sorted(found, key=str)
 
 
-def named(training: Training) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(training: Training) -> Iterator[tuple[str, nn.Parameter]]:
     """All that is trained, by name."""
     return ((name, parameter) for group in training.groups for name, parameter in group.parameters.items())

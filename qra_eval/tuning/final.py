@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import row_losses
+from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
@@ -55,13 +55,13 @@ def tune(
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
 
     def validation_loss() -> float:
-        loss = tuner.held_out("validation", tuner.evaluation.validation_rows, processes)
+        loss = tuner.measure_loss("validation", tuner.evaluation.validation_rows, processes)
         tuner.model.train()
         return loss
 
     def work() -> TuningRecord:
-        processes.alike(lambda: tuner.switcher.put_plan(plan, seed))
-        before = processes.alike(lambda: sample_answers(tuner, samples))
+        processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
+        before = processes.run_together(lambda: sample_answers(tuner, samples))
         identity = _identity(tuner, plan, seed, steps, batches)
 
         def finish_step(step: int, figures: StepFigures) -> None:
@@ -72,13 +72,13 @@ def tune(
                 progress(f"tune{resumed}", step, steps)
 
         full = FullTuning(finetune, validation_loss, identity, folder, finish_step, processes)
-        with full.saving():
+        with full.save_on_interrupt():
             tuner.train(steps, seed, callback=full, batches=batches, processes=processes)
-        nats, tokens = _row_losses(tuner, processes)
+        nats, tokens = _measure_test_rows(tuner, processes)
         if not math.isfinite(sum(nats)):
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
-        after = processes.alike(lambda: sample_answers(tuner, samples))
-        scores = processes.alike(lambda: row_scores(tuner) if leads else {})
+        after = processes.run_together(lambda: sample_answers(tuner, samples))
+        scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = _select_samples(before, after, samples)
@@ -101,10 +101,10 @@ def untuned(tuner: FineTuner) -> TuningRecord | None:
         return None
 
     def work() -> TuningRecord:
-        with tuner.switcher.unquantized():
-            nats, tokens = _row_losses(tuner, ALONE)
-            scores = row_scores(tuner) if tuner.quantized.materialised else {}
-            if not tuner.quantized.materialised and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
+        with tuner.switcher.run_unquantized():
+            nats, tokens = _measure_test_rows(tuner, ALONE)
+            scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
+            if not tuner.quantized_model.keeps_dequantized and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
                 log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
         return TuningRecord(plan, 0, 0, space.memory_bytes(plan), time.perf_counter() - start, nats, tokens, scores)
 
@@ -140,13 +140,14 @@ def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequ
     }
 
 
-def _row_losses(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
     rows, own = tuner.rows("test", tuner.finetune.test_rows), slice(processes.rank, None, processes.size)
-    found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.rows_together, tuner.device))
+    together = 2 * tuner.rows_together
+    found = processes.run_together(lambda: measure_row_losses(tuner.model, rows[own], together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
     nats[own], tokens[own] = found
-    return tuple(processes.total(*nats)), tuple(map(int, processes.total(*tokens)))
+    return tuple(processes.sum_values(*nats)), tuple(map(int, processes.sum_values(*tokens)))
 
 
 def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
@@ -159,9 +160,9 @@ def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
     if not examples:
         return []
     room = tuner.with_room(SAMPLE_TOKENS)
-    answers = task.answers(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
+    answers = task.answer_examples(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
     return [
-        {"prompt": task.prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}
+        {"prompt": task.make_prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}
         for example, answer in zip(examples, answers, strict=True)
     ]
 
@@ -177,7 +178,7 @@ def _select_samples(
     return tuple({name: row[name] for name in ("prompt", "wanted", "before", "after")} for row in shown)
 
 
-def row_scores(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
+def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
     """The task's scores of what is in place, by metric, on the first test rows."""
     scores = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
     return {name: tuple(rows) for name, rows in scores.items()}

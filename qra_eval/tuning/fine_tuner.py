@@ -8,15 +8,15 @@ from contextlib import nullcontext
 from typing import Any
 
 from qra_eval.models.device import give_back_freed_memory
-from qra_eval.models.loaded import positions
+from qra_eval.models.loaded import max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import count_conflicting
-from qra_eval.tasks.batches import Batch, bucketed, schedule
+from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tasks.losses import held_out_loss
+from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
@@ -53,7 +53,7 @@ class FineTuner:
         *,
         metric: str = "loss",
     ):
-        self.quantized, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
+        self.quantized_model, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.switcher = PlanSwitcher(quantized)
@@ -64,7 +64,7 @@ class FineTuner:
     @property
     def settings(self) -> TrainingConfig:
         """Of training: those of the model, where they may be set later."""
-        return self.quantized.settings
+        return self.quantized_model.settings
 
     @property
     def rows_together(self) -> int:
@@ -74,18 +74,18 @@ class FineTuner:
     @property
     def progress(self) -> Progress | None:
         """Called with all that takes long before the first evaluation; that of the model."""
-        return self.quantized.progress
+        return self.quantized_model.progress
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
         return {
-            "model": self.quantized.loaded.name,
-            "weights": self.quantized.loaded.fingerprint,
-            "dtype": str(self.quantized.dtype).removeprefix("torch."),
+            "model": self.quantized_model.loaded.name,
+            "weights": self.quantized_model.loaded.fingerprint,
+            "dtype": str(self.quantized_model.dtype).removeprefix("torch."),
             "task": self.rows.name,
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
-            "backend": self.quantized.backend.spec,
-            "granularity": self.quantized.granularity,
+            "backend": self.quantized_model.backend.spec,
+            "granularity": self.quantized_model.granularity,
             **({} if self.metric == "loss" else {"metric": self.metric}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
@@ -115,7 +115,7 @@ class FineTuner:
             batches: of the steps; default: those of an evaluation.
         """
         settings = self.settings
-        with self.switcher.scales_in_training() if settings.scales and steps else nullcontext():
+        with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
                 adapters.parameter_groups(
@@ -132,15 +132,15 @@ class FineTuner:
         adapters.round_factors(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
-    def held_out(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
+    def measure_loss(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
         """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
-        batches = processes.share(bucketed(self.rows(split, rows), 2 * self.rows_together))
-        loss = processes.alike(lambda: held_out_loss(self.model, batches, self.device))
+        batches = processes.select_own(make_batches(self.rows(split, rows), 2 * self.rows_together))
+        loss = processes.run_together(lambda: measure_loss(self.model, batches, self.device))
         give_back_freed_memory(self.device)
         if processes.size == 1:
             return loss
         own = sum(len(batch.targets) for batch in batches)
-        nats, labels = processes.total(loss * own, own)
+        nats, labels = processes.sum_values(loss * own, own)
         return nats / labels
 
     def objective(self, split: SplitName, rows: int) -> float | None:
@@ -159,13 +159,13 @@ class FineTuner:
         examples = task.split(split)[:rows]
         if not examples:
             return {}
-        room = self.with_room(task.answer_tokens(examples, self.tokenizer))
+        room = self.with_room(task.max_answer_tokens(examples, self.tokenizer))
         together = SCORED_TOGETHER * self.rows_together
         return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
 
     def with_room(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
-        asked, most = self.settings.max_length + tokens, positions(self.model)
+        asked, most = self.settings.max_length + tokens, max_positions(self.model)
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
@@ -176,17 +176,17 @@ class FineTuner:
             return []
         rows = self.rows("train", whole * settings.rows_a_step)
         number = settings.accumulation
-        return schedule(rows, whole * number, settings.batch_size, seed)[: steps * number]
+        return schedule_batches(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
     def final_batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of a full tuning.
 
         The rows are the first in the order that the seed draws, which for seed 0 is the task's own. Which rows of a
-        drawn order share a batch follows from that order as well (`schedule`).
+        drawn order share a batch follows from that order as well (`schedule_batches`).
         """
         settings = self.settings
-        rows = self.rows.shuffled("train", steps * settings.rows_a_step, seed)
-        return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
+        rows = self.rows.shuffle("train", steps * settings.rows_a_step, seed)
+        return schedule_batches(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
 
     @property
     def finetune_steps(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
+from qra_eval.tuning.checkpoint import named_parameters, read_checkpoint, write_checkpoint
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.errors import RunFailed
@@ -65,7 +65,7 @@ class FullTuning(TrainerCallback):
         self.resumed_after, self._interrupted = 0, False
         self._written, self.earlier_seconds = time.monotonic(), 0.0
 
-    def begin(self, training: Training) -> None:
+    def on_train_begin(self, training: Training) -> None:
         self._written = time.monotonic()
         if self.folder is None:
             return
@@ -75,13 +75,13 @@ class FullTuning(TrainerCallback):
             vars(self).update({name: more[name] for name in RESUMED})
             self.resumed_after = training.step
         self.earlier_seconds = training.earlier_seconds
-        if self.processes.total(training.step) != [training.step * self.processes.size]:
+        if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
             raise RunFailed(f"not all processes see the same checkpoint in {self.folder}: they need one shared folder")
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again
 
-    def after(self, training: Training) -> bool:
+    def on_step_end(self, training: Training) -> bool:
         settings, step, is_last = self.settings, training.step, training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
@@ -89,7 +89,7 @@ class FullTuning(TrainerCallback):
             self.stale += 1
             if loss < self.best_loss:
                 self.best_loss, self.best_step, self.stale = loss, step, 0
-                self.best = {name: parameter.detach().cpu().clone() for name, parameter in named(training)}
+                self.best = {name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)}
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
         interrupted = self.processes.any(self._interrupted)  # what comes while this waits is for the next step
@@ -111,17 +111,17 @@ class FullTuning(TrainerCallback):
             raise KeyboardInterrupt(f"step {step} of {training.steps} is saved")
         return stop
 
-    def saving(self) -> AbstractContextManager[None]:
+    def save_on_interrupt(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
         return nullcontext() if self.folder is None else on_interrupt(self._interrupt)
 
     def _interrupt(self) -> None:
         self._interrupted = True
 
-    def ended(self, training: Training) -> None:
+    def on_train_end(self, training: Training) -> None:
         """Put the parameters of the lowest validation loss in place, if there are any."""
         if self.best:
-            for name, parameter in named(training):
+            for name, parameter in named_parameters(training):
                 parameter.data.copy_(self.best[name])
 
     def _write_step(self, step: int, figures: dict[str, float]) -> None:

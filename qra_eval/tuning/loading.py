@@ -13,7 +13,7 @@ from qra_backends import make_backend
 from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
 from qra_eval.models.embeddings import place_tables, replace_tables
 from qra_eval.models.experts import keep_names
-from qra_eval.models.linears import decoder_layers, find_linears
+from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
@@ -62,7 +62,7 @@ def load(
     from peft import PeftModel
 
     folder = find_tuning(Path(folder), tuning)
-    plan = tuned_plan(folder)
+    plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
         folder, device=device, dequantized_cache=dequantized_cache, trust_remote_code=trust_remote_code, model=model,
@@ -98,7 +98,7 @@ def load_base(
     """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
     folder, devices = find_tuning(Path(folder)), resolve_devices(device)
     device = str(devices[0])
-    data = tuned_plan(folder)
+    data = read_tuned_plan(folder)
     dtype = getattr(torch, data["dtype"])
     loaded = load_model(
         data["model"] if model is None else model, tokenizer=tokenizer, dtype=dtype, device=device,
@@ -122,7 +122,7 @@ def find_tuning(folder: Path, tuning: str | None = None) -> Path:
     return run.find_tuning(tuning).path if tuning is not None or run.tunings_folder.is_dir() else folder
 
 
-def tuned_plan(folder: Path) -> dict[str, Any]:
+def read_tuned_plan(folder: Path) -> dict[str, Any]:
     """What the `plan.json` of a tuning holds.
 
     Raises:
@@ -221,7 +221,7 @@ def put_base(
     if stored:
         replace_tables(model, backend, quantized, torch.device(device))
     if more:
-        modules = model.get_submodule(decoder_layers(model))
+        modules = model.get_submodule(find_decoder_layers(model))
         for layer, place in zip(modules, layers, strict=True):
             layer.to(place)
         connect_devices(modules, layers)

@@ -27,19 +27,19 @@ PATIENCE = timedelta(days=30)
 class Processes:
     """This process and its peers, which hold the same model and the same adapters; alone by default.
 
-    Every method but `share` is called by all of them, in the same order.
+    Every method but `select_own` is called by all of them, in the same order.
     """
 
     rank, size = 0, 1
 
-    def share(self, batches: Sequence[Batch]) -> list[Batch]:
+    def select_own(self, batches: Sequence[Batch]) -> list[Batch]:
         """This process's part of the batches of a step: whole ones if they come out even, else rows of each."""
         if len(batches) % self.size == 0:
             return list(batches[self.rank :: self.size])
         parts = (batch.parts(-(-len(batch.input_ids) // self.size)) for batch in batches)
         return [own for some in parts for own in some[self.rank : self.rank + 1]]
 
-    def total(self, *own: float) -> list[float]:
+    def sum_values(self, *own: float) -> list[float]:
         """Sums over the processes."""
         if self.size == 1:
             return list(own)
@@ -49,9 +49,9 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
-        return self.total(flag)[0] > 0
+        return self.sum_values(flag)[0] > 0
 
-    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every gradient becomes its sum over the processes, in one message; None remains where none has one."""
         if self.size == 1:
             return
@@ -63,7 +63,7 @@ class Processes:
         for parameter, grad, count in zip(parameters, grads, there.tolist(), strict=True):
             parameter.grad = grad if count else None
 
-    def alike(self, work: Callable[[], Result]) -> Result:
+    def run_together(self, work: Callable[[], Result]) -> Result:
         """What `work` gives here; memory that runs out in one process runs out in all, so that none waits for it."""
         if self.size == 1:
             return work()
@@ -93,10 +93,10 @@ class LaunchedProcesses(Processes):
         dist.init_process_group(backend, timeout=PATIENCE)
         self._broken = False
         if self.rank == 0:
-            atexit.register(self._end)
+            atexit.register(self._finish)
 
     @contextmanager
-    def leading(self, request: dict[str, Any], rows: int) -> Iterator[None]:
+    def lead(self, request: dict[str, Any], rows: int) -> Iterator[None]:
         """In the first: the others work on a request as well, for as long as the context lasts.
 
         Args:
@@ -110,7 +110,7 @@ class LaunchedProcesses(Processes):
                 f"training has {rows} rows a step (batch_size times accumulation) for {self.size} processes: start at "
                 f"most {rows}, or set more"
             )
-        self._tell(request)
+        self._broadcast(request)
         self._broken = True
         try:
             yield
@@ -119,17 +119,17 @@ class LaunchedProcesses(Processes):
             raise
         self._broken = False
 
-    def requests(self) -> Iterator[dict[str, Any]]:
+    def receive_requests(self) -> Iterator[dict[str, Any]]:
         """In the others: what the first asks for, until it ends."""
-        while (request := self._tell(None)) is not None:
+        while (request := self._broadcast(None)) is not None:
             yield request
 
-    def _tell(self, request: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _broadcast(self, request: dict[str, Any] | None) -> dict[str, Any] | None:
         message = [request]
         dist.broadcast_object_list(message, device=torch.device("cpu"))
         return message[0]
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         if not self._broken:  # else the others are amid something: the launcher ends them
-            self._tell(None)
+            self._broadcast(None)
         dist.destroy_process_group()

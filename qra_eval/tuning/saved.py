@@ -53,16 +53,16 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
     Args:
         base: False: of the base only what training changed; `write_base` makes it again from the bank.
     """
-    quantized, bank = tuner.quantized, tuner.quantized.bank
+    quantized, bank = tuner.quantized_model, tuner.quantized_model.bank
     space = tuner.space.find_space(plan)
-    tensors = _base_tensors(tuner, plan)
+    tensors = _collect_base_tensors(tuner, plan)
     folder.mkdir(parents=True, exist_ok=True)
     if base:
         write_tensors(tensors, folder / BASE_FILE)
         digest = digest_file(folder / BASE_FILE).read_text().split()[0]
     else:
         digest = hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest()
-        stored = bank_tensors(bank, space, plan)
+        stored = read_bank_tensors(bank, space, plan)
         changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
         if changed:
             write_tensors(changed, folder / SCALES_FILE)
@@ -84,7 +84,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
         RunFailed: the bank gives another base now.
     """
     tuner.switcher.prepare()
-    tensors = bank_tensors(tuner.quantized.bank, tuner.space.find_space(plan), plan)
+    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
         changed = open_tensors(folder / SCALES_FILE)
         tensors |= {name: changed.get_tensor(name) for name in changed.keys()}  # noqa: SIM118 - no mapping
@@ -93,7 +93,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     write_tensors(tensors, folder / BASE_FILE)
 
 
-def bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
+def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
     """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
     return {
         f"{linear.name}::{key}": tensor.contiguous()
@@ -104,10 +104,10 @@ def bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor
     }
 
 
-def _base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
+def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     """The same with the scales and offsets that training left."""
-    switcher, backend = tuner.switcher, tuner.quantized.backend
-    tensors = bank_tensors(tuner.quantized.bank, tuner.space.find_space(plan), plan)
+    switcher, backend = tuner.switcher, tuner.quantized_model.backend
+    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
         for linear in group.linears:
             if linear.name in switcher.trained_groups:
@@ -170,9 +170,9 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     with tuner.switcher.as_stored(plan) as model:
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
-    with tuner.switcher.released():
-        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized.blocks.devices])))
-        loaded = tuner.quantized.loaded
+    with tuner.switcher.release_model():
+        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized_model.blocks.devices])))
+        loaded = tuner.quantized_model.loaded
         given = {} if loaded.source is None else {"model": loaded.source, "tokenizer": loaded.tokenizer}
         reloaded, _ = load(folder, device=devices, trust_remote_code=loaded.trust_remote_code, **given)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.

@@ -84,7 +84,7 @@ class Training:
     @property
     def rate(self) -> float:
         """Learning rate of the next step."""
-        return self.settings.learning_rate * rate_at(
+        return self.settings.learning_rate * schedule_rate(
             self.step, self.steps, self.settings.warmup, self.settings.schedule
         )
 
@@ -102,7 +102,7 @@ class Training:
         def passes() -> float:
             value = 0.0
             for batch in (
-                part for own in self.processes.share(batches) for part in (own.parts(rows) if rows else [own])
+                part for own in self.processes.select_own(batches) for part in (own.parts(rows) if rows else [own])
             ):
                 loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
                 loss.backward()
@@ -111,8 +111,8 @@ class Training:
 
         if self.processes.size > 1:  # dropout of its own in each, and none that a checkpoint of the first would lack
             torch.manual_seed((self.seed * self.steps + self.step) * self.processes.size + self.processes.rank)
-        (value,) = self.processes.total(self.processes.alike(passes))
-        self.processes.reduce([p for group in self.groups for p in group.parameters.values()])
+        (value,) = self.processes.sum_values(self.processes.run_together(passes))
+        self.processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
@@ -130,13 +130,13 @@ class Training:
 class TrainerCallback(Protocol):
     """A callback of a training; the model is in training mode at each call, and has to be left so."""
 
-    def begin(self, training: Training) -> None:
+    def on_train_begin(self, training: Training) -> None:
         """Before the first step of this process: may restore an earlier state."""
 
-    def after(self, training: Training) -> bool:
+    def on_step_end(self, training: Training) -> bool:
         """After a step; returns whether to stop."""
 
-    def ended(self, training: Training) -> None:
+    def on_train_end(self, training: Training) -> None:
         """After the last step that is made."""
 
 
@@ -170,14 +170,14 @@ def train(
     try:
         with labelled_head(model) as head:
             if callback is not None:
-                callback.begin(training)
+                callback.on_train_begin(training)
             while training.step < training.steps and not training.stopped:
                 first = training.step * size
                 training.make_step(model, head, batches[first : first + size], rows)
                 if callback is not None:
-                    training.stopped = callback.after(training) and training.step < training.steps
+                    training.stopped = callback.on_step_end(training) and training.step < training.steps
             if callback is not None:
-                callback.ended(training)
+                callback.on_train_end(training)
     finally:
         model.eval()
     losses = training.losses
@@ -185,7 +185,7 @@ def train(
     return Trained(sum(tail) / len(tail), training.tokens, training.seconds, training.model_seconds)
 
 
-def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:
+def schedule_rate(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:
     """Share of the learning rate at a step, counted from 0: rises in a line over the warm-up, then as scheduled.
 
     `linear` and `cosine` fall towards zero, which they would reach one step after the last; `constant` stays at 1. It

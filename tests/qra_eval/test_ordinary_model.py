@@ -232,7 +232,7 @@ def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forwa
     assert torch.equal(model.generate(IDS, **length), kept) and not counts  # they are there since the first call
     twin = copy.deepcopy(model)
     assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) == once
-    monkeypatch.setattr(generation, "dequantized_cache_bytes", lambda *_: 0)  # no room: as before
+    monkeypatch.setattr(generation, "count_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
     twin = copy.deepcopy(model)
     assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.engines import check_engine, engine_bytes
+from qra_eval.costs.engines import check_engine, list_engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import make_config
 from qra_search.engines import ENGINES, engine_settings
@@ -30,12 +30,12 @@ def test_the_least_bytes_of_an_engine_are_those_of_a_space_planned_for_it(name: 
         section, _, last = field.partition(".")
         sections.setdefault(section, {})[last] = value
     planned = shape_only(tmp_path, **sections)
-    assert engine_bytes(shape_only(tmp_path).quantized)[name] == planned.space.memory.minimum
+    assert list_engine_bytes(shape_only(tmp_path).quantized_model)[name] == planned.space.memory.minimum
 
 
 def test_an_engine_that_takes_no_such_model_says_why(tmp_path: Path) -> None:
     tiny_config("gpt2").save_pretrained(tmp_path)
-    found = engine_bytes(shape_only(tmp_path).quantized)
+    found = list_engine_bytes(shape_only(tmp_path).quantized_model)
     assert "this model is gpt2" in str(found["llama.cpp"]) and isinstance(found["transformers"], int)
 
 

@@ -14,7 +14,7 @@ from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, list_cards
-from qra_eval.costs.meter import Meter
+from qra_eval.costs.meter import MemoryCounter
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, estimate_peaks
 from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.costs.sketch import Sketch
@@ -45,7 +45,7 @@ def shape_only(
 
 def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
     before = torch.zeros(1000)
-    with Meter() as meter:
+    with MemoryCounter() as meter:
         first = torch.ones(100) + 1.0
         view = first[:10]
         assert meter.bytes == 400 and view is not None
@@ -70,7 +70,7 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (rows, tokens), generator=generator)
     batch = Batch(ids, torch.arange(labels), torch.zeros(labels, dtype=torch.long), rows * tokens)
-    with Meter() as meter, labelled_head(model) as head:
+    with MemoryCounter() as meter, labelled_head(model) as head:
         meter.ignore(*model.parameters(), *model.buffers())
         batch_loss(model.train(), head, batch).backward()
     # The sketch adds dequantizing, and takes the tokens of a mixture to choose all experts evenly.
@@ -93,7 +93,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
     monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", {})
     backend, linear = make_backend(name), torch.nn.Linear(256, 2048, bias=False).to(dtype).requires_grad_(False)
     hessian = torch.eye(256)
-    with Meter() as meter:
+    with MemoryCounter() as meter:
         meter.ignore(linear.weight, hessian)
         made = backend.quantize_levels(linear, levels, hessian=hessian)
     stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
@@ -109,7 +109,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     facts = evaluator.estimate()
     assert facts["peak_bytes"] == max(peak.host for peak in peaks.values())
     linears = [m for group in evaluator.space.groups for m in group.linears]
-    storage = evaluator.quantized.backend.storage
+    storage = evaluator.quantized_model.backend.storage
     expected = sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in (2, 3, 4, 8))
     assert facts["disk_bytes"] == expected and facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
 
@@ -117,7 +117,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
 def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(tmp_path: Path) -> None:
     # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
     four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
-    model = shape_only(tmp_path).quantized
+    model = shape_only(tmp_path).quantized_model
     tokens = sum(batch.input_ids.numel() for batch in model.calibration_batches())
     waiting = tokens * model.model.config.hidden_size * 2  # a layer's input, in bfloat16
     # Of four layers all inputs wait, of eight those of a segment and the first of the other.
@@ -129,8 +129,8 @@ def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:
     usual, along = (estimate_peaks(shape_only(tmp_path, scales=scales).tuner) for scales in (False, True))
     bench = shape_only(tmp_path).tuner
     numbers = sum(
-        bench.quantized.backend.trainable_numbers(8, m.out_features, m.in_features)
-        for m in bench.quantized.linears.values()
+        bench.quantized_model.backend.trainable_numbers(8, m.out_features, m.in_features)
+        for m in bench.quantized_model.linears.values()
     )
     assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers
     assert along["reload"] == usual["reload"]
@@ -148,7 +148,7 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
         finetune={"steps": 1, "test_rows": 1},
     ).tuner  # fmt: skip
     peaks = estimate_peaks(tuner, gpu=True)
-    loaded = sum(table.weight.nbytes for table in tuner.quantized.tables.values())
+    loaded = sum(table.weight.nbytes for table in tuner.quantized_model.tables.values())
     assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
 
 

@@ -13,7 +13,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.costs import time as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.batches import make_batches
 from qra_search import Plan
 from qra_search.sections import QuantizationConfig, SpaceConfig
 
@@ -43,13 +43,13 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
 
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
     first = make(tmp_path / "bank")
-    assert not first.quantized.is_quantized()
+    assert not first.quantized_model.is_quantized()
     n = len(first.space)
     first.evaluate(Plan((2,) * n, (4,) * n))
     again = make(tmp_path / "bank")
-    assert again.quantized.is_quantized() and again.estimate()["setup_seconds"] == 0.0
+    assert again.quantized_model.is_quantized() and again.estimate()["setup_seconds"] == 0.0
     other = make(tmp_path / "bank", "reference-gptq")
-    assert not other.quantized.is_quantized()
+    assert not other.quantized_model.is_quantized()
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -64,9 +64,9 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
             str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
         )
     seconds = iter([5.0, 0.25])  # of the layer, of the head
-    monkeypatch.setattr(module, "_quickest", lambda work, device: (work(), next(seconds))[1])
-    size = 2 * evaluator.quantized.settings.batch_size
-    tokens = bucketed(evaluator.rows("validation", size), size)[0].tokens
+    monkeypatch.setattr(module, "_time_quickest", lambda work, device: (work(), next(seconds))[1])
+    size = 2 * evaluator.quantized_model.settings.batch_size
+    tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
     assert module.seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 

@@ -73,7 +73,7 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
         asked.add(most)
         return [example.answer[:9] for example in examples]
 
-    monkeypatch.setattr(evaluator.task, "answers", answers)
+    monkeypatch.setattr(evaluator.task, "answer_examples", answers)
     tuned = evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
     assert tuned.metrics == {"long": 0.25, "exact_match": 0.0}
     assert {len(scores) for scores in tuned.row_scores.values()} == {5}

@@ -21,7 +21,7 @@ from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
-from qra_eval.quantized.adapters import trainable
+from qra_eval.quantized.adapters import list_factors
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.passes import sample_labels
 from qra_eval.sensitivities import measure
@@ -59,7 +59,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
     with pretended_gpu() as gpu:
         monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
-        own = [table.weight for table in evaluator.quantized.tables.values()]
+        own = [table.weight for table in evaluator.quantized_model.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
         evaluator.sensitivities()
         plan = evaluator.space.uniform(4, 4)
@@ -67,7 +67,8 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
         assert all(place(weight) == CPU for weight in own), "beside the plan in place"
         assert evaluator.tuner.model.device == CUDA  # where users send their tokens
         assert not evaluator.tune(plan, folder=tmp_path / "run").reload_error
-        assert held == [sum(p.nbytes for p in trainable(evaluator.tuner.switcher.wrapped))], "adapters alone meanwhile"
+        factors = list_factors(evaluator.tuner.switcher.wrapped)
+        assert held == [sum(p.nbytes for p in factors)], "adapters alone meanwhile"
         reloaded, _ = qra_eval.load(tmp_path / "run")  # which takes a GPU if there is one
         assert {place(tensor) for tensor in [*reloaded.parameters(), *reloaded.buffers()]} <= {
             CUDA,
@@ -115,7 +116,7 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
     with pretended_gpu() as gpu:
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
-        own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
+        own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized_model.linears.values()}
         sent: Counter[int] = Counter()
         fetched = codes = 0
 
@@ -130,11 +131,12 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
         # Quantized, passed forward and back, measured, and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
         assert sent == {weight: 6 * size for weight, size in own.items()} and pinned >= own.keys()
-        assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
+        assert all(place(module.weight) == CPU for module in evaluator.quantized_model.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
         # of the pass and of each probe; and what is quantized.
-        bank, width = evaluator.quantized.bank, evaluator.tuner.model.config.hidden_size
-        hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in evaluator.quantized.calibration_batches())
+        bank, width = evaluator.quantized_model.bank, evaluator.tuner.model.config.hidden_size
+        batches = evaluator.quantized_model.calibration_batches()
+        hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
         probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(choose_probes(evaluator.space)))
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
         assert fetched == hidden + probes + stored
@@ -188,7 +190,7 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
             tuned = evaluator.tune(plan, folder=tmp_path / device / "run")
             assert not tuned.reload_error
             losses.append((damage.tolist(), found, tuned.row_nats))
-            layers = evaluator.quantized.blocks.layers
+            layers = evaluator.quantized_model.blocks.layers
             cards = [{place(p) for n, p in layer.named_parameters() if "lora" in n} for layer in layers]
     assert cards == [{CUDA}, {torch.device("cuda", 1)}, {torch.device("cuda", 1)}]
     assert losses[0] == losses[1]

@@ -9,7 +9,7 @@ import torch
 from evaluators import make_evaluator
 from safetensors.torch import load_file, save_file
 
-from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tuning.loading import load, load_base
 from qra_search import Plan
@@ -77,8 +77,8 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
 
 def test_settings_of_a_later_training_reach_the_adapters(build):
     evaluator = build()
-    usual = evaluator.quantized.settings
-    evaluator.quantized.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
+    usual = evaluator.quantized_model.settings
+    evaluator.quantized_model.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
     evaluator.tuner.switcher.put_plan(evaluator.space.uniform(4, 8), 0)
     placed = evaluator.tuner.switcher.wrapped.values()
     assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
@@ -93,7 +93,7 @@ def test_a_model_too_large_for_dequantized_weights_computes_as_before_after_the_
         evaluation={"steps": 1, "validation_rows": 2},
         dequantized_cache=100_000,
     )
-    assert not large.quantized.materialised
+    assert not large.quantized_model.keeps_dequantized
     plan = large.space.uniform(2, 4)
     before = large.evaluate(plan).loss
     large.sensitivities()
@@ -104,20 +104,20 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator = build(compute="bfloat16")
     plan = mixed_plan(evaluator.space)
     evaluator.tuner.switcher.put_plan(plan, 0)
-    fast = evaluator.tuner.held_out("validation", 8)
-    evaluator.tuner.switcher.put_plan(plan, 0, materialised=False)
-    assert evaluator.tuner.held_out("validation", 8) == fast
+    fast = evaluator.tuner.measure_loss("validation", 8)
+    evaluator.tuner.switcher.put_plan(plan, 0, dequantized=False)
+    assert evaluator.tuner.measure_loss("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
-    evaluator.quantized.materialised = False
+    evaluator.quantized_model.keeps_dequantized = False
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
     assert evaluator.evaluate(plan).loss == pytest.approx(trained, rel=2e-3)
 
 
 def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
     ready, made = build(compute="float32"), build(compute="float32", dequantized_cache=0)
-    assert ready.quantized.materialised and not made.quantized.materialised
+    assert ready.quantized_model.keeps_dequantized and not made.quantized_model.keeps_dequantized
     losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
-    assert made.quantized.compute == torch.float32
+    assert made.quantized_model.compute == torch.float32
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)  # those kept ready were rounded to the stored dtype
 
 
@@ -126,7 +126,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
     plan = mixed_plan(half.space)
     assert half.space.signature == whole.space.signature
     name = half.space.groups[0].linears[0].name
-    assert torch.equal(half.quantized.bank.weight(name, 2), whole.quantized.bank.weight(name, 2))
+    assert torch.equal(half.quantized_model.bank.weight(name, 2), whole.quantized_model.bank.weight(name, 2))
     assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
 
 
@@ -134,7 +134,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
 def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_is_faster(
     compute, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qra_eval.quantized.model.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("qra_eval.quantized.model.choose_compute_dtype", lambda device: torch.bfloat16)
     evaluator = make_evaluator(
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
@@ -148,7 +148,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")
     assert not tuned.reload_error
-    assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
+    assert evaluator.quantized_model.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
     with evaluator.tuner.switcher.as_stored(tuned.plan) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
@@ -168,12 +168,12 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
         for linear in group.linears:
             wrapper = model.get_base_model().get_submodule(linear.name)
             module = getattr(wrapper, "base_layer", wrapper)
-            quantized += sum(t.nbytes for t in evaluator.quantized.backend.to_tensors(module).values())
+            quantized += sum(t.nbytes for t in evaluator.quantized_model.backend.to_tensors(module).values())
             for name, _ in list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False)):
                 if name != "bias":
                     delattr(module, name) if name not in module._parameters else module._parameters.pop(name)
     # What is left after the quantized tensors are taken out: adapters, and everything that is not searched.
-    assert quantized + tensor_bytes(model) == evaluator.space.memory_bytes(plan)
+    assert quantized + count_tensor_bytes(model) == evaluator.space.memory_bytes(plan)
     adapter = sum(p.nbytes for n, p in model.named_parameters() if ".lora_" in n)
     expected = sum(
         rank * (m.in_features + m.out_features) * ADAPTER_DTYPE.itemsize
@@ -189,9 +189,9 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     assert not tuned.reload_error
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
-    assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]
+    assert config["lora_alpha"] == evaluator.quantized_model.settings.alpha and not config["alpha_pattern"]
     assert {w.scaling * w.rank for w in evaluator.tuner.switcher.wrapped.values() if w.rank} == {
-        evaluator.quantized.settings.alpha
+        evaluator.quantized_model.settings.alpha
     }
     base, _ = load_base(tmp_path)
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)

@@ -36,7 +36,7 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     frozen = build(bits=(2, 4, 16))
     evaluator = build(bits=(2, 4, 16), scales=True, dequantized_cache=cache)
     plan = mixed_plan(evaluator.space)
-    bank = evaluator.quantized.bank
+    bank = evaluator.quantized_model.bank
     files = {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
     loss = evaluator.evaluate(plan).loss
     assert loss != frozen.evaluate(plan).loss and evaluator.evaluate(plan).loss == loss
@@ -55,7 +55,7 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
 def test_only_scales_of_whole_rows_are_trained_if_nothing_is_said(build):
     numbers = {}
     for scales in ("auto", True, False):
-        model = build({2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales).quantized
+        model = build({2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales).quantized_model
         numbers[scales] = [model.trained_numbers(bits, 64, 128) for bits in (2, 4, 16)]
     assert numbers == {"auto": [64, 0, 0], True: [64, 64 * 2 * 2, 0], False: [0, 0, 0]}
 

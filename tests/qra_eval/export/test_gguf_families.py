@@ -23,7 +23,7 @@ from qra_search.errors import BadInput
 
 pytestmark = [
     pytest.mark.skipif(library.missing() is not None, reason=str(library.missing())),
-    pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed"),
+    pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed"),
 ]
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}

@@ -68,7 +68,7 @@ def test_groups_are_offered_the_types_that_their_rows_allow(model: Path) -> None
 def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun, exported: Any) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
     name_of, stored = tensor_namer(run.config), 0
-    for name, module in {**run.quantized, **run.tables}.items():
+    for name, module in {**run.quantized_linears, **run.tables}.items():
         tensor = tensors[f"{name_of(name)}.weight"]
         order = row_order(run.config, name, module.out_features)
         rows = slice(None) if order is None else order
@@ -76,7 +76,7 @@ def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun
         weight = run.backend.dequantize(module)[rows].float()
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), weight.numpy())
         stored += tensor.n_bytes
-    modules = {**run.quantized, **run.tables}
+    modules = {**run.quantized_linears, **run.tables}
     wanted = sum(
         run.backend.storage(group["bits"]).bytes(modules[name].out_features, modules[name].in_features)
         for group in run.plan["groups"]
@@ -85,7 +85,7 @@ def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun
     assert stored == wanted and any(str(wanted) in note for note in exported.notes)
 
 
-@pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed")
+@pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed")
 def test_llama_cpp_computes_the_tuned_model(run: TunedRun, exported: Any) -> None:
     """To the rounding of inputs to 8 bits in blocks, which its CPU kernels do."""
     mine, theirs, alone = logits_in_llama_cpp(run, exported.path)

@@ -61,7 +61,7 @@ def written(tokenizer: Any, file: Path, rows: int) -> Path:
     return file
 
 
-@pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed")
+@pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed")
 def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
     file = written(tokenizer, tmp_path / "tokens.gguf", len(tokenizer))
     with llama_cpp.load_file(file, vocab_only=True) as (ffi, lib, loaded):

@@ -128,7 +128,7 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     assert {g.bits for g in space.groups[: -len(tables)]} == {(3, 8)} and space.ranks == (0, 4)
     narrow, rows = space.uniform(3, 4), tables[0].linears[0]
     wide = Plan((*narrow.bits[:-1], 8), narrow.ranks)
-    storage = evaluator.quantized.backend.storage
+    storage = evaluator.quantized_model.backend.storage
     less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(rows.out_features, rows.in_features)
     assert space.memory_bytes(wide) - space.memory_bytes(narrow) == less
     assert evaluator.evaluate(narrow).loss != evaluator.evaluate(wide).loss
@@ -146,7 +146,7 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     assert torch.equal(merged.get_input_embeddings().weight, kept.float())
     assert torch.equal(kept, model.get_base_model().get_input_embeddings().weight)
     evaluator.close()
-    assert type(evaluator.quantized.model.get_input_embeddings()) is not TableEmbedding
+    assert type(evaluator.quantized_model.model.get_input_embeddings()) is not TableEmbedding
 
 
 def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan(folder_of, options):
@@ -157,8 +157,8 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     errors = []
     for evaluator in (rounded, calibrated):
         name = evaluator.space.names[-1]
-        own = evaluator.quantized.tables[name].weight.float()
-        errors.append(((evaluator.quantized.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
+        own = evaluator.quantized_model.tables[name].weight.float()
+        errors.append(((evaluator.quantized_model.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
     assert errors[1] < errors[0]
 
 
@@ -174,7 +174,7 @@ def test_tables_and_linears_in_trellis_codes_are_trained_with_their_scales_and_r
 
 
 def head_inputs(evaluator):
-    model, seen = evaluator.quantized.model, []
+    model, seen = evaluator.quantized_model.model, []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         for row in evaluator.rows("train", 32):

@@ -15,7 +15,7 @@ from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.in_memory import check_model
 from qra_eval.models.load import load_model
-from qra_eval.models.loaded import config_digest
+from qra_eval.models.loaded import hash_config
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
 from qra_search.errors import BadInput
 from qra_search.space.plan import Plan
@@ -55,7 +55,7 @@ def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: 
     given, again = (load_model(model, tokenizer=byte_tokenizer(), dtype=dtype) for _ in range(2))
     kept = load_model(str(tmp_path), dtype=dtype)
     assert given.fingerprint == again.fingerprint == kept.fingerprint
-    assert config_digest(given.model) == config_digest(kept.model)
+    assert hash_config(given.model) == hash_config(kept.model)
     assert given.name == given.spec == f"in-memory:{type(model).__name__}"
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

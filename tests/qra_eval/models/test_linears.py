@@ -12,8 +12,8 @@ from torch import nn
 
 from qra_eval.models.linears import (
     GRANULARITIES,
+    find_group_kind,
     find_linears,
-    group_kind,
     group_linears,
     normalise,
     resolve_granularity,
@@ -121,7 +121,7 @@ def test_an_expert_is_a_group_and_the_linears_around_it_are_groups_of_their_own(
     found = find_linears(model_of(family))
     assert resolve_granularity(found, "auto") == "expert"
     groups = dict(group_linears(found, "expert"))
-    kinds = {name: group_kind(name, "expert") for name in groups}
+    kinds = {name: find_group_kind(name, "expert") for name in groups}
     experts = [name for name, kind in kinds.items() if kind == "expert"]
     assert experts == [f"model.layers.{i}.mlp.experts.{e}" for i in range(LAYERS) for e in range(EXPERTS)]
     for name in experts:

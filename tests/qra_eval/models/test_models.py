@@ -15,7 +15,7 @@ from torch import nn
 from qra_eval.models import load as models
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import ModelNotFound, load_model
-from qra_eval.models.loaded import compute_dtype, fingerprint
+from qra_eval.models.loaded import choose_compute_dtype, compute_fingerprint
 from qra_eval.models.tiny import tiny_model
 
 
@@ -123,23 +123,23 @@ def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
     assert one.fingerprint == copy.fingerprint
     assert load_model(str(folder), dtype=torch.bfloat16).fingerprint != one.fingerprint
     copy.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1
-    assert fingerprint(copy.model) != one.fingerprint
+    assert compute_fingerprint(copy.model) != one.fingerprint
     large = nn.Linear(256, 4096, bias=False, dtype=torch.bfloat16)
-    known = fingerprint(large)
+    known = compute_fingerprint(large)
     large.weight.data[131] *= 2  # between the slices that are hashed
-    assert fingerprint(large) != known
+    assert compute_fingerprint(large) != known
 
 
 @pytest.fixture
 def fresh_dtype():
-    compute_dtype.cache_clear()
+    choose_compute_dtype.cache_clear()
     yield
-    compute_dtype.cache_clear()
+    choose_compute_dtype.cache_clear()
 
 
 def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypatch, fresh_dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
-    assert compute_dtype("cpu") == torch.float32 and load_model("tiny").model.dtype == torch.bfloat16
+    assert choose_compute_dtype("cpu") == torch.float32 and load_model("tiny").model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("half, whole, expected", [(1.0, 2.0, torch.bfloat16), (2.0, 1.0, torch.float32)])
@@ -154,14 +154,14 @@ def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, f
         return x
 
     monkeypatch.setattr(torch.nn.functional, "linear", product)
-    assert compute_dtype("cpu") == expected
+    assert choose_compute_dtype("cpu") == expected
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog, fresh_dtype, has, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    assert compute_dtype("cuda") == expected and ("no bfloat16" in caplog.text) != has
+    assert choose_compute_dtype("cuda") == expected and ("no bfloat16" in caplog.text) != has
 
 
 def test_tiny_is_random_and_the_same_each_time():

@@ -57,7 +57,7 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
         exported = TunedRun(run)
         assert exported.trusted == trust
         if trust:
-            assert exported.is_plain() and len(exported.levels) == len(evaluator.quantized.linears)
+            assert exported.is_plain() and len(exported.levels) == len(evaluator.quantized_model.linears)
 
 
 def test_a_tuning_has_the_settings_of_its_run(tmp_path):

@@ -112,14 +112,14 @@ def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias,
         wrapper = adapters.AdaptedLinear(linear(torch.float32, bias))
         wrapper.set_base(**base)
         trained = wrapper.trained = TrainedGroups(backend, backend.trainable(module), keep=False)
-        assert trained.of_rows()
+        assert trained.has_row_scales()
         trained.scale_change.data.copy_(torch.linspace(-0.1, 0.1, 40)[:, None])
         if rank:
             wrapper.set_adapter(torch.ones(rank, 24) / 9, torch.linspace(-1, 1, 40 * rank).view(40, rank), 2.0)
         x = torch.linspace(-1, 1, 5 * 24).sin().view(5, 24).requires_grad_()
         y = wrapper(x)
         y.square().sum().backward()
-        found.append([y, x.grad, trained.scale_change.grad, *(p.grad for p in adapters.trainable({"": wrapper}))])
+        found.append([y, x.grad, trained.scale_change.grad, *(p.grad for p in adapters.list_factors({"": wrapper}))])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

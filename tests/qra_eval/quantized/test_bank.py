@@ -181,7 +181,7 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     holder = lock_file.with_suffix(".holder")
     holder.write_text("process 7 on there, since now (qra plan --out runs/a)")
     other = make(model, tmp_path, Counting(make_backend("reference-gptq")))  # another bank does not wait
-    assert other.backend.count and not other.missing()
+    assert other.backend.count and not other.find_missing()
 
     def listen(stage, done, total):
         if stage.startswith("wait"):

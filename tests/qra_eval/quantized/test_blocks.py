@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_families import tiny_config_model
 
-from qra_eval.models.linears import decoder_layers
+from qra_eval.models.linears import find_decoder_layers
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
@@ -28,10 +28,10 @@ def whole(model):
 
 
 def layer_by_layer(blocks):
-    with torch.no_grad(), blocks.running():
+    with torch.no_grad(), blocks.prepare_rest():
         flow = blocks.enter(batch())
         for layer in range(len(blocks)):
-            with blocks.placed(layer):
+            with blocks.place_layer(layer):
                 blocks.advance(layer, [flow])
         return blocks.logits(flow, flow.hidden)
 
@@ -42,7 +42,7 @@ def test_layer_by_layer_is_the_whole_pass(family):
     blocks = Blocks(model, CPU, model.dtype)
     expected = whole(model)
     assert torch.equal(layer_by_layer(blocks), expected)
-    with blocks.streamed():
+    with blocks.stream_layers():
         assert torch.equal(whole(model), expected)
     assert not any("forward" in vars(layer) for layer in blocks.layers)
 
@@ -52,7 +52,7 @@ def test_the_arithmetic_may_be_wider_than_what_is_stored_and_the_weights_are_the
     kept = {name: (t.data_ptr(), t.dtype) for name, t in model.named_parameters()}
     blocks = Blocks(model, CPU, torch.float32)
     found = layer_by_layer(blocks)
-    with blocks.streamed():
+    with blocks.stream_layers():
         assert torch.equal(whole(model), found)
     assert found.dtype == torch.float32
     assert {name: (t.data_ptr(), t.dtype) for name, t in model.named_parameters()} == kept
@@ -63,14 +63,14 @@ def test_a_layer_left_by_an_error_is_as_it_was():
     model = tiny_config_model("llama")
     blocks = Blocks(model, CPU, torch.bfloat16)
     expected = whole(model)
-    with pytest.raises(KeyError), blocks.running(), blocks.placed(0):
+    with pytest.raises(KeyError), blocks.prepare_rest(), blocks.place_layer(0):
         raise KeyError
     assert torch.equal(whole(model), expected)
 
 
 def test_the_gradient_at_a_layers_input_is_that_of_the_whole_model():
     model = tiny_config_model("llama").requires_grad_(False)
-    layers = model.get_submodule(decoder_layers(model))
+    layers = model.get_submodule(find_decoder_layers(model))
     seen = []
 
     def watch(module, args):

@@ -11,7 +11,7 @@ import torch
 from evaluators import make_evaluator
 from pretended_gpu import pretended_gpu
 
-from qra_eval.quantized.model import HOST_SHARE, dequantized_cache_bytes, free_bytes
+from qra_eval.quantized.model import HOST_SHARE, count_cache_bytes, count_free_bytes
 from qra_search.config import ConfigError, make_config
 from qra_search.sections import TaskConfig
 
@@ -20,19 +20,19 @@ CPU = torch.device("cpu")
 
 def test_it_is_as_given_or_a_share_of_what_is_free():
     assert (
-        dequantized_cache_bytes("2GiB", CPU) == 2 << 30
-        and dequantized_cache_bytes(0, CPU) == dequantized_cache_bytes("0", CPU) == 0
+        count_cache_bytes("2GiB", CPU) == 2 << 30
+        and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
     )
-    assert dequantized_cache_bytes(1000, CPU) == 1000
-    assert dequantized_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * free_bytes(CPU), rel=0.2)
+    assert count_cache_bytes(1000, CPU) == 1000
+    assert count_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * count_free_bytes(CPU), rel=0.2)
 
 
 def test_workers_that_share_a_gpu_count_on_their_share_of_it(monkeypatch):
     with pretended_gpu(room=8 << 30):
         cuda = torch.device("cuda")
-        whole = dequantized_cache_bytes("auto", cuda)
+        whole = count_cache_bytes("auto", cuda)
         monkeypatch.setenv("QRA_SHARING", "2")
-        assert free_bytes(cuda) == 4 << 30 and dequantized_cache_bytes("auto", cuda) == whole // 2
+        assert count_free_bytes(cuda) == 4 << 30 and count_cache_bytes("auto", cuda) == whole // 2
 
 
 def test_what_is_no_size_is_refused_by_the_config():
@@ -47,14 +47,14 @@ def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps
     def made(**options):
         caplog.clear()
         settings = {"quantization": {"backend": "reference", "cache": str(tmp_path)}, **options}
-        return make_evaluator("tiny", TaskConfig(name="arithmetic"), **settings).quantized
+        return make_evaluator("tiny", TaskConfig(name="arithmetic"), **settings).quantized_model
 
-    assert made().materialised and not caplog.text
+    assert made().keeps_dequantized and not caplog.text
     monkeypatch.setattr("qra_eval.quantized.model.HOST_SHARE", 1e-9)
-    assert not made().materialised and "twice as long" in caplog.text
+    assert not made().keeps_dequantized and "twice as long" in caplog.text
     asked = re.search(r"dequantized_cache=(\w+) keeps", caplog.text)[1]
-    assert made(dequantized_cache=asked).materialised and not caplog.text
-    assert not made(dequantized_cache=0).materialised and not caplog.text  # as it was asked
+    assert made(dequantized_cache=asked).keeps_dequantized and not caplog.text
+    assert not made(dequantized_cache=0).keeps_dequantized and not caplog.text  # as it was asked
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is asked, which Linux has")

@@ -53,5 +53,5 @@ def test_bits_that_are_left_open_follow_from_the_smallest_budget(tmp_path, memor
         "tiny", quantization=QuantizationConfig(cache=str(tmp_path)), space=SpaceConfig(ranks=(4,)),
         memory=memory,
     )  # fmt: skip
-    assert evaluator.quantized.levels == bits
+    assert evaluator.quantized_model.levels == bits
     assert {group.bits for group in evaluator.space.groups if group.is_embedding} == {tables}

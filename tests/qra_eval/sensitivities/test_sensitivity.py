@@ -96,7 +96,7 @@ def test_sensitivities_are_stored_by_content_and_charged_as_measured(measured, m
 def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_codes_and_another_prior(tmp_path):
     def names(folder):
         made = tiny_evaluator(tmp_path / "bank", model=str(folder))
-        return made.quantized.identity, cache.sensitivities_file(made.tuner).name
+        return made.quantized_model.identity, cache.sensitivities_file(made.tuner).name
 
     first, second = tmp_path / "first", tmp_path / "second"
     loaded = load_model("tiny")
@@ -117,7 +117,7 @@ def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_code
 def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
     """One group's damage at 4 bits is below the rounding of a whole pass in bfloat16."""
     wide, narrow = (tiny_evaluator(tmp_path, dtype=dtype, compute=c) for c in ("float32", "bfloat16"))
-    assert narrow.quantized.compute == torch.bfloat16 != wide.quantized.compute
+    assert narrow.quantized_model.compute == torch.bfloat16 != wide.quantized_model.compute
     expected, found = wide.sensitivities().bits_damage[:, :3], narrow.sensitivities().bits_damage[:, :3]
     assert found == pytest.approx(expected, rel=0.1)
     assert narrow.sensitivities_report["log_correlation"] == pytest.approx(

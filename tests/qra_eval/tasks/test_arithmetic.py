@@ -9,7 +9,7 @@ import pytest
 
 from qra_eval.tasks import SPLITS
 from qra_eval.tasks.arithmetic import ArithmeticTask
-from qra_eval.tasks.gsm8k import number_of
+from qra_eval.tasks.gsm8k import find_number
 from qra_search.errors import BadInput
 
 
@@ -30,7 +30,7 @@ def test_every_line_of_every_answer_is_a_true_equation(task):
             assert eval(left) == int(right)  # noqa: S307 - our own text, digits and operators
             assert re.fullmatch(r"\d+ [-+*/] \d+", left)
         assert last == f"#### {steps[-1].split(' = ')[1]}"
-        assert number_of(example.answer) == str(example.meta["result"])
+        assert find_number(example.answer) == str(example.meta["result"])
 
 
 def test_every_operand_stands_in_the_problem_or_in_its_product(task):
@@ -93,13 +93,13 @@ def test_problems_are_of_the_kinds_and_digits_that_were_chosen():
     ],
 )
 def test_the_number_of_an_answer(text, strict, flexible):
-    assert number_of(text) == strict
-    assert number_of(text, "flexible") == flexible
+    assert find_number(text) == strict
+    assert find_number(text, "flexible") == flexible
 
 
 def test_a_right_answer_is_not_cut(task, monkeypatch):
     """By a tokenizer of letters, and a model that writes what is wanted until it may write no more."""
     examples = task.split("test")
-    monkeypatch.setattr(task, "answers", lambda m, t, some, most, **_: [e.answer[:most] for e in some])
+    monkeypatch.setattr(task, "answer_examples", lambda m, t, some, most, **_: [e.answer[:most] for e in some])
     scores = task.score_rows(None, lambda text: {"input_ids": list(text)}, examples)
     assert scores == {"exact_match": [1.0] * len(examples)}

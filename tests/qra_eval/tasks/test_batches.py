@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from token_rows import rows
 
-from qra_eval.tasks.batches import bucketed, collate, passed_together, schedule
+from qra_eval.tasks.batches import collate, make_batches, make_pass_batches, schedule_batches
 from qra_eval.tasks.encoding import IGNORED, Encoded
 
 
@@ -18,7 +18,7 @@ def test_collated_rows_are_padded_at_the_right_without_labels():
 
 def test_batches_waste_little_on_padding_and_hold_every_row_once():
     some = rows(40)
-    batches = bucketed(some, 8)
+    batches = make_batches(some, 8)
     assert sum(b.tokens for b in batches) == sum(map(len, some))
     assert sum(b.input_ids.numel() for b in batches) <= 1.2 * sum(map(len, some))
     assert sum(len(b.targets) for b in batches) == sum(int((r.labels[1:] != IGNORED).sum()) for r in some)
@@ -26,14 +26,14 @@ def test_batches_waste_little_on_padding_and_hold_every_row_once():
 
 def test_rows_that_fill_no_batch_are_not_a_small_one_of_the_longest():
     some = rows(10)
-    assert [len(b.input_ids) for b in bucketed(some, 8)] == [5, 5]
-    assert [len(b.input_ids) for b in bucketed(some, 4)] == [3, 3, 4]
-    assert [len(b.input_ids) for b in bucketed(some, 5)] == [5, 5]
+    assert [len(b.input_ids) for b in make_batches(some, 8)] == [5, 5]
+    assert [len(b.input_ids) for b in make_batches(some, 4)] == [3, 3, 4]
+    assert [len(b.input_ids) for b in make_batches(some, 5)] == [5, 5]
 
 
 def test_fewer_steps_see_a_prefix_of_the_rows():
     some = rows(64)
-    few, many = schedule(some, 2, 8, seed=0), schedule(some, 8, 8, seed=0)
+    few, many = schedule_batches(some, 2, 8, seed=0), schedule_batches(some, 8, 8, seed=0)
     seen = lambda batches: sorted(tuple(r) for b in batches for r in b.input_ids.tolist())  # noqa: E731
     longest = max(len(r) for r in some)
     pad = lambda r: tuple(r.input_ids.tolist() + [0] * (longest - len(r)))  # noqa: E731
@@ -45,15 +45,15 @@ def test_fewer_steps_see_a_prefix_of_the_rows():
 def test_the_schedule_follows_the_seed_and_repeats_rows_when_they_run_out():
     some = rows(10)
     key = lambda batches: [b.input_ids.tolist() for b in batches]  # noqa: E731
-    assert key(schedule(some, 6, 4, seed=1)) == key(schedule(some, 6, 4, seed=1))
-    assert key(schedule(some, 6, 4, seed=1)) != key(schedule(some, 6, 4, seed=2))
-    assert len(schedule(some, 6, 4, seed=1)) == 6
+    assert key(schedule_batches(some, 6, 4, seed=1)) == key(schedule_batches(some, 6, 4, seed=1))
+    assert key(schedule_batches(some, 6, 4, seed=1)) != key(schedule_batches(some, 6, 4, seed=2))
+    assert len(schedule_batches(some, 6, 4, seed=1)) == 6
 
 
 def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
     lengths = [5, 9, 33, 40, 41, 64, 65, 70, 90]
     rows = [Encoded(torch.arange(n), torch.arange(n)) for n in lengths]
-    batches = passed_together(rows)
+    batches = make_pass_batches(rows)
     assert [tuple(b.input_ids.shape) for b in batches] == [(8, 96), (1, 96)]
     assert [b.width for b in batches] == [70, 90] and sum(b.tokens for b in batches) == sum(lengths)
     plain = collate(rows[:8])
@@ -66,6 +66,6 @@ def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():
     some = rows(64)
     company = []
     for order in (range(64), [(7 * i) % 64 for i in range(64)]):
-        batches = schedule([some[i] for i in order], 32, 2, 0, drawn=True)
+        batches = schedule_batches([some[i] for i in order], 32, 2, 0, drawn=True)
         company.append({frozenset(map(tuple, batch.input_ids.tolist())) for batch in batches})
     assert all(len(batches) == 32 for batches in company) and company[0] != company[1]

@@ -9,7 +9,7 @@ import pytest
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks.encoding import IGNORED, chat_prompt, encode_example
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.forms import to_example
+from qra_eval.tasks.forms import make_example
 from qra_eval.tasks.jsonl import JSONLTask
 
 CHATML = (
@@ -132,7 +132,7 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
         {"conversations": shared},
         {"system": "Be brief.", "conversations": [*shared[1:], {"from": "human", "value": "Bye"}]},
     ]
-    one, two, three = (to_example(row, "x") for row in rows)
+    one, two, three = (make_example(row, "x") for row in rows)
     assert one == two == three and list(one.messages) == TURNS[:-1]
 
 

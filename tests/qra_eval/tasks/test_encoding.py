@@ -10,7 +10,7 @@ from word_tokenizer import word_tokenizer
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example, encode_example
-from qra_eval.tasks.encoding import IGNORED, encode_pair, prompt_ids
+from qra_eval.tasks.encoding import IGNORED, encode_pair, encode_prompt
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -67,7 +67,7 @@ def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only()
     assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert row.input_ids.tolist().count(END) == 1 and row.input_ids[-1] == END
     assert int((row.labels != IGNORED).sum()) == 3
-    assert prompt_ids(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
+    assert encode_prompt(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
 
 
 CHAT = (

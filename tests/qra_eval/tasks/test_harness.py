@@ -11,7 +11,7 @@ import torch
 from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
 from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.gsm8k import FLEXIBLE, STOP, STRICT, number_of
+from qra_eval.tasks.gsm8k import FLEXIBLE, STOP, STRICT, find_number
 from qra_eval.tasks.scoring import measure_choices
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
@@ -61,4 +61,4 @@ def test_numbers_agree(how, pattern, select):
 
     found = RegexFilter(pattern.pattern, group_select=select, fallback="").apply([[text] for text in TEXTS], [{}] * 8)
     plain = [re.sub(r"\.$", "", re.sub(r"[,$]", "", text)) or None for (text,) in found]
-    assert [number_of(text, how) for text in TEXTS] == plain
+    assert [find_number(text, how) for text in TEXTS] == plain

@@ -10,7 +10,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.forms import to_example
+from qra_eval.tasks.forms import make_example
 from qra_search.errors import BadInput
 
 HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
@@ -48,22 +48,22 @@ def prompts(rows):
     ],
 )  # fmt: skip
 def test_the_forms_of_a_row(row, prompt, answer, before):
-    example = to_example(row, "x")
+    example = make_example(row, "x")
     assert (example.prompt, example.answer) == (prompt, answer)
     assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(before)
-    assert len(to_example({**row, "system": " "}, "x").messages) == 1
+    assert len(make_example({**row, "system": " "}, "x").messages) == 1
 
 
 def test_a_column_of_arrays_is_no_missing_field():
     row = {"prompt": "p", "answer": "a", "embedding": np.zeros(3), "score": float("nan")}
-    assert to_example(row, "row 1").answer == " a"
+    assert make_example(row, "row 1").answer == " a"
 
 
 def test_chats_keep_their_turns_for_the_chat_template():
     turns = [{"role": "system", "content": "Be brief."}, *HI, *HO, *HI]
-    chat = to_example({"messages": [*turns, {"role": "assistant", "content": "No"}]}, "x")
+    chat = make_example({"messages": [*turns, {"role": "assistant", "content": "No"}]}, "x")
     assert list(chat.messages) == turns and chat.answer == " No"
-    alpaca = to_example({"instruction": "Add.", "input": "2, 2", "output": "4"}, "x")
+    alpaca = make_example({"instruction": "Add.", "input": "2, 2", "output": "4"}, "x")
     assert alpaca.messages == ({"role": "user", "content": "Add.\n\n2, 2"},)
 
 
@@ -80,7 +80,7 @@ def test_chats_keep_their_turns_for_the_chat_template():
     ],
 )
 def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
-    example = to_example(row, "x")
+    example = make_example(row, "x")
     assert (example.prompt, example.choices) == ("Question: Why?\nAnswer:", (" x", " y"))
     assert (example.label, example.answer) == (label, (" x", " y")[label])
 

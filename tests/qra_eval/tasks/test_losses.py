@@ -7,9 +7,9 @@ import torch
 from token_rows import CPU, rows, tiny
 from torch.nn import functional as F
 
-from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.batches import make_batches
 from qra_eval.tasks.encoding import IGNORED
-from qra_eval.tasks.losses import CrossEntropy, held_out_loss, row_losses
+from qra_eval.tasks.losses import CrossEntropy, measure_loss, measure_row_losses
 
 
 def plain_loss(model, row):
@@ -27,13 +27,13 @@ def test_loss_over_padded_batches_is_that_of_every_row_alone(family):
         pairs = [plain_loss(model, row) for row in rows()]
     expected = float(sum(p[0] for p in pairs) / sum(p[1] for p in pairs))
     for size in (1, 4, 6):
-        assert held_out_loss(model, bucketed(rows(), size), CPU) == pytest.approx(expected, rel=1e-5)
+        assert measure_loss(model, make_batches(rows(), size), CPU) == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()
 def test_losses_of_rows_are_those_of_each_row_alone_in_the_order_given():
     model, some = tiny(), rows()
-    totals, counts = row_losses(model, some, 4, CPU)
+    totals, counts = measure_row_losses(model, some, 4, CPU)
     for row, total, count in zip(some, totals, counts, strict=True):
         assert count == int((row.labels[1:] != IGNORED).sum())
         assert total == pytest.approx(float(plain_loss(model, row)[0]), rel=1e-4)

@@ -33,7 +33,7 @@ def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
     example = task.split("train")[0]
     (number,) = (c for c in example.prompt if c.isdecimal())
     assert render_example(task, tokenizer, 64) == [(text.format(number), learnt) for text, learnt in pieces]
-    assert task.prompt(example, tokenizer) == pieces[0][0].format(number)
+    assert task.make_prompt(example, tokenizer) == pieces[0][0].format(number)
 
 
 def _numbered(value, i):

@@ -10,7 +10,7 @@ import torch
 from evaluators import make_evaluator
 
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tuning import final
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.saved import ReloadMismatch, check_reload
@@ -41,7 +41,7 @@ def raising(error):
 def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(evaluator, monkeypatch, tmp_path):
     plan = evaluator.space.uniform(4, 4)
     with monkeypatch.context() as last:
-        last.setattr(final, "_row_losses", lambda *_: ([math.nan], [3]))
+        last.setattr(final, "_measure_test_rows", lambda *_: ([math.nan], [3]))
         record = evaluator.tune(plan, steps=1, folder=tmp_path)
     assert record.failed == "diverged: test loss is nan after step 1 of 1" and not (tmp_path / "adapter").exists()
     monkeypatch.setattr(evaluator.tuner, "train", raising(Diverged("training loss is nan at step 3 of 5")))
@@ -74,7 +74,7 @@ def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_trai
     options = {"steps": 3, "folder": tmp_path / "run", "on_step": lambda step, figures: heard.append(step)}
     whole = evaluator.tune(plan, steps=3, folder=tmp_path / "whole")
     with monkeypatch.context() as cut:
-        cut.setattr(final, "row_losses", raising(KeyboardInterrupt))
+        cut.setattr(final, "measure_row_losses", raising(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             evaluator.tune(plan, **options)
     resumed = evaluator.tune(plan, **options)
@@ -103,8 +103,8 @@ def test_half_of_the_samples_are_answers_that_are_wrong_after_the_tuning():
 
 @pytest.mark.parametrize("scales", [False, True])
 def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(evaluator, monkeypatch, tmp_path, scales):
-    settings = evaluator.quantized.settings.model_copy(update={"scales": scales})
-    monkeypatch.setattr(evaluator.quantized, "settings", settings)
+    settings = evaluator.quantized_model.settings.model_copy(update={"scales": scales})
+    monkeypatch.setattr(evaluator.quantized_model, "settings", settings)
     plan, (one, two) = evaluator.space.uniform(2, 4), (tmp_path / name for name in ("whole", "adapter-alone"))
     for folder, save_base in ((one, True), (two, False)):
         evaluator.tune(plan, steps=2, folder=folder, save_base=save_base)
@@ -126,7 +126,7 @@ def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
     evaluator.write_base(sixteen, tmp_path)
     assert check_reload(evaluator.tuner, sixteen, tmp_path) == 0.0
     untuned = evaluator.untuned()
-    assert untuned.is_untuned and untuned.memory_bytes == tensor_bytes(tiny_model().model) < record.memory_bytes
+    assert untuned.is_untuned and untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
     assert record.metrics.keys() == {"exact_match"} and len(untuned.row_nats) == len(record.row_nats) == 4
 
 
@@ -137,7 +137,7 @@ class Killed(BaseException):
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
     bench = evaluator.tuner
     for holder, name, changed in (
-        (evaluator.quantized, "settings", {"scales": True}),
+        (evaluator.quantized_model, "settings", {"scales": True}),
         (bench, "evaluation", {"validation_rows": 4}),
         (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2, "scored_rows": 0}),
     ):

@@ -29,7 +29,7 @@ def test_its_parts_give_what_an_evaluation_gives_and_its_tokens_are_three_of_eve
     whole = evaluator.evaluate(plan, seed=5)
     tuner.switcher.put_plan(plan, 5)
     trained = tuner.train(3, 5)
-    assert trained.loss == whole.metrics["train_loss"] and tuner.held_out("validation", 6) == whole.loss
+    assert trained.loss == whole.metrics["train_loss"] and tuner.measure_loss("validation", 6) == whole.loss
     tokens = sum(batch.tokens for batch in tuner.batches(3, 0))
     assert tuner.trained_rows == 6
     assert tuner.evaluation_tokens() == 3 * tokens + sum(map(len, tuner.rows("validation", 6)))
@@ -60,11 +60,11 @@ def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_f
 
 def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     """Each row once in an epoch, though batches do not come out even."""
-    tuner, settings = evaluator.tuner, evaluator.quantized.settings
+    tuner, settings = evaluator.tuner, evaluator.quantized_model.settings
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(steps=33))
     assert tuner.finetune_steps == 33
     with monkeypatch.context() as accumulated:
-        accumulated.setattr(evaluator.quantized, "settings", settings.model_copy(update={"accumulation": 2}))
+        accumulated.setattr(evaluator.quantized_model, "settings", settings.model_copy(update={"accumulation": 2}))
         accumulated.setattr(tuner, "finetune", FinetuneConfig(epochs=0.5))
         assert tuner.finetune_steps == len(tuner.rows.task.split("train")) // 2 // 4
     task = make_task([{"prompt": f"{i}", "answer": "x"} for i in range(11)])

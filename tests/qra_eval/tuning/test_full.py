@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
-from qra_eval.tasks.batches import bucketed, schedule
-from qra_eval.tasks.losses import held_out_loss
+from qra_eval.tasks.batches import make_batches, schedule_batches
+from qra_eval.tasks.losses import measure_loss
 from qra_eval.tuning import full
 from qra_eval.tuning.full import CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 
 def validation(model):
-    loss = held_out_loss(model, bucketed(rows(6, seed=1), 6), CPU)
+    loss = measure_loss(model, make_batches(rows(6, seed=1), 6), CPU)
     model.train()
     return loss
 
@@ -48,8 +48,8 @@ def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation
 
     settings = FinetuneConfig(**{**FINETUNE, **changed})
     full_tuning = FullTuning(settings, partial(validate, model), {"of": identity}, folder, on_step)
-    batches = schedule(rows(16), STEPS * SETTINGS.accumulation, 4, 0)
-    with full_tuning.saving():
+    batches = schedule_batches(rows(16), STEPS * SETTINGS.accumulation, 4, 0)
+    with full_tuning.save_on_interrupt():
         groups = adapters.parameter_groups(wrapped)
         trained = train(model, groups, batches, SETTINGS, seed=3, device=CPU, callback=full_tuning)
     return adapters.cast_factors(wrapped, torch.float32), trained, heard, full_tuning

@@ -52,7 +52,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
     assert str(failed.value) == f"out of memory: {FULL}"
     # As it was; without weights kept ready; of 2 rows; of 1; with activations made again.
     assert len(graphs) == 5 and not any(graph() for graph in graphs), "the error keeps the graph of the failed step"
-    assert not adapters.trainable(evaluator.tuner.switcher.wrapped)
+    assert not adapters.list_factors(evaluator.tuner.switcher.wrapped)
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 
 
@@ -61,8 +61,8 @@ def test_a_dtype_that_was_asked_for_stays_when_nothing_is_kept_ready():
         "tiny", quantization={"backend": "reference", "embeddings": 16}, compute="float32", weights=True,
         space={"bits": (4,), "ranks": (4,)},
     )  # fmt: skip
-    assert asked.quantized.disable_dequantized_cache() and asked.quantized.dtype == torch.bfloat16
-    assert asked.quantized.compute == torch.float32
+    assert asked.quantized_model.disable_dequantized_cache() and asked.quantized_model.dtype == torch.bfloat16
+    assert asked.quantized_model.compute == torch.float32
 
 
 def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(evaluator, monkeypatch, caplog):

@@ -66,7 +66,7 @@ def evaluator(tmp_path_factory):
 
 def tune(evaluator, place, kill_at=0, **changed):
     """Tune, and keep adapters, trained scales, and the test loss of each row."""
-    evaluator.quantized.settings = evaluator.quantized.settings.model_copy(update=changed)
+    evaluator.quantized_model.settings = evaluator.quantized_model.settings.model_copy(update=changed)
     if is_follower():
         evaluator.follow()
 
@@ -89,9 +89,9 @@ def tuned(place):
 def test_two_processes_end_where_one_with_all_rows_of_a_step_ends(evaluator, tmp_path, changed):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    was = evaluator.quantized.settings
+    was = evaluator.quantized_model.settings
     tune(evaluator, tmp_path / "one", **changed)
-    evaluator.quantized.settings = was
+    evaluator.quantized_model.settings = was
     assert in_two(tune, evaluator, tmp_path / "two", **changed) == [0, 0]
     (alone, nats, _), (shared, same_nats, _) = tuned(tmp_path / "one"), tuned(tmp_path / "two")
     assert same_nats == pytest.approx(nats, rel=1e-4)
@@ -118,7 +118,7 @@ def test_memory_that_runs_out_in_one_process_fails_the_tuning_in_both(tmp_path):
                 raise torch.OutOfMemoryError("tried to allocate")
 
         try:
-            processes.alike(passes)
+            processes.run_together(passes)
         except torch.OutOfMemoryError:
             return 5
 

@@ -9,14 +9,14 @@ import torch
 from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
-from qra_eval.tasks.batches import bucketed, schedule
-from qra_eval.tasks.losses import held_out_loss
-from qra_eval.tuning.training import Diverged, rate_at, train
+from qra_eval.tasks.batches import make_batches, schedule_batches
+from qra_eval.tasks.losses import measure_loss
+from qra_eval.tuning.training import Diverged, schedule_rate, train
 from qra_search.sections import TrainingConfig
 
 
 def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():
-    linear, cosine, constant = ([rate_at(s, 20, 0.1, kind) for s in range(20)] for kind in
+    linear, cosine, constant = ([schedule_rate(s, 20, 0.1, kind) for s in range(20)] for kind in
                                 ("linear", "cosine", "constant"))  # fmt: skip
     assert linear[:2] == cosine[:2] == constant[:2] == [0.5, 1.0] and set(constant[1:]) == {1.0}
     assert linear[2:] == pytest.approx([n / 19 for n in range(18, 0, -1)])
@@ -25,16 +25,16 @@ def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():
 
 def run(model, wrapped, steps=10, seed=0, rate=1e-2, **settings):
     settings = TrainingConfig(learning_rate=rate, **settings)
-    batches = schedule(rows(16), steps * settings.accumulation, 4 // settings.accumulation, seed)
+    batches = schedule_batches(rows(16), steps * settings.accumulation, 4 // settings.accumulation, seed)
     return train(model, adapters.parameter_groups(wrapped), batches, settings, seed=seed, device=CPU)
 
 
 def test_training_lowers_the_loss_and_changes_nothing_but_the_adapters():
     model, wrapped = adapted()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" not in n}
-    before = held_out_loss(model, bucketed(rows(16), 4), CPU)
+    before = measure_loss(model, make_batches(rows(16), 4), CPU)
     trained = run(model, wrapped, 30)
-    assert held_out_loss(model, bucketed(rows(16), 4), CPU) < before - 0.05
+    assert measure_loss(model, make_batches(rows(16), 4), CPU) < before - 0.05
     assert trained.tokens > 0 and trained.seconds >= trained.model_seconds > 0
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if "lora" not in n)
 
@@ -44,7 +44,7 @@ def test_accumulated_batches_step_as_one_batch_of_all_their_rows_does():
     for accumulation in (1, 2):
         model, wrapped = adapted()
         settings = TrainingConfig(accumulation=accumulation)
-        groups, chosen = adapters.parameter_groups(wrapped), bucketed(rows(8), 8 // accumulation)
+        groups, chosen = adapters.parameter_groups(wrapped), make_batches(rows(8), 8 // accumulation)
         trained = train(model, groups, chosen, settings, seed=0, device=CPU)
         losses[accumulation] = (trained.loss, adapters.cast_factors(wrapped, torch.float32))
     assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
@@ -62,7 +62,7 @@ def test_groups_have_rates_and_norms_of_their_own():
         still[name].data.fill_(0.01)
         before[name].fill_(0.01)
     groups = [adapters.ParameterGroup(moved), adapters.ParameterGroup(still, rate=0.0)]
-    train(model, groups, schedule(rows(16), 2, 4, 0), TrainingConfig(), seed=0, device=CPU)
+    train(model, groups, schedule_batches(rows(16), 2, 4, 0), TrainingConfig(), seed=0, device=CPU)
     assert all(torch.equal(p, before[n]) for n, p in still.items())
     assert not any(torch.equal(p, before[n]) for n, p in moved.items())
 
