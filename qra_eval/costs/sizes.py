@@ -9,7 +9,6 @@ from torch import nn
 
 from qra_eval.costs.meter import count_decoding_bytes
 from qra_eval.costs.sketch import Shape, Sketch, make_sketch
-from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tasks.batches import Batch
@@ -133,7 +132,9 @@ class Sizes:
 
     def count_reordered(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
-        if self.gpu or item != 2 or not has_matrix_units():
+        # Where torch does not say what a CPU has, it may have them.
+        has_units = not hasattr(torch.cpu, "get_capabilities") or torch.cpu.get_capabilities().get("amx_bf16")
+        if self.gpu or item != 2 or not has_units:
             return 0
         return max(self.largest, self.vocabulary * self.width) * item
 

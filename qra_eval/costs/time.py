@@ -55,14 +55,14 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         measuring += calibrating
     elif not cached:
         setup += calibrating
-    phases = estimate_peaks(tuner, budget)
+    phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": measuring,
         "evaluation_seconds": pace * _evaluation_passes(tuner),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": count_bank_bytes(tuner),
+        "disk_bytes": sum(n * storage(b).bytes(*shape) for (shape, levels), n in shapes.items() for b in levels),
         "engines": list_engine_bytes(model),
     }
 
@@ -77,12 +77,6 @@ def _evaluation_passes(tuner: FineTuner) -> float:
     rows = tuner.rows("train", tuner.trained_rows)
     scales = ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
-
-
-def count_bank_bytes(tuner: FineTuner) -> int:
-    """Bytes of every linear and table at every level."""
-    storage = tuner.quantized_model.backend.storage
-    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _count_shapes(tuner).items() for b in levels)
 
 
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
@@ -184,8 +178,3 @@ def count_sensitivities_tokens(tuner: FineTuner) -> float:
     model = tuner.quantized_model
     probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
     return count_calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
-
-
-def sensitivities_charge(tuner: FineTuner) -> float:
-    """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
-    return count_sensitivities_tokens(tuner) / tuner.evaluation_tokens()

@@ -57,13 +57,13 @@ class Landscape(Evaluator):
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self._sensitivities = sensitivities
         self._identity = dict(identity or {})
-        self._at: dict[float, Tables] = {1.0: tables}
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
         begun = time.perf_counter()
         code = self.space.encode(plan)
-        loss = float(self._tables_at(fidelity).losses(code[None])[0])
+        seen = self.tables.at_fidelity(fidelity, generator("fidelity", self.seed))
+        loss = float(seen.losses(code[None])[0])
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
         loss += self.noise_at(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(code))
@@ -87,13 +87,6 @@ class Landscape(Evaluator):
 
     def describe(self) -> dict[str, Any]:
         return dict(self._identity)
-
-    def _tables_at(self, fidelity: float) -> Tables:
-        if fidelity not in self._at:
-            if not 0.0 < fidelity <= 1.0:
-                raise ValueError(f"fidelity must be in (0, 1], got {fidelity}")
-            self._at[fidelity] = self.tables.at_fidelity(fidelity, generator("fidelity", self.seed))
-        return self._at[fidelity]
 
 
 def make_landscape(

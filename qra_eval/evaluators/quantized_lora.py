@@ -17,7 +17,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.engines import check_engine
-from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
+from qra_eval.costs.time import count_sensitivities_tokens, estimate, seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_devices
 from qra_eval.models.load import load_model
@@ -223,7 +223,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         return estimate(self.tuner, self.budget)
 
     def sensitivities_charge(self) -> float:
-        return sensitivities_charge(self.tuner)
+        return count_sensitivities_tokens(self.tuner) / self.tuner.evaluation_tokens()
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""

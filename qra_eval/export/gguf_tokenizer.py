@@ -46,7 +46,9 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
         writer.add_add_space_prefix(first.startswith(SPACE))
     else:
-        splits = splits or _source_splits(run)
+        if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
+            file = find_path(run.spec)
+            splits = None if file is None else read_header(file).value("tokenizer.ggml.pre")
         if splits is None:
             notes.append(
                 "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
@@ -99,11 +101,3 @@ def tokenizer_reasons(run: TunedRun) -> list[str]:
 def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
     backend = getattr(run.tokenizer, "backend_tokenizer", None)
     return {} if backend is None else json.loads(backend.to_str())["model"]
-
-
-def _source_splits(run: TunedRun) -> str | None:
-    """llama.cpp's name of the pre-tokenizer in the GGUF file that the model came from; None if it came from none."""
-    if run.spec != "smollm2" and not run.spec.lower().endswith(".gguf"):
-        return None
-    file = find_path(run.spec)
-    return None if file is None else read_header(file).value("tokenizer.ggml.pre")

@@ -21,7 +21,6 @@ from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
-from qra_eval.tuning.saved import ADAPTER_README
 from qra_search.engines import fit_rank, serve_command
 from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -147,8 +146,7 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
 
     B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
     """
-    # Its README says on which base it belongs in the run's folder.
-    shutil.copytree(run.adapter_folder, out, ignore=shutil.ignore_patterns(ADAPTER_README))
+    shutil.copytree(run.adapter_folder, out)
     if not one_rank:
         return
     rank, padded = run.largest_rank, {}

@@ -48,7 +48,10 @@ def reference_front(
         BudgetTooSmall: no plan fits a budget.
     """
     budgets = tuple(sorted(int(b) for b in budgets))
-    path = None if cache is None else Path(cache) / f"{_fingerprint(tables, space, budgets)}.json"
+    # Of all that a reference follows from: equal landscapes share theirs.
+    content = [space.signature, budgets, [np.asarray(value).tobytes() for value in vars(tables).values()]]
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:20]
+    path = None if cache is None else Path(cache) / f"{digest}.json"
     if path is not None and path.is_file():
         data = json.loads(path.read_text())
         plans = tuple(map(Plan.from_dict, data["plans"]))
@@ -177,9 +180,3 @@ class Problem:
             first = np.argpartition(change[i] + change[j], PAIRS)[:PAIRS]
             i, j = i[first], j[first]
         return np.stack([i, j], axis=1)
-
-
-def _fingerprint(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> str:
-    """Hash of all that a reference follows from: equal landscapes share theirs."""
-    content = [space.signature, budgets, [np.asarray(value).tobytes() for value in vars(tables).values()]]
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:20]

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,9 @@ from qra_eval.models.linears import find_decoder_layers
 from qra_search.errors import BadInput, shortened
 
 Device = TypeVar("Device")
+
+MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+"""glibc's function; None elsewhere."""
 
 PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
@@ -129,17 +132,5 @@ def give_back_freed_memory(device: torch.device) -> None:
     to 10.9 GiB in 36 steps. To have each block go back as it is freed (`M_MMAP_THRESHOLD`) costs page faults: 106
     seconds of the processor instead of 62 (`benchmarks/memory/scale.py`, a search of 0.4B).
     """
-    trim = _malloc_trim() if device.type == "cpu" else None
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    """glibc's function; None elsewhere."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-
-
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies half precision by AMX; True where torch does not say."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16")) if hasattr(torch.cpu, "get_capabilities") else True
+    if device.type == "cpu" and MALLOC_TRIM is not None:
+        MALLOC_TRIM(0)

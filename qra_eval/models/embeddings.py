@@ -28,7 +28,9 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
         return {}
-    ends = [embedding] if is_tied(model) else [embedding, head]
+    real = type(head.weight.data) is Tensor and head.weight.device.type != "meta"  # others lie nowhere
+    tied = head.weight is embedding.weight or (real and head.weight.data_ptr() == embedding.weight.data_ptr())
+    ends = [embedding] if tied else [embedding, head]
     return {_find_path(model, end): _as_linear(end.weight) for end in ends}
 
 
@@ -39,13 +41,6 @@ def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> 
     """
     for name, table in find_tables(model).items():
         table.weight.data = table.weight.data.to("cpu" if name in waiting else device)
-
-
-def is_tied(model: Any) -> bool:
-    """Whether the head multiplies by the table that the embedding looks up."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    real = type(head.data) is Tensor and head.device.type != "meta"  # others lie nowhere
-    return head is embedding or (real and head.data_ptr() == embedding.data_ptr())
 
 
 class Table(nn.Module):

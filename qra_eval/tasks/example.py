@@ -19,7 +19,6 @@ class Example:
         answer: what it is to go on with, white space before it included. The text is prompt + answer.
         choices: continuations to choose from, of which `answer` is one; empty if the answer is free.
         label: index of the right choice.
-        contexts: one prompt for each choice where the choice changes the prompt (WinoGrande); else empty.
         messages: the prompt as chat messages, for models with a chat template; else empty.
         meta: what only the task itself reads.
     """
@@ -28,7 +27,6 @@ class Example:
     answer: str
     choices: tuple[str, ...] = ()
     label: int | None = None
-    contexts: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 

@@ -15,19 +15,13 @@ HUB = ("openai/gsm8k", "main")
 STOP = ("Question:", "</s>", "<|im_end|>")
 APART = 8
 """Rows of the training split that are in no split of ours, whatever the seed: free to be shown as solved problems."""
-# As lm-evaluation-harness finds numbers.
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
-FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+"""As lm-evaluation-harness finds numbers."""
 
 
 def strict_match(answer: str, example: Example) -> float:
     """1.0 if the first number after `####` is right."""
     return float(find_number(answer) == find_number(example.answer))
-
-
-def flexible_match(answer: str, example: Example) -> float:
-    """1.0 if the last number is right."""
-    return float(find_number(answer, "flexible") == find_number(example.answer))
 
 
 class GSM8KTask(Task):
@@ -39,7 +33,7 @@ class GSM8KTask(Task):
 
     name = "gsm8k"
     judged_by = "exact_match"
-    metrics = {"exact_match": strict_match, "flexible_match": flexible_match}
+    metrics = {"exact_match": strict_match}
     stop = STOP
     least_answer_tokens = 256
 
@@ -53,16 +47,10 @@ class GSM8KTask(Task):
         return [_example(row, where) for where, row in rows]
 
 
-def find_number(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:
-    """The answer's number without commas, dollar signs and a final point; None if there is none.
-
-    strict: the first number after `####`. flexible: the last thing that looks like a number.
-    """
-    if how == "strict":
-        found = STRICT.findall(text)[:1]
-    else:
-        found = [part for match in FLEXIBLE.findall(text)[-1:] for part in match if part]
-    return found[0].replace(",", "").replace("$", "").removesuffix(".") if found else None
+def find_number(text: str) -> str | None:
+    """The first number after `####`, without commas, dollar signs and a final point; None if there is none."""
+    found = STRICT.search(text)
+    return found[1].replace(",", "").replace("$", "").removesuffix(".") if found else None
 
 
 def _example(row: dict[str, Any], where: str) -> Example:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.forms import CHAT, check_columns, make_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
-from qra_eval.tasks.sources import find_split_files, is_hub_name, read_splits
+from qra_eval.tasks.sources import is_hub_name, read_splits
 from qra_search.errors import BadInput
 
 LEAST_ROWS = 8
@@ -53,16 +52,11 @@ class JSONLTask(Task):
         if data is None:
             raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
         self.wanted, self.columns, self.subset, self.names = chat, check_columns(columns), subset, splits
-        if self._hub_name is None and (subset or (splits and not isinstance(data, Mapping))):
+        is_on_hub = isinstance(data, str) and is_hub_name(data)
+        if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
             raise BadInput(
                 "subset and splits are of a data set on the hub, and these are rows of one's own: leave them out"
             )
-        if self._hub_name is None and isinstance(data, str):
-            find_split_files(Path(data))  # refuses what is not there
-
-    @property
-    def _hub_name(self) -> str | None:
-        return self.data if isinstance(self.data, str) and is_hub_name(self.data) else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         what = self.data if isinstance(self.data, str) else self.name

@@ -54,7 +54,7 @@ def measure_choices(
         if len(example.choices) < 2 or example.label is None:
             raise BadInput(f"{example.prompt[:60]!r} is no multiple-choice example: it lacks choices or a label")
         for j, choice in enumerate(example.choices):
-            prompt = example.contexts[j] if example.contexts else example.prompt
+            prompt = example.prompt
             if chat:
                 prompt, choice = chat_prompt(example, tokenizer), choice.strip()
             rows.append(encode_pair(tokenizer, prompt, choice, max_length, special=not chat))

@@ -56,35 +56,30 @@ def read_checkpoint(
     if not path.is_file():
         return None
     try:
-        return _restore(open_tensors(path), training, json.loads(json.dumps(identity)))
+        file = open_tensors(path)
+        state = json.loads(file.metadata()[STATE])
+        if state["identity"] != json.loads(json.dumps(identity)):
+            return None
+        keys = set(file.keys())
+        for name, parameter in named_parameters(training):
+            parameter.data.copy_(file.get_tensor(f"value::{name}"))
+            moments = {part: file.get_tensor(f"{part}::{name}") for part in MOMENTS if f"{part}::{name}" in keys}
+            if moments:
+                training.optimizer.state[parameter] = {k: t.clone().to(parameter.device) for k, t in moments.items()}
+        training.losses = file.get_tensor("losses").tolist()
+        training.earlier_seconds = state.pop("seconds")
+        for field in ("tokens", "stopped", "model_seconds"):
+            setattr(training, field, state.pop(field))
+        torch.set_rng_state(file.get_tensor("generator::cpu"))
+        for card in list_cards(training):
+            if f"generator::{card}" in keys:
+                torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
+        best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
+        return best, state
     except DamagedFile as error:
         raise RunFailed(f"{error}: delete it to train from the beginning") from error
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
-
-
-def _restore(
-    file: Any, training: Training, identity: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    state = json.loads(file.metadata()[STATE])
-    if state["identity"] != identity:
-        return None
-    keys = set(file.keys())
-    for name, parameter in named_parameters(training):
-        parameter.data.copy_(file.get_tensor(f"value::{name}"))
-        moments = {moment: file.get_tensor(f"{moment}::{name}") for moment in MOMENTS if f"{moment}::{name}" in keys}
-        if moments:
-            training.optimizer.state[parameter] = {k: t.clone().to(parameter.device) for k, t in moments.items()}
-    training.losses = file.get_tensor("losses").tolist()
-    training.earlier_seconds = state.pop("seconds")
-    for field in ("tokens", "stopped", "model_seconds"):
-        setattr(training, field, state.pop(field))
-    torch.set_rng_state(file.get_tensor("generator::cpu"))
-    for card in list_cards(training):
-        if f"generator::{card}" in keys:
-            torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
-    best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
-    return best, state
 
 
 def list_cards(training: Training) -> list[torch.device]:

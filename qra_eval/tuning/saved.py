@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.space import ADAPTER_DTYPE
-from qra_eval.quantized.tensorfile import HEADER, open_tensors, write_tensors
+from qra_eval.quantized.tensorfile import HEADER, write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.errors import RunFailed
@@ -28,17 +29,6 @@ CHECKED_TOKENS = 32
 ROUNDING = 0.05
 """Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
 adapter makes more than that."""
-ADAPTER_README = "README.md"
-README = """---
-library_name: peft
-tags: [lora, qra]
----
-An adapter for the quantized base, not for the model that this was made from. It has no address: only `qra_eval.load`
-on the folder above this one makes it, which `adapter_config.json` says in place of one. `qra export` writes base and
-adapter for other tools.
-"""
-
-
 SCALES_FILE = "scales.safetensors"
 """What training changed of a base that is not saved."""
 
@@ -86,8 +76,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     tuner.switcher.prepare()
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
-        changed = open_tensors(folder / SCALES_FILE)
-        tensors |= {name: changed.get_tensor(name) for name in changed.keys()}  # noqa: SIM118 - no mapping
+        tensors |= load_file(folder / SCALES_FILE)
     if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != read_plan_file(folder).get(BASE_DIGEST):
         raise RunFailed(f"the quantized weights are no longer those that {folder} was tuned on: tune it anew")
     write_tensors(tensors, folder / BASE_FILE)
@@ -150,7 +139,6 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
         auto_mapping={BASE_DIGEST: base},
     )
     config.save_pretrained(str(folder))
-    (folder / ADAPTER_README).write_text(README)
     state = adapters.cast_factors(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")

@@ -81,13 +81,6 @@ class Training:
         """Spent on it so far."""
         return self.earlier_seconds + time.perf_counter() - self._begun
 
-    @property
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        return self.settings.learning_rate * schedule_rate(
-            self.step, self.steps, self.settings.warmup, self.settings.schedule
-        )
-
     def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
 
@@ -116,7 +109,9 @@ class Training:
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
-        self.last_rate = self.rate
+        settings = self.settings
+        share = schedule_rate(self.step, self.steps, settings.warmup, settings.schedule)
+        self.last_rate = settings.learning_rate * share
         for group, options in zip(self.groups, self.optimizer.param_groups, strict=True):
             options["lr"] = self.last_rate * group.rate
             nn.utils.clip_grad_norm_(options["params"], group.clip)

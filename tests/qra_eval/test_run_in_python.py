@@ -23,8 +23,8 @@ TIMES = re.compile(r'("[a-z_]*(?:seconds|_at|pid|writer)"): ?[^,}]+(?=[,}])')
 """Fields of JSON that hold a time or who wrote."""
 NAMES = re.compile(r"in-memory:\w+")
 ADDRESS = re.compile(r'"base_model_name_or_path": (null|"[^"]*")')
-OTHER = {"report.html", "trials.jsonl.lock", "README.md"}
-"""Files that hold times, and the note that an adapter has whose base has no address."""
+OTHER = {"report.html", "trials.jsonl.lock"}
+"""Files that hold times."""
 SETTINGS = ["evaluation.steps=3", "finetune.steps=6", "finetune.test_rows=16"]
 
 

@@ -79,22 +79,19 @@ def test_problems_are_of_the_kinds_and_digits_that_were_chosen():
 
 
 @pytest.mark.parametrize(
-    ("text", "strict", "flexible"),
+    ("text", "number"),
     [
-        ("so 5 * 2 = 10\n#### 10", "10", "10"),
-        ("#### 1,234.", "1234", "1234"),
-        ("#### $-5", None, "-5"),
-        ("#### -5", "-5", "-5"),
-        ("it costs $1,200.50 in all", None, "1200.50"),
-        ("#### 3\n#### 4", "3", "4"),
-        ("none", None, None),
-        ("", None, None),
-        ("#### 18\nQuestion: 7", "18", "7"),
+        ("so 5 * 2 = 10\n#### 10", "10"),
+        ("#### 1,234.", "1234"),
+        ("#### $-5", None),
+        ("#### -5", "-5"),
+        ("#### 3\n#### 4", "3"),
+        ("none", None),
+        ("#### 18\nQuestion: 7", "18"),
     ],
 )
-def test_the_number_of_an_answer(text, strict, flexible):
-    assert find_number(text) == strict
-    assert find_number(text, "flexible") == flexible
+def test_the_number_of_an_answer(text, number):
+    assert find_number(text) == number
 
 
 def test_a_right_answer_is_not_cut(task, monkeypatch):

@@ -189,11 +189,11 @@ def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
 
 def test_none_at_all_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no file or folder"):
-        make_task(str(tmp_path / "none.jsonl"))
+        make_task(str(tmp_path / "none.jsonl")).split("test")
     with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
     with pytest.raises(BadInput, match="has no file to train on: name it train.jsonl"):
-        make_task("jsonl", data=tmp_path)
+        make_task("jsonl", data=tmp_path).split("test")
 
 
 def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):

@@ -11,7 +11,6 @@ from tiny_families import tiny_config_model
 from qra_eval import hub
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_search.errors import BadInput
 
 LETTERED = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "B"}
 HUB_ROWS = {
@@ -49,16 +48,15 @@ def from_hub(monkeypatch, name, rows):
     import datasets
 
     task = make_task(name)
-    splits = {"train": rows[len(rows) // 3 :], task.source.test: rows[: len(rows) // 3]}
-    asked = (task.source.dataset, task.source.config)
+    splits = {"train": rows[len(rows) // 3 :], task.test: rows[: len(rows) // 3]}
     monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given: splits if given == asked else {})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: splits if given == task.hub else {})
     return task
 
 
 def several(row: dict) -> list[dict]:
     """Rows that differ in their question."""
-    names = [n for n in ("question", "question_stem", "goal", "ctx_a", "passage", "sentence") if row.get(n)]
+    names = [n for n in ("question", "question_stem", "goal", "ctx_a", "passage") if row.get(n)]
     return [row, *({**row, **{n: f"{i} {row[n]}" for n in names}} for i in range(11))]
 
 
@@ -72,16 +70,6 @@ def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
     assert len(examples) == 12
     (example,) = [example for example in examples if example.prompt == prompt]
     assert (example.choices, example.label, example.answer) == (choices, label, choices[label])
-
-
-def test_winogrande_fills_the_gap_and_scores_what_follows(monkeypatch):
-    row = {"sentence": "Ann thanked Bea because _ had helped. ", "option1": "Ann", "option2": "Bea", "answer": "2"}
-    task = from_hub(monkeypatch, "winogrande", several(row))
-    (example,) = [e for s in SPLITS for e in task.split(s) if e.prompt == "Ann thanked Bea because Bea"]
-    assert example.contexts == ("Ann thanked Bea because Ann", "Ann thanked Bea because Bea")
-    assert example.choices == (" had helped.",) * 2 and example.label == 1
-    with pytest.raises(BadInput, match="no `_` marks the gap in 'Ann thanked Bea"):
-        from_hub(monkeypatch, "winogrande", several({**row, "sentence": "Ann thanked Bea."})).split("test")
 
 
 @pytest.fixture

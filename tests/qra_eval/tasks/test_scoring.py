@@ -20,9 +20,6 @@ EXAMPLES = [
     Example("Question: what is red?\nAnswer:", " a rose", (" a rose", " the sky at noon"), 0),
     Example("2 + 2 =", " 4", (" 5", " 4", " 22"), 1),
     Example("", " sun", (" moon", " sun"), 1),
-    Example(
-        "Ann saw Bob as he", " was big.", (" was big.", " was big."), 1, contexts=("Ann saw Ann as he", "Ann saw Bob")
-    ),
 ]
 
 
@@ -47,8 +44,7 @@ def test_log_likelihoods_of_choices_are_those_of_one_token_at_a_time(model, batc
     values = measure_choices(model, TOKENIZER, EXAMPLES, batch_size=batch_size, max_length=64)
     for i, example in enumerate(EXAMPLES):
         for j, choice in enumerate(example.choices):
-            context = example.contexts[j] if example.contexts else example.prompt
-            assert values[i, j] == pytest.approx(plain(model, context, choice), rel=1e-5)
+            assert values[i, j] == pytest.approx(plain(model, example.prompt, choice), rel=1e-5)
         assert np.isneginf(values[i, len(example.choices) :]).all()
 
 
