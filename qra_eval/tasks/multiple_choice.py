@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,19 +70,8 @@ def _read_piqa(row: Row) -> Parts:
     return row["goal"], [row["sol1"], row["sol2"]], int(row["label"])
 
 
-def _read_hellaswag(row: Row) -> Parts:
-    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return _clean(context), [_clean(ending) for ending in row["endings"]], int(row["label"])
-
-
 def _read_boolq(row: Row) -> Parts:
     return f"{row['passage']}\nQuestion: {row['question']}?", ["no", "yes"], int(row["label"])
-
-
-def _clean(text: str) -> str:
-    """Without the marks that the WikiHow part of HellaSwag was left with."""
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def _task(*fields: Any) -> Callable[..., MultipleChoiceTask]:
@@ -95,5 +83,4 @@ arc_easy = _task("arc_easy", (ARC, "ARC-Easy"), "test", _read_lettered, format_q
 arc_challenge = _task("arc_challenge", (ARC, "ARC-Challenge"), "test", _read_lettered, format_question)
 openbookqa = _task("openbookqa", ("allenai/openbookqa", "main"), "test", _read_lettered, "{}".format)
 piqa = _task("piqa", ("baber/piqa", None), "validation", _read_piqa, format_question)
-hellaswag = _task("hellaswag", ("Rowan/hellaswag", None), "validation", _read_hellaswag, "{}".format)
 boolq = _task("boolq", ("aps/super_glue", "boolq"), "validation", _read_boolq, "{}\nAnswer:".format)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import qra_eval
 from qra_eval.models.tiny import tiny_model
 from qra_search import search
 from qra_search.config import make_config
@@ -60,3 +61,11 @@ def test_the_printed_task_splits_encodes_and_scores(tmp_path, monkeypatch):
     for wrong in ({"data": "words.txt"}, {"longest": 2}):
         with pytest.raises(ValueError):
             module.Backwards(**wrong)
+
+
+def test_the_names_that_the_readme_imports_are_there():
+    from qra_eval import QuantizedLoRAEvaluator, load
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator as original
+
+    assert QuantizedLoRAEvaluator is original and callable(load)
+    assert set(qra_eval.__all__) <= set(dir(qra_eval))

@@ -105,14 +105,3 @@ def test_the_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkeypatch
         open_run(tmp_path / "run", model="tiny")
     with pytest.raises(BadInput, match="in-memory task: pass it to open_run"):
         open_run(tmp_path / "run", model=tiny.model, tokenizer=tiny.tokenizer).choose_plan()
-
-
-def test_nothing_is_printed_unless_it_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
-    heard: list[str] = []
-    plan(
-        "tiny", "arithmetic", memory="75%", out=tmp_path / "a", progress=lambda stage, done, total: heard.append(stage)
-    ).close()
-    assert capsys.readouterr() == ("", "") and any("quantize" in stage for stage in heard)

@@ -104,13 +104,3 @@ def test_a_choice_beyond_the_last_expert_is_none():
     found = gradients(made, given)
     assert_alike(found["out"], by_hand(made, given).detach())
     assert not found["out"][::3].any() and not found["hidden"][::3].any()
-
-
-def test_a_hook_on_a_linear_sees_its_tokens():
-    made, given = layer("frozen")
-    seen: list[Tensor] = []
-    linear = made[1].up_proj
-    linear.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
-    linear.register_full_backward_hook(lambda module, into, out: seen.append(out[0]))
-    gradients(made, given)
-    assert [len(tensor) for tensor in seen] == 3 * [int((given["chosen"] == 1).sum())]

@@ -15,7 +15,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.build import build
+from qra_eval.quantized.build import build, run_in_threads
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -200,3 +200,36 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     thread.join(60)
     assert not thread.is_alive() and Counter(second.levels) == {(4,): EACH, (3, 4): (LAYERS - 1) * EACH}
     assert not holder.exists()
+
+
+@pytest.fixture
+def four_threads():
+    whole = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(whole)
+
+
+def test_items_are_worked_on_at_once_and_given_as_they_are_done(four_threads) -> None:
+    together = threading.Barrier(2, timeout=30)
+    seen: dict[str, int] = {}
+
+    def work(item: str) -> None:
+        together.wait()  # neither goes on alone
+        seen[item] = torch.get_num_threads()
+
+    finished = list(run_in_threads(work, ["a", "b"], 2))
+    assert seen == {"a": 2, "b": 2} and sorted(finished) == ["a", "b"]
+    assert torch.get_num_threads() == 4
+
+
+def test_after_a_failure_no_further_item_starts_and_threads_are_given_back(four_threads) -> None:
+    started = []
+
+    def work(item: int) -> None:
+        started.append(item)
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item"):
+        list(run_in_threads(work, list(range(100)), 2))
+    assert len(started) < 100 and torch.get_num_threads() == 4

@@ -19,10 +19,7 @@ CPU = torch.device("cpu")
 
 
 def test_it_is_as_given_or_a_share_of_what_is_free():
-    assert (
-        count_cache_bytes("2GiB", CPU) == 2 << 30
-        and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
-    )
+    assert count_cache_bytes("2GiB", CPU) == 2 << 30 and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
     assert count_cache_bytes(1000, CPU) == 1000
     assert count_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * count_free_bytes(CPU), rel=0.2)
 

@@ -23,18 +23,6 @@ HUB_ROWS = {
     ),
     "openbookqa": ({**LETTERED, "question_stem": "Since", "question": None}, "Since", (" a", " b", " c"), 1),
     "piqa": ({"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1}, "Question: Fly\nAnswer:", (" x", " y"), 1),
-    "hellaswag": (
-        {
-            "activity_label": "Ice [title] skating",
-            "ctx_a": "A man [sub]walks.",
-            "ctx_b": "he",
-            "endings": ["falls [x] down.", "flies."],
-            "label": "1",
-        },
-        "Ice. skating: A man walks. He",
-        (" falls down.", " flies."),
-        1,
-    ),
     "boolq": (
         {"passage": "Water is wet.", "question": "is water wet", "label": 1},
         "Water is wet.\nQuestion: is water wet?\nAnswer:",

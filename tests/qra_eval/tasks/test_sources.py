@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
+from qra_eval import hub
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.jsonl import JSONLTask
 from qra_eval.tasks.sources import is_hub_name, read_rows, read_splits
@@ -138,3 +141,24 @@ def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, optio
     path = write(tmp_path / "x.jsonl", ALIEN)
     with pytest.raises(BadInput, match=why):
         JSONLTask(str(path), **options).split("test")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ConnectionError("no route\nto host"), "no route"),
+        (OfflineModeIsEnabled("a long text of the library"), None),
+        (None, None),
+    ],
+)
+def test_the_hub_is_asked_once_with_a_time_limit(monkeypatch, answer, reason):
+    questions = []
+
+    def ask(self, name, *, timeout):
+        questions.append((name, timeout))
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", ask)
+    assert hub.unavailable_reason("dataset", "someone/thing") == reason
+    assert questions == [("someone/thing", hub.SECONDS)]

@@ -56,15 +56,6 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 
 
-def test_a_dtype_that_was_asked_for_stays_when_nothing_is_kept_ready():
-    asked = make_evaluator(
-        "tiny", quantization={"backend": "reference", "embeddings": 16}, compute="float32", weights=True,
-        space={"bits": (4,), "ranks": (4,)},
-    )  # fmt: skip
-    assert asked.quantized_model.disable_dequantized_cache() and asked.quantized_model.dtype == torch.bfloat16
-    assert asked.quantized_model.compute == torch.float32
-
-
 def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(evaluator, monkeypatch, caplog):
     two, four = (evaluator.space.uniform(bits, 4) for bits in (2, 4))
     evaluator.tuner.switcher.disable_dequantized_cache()  # as it will have to: with weights as they are stored
