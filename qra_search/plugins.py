@@ -8,13 +8,17 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterable
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from qra_search.errors import DISTRIBUTION, BadInput, describe
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from qra_search.errors import DISTRIBUTION, BadInput, describe, shortened
 
 Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters"]
 _SINGULAR = {
@@ -90,6 +94,44 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
         f"unknown {what} {name!r}: {did_you_mean(name, known)}"
         f"known are {', '.join(known) or f'none (is {DISTRIBUTION} installed?)'}"
     )
+
+
+def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[str, Any], **others: Any) -> Any:
+    """What a factory makes of options, as the types that its parameters are annotated with: `"8"` is 8 for an `int`.
+
+    A factory that takes any keyword is asked itself whether it knows one.
+
+    Args:
+        what: `strategy 'random'`, for messages.
+        others: arguments that are no options.
+
+    Raises:
+        BadInput: an option that it does not take, or not with this value.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in others]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in sorted(set(options) - set(known)):
+            if not known:
+                raise BadInput(f"unknown option of {what}: {name!r}: it takes none")
+            raise BadInput(unknown_message(f"option of {what}:", name, known))
+    try:
+        kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
+    except NameError:  # an annotation that only type checkers resolve
+        kinds = {}
+    converted = dict(options)
+    for name, value in options.items():
+        try:
+            converted[name] = TypeAdapter(kinds.get(name, Any)).validate_python(value)
+        except PydanticSchemaGenerationError:  # a class of the factory's own: it is asked itself
+            continue
+        except ValidationError as error:
+            text = error.errors()[0]["msg"]
+            raise BadInput(f"option {name!r} of {what} is {shortened(value)}: {text[:1].lower()}{text[1:]}") from None
+    try:
+        return factory(**others, **converted)
+    except TypeError as error:
+        raise BadInput(f"{what} does not take these options: {error}") from None
 
 
 def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:

@@ -164,7 +164,7 @@ CASES: tuple[tuple[str, str], ...] = (
 OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
     (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
-    ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
+    ("export tuned --format merged --option bits=4", "unknown option of format 'merged': 'bits'"),
 )
 """What only the class of a plug-in knows, which is of torch: its import is added to what they may take."""
 

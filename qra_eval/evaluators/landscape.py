@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from typing import Any
 
@@ -136,18 +135,11 @@ def make_landscape(
 
 def build(config: RunConfig) -> Landscape:
     """The landscape that a config names: `options` are those of `make_landscape`."""
-    known = inspect.signature(make_landscape).parameters
-    for name in config.options:
-        if name not in known:
-            raise ValueError(plugins.unknown_message("option of the landscape evaluator", name, known))
     bits = DEFAULT_BITS if config.space.bits == "auto" else config.space.bits
     granularity = "module" if config.space.granularity == "auto" else config.space.granularity
-    try:
-        return make_landscape(
-            **{"granularity": granularity, "bits": bits, "ranks": config.space.ranks} | config.options
-        )
-    except TypeError as error:
-        raise ValueError(f"options of the landscape evaluator: {error}") from None
+    given = {"granularity": granularity, "bits": bits, "ranks": config.space.ranks}
+    made: Landscape = plugins.call_with_options(make_landscape, "the landscape evaluator", given | config.options)
+    return made
 
 
 def _sensitivities(

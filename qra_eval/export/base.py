@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import tempfile
@@ -66,16 +65,9 @@ class Exporter(ABC):
 
     @classmethod
     def with_options(cls, options: Mapping[str, Any]) -> Exporter:
-        """The exporter with these options.
-
-        Raises:
-            BadInput: it has no such option, or the value cannot be.
-        """
-        known = list(inspect.signature(cls).parameters)
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise BadInput(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
-        return cls(**options)
+        """The exporter with these options; raises BadInput if it has no such option, or the value cannot be."""
+        made: Exporter = plugins.call_with_options(cls, f"format {cls.name!r}", options)
+        return made
 
     def reasons(self, run: Run) -> list[str]:
         """As `check`, for a run's folder too; no format carries code that comes with a model."""

@@ -30,8 +30,6 @@ class GGUFExporter(Exporter):
     name = "gguf"
 
     def __init__(self, pre: str | None = None):
-        if not isinstance(pre, str | None):
-            raise BadInput(f"pre is llama.cpp's name of a pre-tokenizer, got {pre!r}")
         self.pre = pre
 
     def check(self, run: TunedRun) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.tuned import TunedRun
-from qra_search.errors import BadInput
-
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 class MergedExporter(Exporter):
@@ -23,9 +21,7 @@ class MergedExporter(Exporter):
 
     name = "merged"
 
-    def __init__(self, dtype: str = "bfloat16"):
-        if dtype not in DTYPES:
-            raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    def __init__(self, dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"):
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     def write(self, run: TunedRun, out: Path) -> Exported:

@@ -59,11 +59,5 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
     factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
     data = str(data) if isinstance(data, Path) else data
-    try:
-        made: Task = factory(data=data, seed=seed, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise BadInput(f"task {name!r}: unknown option {str(error).rpartition(' ')[2]}") from error
-        given = ", ".join(f"{name}={shortened(value)}" for name, value in options.items())
-        raise BadInput(f"task {name!r}: an option is of the wrong kind in {given} ({error})") from error
+    made: Task = plugins.call_with_options(factory, f"task {name!r}", options, data=data, seed=seed)
     return made

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from qra_eval.tasks.base import Task, hash_parts
 from qra_eval.tasks.example import SPLITS, Example, SplitName
@@ -123,9 +122,9 @@ class ArithmeticTask(Task):
         *,
         kinds: Sequence[str] | None = None,
         digits: Sequence[int] = DIGITS,
-        **options: Any,
+        chat: bool = False,
     ):
-        super().__init__(data, seed, **options)
+        super().__init__(data, seed, chat=chat)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
         self.kinds, self.digits = tuple(kinds or KINDS), tuple(digits)

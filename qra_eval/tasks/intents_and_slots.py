@@ -59,8 +59,8 @@ class Restaurant8kTask(_UtteranceTask):
     name = "restaurant8k"
     metrics = {"exact_match": exact_match, "f1": json_f1}
 
-    def __init__(self, data: Any = None, seed: int = 0, **options: Any):
-        super().__init__(data, seed, **options)
+    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
+        super().__init__(data, seed, chat=chat)
         if data is None:
             raise BadInput("the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl")
 

@@ -33,9 +33,9 @@ class MultipleChoiceTask(Task):
 
     def __init__(
         self, name: str, hub: tuple[str, str | None], test: str, read: Callable[[Row], Parts],
-        write_prompt: Callable[[str], str], data: Any = None, seed: int = 0, **options: Any,
+        write_prompt: Callable[[str], str], data: Any = None, seed: int = 0, chat: bool = False,
     ):  # fmt: skip
-        super().__init__(data, seed, **options)
+        super().__init__(data, seed, chat=chat)
         self.name, self.hub, self.test = name, hub, test
         self.read, self.write_prompt = read, write_prompt
 

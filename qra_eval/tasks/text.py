@@ -49,11 +49,13 @@ class TextTask(Task):
 
     name = "text"
 
-    def __init__(self, data: Any = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, **options: Any):
-        super().__init__(data, seed, **options)
+    def __init__(
+        self, data: Any = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, chat: bool = False
+    ):
+        super().__init__(data, seed, chat=chat)
         if self.chat:
             raise BadInput("plain text has no prompts that a chat template could be put around: leave `chat` off")
-        if not isinstance(block_characters, int) or block_characters < 1:
+        if block_characters < 1:
             raise BadInput(f"block_characters is a number from 1 on, got {block_characters!r}")
         self.block_characters = block_characters
 

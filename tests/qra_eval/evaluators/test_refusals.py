@@ -27,7 +27,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"name": "gsm8k", "data": "none"}}, "none is not a folder"),
     ({"task": {"name": "text.gguf"}}, "text.gguf: data files end in .jsonl, .json, .csv"),
     ({"task": {"name": "arithmatic"}}, "unknown task 'arithmatic': did you mean arithmetic?"),
-    ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "unknown option 'digitz'"),
+    ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "'digitz': did you mean digits?"),
     ({"task": {"name": "rows.jsonl"}}, "rows.jsonl, line 2"),
     ({"task": {"name": "none.jsonl"}}, "none.jsonl"),
     ({"quantization": {"backend": {2: "reference", 4: ["hqqq", "hqq"]}}}, "unknown backend 'hqqq'"),

@@ -45,10 +45,10 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
     ("format", "options", "why"),
     [
         ("ggfu", {}, "did you mean gguf"),
-        ("peft", {"ranks": 3}, "no option 'ranks': it has none"),
-        ("vllm", {"pre": "x"}, "no option 'pre': it has none"),
-        ("gguf", {"pre": 3}, "name of a pre-tokenizer, got 3"),
-        ("merged", {"dtype": "int8"}, "dtype must be one of bfloat16, float16, float32, got 'int8'"),
+        ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': it takes none"),
+        ("vllm", {"pre": "x"}, "unknown option of format 'vllm': 'pre': it takes none"),
+        ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
+        ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be 'bfloat16'"),
     ],
 )
 def test_an_unknown_format_or_option_is_one_clear_line(

@@ -52,12 +52,13 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
         qra_eval.load(run)
     loaded, _ = qra_eval.load(run, device="cpu", trust_remote_code=True)
     assert type(loaded.get_base_model()).__name__ == "MineForCausalLM"
-    for trust in (False, True):
-        RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust=str(trust).lower()))
-        exported = TunedRun(run)
-        assert exported.trusted == trust
-        if trust:
-            assert exported.is_plain() and len(exported.levels) == len(evaluator.quantized_model.linears)
+    RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust="false"))
+    with pytest.raises(ValueError, match="runs only with trust_remote_code"):
+        TunedRun(run)
+    RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust="true"))
+    exported = TunedRun(run)
+    assert exported.trusted and exported.is_plain()
+    assert len(exported.levels) == len(evaluator.quantized_model.linears)
 
 
 def test_a_tuning_has_the_settings_of_its_run(tmp_path):

@@ -64,9 +64,9 @@ def test_every_task_is_found_by_its_name(name):
     ("task", "options", "why"),
     [
         ("gsm9k", {}, "did you mean gsm8k"),
-        ("gsm8k", {"shot": 8}, "task 'gsm8k': unknown option 'shot'"),
+        ("gsm8k", {"shot": 8}, "unknown option of task 'gsm8k': 'shot': .*known are chat"),
         ("a/b.jsonl", {"data": "elsewhere"}, "is its own data: leave out 'elsewhere'"),
-        ("arithmetic", {"kinds": 50}, "an option is of the wrong kind in kinds=50"),
+        ("arithmetic", {"kinds": 50}, "option 'kinds' of task 'arithmetic' is 50: input should be"),
         (make_task("arithmetic"), {"kinds": []}, "is made already: give its data and options when you make it"),
         ("in-memory:list", {}, r"in-memory task: pass it to open_run\(\), or save its rows and plan again"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),

@@ -11,7 +11,6 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from qra_eval import hub
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.jsonl import JSONLTask
 from qra_eval.tasks.sources import is_hub_name, read_rows, read_splits
 from qra_search.errors import BadInput
 
@@ -132,7 +131,7 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
         ({"columns": {"prompt": "question", "answer": "reply"}},
          "line 1: no column 'question' for prompt, only 'q', 'reply', 'id'"),
         ({"columns": {"reply": "reply"}}, "columns: 'reply' is no field of a row, they are prompt, question"),
-        ({"columns": "prompt"}, "columns are a mapping"),
+        ({"columns": "prompt"}, "option 'columns' of task .* is 'prompt': input should be a valid dictionary"),
         ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
         ({"subset": "main"}, "subset and splits are of a data set on the hub"),
     ],
@@ -140,7 +139,7 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
 def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, options, why):
     path = write(tmp_path / "x.jsonl", ALIEN)
     with pytest.raises(BadInput, match=why):
-        JSONLTask(str(path), **options).split("test")
+        make_task(str(path), **options).split("test")
 
 
 @pytest.mark.parametrize(

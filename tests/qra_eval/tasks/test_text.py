@@ -50,8 +50,8 @@ def test_rows_are_full_and_together_hold_the_text(file):
 def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
     rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
     assert len(rows("validation", 3)) == len(rows.shuffle("train", 3, seed=1)) == 3
-    with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 'x'"):
-        make_task("text", data=str(file), block_characters="x")
+    with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 0"):
+        make_task("text", data=str(file), block_characters=0)
 
 
 def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
