@@ -69,13 +69,6 @@ class Exporter(ABC):
         made: Exporter = plugins.call_with_options(cls, f"format {cls.name!r}", options)
         return made
 
-    def reasons(self, run: Run) -> list[str]:
-        """As `check`, for a run's folder too; no format carries code that comes with a model."""
-        tuned = run if isinstance(run, TunedRun) else TunedRun(run)
-        if getattr(tuned.config, "auto_map", None) and tuned.trusted:
-            return ["the model has code of its own, which no export carries: load the run by qra_eval.load"]
-        return self.check(tuned)
-
     def export(self, run: Run, out: str | Path, *, model: Any = None, tokenizer: Any = None) -> Exported:
         """Check a run and write it; see `qra_eval.export.export`.
 
@@ -88,7 +81,9 @@ class Exporter(ABC):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
-        reasons = self.reasons(tuned)
+        reasons = self.check(tuned)
+        if getattr(tuned.config, "auto_map", None) and tuned.trusted:
+            reasons = ["the model has code of its own, which no export carries: load the run by qra_eval.load"]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)
