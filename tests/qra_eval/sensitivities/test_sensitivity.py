@@ -144,7 +144,7 @@ def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, 
 
 
 def test_short_rows_calibrate_in_larger_number_so_that_their_tokens_are_enough(tmp_path, monkeypatch):
-    quantized = make_evaluator("tiny", "arithmetic", quantization={"cache": str(tmp_path)}).quantized
+    quantized = make_evaluator("tiny", "arithmetic", quantization={"cache": str(tmp_path)}).quantized_model
     rows = quantized.rows("train", model.CALIBRATION_ROWS)
     tokens = sum(map(len, rows))
     for factor, count in ((3, 3 * len(rows)), (0.1, len(rows)), (1000, model.MOST_CALIBRATION_ROWS)):
