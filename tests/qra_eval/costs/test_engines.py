@@ -11,7 +11,7 @@ from tiny_families import tiny_config
 from qra_eval.costs.engines import check_engine, list_engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import make_config
-from qra_search.engines import ENGINES, engine_settings
+from qra_search.engines import ENGINES
 
 
 def shape_only(folder: Path, **sections: Any) -> QuantizedLoRAEvaluator:
@@ -25,11 +25,7 @@ def shape_only(folder: Path, **sections: Any) -> QuantizedLoRAEvaluator:
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_least_bytes_of_an_engine_are_those_of_a_space_planned_for_it(name: str, tmp_path: Path) -> None:
     tiny_config("llama", layers=2, hidden=256, vocabulary=512).save_pretrained(tmp_path)
-    sections: dict[str, dict[str, Any]] = {}
-    for field, value in engine_settings(name).items():
-        section, _, last = field.partition(".")
-        sections.setdefault(section, {})[last] = value
-    planned = shape_only(tmp_path, **sections)
+    planned = shape_only(tmp_path, engine=name)
     assert list_engine_bytes(shape_only(tmp_path).quantized_model)[name] == planned.space.memory.minimum
 
 
