@@ -77,7 +77,7 @@ def levels() -> Iterator[tuple[str, Backend, Level]]:
     """Every level that modules differ in, with its name and backend."""
     for name in backend_names():
         backend = make_backend({"name": "gguf", "types": list(TYPES)} if name == "gguf" else name)
-        if name not in SAME and not backend.unavailable():
+        if name not in SAME and not backend.unavailable_reason():
             yield from ((f"{name} {bits}", backend, bits) for bits in backend.bits)
 
 

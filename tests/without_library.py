@@ -72,11 +72,11 @@ def backends() -> dict[str, str]:
     linear = torch.nn.Linear(64, 64, bias=False)
     for name in backend_names():
         backend = make_backend(name)
-        reason = backend.unavailable()
+        reason = backend.unavailable_reason()
         if reason is not None:
             refused[name] = reason
             continue
-        level = next(level for level in backend.bits if backend.supports(level, 64, 64) is None)
+        level = next(level for level in backend.bits if backend.unsupported_reason(level, 64, 64) is None)
         module = backend.quantize(linear, level, hessian=torch.eye(64) if backend.calibrated else None)
         assert torch.isfinite(backend.dequantize(module)).all(), name
     return refused

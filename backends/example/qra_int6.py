@@ -29,10 +29,10 @@ class Int6Backend(Backend):
     def __init__(self):
         self.options = {}
 
-    def supports(self, bits, out_features, in_features):
+    def unsupported_reason(self, bits, out_features, in_features):
         if bits == 6 and in_features % 4:
             return f"int6 packs four weights of a row together, and {in_features} is no multiple of 4"
-        return super().supports(bits, out_features, in_features)
+        return super().unsupported_reason(bits, out_features, in_features)
 
     def expected(self, bits, out_features, in_features, dtype=None):
         codes = ((out_features, in_features * 3 // 4), torch.uint8)

@@ -28,7 +28,7 @@ class Backend(ABC):
     A subclass gives `expected`, `module`, `layer`, and `encode`, or `encode_levels`.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
-    here says why in `unavailable()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
+    here says why in `unavailable_reason()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
     Subclass `qra_backends.conformance.BackendConformance` to test an implementation.
 
     Attributes:
@@ -256,11 +256,11 @@ class Backend(ABC):
         changed: nn.Module = self.check_own(module).with_tensors(**dict(zip(self.trained, groups, strict=False)))
         return changed
 
-    def unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why this backend cannot be used here (a missing library or device), or None if it can."""
         return None
 
-    def supports(self, bits: Level, out_features: int, in_features: int) -> str | None:
+    def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
         """Why a weight of this shape cannot be stored at `bits`, or None if it can."""
         if bits not in self.bits:
             wanted = bits if isinstance(bits, str) else f"{bits} bits"
@@ -272,13 +272,13 @@ class Backend(ABC):
         ValueError: this backend does not store `bits`; the message names those it does.
         """
         if bits not in self.bits:
-            raise ValueError(Backend.supports(self, bits, 0, 0))
+            raise ValueError(Backend.unsupported_reason(self, bits, 0, 0))
 
     def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
         """Raises:
-        ValueError: a weight of this shape cannot be stored at `bits`; the message is what `supports` says.
+        ValueError: a weight of this shape cannot be stored at `bits`; the message is what `unsupported_reason` says.
         """
-        reason = self.supports(bits, out_features, in_features)
+        reason = self.unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             raise ValueError(reason)
 
@@ -327,7 +327,7 @@ class Backend(ABC):
             RuntimeError: the backend is unavailable here.
             ValueError: the layer, its values, its dtype or `bits` cannot be stored.
         """
-        reason = self.unavailable()
+        reason = self.unavailable_reason()
         if reason is not None:
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)

@@ -49,7 +49,7 @@ class BackendConformance:
 
     @pytest.fixture(autouse=True)
     def _available(self, backend: Backend) -> None:
-        reason = backend.unavailable()
+        reason = backend.unavailable_reason()
         if reason is not None:
             pytest.skip(reason)
 
@@ -57,13 +57,13 @@ class BackendConformance:
         for shape, dtype in itertools.product(self.shapes, DTYPES):
             for bits, _, module in each_level(backend, shape, dtype):
                 expected = backend.storage(bits).bytes(*shape)
-                assert weight_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
+                assert count_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
                 tensors = backend.to_tensors(module)
                 assert sum(t.nbytes for t in tensors.values()) == expected, "as saved"
                 known = backend.expected(bits, *shape, dtype)
                 assert known == {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-                module(inputs(3, shape, dtype))
-                assert weight_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
+                module(make_inputs(3, shape, dtype))
+                assert count_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
 
     def test_levels_have_widths_in_order_names_of_their_own_and_bytes_below_sixteen_bits(
         self, backend: Backend
@@ -79,29 +79,29 @@ class BackendConformance:
 
     def test_odd_shapes_are_stored_exactly_or_refused_with_a_reason(self, backend: Backend) -> None:
         for bits, shape in itertools.product(backend.bits, ODD_SHAPES):
-            source = linear(shape)
-            if backend.supports(bits, *shape) is None:
-                module = quantized(backend, bits, source)
-                assert weight_bytes(module) == backend.storage(bits).bytes(*shape), f"{bits} bits, {shape}"
+            source = make_linear(shape)
+            if backend.unsupported_reason(bits, *shape) is None:
+                module = quantize_linear(backend, bits, source)
+                assert count_bytes(module) == backend.storage(bits).bytes(*shape), f"{bits} bits, {shape}"
                 assert relative_error(backend, module, source) < 1
             else:
                 with pytest.raises(ValueError):
-                    quantized(backend, bits, source)
+                    quantize_linear(backend, bits, source)
 
     def test_unknown_bits_and_values_that_are_not_finite_are_refused(self, backend: Backend) -> None:
         for unknown in (next(bits for bits in (5, 7, 9) if bits not in backend.bits), "unknown"):
-            assert backend.supports(unknown, 64, 64)
+            assert backend.unsupported_reason(unknown, 64, 64)
             for refused in (backend.storage, backend.width, backend.identity):
                 with pytest.raises(ValueError):
                     refused(unknown)
             with pytest.raises(ValueError):
                 backend.work_bytes([unknown], 64, 64)
             with pytest.raises(ValueError):
-                quantized(backend, unknown, linear(self.small))
-        source = linear(self.small)
+                quantize_linear(backend, unknown, make_linear(self.small))
+        source = make_linear(self.small)
         source.weight.data[3, 5] = torch.nan
         with pytest.raises(ValueError):
-            quantized(backend, backend.bits[0], source)
+            quantize_linear(backend, backend.bits[0], source)
 
     def test_error_is_between_rate_distortion_and_round_to_nearest(self, backend: Backend) -> None:
         """No b bits code a Gaussian better than 2^-b (Shannon); nobody needs to be worse than one scale a row."""
@@ -133,7 +133,7 @@ class BackendConformance:
                 assert torch.equal(backend.dequantize(backend.with_groups(module, groups)), before)
                 moved = None if offset is None else offset + scale
                 changed = backend.with_groups(module, groups._replace(scale=2 * scale, offset=moved))
-                assert weight_bytes(changed) == weight_bytes(module)
+                assert count_bytes(changed) == count_bytes(module)
                 expected = 2 * before.float()
                 if offset is not None:
                     wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
@@ -142,7 +142,7 @@ class BackendConformance:
                 assert torch.equal(backend.dequantize(module), before), "the module given was changed"
 
     def test_extreme_weights_stay_finite(self, backend: Backend) -> None:
-        source = linear(self.small)
+        source = make_linear(self.small)
         with torch.no_grad():
             source.weight[0] = 0
             source.weight[1] = 0.5
@@ -150,9 +150,9 @@ class BackendConformance:
             source.weight[3] *= 1000
             source.weight[4, 1:] = 0
         for bits in backend.bits:
-            module = quantized(backend, bits, source)
+            module = quantize_linear(backend, bits, source)
             assert torch.isfinite(backend.dequantize(module)).all(), f"{bits} bits"
-            assert torch.isfinite(module(inputs(5, self.small))).all(), f"{bits} bits"
+            assert torch.isfinite(module(make_inputs(5, self.small))).all(), f"{bits} bits"
             assert backend.dequantize(module)[0].abs().max() < 1e-3, "a row of zeros"
 
     def test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias(self, backend: Backend) -> None:
@@ -168,9 +168,9 @@ class BackendConformance:
                     assert torch.equal(backend.dequantize(module), weight), "under another default dtype"
                 finally:
                     torch.set_default_dtype(usual)
-                bare = quantized(backend, bits, linear(self.shape, dtype))
+                bare = quantize_linear(backend, bits, make_linear(self.shape, dtype))
                 for rows in LEADING:
-                    x = inputs(math.prod(rows), self.shape, dtype).view(*rows, -1)
+                    x = make_inputs(math.prod(rows), self.shape, dtype).view(*rows, -1)
                     for layer, bias in ((module, source.bias), (bare, None)):
                         output = layer(x)
                         assert output.dtype == dtype
@@ -180,15 +180,15 @@ class BackendConformance:
         for dtype, bias in itertools.product(DTYPES, (True, False)):
             for _, _, module in each_level(backend, self.shape, dtype, bias=bias):
                 for rows in LEADING:
-                    x = inputs(math.prod(rows), self.shape, dtype).view(*rows, -1).requires_grad_()
-                    seed = torch.randn(*rows, self.shape[0], generator=generator(9)).to(dtype)
+                    x = make_inputs(math.prod(rows), self.shape, dtype).view(*rows, -1).requires_grad_()
+                    seed = torch.randn(*rows, self.shape[0], generator=make_generator(9)).to(dtype)
                     module(x).backward(seed)
                     assert x.grad is not None
                     assert_close(x.grad, seed @ backend.dequantize(module))
 
     def test_gradient_under_autocast_is_right(self, backend: Backend) -> None:
         for _, _, module in each_level(backend, self.shape, bias=True):
-            x = inputs(4, self.shape, torch.float32).requires_grad_()
+            x = make_inputs(4, self.shape, torch.float32).requires_grad_()
             with torch.autocast(x.device.type, torch.bfloat16):
                 output = module(x)
             (grad,) = torch.autograd.grad(output.float().sum(), x)
@@ -199,7 +199,7 @@ class BackendConformance:
             for bits, _, module in each_level(backend, self.shape, dtype, bias=True):
                 weight, state = backend.dequantize(module), backend.to_tensors(module)
                 for rows in (1, 7, 64):
-                    x = inputs(rows, self.shape, dtype).requires_grad_()
+                    x = make_inputs(rows, self.shape, dtype).requires_grad_()
                     before, grad_before = output_and_grad(module.train(), x)
                     for mode in (module.eval, module.train):
                         mode()
@@ -209,7 +209,7 @@ class BackendConformance:
                         after, grad_after = output_and_grad(module, x)
                         assert torch.equal(after, before) and torch.equal(grad_after, grad_before)
                 assert torch.equal(backend.dequantize(module), weight)
-                assert same_tensors(backend.to_tensors(module), state)
+                assert are_equal(backend.to_tensors(module), state)
 
     def test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused(
         self, backend: Backend, tmp_path: Path
@@ -217,7 +217,7 @@ class BackendConformance:
         shape: dict[str, Any] = dict(zip(("out_features", "in_features"), self.shapes[0], strict=True))
         for dtype in DTYPES:
             for bits, source, module in each_level(backend, self.shapes[0], dtype, bias=True):
-                x = inputs(4, self.shapes[0], dtype)
+                x = make_inputs(4, self.shapes[0], dtype)
                 with torch.no_grad():
                     module.eval()(x)
                 save_file(backend.to_tensors(module), tmp_path / "weight.safetensors")
@@ -225,8 +225,8 @@ class BackendConformance:
                 loaded = backend.from_tensors(tensors, bits=bits, **shape, bias=source.bias, dtype=dtype)
                 assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
                 assert torch.equal(loaded(x), module(x))
-                assert same_tensors(backend.to_tensors(loaded), backend.to_tensors(module))
-                assert weight_bytes(loaded) == weight_bytes(module)
+                assert are_equal(backend.to_tensors(loaded), backend.to_tensors(module))
+                assert count_bytes(loaded) == count_bytes(module)
                 with pytest.raises(ValueError):
                     backend.from_tensors(tensors, bits=bits, **{**shape, "out_features": 2 * self.shapes[0][0]})
 
@@ -244,18 +244,18 @@ class BackendConformance:
             assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
             for mode in (module.train, module.eval):
                 mode()
-                output_and_grad(module, inputs(4, self.shape, torch.bfloat16).requires_grad_())
+                output_and_grad(module, make_inputs(4, self.shape, torch.bfloat16).requires_grad_())
                 with torch.no_grad():
-                    module(inputs(1, self.shape, torch.bfloat16))
+                    module(make_inputs(1, self.shape, torch.bfloat16))
             backend.dequantize(module).zero_()
             for tensor in backend.to_tensors(module).values():
                 tensor.zero_()
-            assert same_tensors(given, kept), f"{bits} bits: written to"
+            assert are_equal(given, kept), f"{bits} bits: written to"
             assert path.read_bytes() == content
 
     def test_the_source_linear_is_untouched_and_not_shared(self, backend: Backend) -> None:
         for _, source, module in each_level(backend, self.shape, torch.bfloat16, bias=True):
-            x, fresh = inputs(4, self.shape, torch.bfloat16), linear(self.shape, torch.bfloat16, bias=True)
+            x, fresh = make_inputs(4, self.shape, torch.bfloat16), make_linear(self.shape, torch.bfloat16, bias=True)
             assert torch.equal(source.weight, fresh.weight) and torch.equal(source.bias, fresh.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
             storages, own = ({t.untyped_storage().data_ptr() for t in live_tensors(m)} for m in (source, module))
@@ -269,10 +269,10 @@ class BackendConformance:
     def test_it_is_frozen_copied_deeply_and_not_quantized_again(self, backend: Backend) -> None:
         for bits, _, module in each_level(backend, self.shape, bias=True):
             assert not any(p.requires_grad for p in module.parameters())
-            x, twin = inputs(4, self.shape), copy.deepcopy(module)
+            x, twin = make_inputs(4, self.shape), copy.deepcopy(module)
             assert torch.equal(twin(x), module(x))
             assert torch.equal(backend.dequantize(twin), backend.dequantize(module))
-            assert weight_bytes(twin) == weight_bytes(module)
+            assert count_bytes(twin) == count_bytes(module)
             with pytest.raises(ValueError):
                 backend.quantize(module, bits, hessian=torch.eye(self.shape[1]))  # type: ignore[arg-type]
 
@@ -282,29 +282,29 @@ class BackendConformance:
             weight, state = backend.dequantize(module), backend.to_tensors(module)
             nn.Sequential(module).to(torch.bfloat16).to(torch.float32)
             assert torch.equal(backend.dequantize(module), weight), f"{bits} bits"
-            assert same_tensors(backend.to_tensors(module), state), f"{bits} bits"
+            assert are_equal(backend.to_tensors(module), state), f"{bits} bits"
 
     def test_quantizing_twice_gives_the_same(self, backend: Backend) -> None:
         """Other weights at the same time, in another thread, where the backend says that it may be."""
-        sources = [linear(self.shape) for _ in range(4)]
+        sources = [make_linear(self.shape) for _ in range(4)]
         for n, source in enumerate(sources):
             source.weight.data.mul_(1 + n).copy_(source.weight.roll(n, 1))
         with ThreadPoolExecutor(4 if backend.side_by_side else 1) as pool:
             for bits in backend.bits:
-                together = [*pool.map(lambda source, b=bits: quantized(backend, b, source), sources)]
+                together = [*pool.map(lambda source, b=bits: quantize_linear(backend, b, source), sources)]
                 for source, module in zip(sources, together, strict=True):
-                    alone = quantized(backend, bits, source)
-                    assert same_tensors(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
+                    alone = quantize_linear(backend, bits, source)
+                    assert are_equal(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
 
     def test_levels_quantized_together_are_those_quantized_alone(self, backend: Backend) -> None:
-        source = linear(self.shape, torch.bfloat16, bias=True)
-        x = torch.randn(700, self.shape[1], generator=generator(4))
+        source = make_linear(self.shape, torch.bfloat16, bias=True)
+        x = torch.randn(700, self.shape[1], generator=make_generator(4))
         hessian = x.T @ x / 700 if backend.calibrated else None
         together = backend.quantize_levels(source, backend.bits, hessian=hessian)
         assert tuple(together) == tuple(backend.bits)
         for bits, module in together.items():
-            alone, few = backend.quantize(source, bits, hessian=hessian), inputs(2, self.shape, torch.bfloat16)
-            assert same_tensors(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
+            alone, few = backend.quantize(source, bits, hessian=hessian), make_inputs(2, self.shape, torch.bfloat16)
+            assert are_equal(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
             assert torch.equal(module(few), alone(few))
         assert backend.quantize_levels(source, [], hessian=hessian) == {}
         with pytest.raises(ValueError):
@@ -314,7 +314,7 @@ class BackendConformance:
         for bits, source, module in each_level(backend, self.small):
             hessian = torch.eye(self.small[1])
             weighted = backend.quantize(source, bits, hessian=hessian, output_weights=torch.full(self.small[:1], 3.0))
-            assert same_tensors(backend.to_tensors(weighted), backend.to_tensors(module)), f"{bits} bits"
+            assert are_equal(backend.to_tensors(weighted), backend.to_tensors(module)), f"{bits} bits"
 
     def test_spec_and_identities_tell_what_tensors_depend_on(self, backend: Backend) -> None:
         twin = make_backend(backend.spec)
@@ -326,8 +326,8 @@ class BackendConformance:
             identity = backend.identity(bits)
             assert json.loads(json.dumps(identity)) == identity, "the same when read from a file"
             assert isinstance(identity["revision"], int) and make_backend(identity["spec"]).spec == identity["spec"]
-            again = twin.to_tensors(quantized(twin, bits, source))
-            assert same_tensors(backend.to_tensors(module), again), f"{bits} bits: an option is lost"
+            again = twin.to_tensors(quantize_linear(twin, bits, source))
+            assert are_equal(backend.to_tensors(module), again), f"{bits} bits: an option is lost"
 
     def test_work_grows_with_the_shape(self, backend: Backend) -> None:
         for bits in backend.bits:
@@ -341,36 +341,36 @@ def each_level(
 ) -> Iterator[tuple[Level, nn.Linear, nn.Module]]:
     """Every level, with a linear of its own and the module that the backend makes of it."""
     for bits in backend.bits:
-        source = linear(shape, dtype, bias=bias)
-        yield bits, source, quantized(backend, bits, source)
+        source = make_linear(shape, dtype, bias=bias)
+        yield bits, source, quantize_linear(backend, bits, source)
 
 
-def linear(shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False) -> nn.Linear:
+def make_linear(shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False) -> nn.Linear:
     """Gaussian weights (out, in) of the usual size, the same at every call."""
     layer = nn.Linear(shape[1], shape[0], bias=bias)
     with torch.no_grad():
-        layer.weight.copy_(0.05 * torch.randn(shape, generator=generator(0)))
+        layer.weight.copy_(0.05 * torch.randn(shape, generator=make_generator(0)))
         if bias:
-            layer.bias.copy_(torch.randn(shape[0], generator=generator(1)))
+            layer.bias.copy_(torch.randn(shape[0], generator=make_generator(1)))
     return layer.to(dtype)
 
 
-def inputs(rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+def make_inputs(rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Gaussian inputs (rows, in) for a weight of `shape`."""
-    return torch.randn(rows, shape[1], generator=generator(2)).to(dtype)
+    return torch.randn(rows, shape[1], generator=make_generator(2)).to(dtype)
 
 
-def generator(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def quantized(backend: Backend, bits: Level, source: nn.Linear) -> nn.Module:
+def quantize_linear(backend: Backend, bits: Level, source: nn.Linear) -> nn.Module:
     """`source` at `bits`; a calibrated backend is told that inputs are uncorrelated."""
     hessian = torch.eye(source.in_features) if backend.calibrated else None
     return backend.quantize(source, bits, hessian=hessian)
 
 
-def weight_bytes(module: nn.Module) -> int:
+def count_bytes(module: nn.Module) -> int:
     return live_bytes(module, skip=("bias",))
 
 
@@ -390,7 +390,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert largest <= TOLERANCE[actual.dtype] * expected.float().abs().max().item(), f"off by {largest}"
 
 
-def same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+def are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         first[k].dtype == second[k].dtype and torch.equal(first[k], second[k]) for k in first
     )

@@ -38,7 +38,7 @@ class _Part:
     words: str
 
 
-def _of_level(method: str) -> Any:
+def _ask_level(method: str) -> Any:
     """A method that asks the backend of a level about that backend's own level."""
 
     def ask(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
@@ -48,7 +48,7 @@ def _of_level(method: str) -> Any:
     return ask
 
 
-def _of_module(method: str) -> Any:
+def _ask_module(method: str) -> Any:
     """A method that asks the backend that made a module."""
 
     def ask(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
@@ -85,13 +85,13 @@ class MixedBackend(Backend):
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
-            backends = [self._shared(make_backend(spec)) for spec in specs]
+            backends = [self._reuse_backend(make_backend(spec)) for spec in specs]
             parts = [
                 part for spec, backend in zip(specs, backends, strict=True) for part in _parts(spec, backend, bits)
             ]
             whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                self._parts[bits if whole else self._free(part.backend.level_name(part.level))] = part
+                self._parts[bits if whole else self._free_name(part.backend.level_name(part.level))] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
@@ -104,24 +104,24 @@ class MixedBackend(Backend):
         self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
-    def unavailable(self) -> str | None:
-        reasons = {part.backend.name: part.backend.unavailable() for part in self._parts.values()}
+    def unavailable_reason(self) -> str | None:
+        reasons = {part.backend.name: part.backend.unavailable_reason() for part in self._parts.values()}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
-    storage, width, expected = _of_level("storage"), _of_level("width"), _of_level("expected")
-    is_calibrated, identity, trainable_numbers = map(_of_level, ("is_calibrated", "identity", "trainable_numbers"))
-    dequantize, rows, to_tensors, trainable = map(_of_module, ("dequantize", "rows", "to_tensors", "trainable"))
+    storage, width, expected = _ask_level("storage"), _ask_level("width"), _ask_level("expected")
+    is_calibrated, identity, trainable_numbers = map(_ask_level, ("is_calibrated", "identity", "trainable_numbers"))
+    dequantize, rows, to_tensors, trainable = map(_ask_module, ("dequantize", "rows", "to_tensors", "trainable"))
 
     def describe(self, bits: Level) -> str:
         return self._part(bits).words
 
-    def supports(self, bits: Level, out_features: int, in_features: int) -> str | None:
-        reason = super().supports(bits, out_features, in_features)
+    def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
+        reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             return reason
         part = self._parts[bits]
-        return part.backend.supports(part.level, out_features, in_features)
+        return part.backend.unsupported_reason(part.level, out_features, in_features)
 
     def quantize_levels(
         self,
@@ -134,7 +134,7 @@ class MixedBackend(Backend):
         modules: dict[Level, nn.Module] = {}
         for backend, own in self._by_backend(levels):
             made = backend.quantize_levels(linear, list(own.values()), hessian=hessian, output_weights=output_weights)
-            modules |= {bits: _marked(made[level], bits) for bits, level in own.items()}
+            modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
     def peak(
@@ -147,12 +147,12 @@ class MixedBackend(Backend):
 
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         part = self._part(bits)
-        return _marked(part.backend.module(tensors, part.level, **form), bits)
+        return _mark_level(part.backend.module(tensors, part.level, **form), bits)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return _marked(self._part_of(module).with_groups(module, groups), getattr(module, _BITS))
+        return _mark_level(self._part_of(module).with_groups(module, groups), getattr(module, _BITS))
 
-    def _shared(self, backend: Backend) -> Backend:
+    def _reuse_backend(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""
         parts = (part.backend for part in self._parts.values())
         return next((b for b in parts if type(b) is type(backend) and b.spec == backend.spec), backend)
@@ -169,7 +169,7 @@ class MixedBackend(Backend):
         self.check_bits(bits)
         return self._parts[bits]
 
-    def _free(self, name: str) -> str:
+    def _free_name(self, name: str) -> str:
         """The name, or the first of `name-2`, `name-3`, ... that no level has yet."""
         names = (name, *(f"{name}-{number}" for number in range(2, len(self._parts) + 3)))
         return next(free for free in names if free not in self._parts)
@@ -188,10 +188,10 @@ def _parts(spec: Any, backend: Backend, bits: float) -> list[_Part]:
         words = ", ".join([words, *(f"{option} {value}" for option, value in spec.items() if option != "name")])
     found = [_Part(backend, level, words) for level in backend.bits if backend.width(level) == bits]
     if not found:
-        raise ValueError(f"the choice for {bits} bits cannot be: {backend.supports(bits, 0, 0)}")
+        raise ValueError(f"the choice for {bits} bits cannot be: {backend.unsupported_reason(bits, 0, 0)}")
     return found
 
 
-def _marked(module: nn.Module, bits: Level) -> nn.Module:
+def _mark_level(module: nn.Module, bits: Level) -> nn.Module:
     setattr(module, _BITS, bits)
     return module

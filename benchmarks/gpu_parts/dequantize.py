@@ -27,7 +27,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"what": "copy", "shape": shape, "gb_per_second": copy}
     for name, bits in LEVELS:
         backend = make_backend(name)
-        if reason := backend.unavailable():
+        if reason := backend.unavailable_reason():
             yield {"what": f"{name} {bits}", "skipped": reason}
             continue
         module = backend.quantize(linear.requires_grad_(False), bits)

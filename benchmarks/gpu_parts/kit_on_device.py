@@ -35,7 +35,7 @@ class _OnDevice:
         return torch.eye(*args, **kwargs).to(DEVICE)
 
 
-def _linear_on_device(*args: Any, _linear: Any = conformance.linear, **kwargs: Any) -> torch.nn.Linear:
+def _linear_on_device(*args: Any, _linear: Any = conformance.make_linear, **kwargs: Any) -> torch.nn.Linear:
     return _linear(*args, **kwargs).to(DEVICE)
 
 
@@ -51,7 +51,7 @@ def _on_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     for name, shapes in (BLOCKS if blocks else SMALL if os.environ.get("QRA_KIT_SMALL") else {}).items():
         monkeypatch.setattr(request.cls, name, shapes)
     monkeypatch.setattr(conformance, "torch", _OnDevice())
-    monkeypatch.setattr(conformance, "linear", _linear_on_device)
+    monkeypatch.setattr(conformance, "make_linear", _linear_on_device)
     for name in ("load_file", "safe_open"):
         monkeypatch.setattr(conformance, name, partial(getattr(conformance, name), device=DEVICE))
 

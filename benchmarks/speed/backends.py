@@ -38,7 +38,7 @@ def slowdown(backend: Backend, bits: int | str) -> float:
 def main() -> None:
     for name in plugins.names("backends"):
         backend = make_backend(name)
-        if reason := backend.unavailable():
+        if reason := backend.unavailable_reason():
             print(f"{name}: {reason}")
             continue
         print(f"{name}: " + ", ".join(f"{bits}: {slowdown(backend, bits):.2f}" for bits in backend.bits))

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
-from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, style, to_svg
 
 SIZE = (760, 420)
 SERIES = {
@@ -54,8 +54,8 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
     with style() as colors:
         figure, axes = new_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
         every = [point for some in points.values() for point in some]
-        fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
-        fit(axes, "y", "right answers of test questions, %", [right for _, right in every])
+        fit_axis(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
+        fit_axis(axes, "y", "right answers of test questions, %", [right for _, right in every])
         taken: list[Any] = []
         for series, some in points.items():
             label, color, marker = SERIES.get(series, (series, "soft", "o"))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, palette, ramp
-from qra_search.report.figures.canvas import SHAPES, fit, new_figure, put_label, style, to_svg
+from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, make_ramp, palette
+from qra_search.report.figures.canvas import SHAPES, fit_axis, new_figure, put_label, style, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,12 +61,14 @@ def sensitivity_figure() -> Figure:
         step = int(DAMAGE_STEPS * math.log(value / low) / math.log(high / low))
         levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, DAMAGE_STEPS - 1)
     figure, axes = new_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
-    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("damage", DAMAGE_STEPS))
+    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, make_ramp("damage", DAMAGE_STEPS))
     axes.set_title(f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", loc="left")
     axes.set_xlabel("layer", loc="right")
     edges = [1000 * low * (high / low) ** (step / DAMAGE_STEPS) for step in range(DAMAGE_STEPS + 1)]
     names = [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    steps = [Patch(color=color, label=name) for color, name in zip(ramp("damage", DAMAGE_STEPS), names, strict=True)]
+    steps = [
+        Patch(color=color, label=name) for color, name in zip(make_ramp("damage", DAMAGE_STEPS), names, strict=True)
+    ]
     figure.legend(handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
     return figure
 
@@ -89,9 +91,11 @@ def quantizers_figure() -> Figure:
     series = {name: [(r["bits"], r["loss"]) for r in rows if r["backend"] == name and r["bits"] <= 4] for name in names}
     floor = rows[0]["unquantized_loss"]
     figure, axes = new_figure("Untuned loss under three quantizers", SIZE, right=NAMES)
-    fit(axes, "x", "bits", [bits for points in series.values() for bits, _ in points], log=False)
+    fit_axis(axes, "x", "bits", [bits for points in series.values() for bits, _ in points], log=False)
     axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
-    fit(axes, "y", "loss, nats a token", [loss for points in series.values() for _, loss in points] + [0.8 * floor])
+    fit_axis(
+        axes, "y", "loss, nats a token", [loss for points in series.values() for _, loss in points] + [0.8 * floor]
+    )
     axes.axhline(floor, color=palette()["soft"], linewidth=1, linestyle=(0, (5, 4)))
     put_label(axes, [], "unquantized", (axes.get_xlim()[0], floor), (4, 9))
     draw_lines(axes, series)
@@ -114,8 +118,10 @@ def anytime_figure() -> Figure:
     }
     title = "Share of the possible gain that is left, median of the recorded searches"
     figure, axes = new_figure(title, SIZE, right=NAMES)
-    fit(axes, "x", "evaluations spent", [at for points in series.values() for at, _ in points], log=True)
-    fit(axes, "y", "share of the gain left", [share for points in series.values() for _, share in points], log=False)
+    fit_axis(axes, "x", "evaluations spent", [at for points in series.values() for at, _ in points], log=True)
+    fit_axis(
+        axes, "y", "share of the gain left", [share for points in series.values() for _, share in points], log=False
+    )
     axes.set_ylim(bottom=0.0)
     draw_lines(axes, series)
     return figure
@@ -125,8 +131,8 @@ def front_figure() -> Figure:
     """Test loss against bytes of the plans of two demos with the default quantizer."""
     rows = {(r["mean_bits"], r["mean_rank"]): r for r in _tuned()}
     figure, axes = new_figure("Plans of the demo on test data", SIZE, right=40)
-    fit(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
-    fit(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
+    fit_axis(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
+    fit_axis(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
     for color, bits in zip(ORIGINS, (2.0, 3.0), strict=False):
         uniform = sorted((r["memory_bytes"] / MIB, r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits)
         axes.plot(*zip(*uniform, strict=True), color=color, linewidth=2)

@@ -76,7 +76,7 @@ def count_decoding_bytes(
     unknown = DEQUANTIZE_BYTES * (rows or out_features) * in_features
     sizes = [0] if levels else [unknown]
     for bits in levels:
-        if backend.supports(bits, out_features, in_features) is not None:
+        if backend.unsupported_reason(bits, out_features, in_features) is not None:
             continue
         form = backend.expected(bits, out_features, in_features)
         if form is None:

@@ -86,7 +86,9 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
-    return Counter((s, tuple(b for b in levels if model.backend.supports(b, *s) is None)) for s, levels in shapes)
+    return Counter(
+        (s, tuple(b for b in levels if model.backend.unsupported_reason(b, *s) is None)) for s, levels in shapes
+    )
 
 
 def seconds_per_token(tuner: FineTuner) -> float:
@@ -157,7 +159,7 @@ def estimate_quantization_seconds(tuner: FineTuner) -> float:
 def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
     """Seconds to quantize a made-up linear at some levels."""
     model = tuner.quantized_model
-    levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
+    levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()

@@ -204,7 +204,7 @@ def bank_folder(given: str | None) -> Path:
 
 def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     """Whether the backend can store a linear of this shape at a level."""
-    return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
+    return bits == UNQUANTIZED_BITS or backend.unsupported_reason(bits, linear.out_features, linear.in_features) is None
 
 
 def count_tensor_bytes(model: nn.Module) -> int:

@@ -117,7 +117,7 @@ def list_table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear
     found = tuple(name for name in wanted if can_store(backend, name, linear))
     if not found:
         shape = linear.out_features, linear.in_features
-        reasons = [f" ({reason})" for name in wanted if (reason := backend.supports(name, *shape))]
+        reasons = [f" ({reason})" for name in wanted if (reason := backend.unsupported_reason(name, *shape))]
         raise ValueError(
             f"backend {backend.name!r} cannot store embeddings of {shape[0]} x {shape[1]} in any of "
             f"{', '.join(map(str, bits))} bits{''.join(reasons[:1])}: add 16 to quantization.embeddings"
@@ -132,7 +132,9 @@ def list_levels(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Li
     own = tuple(name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values()))
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
-        reason = next(backend.supports(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost)
+        reason = next(
+            backend.unsupported_reason(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost
+        )
         log.warning(
             "%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason
         )
@@ -150,6 +152,6 @@ def check_bits(bits: Sequence[float] | str, backend: Backend) -> None:
             f"bits {','.join(map(str, bits))}: the backend has no {' or '.join(map(str, lacking))} bits: "
             f"it has {', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
-    reason = backend.unavailable()  # asked last: it loads the backend's library
+    reason = backend.unavailable_reason()  # asked last: it loads the backend's library
     if reason is not None:
         raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
         module, _, attribute = self.place.partition(":")
         found = getattr(import_module(f"qra_search.cli.{module}"), attribute)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(self.name, cls=OnceCommand, help=flowing(found.__doc__ or ""))(found)
+        alone.command(self.name, cls=OnceCommand, help=join_paragraph_lines(found.__doc__ or ""))(found)
         return typer.main.get_command(alone)
 
 
@@ -75,7 +75,7 @@ ENTRIES = (
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 
 
-def flowing(text: str) -> str:
+def join_paragraph_lines(text: str) -> str:
     """A docstring whose paragraphs flow into the width of a terminal; what is indented stays as it is."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
@@ -122,9 +122,9 @@ def root(
         )
 
 
-def _listed() -> None:
+def _stand_in() -> None:
     """Stands for a command in the list of commands."""
 
 
 for _entry in ENTRIES:
-    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_listed)
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_stand_in)

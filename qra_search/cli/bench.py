@@ -49,7 +49,7 @@ def bench(
         )
         tables = write_tables(out)
     if as_json:
-        common.emit({"folder": str(out), **tables})
+        common.print_json({"folder": str(out), **tables})
     else:
         print((out / "tables.md").read_text())
         print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")

@@ -168,13 +168,13 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
 
 
-def say_model(config: RunConfig, view: Listener) -> None:
+def report_default_model(config: RunConfig, view: Listener) -> None:
     """Say which model is taken, if none was named."""
     if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
         view.say(f"No --model was named: {config.model.name} is taken.")
 
 
-def emit(data: Any) -> None:
+def print_json(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
 

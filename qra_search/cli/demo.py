@@ -70,7 +70,7 @@ def demo(
         if can_shuffle(result.space, run.plan):
             comparison = run.finetune(against="shuffled", progress=view, check=False)
         if as_json:
-            common.emit({"folder": str(out), "comparison": comparison.to_dict(), **result.to_dict()})
+            common.print_json({"folder": str(out), "comparison": comparison.to_dict(), **result.to_dict()})
         else:
             print_comparison(run, comparison)
     check_reloads(comparison, folder)

@@ -67,7 +67,7 @@ def doctor(
     checks = check_files(folder)
     faults = [i for i, check in enumerate(checks) if check.level == "fault"]
     if as_json:
-        common.emit([check._asdict() for check in checks])
+        common.print_json([check._asdict() for check in checks])
     else:
         heads = ("", "file", "found", "what to do")
         common.stdout().print(TextTable("", heads, checks, left=heads, marked=faults))
@@ -142,7 +142,7 @@ def _print_cards(config: RunConfig, *, as_json: bool) -> None:
     if not cards:
         raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
     if as_json:
-        common.emit(cards)
+        common.print_json(cards)
         return
     rows = [
         (card["name"], "none: choose a smaller model, or --bits 2,3 and --ranks 4", "", "")

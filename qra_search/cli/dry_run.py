@@ -57,7 +57,7 @@ def print_dry_run(
     if tunings is not None:
         facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
     if as_json:
-        common.emit(facts)
+        common.print_json(facts)
         return
     console, grid = common.stdout(), Table.grid(padding=(0, 2))
     console.print("[bold]Config, as resolved[/]")

@@ -45,11 +45,11 @@ def run_safely(arguments: list[str]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
-        return _print_line(describe(error) + ("" if explained else _HINT), status_of(error))
+        return _print_line(describe(error) + ("" if explained else _HINT), exit_status(error))
     return status if isinstance(status, int) else OK
 
 
-def status_of(error: BaseException) -> int:
+def exit_status(error: BaseException) -> int:
     """2 if the user can mend it by giving something else, 1 if the run failed."""
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
 

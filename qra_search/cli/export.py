@@ -36,7 +36,7 @@ def export(
     with open_run(run) as opened:
         done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
     if as_json:
-        common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
+        common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
     print(f"{done.path}: {_describe_difference(done)}")
     for note in done.notes:

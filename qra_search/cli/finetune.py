@@ -79,7 +79,7 @@ def finetune(
             plan, **asked, **changes, rates=chosen_from, track=track or (), progress=view, check=False
         )
     if as_json:
-        common.emit(comparison.to_dict())
+        common.print_json(comparison.to_dict())
     else:
         print_comparison(opened, comparison)
     check_reloads(comparison, opened.folder)

@@ -76,7 +76,7 @@ def schema(
     if example:
         print(dump_config(RunConfig()), end="")
     else:
-        common.emit(RunConfig.model_json_schema())
+        common.print_json(RunConfig.model_json_schema())
 
 
 def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def _describe_backend(factory: Any) -> dict[str, Any]:
     return {
         "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
         "devices": list(backend.devices),
-        "unavailable": backend.unavailable(),
+        "unavailable": backend.unavailable_reason(),
     }
 
 
@@ -121,7 +121,7 @@ def _print(
     as_json: bool,
 ) -> None:  # fmt: skip
     if as_json:
-        common.emit(rows)
+        common.print_json(rows)
         return
     common.stdout().print(TextTable("", heads, cells, left=heads))
     if note:

@@ -14,10 +14,10 @@ from qra_search.errors import BadInput, bad_input, describe
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.finding import headline
-from qra_search.report.layout import heat_maps
+from qra_search.report.layout import make_heat_maps
 from qra_search.report.table import TextTable
 from qra_search.report.tables import overview_table, record_table
-from qra_search.report.terminal import strip
+from qra_search.report.terminal import make_strip
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, level_words
@@ -52,7 +52,7 @@ def report(
     with bad_input():
         path = write_page([RunFolder(run) for run in runs], out)
     if as_json:
-        common.emit({"report": str(path)})
+        common.print_json({"report": str(path)})
     else:
         common.stdout().print(f"Report: [bold]{escape(str(path))}[/]", soft_wrap=True)
 
@@ -84,7 +84,7 @@ def show(
         _print_differences(*choices, as_json=as_json)
         return
     if as_json:
-        common.emit(plan_to_dict(result.space, plan))
+        common.print_json(plan_to_dict(result.space, plan))
         return
     console, space = common.stdout(), result.space
     limit = None if budget is None else resolve_budget(space, budget)
@@ -92,9 +92,9 @@ def show(
     console.print(f"[bold]{escape(headline(result, comparison, limit))}[/]\n")
     console.print(f"{formatting.plan_name(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
     console.print(f"{formatting.bits_counts(plan, space)}\n")
-    for heat in heat_maps(space, plan, result.sensitivities):
+    for heat in make_heat_maps(space, plan, result.sensitivities):
         console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
-        console.print(strip(space, heat), soft_wrap=True)
+        console.print(make_strip(space, heat), soft_wrap=True)
     if any(str(level) != level_words(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
     if records := folder.records():
@@ -109,7 +109,7 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     names = dict.fromkeys([*one, *two])
     rows = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
     if as_json:
-        common.emit([{"group": name, "first": first, "second": second} for name, first, second in rows])
+        common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
         return
     texts = [[name, *(f"{level_words(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
@@ -136,7 +136,7 @@ def runs(
         except Exception as error:  # one unreadable run must not hide the others
             unreadable.append({"run": str(run.path), "unreadable": describe(error)})
     if as_json:
-        common.emit(sorted([*map(_describe_run, read), *unreadable], key=lambda row: row["run"]))
+        common.print_json(sorted([*map(_describe_run, read), *unreadable], key=lambda row: row["run"]))
         return
     console = common.stdout()
     if read:

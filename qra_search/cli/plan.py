@@ -41,7 +41,7 @@ def plan(
     """
     settings = common.read_settings(given)
     view = make_view(common.stderr(), quiet=as_json)
-    common.say_model(settings, view)
+    common.report_default_model(settings, view)
     if dry_run:
         check_budget(settings)
         print_dry_run(settings, view, evaluations=0, as_json=as_json)
@@ -50,7 +50,7 @@ def plan(
         result = run.choose_plan(progress=view)
         cost = run.search_cost()
     if as_json:
-        common.emit({"folder": str(run.path), **result.to_dict()})
+        common.print_json({"folder": str(run.path), **result.to_dict()})
     else:
         print_planned(run.folder, run.config, result, cost)
 

@@ -68,7 +68,7 @@ def search(
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
     view = make_view(common.stderr(), quiet=as_json)
-    common.say_model(settings, view)
+    common.report_default_model(settings, view)
     if dry_run:
         print_dry_run(settings, view, track=track or (), as_json=as_json)
         return
@@ -87,7 +87,7 @@ def search(
             view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:
-        common.emit({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
+        common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
     else:
         print_result(common.stdout(), result, folder, complete=complete.reached)
     if not complete.reached:

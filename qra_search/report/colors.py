@@ -40,10 +40,10 @@ def palette(*, dark: bool = False) -> dict[str, str]:
     """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
     colors = {name: pair[dark] for name, pair in PAGE.items()}
     colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
-    return colors | {f"damage-{i}": color for i, color in enumerate(ramp("damage", DAMAGE_STEPS, dark=dark))}
+    return colors | {f"damage-{i}": color for i, color in enumerate(make_ramp("damage", DAMAGE_STEPS, dark=dark))}
 
 
-def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
+def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
     """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
     stops = np.array([_channels(color) for color in RAMPS[name][dark]])
     places = np.linspace(0, len(stops) - 1, steps) if steps > 1 else [len(stops) // 2]
@@ -51,7 +51,7 @@ def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
     return ["#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in mixed]
 
 
-def text_on(color: str) -> str:
+def choose_text_color(color: str) -> str:
     """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
     red, green, blue = _channels(color)
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER

@@ -36,7 +36,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """One full tuning: its training loss, smoothed, and its validation loss where it was measured, by step."""
+    """One full tuning: its training loss, smooth_curve, and its validation loss where it was measured, by step."""
 
     name: str
     loss: tuple[Point, ...]
@@ -126,7 +126,7 @@ class RunData:
         return {budget: points for budget, points in traces.items() if points}
 
 
-def smoothed(points: Sequence[Point]) -> tuple[Point, ...]:
+def smooth_curve(points: Sequence[Point]) -> tuple[Point, ...]:
     """Running means of a curve over a sixth of its steps, at no more than `CURVE_POINTS` of them."""
     half, step = len(points) // (2 * SMOOTHED), math.ceil(len(points) / CURVE_POINTS) or 1
     around = {at: [y for _, y in points[max(0, at - half) : at + half + 1]] for at in range(0, len(points), step)}
@@ -144,4 +144,4 @@ def read_curve(file: Path, name: str) -> Curve:
             continue
         losses += [(step, loss)] if math.isfinite(loss) else []
         validation += [(step, measured)] if math.isfinite(measured) else []
-    return Curve(name, smoothed(losses), tuple(validation))
+    return Curve(name, smooth_curve(losses), tuple(validation))

@@ -34,7 +34,7 @@ class Layout:
     cells: tuple[tuple[int | None, ...], ...]
 
 
-def layout(space: SearchSpace) -> Layout:
+def arrange_groups(space: SearchSpace) -> Layout:
     """Kinds by layers if every group has a kind and a layer of its own; else the groups in order, wrapped."""
     places = [(group.kind, group.depth) for group in space.groups]
     if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
@@ -83,7 +83,7 @@ class HeatMap:
         return f"{linears.pop()} in all linears" + "".join(f", {label} in the embeddings" for label in tables)
 
 
-def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
+def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
     """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
     embeddings = [g for g, group in enumerate(space.groups) if group.is_embedding]

@@ -16,10 +16,10 @@ from qra_search.config import RunConfig, dump_config
 from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
 from qra_search.report import formatting, tables
-from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
+from qra_search.report.colors import DAMAGE_STEPS, choose_text_color, make_ramp, palette
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
-from qra_search.report.figures.charts import figures
+from qra_search.report.figures.charts import draw_figures
 from qra_search.report.finding import headline, verdict
 from qra_search.report.formatting import (
     duration,
@@ -31,7 +31,7 @@ from qra_search.report.formatting import (
     percent,
     plan_name,
 )
-from qra_search.report.layout import heat_maps, layout
+from qra_search.report.layout import arrange_groups, make_heat_maps
 from qra_search.report.terminal import next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
@@ -58,13 +58,13 @@ def write_page(runs: Sequence[RunFolder], path: str | Path | None = None) -> Pat
     path = Path(path) if path else runs[0].report_file if len(runs) == 1 else Path("compare.html")
     if path.is_dir():
         raise BadInput(f"{path} is a folder: say which file to write, such as {path / 'report.html'}")
-    content = page([RunData.read(run) for run in runs])
+    content = render_page([RunData.read(run) for run in runs])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)
     return path
 
 
-def page(runs: Sequence[RunData]) -> str:
+def render_page(runs: Sequence[RunData]) -> str:
     """The report as a text."""
     if not runs:
         raise ValueError("a report needs at least one run")
@@ -82,7 +82,7 @@ def page(runs: Sequence[RunData]) -> str:
         .render(
             views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
             overview=tables.overview_table(runs) if len(runs) > 1 else None,
-            fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
+            fronts=_chart(draw_figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
             themes=[_properties(counts, dark=dark) for dark in (False, True)],
             ramps=[(name, i) for name, count in counts.items() for i in range(count)],
             every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
@@ -106,18 +106,18 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
     """A run with its charts and all else that the template cannot get from it."""
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     sentence, result = headline(run.result, run.comparison), run.result
-    charts = {name: _chart(figure, sentence, f"{key}-{name}") for name, figure in figures([run]).items()}
+    charts = {name: _chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
     return {
         "run": run,
         "where": _model_and_task(run),
         "verdict": verdict(result, run.comparison),
         "headline": sentence,
         "allocation": result.allocation() if result.memory_budgets else None,
-        "layout": layout(result.space),
+        "layout": arrange_groups(result.space),
         "facts": _facts(run),
         "charts": charts,
         "samples": () if run.comparison is None else run.comparison.chosen.samples,
-        "heats": [] if run.plan is None else heat_maps(result.space, run.plan, result.sensitivities),
+        "heats": [] if run.plan is None else make_heat_maps(result.space, run.plan, result.sensitivities),
         "commands": next_steps(run.folder, result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
     }
@@ -175,6 +175,6 @@ def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:
     """Custom properties of the page in a theme: its colours, and those of the ramps with the text on them."""
     found = palette(dark=dark)
     for name, count in counts.items():
-        for i, color in enumerate(ramp(name, count, dark=dark)):
-            found |= {f"{name}-{i}": color, f"{name}-{i}-text": text_on(color)}
+        for i, color in enumerate(make_ramp(name, count, dark=dark)):
+            found |= {f"{name}-{i}": color, f"{name}-{i}-text": choose_text_color(color)}
     return found

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from qra_search.errors import one_line
-from qra_search.report.colors import ramp, text_on
+from qra_search.report.colors import choose_text_color, make_ramp
 from qra_search.report.finding import Finding
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.layout import HeatMap, layout
+from qra_search.report.layout import HeatMap, arrange_groups
 from qra_search.report.tables import result_rich
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import SearchSpace
@@ -58,11 +58,11 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
             console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
 
 
-def strip(space: SearchSpace, heat: HeatMap) -> Text:
+def make_strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
     if heat.one_sentence is not None:
         return Text(f"{heat.one_sentence}\n")
-    grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
+    grid, colors = arrange_groups(space), make_ramp(heat.ramp, heat.steps, dark=True)
     width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()
@@ -78,7 +78,7 @@ def strip(space: SearchSpace, heat: HeatMap) -> Text:
                 text.append(" " * width)
             else:
                 color = colors[heat.levels[g]]
-                text.append(heat.labels[g].rjust(width), style=f"{text_on(color)} on {color}")
+                text.append(heat.labels[g].rjust(width), style=f"{choose_text_color(color)} on {color}")
         text.append("\n")
     return text
 

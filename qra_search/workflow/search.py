@@ -182,6 +182,6 @@ def _describe_start(study: Study, listener: Listener) -> None:
 
 def write_report(folder: RunFolder, result: SearchResult) -> None:
     """Write `report.html` of a run whose result is at hand."""
-    from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
+    from qra_search.report.page import render_page  # a sixth of what loads, which a refused command does without
 
-    write_text(folder.report_file, page([RunData.read(folder, result)]))
+    write_text(folder.report_file, render_page([RunData.read(folder, result)]))

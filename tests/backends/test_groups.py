@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import Groups, grouped_linear, make_backend
-from qra_backends.ggml.decode import decode, put_half, with_scales
+from qra_backends.ggml.decode import decode, replace_scales, write_half
 from qra_backends.ggml.types import TYPES
 from torch import Tensor, nn
 
@@ -62,9 +62,9 @@ def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
 def test_every_block_type_has_its_scale_where_it_is_said_to_be(kind):
     blocks = torch.randint(0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    blocks = with_scales(blocks, kind, torch.full((4, 1), 0.25))
+    blocks = replace_scales(blocks, kind, torch.full((4, 1), 0.25))
     if kind.offset:
-        put_half(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
+        write_half(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
     before = decode(blocks, kind, torch.float64)
     assert before.isfinite().all() and before.any()
-    assert torch.equal(decode(with_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before)
+    assert torch.equal(decode(replace_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from correlated import damped_error, example
 from qra_backends import make_backend
-from qra_backends.integers.fit import as_16_bits, fit_groups
+from qra_backends.integers.fit import fit_groups, round_to_16_bits
 from qra_backends.reference.groupwise import encode
 from torch import nn
 
@@ -16,7 +16,7 @@ def test_scales_are_numbers_that_engines_have() -> None:
     backend = make_backend("compressed-tensors")
     for module in backend.quantize_levels(linear, backend.bits, hessian=hessian).values():
         scale = module.tensors()["weight_scale"].float()
-        assert torch.equal(scale, as_16_bits(scale))
+        assert torch.equal(scale, round_to_16_bits(scale))
 
 
 def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
@@ -45,7 +45,7 @@ def test_a_groups_scale_is_nearly_the_best_of_a_fine_search() -> None:
 
 def test_scales_are_numbers_of_float16_and_of_bfloat16() -> None:
     values = torch.logspace(-9, 4.5, 999)
-    kept = as_16_bits(values)
+    kept = round_to_16_bits(values)
     assert torch.equal(kept.half().float(), kept) and torch.equal(kept.bfloat16().float(), kept)
     normal = values > 2**-14
     assert ((kept - values).abs()[normal] <= values[normal] / 256).all()
@@ -60,4 +60,7 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
 
 def test_shapes_that_do_not_fill_words_are_refused() -> None:
     backend = make_backend("compressed-tensors")
-    assert "packs words of 32" in str(backend.supports(4, 40, 64)) and backend.supports(2, 64, 64) is not None
+    assert (
+        "packs words of 32" in str(backend.unsupported_reason(4, 40, 64))
+        and backend.unsupported_reason(2, 64, 64) is not None
+    )

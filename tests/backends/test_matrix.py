@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from qra_backends import Backend, make_backend
-from qra_backends.conformance import quantized
+from qra_backends.conformance import quantize_linear
 from torch import Tensor, nn
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -21,10 +21,10 @@ CELLS = [(name, bits) for name in OURS for bits in make_backend(name).bits]
 def adapted(name: str, bits: Any) -> tuple[Backend, list[nn.Module], Any, Tensor]:
     """A backend, two modules that it makes, a small model of them under adapters, and inputs."""
     backend = make_backend(name)
-    if backend.unavailable() is not None:
-        pytest.skip(backend.unavailable())
+    if backend.unavailable_reason() is not None:
+        pytest.skip(backend.unavailable_reason())
     torch.manual_seed(0)
-    modules = [quantized(backend, bits, nn.Linear(i, o, bias=False)) for o, i in SHAPES]
+    modules = [quantize_linear(backend, bits, nn.Linear(i, o, bias=False)) for o, i in SHAPES]
     model: Any = nn.Sequential(modules[0], nn.LayerNorm(SHAPES[0][0]), modules[1])
     model.is_loaded_in_8bit = model.is_loaded_in_4bit = True  # PEFT's bitsandbytes layers
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"], init_lora_weights=False)

@@ -30,9 +30,9 @@ def test_a_hessian_reaches_the_calibrated_part_only():
 
 def test_shapes_are_refused_by_the_part_that_would_store_them():
     backend = make_backend({2: "reference", 4: "hqq"})
-    assert backend.supports(2, 7, 64) is None
-    assert "groups together" in backend.supports(4, 7, 64)
-    assert "choose from 2, 4" in backend.supports(8, 7, 64)
+    assert backend.unsupported_reason(2, 7, 64) is None
+    assert "groups together" in backend.unsupported_reason(4, 7, 64)
+    assert "choose from 2, 4" in backend.unsupported_reason(8, 7, 64)
 
 
 def test_a_module_of_another_backend_is_refused():

@@ -75,11 +75,11 @@ def test_a_wrong_spec_says_what_is_allowed(spec, message: str):
 def test_a_backend_without_its_library_says_so_when_used_and_not_before(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
     backend = make_backend(name)
-    reason = backend.unavailable()
+    reason = backend.unavailable_reason()
     assert reason is not None and f"pip install {name}" in reason
     with pytest.raises(RuntimeError, match=f"backend {name} is unavailable.*pip install {name}"):
         backend.quantize(nn.Linear(64, 64), 4)
-    assert f"pip install {name}" in make_backend("mixed").unavailable()
+    assert f"pip install {name}" in make_backend("mixed").unavailable_reason()
 
 
 def test_a_plug_in_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch):

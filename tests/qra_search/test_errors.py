@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
-from qra_search.cli.errors import status_of
+from qra_search.cli.errors import exit_status
 from qra_search.config import ConfigError
 from qra_search.errors import RunFailed, bad_input, wrong_type
 from qra_search.log.lines import LogError
@@ -16,13 +16,13 @@ from qra_search.study.checks import StudyFailed
 
 @pytest.mark.parametrize("kind", [ConfigError, LogError, NoRun, RunExists, UnknownName])
 def test_what_the_user_can_mend_ends_with_status_2(kind: type[BadInput]) -> None:
-    assert status_of(kind("wrong")) == 2
-    assert status_of(BudgetTooSmall(1, 2)) == 2
+    assert exit_status(kind("wrong")) == 2
+    assert exit_status(BudgetTooSmall(1, 2)) == 2
 
 
 @pytest.mark.parametrize("kind", [StudyFailed, EvaluationFailed, RuntimeError, ValueError])
 def test_a_run_that_failed_ends_with_status_1(kind: type[Exception]) -> None:
-    assert status_of(kind("wrong")) == 1
+    assert exit_status(kind("wrong")) == 1
     assert issubclass(kind, RunFailed) == (kind in (StudyFailed, EvaluationFailed))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import half
-from qra_backends.ggml.decode import decode, with_scales
+from qra_backends.ggml.codebooks import read_half
+from qra_backends.ggml.decode import decode, replace_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.types import TYPES, GGMLType
 from qra_backends.modules import DequantizedLinear, Groups
@@ -74,11 +74,11 @@ class GGUFBackend(Backend):
         self.damping = damping
         self.options = {"types": list(self.bits), "damping": damping}
 
-    def unavailable(self) -> str | None:
-        return library.missing() if any(TYPES[name].needs_library for name in self.bits) else None
+    def unavailable_reason(self) -> str | None:
+        return library.missing_reason() if any(TYPES[name].needs_library for name in self.bits) else None
 
-    def supports(self, bits: str, out_features: int, in_features: int) -> str | None:
-        reason = super().supports(bits, out_features, in_features)
+    def unsupported_reason(self, bits: str, out_features: int, in_features: int) -> str | None:
+        reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             return reason
         block = TYPES[bits].block
@@ -117,7 +117,7 @@ class GGUFBackend(Backend):
 
     def trainable(self, module: nn.Module) -> Groups:
         own = self.check_own(module)
-        scale = half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
+        scale = read_half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
         return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
     def trainable_numbers(self, bits: str, out_features: int, in_features: int) -> int:
@@ -127,7 +127,7 @@ class GGUFBackend(Backend):
     def with_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
         own: GGMLLinear = self.check_own(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
+        changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
         return own.with_tensors(blocks=changed)
 
     def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:

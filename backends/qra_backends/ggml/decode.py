@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS, half, shifts, uneven_values
+from qra_backends.ggml.codebooks import CODEBOOKS, read_half, shifts, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
 from qra_backends.reference.blocks import rows_at_once
@@ -29,7 +29,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         some = blocks[start : start + at_once].reshape(-1, kind.block_bytes)
         offset: Tensor | None = None
         if kind.planes:
-            scale, offset = scales(some, kind)
+            scale, offset = read_scales(some, kind)
             codes = read_codes(some, kind)
             values = codes.float().sub_(kind.zero) if kind.even else uneven_values(some.device)[codes.long()]
         else:
@@ -45,13 +45,13 @@ def read_codes(blocks: Tensor, kind: GGMLType) -> Tensor:
     """Codes uint8 (n, block)."""
     codes: Tensor | None = None
     for plane in kind.planes:
-        part = _spread(blocks[:, plane.start : plane.stop], plane)
+        part = _read_fields(blocks[:, plane.start : plane.stop], plane)
         codes = part if codes is None else codes | (part << plane.at)
     assert codes is not None, f"{kind.name} has no codes"
     return codes ^ kind.flip if kind.flip else codes
 
 
-def with_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
+def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     """The blocks with other codes, uint8 (n, block); scales stay. A new tensor."""
     made = blocks.clone()
     codes = codes ^ kind.flip if kind.flip else codes
@@ -63,10 +63,10 @@ def with_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     return made
 
 
-def scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
+def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
     """Scale, and offset if the type has one, of every group: float32 (n, groups)."""
-    whole = half(blocks, kind.scale_at)
-    least = half(blocks, kind.scale_at + 2) if kind.offset else None
+    whole = read_half(blocks, kind.scale_at)
+    least = read_half(blocks, kind.scale_at + 2) if kind.offset else None
     if kind.block == 32:
         return whole, least
     if kind.name == "Q2_K":
@@ -79,34 +79,34 @@ def scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
         return whole * scale, -(least * lowest)
     if kind.name == "Q3_K":
         packed = blocks[:, 96:108]
-        low = _spread(packed[:, :8], Plane(0, 8, 8, 4))
-        high = _spread(packed[:, 8:], Plane(0, 4, 4, 2))
+        low = _read_fields(packed[:, :8], Plane(0, 8, 8, 4))
+        high = _read_fields(packed[:, 8:], Plane(0, 4, 4, 2))
         return whole * ((low | (high << 4)).float() - 32), None
     if kind.name == "Q6_K":
         return whole * blocks[:, 192:208].contiguous().view(torch.int8), None
     if kind.name == "IQ4_XS":
-        low = _spread(blocks[:, 4:8], Plane(0, 4, 1, 4))
-        high = _spread(blocks[:, 2:4], Plane(0, 2, 1, 2))
+        low = _read_fields(blocks[:, 4:8], Plane(0, 4, 1, 4))
+        high = _read_fields(blocks[:, 2:4], Plane(0, 2, 1, 2))
         return whole * ((low | (high << 4)).float() - 32), None
     raise ValueError(f"no scales are known of {kind.name}")
 
 
-def with_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
+def replace_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
     """New blocks (n, bytes) with other 16-bit scales, float32 (n, 1), and offsets in the same proportion."""
-    made, before = blocks.clone(), half(blocks, kind.scale_at)
-    put_half(made, kind.scale_at, scale)
+    made, before = blocks.clone(), read_half(blocks, kind.scale_at)
+    write_half(made, kind.scale_at, scale)
     if kind.offset:
         ratio = torch.where(before == 0, 1.0, scale / torch.where(before == 0, 1.0, before))
-        put_half(made, kind.scale_at + 2, half(blocks, kind.scale_at + 2) * ratio)
+        write_half(made, kind.scale_at + 2, read_half(blocks, kind.scale_at + 2) * ratio)
     return made
 
 
-def put_half(blocks: Tensor, at: int, values: Tensor) -> None:
+def write_half(blocks: Tensor, at: int, values: Tensor) -> None:
     """Write numbers (n, 1) as the float16 at byte `at` of every block."""
     blocks[:, at : at + 2] = values.to(torch.float16).view(torch.uint8)
 
 
-def _spread(packed: Tensor, plane: Plane) -> Tensor:
+def _read_fields(packed: Tensor, plane: Plane) -> Tensor:
     """Fields of `plane.bits` bits, uint8 (n, weights), of the plane's bytes (n, bytes)."""
     if plane.bits == 8:
         return packed.contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qra_backends.ggml import library
 from qra_backends.ggml.codebooks import uneven_values
-from qra_backends.ggml.decode import decode, scales, with_codes
+from qra_backends.ggml.decode import decode, read_scales, replace_codes
 from qra_backends.ggml.types import GGMLType
 from qra_backends.reference.gptq import Factor
 
@@ -72,7 +72,7 @@ def _column_by_column(
         within: place of each in the block.
         inverse: (block, block) of the factor.
     """
-    scale, offset = scales(blocks, kind)
+    scale, offset = read_scales(blocks, kind)
     if offset is None:
         offset = -kind.zero * scale
     scale, offset = scale.T.contiguous(), offset.T.contiguous()
@@ -98,4 +98,4 @@ def _column_by_column(
             columns[i + 1 : stop].addr_(inverse[i, i + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(inverse[start:stop, stop:].T, errors[start:stop], alpha=-1)
     codes[within] = rounded.to(torch.uint8)
-    return with_codes(blocks, kind, codes.T.contiguous()), errors
+    return replace_codes(blocks, kind, codes.T.contiguous()), errors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.calibration import check_damping
-from qra_backends.integers.fit import as_16_bits, fit_groups
+from qra_backends.integers.fit import fit_groups, round_to_16_bits
 from qra_backends.kernels.choice import find_decoder
 from qra_backends.modules import DequantizedLinear, Groups
 from qra_backends.reference import bitpack
@@ -71,8 +71,8 @@ class CompressedTensorsBackend(ErrorFeedback):
         self.group_size, self.damping = group_size, damping
         self.options = {"group_size": group_size, "damping": damping}
 
-    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
-        reason = super().supports(bits, out_features, in_features)
+    def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
+        reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is None and (out_features % WORD or in_features % WORD):
             reason = (
                 f"{self.name} packs words of {WORD} weights, got {out_features} x {in_features}: use "
@@ -87,7 +87,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         return fit_groups(rows, bits, self.group_size_for(rows.shape[1]), importance)
 
     def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
-        words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # whole words a row, see `supports`
+        words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
         return {"weight_packed": words, "weight_scale": fitted.scale.to(SCALE_DTYPE).contiguous()}
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,4 +107,5 @@ class CompressedTensorsBackend(ErrorFeedback):
         return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return super().with_groups(module, groups._replace(scale=as_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()))
+        scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()
+        return super().with_groups(module, groups._replace(scale=scale))

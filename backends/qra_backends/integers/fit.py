@@ -13,7 +13,7 @@ _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: the
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
-def as_16_bits(values: Tensor) -> Tensor:
+def round_to_16_bits(values: Tensor) -> Tensor:
     """The nearest values that float16 and bfloat16 both have, in float32.
 
     An engine reads scales in the dtype that it computes in, so they have to be the same numbers in either.
@@ -31,7 +31,7 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
         importance: (in,), weight of each column's squared error.
 
     Returns:
-        float32 (out, in / group_size) each; scales are values of `as_16_bits`.
+        float32 (out, in / group_size) each; scales are values of `round_to_16_bits`.
     """
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
@@ -55,7 +55,7 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
     weighted = weight * importance
     for scale in (share * largest / reach for share in shares for reach in (-zero, zero - 1)):
         for refit in range(_REFITS + 1):
-            scale = as_16_bits(scale)
+            scale = round_to_16_bits(scale)
             torch.div(weight, torch.where(scale == 0, 1.0, scale), out=steps).add_(zero).round_()
             steps.clamp_(0, 2**bits - 1).sub_(zero)
             torch.mul(steps, scale, out=work).sub_(weight)

@@ -19,7 +19,7 @@ def is_usable(device: torch.device) -> bool:
 
     Triton needs a C compiler when a kernel is first called, which slim images lack.
     """
-    return device.type == "cuda" and _works()
+    return device.type == "cuda" and _can_compile()
 
 
 def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
@@ -32,7 +32,7 @@ def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 @lru_cache(maxsize=1)
-def _works() -> bool:
+def _can_compile() -> bool:
     """Tried once in a process; why it does not work is logged once."""
     reason = missing_library("triton")
     if reason is None:

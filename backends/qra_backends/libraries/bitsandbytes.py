@@ -107,11 +107,11 @@ class BitsAndBytesBackend(Backend):
         self.blocksize, self.double_quant = blocksize, bool(double_quant)
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
-    def unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return missing_library("bitsandbytes")
 
-    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
-        reason = super().supports(bits, out_features, in_features)
+    def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
+        reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is None and bits == 4 and largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) is None:
             reason = (
                 f"bitsandbytes at 4 bits needs input features that are a multiple of {BLOCK_SIZES[0]}, got "

@@ -79,11 +79,11 @@ class HQQBackend(Backend):
         self.group_size = group_size
         self.options = {"group_size": group_size}
 
-    def unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return missing_library("hqq", extra="hqq")
 
-    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
-        reason = super().supports(bits, out_features, in_features)
+    def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
+        reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             return reason
         group = self._group(in_features)

@@ -58,7 +58,7 @@ class ReferenceBackend(Backend):
             scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges=self.ranges)
             codes = groupwise.encode(rows, scale, offset, bits, self.group_size)
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
-        return joined(blocks)
+        return join_blocks(blocks)
 
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
@@ -72,6 +72,6 @@ class ReferenceBackend(Backend):
         return PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
 
 
-def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_blocks(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of a weight from those of its blocks of rows, all but the last of a multiple of 8 rows."""
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}

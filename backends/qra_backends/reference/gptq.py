@@ -20,7 +20,7 @@ from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.backend import ReferenceBackend, joined
+from qra_backends.reference.backend import ReferenceBackend, join_blocks
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
 from qra_backends.storage import ceil_div
@@ -91,9 +91,9 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in feed_back(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
+            for bits, codes in choose_codes(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
-        return {bits: self.finish_tensors(bits, joined(parts)) for bits, parts in blocks.items()}
+        return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
@@ -165,7 +165,7 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))
 
 
-def feed_back(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor) -> dict[int, Tensor]:
+def choose_codes(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor) -> dict[int, Tensor]:
     """Codes uint8 (out, in) of a float32 weight (out, in) at each bit-width, under its scales and offsets.
 
     Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. Calls for

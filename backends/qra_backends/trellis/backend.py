@@ -20,7 +20,7 @@ from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
-from qra_backends.trellis.rotation import rotated_block
+from qra_backends.trellis.rotation import choose_block
 
 HALF_BITS: dict[Level, int] = {
     1: 2, "trellis-1.5": 3, 2: 4, "trellis-2.5": 5, 3: 6, "trellis-3.5": 7, 4: 8, "trellis-4.5": 9, 5: 10,
@@ -85,7 +85,7 @@ class TrellisBackend(Backend):
         device, weight = weight.device, weight.to(encoding_device(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
         weights = check_output_weights(output_weights, weight)
-        block = rotated_block(weight.shape[1], self.block)
+        block = choose_block(weight.shape[1], self.block)
         hessian = rotate_rows(rotate_rows(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
@@ -105,5 +105,5 @@ class TrellisBackend(Backend):
         return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device, 5))
 
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
-        block = rotated_block(form["in_features"], self.block)
+        block = choose_block(form["in_features"], self.block)
         return TrellisLinear(tensors, code=self.storage(bits), block=block, **form)

@@ -78,7 +78,7 @@ def values(L: int) -> NDArray[np.int16]:
     """
     quantiles = ndtri((np.arange(2**L) + 0.5) / 2**L)
     whole = np.rint(quantiles / quantiles.std() / UNIT).astype(np.int16)
-    return whole[np.argsort(mixed(2**L), kind="stable")]
+    return whole[np.argsort(mix_numbers(2**L), kind="stable")]
 
 
 @lru_cache
@@ -87,7 +87,7 @@ def value_table(L: int, device: torch.device) -> Tensor:
     return torch.from_numpy(values(L)).to(device)
 
 
-def mixed(count: int) -> NDArray[np.uint64]:
+def mix_numbers(count: int) -> NDArray[np.uint64]:
     """Well-mixed numbers (count,): the outputs of SplitMix64 (Steele, Lea and Flood 2014) for 1, 2, 3, ..."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

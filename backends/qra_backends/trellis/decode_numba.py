@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qra_backends.reference.blocks import rows_at_once
 from qra_backends.trellis.code import TrellisCode, values
-from qra_backends.trellis.jit import OPTIONS, compiled
+from qra_backends.trellis.jit import OPTIONS, compile_once
 from qra_backends.trellis.rotation import signs
 
 
@@ -55,7 +55,7 @@ def _eights(weights):  # type: ignore[no-untyped-def]
         weights[i + 4], weights[i + 5], weights[i + 6], weights[i + 7] = e + f, e - f, g + h, g - h
 
 
-@compiled
+@compile_once
 def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no-untyped-def]
     last, mask, columns = len(codes) - 1, np.uint32(len(values) - 1), out.shape[1]
     for row in range(len(starts)):
@@ -70,7 +70,7 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
             weights[i] *= factor[row] * sign[i]
 
 
-@compiled
+@compile_once
 def rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
     """Rows float32 (n, in), contiguous, times the signs (in,), the Hadamard matrix of each block, and a factor."""
     for row in range(len(rows)):

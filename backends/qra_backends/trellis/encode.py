@@ -19,7 +19,7 @@ from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
 from qra_backends.trellis.linear import SCALE_DTYPE, state_values
-from qra_backends.trellis.rotation import rotated, signs
+from qra_backends.trellis.rotation import rotate_by_torch, signs
 
 LARGEST = torch.finfo(SCALE_DTYPE).max
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
@@ -87,16 +87,16 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
             round_columns(block, inverse, scale, code, states, errors)
         else:
             host = (tensor.numpy() for tensor in (block, inverse, scale, states, errors))
-            viterbi.round_columns(*host, viterbi.layout(code))
+            viterbi.round_columns(*host, viterbi.make_layout(code))
         codes[:, factor.order[own]] = pack(states.T, code)
         columns[own.stop :].addmm_(factor.upper[own, own.stop :].T, errors, alpha=-1)
     return codes
 
 
 def rotate_rows(rows: Tensor, block: int) -> Tensor:
-    """`rotation.rotated` of rows (n, in), compiled on a CPU: eight times as quick there."""
+    """`rotation.rotate_by_torch` of rows (n, in), compiled on a CPU: eight times as quick there."""
     if rows.device.type != "cpu":
-        return rotated(rows, block)
+        return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
     rotate(made.numpy(), signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block)
     return made

@@ -11,7 +11,7 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"
 """Without the GIL; a product and a sum may become one operation, which quickens Viterbi's algorithm by a fifth."""
 
 
-def compiled(function: Callable[..., None]) -> Any:
+def compile_once(function: Callable[..., None]) -> Any:
     """A compiled function, kept in numba's cache if one can be written.
 
     The cache knows the file of the function and no other: what it calls has to be there too.

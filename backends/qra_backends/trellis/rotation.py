@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qra_backends.trellis.code import mixed
+from qra_backends.trellis.code import mix_numbers
 
 
-def rotated_block(in_features: int, largest: int) -> int:
+def choose_block(in_features: int, largest: int) -> int:
     """Inputs that are rotated together: the largest power of two up to `largest` that divides their number."""
     return min(in_features & -in_features, largest)
 
@@ -23,10 +23,10 @@ def rotated_block(in_features: int, largest: int) -> int:
 @lru_cache
 def signs(in_features: int, device: torch.device) -> Tensor:
     """1 or -1 for each input (in,), float32; the same for ever, as weights are stored under them."""
-    return torch.from_numpy(1 - 2 * (mixed(in_features) >> 63).astype("float32")).to(device)
+    return torch.from_numpy(1 - 2 * (mix_numbers(in_features) >> 63).astype("float32")).to(device)
 
 
-def rotated(rows: Tensor, block: int) -> Tensor:
+def rotate_by_torch(rows: Tensor, block: int) -> Tensor:
     """Rows (..., in) times Vᵀ, of a weight or of inputs, float32; a new tensor."""
     return hadamard(rows * signs(rows.shape[-1], rows.device), block).mul_(1 / math.sqrt(block))
 

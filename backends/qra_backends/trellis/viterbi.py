@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qra_backends.trellis.code import UNIT, TrellisCode, values
-from qra_backends.trellis.jit import OPTIONS, compiled
+from qra_backends.trellis.jit import OPTIONS, compile_once
 
 PIECE, AHEAD = 4096, 128
 """Rows of which ways back are kept, and rows looked at beyond them. Paths have long merged by then."""
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 
 @lru_cache
-def layout(code: TrellisCode) -> Layout:
+def make_layout(code: TrellisCode) -> Layout:
     """The layout of a code's values."""
     plain = (values(code.L) * UNIT).astype(np.float32)
     shifts = code.shifts()
@@ -159,7 +159,7 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
         first += PIECE
 
 
-@compiled
+@compile_once
 def round_columns(columns, inverse, scale, states, errors, plan):  # type: ignore[no-untyped-def]
     """Round a block of columns in turn, and take from each what the errors of those before it ask for.
 

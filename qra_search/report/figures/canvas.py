@@ -59,7 +59,7 @@ def new_figure(
     return figure, figure.add_axes((left / width, bottom / height, *inner))
 
 
-def fit(
+def fit_axis(
     axes: Axes, which: Literal["x", "y"], name: str, values: Iterable[float], *, log: bool | None = None
 ) -> tuple[float, float]:
     """Make an axis hold all finite values with a little room, with a few round ticks; returns its ends.

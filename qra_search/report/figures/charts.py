@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from qra_search.report.data import Point, RunData
-from qra_search.report.figures.canvas import SHAPES, WIDE, fit, new_figure, put_label, style
+from qra_search.report.figures.canvas import SHAPES, WIDE, fit_axis, new_figure, put_label, style
 from qra_search.report.formatting import loss_text
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
@@ -50,8 +50,8 @@ def front_figure(run: RunData) -> Figure:
     with style() as c:
         figure, axes = _new_chart("Loss against memory of every plan that was evaluated", 1)
         sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
-        fit(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
-        _, top = fit(axes, "y", "loss", [p.loss for p in result.candidates])
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
+        _, top = fit_axis(axes, "y", "loss", [p.loss for p in result.candidates])
         for budget in budgets:
             axes.axvline(budget / MIB, color=c["best"], linewidth=1.5, linestyle=DASHED)
             labels.insert(0, (format_bytes(budget), (budget / MIB, top), (7, -8), 0.4))
@@ -82,8 +82,8 @@ def trace_figure(run: RunData) -> Figure:
     ]
     with style() as c:
         figure, axes = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
-        fit(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
-        fit(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
+        fit_axis(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
+        fit_axis(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
         for baseline in baselines:
             axes.axhline(baseline, color=c["uniform"], linewidth=1.5, linestyle=DOTTED)
             put_label(axes, [], "best uniform plan", (axes.get_xlim()[1], baseline), (0, 10), side="left")
@@ -103,8 +103,8 @@ def tuning_figure(run: RunData) -> Figure:
     with style() as c:
         figure, axes = _new_chart("Loss of the full tunings by step", len(run.curves))
         points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
-        fit(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
-        fit(axes, "y", "loss", [y for _, y in points])
+        fit_axis(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
+        fit_axis(axes, "y", "loss", [y for _, y in points])
         for i, curve in enumerate(run.curves):
             shape, color = SHAPES[i % 8], c[f"o-{i % 8}"]
             _plot(axes, curve.loss, color=color, linewidth=2, alpha=0.6 if curve.validation else 1.0, label=curve.name)
@@ -120,8 +120,8 @@ def fronts_figure(runs: Sequence[RunData]) -> Figure:
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
     with style() as c:
         figure, axes = _new_chart("The fronts of all runs", len(runs))
-        fit(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
-        fit(axes, "y", "loss", [y for front in fronts for _, y in front])
+        fit_axis(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
+        fit_axis(axes, "y", "loss", [y for front in fronts for _, y in front])
         for budget in budgets:
             axes.axvline(budget, color=c["soft"], linewidth=1.5, linestyle=DASHED)
         for i, (run, front) in enumerate(zip(runs, fronts, strict=True)):
@@ -131,7 +131,7 @@ def fronts_figure(runs: Sequence[RunData]) -> Figure:
     return figure
 
 
-def figures(runs: Sequence[RunData]) -> dict[str, Figure]:
+def draw_figures(runs: Sequence[RunData]) -> dict[str, Figure]:
     """Charts by name: of one run its front, trace and tunings; of several their fronts together.
 
     What a run has nothing to show for is left out.

@@ -9,11 +9,11 @@ import torch
 from correlated import damped_error, example
 from qra_backends import make_backend
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import decode, read_codes, with_codes
+from qra_backends.ggml.decode import decode, read_codes, replace_codes
 from qra_backends.ggml.types import TYPES, GGMLType
 from torch import Tensor, nn
 
-needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+needs_library = pytest.mark.skipif(library.missing_reason() is not None, reason=str(library.missing_reason()))
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
@@ -34,11 +34,11 @@ def test_sizes_are_those_of_gguf(kind: GGMLType) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in TYPES.values() if kind.planes], ids=lambda kind: kind.name)
 def test_codes_can_be_replaced_and_nothing_else_changes(kind: GGMLType) -> None:
     blocks = random_blocks(kind, rows=3).view(-1, kind.block_bytes)
-    assert torch.equal(with_codes(blocks, kind, read_codes(blocks, kind)), blocks)
+    assert torch.equal(replace_codes(blocks, kind, read_codes(blocks, kind)), blocks)
     codes = torch.randint(0, 2**kind.code_bits, (len(blocks), kind.block), dtype=torch.uint8)
-    changed = with_codes(blocks, kind, codes)
+    changed = replace_codes(blocks, kind, codes)
     assert torch.equal(read_codes(changed, kind), codes)
-    assert torch.equal(with_codes(changed, kind, read_codes(blocks, kind)), blocks)
+    assert torch.equal(replace_codes(changed, kind, read_codes(blocks, kind)), blocks)
 
 
 @needs_library
@@ -53,8 +53,11 @@ def test_codes_by_feedback_lose_less_of_the_output_than_llama_cpps_own(name: str
 
 def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:
     backend = make_backend({"name": "gguf", "types": ["Q3_K", "Q4_0"]})
-    assert backend.supports("Q3_K", 8, 576) == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
-    assert backend.supports("Q4_0", 8, 576) is None
+    assert (
+        backend.unsupported_reason("Q3_K", 8, 576)
+        == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
+    )
+    assert backend.unsupported_reason("Q4_0", 8, 576) is None
 
 
 def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +65,9 @@ def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("the package is not installed")
 
     monkeypatch.setattr(library, "_library", no_library)
-    assert "pip install llama-cpp-py-sync" in str(make_backend("gguf").unavailable())
+    assert "pip install llama-cpp-py-sync" in str(make_backend("gguf").unavailable_reason())
     backend = make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]})
-    assert backend.unavailable() is None
+    assert backend.unavailable_reason() is None
     linear = nn.Linear(64, 4, bias=False)
     weight = backend.dequantize(backend.quantize(linear, "Q8_0", hessian=torch.eye(64)))
     assert (weight - linear.weight).norm() < 0.01 * linear.weight.norm()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from qra_backends import make_backend
 from qra_backends.ggml.decode import decode as decode_blocks
-from qra_backends.ggml.decode import put_half
+from qra_backends.ggml.decode import write_half
 from qra_backends.ggml.types import TYPES
 from qra_backends.kernels import choice
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ def both(weight: Callable[[], Any], kernels: Switch) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("spec", "bits", "shape"), LEVELS, ids=str)
 def test_every_level_of_a_backend(spec: dict[str, Any], bits: int, shape: tuple[int, int], kernels: Switch):
     backend = make_backend(spec)
-    if backend.unavailable():
-        pytest.skip(backend.unavailable())
+    if backend.unavailable_reason():
+        pytest.skip(backend.unavailable_reason())
     torch.manual_seed(0)
     hessian = torch.eye(shape[1]) if backend.calibrated else None
     module = backend.quantize(nn.Linear(shape[1], shape[0], bias=False), bits, hessian=hessian)
@@ -57,7 +57,7 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
     kind, g = TYPES[name], torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, kind.bytes(1, 512)), generator=g, dtype=torch.uint8)
     for half in (kind.scale_at, kind.scale_at + 2)[: 1 + kind.offset]:
-        put_half(
+        write_half(
             blocks.view(-1, kind.block_bytes), half, torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g)
         )
     for dtype in (torch.float32, torch.float16):
@@ -86,7 +86,7 @@ def test_codes_by_error_feedback(spec: dict[str, Any], shape: tuple[int, int], k
 
 
 def test_a_missing_compiler_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    choice._works.cache_clear()
+    choice._can_compile.cache_clear()
 
     def no_compiler(*_: Any) -> Tensor:
         raise RuntimeError("Failed to find C compiler")
@@ -96,11 +96,11 @@ def test_a_missing_compiler_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
         assert not any(choice.is_usable(torch.device("cuda")) for _ in range(3))
     assert len(caplog.records) == 1 and "C compiler" in caplog.text
     assert not choice.is_usable(torch.device("cpu"))
-    choice._works.cache_clear()
+    choice._can_compile.cache_clear()
 
 
 def test_memory_that_runs_out_is_no_missing_compiler(monkeypatch: pytest.MonkeyPatch):
-    choice._works.cache_clear()
+    choice._can_compile.cache_clear()
 
     def full() -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -110,4 +110,4 @@ def test_memory_that_runs_out_is_no_missing_compiler(monkeypatch: pytest.MonkeyP
         choice.is_usable(torch.device("cuda"))
     monkeypatch.setattr(choice, "try_kernel", lambda: None)
     assert choice.is_usable(torch.device("cuda"))
-    choice._works.cache_clear()
+    choice._can_compile.cache_clear()

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from qra_backends import live_bytes, make_backend
-from qra_backends.conformance import linear as gaussian_linear
+from qra_backends.conformance import make_linear as gaussian_linear
 from qra_backends.libraries import bitsandbytes
 from torch import nn
 
@@ -62,9 +62,9 @@ def test_the_largest_block_that_divides_the_row_is_used(in_features: int, blocks
 
 def test_rows_that_no_block_divides_are_refused_with_the_ways_on():
     backend = make_backend("bitsandbytes")
-    reason = backend.supports(4, 64, 100)
+    reason = backend.unsupported_reason(4, 64, 100)
     assert reason and "multiple of 32, got 100" in reason and "reference" in reason
-    assert backend.supports(8, 64, 100) is None
+    assert backend.unsupported_reason(8, 64, 100) is None
     with pytest.raises(ValueError, match="multiple of 32"):
         backend.quantize(source(64, 100), 4)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
-from qra_backends.conformance import linear as gaussian_linear
+from qra_backends.conformance import make_linear as gaussian_linear
 from torch import nn
 
 quantize = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
@@ -66,7 +66,7 @@ def test_three_bits_take_a_word_for_ten_codes():
 @pytest.mark.parametrize(("bits", "shape"), [(4, (7, 64)), (2, (6, 64)), (2, (7, 64))])
 def test_groups_that_cannot_be_packed_together_are_refused(bits: int, shape: tuple[int, int]):
     backend = make_backend("hqq")
-    reason = backend.supports(bits, *shape)
+    reason = backend.unsupported_reason(bits, *shape)
     assert reason and "groups together" in reason
     with pytest.raises(ValueError, match="groups together"):
         backend.quantize(source(*shape), bits)
@@ -77,9 +77,9 @@ def test_groups_that_cannot_be_packed_together_are_refused(bits: int, shape: tup
 def test_groups_do_not_cross_rows():
     """The library groups the flattened weight, so 100 inputs would share scales between rows."""
     assert library_linear(source(64, 100), 4).meta["scale"].shape[0] == 100
-    reason = make_backend("hqq").supports(4, 64, 100)
+    reason = make_backend("hqq").unsupported_reason(4, 64, 100)
     assert reason and "multiple of 8" in reason
     layer = make_backend("hqq").quantize(source(64, 96), 4)
     assert len(layer.tensors()["scale"]) == 64 * 3 and layer.group_size == 32
     odd = make_backend({"name": "hqq", "group_size": 24})  # half of it the library does not take
-    assert "multiple of 8" in odd.supports(4, 64, 36) and odd.supports(4, 64, 48) is None
+    assert "multiple of 8" in odd.unsupported_reason(4, 64, 36) and odd.unsupported_reason(4, 64, 48) is None

@@ -7,7 +7,7 @@ import torch
 from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
 from qra_backends.reference.blocks import _ELEMENTS
-from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, factorize, feed_back
+from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, choose_codes, factorize
 from torch import Tensor, nn
 
 
@@ -17,7 +17,7 @@ def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:
 
 def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, size: int, factor: Factor) -> Tensor:
     """Codes of two bits, (out, in)."""
-    return feed_back(weight, {2: Fitted(scale, offset)}, size, factor)[2]
+    return choose_codes(weight, {2: Fitted(scale, offset)}, size, factor)[2]
 
 
 def setup(out_features: int = 48, in_features: int = 128) -> tuple[nn.Linear, Tensor, Tensor]:

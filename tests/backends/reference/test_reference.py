@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import live_bytes, make_backend
-from qra_backends.conformance import linear as source
+from qra_backends.conformance import make_linear as source
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from correlated import correlated_inputs
 from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend
-from qra_backends.conformance import same_tensors
+from qra_backends.conformance import are_equal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing()
     assert weighted_error(weighted) < 0.85 * weighted_error(plain)
     for alike in (torch.full((96,), 3.0), torch.zeros(96)):
         other = backend.quantize(linear, 2, hessian=hessian, output_weights=alike)
-        assert same_tensors(backend.to_tensors(other), backend.to_tensors(plain))
+        assert are_equal(backend.to_tensors(other), backend.to_tensors(plain))
 
 
 def test_threads_and_the_levels_beside_it_do_not_change_a_code():
@@ -76,7 +76,7 @@ def test_threads_and_the_levels_beside_it_do_not_change_a_code():
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3)))
     for modules in found:
-        assert all(same_tensors(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
+        assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
 
 
 def test_another_process_gives_the_same_codes_and_loads_numba_when_something_is_quantized_and_not_before():
@@ -174,7 +174,7 @@ def test_levels_between_whole_bits_have_names_and_widths_of_their_own_and_a_part
 
 def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch: pytest.MonkeyPatch):
     import numba
-    from qra_backends.trellis.jit import compiled
+    from qra_backends.trellis.jit import compile_once
 
     asked = []
 
@@ -185,4 +185,4 @@ def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch
         return lambda function: function
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert compiled(abs) is abs and asked == [True, False]
+    assert compile_once(abs) is abs and asked == [True, False]

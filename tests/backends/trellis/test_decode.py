@@ -13,7 +13,7 @@ from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
 from qra_backends.trellis.linear import decode, state_values
 from qra_backends.trellis.linear import decode_rows as decode_plainly
-from qra_backends.trellis.rotation import hadamard, rotated, rotated_block, signs
+from qra_backends.trellis.rotation import choose_block, hadamard, rotate_by_torch, signs
 from torch import Tensor
 
 SHAPES = ((40, 256), (7, 64), (33, 9), (3, 2048), (40, 100), (1, 1))
@@ -28,7 +28,7 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, TrellisCode, int]]:
         for rows, columns in SHAPES:
             codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
             at = torch.tensor([rows - 1, *range(rows), rows // 2])
-            yield codes, torch.rand(len(at), generator=g) * 1e-3, at, code, rotated_block(columns, largest)
+            yield codes, torch.rand(len(at), generator=g) * 1e-3, at, code, choose_block(columns, largest)
 
 
 def test_numba_decodes_to_the_bit_what_torch_does():
@@ -56,11 +56,11 @@ def test_sums_are_exact_up_to_the_largest_block():
 def test_rotating_leaves_products_as_they_are():
     g = torch.Generator().manual_seed(1)
     weight, x = torch.randn(5, 96, generator=g), torch.randn(7, 96, generator=g)
-    assert rotated_block(96, 256) == 32 and rotated_block(96, 16) == 16 and rotated_block(9, 256) == 1
-    assert torch.allclose(rotated(x, 32) @ rotated(weight, 32).T, x @ weight.T, atol=1e-4)
+    assert choose_block(96, 256) == 32 and choose_block(96, 16) == 16 and choose_block(9, 256) == 1
+    assert torch.allclose(rotate_by_torch(x, 32) @ rotate_by_torch(weight, 32).T, x @ weight.T, atol=1e-4)
     spike = torch.zeros(1, 96)
     spike[0, 40] = 1
-    assert rotated(spike, 32).abs().max() == pytest.approx(32**-0.5)
+    assert rotate_by_torch(spike, 32).abs().max() == pytest.approx(32**-0.5)
 
 
 TURNED = [((5, 96), 32), ((33, 9), 1), ((7, 40), 4), ((3, 2048), 1024), ((0, 64), 64)]
@@ -70,7 +70,7 @@ TURNED = [((5, 96), 32), ((33, 9), 1), ((7, 40), 4), ((3, 2048), 1024), ((0, 64)
 def test_compiled_rotations_are_those_of_torch(shape: tuple[int, int], block: int):
     rows = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).T
     kept = rows.clone()
-    assert torch.allclose(rotate_rows(rows, block), rotated(rows, block), atol=1e-5) and torch.equal(rows, kept)
+    assert torch.allclose(rotate_rows(rows, block), rotate_by_torch(rows, block), atol=1e-5) and torch.equal(rows, kept)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

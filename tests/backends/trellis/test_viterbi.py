@@ -22,7 +22,7 @@ def rounded(columns: NDArray[np.float32], code: TrellisCode, scale: NDArray[np.f
     """States (n, out) of columns that have nothing to do with one another."""
     states, errors = np.empty(columns.shape, np.int32), np.empty_like(columns)
     scale = np.ones(columns.shape[1], np.float32) if scale is None else scale
-    plan = viterbi.layout(code)
+    plan = viterbi.make_layout(code)
     viterbi.round_columns(columns.copy(), np.eye(len(columns), dtype=np.float32), scale, states, errors, plan)
     return states, errors
 
@@ -82,7 +82,7 @@ def test_errors_are_fed_back_by_the_inverse_factor():
     inverse = np.triu(spread, 1) + np.diag([1.0, 0.8, 1.2, 0.9, 1.1]).astype(np.float32)
     scale = np.linspace(0.5, 1.5, 60).astype(np.float32)
     states, errors = np.empty(columns.shape, np.int32), np.empty_like(columns)
-    viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.layout(code))
+    viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.make_layout(code))
     left = columns.astype(float)
     for i in range(5):
         error = (left[i] - scale * (values(10) * UNIT)[states[i]]) / inverse[i, i]
@@ -106,7 +106,7 @@ def test_the_kernel_finds_as_near_a_path_in_tritons_interpreter():
     for half, rows in ((4, 37), (5, 60), (10, whole + 35)):
         code, columns, scale = TrellisCode(half, 10), gaussian(2, rows), 0.5 + np.abs(gaussian(rows, seed=1))
         states, errors = np.empty(columns.shape, np.int32), np.empty_like(columns)
-        viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.layout(code))
+        viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.make_layout(code))
         own, lost = torch.empty(columns.shape, dtype=torch.int32), torch.empty(columns.shape)
         given = (torch.from_numpy(array.copy()) for array in (columns, inverse, scale))
         viterbi_triton.round_columns(*given, code, own, lost)

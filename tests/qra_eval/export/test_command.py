@@ -36,8 +36,8 @@ def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
 
 @pytest.fixture(scope="module", params=SERVED)
 def engine(request: pytest.FixtureRequest) -> str:
-    if request.param == "llama.cpp" and library.missing() is not None:
-        pytest.skip(str(library.missing()))
+    if request.param == "llama.cpp" and library.missing_reason() is not None:
+        pytest.skip(str(library.missing_reason()))
     return request.param
 
 

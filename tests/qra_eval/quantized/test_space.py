@@ -31,7 +31,7 @@ def test_groups_of_a_mixture_have_kinds_in_common_across_layers(granularity):
 
 def test_linears_that_no_level_suits_are_named(monkeypatch):
     backend = make_backend("reference")
-    monkeypatch.setattr(backend, "supports", lambda *_: "odd rows")
+    monkeypatch.setattr(backend, "unsupported_reason", lambda *_: "odd rows")
     groups = group_linears(find_linears(tiny_config_model("llama")), "module")
     with pytest.raises(
         ValueError, match="no level that is searched suits all of model.layers.0.self_attn.q_proj: choose"

@@ -15,8 +15,8 @@ from report_runs import EVIL, add_tunings, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
-from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, trace_figure
+from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, style, to_svg
+from qra_search.report.figures.charts import MIB, draw_figures, front_figure, fronts_figure, trace_figure
 from qra_search.report.page import write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,8 +55,8 @@ def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
 
 
 def test_several_runs_share_their_figures(run: RunData) -> None:
-    assert list(figures([run])) == ["front", "trace"]
-    assert list(figures([run, run])) == ["fronts"]
+    assert list(draw_figures([run])) == ["front", "trace"]
+    assert list(draw_figures([run, run])) == ["fronts"]
     (axes,) = fronts_figure([run, run]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
     (axes,) = fronts_figure([run, replace(run, name="_under")]).axes
@@ -69,7 +69,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
     folders = [make_run(tmp_path / place / "same", evaluations=count) for place, count in (("a", 4), ("b", None))]
     text = write_page(folders, tmp_path / "both.html").read_text()
     assert all(f">{folder.path}</a>" in text for folder in folders)
-    assert figures([RunData.read(folders[1])]) == {}
+    assert draw_figures([RunData.read(folders[1])]) == {}
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
@@ -77,7 +77,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
 def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
     with style():
         figure, axes = new_figure("", (380, 320))
-        low, high = fit(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
+        low, high = fit_axis(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
         labels = [label.get_text() for label in axes.get_yticklabels()]
         ticks = axes.get_yticks()
     assert low < 94.98 and high > 94.98 + span

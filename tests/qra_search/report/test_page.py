@@ -14,7 +14,7 @@ from rich.console import Console
 from qra_search import Study, search
 from qra_search.report import tables
 from qra_search.report.data import RunData
-from qra_search.report.page import page, write_page
+from qra_search.report.page import render_page, write_page
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies.simple import UniformStrategy
 
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def text(run: RunFolder) -> str:
-    return page([RunData.read(run)])
+    return render_page([RunData.read(run)])
 
 
 def test_no_name_reason_or_setting_gets_out_of_its_place(text: str) -> None:
@@ -88,7 +88,7 @@ def test_nothing_is_fetched(text: str) -> None:
 
 def test_a_page_of_a_big_search_stays_light() -> None:
     result = search(Bits(evil_space(layers=60)), strategy=Guessing(), evaluations=450)
-    text = page([RunData("big", "big", result, {}, None)])
+    text = render_page([RunData("big", "big", result, {}, None)])
     assert len(text.encode()) < 700_000
 
 
@@ -166,7 +166,7 @@ def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_pa
         if name == "plain":
             study.run()
         study.log.close()
-        text = page([RunData.read(RunFolder(tmp_path / name))])
+        text = render_page([RunData.read(RunFolder(tmp_path / name))])
         assert Page(text).faults == [] and "Failures" not in text
         assert ("No plan has been evaluated with success yet" in text) == (name == "begun")
         assert name == "begun" or "Sensitivity" not in text
@@ -174,12 +174,12 @@ def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_pa
 
 def test_tunings_are_shown_with_their_curves_and_escaped_answers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "s", evaluations=8)
-    assert "How the tuning went" not in page([RunData.read(run)])
+    assert "How the tuning went" not in render_page([RunData.read(run)])
     answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
     add_tunings(run, seeds=1, rows=12, samples=(answers,))
     for record in run.records():
         write_curve(run.path, record.id, 20)
-    page_text = page([RunData.read(run)])
+    page_text = render_page([RunData.read(run)])
     shown = " ".join("".join(Page(page_text).text).split())
     for words in ("Answers to test rows", "9 or so", "95% intervals, of losses over 12 test rows", "uniform 3 bits",
                   "How the tuning went", *(record.id for record in run.records())):  # fmt: skip

@@ -16,10 +16,10 @@ from qra_search import Group, Level, Linear, Plan, SearchSpace, search
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
-from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smoothed
+from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smooth_curve
 from qra_search.report.figures.charts import tuning_figure
 from qra_search.report.finding import comparison_headline, headline, verdict
-from qra_search.report.layout import damage_steps, heat_maps, layout
+from qra_search.report.layout import arrange_groups, damage_steps, make_heat_maps
 from qra_search.report.live import BestSoFar
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
@@ -39,13 +39,13 @@ def space(places: list[tuple[str, int | None]]) -> SearchSpace:
 @pytest.mark.parametrize("name", colors.RAMPS)
 def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(name: str, dark: bool) -> None:
     for steps in range(1, 9):
-        assert len(set(colors.ramp(name, steps, dark=dark))) == steps
-    first, *_, last = (colors.text_on(color) for color in colors.ramp(name, 6, dark=dark))
+        assert len(set(colors.make_ramp(name, steps, dark=dark))) == steps
+    first, *_, last = (colors.choose_text_color(color) for color in colors.make_ramp(name, 6, dark=dark))
     assert (first, last) == ((colors.PAPER, colors.INK) if dark else (colors.INK, colors.PAPER))
 
 
 def test_groups_lie_by_kind_and_layer() -> None:
-    grid = layout(space([("q", 0), ("v", 0), ("q", 1), ("v", 2)]))
+    grid = arrange_groups(space([("q", 0), ("v", 0), ("q", 1), ("v", 2)]))
     assert grid.rows == ("q", "v")
     assert grid.columns == ("0", "1", "2")
     assert grid.cells == ((0, 2, None), (1, None, 3))
@@ -53,7 +53,7 @@ def test_groups_lie_by_kind_and_layer() -> None:
 
 @pytest.mark.parametrize("places", [[("q", None)] * 40, [("q", 0)] * 40])
 def test_groups_that_say_no_place_of_their_own_lie_in_order(places: list[tuple[str, int | None]]) -> None:
-    grid = layout(space(places))
+    grid = arrange_groups(space(places))
     assert [g for row in grid.cells for g in row if g is not None] == list(range(40))
     assert all(len(row) == len(grid.columns) for row in grid.cells)
 
@@ -203,9 +203,9 @@ def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> Non
 
 def test_a_smoothed_curve_has_no_spike_and_few_points() -> None:
     spiked = [(float(i), 9.0 if i == 40 else 1.0) for i in range(72)]
-    curve = smoothed(spiked)
+    curve = smooth_curve(spiked)
     assert curve[0] == (0.0, 1.0) and max(y for _, y in curve) == pytest.approx(1 + 8 / 13), "a sixth of 72, and itself"
-    assert len(smoothed([(float(i), 1.0) for i in range(700)])) <= CURVE_POINTS
+    assert len(smooth_curve([(float(i), 1.0) for i in range(700)])) <= CURVE_POINTS
 
 
 def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> N
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
     assert formatting.plan_name(plan, half) == "uniform 1.5 bits, rank 8"
     assert formatting.bits_counts(Plan((1, "trellis-1.5"), (8, 8)), half) == "1 at 1 bit, 1 at 1.5 bits"
-    bits = heat_maps(half, Plan((1, "trellis-1.5"), (8, 8)))[0]
+    bits = make_heat_maps(half, Plan((1, "trellis-1.5"), (8, 8)))[0]
     assert bits.labels == ["1", "1.5"] and bits.legend == ["1 bit", "1.5 bits", "nf4 (4 bits)"]
     assert plan.to_dict()["bits"] == ["trellis-1.5"] * 2
 
@@ -238,10 +238,10 @@ def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -
     table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
     bits = tuple(8 if g == table else 3 for g in range(len(known)))
     plan = Plan(bits, tuple(0 if g == table else 8 for g in range(len(known))))
-    sentences = [heat.one_sentence for heat in heat_maps(known, plan)]
+    sentences = [heat.one_sentence for heat in make_heat_maps(known, plan)]
     assert sentences == ["3 in all linears, 8 in the embeddings", "8 in all linears"]
     other = next(g for g in range(len(known)) if g != table)
-    assert heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].one_sentence is None
+    assert make_heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].one_sentence is None
 
 
 @pytest.mark.parametrize(
@@ -254,6 +254,6 @@ def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
     known = toy_space(40, bits=(2, 3), ranks=(8,))
     damage = np.full((40, 2), 0.42) * scale
     damage[0], damage[-1] = 1e-5 * scale, 130 * scale
-    sensitivity = heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
+    sensitivity = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
     assert sensitivity.remark.endswith(f"in {unit}")
     assert [sensitivity.labels[at] for at in (0, 1, -1)] == cells
