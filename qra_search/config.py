@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, one_line, shortened
+from qra_search.errors import BadInput, one_line, shorten
 from qra_search.files import encoding_error
 from qra_search.plugins import did_you_mean
 from qra_search.sections import (
@@ -183,7 +183,7 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
             holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
                 where = ".".join(sections[: depth + 1])
-                raise ConfigError(f"{source}: {where} is {shortened(holder)}: a mapping is needed to set {field}")
+                raise ConfigError(f"{source}: {where} is {shorten(holder)}: a mapping is needed to set {field}")
         holder[name] = value
     try:
         config = RunConfig.model_validate(data)
@@ -202,7 +202,7 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
     embeddings, fault = config.quantization.embeddings, ""
     backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
     if not f"{backend}-".startswith(f"{engine.backend}-"):
-        fault = f"quantization.backend is {shortened(given)}: engine {name} runs what backend {engine.backend} stores"
+        fault = f"quantization.backend is {shorten(given)}: engine {name} runs what backend {engine.backend} stores"
     elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
         fault = f"space.bits has {_join(wrong)}: engine {name} has {_join(engine.bits)}, and 16 for unquantized"
     elif embeddings != "auto" and (wrong := set(embeddings) - set(engine.embeddings)):
@@ -253,7 +253,7 @@ def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
-    where = where if where.isprintable() and len(where) < 200 else shortened(where)
+    where = where if where.isprintable() and len(where) < 200 else shorten(where)
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
@@ -263,7 +263,7 @@ def explain_error(error: ValidationError) -> str:
         listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
         return f"{where} is no known field: {near}allowed are {listed}"
     message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
-    return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
+    return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
 _ALLOWED = {

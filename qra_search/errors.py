@@ -22,7 +22,7 @@ class RunFailed(RuntimeError):
 
 def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
-    kind = f"the class {value.__name__}" if isinstance(value, type) else f"{shortened(value)} ({type(value).__name__})"
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"{shorten(value)} ({type(value).__name__})"
     return BadInput(f"{what} is {kind}: {wanted}")
 
 
@@ -31,7 +31,7 @@ def install_hint(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-def shortened(value: object, limit: int = 80) -> str:
+def shorten(value: object, limit: int = 80) -> str:
     """A value as one line of at most `limit` characters."""
     return one_line(repr(value), limit)
 

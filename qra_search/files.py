@@ -37,10 +37,10 @@ def replace_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         yield partial
         partial.chmod(mode)  # safetensors writes files for their owner alone, whatever the umask allows
         if durable:
-            sync(partial)
+            sync_to_disk(partial)
         partial.replace(path)
         if durable and hasattr(os, "O_DIRECTORY"):
-            sync(path.parent)
+            sync_to_disk(path.parent)
     except OSError as error:
         if error.filename == str(partial):
             error.filename, error.filename2 = str(path), None  # which the caller knows
@@ -110,7 +110,7 @@ def encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
     )
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from qra_search.errors import DISTRIBUTION, BadInput, describe, shortened
+from qra_search.errors import DISTRIBUTION, BadInput, describe, shorten
 
 Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters"]
 _SINGULAR = {
@@ -127,7 +127,7 @@ def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[s
             continue
         except ValidationError as error:
             text = error.errors()[0]["msg"]
-            raise BadInput(f"option {name!r} of {what} is {shortened(value)}: {text[:1].lower()}{text[1:]}") from None
+            raise BadInput(f"option {name!r} of {what} is {shorten(value)}: {text[:1].lower()}{text[1:]}") from None
     try:
         return factory(**others, **converted)
     except TypeError as error:

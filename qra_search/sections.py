@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from qra_search.errors import shortened
+from qra_search.errors import shorten
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_RANKS
@@ -101,9 +101,9 @@ def _backend_spec(given: Any) -> Any:
     """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
     name = given.get("name") if isinstance(given, dict) else given
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{BACKEND_FORMS}; {shortened(given)} is none of these")
+        raise ValueError(f"{BACKEND_FORMS}; {shorten(given)} is none of these")
     if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
-        raise ValueError(f"options of backend {name!r} are texts, got {shortened(list(given))}")
+        raise ValueError(f"options of backend {name!r} are texts, got {shorten(list(given))}")
     return given
 
 
@@ -152,7 +152,7 @@ class QuantizationConfig(Section):
         several = {_width(bits): specs for bits, specs in given.items()}
         for bits, specs in several.items():
             if specs == []:
-                raise ValueError(f"at {bits} bits a list names at least one backend")
+                raise ValueError(f"at {bits} bits a list must name at least one backend")
             for spec in specs if isinstance(specs, list) else [specs]:
                 _backend_spec(spec)
         return several
@@ -166,7 +166,7 @@ class SpaceConfig(Section):
         description="bits to choose from, whole or and a half (16: left unquantized); auto: 2, 3, 4 and 8, or, if a "
         "budget is below the uniform 3-bit plan, 1, 1.5, 2, 2.5, 3 and 4, as far as the backend has them",
     )
-    ranks: tuple[int, ...] = DEFAULT_RANKS
+    ranks: tuple[int, ...] = (2, *DEFAULT_RANKS)
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
         "auto",
         description="what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what "

@@ -75,7 +75,7 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
         shared = {"task": "t", "model": "m", "settings": {"steps": 600}, "memory_bytes": 1 << 20, "seconds": 60.0}
         return shared | {
             "row": row, "seed": seed, "row_right": right, "right": right.count("1") / len(right),
-            "measure_row_losses": losses, "test_loss": 1.0,
+            "row_losses": losses, "test_loss": 1.0,
         }  # fmt: skip
 
     lines = [

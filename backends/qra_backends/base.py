@@ -333,7 +333,7 @@ class Backend(ABC):
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
             raise ValueError(
-                f"backend {self.name} quantizes an nn.Linear as it was trained, got {type(linear).__name__}"
+                f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}"
             )
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:

@@ -57,7 +57,7 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         **line,
         "memory_bytes": space.memory_bytes(plan),
         "test_loss": round(sum(losses) / sum(tokens), 5),
-        "measure_row_losses": write_numbers(losses, 4),
+        "row_losses": write_numbers(losses, 4),
         "row_tokens": write_numbers(tokens, 4),
         "text_loss": round(general, 5),
         **score_answers(evaluator, model, settings),

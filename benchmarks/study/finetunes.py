@@ -31,7 +31,7 @@ import yaml
 from benchmarks.common import MIB, PeakWatch, append_lines, find_commit, find_cpu_name, read_lines
 from benchmarks.study.finetune_rows import measure_row
 from benchmarks.study.finetune_settings import RESULTS, Row, read_settings
-from benchmarks.study.finetunes_table import fill_page, make_table
+from benchmarks.study.finetunes_table import REFERENCE, fill_page, make_table
 from qra_eval.models.loaded import cache_root
 
 
@@ -48,10 +48,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=cache_root() / "study" / "finetunes", help="folder of checkpoints")
     parser.add_argument("--table", action="store_true", help="print the table of the lines, and tune nothing")
+    parser.add_argument("--beside", default=REFERENCE, help="row that the table's others stand beside")
     parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")
     options = parser.parse_args()
     if options.table or options.page:
-        table = make_table(read_lines(options.out), options.task, options.model)
+        table = make_table(read_lines(options.out), options.task, options.model, options.beside)
         print(*table, sep="\n")
         if options.page:
             fill_page(options.page, f"{options.task} {options.model}", table)

@@ -13,22 +13,23 @@ from benchmarks.study.finetune_settings import read_settings
 from benchmarks.study.intervals import difference, make_markdown_table
 
 REFERENCE = "16-bit LoRA"
-HEAD = ("row", "MiB", "seeds", "right", "points beside 16-bit LoRA", "test loss", "loss beside 16-bit LoRA", "minutes")
+"""The row that others stand beside, if no other is asked for."""
 Lines = dict[int, dict[str, Any]]
 """Of one row, by seed."""
 
 
-def make_table(lines: Sequence[dict[str, Any]], task: str, model: str) -> list[str]:
-    """A Markdown table of a task and model: each row beside 16-bit LoRA with the same settings and seeds."""
+def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference: str = REFERENCE) -> list[str]:
+    """A Markdown table of a task and model: each row beside that of a name with the same settings and seeds."""
     defaults, _ = read_settings()
     rows: dict[tuple[str, str], Lines] = {}
     for line in lines:
         if (line["task"], line["model"]) == (task, model):
             changes = "".join(f", {k} {v}" for k, v in line["settings"].items() if v != defaults.get(k))
             rows.setdefault((line["row"], changes), {})[line["seed"]] = line
+    beside = (f"points beside {reference}", "test loss", f"loss beside {reference}")
     return make_markdown_table(
-        HEAD,
-        (row_cells(row + changes, some, rows.get((REFERENCE, changes), {})) for (row, changes), some in rows.items()),
+        ("row", "MiB", "seeds", "right", *beside, "minutes"),
+        (row_cells(row + changes, some, rows.get((reference, changes), {})) for (row, changes), some in rows.items()),
     )
 
 
@@ -67,4 +68,4 @@ def read_right(lines: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def read_losses(lines: Sequence[dict[str, Any]]) -> np.ndarray:
     """(seeds, rows): summed loss of each test row, in nats."""
-    return np.array([line["measure_row_losses"].split() for line in lines], dtype=float)
+    return np.array([line["row_losses"].split() for line in lines], dtype=float)

@@ -58,13 +58,13 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
     done = {"quantize": model.is_quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
 
-    def highest() -> tuple[int, str]:
+    def find_highest_peak() -> tuple[int, str]:
         peaks = estimate_peaks(tuner, budget)
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
-    most, phase = highest()
+    most, phase = find_highest_peak()
     if most > free and tuner.switcher.disable_dequantized_cache():
-        most, phase = highest()
+        most, phase = find_highest_peak()
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_changes(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))

@@ -56,7 +56,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
         metrics: functions of (answer, example) by name, beside those of `config.task.metrics`.
         progress: called with all that takes long before the first evaluation.
-        weights: False: for `space`, `estimate`, `cards` and `rendered` alone; the model's weights are not read.
+        weights: False: for `space`, `estimate`, `cards` and `render_row` alone; the model's weights are not read.
 
     Attributes:
         budget: bytes of the largest plan that a search may put in place, for estimates; None: the largest there is.
@@ -237,7 +237,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
         return list_cards(self.tuner, self.budget)
 
-    def rendered(self) -> list[tuple[str, bool]] | None:
+    def render_row(self) -> list[tuple[str, bool]] | None:
         """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
@@ -263,7 +263,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
         if rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
-        with self._launched.lead(shared, self.tuner.settings.rows_a_step):
+        with self._launched.lead_request(shared, self.tuner.settings.rows_a_step):
             return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)
 
     def write_base(self, plan: Plan, folder: Path) -> None:

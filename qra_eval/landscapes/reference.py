@@ -125,9 +125,9 @@ class Problem:
                     best, value, improved = candidate, new, True
             if not improved:
                 break
-        return self.descend(best)
+        return self.descend_by_exchanges(best)
 
-    def descend(self, start: np.ndarray) -> np.ndarray:
+    def descend_by_exchanges(self, start: np.ndarray) -> np.ndarray:
         """Single and double exchanges within the budget, over and over, until none lowers the loss."""
         best, value = start.copy(), self.loss(start)
         while True:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qra_eval.models.embeddings import find_tables
 from qra_eval.models.linears import find_decoder_layers
-from qra_search.errors import BadInput, shortened
+from qra_search.errors import BadInput, shorten
 
 Device = TypeVar("Device")
 
@@ -37,9 +37,9 @@ def resolve_devices(text: str) -> list[torch.device]:
     """
     found = [resolve_device(part) for part in text.split(",")]
     if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
-        raise BadInput(f"device is {shortened(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
+        raise BadInput(f"device is {shorten(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
     if len(found) > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise BadInput(f"device is {shortened(text)}: processes of a launcher have one GPU each: use --device cuda")
+        raise BadInput(f"device is {shorten(text)}: processes of a launcher have one GPU each: use --device cuda")
     return found
 
 
@@ -57,7 +57,7 @@ def resolve_device(text: str) -> torch.device:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     form = _FORM.fullmatch(text)
     if form is None:
-        raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
+        raise BadInput(f"device is {shorten(text)}: {FORMS} is needed")
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     if not count:

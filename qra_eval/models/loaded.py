@@ -127,12 +127,12 @@ NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|(torch_)?dtype|transf
 def hash_config(model: nn.Module) -> str:
     """Hash of what a model's config says of computing where no tensor does: the base of rotary positions."""
 
-    def computed(part: Any) -> Any:
+    def keep_computed(part: Any) -> Any:
         if not isinstance(part, dict):
             return part
-        return {name: computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
+        return {name: keep_computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
 
-    said = computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
+    said = keep_computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -95,14 +95,14 @@ class Blocks:
     def stream_layers(self) -> Iterator[None]:
         """Passes of the model itself, each layer put in place when its turn comes; for passes without gradients."""
 
-        def turn(index: int, forward: Forward) -> Forward:
+        def move_inputs(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
                 with move_tensors(self.layers[index], self.devices[index], self.compute):  # for every token written
                     return forward(*args, **kwargs)
 
             return run
 
-        with self.prepare_rest(), self._replaced(turn):
+        with self.prepare_rest(), self._replaced(move_inputs):
             yield
 
     # -- a batch through the layers ------------------------------------------------------------

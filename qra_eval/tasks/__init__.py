@@ -12,7 +12,7 @@ from qra_eval.tasks.forms import is_text
 from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.config import IN_MEMORY
-from qra_search.errors import BadInput, shortened
+from qra_search.errors import BadInput, shorten
 
 __all__ = [
     "SPLITS",
@@ -51,7 +51,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     name = str(task) if isinstance(task, str | Path) else None
     if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
-            raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
+            raise BadInput(f"the task {shorten(task)} is its own data: leave out {shorten(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task
     elif name.startswith(IN_MEMORY):
         raise BadInput("this run uses an in-memory task: pass it to open_run(), or save its rows and plan again")

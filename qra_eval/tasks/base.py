@@ -13,7 +13,7 @@ from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, score_answers
 from qra_eval.tasks.scoring import measure_choices, score_choices
-from qra_search.errors import BadInput, shortened
+from qra_search.errors import BadInput, shorten
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
@@ -149,7 +149,7 @@ def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> d
                 raise BadInput(f"the task {task!r} has a {type(example).__name__} for a row: an Example is needed")
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
-                    f"the task {task!r} has a row in {first} and in {name}, {shortened(example.key)}: figures of rows "
+                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: figures of rows "
                     "that were tuned on say nothing; `qra_eval.tasks.base.split_examples` keeps splits apart"
                 )
     return splits

@@ -9,7 +9,7 @@ from typing import Any
 
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.sources import read_field
-from qra_search.errors import BadInput, shortened
+from qra_search.errors import BadInput, shorten
 
 FORMS = (
     '{"prompt", "answer"}, {"question", "answer"}, {"question", "choices", "answer"}, '
@@ -103,9 +103,9 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     choices: Any = given.get("text") if labelled else given
     labels: Any = given.get("label") if labelled else []
     if not _has_texts(choices) or len(choices) < 2:
-        raise BadInput(f"{where}: choices must be two or more texts, got {shortened(choices, 60)}")
+        raise BadInput(f"{where}: choices must be two or more texts, got {shorten(choices, 60)}")
     if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shortened(labels, 60)}")
+        raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shorten(labels, 60)}")
     answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
@@ -114,7 +114,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
         found = found or [i for i, choice in enumerate(choices) if choice.strip() == answer.strip()]
     if len(found) != 1:
         raise BadInput(
-            f"{where}: answer is {shortened(answer, 60)}: the index of a choice (0 to {len(choices) - 1}), or the text "
+            f"{where}: answer is {shorten(answer, 60)}: the index of a choice (0 to {len(choices) - 1}), or the text "
             "or label of a single one, is needed; to learn it as a text use --columns prompt=...,answer=..."
         )
     return question, list(choices), found[0]

@@ -11,7 +11,7 @@ from typing import Any
 from qra_eval.tasks.example import Example
 from qra_search import plugins
 from qra_search.config import IN_MEMORY
-from qra_search.errors import BadInput, describe, shortened
+from qra_search.errors import BadInput, describe, shorten
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
         metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
         if not callable(metric):
-            raise BadInput(f"metric {name} is {shortened(metric)}: a function of (answer, example) is needed")
+            raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
         found[short] = metric
     return found
 
@@ -75,7 +75,7 @@ def check_metric(name: str, metric: Metric, example: Example) -> None:
     except Exception as error:  # another's code may raise anything
         raise BadInput(f"metric {name!r} fails on the wanted answer of a test row: {describe(error)}") from error
     if not isinstance(score, bool | int | float) or not math.isfinite(score):
-        raise BadInput(f"metric {name!r} gives {shortened(score)} for the wanted answer of a test row: give a number")
+        raise BadInput(f"metric {name!r} gives {shorten(score)} for the wanted answer of a test row: give a number")
 
 
 def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
-from qra_search.errors import BadInput, first_line, shortened, wrong_type
+from qra_search.errors import BadInput, first_line, shorten, wrong_type
 from qra_search.files import encoding_error
 
 Row = tuple[str, dict[str, Any]]
@@ -175,7 +175,7 @@ def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
         raise BadInput(f"{where}: no field {name!r} ({wanted}), only {', '.join(map(repr, row)) or 'none'}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
-        raise BadInput(f"{where}: field {name!r} is {shortened(value, 60)}, a {wanted} is needed")
+        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a {wanted} is needed")
     return value
 
 
@@ -210,7 +210,7 @@ def _number_rows(rows: Any, what: str) -> list[Row]:
     found: list[Row] = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise BadInput(f"{what} {number} is {shortened(row, 60)}: an object with fields is needed")
+            raise BadInput(f"{what} {number} is {shorten(row, 60)}: an object with fields is needed")
         found.append((f"{what} {number}", dict(row)))
     return found
 
@@ -218,7 +218,7 @@ def _number_rows(rows: Any, what: str) -> list[Row]:
 # -- files -------------------------------------------------------------------------------------
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where, shown = f"{path}, line {number}", shortened(line, 60)
+        where, shown = f"{path}, line {number}", shorten(line, 60)
         if number == 1 and line.lstrip().startswith("["):
             name = path.with_suffix(".json").name
             raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")

@@ -201,7 +201,7 @@ def put_base(
     if lacking:
         raise BadInput(f"{files[0]} is damaged, it lacks the tensors of {lacking[0]}: restore it, or tune anew")
 
-    def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
+    def make_module(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
         tensors = stored.pop(name, None)
         if tensors is None:
             return None
@@ -212,14 +212,14 @@ def put_base(
 
     names = []
     for found in found_linears:
-        made = quantized(found.name, found.module)
+        made = make_module(found.name, found.module)
         if made is None:
             found.module.to(places.get(found.name, device))
         else:
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
-        replace_tables(model, backend, quantized, torch.device(device))
+        replace_tables(model, backend, make_module, torch.device(device))
     if more:
         modules = model.get_submodule(find_decoder_layers(model))
         for layer, place in zip(modules, layers, strict=True):

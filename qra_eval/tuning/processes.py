@@ -73,7 +73,7 @@ class Processes:
         except RuntimeError as error:
             failure = error
         if self.any(failure is not None):
-            raise failure or torch.OutOfMemoryError("in another of the processes that tune together")
+            raise failure or torch.OutOfMemoryError("another process of this tuning ran out of memory")
         return result  # type: ignore[return-value]
 
 
@@ -96,7 +96,7 @@ class LaunchedProcesses(Processes):
             atexit.register(self._finish)
 
     @contextmanager
-    def lead(self, request: dict[str, Any], rows: int) -> Iterator[None]:
+    def lead_request(self, request: dict[str, Any], rows: int) -> Iterator[None]:
         """In the first: the others work on a request as well, for as long as the context lasts.
 
         Args:

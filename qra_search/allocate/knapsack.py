@@ -129,12 +129,12 @@ def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndar
     """Price of a byte, the best feasible choice met, and a lower bound of the optimum, by bisection."""
     rows = np.arange(len(cost))
 
-    def at(price: float) -> tuple[np.ndarray, int, float]:
+    def choose_at(price: float) -> tuple[np.ndarray, int, float]:
         priced = cost + price * size
         choice = priced.argmin(1)
         return choice, int(size[rows, choice].sum()), float(priced[rows, choice].sum()) - price * budget
 
-    choice, total, bound = at(0.0)
+    choice, total, bound = choose_at(0.0)
     if total <= budget:
         return 0.0, choice, bound
     finite = cost[np.isfinite(cost)]
@@ -142,7 +142,7 @@ def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndar
     best_price = high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2 if low > 0 else high / 4
-        choice, total, value = at(middle)
+        choice, total, value = choose_at(middle)
         if value > bound:
             bound, best_price = value, middle
         if total <= budget:

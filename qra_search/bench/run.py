@@ -152,12 +152,13 @@ def _cell(task: str, strategy: str, seed: int, evaluations: float, references: s
 def _commit() -> str:
     """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
 
-    def git(*arguments: str) -> str:
+    def run_git(*arguments: str) -> str:
         place = Path(__file__).resolve().parent
         return subprocess.run(["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "-s", "-uno").strip() else "")
+        changed = run_git("status", "-s", "-uno").strip()
+        return run_git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

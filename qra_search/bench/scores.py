@@ -110,7 +110,7 @@ def compare_pairs(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
         shared = ~np.isnan(shares[:, [i, j]]).any(1)
         if shared.sum() > 1:
             both.append((names[i], names[j], shares[shared, i], shares[shared, j]))
-    adjusted = holm(np.array([
+    adjusted = adjust_p_values(np.array([
         1.0 if np.allclose(a, b, rtol=0, atol=1e-12) else stats.wilcoxon(a, b, zero_method="zsplit").pvalue
         for _, _, a, b in both
     ]))  # fmt: skip
@@ -120,10 +120,10 @@ def compare_pairs(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
     ]
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
+def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
     """P-values (N,) adjusted for N tests (Holm 1979).
 
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    >>> adjust_p_values(np.array([0.01, 0.04, 0.03])).round(2).tolist()
     [0.03, 0.06, 0.06]
     """
     p_values = np.asarray(p_values, dtype=float)

@@ -98,7 +98,7 @@ SETTINGS: dict[str, Any] = {
                        "uniform3r8. May be given several times; a search without it looks for the whole front."),
     "bits": _setting(str, "--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, "
                      "less."),
-    "ranks": _setting(str, "--ranks 4,8,16,32", "LoRA ranks to choose from; these are the default."),
+    "ranks": _setting(str, "--ranks 2,4,8,16,32", "LoRA ranks to choose from; these are the default."),
     "granularity": _setting(str, "--granularity module|expert|layer|fused", "Which weights share one bit-width and "
                             "rank: a linear, an expert, a layer, or fused shards."),
     "engine": _setting(str, f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what "

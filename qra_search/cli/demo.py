@@ -61,7 +61,7 @@ def demo(
     view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory)))
     with Run(out, config) as run:
         with view:
-            row = "".join(text for text, _ in run.evaluator(view).rendered() or ())
+            row = "".join(text for text, _ in run.evaluator(view).render_row() or ())
         if row:
             view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
         result = run.choose_plan(progress=view)

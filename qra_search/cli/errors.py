@@ -61,7 +61,7 @@ def _report_damage() -> Iterator[None]:
         warnings.simplefilter("always", DamagedLines)
         show, said = warnings.showwarning, set()
 
-        def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, DamagedLines):
                 if str(message) not in said:
                     _print_line(str(message), OK)
@@ -69,7 +69,7 @@ def _report_damage() -> Iterator[None]:
             else:
                 show(message, category, *place, **more)
 
-        warnings.showwarning = shown
+        warnings.showwarning = show_warning
         yield
 
 

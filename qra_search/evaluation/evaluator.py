@@ -133,7 +133,7 @@ class Evaluator(ABC):
         """
         return ()
 
-    def rendered(self) -> Sequence[tuple[str, bool]] | None:
+    def render_row(self) -> Sequence[tuple[str, bool]] | None:
         """One row of tuning as the model sees it: its text in pieces, each with whether it is learnt."""
         return None
 

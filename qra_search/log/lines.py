@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from qra_search.errors import BadInput, one_line, shortened
+from qra_search.errors import BadInput, one_line, shorten
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, normalize_evaluation
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
@@ -173,14 +173,14 @@ def _read_result(trial: Trial, record: Mapping[str, Any]) -> Trial:
     elif status == "failed":
         outcome["reason"] = str(record["reason"])
     else:
-        raise ValueError(f"status is {shortened(status)}")
+        raise ValueError(f"status is {shorten(status)}")
     return replace(trial, status=status, finished_at=_read_number(record["finished_at"]), **outcome)
 
 
 def _read_id(record: Mapping[str, Any]) -> int:
     number = record["trial"]
     if type(number) is not int or not 0 <= number < _MAX_ID:
-        raise ValueError(f"trial is {shortened(number)}, a number from 0 up is needed")
+        raise ValueError(f"trial is {shorten(number)}, a number from 0 up is needed")
     return number
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qra_search.errors import DamagedLines
 from qra_search.evaluation.evaluator import Evaluation, normalize_evaluation
-from qra_search.files import sync
+from qra_search.files import sync_to_disk
 from qra_search.log.lines import (
     FORMAT,
     LogContents,
@@ -220,7 +220,7 @@ class TrialLog:
         try:
             self._append(data)
             if not contents.end and hasattr(os, "O_DIRECTORY"):  # else a power cut may lose the file
-                sync(Path(self.path).parent)
+                sync_to_disk(Path(self.path).parent)
         except OSError as error:
             with suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, contents.end)

@@ -35,6 +35,8 @@ from qra_search.study.result import SearchResult
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
+LEAST_RANK_SHARE = 0.9
+"""Of the linears: if more have the least rank of the space, a note says why."""
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
@@ -111,6 +113,10 @@ def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
         notes.append("These intervals, meant to hold 90%, held 95% of the differences in seventeen recorded searches.")
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
+    least, of_groups = min(space.ranks), zip(space.groups, allocation.plan.ranks, strict=True)
+    ranks = [rank for group, rank in of_groups if not group.is_embedding]
+    if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
+        notes.append(f"Nearly all ranks are {least}: predictions hardly tell ranks apart, so the bytes go to bits.")
     heads = ("plan", "size", "gain", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from qra_search.errors import BadInput, shortened
+from qra_search.errors import BadInput, shorten
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
 from qra_search.space.space import Plan, SearchSpace
@@ -34,7 +34,7 @@ def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) ->
     if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
         return text
     if not isinstance(budget, (int, float)) and not SIZE.fullmatch(text):
-        raise BadInput(f"{shortened(budget)} is not a memory budget: write one such as {FORMS}")
+        raise BadInput(f"{shorten(budget)} is not a memory budget: write one such as {FORMS}")
     size = parse_bytes(budget)
     if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
         raise BadInput(f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput, bad_input, shortened
+from qra_search.errors import BadInput, bad_input, shorten
 from qra_search.files import read_json
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.plan import Group, Plan
@@ -122,5 +122,5 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
     if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+        raise BadInput(f"{file} is no plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed")
     return data

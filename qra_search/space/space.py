@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.errors import shortened, wrong_type
+from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import unknown_message
 from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
@@ -61,7 +61,7 @@ class SearchSpace:
     ):
         self.groups = tuple(groups)
         if not all(isinstance(group, Group) for group in self.groups):
-            raise TypeError(f"groups are a list of Group, got {shortened(groups)}")
+            raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
         self.levels = make_levels(bits, formats)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"

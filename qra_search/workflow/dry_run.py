@@ -56,7 +56,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         ],
         "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,
-        "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.rendered() or ()],
+        "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.render_row() or ()],
     }
 
 

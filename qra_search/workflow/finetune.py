@@ -195,6 +195,6 @@ def check_reloads(comparison: Comparison, folder: RunFolder) -> None:
             if record.reload_error:
                 path = folder.tuning(record.id).path
                 raise RunFailed(
-                    f"the adapter in {path} does not load back as it was tuned: {record.reload_error}; its figures are "
-                    "kept, but do not use it: delete its folder, and the same command tunes it again"
+                    f"the adapter in {path} does not load back as it was tuned: {record.reload_error}; "
+                    "do not use it: delete its folder, and run the same command again"
                 )

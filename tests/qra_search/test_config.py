@@ -81,7 +81,7 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
             "quantization.backend is 3: the name of a backend, or one for each",
         ),
         ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as keys"),
-        ({"quantization": {"backend": {4: []}}}, "at 4 bits a list names at least one backend"),
+        ({"quantization": {"backend": {4: []}}}, "at 4 bits a list must name at least one backend"),
         ({"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}}, "{'group_size': 8} is none of these"),
         ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' are texts"),
         ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),

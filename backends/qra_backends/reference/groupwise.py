@@ -50,10 +50,10 @@ def fit_groups(
 def encode(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size: int) -> Tensor:
     """Nearest codes, uint8 (out, in), under the scale and offset (out, groups) as they are stored."""
     columns = torch.arange(weight.shape[1], device=weight.device) // group_size
-    return nearest(weight, scale.float()[:, columns], offset.float()[:, columns], bits).to(torch.uint8)
+    return round_to_codes(weight, scale.float()[:, columns], offset.float()[:, columns], bits).to(torch.uint8)
 
 
-def nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
+def round_to_codes(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
     """Nearest codes as floats; 0 where the scale is 0, as in a group of equal weights. All arguments broadcast."""
     codes = torch.sub(weight, offset, out=out).div_(torch.where(scale == 0, 1.0, scale))
     return codes.round_().clamp_(0, 2**bits - 1)
@@ -92,7 +92,7 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
             scale, offset = _stored_scale(scale), _stored(offset)
-            nearest(weight, scale, offset, bits, out=codes)
+            round_to_codes(weight, scale, offset, bits, out=codes)
             torch.mul(codes, scale, out=work).add_(offset).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error

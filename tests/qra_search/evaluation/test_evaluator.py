@@ -18,7 +18,7 @@ from qra_search.testing.scenarios import ToyEvaluator
 def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
     formula = ToyEvaluator()
     assert not formula.tunes and formula.progress is None
-    assert formula.rendered() is None
+    assert formula.render_row() is None
     assert (dict(formula.estimate()), dict(formula.row_counts()), list(formula.cards())) == ({}, {}, [])
     assert formula.sensitivities_charge() is None and math.isnan(formula.evaluation_seconds())
     with pytest.raises(BadInput, match="evaluator ToyEvaluator cannot fine-tune a plan"):
@@ -26,7 +26,7 @@ def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
 
 
 def test_the_real_evaluator_has_them_all() -> None:
-    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "rendered")
+    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "render_row")
     assert all(getattr(QuantizedLoRAEvaluator, name) is not getattr(Evaluator, name) for name in able)
 
 

@@ -14,6 +14,7 @@ from report_runs import add_tunings, make_run, write_curve
 
 from qra_search import Group, Level, Linear, Plan, SearchSpace, search
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import Allocation
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
 from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smooth_curve
@@ -21,6 +22,7 @@ from qra_search.report.figures.charts import tuning_figure
 from qra_search.report.finding import comparison_headline, headline, verdict
 from qra_search.report.layout import arrange_groups, damage_steps, make_heat_maps
 from qra_search.report.live import BestSoFar
+from qra_search.report.tables import allocation_table
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
@@ -257,3 +259,13 @@ def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
     sensitivity = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
     assert sensitivity.remark.endswith(f"in {unit}")
     assert [sensitivity.labels[at] for at in (0, 1, -1)] == cells
+
+
+def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_told_apart() -> None:
+    chosen = toy_space(4)
+    for rank, is_said in ((chosen.ranks[0], True), (chosen.ranks[1], False)):
+        plan = chosen.uniform(chosen.bits[1], rank)
+        assert plan is not None
+        allocation = Allocation(plan, 1 << 20, chosen.memory_bytes(plan), 0.1, ())
+        notes = " ".join(allocation_table(allocation, chosen).notes)
+        assert (f"Nearly all ranks are {rank}" in notes) == is_said
