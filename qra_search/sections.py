@@ -249,7 +249,7 @@ class FinetuneConfig(Section):
     @classmethod
     def _looks(cls, value: int, info: ValidationInfo) -> int:
         if value and not info.data.get("evaluate_every"):
-            raise ValueError("it counts evaluations on the validation split: set finetune.evaluate_every as well")
+            raise ValueError("it counts evaluations on the validation split, so finetune.evaluate_every must be set")
         return value
 
 

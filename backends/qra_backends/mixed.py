@@ -188,7 +188,7 @@ def _parts(spec: Any, backend: Backend, bits: float) -> list[_Part]:
         words = ", ".join([words, *(f"{option} {value}" for option, value in spec.items() if option != "name")])
     found = [_Part(backend, level, words) for level in backend.bits if backend.width(level) == bits]
     if not found:
-        raise ValueError(f"the choice for {bits} bits cannot be: {backend.unsupported_reason(bits, 0, 0)}")
+        raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")
     return found
 
 

@@ -158,7 +158,7 @@ def build_task(name: str, seed: int) -> Any:
     """
     parts = TASK.fullmatch(name)
     if parts is None:
-        raise ValueError(f"{name!r} is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}")
+        raise ValueError(f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}")
     family, layers, granularity, sensitivities, noise = parts.groups()
     options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}
     if noise is not None:

@@ -168,7 +168,7 @@ def choose_rate(
         build: makes the evaluator of settings.
     """
     if rank_and_size()[1] > 1:
-        raise BadInput("rates are tried by one process: try them without torchrun, then set training.learning_rate")
+        raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
     train = build(config).row_counts().get("train")
     steps = config.finetune.steps if train is None else train.asked // config.training.rows_a_step
     steps = max(config.evaluation.steps, steps // RATE_PART)
