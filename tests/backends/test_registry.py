@@ -62,8 +62,8 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({4: []}, "is empty"),
         ({4: ["hqq", "hqq"]}, "twice"),
         ({3: ["hqq", "bitsandbytes"]}, "3"),
-        ({3: "bitsandbytes"}, "3 bits cannot be.*bitsandbytes does not store 3 bits: choose from 4, 8"),
-        ({4: "bitsandbytes-int8"}, "4 bits cannot be.*choose from 8"),
+        ({3: "bitsandbytes"}, "unsupported backend for 3 bits: .*bitsandbytes does not store 3 bits: choose from 4, 8"),
+        ({4: "bitsandbytes-int8"}, "unsupported backend for 4 bits: .*choose from 8"),
     ],
 )
 def test_a_wrong_spec_says_what_is_allowed(spec, message: str):
