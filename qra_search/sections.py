@@ -228,10 +228,15 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(
         0,
         ge=0,
-        description="steps between evaluations on the validation split; the adapters of the lowest loss are kept; 0: "
-        "those of the last step",
+        description="steps between evaluations on the validation split; the best adapters are kept; 0: those of the "
+        "last step",
     )
-    patience: int = Field(0, ge=0, description="evaluations without a lower loss after which tuning stops; 0: never")
+    monitor: Literal["loss", "task"] = Field(
+        "loss",
+        description="what these evaluations go by: the loss, or the task's own measure, as search.metric has it, for "
+        "which all evaluation.validation_rows are answered",
+    )
+    patience: int = Field(0, ge=0, description="evaluations without a better one after which tuning stops; 0: never")
     checkpoint_every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)"
     )
@@ -245,11 +250,11 @@ class FinetuneConfig(Section):
     )
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
 
-    @field_validator("patience")
+    @field_validator("monitor", "patience")
     @classmethod
-    def _looks(cls, value: int, info: ValidationInfo) -> int:
-        if value and not info.data.get("evaluate_every"):
-            raise ValueError("it counts evaluations on the validation split, so finetune.evaluate_every must be set")
+    def _looks(cls, value: Any, info: ValidationInfo) -> Any:
+        if value not in (0, "loss") and not info.data.get("evaluate_every"):
+            raise ValueError("it is of evaluations on the validation split, so finetune.evaluate_every must be set")
         return value
 
 

@@ -54,20 +54,22 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
     """
     run, evaluation, finetune = _Run(tuner, budget, gpu), tuner.evaluation, tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
+    looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.count_quantizing()),
         "sensitivities": run.peak(*run.count_sensitivities()),
         "search": run.peak(
             run.count_training(
-                evaluation.steps,
-                "validation",
-                evaluation.validation_rows,
-                scored=0 if tuner.metric == "loss" else evaluation.validation_rows,
+                evaluation.steps, *looked_at, scored=0 if tuner.metric == "loss" else evaluation.validation_rows
             )
         ),
         "tune": run.peak(
-            max(run.count_training(finetune.steps, *tested, scored=finetune.scored_rows), run.count_untuned(*tested))
+            max(
+                run.count_training(finetune.steps, *tested, scored=finetune.scored_rows),
+                0 if finetune.monitor == "loss" else run.count_training(0, *looked_at, scored=looked_at[1]),
+                run.count_untuned(*tested),
+            )
         ),
         "reload": run.peak(run.count_reloading(), libraries=RELOAD_LIBRARIES),
     }

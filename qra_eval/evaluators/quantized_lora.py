@@ -130,10 +130,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
         made.add_metrics(own)
-        if search.metric == "task" and made.judged_by is None:
-            raise BadInput(
-                f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
-            )
+        for field, value in (("search.metric", search.metric), ("finetune.monitor", self.config.finetune.monitor)):
+            if value == "task" and made.judged_by is None:
+                raise BadInput(f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'")
         return made
 
     def _load_model(
@@ -186,7 +185,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
             loss = self.tuner.measure_loss("validation", held_out)
-            by_task = self.tuner.objective("validation", held_out)
+            by_task = None if self.tuner.metric == "loss" else self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         now = time.perf_counter()

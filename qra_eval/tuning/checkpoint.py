@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor],
     """Write parameters, moments, the generators' states, losses, and where the training stands.
 
     Args:
-        best: parameters of the lowest validation loss, by name.
+        best: parameters of the best step so far, by name.
         more: plain data of the caller.
     """
     tensors = {"losses": torch.tensor(training.losses, dtype=torch.float64), "generator::cpu": torch.get_rng_state()}

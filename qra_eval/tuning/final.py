@@ -54,10 +54,14 @@ def tune(
     size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
 
-    def validation_loss() -> float:
-        loss = tuner.measure_loss("validation", tuner.evaluation.validation_rows, processes)
+    def validate() -> dict[str, float]:
+        rows = tuner.evaluation.validation_rows
+        figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
+        if finetune.monitor == "task":
+            found = processes.run_together(lambda: tuner.objective("validation", rows) if leads else 0.0)
+            (figures["validation_objective"],) = processes.sum_values(found)
         tuner.model.train()
-        return loss
+        return figures
 
     def work() -> TuningRecord:
         processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
@@ -71,7 +75,7 @@ def tune(
                 resumed = f", resumed after step {full.resumed_after}" if full.resumed_after else ""
                 progress(f"tune{resumed}", step, steps)
 
-        full = FullTuning(finetune, validation_loss, identity, folder, finish_step, processes)
+        full = FullTuning(finetune, validate, identity, folder, finish_step, processes)
         with full.save_on_interrupt():
             tuner.train(steps, seed, callback=full, batches=batches, processes=processes)
         nats, tokens = _measure_test_rows(tuner, processes)
@@ -136,6 +140,7 @@ def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequ
         "steps": steps,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
+        "monitor": finetune.monitor,
         "patience": finetune.patience,
     }
 

@@ -143,12 +143,11 @@ class FineTuner:
         nats, labels = processes.sum_values(loss * own, own)
         return nats / labels
 
-    def objective(self, split: SplitName, rows: int) -> float | None:
-        """What a search by the task's own measure lowers, on the first rows of a split: the loss that the task is
-        judged by, or what its score lacks of 1; None if the loss is what counts."""
+    def objective(self, split: SplitName, rows: int) -> float:
+        """The task's own measure on the first rows of a split, lower is better: the loss that the task is judged by,
+        or what its score lacks of 1."""
         judged_by = self.rows.task.judged_by
-        if self.metric == "loss" or judged_by is None:
-            return None
+        assert judged_by is not None  # which the evaluator has checked
         scores = self.score_rows(split, rows)[judged_by]
         mean = sum(scores) / len(scores)
         return mean if judged_by.endswith("loss") else 1.0 - mean

@@ -1,4 +1,4 @@
-"""The callback of a full tuning: measures validation loss, keeps the best adapters, writes checkpoints and curve."""
+"""The callback of a full tuning: looks at validation rows, keeps the best adapters, writes checkpoints and curve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qra_search.study.interrupt import on_interrupt
 
 log = logging.getLogger(__name__)
 
-RESUMED = ("best_loss", "best_step", "stale", "curve")
+RESUMED = ("best_value", "best_step", "stale", "curve")
 """Attributes that are read back from a checkpoint, beside the best parameters."""
 
 
@@ -35,14 +35,15 @@ class FullTuning(TrainerCallback):
     always written after the last step, so that measuring and saving can be resumed as well.
 
     Args:
-        validate: the validation loss of the model as it is; leaves it in training mode.
+        validate: figures on validation rows of the model as it is, by name; the last is to become low. It leaves the
+            model in training mode.
         identity: what the training depends on, as plain data; the checkpoint of another one is not resumed.
         folder: of checkpoint and curve; None: neither is written.
         processes: that tune together: all read the checkpoint, the first writes it.
         on_step: called with each step and its figures.
 
     Attributes:
-        best_step: the step of the lowest validation loss; None if it was never looked at.
+        best_value, best_step: the lowest value on validation rows, and its step; None if it was never looked at.
         earlier_seconds: spent on the training before it was resumed.
         resumed_after: the step of the checkpoint that it was resumed from; 0: it began anew.
     """
@@ -50,7 +51,7 @@ class FullTuning(TrainerCallback):
     def __init__(
         self,
         settings: FinetuneConfig,
-        validate: Callable[[], float],
+        validate: Callable[[], Mapping[str, float]],
         identity: Mapping[str, Any],
         folder: Path | None = None,
         on_step: Callable[[int, StepFigures], None] | None = None,
@@ -59,7 +60,7 @@ class FullTuning(TrainerCallback):
         self.settings, self.validate, self.identity, self.on_step = settings, validate, identity, on_step
         self.folder, self.processes = folder, processes
         self.best: dict[str, Tensor] = {}
-        self.best_loss, self.stale = float("inf"), 0
+        self.best_value, self.stale = float("inf"), 0
         self.best_step: int | None = None
         self.curve: list[str] = []
         self.resumed_after, self._interrupted = 0, False
@@ -85,10 +86,11 @@ class FullTuning(TrainerCallback):
         settings, step, is_last = self.settings, training.step, training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
-            loss = figures["validation_loss"] = self.validate()
+            figures |= self.validate()
+            *_, value = figures.values()
             self.stale += 1
-            if loss < self.best_loss:
-                self.best_loss, self.best_step, self.stale = loss, step, 0
+            if value < self.best_value:
+                self.best_value, self.best_step, self.stale = value, step, 0
                 self.best = {name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)}
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
@@ -119,7 +121,7 @@ class FullTuning(TrainerCallback):
         self._interrupted = True
 
     def on_train_end(self, training: Training) -> None:
-        """Put the parameters of the lowest validation loss in place, if there are any."""
+        """Put the best parameters in place, if there are any."""
         if self.best:
             for name, parameter in named_parameters(training):
                 parameter.data.copy_(self.best[name])

@@ -76,6 +76,9 @@ def tune_missing(
     settings = tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
     _say_tunings(tunings, listener)
+    if config.finetune.monitor == "task":
+        rows = evaluator.row_counts()["validation"].had
+        listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
     jobs = [(folder.tuning(tuning_id(plan, seed, settings)), plan, seed) for seed, plan in tunings]
     if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
         listener.say(f"{recorded} of {len(jobs)} tunings are recorded already, {len(jobs) - recorded} left")

@@ -48,12 +48,14 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
 
 def test_of_generated_answers_it_is_the_share_that_is_wrong_and_the_final_tuning_scores_them(tmp_path):
     evaluator = build(
-        tmp_path, "arithmetic", metric="task", evaluation={"steps": 2, "validation_rows": 2}, finetune={"test_rows": 2}
-    )
+        tmp_path, "arithmetic", metric="task", evaluation={"steps": 2, "validation_rows": 2},
+        finetune={"test_rows": 2, "evaluate_every": 1, "monitor": "task"},
+    )  # fmt: skip
+    looked = []
     plan = evaluator.space.uniform(4, 4)
     assert evaluator.evaluate(plan, fidelity=0.5).loss == 1.0  # a random model is never right
-    tuned = evaluator.tune(plan, steps=1)
-    assert tuned.metrics == {"exact_match": 0.0}
+    tuned = evaluator.tune(plan, steps=2, on_step=lambda step, figures: looked.append(figures["validation_objective"]))
+    assert tuned.metrics == {"exact_match": 0.0} and looked == [1.0, 1.0]
 
 
 def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path, monkeypatch):
@@ -81,7 +83,8 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
     assert evaluator.task.judged_by == "long" and evaluator.config.task.metrics == ("in-memory:long",)
 
 
-def test_a_task_without_a_measure_is_refused(tmp_path):
+@pytest.mark.parametrize("options", [{"metric": "task"}, {"finetune": {"evaluate_every": 5, "monitor": "task"}}])
+def test_a_task_without_a_measure_is_refused(tmp_path, options):
     (tmp_path / "text.txt").write_text("\n".join(f"{i} some words " * 40 for i in range(400)))
     with pytest.raises(ValueError, match="the task 'text' has no measure of its own: take 'loss'"):
-        build(tmp_path, {"name": "text", "data": str(tmp_path / "text.txt")}, metric="task")
+        build(tmp_path, {"name": "text", "data": str(tmp_path / "text.txt")}, **options)

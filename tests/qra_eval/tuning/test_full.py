@@ -32,7 +32,7 @@ class Killed(BaseException):
 def validation(model):
     loss = measure_loss(model, make_batches(rows(6, seed=1), 6), CPU)
     model.train()
-    return loss
+    return {"validation_loss": loss}
 
 
 def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation, **changed):
@@ -71,7 +71,7 @@ def test_killed_at_any_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_p
         tune(tmp_path, kill_at=kill_at)
     state, trained, heard, watch = tune(tmp_path)
     assert same(state, whole[0]) and (trained.loss, trained.tokens) == (whole[1].loss, whole[1].tokens)
-    assert (watch.best_loss, watch.best_step) == (whole[3].best_loss, whole[3].best_step)
+    assert (watch.best_value, watch.best_step) == (whole[3].best_value, whole[3].best_step)
     assert (tmp_path / CURVE_FILE).read_text() == whole[4]
     assert [step for step, _ in heard] == list(range(1 + (kill_at - 1) // 2 * 2, STEPS + 1))
 
@@ -133,18 +133,19 @@ def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkey
     assert same(tune(tmp_path)[0], whole[0])
 
 
-def test_the_adapters_of_the_lowest_validation_loss_are_kept_and_patience_ends_the_tuning(tmp_path):
-    losses = iter([5.0, 3.0, 4.0, 3.5, 1.0])
+@pytest.mark.parametrize("beside", [{}, {"validation_loss": 1.0}])
+def test_the_adapters_of_the_lowest_value_on_validation_rows_are_kept_and_patience_ends_the_tuning(tmp_path, beside):
+    values = iter([5.0, 3.0, 4.0, 3.5, 1.0])
     states = []
 
     def looked(model):
         states.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n})
-        return next(losses)
+        return {**beside, "monitored": next(values)}
 
     changed = {"evaluate_every": 1, "patience": 2, "validate": looked}
     state, trained, heard, watch = tune(tmp_path, **changed)
-    assert (watch.best_step, watch.best_loss) == (2, 3.0)
-    assert [told["validation_loss"] for _, told in heard] == [5.0, 3.0, 4.0, 3.5]
+    assert (watch.best_step, watch.best_value) == (2, 3.0)
+    assert [told["monitored"] for _, told in heard] == [5.0, 3.0, 4.0, 3.5]
     best = {n.replace("model.layers", "layers"): p for n, p in states[1].items()}
     assert sorted(map(torch.Tensor.sum, best.values())) == sorted(map(torch.Tensor.sum, state.values()))
     again, cut, more, _ = tune(tmp_path, **changed)  # ended is ended: no look is left to make

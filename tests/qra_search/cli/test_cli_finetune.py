@@ -254,7 +254,7 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--set", "finetune.patience=2"), "finetune.patience is 2: it counts evaluations on the validation split"),
+        (("--set", "finetune.patience=2"), "finetune.patience is 2: it is of evaluations on the validation split"),
         (("--set", "space.bits=[2]"), "space.bits is 'auto' in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--set", "evaluation.steps=200"), "set the length of a full one with finetune.steps"),
