@@ -1,13 +1,12 @@
 """Generation as fast as in 16 bits: a token asks for every weight, and to dequantize it each time is slow.
 
-The weights stay dequantized from the first call on. PEFT's own forward takes as long as the products of its factors, so
-the same products are made without it, in the same order: what is generated is the same to the bit.
+The weights stay dequantized from the first call on, with the adapter merged into them before they are rounded to the
+model's dtype. So an answer may differ from one without kept weights by one rounding, as between two kernels.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from itertools import chain
 from types import MethodType
@@ -23,8 +22,10 @@ from torch.nn import functional as F
 from qra_eval.models.embeddings import TableEmbedding, TableHead
 from qra_eval.quantized.model import count_cache_bytes
 
-Forward = Callable[[Tensor], Tensor]
-Weights = MutableMapping[nn.Module, Tensor]
+Factors = list[tuple[Tensor, Tensor, float]]
+"""A, B and scaling of each active adapter of a linear."""
+Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
+"""Dequantized weights by module, each with what it was made of."""
 
 
 def cache_weights_in_generate(model: Any, backend: Backend, names: Collection[str], cache: int | str = "auto") -> None:
@@ -49,70 +50,71 @@ def cache_weights(
     model: Any, backend: Backend, names: Collection[str], kept: Weights, cache: int | str
 ) -> Iterator[None]:
     """Multiply by dequantized weights while the context lasts; as before if they do not fit."""
-    modules = [model.get_submodule(name) for name in names]
-    linears = [getattr(module, "base_layer", module) for module in modules]  # below an adapter of PEFT
-    linears = [linear for linear in linears if type(linear) is not nn.Linear]  # merged since
+    linears: dict[nn.Module, tuple[nn.Module, Factors]] = {}
+    for module in map(model.get_submodule, names):
+        linear = getattr(module, "base_layer", module)  # below an adapter of PEFT
+        if type(linear) is not nn.Linear:  # merged since
+            factors = _find_factors(module)
+            linears[linear if factors is None else module] = linear, factors or []
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
-    taken = [table for table in tables.values() if table.module is not None and table.plain is None]
-    dtype = model.dtype
-    places = {module: next(chain(module.buffers(), module.parameters())).device for module in (*linears, *taken)}
-    lacking = [m for m, place in places.items() if m not in kept or (kept[m].dtype, kept[m].device) != (dtype, place)]
-    count = sum(m.shape[0] * m.shape[1] if m in taken else m.out_features * m.in_features for m in lacking)
-    if count * dtype.itemsize > count_cache_bytes(cache, model.device):
+    replaced = [table for table in tables.values() if table.module is not None and table.plain is None]
+    versions = {module: _version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()}
+    versions |= {table: _version(model.dtype, table) for table in replaced}
+    lacking = [module for module, version in versions.items() if module not in kept or kept[module][0] != version]
+    sizes = [m.shape if m in replaced else (linears[m][0].out_features, linears[m][0].in_features) for m in lacking]
+    if sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize > count_cache_bytes(cache, model.device):
         yield
         return
-    fast: list[nn.Module] = [*linears]
     try:
         with torch.no_grad():
             for module in lacking:
-                kept[module] = (module.weight if module in taken else backend.dequantize(module)).to(dtype)
-        for linear in linears:
-            linear.forward = _product(kept[linear], linear.bias)
-        for table in taken:
-            table.frozen = kept[table]
-        for module in modules:
-            base = getattr(module, "base_layer", module)
-            forward = _adapted_product(module, kept[base], base.bias) if base in kept else None
-            if forward is not None:
-                module.forward = forward
-                fast.append(module)
+                linear, factors = linears.get(module, (module, []))
+                weight = module.weight if module in replaced else _merge(backend, linear, factors)
+                kept[module] = versions[module], weight.to(model.dtype), factors
+        for module, (linear, _) in linears.items():
+            module.forward = _product(module, kept[module][1], linear.bias)
+        for table in replaced:
+            table.frozen = kept[table][1]
         yield
     finally:
-        for module in fast:
+        for module in linears:
             vars(module).pop("forward", None)
-        for table in taken:
+        for table in replaced:
             table.frozen = None
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Forward:
-    def forward(x: Tensor) -> Tensor:
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    return forward
-
-
-def _adapted_product(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Forward | None:
-    """The forward of a linear under one plain LoRA adapter, by the products that PEFT makes; None if it has another."""
-    if not isinstance(module, LoraLayer) or module.disable_adapters or module.merged or module.training:
+def _find_factors(module: nn.Module) -> Factors | None:
+    """Factors of the adapters that are active on a linear; None if these are not plain LoRA on frozen weights."""
+    if not isinstance(module, LoraLayer):
+        return []
+    active = [name for name in module.active_adapters if name in module.lora_A and not module.disable_adapters]
+    has_biases = any(factors[name].bias is not None for factors in (module.lora_A, module.lora_B) for name in active)
+    if module.merged or module.training or module.lora_variant or has_biases:
         return None
-    active = [name for name in module.active_adapters if name in module.lora_A]
-    if len(active) != 1 or module.lora_variant:
-        return None
-    a, b, scaling = module.lora_A[active[0]], module.lora_B[active[0]], module.scaling[active[0]]
-    alike = {tensor.dtype for tensor in (weight, a.weight, b.weight)}
-    if a.bias is not None or b.bias is not None or len(alike) != 1 or (bias is not None and bias.dtype != weight.dtype):
-        return None
-    if math.log2(abs(scaling) or 1.0).is_integer():  # exact, wherever it is multiplied
-        scaled, scaling = b.weight * scaling, 1.0
-    else:
-        scaled = b.weight
-    down, linear, dtype, usual = a.weight, F.linear, weight.dtype, type(module).forward
+    return [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for name in active]
+
+
+def _version(dtype: torch.dtype, linear: nn.Module, *factors: tuple[Tensor, Tensor, float]) -> Hashable:
+    """All that a dequantized weight depends on; an optimizer's step changes it."""
+    place = next(chain(linear.buffers(), linear.parameters())).device
+    return dtype, place, tuple((id(a), a._version, id(b), b._version, scaling) for a, b, scaling in factors)
+
+
+def _merge(backend: Backend, linear: nn.Module, factors: Factors) -> Tensor:
+    """The weight of a quantized linear and its adapters, float32 if it has any."""
+    weight = backend.dequantize(linear)
+    for a, b, scaling in factors:
+        weight = torch.addmm(weight.float(), b.float(), a.float(), alpha=scaling)
+    return weight
+
+
+def _product(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    usual = type(module).forward
 
     def forward(x: Tensor, *args: Any, **options: Any) -> Tensor:
-        if x.dtype != dtype or args or options:
-            return usual(module, x, *args, **options)
-        change = linear(linear(x, down), scaled)
-        return linear(x, weight, bias) + (change if scaling == 1.0 else change * scaling)
+        if args or options:  # such as one adapter for each row
+            return usual(module, x, *args, **options)  # type: ignore[no-any-return]
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     return forward

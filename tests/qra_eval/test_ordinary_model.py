@@ -239,6 +239,22 @@ def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forwa
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
 
 
+def test_generate_follows_a_change_of_the_adapter(model: Any) -> None:
+    """The adapter is merged into the kept weights: a step of an optimizer, or another scaling, merges it anew."""
+    length = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    twin = copy.deepcopy(model)
+    first = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+    assert (first - twin(IDS).logits[:, -1]).abs().max() < ROUNDING
+    with twin.disable_adapter():
+        without = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+    with torch.no_grad():
+        for name, tensor in twin.named_parameters():
+            if ".lora_B." in name:
+                tensor.zero_()
+    zeroed = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+    assert torch.equal(zeroed, without) and not torch.equal(zeroed, first)
+
+
 def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "plan.json").write_text('{"')
