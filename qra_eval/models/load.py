@@ -89,7 +89,10 @@ def find_path(name: str) -> Path | None:
         ValueError: the file is no GGUF file.
     """
     if name.startswith(IN_MEMORY):
-        raise ModelNotFound("this run uses an in-memory model: pass it to open_run(), or save it and plan again")
+        raise ModelNotFound(
+            "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
+            "or save it and plan again"
+        )
     if name == "smollm2":
         package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
         if package is None or package.origin is None:

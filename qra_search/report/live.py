@@ -28,7 +28,7 @@ PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
 BUDGETS_SHOWN = 6
 ProgressArgument = bool | ProgressFunction | Listener | None
-"""A function of (stage, done, total), True for a view, False for nothing, None for a view in a notebook alone."""
+"""A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
 
 
 def listener_for(progress: ProgressArgument) -> Listener:
@@ -40,17 +40,17 @@ def listener_for(progress: ProgressArgument) -> Listener:
     if isinstance(progress, Listener):
         return progress
     if progress is None or isinstance(progress, bool):
-        return notebook_or_stderr_view() if (Console().is_jupyter if progress is None else progress) else Listener()
+        return Listener() if progress is False else notebook_or_stderr_view(is_brief=progress is None)
     if callable(progress):
         return Listener(progress)
     raise wrong_type("progress", progress, "True, False, or a function of a stage, the steps done and all its steps")
 
 
-def notebook_or_stderr_view() -> Listener:
+def notebook_or_stderr_view(*, is_brief: bool = False) -> ConsoleView:
     """The view for a cell of a notebook, or for stderr; rich draws bars in a notebook if `ipywidgets` is installed."""
     if not Console().is_jupyter:
-        return make_view(Console(stderr=True, highlight=False, emoji=False))
-    return make_view(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
+        return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=is_brief)
+    return ConsoleView(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
 
 
 def make_view(console: Console, *, quiet: bool = False) -> Listener:
@@ -101,10 +101,14 @@ class BestSoFar:
 
 
 class ConsoleView(Listener):
-    """Shows a run on a console: bars and the best plans so far if it can redraw lines, else a line for each event."""
+    """Shows a run on a console: bars and the best plans so far if it can redraw lines, else a line for each event.
 
-    def __init__(self, console: Console):
-        self.console, self.best = console, BestSoFar()
+    Args:
+        is_brief: a line for each stage, if lines cannot be redrawn.
+    """
+
+    def __init__(self, console: Console, *, is_brief: bool = False):
+        self.console, self.best, self.is_brief = console, BestSoFar(), is_brief
         self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self.bars = _Bars(self)
         self._stage: Task | None = None
@@ -128,26 +132,29 @@ class ConsoleView(Listener):
             current = self._stage = self.bars.add(stage, total)
             if not self.can_draw and self.search is None:
                 self._printed = now
-                self.say(f"{stage} ..." if total <= 1 else f"{stage}: {done} of {total}")
+                self.say(f"{stage} ..." if total <= 1 or self.is_brief else f"{stage}: {done} of {total}")
         self.bars.update(current.id, completed=done, total=total or None)
         if total and done >= total:
-            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE:
+            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE and not self.is_brief:
                 self.say(f"{stage}: done in {duration(current.elapsed or 0.0)}")
             self._remove_stage()
-        elif not self.can_draw and now - self._printed >= STAGE_EVERY:
+        elif not (self.can_draw or self.is_brief) and now - self._printed >= STAGE_EVERY:
             self._printed = now
             self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", time_left_text(current)))))
 
     def on_start(self, study: Study) -> None:
         self.best = BestSoFar.from_study(study)
         self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
+        if self.is_brief and not self.can_draw:
+            self.say(f"{evaluations_text(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
         self.best.add(trial)
         self.bars.update(self.search.id, completed=self.best.spent)
         now, is_last = time.monotonic(), self.best.spent >= study.evaluations
-        if self.can_draw or (now - self._trial_printed < TRIALS_EVERY and not is_last and trial.done):
+        soon = self.is_brief or now - self._trial_printed < TRIALS_EVERY
+        if self.can_draw or (soon and not is_last and trial.done):
             return
         self._printed = self._trial_printed = now
         spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"

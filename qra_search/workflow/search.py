@@ -42,8 +42,8 @@ def search(
 
     Args:
         strategy, callbacks, study_options: as `Study` takes them.
-        progress: a function of (stage, done, total); True: bars and tables in a terminal or the cell of a notebook;
-            None: in a notebook only.
+        progress: a function of (stage, done, total); None: bars in a terminal or the cell of a notebook, elsewhere a
+            line for each stage on stderr; True: elsewhere a line for each event; False: nothing.
 
     Raises:
         BadInput: an argument that cannot be used; nothing was spent.

@@ -41,7 +41,7 @@ def plan(
         metrics: functions of (answer, example) that score generated answers, by name; higher is better.
         config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
         settings: values by dotted field, such as `{"training.scales": True}`.
-        progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
+        progress: as `search` takes it.
         keywords: `data`, `columns`, `metric`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
             `evaluator`, `strategy`, `evaluations`: as the command's options.
 

@@ -159,29 +159,34 @@ def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path:
 def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without `progress` nowhere, outside of notebooks; to the view, to a function, or where the evaluator reports."""
+    """To nowhere, to a function, to the view (brief if nothing is said), or where the evaluator reports."""
     options: dict[str, Any] = {"strategy": "random", "evaluations": 4, "memory_budget": "uniform4r8"}
     evaluator = ToyEvaluator()
-    search(evaluator, **options)
+    search(evaluator, **options, progress=False)
     assert evaluator.progress is None and capsys.readouterr() == ("", "")
 
     class Telling(ToyEvaluator):
         def sensitivities(self) -> Any:
             assert self.progress is not None
-            self.progress("measure", 1, 2)
+            self.progress("measure", 1, 3)
+            self.progress("measure", 2, 3)
             return super().sensitivities()
 
     telling: Any = Telling()
     heard: list[Any] = []
     for _ in range(2):
         search(telling, **options, progress=lambda *step: heard.append(step))
-    assert heard == [("measure", 1, 2)] * 2 and telling.progress is None
+    assert heard == [("measure", 1, 3), ("measure", 2, 3)] * 2 and telling.progress is None
+    search(telling, **options)
+    brief = capsys.readouterr()
+    assert brief.out == "" and brief.err.splitlines()[:2] == ["measure ...", "4 evaluations ..."]
+    assert brief.err.count("] #") == 1  # the last
     search(telling, **options, progress=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "measure" in shown.err and "loss" in shown.err
     telling.progress = lambda *step: heard.append(step)
     search(telling, **options, progress=True)
-    assert len(heard) == 3 and "measure" not in capsys.readouterr().err
+    assert len(heard) == 6 and "measure" not in capsys.readouterr().err
 
 
 def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
