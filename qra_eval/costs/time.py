@@ -16,9 +16,12 @@ from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
+from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, probe_batch
-from qra_eval.tasks.batches import make_batches
+from qra_eval.tasks.batches import Batch, make_batches
+from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.training import BACKWARD
 from qra_search.space.levels import LevelName
 
 SCALES, ROW_SCALES = 1.5, 0.4
@@ -40,10 +43,10 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         budget: bytes of the largest plan that the search may put in place.
 
     Returns:
-        `setup_seconds` (quantizing, nearly 0 if the cache has it), `sensitivities_seconds`, `evaluation_seconds` (one
-        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
-        `device` and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory),
-        `disk_bytes` of the bank, and `engines` (see `qra_eval.costs.engines`).
+        `setup_seconds` (quantizing) and `sensitivities_seconds`, both 0 if the cache has them, `evaluation_seconds`
+        (one at full fidelity), `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with
+        the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
+        `engines` (see `qra_eval.costs.engines`).
     """
     pace = seconds_per_token(tuner)
     model = tuner.quantized_model
@@ -55,28 +58,40 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         measuring += calibrating
     elif not cached:
         setup += calibrating
+    held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
+    evaluation = _count_passes(tuner, tuner.batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
         "setup_seconds": setup,
-        "sensitivities_seconds": measuring,
-        "evaluation_seconds": pace * _evaluation_passes(tuner),
-        "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
+        "sensitivities_seconds": 0.0 if sensitivities_file(tuner).is_file() else measuring,
+        "evaluation_seconds": pace * evaluation,
+        "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
         "disk_bytes": sum(n * storage(b).bytes(*shape) for (shape, levels), n in shapes.items() for b in levels),
         "engines": list_engine_bytes(model),
     }
 
 
-def _evaluation_passes(tuner: FineTuner) -> float:
-    """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
-    settings, tokens, model = tuner.settings, tuner.evaluation_tokens(), tuner.quantized_model
+def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence[Encoded]) -> float:
+    """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
+    model = tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
     most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
-    if not most:
-        return tokens
-    rows = tuner.rows("train", tuner.trained_rows)
-    scales = ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
-    return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
+    scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
+    return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
+
+
+def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
+    """Seconds of a full tuning: its steps, its looks at validation rows, test losses, and answers token by token."""
+    finetune, task, steps = tuner.finetune, tuner.rows.task, tuner.finetune_steps
+    looks, count = steps // (finetune.evaluate_every or steps + 1), tuner.evaluation.validation_rows
+    measured = [*looks * tuner.rows("validation", count), *tuner.rows("test", finetune.test_rows)]
+    seconds = pace * _count_passes(tuner, tuner.final_batches(steps, 0), measured)
+    if not task.metrics or tuner.tokenizer is None:
+        return seconds
+    scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
+    longest = task.max_answer_tokens(task.split("test")[: finetune.test_rows], tuner.tokenizer)
+    return seconds + scored * longest * seconds_per_token(tuner, one_by_one=True)
 
 
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
@@ -91,10 +106,13 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     )
 
 
-def seconds_per_token(tuner: FineTuner) -> float:
+def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
     If the model has no weights here, the layer is one of made-up weights.
+
+    Args:
+        one_by_one: a pass has one token of each row, as in generating.
     """
     model = tuner.quantized_model
     vocabulary = tuner.model.config.get_text_config().vocab_size
@@ -102,6 +120,9 @@ def seconds_per_token(tuner: FineTuner) -> float:
     size = 2 * tuner.settings.batch_size
     batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
+    if one_by_one:
+        first = torch.arange(len(batch.input_ids))
+        batch = replace(batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first))
     with blocks.prepare_rest(), torch.no_grad():
         flow = blocks.enter(batch)
         with blocks.place_layer(0):

@@ -114,7 +114,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             )
         self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
         check_fit(self.tuner, self.budget)
-        self.sensitivities_report: dict[str, Any] = {}
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
         """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""
@@ -210,9 +209,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        found = unless_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
-        sensitivities, self.sensitivities_report = found
-        return sensitivities
+        return unless_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()

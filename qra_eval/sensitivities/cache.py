@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from qra_eval.quantized.bank import bank_folder, lock_work
 from qra_eval.sensitivities.measure import SAMPLED_ROWS, measure_sensitivities
@@ -14,12 +13,12 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENSITIVITIES_VERSION = 7
+SENSITIVITIES_VERSION = 8
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 
-def read_or_measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
-    """The sensitivities and the report on them: those of an earlier run of the same content, or measured and stored.
+def read_or_measure(tuner: FineTuner) -> Sensitivities:
+    """The sensitivities of an earlier run of the same content, or measured and stored.
 
     Their cost is what measuring took, whether or not they were measured again. Of processes that need the same ones
     at the same time one measures, and the others wait.
@@ -30,16 +29,15 @@ def read_or_measure(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     with lock_work(path.with_suffix(".lock"), "measures the same sensitivities", tuner.progress):
         if (stored := _read(path)) is not None:
             return stored
-        sensitivities, report = measure_sensitivities(tuner)
-        write_json(path, {"prior": sensitivities.to_dict(), "report": report})
-    return sensitivities, report
+        sensitivities = measure_sensitivities(tuner)
+        write_json(path, sensitivities.to_dict())
+    return sensitivities
 
 
-def _read(path: Path) -> tuple[Sensitivities, dict[str, Any]] | None:
+def _read(path: Path) -> Sensitivities | None:
     """The content of a file; None if there is none, or it is damaged."""
     try:
-        data = json.loads(path.read_text())
-        return Sensitivities.from_dict(data["prior"]), data["report"]
+        return Sensitivities.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

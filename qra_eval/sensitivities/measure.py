@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +53,8 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_sensitivities(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
-    """Damage and gain of every group, on train rows, by the unquantized model in place without adapters.
-
-    Returns:
-        The sensitivities, and a report: tokens spent in units of one forward pass, also in full evaluations (`cost`),
-        the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
-    """
+def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
+    """Damage and gain of every group, on train rows, by the unquantized model in place without adapters."""
     space, model = tuner.space, tuner.quantized_model
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
     tuner.switcher.unquantize()
@@ -83,21 +77,10 @@ def measure_sensitivities(tuner: FineTuner) -> tuple[Sensitivities, dict[str, An
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
     damage = raise_to_wider(interpolate_missing(damage, space.widths), space.widths)
     tokens = 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
-    cost = tokens / tuner.evaluation_tokens()
-    sensitivities = Sensitivities(
+    return Sensitivities(
         damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
-        cost=cost, seconds=time.perf_counter() - start,
+        cost=tokens / tuner.evaluation_tokens(), seconds=time.perf_counter() - start,
     )  # fmt: skip
-    report = {
-        "forward_tokens": tokens,
-        "cost": cost,
-        "probes": [
-            {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
-            for g, k, kl in probes
-        ],
-        "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
-    }
-    return sensitivities, report
 
 
 def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -281,9 +264,3 @@ def _spread_over_depth(kinds: Sequence[str]) -> list[int]:
         count = min(DEPTHS, len(members))
         chosen += sorted({members[round(j * (len(members) - 1) / max(1, count - 1))] for j in range(count)})
     return chosen
-
-
-def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson correlation of the logarithms; None with fewer than three usable pairs."""
-    usable = [(a, b) for a, b in pairs if a > 0 and b > 0]
-    return float(np.corrcoef(np.log(usable), rowvar=False)[0, 1]) if len(usable) > 2 else None

@@ -14,7 +14,7 @@ from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import bad_input
 from qra_search.report.formatting import duration, engine_text
-from qra_search.space.levels import level_label, level_words
+from qra_search.space.levels import level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run
@@ -42,7 +42,7 @@ def print_dry_run(
     Args:
         track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
-        evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
+        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     with bad_input():
         for name in track:
@@ -65,9 +65,9 @@ def print_dry_run(
     console.print("[bold]Space and cost[/]")
     is_search = tunings is None and evaluations != 0
     for name, text in (
-        *_space_rows(facts, config, is_search=is_search),
+        *_space_rows(facts, config),
         *(("rows", line) for line in rows),
-        *_cost_rows(facts["estimate"], config, tunings, is_search=is_search),
+        *_cost_rows(facts, config, tunings, is_search=is_search),
     ):
         grid.add_row(name, Text(text))
     console.print(grid)
@@ -88,7 +88,7 @@ def example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return rows
 
 
-def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool) -> Iterator[tuple[str, str]]:
+def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
     weights, fixed, budgets = facts["weights"], facts["fixed_bytes"], facts["budgets"]
 
     def size(count: int) -> str:
@@ -102,11 +102,6 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool)
     yield "smallest plan", size(facts["smallest_bytes"])
     yield "largest plan", size(facts["largest_bytes"])
     yield "budget", ", ".join(map(size, budgets)) or "none: the whole front"
-    if is_search:
-        first = "; ".join(
-            f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
-        )
-        yield "evaluated first", first or "no uniform plan fits"
     yield "will run", engine_text(config)
     for name, least in facts["estimate"].get("engines", {}).items():
         if isinstance(least, str):
@@ -117,10 +112,11 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig, *, is_search: bool)
 
 
 def _cost_rows(
-    estimate: Mapping[str, Any], config: RunConfig, tunings: Tunings | None, *, is_search: bool
+    facts: Mapping[str, Any], config: RunConfig, tunings: Tunings | None, *, is_search: bool
 ) -> Iterator[tuple[str, str]]:
     """What a tuning, a search, or a plan takes."""
-    phases, finetune = dict(estimate.get("phases", {})), config.finetune
+    estimate, finetune = facts["estimate"], config.finetune
+    phases = dict(estimate.get("phases", {}))
     if not is_search:
         wanted = PLAN_PHASES if tunings is None else TUNING_PHASES
         phases = {name: phases[name] for name in wanted if name in phases}
@@ -129,12 +125,11 @@ def _cost_rows(
         plans, seeds = len(tunings.plans), len(tunings.seeds)
         counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
         yield "tunings", f"{len(tunings)}, of {each} each: {counts}"
-        if "evaluation_seconds" in estimate and finetune.epochs is None and config.evaluation.steps:
-            seconds = estimate["evaluation_seconds"] * finetune.steps / config.evaluation.steps
+        if (seconds := estimate.get("tuning_seconds")) is not None:
             yield "time", f"about {duration(len(tunings) * seconds)} ({duration(seconds)} a tuning)"
     else:
         if is_search:
-            yield "evaluations", cost_text(config.search.evaluations, estimate.get("sensitivities_charge", 0.0))
+            yield "evaluations", cost_text(facts["evaluations"], estimate.get("sensitivities_charge", 0.0))
             yield "strategy", config.search.strategy
         if "total_seconds" in estimate:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""
@@ -147,7 +142,5 @@ def _cost_rows(
     for name, peak in phases.items():
         device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
         yield f"peak of {name}", f"{device}{format_bytes(peak['host'])} of this machine's memory"
-    if "phases" not in estimate and "peak_bytes" in estimate and tunings is None:
-        yield "peak memory", f"about {format_bytes(estimate['peak_bytes'])}"
     if "disk_bytes" in estimate and tunings is None:
         yield "disk", f"{format_bytes(estimate['disk_bytes'])} for every linear at every bit-width, kept for later runs"

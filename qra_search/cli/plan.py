@@ -17,7 +17,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
-from qra_search.workflow.dry_run import gain_text
+from qra_search.workflow.dry_run import estimate_cost, gain_text
 from qra_search.workflow.run import Run
 from qra_search.workflow.settings import check_budget, new_folder
 
@@ -48,7 +48,7 @@ def plan(
         return
     with Run(out or new_folder(settings), settings) as run:
         result = run.choose_plan(progress=view)
-        cost = run.search_cost()
+        cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
     if as_json:
         common.print_json({"folder": str(run.path), **result.to_dict()})
     else:

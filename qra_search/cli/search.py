@@ -70,7 +70,8 @@ def search(
     view = make_view(common.stderr(), quiet=as_json)
     common.report_default_model(settings, view)
     if dry_run:
-        print_dry_run(settings, view, track=track or (), as_json=as_json)
+        left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
+        print_dry_run(settings, view, track=track or (), evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or new_folder(settings))
     for name, value in (("--executor", executor), ("--address", address), ("--gpus-per-worker", gpus_per_worker)):

@@ -105,10 +105,10 @@ class Evaluator(ABC):
         return None
 
     def estimate(self) -> Mapping[str, Any]:
-        """What a search will take; `--dry-run` prints it.
+        """What a run will take; `--dry-run` prints it.
 
-        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`; `phases`: of
-        each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak; and `engines`: of each engine by
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; `phases`:
+        of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak; and `engines`: of each engine by
         name, the bytes of the smallest plan that it holds, or why it takes none.
         """
         return {}

@@ -14,7 +14,6 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.study.listener import Listener
-from qra_search.study.study import uniform_design
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
@@ -26,15 +25,16 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
     Args:
-        evaluations: full evaluations that the command spends, 0 for a plan alone; None: as the config says.
+        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     space = evaluator.space
     with bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate())
+    count = config.search.evaluations if evaluations is None else evaluations
     if "evaluation_seconds" in estimate:
-        estimate["sensitivities_charge"] = evaluator.sensitivities_charge() or 0.0
-        count = config.search.evaluations if evaluations is None else evaluations
+        if estimate.get("sensitivities_seconds"):
+            estimate["sensitivities_charge"] = evaluator.sensitivities_charge() or 0.0
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
     linears = [group for group in space.groups if not group.is_embedding]
@@ -49,11 +49,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         "smallest_bytes": space.memory.minimum,
         "largest_bytes": space.memory.maximum,
         "budgets": list(budgets),
-        "first": [
-            {"bits": choice[0], "rank": choice[1], "memory_bytes": space.memory_bytes(plan)}
-            for plan in uniform_design(space, budgets)
-            if (choice := space.uniform_choice(plan)) is not None
-        ],
+        "evaluations": count,
         "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,
         "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.render_row() or ()],

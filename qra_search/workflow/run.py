@@ -26,7 +26,6 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
-from qra_search.workflow.dry_run import estimate_cost
 from qra_search.workflow.evaluator import Workers, build_evaluator, start_workers
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import begin_run, plan_run, search_run
@@ -98,11 +97,6 @@ class Run:
             self._set("search.evaluations", self.folder.config().search.evaluations)  # of the search that has begun
         with listener_for(progress) as listener, begin_run(self.config, self.folder, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
-
-    def search_cost(self) -> str | None:
-        """What a search will take, in words; None if the evaluator cannot estimate it."""
-        is_measured = self.result.sensitivities is not None
-        return estimate_cost(self.evaluator(), self.config.search.evaluations, is_measured=is_measured)
 
     def search(
         self,
@@ -176,8 +170,8 @@ class Run:
             steps: of the optimizer; None: as the settings say.
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
-            against: baselines to tune as well: `all` uniform plans that fit, the `best` of them, the plan `shuffled`
-                over linears of the same shape, or `none`.
+            against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
+                the same shape, `all` uniform plans that fit and that one, or `none`.
             device: another than the run's.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.

@@ -22,8 +22,8 @@ def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedL
     return make_evaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
-        training={"batch_size": 4}, finetune={"steps": 3, "test_rows": 8},
-        **({"evaluation": {"steps": 3, "validation_rows": 8}} | options),
+        training={"batch_size": 4, "scales": False},
+        **({"evaluation": {"steps": 3, "validation_rows": 8}, "finetune": {"steps": 3, "test_rows": 8}} | options),
     )  # fmt: skip
 
 
@@ -32,13 +32,28 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
     evaluator = make(tmp_path / "bank", backend)
     before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
     facts = evaluator.estimate()
-    sizes = {"peak_bytes", "disk_bytes", "phases", "engines"}
-    assert set(facts) == {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", *sizes}
+    seconds = {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", "tuning_seconds"}
+    assert set(facts) == {*seconds, "disk_bytes", "phases", "engines"}
     assert all(facts[name] > 0 for name in set(facts) - {"phases", "engines"})
     assert not (tmp_path / "bank").exists()
     after = dict(evaluator.tuner.model.named_parameters())
     assert set(after) == set(before)
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
+
+
+def test_a_tuning_is_forecast_by_its_steps_its_looks_its_test_rows_and_the_tokens_of_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = {False: 1.0, True: 100.0}
+    monkeypatch.setattr(module, "seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one])
+    looks = {"evaluate_every": 2, "monitor": "task"}
+    evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8, "scored_rows": 5, **looks})
+    trained, validation, test = (
+        sum(map(len, evaluator.rows(split, count))) for split, count in (("train", 24), ("validation", 8), ("test", 8))
+    )
+    answer = evaluator.task.max_answer_tokens(evaluator.task.split("test")[:8], evaluator.rows.tokenizer)
+    expected = 3 * trained + 3 * validation + test + 100 * answer * (5 + 3 * 8)
+    assert evaluator.estimate()["tuning_seconds"] == pytest.approx(expected)
 
 
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:

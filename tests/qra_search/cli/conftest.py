@@ -77,6 +77,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             )  # fmt: skip
 
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
+        evaluator.estimate = lambda: {"tuning_seconds": 60.0}
         return evaluator
 
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))

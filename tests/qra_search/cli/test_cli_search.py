@@ -71,6 +71,8 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
 ) -> None:
     qra.search(tmp_path / "a", evaluations=6)
     count = len(trials(tmp_path / "a"))
+    left = 14 - RunFolder(tmp_path / "a").result().spent
+    assert qra("search", tmp_path / "a", "-n", 14, "--dry-run", "--json").json["evaluations"] == pytest.approx(left)
     more = qra("search", tmp_path / "a", "-n", 14)
     assert more.status == 0
     assert f"resumed: {count} trials are there, " in more.err and " of 14 evaluations spent, " in more.err
