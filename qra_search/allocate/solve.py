@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,10 @@ uniform plans of seventeen recorded searches lie within, all 133 of those four s
 
 @dataclass(frozen=True)
 class UniformPrediction:
-    """A uniform plan that fits the budget, and its predicted loss less that of the allocated plan.
+    """A uniform plan, and its predicted loss less that of another plan, as a rule the allocated one.
 
     Attributes:
-        gain: nats of loss after a short tuning; what the allocated plan is better by.
+        gain: nats of loss after a short tuning; what the other plan is better by.
         deviation: of the true difference about it, nats.
     """
 
@@ -92,15 +93,22 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     """
     table = additive_table(space, sensitivities)
     plan = solve_table(space, table, budget_bytes)
-    fitting = space.uniform_plans(budget_bytes)
-    loss, *others = table_losses(table, space.encode_many([plan, *fitting])).tolist()
-    uniform = [
-        UniformPrediction(other, space.memory_bytes(other), value - loss,
-                          0.0 if other == plan else gain_deviation(value - loss))
-        for other, value in zip(fitting, others, strict=True)
-    ]  # fmt: skip
+    uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
+    loss = float(table_losses(table, space.encode_many([plan]))[0])
     return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform))
+
+
+def predict_uniform(
+    space: SearchSpace, table: np.ndarray, plan: Plan, others: Sequence[Plan]
+) -> list[UniformPrediction]:
+    """Uniform plans beside a plan by a table (G, B, R), whether they fit or not."""
+    loss, *values = table_losses(table, space.encode_many([plan, *others])).tolist()
+    gains = [value - loss for value in values]
+    return [
+        UniformPrediction(other, space.memory_bytes(other), gain, 0.0 if other == plan else gain_deviation(gain))
+        for other, gain in zip(others, gains, strict=True)
+    ]
 
 
 def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Plan:

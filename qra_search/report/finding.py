@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qra_search.allocate.solve import Allocation
+from qra_search.allocate.solve import Allocation, additive_table, predict_uniform
 from qra_search.report.formatting import change_text, loss_text, metric_text, metric_words, pair_text, plan_name
 from qra_search.runs.comparison import Comparison, TunedPlan, loss_change
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 
@@ -43,17 +43,18 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
 
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
     """
-    if comparison is not None:
-        return comparison_headline(comparison)
-    found = find_result(result, budget_bytes=budget_bytes)
+    found = find_result(result, comparison, budget_bytes)
     if found is not None:
-        return _sentence(found, result.space)
+        text = _sentence(found, result.space) if comparison is None else comparison_headline(comparison)
+        return text + _next_uniform_text(result, found.chosen.plan, found.budget_bytes)
     if result.failures() and not result.candidates:
         return NOTHING
     allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
     if allocation is None:
         return NOTHING
-    return f"{allocation_text(allocation, result.space)} {_what_is_missing(result).capitalize()}."
+    text = allocation_text(allocation, result.space)
+    above = _next_uniform_text(result, allocation.plan, allocation.budget_bytes)
+    return f"{text}{above} {_what_is_missing(result).capitalize()}."
 
 
 def verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
@@ -132,10 +133,24 @@ def _sentence(found: Finding, space: SearchSpace) -> str:
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
-    above = [(space.memory_bytes(p) - found.budget_bytes, plan_name(p, space)) for p in space.uniform_plans()]
-    extra, larger = min((pair for pair in above if pair[0] > 0), default=(0, ""))
-    more = f" The next uniform plan, {larger}, takes {format_bytes(extra)} more than that." if extra else ""
-    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}.{more}"
+    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}."
+
+
+def _next_uniform_text(result: SearchResult, plan: Plan, budget_bytes: int) -> str:
+    """The cheapest uniform plan above a budget: what a plan gains should not depend on where the budget falls."""
+    space = result.space
+    above = space.uniform_plans()[len(space.uniform_plans(budget_bytes)) :]
+    if not above:
+        return ""
+    (other,) = predict_uniform(space, additive_table(space, result.sensitivities), plan, above[:1])
+    name, more = plan_name(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
+    text = f" The next uniform plan, {name}, takes {more} more than the budget"
+    if result.sensitivities is None:
+        return f"{text}."
+    low, high = other.interval
+    chance = f", {CHANCE}" if low <= 0 <= high else ""
+    side = "higher" if other.gain >= 0 else "lower"
+    return f"{text}: its loss is predicted {abs(other.gain):.3f} nats {side} than the plan's{chance}."
 
 
 def chance_text(change: LossChange) -> str:

@@ -22,8 +22,8 @@ from qra_search.study.study import Study
 
 LONG_STAGE = 2.0
 """Seconds after which the end of a stage is worth a line."""
-STAGE_EVERY, TRIALS_EVERY = 15.0, 1.0
-"""Least seconds between lines of a stage, and between lines of finished evaluations."""
+STAGE_EVERY = 15.0
+"""Least seconds between lines of a stage."""
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
 BUDGETS_SHOWN = 6
@@ -113,7 +113,7 @@ class ConsoleView(Listener):
         self.bars = _Bars(self)
         self._stage: Task | None = None
         self.search: Task | None = None
-        self._printed = self._trial_printed = -math.inf
+        self._printed = -math.inf
 
     def __enter__(self) -> ConsoleView:
         self.bars.start()
@@ -152,11 +152,10 @@ class ConsoleView(Listener):
         assert self.search is not None
         self.best.add(trial)
         self.bars.update(self.search.id, completed=self.best.spent)
-        now, is_last = time.monotonic(), self.best.spent >= study.evaluations
-        soon = self.is_brief or now - self._trial_printed < TRIALS_EVERY
-        if self.can_draw or (soon and not is_last and trial.done):
+        is_last = self.best.spent >= study.evaluations
+        if self.can_draw or (self.is_brief and not is_last and trial.done):
             return
-        self._printed = self._trial_printed = now
+        self._printed = time.monotonic()
         spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"
         self.say(f"[{spent}] {trial_text(trial, study.space)}")
         if is_last or self.best.count % 10 == 0:

@@ -21,7 +21,8 @@ def select_baselines(
     """Plans of at most `budget_bytes` to tune beside a plan, cheapest first; empty if none fits.
 
     Args:
-        against: `all` uniform plans that fit, the `best` of them by the search's estimate, the plan `shuffled`, `none`.
+        against: `best`: of the uniform plans that fit, by the search's estimate; `all` of them, and the plan shuffled;
+            the plan `shuffled` alone; `none`.
         result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
 
     Raises:
@@ -33,7 +34,7 @@ def select_baselines(
         return [shuffle_plan(space, plan)]
     fitting = space.uniform_plans(budget_bytes)
     if against == "all" or not fitting:
-        return fitting
+        return [*fitting, *([shuffle_plan(space, plan)] if fitting and can_shuffle(space, plan) else [])]
     evaluated = [c for c in result.uniform if c.memory_bytes <= budget_bytes]
     if evaluated:
         return [min(evaluated, key=lambda c: c.loss).plan]

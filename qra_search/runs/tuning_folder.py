@@ -28,7 +28,6 @@ class TuningFolder:
         self.record_file = self.path / "record.json"
         self.adapter = self.path / ADAPTER_FOLDER
         self.base_file = self.path / BASE_FILE
-        self.curve_file = self.path / CURVE_FILE
 
     @property
     def id(self) -> str:

@@ -75,7 +75,11 @@ def tune_missing(
     folder.records()  # a damaged one is refused before the hours begin
     settings = tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
-    _say_tunings(tunings, listener)
+    if rank_and_size()[1] > 1:
+        listener.say(f"{rank_and_size()[1]} processes share the rows of each step")
+    count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
+    beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
+    listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     if config.finetune.monitor == "task":
         rows = evaluator.row_counts()["validation"].had
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
@@ -150,14 +154,6 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
         if record is not None:
             _write(tuning, record, settings)
         listener.progress("test the untuned model", 1, 1)
-
-
-def _say_tunings(tunings: Tunings, listener: Listener) -> None:
-    if rank_and_size()[1] > 1:
-        listener.say(f"{rank_and_size()[1]} processes share the rows of each step")
-    count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
-    beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
-    listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
 
 
 def choose_rate(

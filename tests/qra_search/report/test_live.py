@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 
 import pytest
 from report_runs import Bits, Guessing, evil_space
@@ -72,8 +71,7 @@ def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
     assert lines(on) == [f"quantize: {text}" for text in expected]
 
 
-def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "TRIALS_EVERY", 0.0)
+def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget() -> None:
     on = console()
     running = study(ConsoleView(on))
     best = running.run().best()
@@ -82,12 +80,12 @@ def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget(monkeypatc
     assert f"lowest seen {best.observed:.4f}" in lines(on)[-1] and "uniform" in lines(on)[-1]
 
 
-def test_failures_always_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "TRIALS_EVERY", math.inf)
+def test_failures_have_a_line_in_a_brief_view_as_well() -> None:
     on = console()
-    running = study(ConsoleView(on), evaluations=40)
+    running = study(ConsoleView(on, is_brief=True), evaluations=40)
     running.run()
     failed = sum(t.status == "failed" for t in running.log)
+    assert sum(line.startswith("[") for line in lines(on)) == failed + 1
     assert "\n".join(lines(on)).count("failed, EvaluationFailed: out of memory") == failed > 0
 
 

@@ -24,7 +24,9 @@ from qra_search.report.layout import arrange_groups, damage_steps, make_heat_map
 from qra_search.report.live import BestSoFar
 from qra_search.report.tables import allocation_table
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
+from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
+from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -156,6 +158,25 @@ def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
     nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
     assert headline(replace(nothing, candidates=(), trials=())) == "No plan has been evaluated with success yet."
     assert "beats" in comparison_headline(compared(failed="diverged: training loss is nan"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (0.3, "0.600 nats lower than the plan's."),
+        (0.01, "0.020 nats lower than the plan's, too small to tell from chance."),
+    ],
+)
+def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(damage: float, text: str) -> None:
+    """A step from 3 to 4 bits takes away this damage of each of two groups; no other plan is as small as 3 bits."""
+    three, four = (TWO.memory_bytes(Plan((b, b), (8, 8))) for b in (3, 4))
+    by_bits = Sensitivities(np.array([[9.0, damage, 0.0]] * 2), np.zeros((2, 1)), repair=0.0)
+    result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
+    more = f" The next uniform plan, uniform 4 bits, rank 8, takes {format_bytes(four - three)} more than the budget"
+    assert f"{more}: its loss is predicted {text} Nothing was tuned yet." in headline(result)
+    tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
+    assert headline(replace(result, sensitivities=None), tuned_in_three).endswith(f"{more}.")
+    assert headline(result, compared()) == comparison_headline(compared()), "all uniform plans fit"
 
 
 def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:
