@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qra_eval.models.experts import keep_names
 from qra_eval.models.linears import normalise
-from qra_eval.tuning.loading import put_base
+from qra_eval.tuning.loading import install_weights
 
 
 @register_quantization_config(METHOD)
@@ -50,5 +50,5 @@ class QRAQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()
-        put_base(model, config.backend, config.levels, self.files, model.device)
+        install_weights(model, config.backend, config.levels, self.files, model.device)
         keep_names(model)

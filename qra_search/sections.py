@@ -252,9 +252,9 @@ class FinetuneConfig(Section):
 
     @field_validator("monitor", "patience")
     @classmethod
-    def _looks(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_evaluations(cls, value: Any, info: ValidationInfo) -> Any:
         if value not in (0, "loss") and not info.data.get("evaluate_every"):
-            raise ValueError("it is of evaluations on the validation split, so finetune.evaluate_every must be set")
+            raise ValueError("it needs validation measurements: set finetune.evaluate_every too")
         return value
 
 
@@ -279,7 +279,7 @@ class SearchConfig(Section):
 
     @field_validator("memory", mode="before")
     @classmethod
-    def _texts(cls, values: Any) -> Any:
+    def _convert_to_texts(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
         return tuple(map(str, several)) if isinstance(several, (list, tuple)) else several
 

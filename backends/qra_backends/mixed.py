@@ -30,7 +30,7 @@ _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BackendLevel:
     """A backend, the level of its own that is used of it, and both in words."""
 
     backend: Backend
@@ -42,7 +42,7 @@ def _ask_level(method: str) -> Any:
     """A method that asks the backend of a level about that backend's own level."""
 
     def ask(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
-        part = self._part(bits)
+        part = self._get_backend_level(bits)
         return getattr(part.backend, method)(part.level, *args, **named)
 
     return ask
@@ -52,7 +52,7 @@ def _ask_module(method: str) -> Any:
     """A method that asks the backend that made a module."""
 
     def ask(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
-        return getattr(self._part_of(module), method)(module, *args)
+        return getattr(self._find_backend(module), method)(module, *args)
 
     return ask
 
@@ -73,7 +73,7 @@ class MixedBackend(Backend):
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[float | str, Spec | Sequence[Spec]] | None = None):
-        self._parts: dict[Level, _Part] = {}
+        self._backend_levels: dict[Level, _BackendLevel] = {}
         several: dict[str, Any] = {}
         chosen: dict[float, Any] = {}
         for key, given in (choice or DEFAULT_CHOICE).items():
@@ -87,25 +87,27 @@ class MixedBackend(Backend):
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
             backends = [self._reuse_backend(make_backend(spec)) for spec in specs]
             parts = [
-                part for spec, backend in zip(specs, backends, strict=True) for part in _parts(spec, backend, bits)
+                part
+                for spec, backend in zip(specs, backends, strict=True)
+                for part in _list_backend_levels(spec, backend, bits)
             ]
             whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                self._parts[bits if whole else self._free_name(part.backend.level_name(part.level))] = part
+                self._backend_levels[bits if whole else self._free_name(part.backend.level_name(part.level))] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
                 raise ValueError(f"the choice for {bits} bits has the backend {twice!r} twice")
             several[str(bits)] = options if len(options) > 1 else options[0]
-        self.bits = tuple(self._parts)
-        parts = list(self._parts.values())
+        self.bits = tuple(self._backend_levels)
+        parts = list(self._backend_levels.values())
         self.devices = tuple(d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts))
         self.calibrated = any(part.backend.calibrated for part in parts)
         self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
     def unavailable_reason(self) -> str | None:
-        reasons = {part.backend.name: part.backend.unavailable_reason() for part in self._parts.values()}
+        reasons = {part.backend.name: part.backend.unavailable_reason() for part in self._backend_levels.values()}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
@@ -114,13 +116,13 @@ class MixedBackend(Backend):
     dequantize, rows, to_tensors, trainable = map(_ask_module, ("dequantize", "rows", "to_tensors", "trainable"))
 
     def describe(self, bits: Level) -> str:
-        return self._part(bits).words
+        return self._get_backend_level(bits).words
 
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             return reason
-        part = self._parts[bits]
+        part = self._backend_levels[bits]
         return part.backend.unsupported_reason(part.level, out_features, in_features)
 
     def quantize_levels(
@@ -146,47 +148,47 @@ class MixedBackend(Backend):
         )
 
     def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
-        part = self._part(bits)
+        part = self._get_backend_level(bits)
         return _mark_level(part.backend.module(tensors, part.level, **form), bits)
 
     def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return _mark_level(self._part_of(module).with_groups(module, groups), getattr(module, _BITS))
+        return _mark_level(self._find_backend(module).with_groups(module, groups), getattr(module, _BITS))
 
     def _reuse_backend(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""
-        parts = (part.backend for part in self._parts.values())
+        parts = (part.backend for part in self._backend_levels.values())
         return next((b for b in parts if type(b) is type(backend) and b.spec == backend.spec), backend)
 
     def _by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
         """The backends of some levels, each with what its own levels are called there."""
         found: dict[int, tuple[Backend, dict[Level, Level]]] = {}
         for bits in levels:
-            part = self._part(bits)
+            part = self._get_backend_level(bits)
             found.setdefault(id(part.backend), (part.backend, {}))[1][bits] = part.level
         return list(found.values())
 
-    def _part(self, bits: Level) -> _Part:
+    def _get_backend_level(self, bits: Level) -> _BackendLevel:
         self.check_bits(bits)
-        return self._parts[bits]
+        return self._backend_levels[bits]
 
     def _free_name(self, name: str) -> str:
         """The name, or the first of `name-2`, `name-3`, ... that no level has yet."""
-        names = (name, *(f"{name}-{number}" for number in range(2, len(self._parts) + 3)))
-        return next(free for free in names if free not in self._parts)
+        names = (name, *(f"{name}-{number}" for number in range(2, len(self._backend_levels) + 3)))
+        return next(free for free in names if free not in self._backend_levels)
 
-    def _part_of(self, module: nn.Module) -> Backend:
+    def _find_backend(self, module: nn.Module) -> Backend:
         bits = getattr(module, _BITS, None)
         if bits is None:
             raise ValueError(f"expected a layer made by the backend mixed, got an unmarked {type(module).__name__}")
-        return self._part(bits).backend
+        return self._get_backend_level(bits).backend
 
 
-def _parts(spec: Any, backend: Backend, bits: float) -> list[_Part]:
+def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_BackendLevel]:
     """The ways in which a backend stores so many bits."""
     words = spec if isinstance(spec, str) else backend.name
     if isinstance(spec, Mapping):
         words = ", ".join([words, *(f"{option} {value}" for option, value in spec.items() if option != "name")])
-    found = [_Part(backend, level, words) for level in backend.bits if backend.width(level) == bits]
+    found = [_BackendLevel(backend, level, words) for level in backend.bits if backend.width(level) == bits]
     if not found:
         raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")
     return found

@@ -53,10 +53,10 @@ class MemoryCounter(TorchDispatchMode):
                 self._known.add(key)
                 self.bytes += size
                 self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._freed, key, size)
+                weakref.finalize(storage, self._record_freed, key, size)
         return out
 
-    def _freed(self, key: int, size: int) -> None:
+    def _record_freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.bytes -= size
 

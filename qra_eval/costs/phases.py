@@ -57,21 +57,21 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
         "load": run.peak(),
-        "quantize": run.peak(*run.count_quantizing()),
-        "sensitivities": run.peak(*run.count_sensitivities()),
+        "quantize": run.peak(*run.count_quantization_bytes()),
+        "sensitivities": run.peak(*run.count_sensitivity_bytes()),
         "search": run.peak(
-            run.count_training(
+            run.count_training_bytes(
                 evaluation.steps, *looked_at, scored=0 if tuner.metric == "loss" else evaluation.validation_rows
             )
         ),
         "tune": run.peak(
             max(
-                run.count_training(finetune.steps, *tested, scored=finetune.scored_rows),
-                0 if finetune.monitor == "loss" else run.count_training(0, *looked_at, scored=looked_at[1]),
-                run.count_untuned(*tested),
+                run.count_training_bytes(finetune.steps, *tested, scored=finetune.scored_rows),
+                0 if finetune.monitor == "loss" else run.count_training_bytes(0, *looked_at, scored=looked_at[1]),
+                run.count_untuned_bytes(*tested),
             )
         ),
-        "reload": run.peak(run.count_reloading(), libraries=RELOAD_LIBRARIES),
+        "reload": run.peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
     }
 
 
@@ -87,7 +87,7 @@ class _Run(Sizes):
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)  # None: a config is all that is there
         return Peak(0, libraries + TOKEN * tokens + copied + device + host)
 
-    def count_quantizing(self) -> tuple[int, int]:
+    def count_quantization_bytes(self) -> tuple[int, int]:
         """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
         model, backend, levels = self.model, self.model.backend, self.model.levels
         calibrated = any(map(backend.is_calibrated, levels))
@@ -99,22 +99,24 @@ class _Run(Sizes):
         def quantized(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
             work = max(
-                self.count_quantizing_linear(levels, shape) + (self.count_levels(levels, shape) if self.gpu else 0)
+                self.count_linear_work_bytes(levels, shape) + (self.count_level_bytes(levels, shape) if self.gpu else 0)
                 for shape in unit
             )
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
         work = sum(sorted(map(quantized, units), reverse=True)[:count])
-        made = sum(self.count_levels(levels, shape) for shape in shapes)
+        made = sum(self.count_level_bytes(levels, shape) for shape in shapes)
         tables = model.tables.values()
-        made = max(made, sum(self.count_levels(model.table_levels, (t.out_features, t.in_features)) for t in tables))
+        made = max(
+            made, sum(self.count_level_bytes(model.table_levels, (t.out_features, t.in_features)) for t in tables)
+        )
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
-        table = max(map(self.count_table_work, tables), default=0)
-        made += self.count_pinned()
+        table = max(map(self.count_table_work_bytes, tables), default=0)
+        made += self.count_pinned_bytes()
         if not calibrated:
             return max(work, table), made
-        passing, waiting = self.count_passing()
-        return max(passing, self.count_moments() + work, table), made + waiting
+        passing, waiting = self.count_calibration_bytes()
+        return max(passing, self.count_moment_bytes() + work, table), made + waiting
 
     def group_inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
         """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
@@ -128,39 +130,39 @@ class _Run(Sizes):
                 inputs.setdefault(key, []).append((m.out_features, m.in_features))
         return inputs
 
-    def count_moments(self) -> int:
+    def count_moment_bytes(self) -> int:
         """Bytes of a layer's moments."""
         return 4 * sum(width**2 for _, width in self.group_inputs())
 
-    def count_passing(self) -> tuple[int, int]:
+    def count_calibration_bytes(self) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
         experts = 4 * sum(w**2 for parent, w in self.group_inputs() if expert_kind(f"{parent}.") != f"{parent}.")
-        both = self.bare.count_calibration(self.layer_sketched, *find_largest_batch(batches))
-        both += experts + self.count_placed()
+        both = self.bare.count_calibration_bytes(self.layer_sketched, *find_largest_batch(batches))
+        both += experts + self.count_placed_layer_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
-        change = self.count_moments() + 3 * 4 * self.largest
-        outside = (0 if self.gpu else self.count_cast(self.passed)) + self.count_cast_tables(self.passed)
+        change = self.count_moment_bytes() + 3 * 4 * self.largest
+        outside = (0 if self.gpu else self.count_cast_bytes(self.passed)) + self.count_cast_table_bytes(self.passed)
         tokens = sum(batch.input_ids.numel() for batch in batches)
         hidden = tokens * self.width * self.passed
         segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
         return (
             8 * tokens + max(outside + head, both, change),
-            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.count_pinned(),
+            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.count_pinned_bytes(),
         )
 
-    def count_sensitivities(self) -> tuple[int, int]:
+    def count_sensitivity_bytes(self) -> tuple[int, int]:
         """Probes in float32; before them the pass of rows, if nothing is calibrated."""
         probe = probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
-        forward = sketched.count_layer(self.layer_sketched, *probe.input_ids.shape)
+        forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
-        wider = self.count_cast(4) + self.count_cast_tables(4) + at_level
+        wider = self.count_cast_bytes(4) + self.count_cast_table_bytes(4) + at_level
         groups = (
             sum(m.out_features * m.in_features for m in group.linears)
             for group in self.model.space.groups
@@ -171,23 +173,25 @@ class _Run(Sizes):
         flows = len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            waiting += self.count_pinned()
-        passing = (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.count_passing()
+            waiting += self.count_pinned_bytes()
+        passing = (
+            (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.count_calibration_bytes()
+        )
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def count_training(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
+    def count_training_bytes(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
         """Training a plan, measuring it, or generating the answers of so many rows."""
         trained = 0
         if steps and self.rank:
-            trained = self.count_batches(self.tuner.batches(steps, 0), training=True)
+            trained = self.count_batch_bytes(self.tuner.batches(steps, 0), training=True)
         if steps:
-            trained += self.count_trained_scales(steps)
+            trained += self.count_scale_bytes(steps)
         rows = self.tuner.rows(split, held_out)
-        measured = self.count_batches(make_batches(rows, 2 * self.settings.batch_size), training=False)
-        highest = max(trained, measured, self.count_generating(split, min(scored, held_out)))
-        return self.count_resident() + highest + self.count_reordered(self.wide)
+        measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
+        highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
+        return self.count_resident_bytes() + highest + self.count_reordered_weight_bytes(self.wide)
 
-    def count_generating(self, split: SplitName, scored: int) -> int:
+    def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
         tuner, task = self.tuner, self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
@@ -200,22 +204,24 @@ class _Run(Sizes):
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
         kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.count_pass(rows, longest, rows)
+        return kept + mask + self.count_pass_bytes(rows, longest, rows)
 
-    def count_untuned(self, split: SplitName, rows: int) -> int:
+    def count_untuned_bytes(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.count_layer(self.layer_sketched, *find_largest_batch(batches))
+        forward = self.bare.count_layer_bytes(self.layer_sketched, *find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        return self.count_cast_tables(self.passed) + max(self.count_placed() + forward, logits)
+        return self.count_cast_table_bytes(self.passed) + max(self.count_placed_layer_bytes() + forward, logits)
 
-    def count_reloading(self) -> int:
+    def count_reload_bytes(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
         saved = self.sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
-        computing = self.adapters * self.stored + saved.count_pass(1, CHECKED_TOKENS, CHECKED_TOKENS, training=False)
+        computing = self.adapters * self.stored + saved.count_pass_bytes(
+            1, CHECKED_TOKENS, CHECKED_TOKENS, training=False
+        )
         return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)

@@ -60,7 +60,7 @@ class Sizes:
         )
         self.bare = self.sketch(passing, self.depths[1])
 
-    def count_resident(self) -> int:
+    def count_resident_bytes(self) -> int:
         """The plan in place, packed or dequantized, and adapters in training.
 
         Of an adapter weight its value in float32, and moments; and its gradient where those of several batches are
@@ -69,7 +69,7 @@ class Sizes:
         adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
         return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
 
-    def count_trained_scales(self, steps: int) -> int:
+    def count_scale_bytes(self, steps: int) -> int:
         """Scales and offsets of all linears, and the gradient of a whole weight.
 
         Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
@@ -85,13 +85,15 @@ class Sizes:
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
-    def count_batches(self, batches: list[Batch], *, training: bool) -> int:
+    def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
         """What the whole model takes of batches."""
-        return self.count_pass(*find_largest_batch(batches), max(len(b.targets) for b in batches), training=training)
+        return self.count_pass_bytes(
+            *find_largest_batch(batches), max(len(b.targets) for b in batches), training=training
+        )
 
-    def count_pass(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
+    def count_pass_bytes(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
         """What the whole model takes of a batch, extrapolated from sketches of two depths."""
-        short, long = (s.count_pass(rows, tokens, labels, training=training) for s in (self.short, self.long))
+        short, long = (s.count_pass_bytes(rows, tokens, labels, training=training) for s in (self.short, self.long))
         return int(long + (long - short) * (self.layers - self.depths[1]))
 
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
@@ -102,26 +104,26 @@ class Sizes:
             work=self.decoding,
         )  # fmt: skip
 
-    def count_quantizing_linear(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+    def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of quantizing one linear."""
         return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
-    def count_levels(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+    def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of a weight at all levels."""
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
-    def count_table_work(self, table: nn.Linear) -> int:
+    def count_table_work_bytes(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
         levels, shape = self.model.table_levels, (table.out_features, table.in_features)
-        work = self.count_quantizing_linear(levels, shape) + (self.count_levels(levels, shape) if self.gpu else 0)
+        work = self.count_linear_work_bytes(levels, shape) + (self.count_level_bytes(levels, shape) if self.gpu else 0)
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu else 0)
 
-    def count_cast(self, item: int) -> int:
+    def count_cast_bytes(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
         return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
 
-    def count_cast_tables(self, item: int) -> int:
+    def count_cast_table_bytes(self, item: int) -> int:
         """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model.
 
         On a CPU they are there, and the head casts some rows at a time.
@@ -130,7 +132,7 @@ class Sizes:
             return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
-    def count_reordered(self, item: int) -> int:
+    def count_reordered_weight_bytes(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
         # Where torch does not say what a CPU has, it may have them.
         has_units = not hasattr(torch.cpu, "get_capabilities") or torch.cpu.get_capabilities().get("amx_bf16")
@@ -138,11 +140,11 @@ class Sizes:
             return 0
         return max(self.largest, self.vocabulary * self.width) * item
 
-    def count_placed(self) -> int:
+    def count_placed_layer_bytes(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
         return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
 
-    def count_pinned(self) -> int:
+    def count_pinned_bytes(self) -> int:
         """Bytes on the host from which a layer, or a table, is sent to a GPU."""
         tables = [table.weight.nbytes for table in self.model.tables.values()]
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0

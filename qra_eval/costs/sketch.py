@@ -87,10 +87,10 @@ class Sketch:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @cache  # noqa: B019 - sketches are few, and kept on purpose
-    def count_pass(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:
+    def count_pass_bytes(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:
         """Peak bytes of a forward pass and its loss; in training also of the backward pass, with the gradients of the
         adapters among them."""
-        with self._metered() as meter, torch.set_grad_enabled(training):
+        with self._measure_memory() as meter, torch.set_grad_enabled(training):
             self.model.train(training)
             with labelled_head(self.model) as head:
                 loss = batch_loss(self.model, head, self._batch(rows, tokens, labels))
@@ -101,7 +101,7 @@ class Sketch:
         return meter.peak
 
     @cache  # noqa: B019
-    def count_calibration(self, layer: int, rows: int, tokens: int) -> int:
+    def count_calibration_bytes(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's pass forward and backward to its input while its moments are gathered, these among
         them.
 
@@ -109,7 +109,7 @@ class Sketch:
         """
         blocks, linears = self._unquantized(layer)
         linears = {name: linear for name, linear in linears.items() if expert_kind(name) == name}
-        with self._metered() as meter:
+        with self._measure_memory() as meter:
             flow = blocks.enter(self._batch(rows, tokens, 1))
             start = flow.hidden.clone().requires_grad_(True)
             with LayerMoments(linears, WEIGHTINGS["loss"]).gather(0, torch.Generator()):
@@ -117,12 +117,12 @@ class Sketch:
         return meter.peak
 
     @cache  # noqa: B019
-    def count_layer(self, layer: int, rows: int, tokens: int) -> int:
+    def count_layer_bytes(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's forward pass."""
         blocks, _ = self._unquantized(layer)
         with self._mode:
             flow = blocks.enter(self._batch(rows, tokens, 1))
-        with self._metered() as meter, torch.no_grad():
+        with self._measure_memory() as meter, torch.no_grad():
             blocks.step(layer, flow)
         return meter.peak
 
@@ -135,7 +135,7 @@ class Sketch:
         return Blocks(self.model, CPU, self.dtype), dict(linears)
 
     @contextmanager
-    def _metered(self) -> Iterator[MemoryCounter]:
+    def _measure_memory(self) -> Iterator[MemoryCounter]:
         with self._mode, _unpacked(), MemoryCounter() as meter:
             meter.ignore(*self.model.parameters(), *self.model.buffers())
             yield meter

@@ -116,7 +116,7 @@ def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
     """
     model = tuner.quantized_model
     vocabulary = tuner.model.config.get_text_config().vocab_size
-    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_stand_in(tuner)
+    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_one_layer_model(tuner)
     size = 2 * tuner.settings.batch_size
     batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
@@ -126,12 +126,12 @@ def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
     with blocks.prepare_rest(), torch.no_grad():
         flow = blocks.enter(batch)
         with blocks.place_layer(0):
-            layer = _time_quickest(lambda: blocks.step(0, flow), model.device)
-        head = _time_quickest(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
+            layer = _measure_min_seconds(lambda: blocks.step(0, flow), model.device)
+        head = _measure_min_seconds(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
-def _time_quickest(work: Callable[[], Any], device: torch.device) -> float:
+def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float:
     best = float("inf")
     for _ in range(1 + PASSES):
         start = time.perf_counter()
@@ -142,7 +142,7 @@ def _time_quickest(work: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _make_stand_in(tuner: FineTuner) -> tuple[Blocks, int]:
+def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     """A model of one layer, of made-up weights; and the size of its vocabulary."""
     from transformers import AutoModelForCausalLM
 

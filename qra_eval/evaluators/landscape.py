@@ -61,14 +61,14 @@ class Landscape(Evaluator):
         """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
         begun = time.perf_counter()
         code = self.space.encode(plan)
-        seen = self.tables.at_fidelity(fidelity, generator("fidelity", self.seed))
+        seen = self.tables.lower_fidelity(fidelity, generator("fidelity", self.seed))
         loss = float(seen.losses(code[None])[0])
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
-        loss += self.noise_at(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
+        loss += self.compute_noise_std(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(code))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
 
-    def noise_at(self, loss: float) -> float:
+    def compute_noise_std(self, loss: float) -> float:
         """Standard deviation between seeds of a plan with this true loss."""
         best = self.tables.base - self.tables.gain.max(1).sum()
         return self.noise + self.noise_slope * max(loss - best, 0.0)

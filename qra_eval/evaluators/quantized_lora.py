@@ -19,7 +19,7 @@ from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.engines import check_engine
 from qra_eval.costs.time import count_sensitivities_tokens, estimate, seconds_per_token
 from qra_eval.models.attention import use_fast_attention
-from qra_eval.models.device import keep_few_products, resolve_devices
+from qra_eval.models.device import limit_onednn_cache, resolve_devices
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, max_positions
 from qra_eval.quantized.model import QuantizedModel
@@ -140,7 +140,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """The model of the settings, or one in memory, with the attention that is fast on its device."""
         given = self.config.model
         if place.type == "cpu":
-            keep_few_products()
+            limit_onednn_cache()
         if progress is not None:
             progress("load model", 0, 1)
         loaded = load_model(

@@ -150,7 +150,7 @@ class Tables:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
         return self.damage[:, :, None] * self.left - self.gain[:, None, :]
 
-    def at_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
+    def lower_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
         """The landscape that a cheaper evaluation sees: less gain, less repair, other damage. Biased, correlated."""
         if fidelity >= 1.0:
             return self
@@ -226,14 +226,14 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
-    gain = (weight / weight.sum())[:, None] * measured.gain_at(ranks)[None, :]
+    gain = (weight / weight.sum())[:, None] * measured.compute_rank_gain(ranks)[None, :]
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return Tables(
         damage=damage,
         left=floor + (1.0 - floor) * repaired,
         gain=gain,
         within=within,
-        coupling=_coupling(family, layers, rng),
+        coupling=_draw_layer_interactions(family, layers, rng),
         layer=layer,
         base=measured.UNTUNED,
         bend=family.bend,
@@ -241,7 +241,7 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     )
 
 
-def _coupling(family: Family, layers: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_layer_interactions(family: Family, layers: int, rng: np.random.Generator) -> np.ndarray:
     """Symmetric (L, L) coupling of layers, scaled down where it could turn damage into gain.
 
     With S the roots of the layers' damage, the sum S'S + S'KS/2 stays positive while K's least eigenvalue is

@@ -83,7 +83,7 @@ def kind_share(bits: int) -> dict[str, float]:
     return {kind: (loss - UNTUNED) / total for kind, loss in losses.items()}
 
 
-def gain_at(rank: np.ndarray) -> np.ndarray:
+def compute_rank_gain(rank: np.ndarray) -> np.ndarray:
     """Fall of the loss in nats if every group had this rank and nothing were quantized."""
     return GAIN * rank / (rank + GAIN_RANK)
 

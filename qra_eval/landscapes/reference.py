@@ -97,13 +97,13 @@ class Problem:
         """The true loss of one plan."""
         return float(self.losses(code[None])[0])
 
-    def entries_at(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
+    def pick_entries(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
         """(G,): the entries of a table (G, B, R) at a plan's choices."""
         return np.asarray(table[np.arange(len(table)), code[0], code[1]])
 
     def bytes_left(self, code: np.ndarray) -> int:
         """Bytes that a plan leaves of the budget."""
-        return self.room - int(self.entries_at(self.size, code).sum())
+        return self.room - int(self.pick_entries(self.size, code).sum())
 
     def solve(self) -> np.ndarray:
         """The knapsack over the table, refined unless that is exact; the budget was checked."""
@@ -115,7 +115,7 @@ class Problem:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
         best, value = start, self.loss(start)
         for _ in range(RELINEARISATIONS):
-            change = self.single_change_losses(best) - value
+            change = self.evaluate_single_changes(best) - value
             improved = False
             for damping in (0.0, 0.5, 1.0):
                 stay = np.zeros_like(change)
@@ -125,15 +125,15 @@ class Problem:
                     best, value, improved = candidate, new, True
             if not improved:
                 break
-        return self.descend_by_exchanges(best)
+        return self.run_local_search(best)
 
-    def descend_by_exchanges(self, start: np.ndarray) -> np.ndarray:
+    def run_local_search(self, start: np.ndarray) -> np.ndarray:
         """Single and double exchanges within the budget, over and over, until none lowers the loss."""
         best, value = start.copy(), self.loss(start)
         while True:
-            change = self.single_change_losses(best) - value
+            change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left, extra = self.bytes_left(best), (self.size - self.entries_at(self.size, best)[:, None, None]).ravel()
+            left, extra = self.bytes_left(best), (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
             moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])
@@ -145,7 +145,7 @@ class Problem:
                 return best
             best, value = codes[values.argmin()], float(values.min())
 
-    def single_change_losses(self, code: np.ndarray) -> np.ndarray:
+    def evaluate_single_changes(self, code: np.ndarray) -> np.ndarray:
         """Loss (G, B, R) with one group at another choice; inf if that is not allowed."""
         codes = self.apply_moves(code, np.arange(self.size.size)[:, None])
         return np.where(self.allowed, self.losses(codes).reshape(self.size.shape), np.inf)
@@ -161,8 +161,8 @@ class Problem:
     def shrink(self, code: np.ndarray) -> np.ndarray:
         """The plan brought under the budget by the exchanges that cost least loss a byte."""
         while (over := -self.bytes_left(code)) > 0:
-            saved = self.entries_at(self.size, code)[:, None, None] - self.size
-            rise = self.table - self.entries_at(self.table, code)[:, None, None]
+            saved = self.pick_entries(self.size, code)[:, None, None] - self.size
+            rise = self.table - self.pick_entries(self.table, code)[:, None, None]
             usable = (saved > 0) & np.isfinite(rise)
             rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
             code = self.apply_moves(code, np.array([[int(rate.argmin())]]))[0]

@@ -116,7 +116,7 @@ def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def keep_few_products() -> None:
+def limit_onednn_cache() -> None:
     """On a CPU: hold oneDNN to `PRODUCTS` compiled products; before the first one is made.
 
     It keeps 1,024 by itself, about 0.5 MiB each, and makes new ones for every length of rows: a process grew by 20 MiB

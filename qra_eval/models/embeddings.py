@@ -155,19 +155,19 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Table) -> Tensor:
         ctx.table = table
-        return torch.cat([hidden @ rows.t() for rows in _in_parts(table, hidden)], dim=-1)
+        return torch.cat([hidden @ rows.t() for rows in _iterate_row_chunks(table, hidden)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         total, start = grad.new_zeros(*grad.shape[:-1], ctx.table.shape[1], dtype=torch.float32), 0
-        for rows in _in_parts(ctx.table, grad):
+        for rows in _iterate_row_chunks(ctx.table, grad):
             total += grad[..., start : start + len(rows)] @ rows
             start += len(rows)
         return total.to(grad.dtype), None
 
 
-def _in_parts(table: Table, like: Tensor):
+def _iterate_row_chunks(table: Table, like: Tensor):
     for start in range(0, table.shape[0], ROWS):
         stop = min(start + ROWS, table.shape[0])
         yield table.rows(torch.arange(start, stop, device=like.device)).to(like.dtype)

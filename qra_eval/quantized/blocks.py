@@ -102,7 +102,7 @@ class Blocks:
 
             return run
 
-        with self.prepare_rest(), self._replaced(move_inputs):
+        with self.prepare_rest(), self._replace_forwards(move_inputs):
             yield
 
     # -- a batch through the layers ------------------------------------------------------------
@@ -125,7 +125,7 @@ class Blocks:
 
             return run
 
-        with self._replaced(record):
+        with self._replace_forwards(record):
             self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
         return Flow(batch, first[0].cpu(), calls)
 
@@ -150,14 +150,14 @@ class Blocks:
                 hidden if index == last else args[0] if args else kwargs["hidden_states"]
             )
 
-        with self._replaced(stub), labelled_head(self.model) as head:
+        with self._replace_forwards(stub), labelled_head(self.model) as head:
             return labelled_logits(self.model, head, flow.batch)
 
     def _form(self, hidden: Tensor) -> Any:
         return (hidden,) if self._tuple else hidden
 
     @contextmanager
-    def _replaced(self, make: Callable[[int, Forward], Forward]) -> Iterator[None]:
+    def _replace_forwards(self, make: Callable[[int, Forward], Forward]) -> Iterator[None]:
         """Every layer's forward replaced, for as long as the context lasts."""
         kept = [vars(layer).get("forward") for layer in self.layers]
         for index, layer in enumerate(self.layers):

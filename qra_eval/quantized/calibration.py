@@ -136,7 +136,7 @@ class LayerMoments:
         """Mean of x xᵀ, (in, in), float32; the same tensor for linears that read the same, until `release`."""
         owner = self.owner(name)
         if owner not in self._hessians:
-            mean = self._shrunk(owner, self._second_moment)
+            mean = self._shrink_expert_mean(owner, self._second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
             self._hessians[owner] = (
                 torch.eye(self._linears[owner].in_features) if mean is None or not mean.diagonal().any() else mean
@@ -149,7 +149,7 @@ class LayerMoments:
 
     def output_weights(self, name: str) -> Tensor | None:
         """What a squared error of each output costs, (out,), up to a factor; None if all count the same."""
-        weights = self._shrunk(name, self._mean_squares) if self._weighting.power else None
+        weights = self._shrink_expert_mean(name, self._mean_squares) if self._weighting.power else None
         return None if weights is None else weights.pow(self._weighting.power)
 
     def damage(self, name: str, change: Tensor) -> float:
@@ -170,7 +170,7 @@ class LayerMoments:
     def _mean_squares(self, name: str) -> Tensor | None:
         return self._squares[name] / self.tokens(name) if name in self._squares else None
 
-    def _shrunk(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
+    def _shrink_expert_mean(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
         """A linear's mean; an expert's is drawn towards that over the tokens of all experts of its layer."""
         mean, kind = mean_of(name), expert_kind(name)
         if kind == name:

@@ -59,7 +59,7 @@ class PlanSwitcher:
             tensors = [*self.model.parameters(), *(() if narrower else self.model.buffers())]
             self._rest = [t for t in tensors if t.dtype == quantized.dtype and id(t) not in searched]
             self._stored = [t.data for t in self._rest] if narrower else None
-            self._put_rest_in(quantized.compute)
+            self._cast_unquantized(quantized.compute)
         return self._wrapped
 
     # -- a plan --------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class PlanSwitcher:
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 name, wrapper = linear.name, wrapped.get(linear.name)
-                self.put_base(name, bits, dequantized=fast)
+                self.set_base_weight(name, bits, dequantized=fast)
                 if wrapper is None or keep_trained:
                     continue
                 wrapper.trained = None
@@ -97,7 +97,7 @@ class PlanSwitcher:
         module, groups = self.quantized_model.bank.module(name, bits), self.trained_groups.get(name)
         return module if groups is None else self.quantized_model.backend.with_groups(module, groups)
 
-    def put_base(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
+    def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
         """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
 
         A plan's neighbour differs in a few linears.
@@ -150,7 +150,7 @@ class PlanSwitcher:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
                     self.trained_groups[name], wrapper.trained = wrapper.trained.groups(), None
-                    self.put_base(name, bits, dequantized=fast)
+                    self.set_base_weight(name, bits, dequantized=fast)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:
@@ -160,7 +160,7 @@ class PlanSwitcher:
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = None
         self.trained_groups.clear()
-        self._clear_bases()
+        self._remove_base_weights()
 
     @contextmanager
     def run_unquantized(self) -> Iterator[None]:
@@ -173,28 +173,28 @@ class PlanSwitcher:
     def as_stored(self, plan: Plan) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
         self.put_plan(plan, 0, dequantized=False, keep_trained=True)
-        self._put_rest_in(self.quantized_model.dtype)
+        self._cast_unquantized(self.quantized_model.dtype)
         try:
             yield self.model
         finally:
-            self._put_rest_in(self.quantized_model.compute)
+            self._cast_unquantized(self.quantized_model.compute)
             self.put_plan(plan, 0, keep_trained=True)
 
     @contextmanager
     def in_float32(self) -> Iterator[Blocks]:
         """The layers of the unquantized model, computing in float32; for as long as the context lasts."""
         self.unquantize()
-        self._put_rest_in(torch.float32)
+        self._cast_unquantized(torch.float32)
         try:
             own = self.quantized_model.blocks
             yield Blocks(self.model, own.device, torch.float32, own.devices)
         finally:
-            self._put_rest_in(self.quantized_model.compute)
+            self._cast_unquantized(self.quantized_model.compute)
 
     @contextmanager
     def release_model(self) -> Iterator[None]:
         """Nothing of the model on the device but adapters; bases are gone afterwards."""
-        self._clear_bases()
+        self._remove_base_weights()
         own = {id(factor) for factor in adapters.list_factors(self.wrapped)}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
@@ -212,8 +212,8 @@ class PlanSwitcher:
         """From here on decode weights at each use; False if that is so already."""
         if not self.quantized_model.disable_dequantized_cache():
             return False
-        self._clear_bases()
-        self._put_rest_in(self.quantized_model.compute)
+        self._remove_base_weights()
+        self._cast_unquantized(self.quantized_model.compute)
         return True
 
     def close(self) -> None:
@@ -221,16 +221,16 @@ class PlanSwitcher:
         for handle in self.quantized_model.connections:
             handle.remove()
         if self._wrapped is not None:
-            self._clear_bases()
+            self._remove_base_weights()
             uninstall_tables(self.model)
             adapters.unwrap_linears(self.model, self._wrapped)
 
-    def _clear_bases(self) -> None:
+    def _remove_base_weights(self) -> None:
         for base in self._places.values():
             base.set_base()
         self._in_place = {}
 
-    def _put_rest_in(self, dtype: torch.dtype) -> None:
+    def _cast_unquantized(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
         kept = self._stored if dtype == self.quantized_model.dtype else None
         for i, tensor in enumerate(self._rest):

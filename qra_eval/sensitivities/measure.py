@@ -75,7 +75,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
     for name, by_level in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
-    damage = raise_to_wider(interpolate_missing(damage, space.widths), space.widths)
+    damage = enforce_monotone_damage(interpolate_missing(damage, space.widths), space.widths)
     tokens = 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
     return Sensitivities(
         damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
@@ -115,7 +115,7 @@ def choose_probes(space: SearchSpace) -> list[tuple[int, int]]:
     return [(g, k) for g, levels in lowest.items() for k in levels]
 
 
-def raise_to_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def enforce_monotone_damage(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Damage (G, B), raised where it is below that of more bits: of the least of them, where a width has several."""
     raised = damage.copy()
     floor = np.zeros(len(damage))
@@ -149,12 +149,12 @@ def interpolate_missing(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
 def quantize_alone(tuner: FineTuner, names: Sequence[str], level: LevelName) -> Iterator[None]:
     """Some linears or tables at a level, the rest as it was loaded."""
     for name in names:
-        tuner.switcher.put_base(name, level)
+        tuner.switcher.set_base_weight(name, level)
     try:
         yield
     finally:
         for name in names:
-            tuner.switcher.put_base(name, None)
+            tuner.switcher.set_base_weight(name, None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:

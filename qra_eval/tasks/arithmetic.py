@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from qra_eval.tasks.base import Task, hash_parts
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.gsm8k import find_number
+from qra_eval.tasks.gsm8k import extract_answer
 from qra_search.errors import BadInput
 
 SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
@@ -112,7 +112,7 @@ class ArithmeticTask(Task):
 
     name = "arithmetic"
     judged_by = "exact_match"
-    metrics = {"exact_match": lambda answer, example: float(find_number(answer) == str(example.meta["result"]))}
+    metrics = {"exact_match": lambda answer, example: float(extract_answer(answer) == str(example.meta["result"]))}
     stop = ("Question:",)
 
     def __init__(

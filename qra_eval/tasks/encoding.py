@@ -93,13 +93,13 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     after = whole[len(before) :]
     if not after:
         raise BadInput(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
-    ids = torch.tensor(cut_left([*before, *after], max_length, tokenizer), dtype=torch.long)
+    ids = torch.tensor(truncate_left([*before, *after], max_length, tokenizer), dtype=torch.long)
     labels = ids.clone()
     labels[: max(1, len(ids) - len(after))] = IGNORED
     return Encoded(ids, labels)
 
 
-def cut_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
+def truncate_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
     """The last `room` ids at most; a start token before them is kept in place of one."""
     if len(ids) <= room:
         return ids
@@ -142,7 +142,7 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int
     """
     ids, labelled = _encode_turns(turns, tokenizer)
     tokens = len(ids)
-    while len(ids) > max_length and (fewer := _without_oldest(turns)) is not None:
+    while len(ids) > max_length and (fewer := _drop_oldest_exchange(turns)) is not None:
         turns = fewer
         ids, labelled = _encode_turns(turns, tokenizer)
     return ids, labelled, _count_fixed_tokens(turns, tokenizer), tokens
@@ -156,7 +156,7 @@ def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> st
     """
     turns = _list_turns(example)
     text = render(turns, tokenizer, prompted=True)
-    while room is not None and (fewer := _without_oldest(turns)) is not None:
+    while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
         if len(encode_prompt(tokenizer, text, special=False)) <= room:
             break
         turns, text = fewer, render(fewer, tokenizer, prompted=True)
@@ -210,7 +210,7 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
     return [*before, *after], [False] * len(before) + [True] * len(after)
 
 
-def _without_oldest(turns: Turns) -> Turns | None:
+def _drop_oldest_exchange(turns: Turns) -> Turns | None:
     """The system's turns and all from the second question on; None if there is no second."""
     rules = [turn for turn in turns if turn["role"] == "system"]
     rest = [turn for turn in turns if turn["role"] != "system"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qra_eval.tasks.encoding import cut_left, encode_prompt
+from qra_eval.tasks.encoding import encode_prompt, truncate_left
 
 
 def generate_answers(
@@ -34,7 +34,7 @@ def generate_answers(
     from qra_eval.tasks.batches import group_by_length
 
     ids = [encode_prompt(tokenizer, prompt, special=special) for prompt in prompts]
-    ids = ids if room is None else [cut_left(some, max(1, room), tokenizer) for some in ids]
+    ids = ids if room is None else [truncate_left(some, max(1, room), tokenizer) for some in ids]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -21,7 +21,7 @@ STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 def strict_match(answer: str, example: Example) -> float:
     """1.0 if the first number after `####` is right."""
-    return float(find_number(answer) == find_number(example.answer))
+    return float(extract_answer(answer) == extract_answer(example.answer))
 
 
 class GSM8KTask(Task):
@@ -47,7 +47,7 @@ class GSM8KTask(Task):
         return [_example(row, where) for where, row in rows]
 
 
-def find_number(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """The first number after `####`, without commas, dollar signs and a final point; None if there is none."""
     found = STRICT.search(text)
     return found[1].replace(",", "").replace("$", "").removesuffix(".") if found else None
@@ -55,6 +55,6 @@ def find_number(text: str) -> str | None:
 
 def _example(row: dict[str, Any], where: str) -> Example:
     question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
-    if find_number(answer) is None:
+    if extract_answer(answer) is None:
         raise BadInput(f"{where}: the answer has no number after '####'")
     return Example(f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},))

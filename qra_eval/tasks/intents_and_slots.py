@@ -44,9 +44,9 @@ class Banking77Task(_UtteranceTask):
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         if self.data is not None:
             rows, fields = read_folder_rows(self.data, "banking77", split), ("text", "label")
-            return [_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
+            return [_make_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
         names = load_hub_data(BANKING77_HUB)[split].features["label"].names
-        return [_intent(row["text"], names[row["label"]]) for _, row in read_hub_rows(BANKING77_HUB, None, split)]
+        return [_make_intent(row["text"], names[row["label"]]) for _, row in read_hub_rows(BANKING77_HUB, None, split)]
 
 
 class Restaurant8kTask(_UtteranceTask):
@@ -65,14 +65,14 @@ class Restaurant8kTask(_UtteranceTask):
             raise BadInput("the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl")
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
-        return [_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)]
+        return [_make_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)]
 
 
-def _intent(text: str, label: str) -> Example:
+def _make_intent(text: str, label: str) -> Example:
     return _example(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
 
 
-def _booking(row: dict[str, Any], where: str) -> Example:
+def _make_booking(row: dict[str, Any], where: str) -> Example:
     text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
     slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
     prompt = (

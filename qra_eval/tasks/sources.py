@@ -65,7 +65,7 @@ def read_splits(
     if isinstance(data, Mapping):
         return _select_splits(data, "the data", splits)
     if not isinstance(data, str | Path):
-        return {"train": _number_rows(data, "row")}
+        return {"train": _label_rows(data, "row")}
     if is_hub_name(str(data)):
         return _select_splits(load_hub_data(str(data), subset), str(data), splits)
     return {split: read_rows(path) for split, path in find_split_files(Path(data)).items()}
@@ -160,7 +160,7 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
 
 def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
     """The rows of one split of a data set on the hub; see `load_hub_data`."""
-    return _number_rows(load_hub_data(name, subset)[split], f"{name}, {split} row")
+    return _label_rows(load_hub_data(name, subset)[split], f"{name}, {split} row")
 
 
 def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -192,7 +192,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
         names = [chosen[split]] if split in chosen else STEMS[split]
         name = next((name for name in names if name in data), None)
         if name is not None:
-            found[split] = _number_rows(data[name], f"{what}, {name} row")
+            found[split] = _label_rows(data[name], f"{what}, {name} row")
     if "train" not in found:
         raise BadInput(
             f"{what} has no train split: it has {', '.join(data) or 'none'}: name the one to train on, such as "
@@ -201,7 +201,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
     return found
 
 
-def _number_rows(rows: Any, what: str) -> list[Row]:
+def _label_rows(rows: Any, what: str) -> list[Row]:
     """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
         raise wrong_type("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
@@ -233,7 +233,7 @@ def _read_json(path: Path) -> list[Row]:
     rows = _parse_json(read_text(path), str(path))
     if not isinstance(rows, list):
         raise BadInput(f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line")
-    return _number_rows(rows, f"{path}, row")
+    return _label_rows(rows, f"{path}, row")
 
 
 def _read_table(path: Path) -> Iterator[Row]:
@@ -261,7 +261,7 @@ def _read_parquet(path: Path) -> list[Row]:
     from pyarrow import ArrowException, parquet  # comes with datasets
 
     try:
-        return _number_rows(parquet.read_table(path).to_pylist(), f"{path}, row")
+        return _label_rows(parquet.read_table(path).to_pylist(), f"{path}, row")
     except ArrowException as error:
         raise BadInput(f"{path} is no Parquet file that can be read ({first_line(error)})") from error
 

@@ -64,12 +64,12 @@ class TextTask(Task):
             raise BadInput("running text has no answers that a metric could score: leave --metric out")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: list(self._blocks(text)) for name, text in self._texts().items()}
+        given = {name: list(self._blocks(text)) for name, text in self._load_texts().items()}
         splits = split_examples(given, self.seed)
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
 
-    def _texts(self) -> dict[SplitName, Text]:
+    def _load_texts(self) -> dict[SplitName, Text]:
         if self.data is None:
             names = {split: stems[0] for split, stems in STEMS.items()}
             return {s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)]) for s, n in names.items()}

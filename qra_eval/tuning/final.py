@@ -164,7 +164,7 @@ def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
     examples = [rows[i * len(rows) // shown] for i in range(shown)]
     if not examples:
         return []
-    room = tuner.with_room(SAMPLE_TOKENS)
+    room = tuner.compute_max_length(SAMPLE_TOKENS)
     answers = task.answer_examples(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
     return [
         {"prompt": task.make_prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}

@@ -158,11 +158,11 @@ class FineTuner:
         examples = task.split(split)[:rows]
         if not examples:
             return {}
-        room = self.with_room(task.max_answer_tokens(examples, self.tokenizer))
+        room = self.compute_max_length(task.max_answer_tokens(examples, self.tokenizer))
         together = SCORED_TOGETHER * self.rows_together
         return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
 
-    def with_room(self, tokens: int) -> int:
+    def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
         asked, most = self.settings.max_length + tokens, max_positions(self.model)
         return asked if most is None else min(asked, most)

@@ -112,7 +112,7 @@ def load_base(
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache)
+    install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache)
     return model, loaded.tokenizer
 
 
@@ -165,7 +165,7 @@ def read_levels(plan: Mapping[str, Any]) -> dict[str, LevelName]:
     return {name: group["bits"] for group in plan["groups"] for name in group["linears"]}
 
 
-def put_base(
+def install_weights(
     model: Any,
     spec: Any,
     levels: Mapping[str, LevelName],

@@ -92,7 +92,7 @@ class Training:
         """
         begun, labels = time.perf_counter(), sum(len(batch.targets) for batch in batches)
 
-        def passes() -> float:
+        def run_passes() -> float:
             value = 0.0
             for batch in (
                 part for own in self.processes.select_own(batches) for part in (own.parts(rows) if rows else [own])
@@ -104,7 +104,7 @@ class Training:
 
         if self.processes.size > 1:  # dropout of its own in each, and none that a checkpoint of the first would lack
             torch.manual_seed((self.seed * self.steps + self.step) * self.processes.size + self.processes.rank)
-        (value,) = self.processes.sum_values(self.processes.run_together(passes))
+        (value,) = self.processes.sum_values(self.processes.run_together(run_passes))
         self.processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):

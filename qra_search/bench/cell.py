@@ -68,8 +68,10 @@ def run_cell(
             "reference": list(reference.losses),
             "reference_exact": reference.exact,
             "uniform": [min(map(landscape.true_loss, plans)) for plans in fitting],
-            "checkpoints": [judge_at(point, state, timed, landscape, grid) for point in list_checkpoints(evaluations)],
-            **describe_conduct(state.trials, timed),
+            "checkpoints": [
+                score_checkpoint(point, state, timed, landscape, grid) for point in list_checkpoints(evaluations)
+            ],
+            **summarize_trials(state.trials, timed),
         }
 
 
@@ -103,7 +105,7 @@ class TimedStrategy(Strategy):
         return self.inner.estimate(state)
 
 
-def judge_at(
+def score_checkpoint(
     point: float, state: StudyState, strategy: Strategy, landscape: Any, grid: Sequence[int]
 ) -> dict[str, Any]:
     """The best plan at each budget of the grid when at most `point` evaluations were spent."""
@@ -127,7 +129,7 @@ def truncate(state: StudyState, point: float) -> StudyState:
     return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
 
 
-def describe_conduct(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict[str, Any]:
+def summarize_trials(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict[str, Any]:
     """How the strategy behaved: time, replicates, low fidelity, failures, and how honest its predictions were."""
     scores = [
         abs(t.loss - t.proposal.predicted_loss) / t.proposal.predicted_std

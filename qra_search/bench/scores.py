@@ -55,7 +55,7 @@ def find_best_known(rows: Sequence[Row]) -> Best:
     return best
 
 
-def share_left(row: Row, point: float, best: np.ndarray) -> float:
+def compute_regret(row: Row, point: float, best: np.ndarray) -> float:
     """Share of the possible gain over the best uniform plan that is left at a checkpoint, summed over three budgets.
 
     0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform.
@@ -69,7 +69,7 @@ def share_left(row: Row, point: float, best: np.ndarray) -> float:
     return float(left.sum() / max(possible.sum(), 1e-12))
 
 
-def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
+def collect_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
     """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
     cell is missing.
 
@@ -82,7 +82,7 @@ def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.nda
     for row in {(row["task"], row["strategy"], row["seed"]): row for row in reached}.values():
         if (key := (row["task"], row["seed"])) in best:
             own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
-            own[tasks.index(row["task"]), seeds.index(row["seed"])] = share_left(row, point, best[key])
+            own[tasks.index(row["task"]), seeds.index(row["seed"])] = compute_regret(row, point, best[key])
     return dict(sorted(shares.items()))
 
 

@@ -18,9 +18,9 @@ from qra_search.bench.scores import (
     Pair,
     Row,
     bootstrap_median,
+    collect_regrets,
     compare_pairs,
     find_best_known,
-    shares_at,
 )
 
 HEADING = """# Search strategies side by side
@@ -89,7 +89,7 @@ def make_settings(rows: Sequence[Row]) -> list[Setting]:
 def _setting(kind: str, rows: list[Row]) -> Setting:
     best = find_best_known(rows)
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
-    shares = {point: shares_at(rows, point, best) for point in points}
+    shares = {point: collect_regrets(rows, point, best) for point in points}
     medians = {
         name: {point: bootstrap_median(own[name].T) for point, own in shares.items() if name in own}
         for name in sorted({name for own in shares.values() for name in own})
@@ -99,10 +99,12 @@ def _setting(kind: str, rows: list[Row]) -> Setting:
     order = sorted(
         medians, key=lambda name: medians[name][common[-1]].median if common[-1] in medians[name] else np.inf
     )
-    tables = [_pooled(points, order, shares, medians)] if points else []
+    tables = [_make_summary_table(points, order, shares, medians)] if points else []
     for point in points:
-        tables += _at_checkpoint(point, rows, {name: shares[point][name] for name in order if name in shares[point]})
-    tables.append(_conduct(rows))
+        tables += _make_checkpoint_tables(
+            point, rows, {name: shares[point][name] for name in order if name in shares[point]}
+        )
+    tables.append(_make_behavior_table(rows))
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
     notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _reference_note(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
@@ -114,7 +116,7 @@ def _setting(kind: str, rows: list[Row]) -> Setting:
     return Setting(kind, notes, tables, curves)
 
 
-def _pooled(
+def _make_summary_table(
     points: list[float],
     order: list[str],
     shares: dict[float, dict[str, np.ndarray]],
@@ -134,7 +136,7 @@ def _pooled(
     return Table(caption, columns, body)
 
 
-def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
+def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
     """By task, and strategies in pairs, after so many evaluations."""
     names = list(shares)
     body: list[list[Cell]] = []
@@ -166,7 +168,7 @@ def _matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
     return [[row, *(cells.get((row, column)) for column in names)] for row in names]
 
 
-def _conduct(rows: list[Row]) -> Table:
+def _make_behavior_table(rows: list[Row]) -> Table:
     """How the strategies behaved: time, replicates, low fidelity, failures, honesty of their predictions."""
     columns = ["strategy", "seconds a proposal", "of a processor", "slowest", "trials", "replicates", "low fidelity",
                "failed trials", "failed cells", "90% interval covers"]  # fmt: skip

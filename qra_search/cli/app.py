@@ -122,9 +122,9 @@ def root(
         )
 
 
-def _stand_in() -> None:
+def _run_placeholder() -> None:
     """Stands for a command in the list of commands."""
 
 
 for _entry in ENTRIES:
-    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_stand_in)
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_run_placeholder)

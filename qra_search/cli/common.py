@@ -142,13 +142,13 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def called(**values: Any) -> None:
+        def run_command(**values: Any) -> None:
             command(given={p.name: values.pop(p.name) for p in shared}, **values)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-        called.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
-        called.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-        return called
+        run_command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        run_command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+        return run_command
 
     return wrap
 

@@ -93,7 +93,7 @@ class WorkerExecutor(Executor):
             for _ in range(ATTEMPTS):
                 worker = self._workers.get(slot) or self._start(slot)
                 try:
-                    return unwrap_reply(worker.request("call", function, *args))
+                    return check_reply(worker.request("call", function, *args))
                 except WorkerDied as error:
                     died = error
                     self._drop(slot)
@@ -109,9 +109,9 @@ class WorkerExecutor(Executor):
                 try:
                     worker = self._workers[slot] = self.start_worker(slot)
                 except Exception as error:
-                    raise _not_started(error) from error
+                    raise _make_start_error(error) from error
             try:
-                unwrap_reply(worker.request("build", self.factory))
+                check_reply(worker.request("build", self.factory))
                 return worker
             except WorkerDied as error:
                 died = error
@@ -121,7 +121,7 @@ class WorkerExecutor(Executor):
                 raise
             except Exception as error:  # the factory cannot be pickled
                 self._drop(slot)
-                raise _not_started(error) from error
+                raise _make_start_error(error) from error
         raise WorkerUnusable(f"{died} while it built the evaluator: try fewer workers")
 
     def _drop(self, slot: int) -> None:
@@ -163,7 +163,7 @@ class RemoteEvaluator(Evaluator):
         return dict(self._identity["row_counts"])
 
 
-def _not_started(error: Exception) -> WorkerUnusable:
+def _make_start_error(error: Exception) -> WorkerUnusable:
     return WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})")
 
 
@@ -218,7 +218,7 @@ def identify(evaluator: Evaluator) -> dict[str, Any]:
     return {"space": evaluator.space, "fidelities": tuple(evaluator.fidelities), **described}
 
 
-def unwrap_reply(reply: Any) -> Any:
+def check_reply(reply: Any) -> Any:
     """A reply that is no failure.
 
     Raises:

@@ -53,9 +53,9 @@ class _ProcessWorker(Worker):
         try:
             return self._pool.submit(_serve, method, *args).result()
         except BrokenProcessPool:
-            raise WorkerDied(self._ending()) from None
+            raise WorkerDied(self._describe_exit()) from None
 
-    def _ending(self) -> str:
+    def _describe_exit(self) -> str:
         self._pool.shutdown()  # waits for the exit status
         code = self._process.exitcode
         if code is not None and code < 0:

@@ -145,6 +145,6 @@ def evaluations_text(count: float) -> str:
     return f"{count:.2f}".rstrip("0").rstrip(".")
 
 
-def unbroken(text: object) -> str:
+def use_nonbreaking_spaces(text: object) -> str:
     """A text in which no line ends between a figure and its unit."""
     return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")

@@ -123,12 +123,12 @@ def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return np.zeros(len(values), dtype=int), ["0"]
     low = max(float(values.min()), top / 1000)
     if top / low < 1.01:
-        return np.zeros(len(values), dtype=int), [_two_figures(top)]
+        return np.zeros(len(values), dtype=int), [_format_value(top)]
     edges = np.exp(np.linspace(math.log(low), math.log(top), DAMAGE_STEPS + 1))
     levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, DAMAGE_STEPS - 1)
-    return levels, [f"{_two_figures(a)} to {_two_figures(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return levels, [f"{_format_value(a)} to {_format_value(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _two_figures(value: float) -> str:
+def _format_value(value: float) -> str:
     """Rounded to two figures, and written without an exponent from a thousandth to a million."""
     return f"{float(f'{value:.2g}'):.6g}"

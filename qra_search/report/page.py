@@ -98,7 +98,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {"tables": tables, "words": formatting, "size": format_bytes}
-    environment.filters |= {"unbroken": formatting.unbroken, "line": lambda text: one_line(text, SAMPLE)}
+    environment.filters |= {"unbroken": formatting.use_nonbreaking_spaces, "line": lambda text: one_line(text, SAMPLE)}
     return environment
 
 
@@ -114,7 +114,7 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
         "headline": sentence,
         "allocation": result.allocation() if result.memory_budgets else None,
         "layout": arrange_groups(result.space),
-        "facts": _facts(run),
+        "facts": _list_key_figures(run),
         "charts": charts,
         "samples": () if run.comparison is None else run.comparison.chosen.samples,
         "heats": [] if run.plan is None else make_heat_maps(result.space, run.plan, result.sensitivities),
@@ -138,7 +138,7 @@ def _chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:
     return {"svg": Markup(to_svg(figure, theme="page", key=key)), "label": label}  # noqa: S704
 
 
-def _facts(run: RunData) -> list[tuple[str, str, str]]:
+def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     found, result, items = run.finding, run.result, []
     if run.comparison is not None:

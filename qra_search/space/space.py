@@ -204,7 +204,7 @@ class SearchSpace:
         if level is None:
             return None
         plan = Plan(
-            tuple(self._widened(level, group) if group.is_embedding else level.name for group in self.groups),
+            tuple(self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups),
             tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
         )
         return plan if self.contains(plan) else None
@@ -252,7 +252,7 @@ class SearchSpace:
         """The groups that follow a uniform plan."""
         return [i for i, group in enumerate(self.groups) if not group.is_embedding]
 
-    def _widened(self, level: Level, group: Group) -> LevelName:
+    def _widen_level(self, level: Level, group: Group) -> LevelName:
         """The level itself, or the next wider, else the widest, that a group allows."""
         allowed = [own for own in self.levels if group.bits is None or own.name in group.bits]
         if level in allowed:

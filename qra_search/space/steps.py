@@ -35,11 +35,11 @@ class AdjacentSteps:
         """int (2, G): the code of fewest bytes."""
         return np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1))
 
-    def step_down(self, code: np.ndarray) -> np.ndarray:
+    def decrease_choices(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next smaller allowed choice, or where it is if there is none."""
         return select_entries(self._below, code)
 
-    def step_up(self, code: np.ndarray) -> np.ndarray:
+    def increase_choices(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next larger allowed choice, or where it is if there is none."""
         return select_entries(self._above, code)
 
@@ -72,7 +72,7 @@ class AdjacentSteps:
     def list_neighbours(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes that differ from this one by one step of one variable."""
         found = []
-        for to in (self.step_down(code), self.step_up(code)):
+        for to in (self.decrease_choices(code), self.increase_choices(code)):
             side, group = np.nonzero(to != code)
             codes = np.tile(code, (len(side), 1, 1))
             codes[np.arange(len(side)), side, group] = to[side, group]
@@ -81,11 +81,11 @@ class AdjacentSteps:
 
     @cached_property
     def _below(self) -> np.ndarray:
-        return _previous_allowed(self.allowed)
+        return _find_previous_allowed(self.allowed)
 
     @cached_property
     def _above(self) -> np.ndarray:
-        return np.asarray(self.allowed.shape[-1] - 1 - _previous_allowed(self.allowed[..., ::-1])[..., ::-1])
+        return np.asarray(self.allowed.shape[-1] - 1 - _find_previous_allowed(self.allowed[..., ::-1])[..., ::-1])
 
 
 def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def _stack(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:
     return np.stack([np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)])
 
 
-def _previous_allowed(allowed: np.ndarray) -> np.ndarray:
+def _find_previous_allowed(allowed: np.ndarray) -> np.ndarray:
     """int (..., K): the last allowed choice before each; the choice itself if there is none."""
     values = np.arange(allowed.shape[-1])
     last = np.maximum.accumulate(np.where(allowed, values, -1), axis=-1)

@@ -52,7 +52,7 @@ def posterior_table(state: StudyState) -> np.ndarray:
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, average_observations(state)[1])
-        return additive_table(state.space, state.sensitivities) if fit is None else fit.table_at_mode()
+        return additive_table(state.space, state.sensitivities) if fit is None else fit.compute_posterior_mode()
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:

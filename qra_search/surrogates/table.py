@@ -104,7 +104,7 @@ class TableFit:
         parts = zip(self.variances, self._covariances, J, strict=True)
         return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 
-    def _grams(self, J: Arrays) -> np.ndarray:
+    def _compute_gram_matrices(self, J: Arrays) -> np.ndarray:
         """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
         N = len(self.rows)
         out = np.empty((len(fields(J)), N, N))
@@ -141,7 +141,7 @@ class TableFit:
                 self.excess = np.where(seen - shift > UNFORESEEN * predicted, seen - shift, predicted)
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
             SJ = self._multiply_covariances(J)
-            grams = self._grams(J)
+            grams = self._compute_gram_matrices(J)
             target = rows.loss - self.best - f + _product(J, self.theta)
             L = np.linalg.cholesky(np.tensordot(list(self.variances), grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
@@ -237,7 +237,7 @@ class TableFit:
         theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
         return np.asarray(self._damage(theta) - self._gain(theta)[:, :, None, :])
 
-    def table_at_mode(self) -> np.ndarray:
+    def compute_posterior_mode(self) -> np.ndarray:
         """float (G, B, R): the table at the mode."""
         return np.asarray(self._damage(self.theta) - self._gain(self.theta)[:, None, :])
 

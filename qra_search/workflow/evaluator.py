@@ -37,10 +37,10 @@ def build_evaluator(
             make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
         for name in objects or {}:
-            if not _takes(factory, name):
+            if not _accepts_option(factory, name):
                 raise BadInput(f"evaluator {config.evaluator!r} takes no {name} in memory: give its name or folder")
         options = {"progress": progress, **({} if weights else {"weights": False})}
-        options = {name: value for name, value in options.items() if _takes(factory, name)}
+        options = {name: value for name, value in options.items() if _accepts_option(factory, name)}
         try:
             evaluator: Evaluator = factory(config, **options, **(objects or {}))
         except SystemExit as error:
@@ -54,7 +54,7 @@ def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
         raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
 
 
-def _takes(factory: Any, option: str) -> bool:
+def _accepts_option(factory: Any, option: str) -> bool:
     parameters = inspect.signature(factory).parameters
     return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

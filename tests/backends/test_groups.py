@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import Groups, grouped_linear, make_backend
-from qra_backends.ggml.decode import decode, replace_scales, write_half
+from qra_backends.ggml.decode import decode, replace_scales, write_float16
 from qra_backends.ggml.types import TYPES
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def test_every_block_type_has_its_scale_where_it_is_said_to_be(kind):
     blocks = torch.randint(0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     blocks = replace_scales(blocks, kind, torch.full((4, 1), 0.25))
     if kind.offset:
-        write_half(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
+        write_float16(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
     before = decode(blocks, kind, torch.float64)
     assert before.isfinite().all() and before.any()
     assert torch.equal(decode(replace_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import read_half
+from qra_backends.ggml.codebooks import read_float16
 from qra_backends.ggml.decode import decode, replace_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.types import TYPES, GGMLType
@@ -117,7 +117,7 @@ class GGUFBackend(Backend):
 
     def trainable(self, module: nn.Module) -> Groups:
         own = self.check_own(module)
-        scale = read_half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
+        scale = read_float16(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
         return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
     def trainable_numbers(self, bits: str, out_features: int, in_features: int) -> int:

@@ -16,9 +16,9 @@ Read = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _iq2_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    words = _words(blocks[:, 2:66]).view(-1, 8, 2)  # four vectors of eight, and their signs and scale
+    words = _view_as_words(blocks[:, 2:66]).view(-1, 8, 2)  # four vectors of eight, and their signs and scale
     vectors = blocks[:, 2:66].reshape(-1, 8, 8)[..., :4].reshape(len(blocks), 32)
-    scale = read_half(blocks) * (0.5 + ((words[..., 1] >> 28) & 0xF).float()) * 0.25
+    scale = read_float16(blocks) * (0.5 + ((words[..., 1] >> 28) & 0xF).float()) * 0.25
     return _grid("IQ2_XXS", vectors) * _indexed_signs(words[..., 1]), scale
 
 
@@ -26,27 +26,27 @@ def _iq2_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     codes = blocks[:, 2:66].reshape(-1, 32, 2).long()
     codes = codes[..., 0] | (codes[..., 1] << 8)
     signs = _signs(sign_table(blocks.device)[codes >> 9])
-    scale = read_half(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
+    scale = read_float16(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
     return _grid("IQ2_XS", codes & 511) * signs, scale
 
 
 def _iq2_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
     high = (blocks[:, 66:74, None] >> shifts(2, blocks.device)).bitwise_and_(3).reshape(len(blocks), 32)
     codes = blocks[:, 2:34].long() | (high.long() << 8)
-    scale = read_half(blocks) * (0.5 + _nibbles(blocks[:, 74:82])) * 0.25
+    scale = read_float16(blocks) * (0.5 + _nibbles(blocks[:, 74:82])) * 0.25
     return _grid("IQ2_S", codes) * _signs(blocks[:, 34:66]), scale
 
 
 def _iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    words = _words(blocks[:, 66:98])
-    scale = read_half(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
+    words = _view_as_words(blocks[:, 66:98])
+    scale = read_float16(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
     return _grid("IQ3_XXS", blocks[:, 2:66]) * _indexed_signs(words), scale
 
 
 def _iq3_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
     high = (blocks[:, 66:74, None] >> shifts(1, blocks.device)).bitwise_and_(1).reshape(len(blocks), 64)
     codes = blocks[:, 2:66].long() | (high.long() << 8)
-    scale = read_half(blocks) * (1 + 2 * _nibbles(blocks[:, 106:110]))
+    scale = read_float16(blocks) * (1 + 2 * _nibbles(blocks[:, 106:110]))
     return _grid("IQ3_S", codes) * _signs(blocks[:, 74:106]), scale
 
 
@@ -60,12 +60,12 @@ CODEBOOKS: dict[str, Read] = {
 """How each type is read."""
 
 
-def read_half(blocks: Tensor, at: int = 0) -> Tensor:
+def read_float16(blocks: Tensor, at: int = 0) -> Tensor:
     """The float16 at byte `at` of every block, as float32 (n, 1)."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
 
 
-def _words(packed: Tensor) -> Tensor:
+def _view_as_words(packed: Tensor) -> Tensor:
     """Little-endian 32-bit words, int32 (n, words); the highest bit is the sign, so shifts are masked."""
     return packed.contiguous().view(torch.int32)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS, read_half, shifts, uneven_values
+from qra_backends.ggml.codebooks import CODEBOOKS, read_float16, shifts, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
 from qra_backends.reference.blocks import rows_at_once
@@ -65,8 +65,8 @@ def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
 
 def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
     """Scale, and offset if the type has one, of every group: float32 (n, groups)."""
-    whole = read_half(blocks, kind.scale_at)
-    least = read_half(blocks, kind.scale_at + 2) if kind.offset else None
+    whole = read_float16(blocks, kind.scale_at)
+    least = read_float16(blocks, kind.scale_at + 2) if kind.offset else None
     if kind.block == 32:
         return whole, least
     if kind.name == "Q2_K":
@@ -75,7 +75,7 @@ def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
         return whole * (both & 0xF), -(least * (both >> 4))
     if kind.name in ("Q4_K", "Q5_K"):
         assert least is not None
-        scale, lowest = _six_bits(blocks[:, 4:16])
+        scale, lowest = _unpack_six_bits(blocks[:, 4:16])
         return whole * scale, -(least * lowest)
     if kind.name == "Q3_K":
         packed = blocks[:, 96:108]
@@ -93,15 +93,15 @@ def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
 
 def replace_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
     """New blocks (n, bytes) with other 16-bit scales, float32 (n, 1), and offsets in the same proportion."""
-    made, before = blocks.clone(), read_half(blocks, kind.scale_at)
-    write_half(made, kind.scale_at, scale)
+    made, before = blocks.clone(), read_float16(blocks, kind.scale_at)
+    write_float16(made, kind.scale_at, scale)
     if kind.offset:
         ratio = torch.where(before == 0, 1.0, scale / torch.where(before == 0, 1.0, before))
-        write_half(made, kind.scale_at + 2, read_half(blocks, kind.scale_at + 2) * ratio)
+        write_float16(made, kind.scale_at + 2, read_float16(blocks, kind.scale_at + 2) * ratio)
     return made
 
 
-def write_half(blocks: Tensor, at: int, values: Tensor) -> None:
+def write_float16(blocks: Tensor, at: int, values: Tensor) -> None:
     """Write numbers (n, 1) as the float16 at byte `at` of every block."""
     blocks[:, at : at + 2] = values.to(torch.float16).view(torch.uint8)
 
@@ -114,7 +114,7 @@ def _read_fields(packed: Tensor, plane: Plane) -> Tensor:
     return parts.bitwise_and_(2**plane.bits - 1).view(len(packed), -1)
 
 
-def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
+def _unpack_six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The eight scales and eight minima of six bits each in 12 bytes (n, 12); uint8 (n, 8)."""
     first, second, rest = packed.split(4, dim=1)
     scale = torch.cat([first & 0x3F, (rest & 0xF) | ((first >> 2) & 0x30)], dim=1)

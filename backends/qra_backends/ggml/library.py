@@ -60,7 +60,7 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
     def fill(start: int) -> int:
         count = min(at_once, rows - start)
         done: int = library.ggml_quantize_chunk(
-            number, _at(source), blocks.ctypes.data, start * columns, count, columns, _at(weights)
+            number, _get_pointer(source), blocks.ctypes.data, start * columns, count, columns, _get_pointer(weights)
         )
         return done
 
@@ -72,7 +72,7 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
     return torch.from_numpy(blocks).to(weight.device)
 
 
-def _at(array: np.ndarray) -> Any:
+def _get_pointer(array: np.ndarray) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 

@@ -48,7 +48,7 @@ def _round(  # type: ignore[no-untyped-def]
         group = tl.load(groups + i) * rows + row
         s, o = tl.load(scale + group, mask=inside, other=0), tl.load(offset + group, mask=inside, other=0)
         by = tl.load(divisor + group, mask=inside, other=1)
-        own = _taken(left, column, i)
+        own = _extract_column(left, column, i)
         code = _nearest(tl.div_rn(own - o, by), most)
         error = tl.div_rn(own - (code * s + o), tl.load(inverse + i * columns + i) + tl.zeros_like(own))
         place = i * rows + row
@@ -60,7 +60,7 @@ def _round(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _taken(block, column, i):  # type: ignore[no-untyped-def]
+def _extract_column(block, column, i):  # type: ignore[no-untyped-def]
     """Column i of a block, (rows,)."""
     return tl.sum(tl.where((column == i)[:, None], block, 0.0), axis=0)
 

@@ -110,7 +110,7 @@ _step_2, _step_4, _step_8, _step_16, _step_32 = map(_step, (2, 4, 8, 16, 32))
 
 
 @numba.njit(**OPTIONS)
-def _least(costs, count):  # type: ignore[no-untyped-def]
+def _find_smallest(costs, count):  # type: ignore[no-untyped-def]
     found = 0
     for v in range(1, count):
         if costs[v] < costs[found]:
@@ -143,10 +143,10 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
             else:
                 _step_32(best, before, after, spread, values, x[row], scale[row], kept)
             if row % _RENEWED == _RENEWED - 1:
-                least = costs[_least(costs, after)]
+                least = costs[_find_smallest(costs, after)]
                 for v in range(after):
                     costs[v] -= least
-        v = _least(costs, 1 << (plan.L - (plan.even_shift if stop & 1 else plan.odd_shift)))
+        v = _find_smallest(costs, 1 << (plan.L - (plan.even_shift if stop & 1 else plan.odd_shift)))
         for row in range(stop - 1, first - 1, -1):
             shift, shift_before = plan.even_shift, plan.odd_shift
             if row & 1:

@@ -59,7 +59,7 @@ def front_figure(run: RunData) -> Figure:
         _plot(axes, steps, drawstyle="steps-post", color=c["found"], linewidth=2.25)
         for kind, places in marks.items():
             color, shape, width, alpha = FRONT_MARKS[kind]
-            _marks(axes, places, kind, c["paper"], (c[color], alpha), shape, width)
+            _plot_markers(axes, places, kind, c["paper"], (c[color], alpha), shape, width)
         taken: list = []
         for text, place, shift, room in labels:
             side: Literal["left", "right"] = (
@@ -89,7 +89,7 @@ def trace_figure(run: RunData) -> Figure:
             put_label(axes, [], "best uniform plan", (axes.get_xlim()[1], baseline), (0, 10), side="left")
         for i, origin in enumerate(run.origins):
             places = [(spent, loss) for spent, loss, o in dots if o == origin]
-            _marks(axes, places, origin, c["paper"], (c[f"o-{i % 8}"], 0.85), SHAPES[i % 8])
+            _plot_markers(axes, places, origin, c["paper"], (c[f"o-{i % 8}"], 0.85), SHAPES[i % 8])
         for budget, points in traces.items():
             _plot(axes, points, drawstyle="steps-post", color=c["ink"], linewidth=2.5)
             if len(traces) > 1:
@@ -152,7 +152,7 @@ def _plot(axes: Axes, points: Sequence[Point], **how: Any) -> None:
         axes.plot(*zip(*points, strict=True), **how)
 
 
-def _marks(
+def _plot_markers(
     axes: Axes, places: Sequence[Point], name: str, edge: str, color: object, shape: str, size: float = 8
 ) -> None:
     _plot(axes, places, linestyle="none", marker=shape, markersize=size, color=color, markeredgecolor=edge,

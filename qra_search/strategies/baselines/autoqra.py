@@ -10,7 +10,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.strategies.base import average_losses
-from qra_search.strategies.baselines.nsga2 import CROSSOVER, mate, mutate
+from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, select_trials
 from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
@@ -53,7 +53,7 @@ class AutoQRAStrategy(PaperStrategy):
         return proposal or self.refine(state, steps, REFINED)
 
     def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
-        child = mutate_by_importance(steps, mate(parents, CROSSOVER, rng)[0], budget, rng)
+        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng)[0], budget, rng)
         return steps.repair_by_importance(child, budget)
 
     def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
@@ -90,7 +90,9 @@ def predict_losses(state: StudyState, steps: GuidedSteps) -> dict[Plan, float]:
         codes = space.encode_many(plans)
         bits = [(codes[:, 0] == k).mean(1) for k in range(len(space.bits))]
         ranks = [(codes[:, 1] == k).mean(1) for k in range(len(space.ranks))]
-        return np.column_stack([steps.coverage(codes), *bits, *ranks]), np.array([cheap[plan] for plan in plans])
+        return np.column_stack([steps.compute_coverage(codes), *bits, *ranks]), np.array(
+            [cheap[plan] for plan in plans]
+        )
 
     features, proxy = describe(list(cheap))
     known = np.array([full[plan] for plan in both])
@@ -109,7 +111,7 @@ def mutate_by_importance(
     The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
     and the code is brought back under the budget by the steps down that matter least elsewhere.
     """
-    up, down = steps.step_up(code), steps.step_down(code)
+    up, down = steps.increase_choices(code), steps.decrease_choices(code)
     raising = rng.random() < coupled and (up != code).any()
     preference = np.maximum(steps.importance, EPSILON) ** GAMMA
     chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()

@@ -54,14 +54,14 @@ class NSGA2Strategy(Strategy):
                 parents[generation] = select_survivors(state, average_losses(before), self.population, generation)
             chosen = parents[generation]
             if chosen is None:
-                return self._first(state, offset, rng)
+                return self._sample_initial_plan(state, offset, rng)
             budget = rotate_budgets(state, offset)[0] if state.memory_budgets else state.memory_limit
             child = breed_child(steps, chosen, budget, rng, self.crossover, self.mutation)
             return state.space.decode(child), "offspring"
 
         return propose_new(state, n, draw)
 
-    def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
+    def _sample_initial_plan(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
         """A plan of the first generation, and its origin."""
         kind = rng.random()
         budget = rotate_budgets(state, offset)[0]
@@ -107,12 +107,12 @@ def breed_child(
     Random numbers are drawn in the order of pymoo's `Mating`, which makes two children, of which the first is taken.
     """
     rate = 1.0 / (2 * len(steps.space)) if mutation is None else mutation
-    mutated = [mutate(steps, code, rate, rng) for code in mate(parents, crossover, rng)]
+    mutated = [mutate(steps, code, rate, rng) for code in cross_parents(parents, crossover, rng)]
     rng.random(2)  # pymoo's chance that a mutation is applied, which is always
     return [steps.repair(code, budget, rng) for code in mutated][0]
 
 
-def mate(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cross_parents(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two codes (2, G) by binary tournament and, with this chance, crossover."""
     codes = parents.get("X").astype(int)
     codes = codes.reshape(len(codes), 2, -1)
@@ -120,10 +120,10 @@ def mate(parents: Population, crossover: float, rng: np.random.Generator) -> tup
         None, parents, 1, 2, to_pop=False, random_state=rng
     )
     first, second = codes[chosen[0]]
-    return cross(first, second, rng) if rng.random() < crossover else (first, second)
+    return cross_over_groups(first, second, rng) if rng.random() < crossover else (first, second)
 
 
-def cross(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cross_over_groups(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Uniform crossover of two codes (2, G) in which a group's (bits, rank) is one gene."""
     swap = rng.random(first.shape[1]) < 0.5
     return np.where(swap, second, first), np.where(swap, first, second)
@@ -135,7 +135,7 @@ def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.G
     Args:
         rate: chance of each variable; one is drawn outright, so that something changes.
     """
-    up, down = steps.step_up(code), steps.step_down(code)
+    up, down = steps.increase_choices(code), steps.decrease_choices(code)
     movable = ((up != code) | (down != code)).ravel()
     if not movable.any():
         return code.copy()

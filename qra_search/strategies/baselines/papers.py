@@ -79,7 +79,7 @@ class GuidedSteps(AdjacentSteps):
         self.space.memory.check_budget(budget)
         code, total = code.copy(), int(self.space.memory.bytes(code))
         while total > budget:
-            down = self.step_down(code)
+            down = self.decrease_choices(code)
             saved = select_entries(self.sizes, code) - select_entries(self.sizes, down)
             price = np.where(saved > 0, (self.importance + EPSILON) / np.maximum(saved, 1), np.inf)
             if keep is not None and np.isfinite(np.delete(price, keep)).any():
@@ -92,20 +92,20 @@ class GuidedSteps(AdjacentSteps):
             total -= int(saved.flat[step])
         return code
 
-    def coverage(self, codes: np.ndarray) -> np.ndarray:
+    def compute_coverage(self, codes: np.ndarray) -> np.ndarray:
         """float (M, 2), within [0, 1]: how well bits and ranks cover what is important (eq. 9)."""
         places = select_entries(scale_by_order(self.space), codes)
         return (places * (self.importance / self.importance.sum(1, keepdims=True))).sum(-1)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
         """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
-        return np.column_stack([encode_inputs(scale_by_order(self.space), codes), self.coverage(codes)])
+        return np.column_stack([encode_inputs(scale_by_order(self.space), codes), self.compute_coverage(codes)])
 
     def list_atomic_edits(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
         edits = list(self.list_neighbours(code))
-        for first in (self.step_down(code), self.step_up(code)):
-            for second in (self.step_down(code), self.step_up(code)):
+        for first in (self.decrease_choices(code), self.increase_choices(code)):
+            for second in (self.decrease_choices(code), self.increase_choices(code)):
                 for g in np.flatnonzero((first[0] != code[0]) & (second[1] != code[1])):
                     edited = code.copy()
                     edited[:, g] = first[0, g], second[1, g]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from qra_backends import make_backend
 from qra_backends.ggml.decode import decode as decode_blocks
-from qra_backends.ggml.decode import write_half
+from qra_backends.ggml.decode import write_float16
 from qra_backends.ggml.types import TYPES
 from qra_backends.kernels import choice
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
     kind, g = TYPES[name], torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, kind.bytes(1, 512)), generator=g, dtype=torch.uint8)
     for half in (kind.scale_at, kind.scale_at + 2)[: 1 + kind.offset]:
-        write_half(
+        write_float16(
             blocks.view(-1, kind.block_bytes), half, torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g)
         )
     for dtype in (torch.float32, torch.float16):

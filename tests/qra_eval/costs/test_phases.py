@@ -75,7 +75,7 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
         meter.ignore(*model.parameters(), *model.buffers())
         batch_loss(model.train(), head, batch).backward()
     # The sketch adds dequantizing, and takes the tokens of a mixture to choose all experts evenly.
-    found = sketch.count_pass(rows, tokens, labels, training=True) / meter.peak
+    found = sketch.count_pass_bytes(rows, tokens, labels, training=True) / meter.peak
     assert 0.95 < found < 1.1
 
 
@@ -157,7 +157,7 @@ def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
     config = tiny_config_model("llama", layers=5).config
     options: dict[str, Any] = {"tables": False, "rank": 8, "checkpointing": False}
     whole, short, long = (Sketch(config, torch.bfloat16, **options, layers=n) for n in (5, 1, 2))
-    taken = [sketch.count_pass(2, 30, 20, training=True) for sketch in (whole, short, long)]
+    taken = [sketch.count_pass_bytes(2, 30, 20, training=True) for sketch in (whole, short, long)]
     assert taken[0] == pytest.approx(taken[2] + 3 * (taken[2] - taken[1]), rel=0.02)
 
 

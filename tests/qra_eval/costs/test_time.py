@@ -79,7 +79,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
             str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
         )
     seconds = iter([5.0, 0.25])  # of the layer, of the head
-    monkeypatch.setattr(module, "_time_quickest", lambda work, device: (work(), next(seconds))[1])
+    monkeypatch.setattr(module, "_measure_min_seconds", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized_model.settings.batch_size
     tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
     assert module.seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)

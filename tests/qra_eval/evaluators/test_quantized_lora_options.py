@@ -106,5 +106,5 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
     with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):
         build(65)
     bench = build(64).tuner
-    assert bench.with_room(64) == 64
-    assert make_evaluator("tiny", training={"max_length": 100}).tuner.with_room(64) == 164
+    assert bench.compute_max_length(64) == 64
+    assert make_evaluator("tiny", training={"max_length": 100}).tuner.compute_max_length(64) == 164

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import assign_devices, keep_few_products, resolve_device, resolve_devices
+from qra_eval.models.device import assign_devices, limit_onednn_cache, resolve_device, resolve_devices
 from qra_eval.models.tiny import tiny_model
 from qra_search import BadInput
 
@@ -69,10 +69,10 @@ def test_several_gpus_are_each_named_once_by_their_number(gpus, monkeypatch):
 def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, "7")
-    keep_few_products()
+    limit_onednn_cache()
     assert os.environ[name] == "7"
     monkeypatch.delenv(name)
-    keep_few_products()
+    limit_onednn_cache()
     assert 1 < int(os.environ[name]) < 1024
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qra_eval.tasks import SPLITS
 from qra_eval.tasks.arithmetic import ArithmeticTask
-from qra_eval.tasks.gsm8k import find_number
+from qra_eval.tasks.gsm8k import extract_answer
 from qra_search.errors import BadInput
 
 
@@ -30,7 +30,7 @@ def test_every_line_of_every_answer_is_a_true_equation(task):
             assert eval(left) == int(right)  # noqa: S307 - our own text, digits and operators
             assert re.fullmatch(r"\d+ [-+*/] \d+", left)
         assert last == f"#### {steps[-1].split(' = ')[1]}"
-        assert find_number(example.answer) == str(example.meta["result"])
+        assert extract_answer(example.answer) == str(example.meta["result"])
 
 
 def test_every_operand_stands_in_the_problem_or_in_its_product(task):
@@ -91,7 +91,7 @@ def test_problems_are_of_the_kinds_and_digits_that_were_chosen():
     ],
 )
 def test_the_number_of_an_answer(text, number):
-    assert find_number(text) == number
+    assert extract_answer(text) == number
 
 
 def test_a_right_answer_is_not_cut(task, monkeypatch):

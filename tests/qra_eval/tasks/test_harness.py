@@ -11,7 +11,7 @@ import torch
 from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
 from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.gsm8k import STOP, STRICT, find_number
+from qra_eval.tasks.gsm8k import STOP, STRICT, extract_answer
 from qra_eval.tasks.scoring import measure_choices
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
@@ -60,4 +60,4 @@ def test_numbers_agree():
 
     found = RegexFilter(STRICT.pattern, group_select=0, fallback="").apply([[text] for text in TEXTS], [{}] * 8)
     plain = [re.sub(r"\.$", "", re.sub(r"[,$]", "", text)) or None for (text,) in found]
-    assert [find_number(text) for text in TEXTS] == plain
+    assert [extract_answer(text) for text in TEXTS] == plain

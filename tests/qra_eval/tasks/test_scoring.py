@@ -11,7 +11,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example
-from qra_eval.tasks.encoding import cut_left
+from qra_eval.tasks.encoding import truncate_left
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.scoring import measure_choices, score_choices
 
@@ -129,9 +129,9 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     ids = [tokenizer.bos_token_id, *range(10, 20)]
-    assert cut_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
-    assert cut_left(ids, 11, tokenizer) == ids and cut_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
-    assert cut_left(ids, 1, tokenizer) == [19]
+    assert truncate_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
+    assert truncate_left(ids, 11, tokenizer) == ids and truncate_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
+    assert truncate_left(ids, 1, tokenizer) == [19]
 
 
 def test_scoring_and_generating_leave_the_model_in_its_mode(model):

@@ -12,7 +12,7 @@ import pytest
 from qra_search import bench
 from qra_search.bench.cell import truncate
 from qra_search.bench.run import _cell
-from qra_search.bench.scores import find_best_known, share_left
+from qra_search.bench.scores import compute_regret, find_best_known
 from qra_search.bench.tables import make_settings
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
@@ -157,13 +157,13 @@ def make_row(strategy: str, handed: list[float], **changes) -> dict:
 )
 def test_the_share_left_is_summed_over_the_three_budgets(handed: list[float], share: float) -> None:
     row = make_row("x", handed)
-    assert share_left(row, 10, find_best_known([row])[row["task"], 0]) == pytest.approx(share)
+    assert compute_regret(row, 10, find_best_known([row])[row["task"], 0]) == pytest.approx(share)
 
 
 def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
     rows = [make_row("good", [0.5] * 5), make_row("fair", [1.0] * 5)]
     best = find_best_known(rows)[rows[0]["task"], 0]
-    assert [share_left(row, 10, best) for row in rows] == pytest.approx([0.0, 1 / 3])
+    assert [compute_regret(row, 10, best) for row in rows] == pytest.approx([0.0, 1 / 3])
 
 
 def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
@@ -184,7 +184,9 @@ def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
     (setting,) = json.loads((small / "tables.json").read_text())["settings"]
     assert setting["kind"] == "4-layer-measured" and "2 tasks, 3 seeds." in setting["notes"]
     best = find_best_known(bench.read_rows(small))
-    mine = [share_left(r, 10, best[r["task"], r["seed"]]) for r in bench.read_rows(small) if r["strategy"] == "random"]
+    mine = [
+        compute_regret(r, 10, best[r["task"], r["seed"]]) for r in bench.read_rows(small) if r["strategy"] == "random"
+    ]
     assert setting["medians"]["random"][0] == [10, pytest.approx(np.median(mine))]
     pooled = {row[0]: row for row in setting["tables"][0]["rows"]}
     assert pooled["random"][2][0] == pytest.approx(np.median(mine)) and pooled["random"][1] == 6

@@ -37,8 +37,11 @@ def test_adjacent_choices_skip_those_a_group_may_not_take():
         groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
     )
     steps, least, most = AdjacentSteps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
-    assert steps.step_up(least).tolist() == [[3], [1]] and steps.step_down(most).tolist() == [[0], [0]]
-    assert steps.step_up(most).tolist() == most.tolist() and steps.step_down(least).tolist() == least.tolist()
+    assert steps.increase_choices(least).tolist() == [[3], [1]] and steps.decrease_choices(most).tolist() == [[0], [0]]
+    assert (
+        steps.increase_choices(most).tolist() == most.tolist()
+        and steps.decrease_choices(least).tolist() == least.tolist()
+    )
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))

@@ -56,7 +56,7 @@ def test_a_draw_of_no_width_is_the_mode_and_all_damage_is_positive():
     fit = TableFit(world.basis, world.rows(20), Widths())
     tables = fit.sample_tables(np.random.default_rng(0), np.array([0.0, 0.0, 3.0]))
     np.testing.assert_array_equal(tables[0], tables[1])
-    np.testing.assert_array_equal(tables[0], fit.table_at_mode())
+    np.testing.assert_array_equal(tables[0], fit.compute_posterior_mode())
     assert (np.diff(tables, axis=3) <= 0).mean() > 0.5
     assert (fit._damage(fit.theta) > 0).all()
 

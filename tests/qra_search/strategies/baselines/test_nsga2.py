@@ -28,7 +28,7 @@ def random_codes(seed: int, count: int) -> np.ndarray:
 @given(st.integers(0, 1000))
 def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
     first, second = random_codes(seed, 2)
-    born = nsga2.cross(first, second, np.random.default_rng(seed))
+    born = nsga2.cross_over_groups(first, second, np.random.default_rng(seed))
     for g in range(len(SPACE)):
         genes = [tuple(code[:, g]) for code in (first, second)]
         assert sorted(tuple(code[:, g]) for code in born) == sorted(genes)
@@ -43,7 +43,7 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
         assert SPACE.contains(SPACE.decode(after))
         changed = after != before
         assert changed.any()
-        adjacent = (after == STEPS.step_up(before)) | (after == STEPS.step_down(before))
+        adjacent = (after == STEPS.increase_choices(before)) | (after == STEPS.decrease_choices(before))
         assert adjacent[changed].all()
 
 

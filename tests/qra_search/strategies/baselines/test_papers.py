@@ -47,7 +47,7 @@ def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
     price = {}
     for v in range(code.size):
         lower = code.copy()
-        lower.flat[v] = STEPS.step_down(code).flat[v]
+        lower.flat[v] = STEPS.decrease_choices(code).flat[v]
         saved = int(count_bytes(code) - count_bytes(lower))
         if saved > 0:
             price[v] = (IMPORTANCE.flat[v] + EPSILON) / saved
@@ -69,7 +69,7 @@ def test_coverage_is_the_importance_weighted_mean_place():
     codes[1] = [[3] * 6, [2] * 6]
     codes[2, 0, 3] = 3
     expected = [[0.0, 0.0], [1.0, 1.0], [DAMAGE[3] / DAMAGE.sum(), 0.0]]
-    assert STEPS.coverage(codes) == pytest.approx(np.array(expected))
+    assert STEPS.compute_coverage(codes) == pytest.approx(np.array(expected))
 
 
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
@@ -80,7 +80,7 @@ def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     for edit in edits:
         changed = edit != code
         assert changed.sum() in (1, 2) and changed.any(0).sum() == 1
-        assert (((edit == steps.step_up(code)) | (edit == steps.step_down(code)))[changed]).all()
+        assert (((edit == steps.increase_choices(code)) | (edit == steps.decrease_choices(code)))[changed]).all()
     assert sum((edit != code).sum() == 1 for edit in edits) == len(steps.list_neighbours(code))
 
 
