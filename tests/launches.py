@@ -87,7 +87,7 @@ def module_of(backend: Any, bits: Level, dtype: torch.dtype = torch.bfloat16) ->
         made = backend.quantize(nn.Linear(HIDDEN, HIDDEN, bias=False, dtype=dtype), bits)
         tensors = {name: tensor.to("cuda") for name, tensor in backend.to_tensors(made).items()}
     else:
-        form = backend.expected(bits, HIDDEN, HIDDEN, dtype)
+        form = backend.list_tensor_specs(bits, HIDDEN, HIDDEN, dtype)
         tensors = {name: torch.zeros(shape, dtype=kind, device="cuda") for name, (shape, kind) in form.items()}
     return backend.from_tensors(tensors, bits=bits, out_features=HIDDEN, in_features=HIDDEN, dtype=dtype)
 
@@ -126,7 +126,7 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
             module = module_of(backend, bits)
             for wrapper in wrappers:
                 wrapper.set_base(module=module)
-                groups = backend.trainable(module) if scales else None
+                groups = backend.get_trainable_groups(module) if scales else None
                 wrapper.trained = None if groups is None else TrainedGroups(backend, groups, keep=False)
             for parameter in layer.parameters():  # an earlier micro-batch's gradients are there
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -34,7 +34,7 @@ class Int6Backend(Backend):
             return f"int6 packs four weights of a row together, and {in_features} is no multiple of 4"
         return super().unsupported_reason(bits, out_features, in_features)
 
-    def expected(self, bits, out_features, in_features, dtype=None):
+    def list_tensor_specs(self, bits, out_features, in_features, dtype=None):
         codes = ((out_features, in_features * 3 // 4), torch.uint8)
         return {"codes": codes, "grid": ((out_features, 2), torch.float32)}
 
@@ -48,5 +48,5 @@ class Int6Backend(Backend):
         packed = torch.stack([word >> shift & 255 for shift in (0, 8, 16)], dim=2).flatten(1).to(torch.uint8)
         return {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
 
-    def module(self, tensors, bits, **form):
+    def make_module(self, tensors, bits, **form):
         return Int6Linear(tensors, **form)

@@ -2,7 +2,7 @@
 
 from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
-from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
+from qra_backends.modules import DequantizedLinear, Groups, apply_grouped
 from qra_backends.registry import backend_names, make_backend
 from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes
 
@@ -14,7 +14,7 @@ __all__ = [
     "StorageFormat",
     "backend_names",
     "bits_per_weight",
-    "grouped_linear",
+    "apply_grouped",
     "live_bytes",
     "make_backend",
 ]

@@ -25,7 +25,7 @@ Level = Any
 class Backend(ABC):
     """Quantizes the weights of linear layers, at one of several levels.
 
-    A subclass gives `expected`, `module`, `layer`, and `encode`, or `encode_levels`.
+    A subclass gives `list_tensor_specs`, `make_module`, `layer`, and `encode`, or `encode_levels`.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
     here says why in `unavailable_reason()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
@@ -61,10 +61,10 @@ class Backend(ABC):
     @property
     @abstractmethod
     def layer(self) -> type[nn.Module]:
-        """Of the modules that it makes; it has `tensors`, `dequantize` and `rows`, as `DequantizedLinear`."""
+        """Class of its modules, with `tensors`, `dequantize` and `dequantize_rows`, as `DequantizedLinear` has."""
 
     @abstractmethod
-    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
+    def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         """A layer of these tensors, which were checked; they are used, not copied, and never written to.
 
         Args:
@@ -72,7 +72,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def expected(
+    def list_tensor_specs(
         self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
     ) -> Expected:
         """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up.
@@ -83,7 +83,7 @@ class Backend(ABC):
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
-        return {name: tensor.detach().clone() for name, tensor in self.check_own(module).tensors().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.check_layer(module).tensors().items()}
 
     def storage(self, bits: Level) -> StorageFormat:
         """Exact bytes of a weight at `bits`: every tensor that the quantized module holds, its bias left out.
@@ -152,7 +152,7 @@ class Backend(ABC):
         """What `encode` gives at each of several levels; overridden if they share work or rows are encoded together."""
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
-    def work_bytes(
+    def count_work_bytes(
         self,
         levels: Sequence[Level],
         out_features: int,
@@ -172,12 +172,12 @@ class Backend(ABC):
         """
         for bits in levels:
             self.check_bits(bits)
-        return self.peak(levels, out_features, in_features, dtype, device) if levels else 0
+        return self.count_peak_bytes(levels, out_features, in_features, dtype, device) if levels else 0
 
-    def peak(
+    def count_peak_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        """What `work_bytes` gives for one level or more that there are; to be overridden where it was measured."""
+        """`count_work_bytes` for at least one level, all known; override it with what was measured."""
         matrices = 4 * in_features * in_features if self.calibrated else 0
         return 4 * (4 * out_features * in_features + matrices)
 
@@ -190,12 +190,12 @@ class Backend(ABC):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
-        weight: Tensor = self.check_own(module).dequantize()
+        weight: Tensor = self.check_layer(module).dequantize()
         return weight
 
-    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+    def dequantize_rows(self, module: nn.Module, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings."""
-        rows: Tensor = self.check_own(module).rows(at)
+        rows: Tensor = self.check_layer(module).dequantize_rows(at)
         return rows
 
     def from_tensors(
@@ -218,12 +218,12 @@ class Backend(ABC):
         """
         self.check_shape(bits, out_features, in_features)
         owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
-        check_tensors(tensors, self.expected(bits, out_features, in_features, dtype), owner)
+        check_tensors(tensors, self.list_tensor_specs(bits, out_features, in_features, dtype), owner)
         frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
-        return self.module(tensors, bits, **form)
+        return self.make_module(tensors, bits, **form)
 
-    def check_own(self, module: nn.Module) -> Any:
+    def check_layer(self, module: nn.Module) -> Any:
         """The module itself.
 
         Raises:
@@ -233,27 +233,27 @@ class Backend(ABC):
             raise ValueError(f"expected a layer made by the backend {self.name}, got {type(module).__name__}")
         return module
 
-    def trainable(self, module: nn.Module) -> Groups | None:
+    def get_trainable_groups(self, module: nn.Module) -> Groups | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
-        own = self.check_own(module)
+        own = self.check_layer(module)
         tensors = [own.tensors()[name] for name in self.trained]
         return Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
 
-    def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
-        """How many numbers `trainable` gives of a weight, scales and offsets together; 0 if it gives none."""
+    def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
+        """Number of scales and offsets that `get_trainable_groups` returns for a weight; 0 if it returns None."""
         self.check_bits(bits)
-        expected = self.expected(bits, out_features, in_features)
+        expected = self.list_tensor_specs(bits, out_features, in_features)
         return sum(prod(expected[name][0]) for name in self.trained)
 
-    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
 
         Args:
-            groups: those of `trainable`, trained: finite, in the same dtype.
+            groups: those of `get_trainable_groups`, trained: finite, in the same dtype.
         """
         if not self.trained:
             raise NotImplementedError(f"backend {self.name} has no trainable scales")
-        changed: nn.Module = self.check_own(module).with_tensors(**dict(zip(self.trained, groups, strict=False)))
+        changed: nn.Module = self.check_layer(module).replace_tensors(**dict(zip(self.trained, groups, strict=False)))
         return changed
 
     def unavailable_reason(self) -> str | None:
@@ -332,9 +332,7 @@ class Backend(ABC):
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
-            raise ValueError(
-                f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}"
-            )
+            raise ValueError(f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}")
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
@@ -360,7 +358,7 @@ class _Summed:
     bits: Level
 
     def bytes(self, out_features: int, in_features: int) -> int:
-        tensors = self.backend.expected(self.bits, out_features, in_features).values()
+        tensors = self.backend.list_tensor_specs(self.bits, out_features, in_features).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
 

@@ -41,7 +41,7 @@ class SecondMoment:
         size = rows.shape[1]
         if self._sum is None:
             self._sum = rows.new_zeros(size, size)
-        for part in _stripes(size):
+        for part in _split_rows(size):
             self._sum[part, part.start :].addmm_(rows[:, part].T, rows[:, part.start :])
         self.count += len(rows)
 
@@ -54,12 +54,12 @@ class SecondMoment:
         if self._sum is None or not self.count:
             raise ValueError("no input was seen: run the model on calibration data first")
         hessian = self._sum / self.count
-        for part in _stripes(len(hessian)):
+        for part in _split_rows(len(hessian)):
             hessian[part.stop :, part] = hessian[part, part.stop :].T
         return hessian
 
 
-def _stripes(size: int) -> list[slice]:
+def _split_rows(size: int) -> list[slice]:
     """Rows that are summed together, of each only what lies right of the stripe's first column: it is symmetric."""
     step = max(LEAST_STRIPE, -(-size // STRIPES))
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]

@@ -55,12 +55,12 @@ class BackendConformance:
 
     def test_every_live_tensor_is_counted_to_the_byte(self, backend: Backend) -> None:
         for shape, dtype in itertools.product(self.shapes, DTYPES):
-            for bits, _, module in each_level(backend, shape, dtype):
+            for bits, _, module in iterate_levels(backend, shape, dtype):
                 expected = backend.storage(bits).bytes(*shape)
                 assert count_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
                 tensors = backend.to_tensors(module)
                 assert sum(t.nbytes for t in tensors.values()) == expected, "as saved"
-                known = backend.expected(bits, *shape, dtype)
+                known = backend.list_tensor_specs(bits, *shape, dtype)
                 assert known == {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
                 module(make_inputs(3, shape, dtype))
                 assert count_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
@@ -83,7 +83,7 @@ class BackendConformance:
             if backend.unsupported_reason(bits, *shape) is None:
                 module = quantize_linear(backend, bits, source)
                 assert count_bytes(module) == backend.storage(bits).bytes(*shape), f"{bits} bits, {shape}"
-                assert relative_error(backend, module, source) < 1
+                assert compute_relative_error(backend, module, source) < 1
             else:
                 with pytest.raises(ValueError):
                     quantize_linear(backend, bits, source)
@@ -95,7 +95,7 @@ class BackendConformance:
                 with pytest.raises(ValueError):
                     refused(unknown)
             with pytest.raises(ValueError):
-                backend.work_bytes([unknown], 64, 64)
+                backend.count_work_bytes([unknown], 64, 64)
             with pytest.raises(ValueError):
                 quantize_linear(backend, unknown, make_linear(self.small))
         source = make_linear(self.small)
@@ -106,8 +106,8 @@ class BackendConformance:
     def test_error_is_between_rate_distortion_and_round_to_nearest(self, backend: Backend) -> None:
         """No b bits code a Gaussian better than 2^-b (Shannon); nobody needs to be worse than one scale a row."""
         errors: dict[float, list[float]] = {}
-        for bits, source, module in each_level(backend, self.shape):
-            error = relative_error(backend, module, source)
+        for bits, source, module in iterate_levels(backend, self.shape):
+            error = compute_relative_error(backend, module, source)
             shannon = 2 ** -bits_per_weight(backend.storage(bits), *self.shape)
             weight = source.weight.detach()
             low, high = weight.aminmax(dim=1, keepdim=True)
@@ -121,18 +121,18 @@ class BackendConformance:
 
     def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(self, backend: Backend) -> None:
         for shape in self.shapes[:2]:
-            for bits, _, module in each_level(backend, shape):
-                groups, before = backend.trainable(module), backend.dequantize(module)
-                counted = backend.trainable_numbers(bits, *shape)
+            for bits, _, module in iterate_levels(backend, shape):
+                groups, before = backend.get_trainable_groups(module), backend.dequantize(module)
+                counted = backend.count_trainable(bits, *shape)
                 if groups is None:
                     assert counted == 0, f"{bits} bits, {shape}"
                     continue
                 scale, offset, size = groups
                 assert counted == scale.numel() + (0 if offset is None else offset.numel())
                 assert offset is None or scale.shape == offset.shape
-                assert torch.equal(backend.dequantize(backend.with_groups(module, groups)), before)
+                assert torch.equal(backend.dequantize(backend.replace_groups(module, groups)), before)
                 moved = None if offset is None else offset + scale
-                changed = backend.with_groups(module, groups._replace(scale=2 * scale, offset=moved))
+                changed = backend.replace_groups(module, groups._replace(scale=2 * scale, offset=moved))
                 assert count_bytes(changed) == count_bytes(module)
                 expected = 2 * before.float()
                 if offset is not None:
@@ -157,11 +157,11 @@ class BackendConformance:
 
     def test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias(self, backend: Backend) -> None:
         for dtype in TOLERANCE:
-            for bits, source, module in each_level(backend, self.shape, dtype, bias=True):
+            for bits, source, module in iterate_levels(backend, self.shape, dtype, bias=True):
                 weight = backend.dequantize(module)
                 assert tuple(weight.shape) == self.shape and weight.dtype == dtype and not weight.requires_grad
                 some = torch.tensor([len(weight) - 1, 0, 5, 5], device=weight.device)
-                assert torch.equal(backend.rows(module, some), weight[some]), "rows"
+                assert torch.equal(backend.dequantize_rows(module, some), weight[some]), "rows"
                 usual = torch.get_default_dtype()
                 torch.set_default_dtype(torch.bfloat16)  # as engines have it while they load
                 try:
@@ -178,7 +178,7 @@ class BackendConformance:
 
     def test_gradient_to_the_input_is_right(self, backend: Backend) -> None:
         for dtype, bias in itertools.product(DTYPES, (True, False)):
-            for _, _, module in each_level(backend, self.shape, dtype, bias=bias):
+            for _, _, module in iterate_levels(backend, self.shape, dtype, bias=bias):
                 for rows in LEADING:
                     x = make_inputs(math.prod(rows), self.shape, dtype).view(*rows, -1).requires_grad_()
                     seed = torch.randn(*rows, self.shape[0], generator=make_generator(9)).to(dtype)
@@ -187,7 +187,7 @@ class BackendConformance:
                     assert_close(x.grad, seed @ backend.dequantize(module))
 
     def test_gradient_under_autocast_is_right(self, backend: Backend) -> None:
-        for _, _, module in each_level(backend, self.shape, bias=True):
+        for _, _, module in iterate_levels(backend, self.shape, bias=True):
             x = make_inputs(4, self.shape, torch.float32).requires_grad_()
             with torch.autocast(x.device.type, torch.bfloat16):
                 output = module(x)
@@ -196,17 +196,17 @@ class BackendConformance:
 
     def test_train_and_eval_mode_agree_and_eval_leaves_no_trace(self, backend: Backend) -> None:
         for dtype in DTYPES:
-            for bits, _, module in each_level(backend, self.shape, dtype, bias=True):
+            for bits, _, module in iterate_levels(backend, self.shape, dtype, bias=True):
                 weight, state = backend.dequantize(module), backend.to_tensors(module)
                 for rows in (1, 7, 64):
                     x = make_inputs(rows, self.shape, dtype).requires_grad_()
-                    before, grad_before = output_and_grad(module.train(), x)
+                    before, grad_before = compute_output_and_grad(module.train(), x)
                     for mode in (module.eval, module.train):
                         mode()
                         with torch.no_grad():
                             assert torch.equal(module(x), before), f"{bits} bits, {rows} rows, no_grad"
                             assert torch.equal(module(x.detach()), before), f"{bits} bits, {rows} rows"
-                        after, grad_after = output_and_grad(module, x)
+                        after, grad_after = compute_output_and_grad(module, x)
                         assert torch.equal(after, before) and torch.equal(grad_after, grad_before)
                 assert torch.equal(backend.dequantize(module), weight)
                 assert are_equal(backend.to_tensors(module), state)
@@ -216,7 +216,7 @@ class BackendConformance:
     ) -> None:
         shape: dict[str, Any] = dict(zip(("out_features", "in_features"), self.shapes[0], strict=True))
         for dtype in DTYPES:
-            for bits, source, module in each_level(backend, self.shapes[0], dtype, bias=True):
+            for bits, source, module in iterate_levels(backend, self.shapes[0], dtype, bias=True):
                 x = make_inputs(4, self.shapes[0], dtype)
                 with torch.no_grad():
                     module.eval()(x)
@@ -232,7 +232,7 @@ class BackendConformance:
 
     def test_tensors_of_a_mapped_file_are_used_as_they_are(self, backend: Backend, tmp_path: Path) -> None:
         """A bank is a file mapped into memory, shared by processes: it is not to be copied, and never written to."""
-        for number, (bits, _, source) in enumerate(each_level(backend, self.shape, torch.bfloat16)):
+        for number, (bits, _, source) in enumerate(iterate_levels(backend, self.shape, torch.bfloat16)):
             path = tmp_path / f"{number}.safetensors"
             save_file(backend.to_tensors(source), path)
             content = path.read_bytes()
@@ -244,7 +244,7 @@ class BackendConformance:
             assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
             for mode in (module.train, module.eval):
                 mode()
-                output_and_grad(module, make_inputs(4, self.shape, torch.bfloat16).requires_grad_())
+                compute_output_and_grad(module, make_inputs(4, self.shape, torch.bfloat16).requires_grad_())
                 with torch.no_grad():
                     module(make_inputs(1, self.shape, torch.bfloat16))
             backend.dequantize(module).zero_()
@@ -254,7 +254,7 @@ class BackendConformance:
             assert path.read_bytes() == content
 
     def test_the_source_linear_is_untouched_and_not_shared(self, backend: Backend) -> None:
-        for _, source, module in each_level(backend, self.shape, torch.bfloat16, bias=True):
+        for _, source, module in iterate_levels(backend, self.shape, torch.bfloat16, bias=True):
             x, fresh = make_inputs(4, self.shape, torch.bfloat16), make_linear(self.shape, torch.bfloat16, bias=True)
             assert torch.equal(source.weight, fresh.weight) and torch.equal(source.bias, fresh.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
@@ -267,7 +267,7 @@ class BackendConformance:
             assert torch.equal(module(x), before)
 
     def test_it_is_frozen_copied_deeply_and_not_quantized_again(self, backend: Backend) -> None:
-        for bits, _, module in each_level(backend, self.shape, bias=True):
+        for bits, _, module in iterate_levels(backend, self.shape, bias=True):
             assert not any(p.requires_grad for p in module.parameters())
             x, twin = make_inputs(4, self.shape), copy.deepcopy(module)
             assert torch.equal(twin(x), module(x))
@@ -278,7 +278,7 @@ class BackendConformance:
 
     def test_casting_the_whole_model_leaves_the_weight_alone(self, backend: Backend) -> None:
         """Trainers and PEFT call `model.to(dtype)`: scales must not be rounded by it."""
-        for bits, _, module in each_level(backend, self.shape):
+        for bits, _, module in iterate_levels(backend, self.shape):
             weight, state = backend.dequantize(module), backend.to_tensors(module)
             nn.Sequential(module).to(torch.bfloat16).to(torch.float32)
             assert torch.equal(backend.dequantize(module), weight), f"{bits} bits"
@@ -311,7 +311,7 @@ class BackendConformance:
             backend.quantize_levels(source, [backend.bits[0], "unknown"], hessian=hessian)
 
     def test_output_weights_that_are_all_the_same_change_nothing(self, backend: Backend) -> None:
-        for bits, source, module in each_level(backend, self.small):
+        for bits, source, module in iterate_levels(backend, self.small):
             hessian = torch.eye(self.small[1])
             weighted = backend.quantize(source, bits, hessian=hessian, output_weights=torch.full(self.small[:1], 3.0))
             assert are_equal(backend.to_tensors(weighted), backend.to_tensors(module)), f"{bits} bits"
@@ -322,7 +322,7 @@ class BackendConformance:
         texts = [json.dumps(backend.identity(bits), sort_keys=True) for bits in backend.bits]
         assert len(set(texts)) == len(texts), "a level's tensors are its own"
         assert texts == [json.dumps(twin.identity(bits), sort_keys=True) for bits in twin.bits]
-        for bits, source, module in each_level(backend, self.shape):
+        for bits, source, module in iterate_levels(backend, self.shape):
             identity = backend.identity(bits)
             assert json.loads(json.dumps(identity)) == identity, "the same when read from a file"
             assert isinstance(identity["revision"], int) and make_backend(identity["spec"]).spec == identity["spec"]
@@ -331,12 +331,12 @@ class BackendConformance:
 
     def test_work_grows_with_the_shape(self, backend: Backend) -> None:
         for bits in backend.bits:
-            sizes = [backend.work_bytes([bits], 64 * n, 64 * n) for n in (1, 10, 100)]
+            sizes = [backend.count_work_bytes([bits], 64 * n, 64 * n) for n in (1, 10, 100)]
             assert all(isinstance(size, int) for size in sizes), f"{bits} bits"
             assert 0 <= sizes[0] <= sizes[1] <= sizes[2], f"{bits} bits"
 
 
-def each_level(
+def iterate_levels(
     backend: Backend, shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False
 ) -> Iterator[tuple[Level, nn.Linear, nn.Module]]:
     """Every level, with a linear of its own and the module that the backend makes of it."""
@@ -374,12 +374,12 @@ def count_bytes(module: nn.Module) -> int:
     return live_bytes(module, skip=("bias",))
 
 
-def relative_error(backend: Backend, module: nn.Module, source: nn.Linear) -> float:
+def compute_relative_error(backend: Backend, module: nn.Module, source: nn.Linear) -> float:
     weight = source.weight.detach()
     return ((backend.dequantize(module) - weight).norm() / weight.norm()).item()
 
 
-def output_and_grad(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def compute_output_and_grad(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     output = module(x)
     (grad,) = torch.autograd.grad(output.float().square().sum(), x)
     return output.detach(), grad

@@ -38,7 +38,7 @@ class _BackendLevel:
     words: str
 
 
-def _ask_level(method: str) -> Any:
+def _delegate_by_level(method: str) -> Any:
     """A method that asks the backend of a level about that backend's own level."""
 
     def ask(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
@@ -48,7 +48,7 @@ def _ask_level(method: str) -> Any:
     return ask
 
 
-def _ask_module(method: str) -> Any:
+def _delegate_by_module(method: str) -> Any:
     """A method that asks the backend that made a module."""
 
     def ask(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
@@ -111,9 +111,10 @@ class MixedBackend(Backend):
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
-    storage, width, expected = _ask_level("storage"), _ask_level("width"), _ask_level("expected")
-    is_calibrated, identity, trainable_numbers = map(_ask_level, ("is_calibrated", "identity", "trainable_numbers"))
-    dequantize, rows, to_tensors, trainable = map(_ask_module, ("dequantize", "rows", "to_tensors", "trainable"))
+    storage, width, list_tensor_specs = map(_delegate_by_level, ("storage", "width", "list_tensor_specs"))
+    is_calibrated, identity, count_trainable = map(_delegate_by_level, ("is_calibrated", "identity", "count_trainable"))
+    dequantize, dequantize_rows = map(_delegate_by_module, ("dequantize", "dequantize_rows"))
+    to_tensors, get_trainable_groups = map(_delegate_by_module, ("to_tensors", "get_trainable_groups"))
 
     def describe(self, bits: Level) -> str:
         return self._get_backend_level(bits).words
@@ -139,20 +140,20 @@ class MixedBackend(Backend):
             modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
-    def peak(
+    def count_peak_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         return max(
-            backend.work_bytes(list(own.values()), out_features, in_features, dtype=dtype, device=device)
+            backend.count_work_bytes(list(own.values()), out_features, in_features, dtype=dtype, device=device)
             for backend, own in self._by_backend(levels)
         )
 
-    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
+    def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         part = self._get_backend_level(bits)
-        return _mark_level(part.backend.module(tensors, part.level, **form), bits)
+        return _mark_level(part.backend.make_module(tensors, part.level, **form), bits)
 
-    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return _mark_level(self._find_backend(module).with_groups(module, groups), getattr(module, _BITS))
+    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+        return _mark_level(self._find_backend(module).replace_groups(module, groups), getattr(module, _BITS))
 
     def _reuse_backend(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""

@@ -55,7 +55,7 @@ class DequantizedLinear(nn.Linear):
         """What it stores, by name: views of the buffers."""
         return {name: self.get_buffer(name).view(dtype) for name, dtype in self._dtypes.items()}
 
-    def with_tensors(self, **tensors: Tensor) -> Self:
+    def replace_tensors(self, **tensors: Tensor) -> Self:
         """A layer that has some other tensors, and shares all else with this one."""
         twin = copy.copy(self)
         twin._buffers = {}
@@ -66,12 +66,12 @@ class DequantizedLinear(nn.Linear):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype` (default: the layer's own), a new tensor."""
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize()` with indices `at` (n,); overridden if no others need be decoded."""
         return self.dequantize()[at]
 
     def forward(self, x: Tensor) -> Tensor:
-        return dequantized_linear(x, self.dequantize, self.bias)
+        return apply_dequantized(x, self.dequantize, self.bias)
 
     def __getattr__(self, name: str):
         if name == "weight":
@@ -97,22 +97,22 @@ class TemporaryWeight(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
         if func._schema.is_mutable and args and isinstance(args[0], cls):
-            raise cls._refusal()  # what is written would be lost
+            raise cls._make_read_error()  # what is written would be lost
         args, kwargs = tree_map_only(cls, lambda weight: weight.layer.dequantize(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        raise self._refusal()
+        raise self._make_read_error()
 
     @staticmethod
-    def _refusal() -> RuntimeError:
+    def _make_read_error() -> RuntimeError:
         return RuntimeError(
             "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
         )
 
 
-def dequantized_linear(x: Tensor, dequantize: Dequantize, bias: Tensor | None = None) -> Tensor:
+def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias for W = dequantize(x.dtype).
 
     Args:
@@ -138,7 +138,7 @@ class Groups(NamedTuple):
     size: int
 
 
-def grouped_linear(
+def apply_grouped(
     x: Tensor, groups: Groups, dequantize: Callable[[Groups], Tensor], bias: Tensor | None = None, *, keep: bool = False
 ) -> Tensor:
     """x Wᵀ + bias for W = dequantize(groups), with gradients by x, and by scale and offset if they ask for them.

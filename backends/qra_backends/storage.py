@@ -34,7 +34,7 @@ def live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
     """Bytes of every tensor reachable from a module, each storage once and whole.
 
     Counts parameters, buffers, and tensors kept in plain attributes, dictionaries and helper objects (libraries
-    hide scales in all of these). `skip` names attributes of `module` itself to leave out, such as `bias`.
+    hide scales in all of these). `skip` names attributes of `make_module` itself to leave out, such as `bias`.
     """
     storages = {}
     for tensor in live_tensors(module, skip=skip):
@@ -46,22 +46,22 @@ def live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
 def live_tensors(module: nn.Module, *, skip: tuple[str, ...] = ()) -> Iterator[Tensor]:
     """Every tensor reachable from a module; meta tensors, which hold nothing, are left out."""
     seen = {id(module)}
-    for name, value in _children(module):
+    for name, value in _list_children(module):
         if name not in skip:
-            yield from _walk(value, seen)
+            yield from _collect_tensors(value, seen)
 
 
-def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def _collect_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if id(value) in seen or value is None or isinstance(value, (str, bytes, int, float, bool, type, torch.dtype)):
         return
     seen.add(id(value))
     if isinstance(value, Tensor) and value.device.type != "meta":
         yield value.data if isinstance(value, nn.Parameter) else value
-    for _, child in _children(value):
-        yield from _walk(child, seen)
+    for _, child in _list_children(value):
+        yield from _collect_tensors(child, seen)
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         for name in ("_parameters", "_buffers", "_modules"):
             yield from list(getattr(value, name).items())

@@ -78,7 +78,7 @@ def count_decoding_bytes(
     for bits in levels:
         if backend.unsupported_reason(bits, out_features, in_features) is not None:
             continue
-        form = backend.expected(bits, out_features, in_features)
+        form = backend.list_tensor_specs(bits, out_features, in_features)
         if form is None:
             sizes.append(unknown)
             continue
@@ -86,6 +86,6 @@ def count_decoding_bytes(
         module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
         with MemoryCounter() as meter, torch.no_grad():
             at = torch.empty(rows, dtype=torch.long, device="meta")
-            made: Tensor = backend.rows(module, at) if rows else backend.dequantize(module)
+            made: Tensor = backend.dequantize_rows(module, at) if rows else backend.dequantize(module)
         sizes.append(meter.peak - made.nbytes)
     return max(sizes)

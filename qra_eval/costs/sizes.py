@@ -106,7 +106,7 @@ class Sizes:
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of quantizing one linear."""
-        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
+        return self.model.backend.count_work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Of a weight at all levels."""

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from qra_backends.modules import dequantized_linear
+from qra_backends.modules import apply_dequantized
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -199,7 +199,7 @@ class _Packed(nn.Module):
         self.work = work.get((shape[0], shape[1]), DEQUANTIZE_BYTES * rows * shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return dequantized_linear(x, self.dequantize)
+        return apply_dequantized(x, self.dequantize)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return self.make_rows(self.out_features, dtype)
@@ -211,5 +211,5 @@ class _Packed(nn.Module):
         del work
         return made
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         return self.make_rows(len(at), self.dtype)

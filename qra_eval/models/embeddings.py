@@ -82,12 +82,12 @@ class Table(nn.Module):
         assert self.module is not None
         return self.backend.dequantize(self.module)
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         """Rows (n, H) by index (n,)."""
         if self.plain is not None:
             return F.embedding(at, self.plain)
         assert self.module is not None
-        return self.backend.rows(self.module, at)
+        return self.backend.dequantize_rows(self.module, at)
 
 
 class TableEmbedding(nn.Module):
@@ -113,7 +113,8 @@ class TableEmbedding(nn.Module):
         return self.table.weight.to(self.computed.dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        rows = self.table.rows(input_ids.reshape(-1)).to(self.computed.dtype).view(*input_ids.shape, self.embedding_dim)
+        rows = self.table.dequantize_rows(input_ids.reshape(-1)).to(self.computed.dtype)
+        rows = rows.view(*input_ids.shape, self.embedding_dim)
         if self.factor is not None:
             return rows * self.factor
         return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
@@ -170,7 +171,7 @@ class _Logits(torch.autograd.Function):
 def _iterate_row_chunks(table: Table, like: Tensor):
     for start in range(0, table.shape[0], ROWS):
         stop = min(start + ROWS, table.shape[0])
-        yield table.rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
+        yield table.dequantize_rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 
 def install_tables(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:

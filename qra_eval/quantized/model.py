@@ -202,7 +202,7 @@ class QuantizedModel:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
         if bits == UNQUANTIZED_BITS or not self.settings.scales:
             return 0
-        numbers = self.backend.trainable_numbers(bits, out_features, in_features)
+        numbers = self.backend.count_trainable(bits, out_features, in_features)
         return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
 
     def disable_dequantized_cache(self) -> bool:

@@ -8,7 +8,7 @@ their scales trained alone.
 from __future__ import annotations
 
 import torch
-from qra_backends import Backend, Groups, grouped_linear
+from qra_backends import Backend, Groups, apply_grouped
 from torch import Tensor, nn
 
 
@@ -16,7 +16,7 @@ class TrainedGroups(nn.Module):
     """The groups of a quantized module while they are trained; the module itself is left as it is.
 
     Args:
-        groups: as `Backend.trainable` gave them.
+        groups: as `Backend.get_trainable_groups` gave them.
         keep: hold dequantized weights from the forward to the backward pass.
     """
 
@@ -33,10 +33,10 @@ class TrainedGroups(nn.Module):
         dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.with_groups(module, self._cast_stored(groups))).to(dtype)
+            return self.backend.dequantize(self.backend.replace_groups(module, self._cast_stored(groups))).to(dtype)
 
         bias = module.bias
-        return grouped_linear(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
+        return apply_grouped(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
 
     def has_row_scales(self) -> bool:
         """Whether a row has one scale and no more, so that it may be trained beside the weight: see `ratio`."""

@@ -95,7 +95,7 @@ class PlanSwitcher:
     def base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
         module, groups = self.quantized_model.bank.module(name, bits), self.trained_groups.get(name)
-        return module if groups is None else self.quantized_model.backend.with_groups(module, groups)
+        return module if groups is None else self.quantized_model.backend.replace_groups(module, groups)
 
     def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
         """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
@@ -136,7 +136,7 @@ class PlanSwitcher:
         ]
         for name, bits in placed:
             module = bank.module(name, bits)
-            groups = backend.trainable(module)
+            groups = backend.get_trainable_groups(module)
             if groups is not None:
                 trained = TrainedGroups(backend, groups, keep=fast)
                 beside = fast and trained.has_row_scales()

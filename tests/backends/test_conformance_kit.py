@@ -144,13 +144,13 @@ class IdentityOfTheProcess(ReferenceBackend):
 
 
 class WorkOfOneSize(ReferenceBackend):
-    def work_bytes(self, levels, out_features, in_features, **where):
+    def count_work_bytes(self, levels, out_features, in_features, **where):
         return 1000.0
 
 
 class RetrainsInPlace(ReferenceBackend):
-    def with_groups(self, module, groups):
-        changed = super().with_groups(module, groups)
+    def replace_groups(self, module, groups):
+        changed = super().replace_groups(module, groups)
         module.scale, module.offset = changed.scale, changed.offset
         return changed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qra_backends import Groups, grouped_linear, make_backend
+from qra_backends import Groups, apply_grouped, make_backend
 from qra_backends.ggml.decode import decode, replace_scales, write_float16
 from qra_backends.ggml.types import TYPES
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def test_gradients_are_those_of_the_weight_written_out(keep: bool, has_offset: b
     leaves, twins = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
     bias = torch.arange(6.0).double()
     ours, theirs = (Groups(*some[1:], *[None] * (not has_offset), 16) for some in (leaves, twins))
-    output = grouped_linear(leaves[0], ours, lambda g: written_out(codes, g), bias, keep=keep)
+    output = apply_grouped(leaves[0], ours, lambda g: written_out(codes, g), bias, keep=keep)
     expected = twins[0] @ written_out(codes, theirs).T + bias
     torch.testing.assert_close(output, expected)
     (output**2).sum().backward()
@@ -47,16 +47,16 @@ def test_a_group_of_equal_weights_gets_no_gradient_by_its_scale():
     scale = groups.scale.clone()
     scale[:, 0] = 0
     scale.requires_grad_()
-    grouped_linear(x, Groups(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
+    apply_grouped(x, Groups(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
     assert torch.isfinite(scale.grad).all() and not scale.grad[:, 0].any() and scale.grad[:, 1].all()
 
 
 def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
     backend = make_backend("hqq")
     module = backend.quantize(nn.Linear(64, 8), 4)
-    assert backend.trainable(module) is None and backend.trainable_numbers(4, 8, 64) == 0
+    assert backend.get_trainable_groups(module) is None and backend.count_trainable(4, 8, 64) == 0
     with pytest.raises(NotImplementedError, match="hqq"):
-        backend.with_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
+        backend.replace_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
-from qra_backends.modules import dequantized_linear
+from qra_backends.modules import apply_dequantized
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,8 +15,8 @@ WEIGHT = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=tor
 def test_output_and_gradients_are_those_of_linear():
     x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: dequantized_linear(x, WEIGHT.to, bias), (x,))
-    assert torch.allclose(dequantized_linear(x, WEIGHT.to, bias), F.linear(x, WEIGHT, bias))
+    assert torch.autograd.gradcheck(lambda x: apply_dequantized(x, WEIGHT.to, bias), (x,))
+    assert torch.allclose(apply_dequantized(x, WEIGHT.to, bias), F.linear(x, WEIGHT, bias))
 
 
 def test_it_asks_for_the_weight_in_the_inputs_dtype_once_each_way():
@@ -27,7 +27,7 @@ def test_it_asks_for_the_weight_in_the_inputs_dtype_once_each_way():
         return WEIGHT.to(dtype)
 
     x = torch.randn(3, 7, dtype=torch.bfloat16, requires_grad=True)
-    output = dequantized_linear(x, dequantize)
+    output = apply_dequantized(x, dequantize)
     assert output.dtype == torch.bfloat16 and asked == [torch.bfloat16]
     output.sum().backward()
     assert asked == [torch.bfloat16] * 2
@@ -36,7 +36,7 @@ def test_it_asks_for_the_weight_in_the_inputs_dtype_once_each_way():
 def test_autograd_keeps_neither_the_weight_nor_the_input():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda tensor: tensor):
-        dequantized_linear(torch.randn(3, 7, requires_grad=True), WEIGHT.to)
+        apply_dequantized(torch.randn(3, 7, requires_grad=True), WEIGHT.to)
     assert kept == []
 
 

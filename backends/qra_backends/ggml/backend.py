@@ -13,7 +13,7 @@ from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.codebooks import read_float16
 from qra_backends.ggml.decode import decode, replace_scales
-from qra_backends.ggml.feedback import block_order, encode
+from qra_backends.ggml.feedback import encode, order_columns
 from qra_backends.ggml.types import TYPES, GGMLType
 from qra_backends.modules import DequantizedLinear, Groups
 from qra_backends.reference.gptq import factorize
@@ -36,7 +36,7 @@ class GGMLLinear(DequantizedLinear):
         """The weight (out, in), decoded in float32 and rounded once to `dtype`."""
         return decode(self.blocks, self.kind, dtype or self.dtype)
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         return decode(self.blocks[at], self.kind, self.dtype)
 
     def extra_repr(self) -> str:
@@ -75,7 +75,7 @@ class GGUFBackend(Backend):
         self.options = {"types": list(self.bits), "damping": damping}
 
     def unavailable_reason(self) -> str | None:
-        return library.missing_reason() if any(TYPES[name].needs_library for name in self.bits) else None
+        return library.get_missing_reason() if any(TYPES[name].needs_library for name in self.bits) else None
 
     def unsupported_reason(self, bits: str, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
@@ -99,7 +99,9 @@ class GGUFBackend(Backend):
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 
-    def peak(self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+    def count_peak_bytes(
+        self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
         largest = max(TYPES[bits].block for bits in levels)
         # Matrices of the factor; the weight in floats and in order; a block's columns, codes, errors and blocks.
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
@@ -110,28 +112,30 @@ class GGUFBackend(Backend):
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
         factors = {
-            block: factorize(hessian, self.damping, order=block_order(importance, block))
+            block: factorize(hessian, self.damping, order=order_columns(importance, block))
             for block in {TYPES[bits].block for bits in levels}
         }
         return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
 
-    def trainable(self, module: nn.Module) -> Groups:
-        own = self.check_own(module)
+    def get_trainable_groups(self, module: nn.Module) -> Groups:
+        own = self.check_layer(module)
         scale = read_float16(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
         return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
-    def trainable_numbers(self, bits: str, out_features: int, in_features: int) -> int:
+    def count_trainable(self, bits: str, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
-    def with_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
-        own: GGMLLinear = self.check_own(module)
+    def replace_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
+        own: GGMLLinear = self.check_layer(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
         changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
-        return own.with_tensors(blocks=changed)
+        return own.replace_tensors(blocks=changed)
 
-    def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+    def list_tensor_specs(
+        self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
-    def module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:
+    def make_module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:
         return GGMLLinear(tensors, TYPES[bits], **form)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS, read_float16, shifts, uneven_values
+from qra_backends.ggml.codebooks import CODEBOOKS, load_iq4_values, make_shifts, read_float16
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
@@ -24,14 +24,14 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
-    at_once = rows_at_once(columns, blocks.device)
+    at_once = choose_block_rows(columns, blocks.device)
     for start in range(0, rows, at_once):
         some = blocks[start : start + at_once].reshape(-1, kind.block_bytes)
         offset: Tensor | None = None
         if kind.planes:
             scale, offset = read_scales(some, kind)
             codes = read_codes(some, kind)
-            values = codes.float().sub_(kind.zero) if kind.even else uneven_values(some.device)[codes.long()]
+            values = codes.float().sub_(kind.zero) if kind.even else load_iq4_values(some.device)[codes.long()]
         else:
             values, scale = CODEBOOKS[kind.name](some)
         grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
@@ -58,7 +58,7 @@ def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     for plane in kind.planes:
         fields = 8 // plane.bits
         part = (codes >> plane.at) & (2**plane.bits - 1)
-        part = part.view(len(blocks), -1, fields, plane.chunk) << shifts(plane.bits, blocks.device)[:, None]
+        part = part.view(len(blocks), -1, fields, plane.chunk) << make_shifts(plane.bits, blocks.device)[:, None]
         made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
     return made
 
@@ -110,7 +110,7 @@ def _read_fields(packed: Tensor, plane: Plane) -> Tensor:
     """Fields of `plane.bits` bits, uint8 (n, weights), of the plane's bytes (n, bytes)."""
     if plane.bits == 8:
         return packed.contiguous()
-    parts = packed.reshape(len(packed), -1, 1, plane.chunk) >> shifts(plane.bits, packed.device)[:, None]
+    parts = packed.reshape(len(packed), -1, 1, plane.chunk) >> make_shifts(plane.bits, packed.device)[:, None]
     return parts.bitwise_and_(2**plane.bits - 1).view(len(packed), -1)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import codebook, sign_table, uneven_values
+from qra_backends.ggml.codebooks import load_codebook, load_iq4_values, make_sign_table
 from qra_backends.ggml.types import GGMLType, Plane
 
 WEIGHTS = 1024
@@ -20,9 +20,9 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     weight = torch.empty(len(blocks), columns, dtype=dtype, device=blocks.device)
     table, signs = blocks, blocks
     if not kind.planes:
-        table, signs = codebook(kind.name, blocks.device), sign_table(blocks.device)
+        table, signs = load_codebook(kind.name, blocks.device), make_sign_table(blocks.device)
     elif not kind.even:
-        table = uneven_values(blocks.device)
+        table = load_iq4_values(blocks.device)
     low, high = (*kind.planes, Plane(0, 0, 1, 0), Plane(0, 0, 1, 0))[:2]
     _decode[(triton.cdiv(weight.numel(), WEIGHTS),)](
         blocks, table, signs, weight, weight.numel(),
@@ -46,105 +46,105 @@ def _decode(  # type: ignore[no-untyped-def]
     real = n < count
     block, w = n // BLOCK, (n % BLOCK).to(tl.int32)
     here = blocks + block * BYTES
-    whole = _half(here + SCALE_AT, real)
+    whole = _load_half(here + SCALE_AT, real)
     if PLANES == 0:
-        found = _vector(here, table, signs, w, whole, real, KIND)
+        found = _load_vector(here, table, signs, w, whole, real, KIND)
     else:
-        code = _field(here + START, w, real, CHUNK, BITS)
+        code = _load_field(here + START, w, real, CHUNK, BITS)
         if PLANES == 2:
-            code |= _field(here + START_2, w, real, CHUNK_2, BITS_2) << AT_2
+            code |= _load_field(here + START_2, w, real, CHUNK_2, BITS_2) << AT_2
         if EVEN:  # noqa: SIM108 - a conditional expression in Triton takes one type
             value = ((code ^ FLIP) - ZERO).to(tl.float32)
         else:
             value = tl.load(table + code, mask=real, other=0)
         scale, least = whole, 0.0
         if OFFSET:
-            least = _half(here + SCALE_AT + 2, real)
+            least = _load_half(here + SCALE_AT + 2, real)
         if KIND == "Q2_K":
-            both = _byte(here + w // 16, real)
+            both = _load_byte(here + w // 16, real)
             scale, least = whole * (both & 15).to(tl.float32), -(least * (both >> 4).to(tl.float32))
         elif KIND == "Q4_K" or KIND == "Q5_K":
             group = w // 32
-            own, other = _byte(here + 4 + group % 4, real), _byte(here + 8 + group % 4, real)
-            rest = _byte(here + 12 + group % 4, real)
+            own, other = _load_byte(here + 4 + group % 4, real), _load_byte(here + 8 + group % 4, real)
+            rest = _load_byte(here + 12 + group % 4, real)
             six = tl.where(group < 4, own & 63, (rest & 15) | ((own >> 2) & 48))
             lowest = tl.where(group < 4, other & 63, (rest >> 4) | ((other >> 2) & 48))
             scale, least = whole * six.to(tl.float32), -(least * lowest.to(tl.float32))
         elif KIND == "Q3_K":
             group = w // 16
-            six = _field(here + 96, group, real, 8, 4) | (_field(here + 104, group, real, 4, 2) << 4)
+            six = _load_field(here + 96, group, real, 8, 4) | (_load_field(here + 104, group, real, 4, 2) << 4)
             scale = whole * (six - 32).to(tl.float32)
         elif KIND == "Q6_K":
-            scale = whole * ((_byte(here + 192 + w // 16, real) ^ 128) - 128).to(tl.float32)
+            scale = whole * ((_load_byte(here + 192 + w // 16, real) ^ 128) - 128).to(tl.float32)
         elif KIND == "IQ4_XS":
             group = w // 32
-            six = _field(here + 4, group, real, 1, 4) | (_field(here + 2, group, real, 1, 2) << 4)
+            six = _load_field(here + 4, group, real, 1, 4) | (_load_field(here + 2, group, real, 1, 2) << 4)
             scale = whole * (six - 32).to(tl.float32)
         found = value * scale + least
     tl.store(weight + n, found.to(weight.dtype.element_ty), mask=real)
 
 
 @triton.jit
-def _vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """Weights of the types whose codes are vectors of a codebook: 8 numbers at 2 bits, 4 at 3 bits."""
     eight, group, lane = w // 8, w // 32, w % 8
     if KIND == "IQ2_XXS":
-        code = _byte(here + 2 + 8 * group + eight % 4, real)
-        word = _word(here + 6 + 8 * group, real)
+        code = _load_byte(here + 2 + 8 * group + eight % 4, real)
+        word = _load_word(here + 6 + 8 * group, real)
         sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
         scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.25
         value = tl.load(table + 8 * code + lane, mask=real, other=0)
     elif KIND == "IQ2_XS":
-        both = _byte(here + 2 + 2 * eight, real) | (_byte(here + 3 + 2 * eight, real) << 8)
+        both = _load_byte(here + 2 + 2 * eight, real) | (_load_byte(here + 3 + 2 * eight, real) << 8)
         sign = tl.load(signs + (both >> 9), mask=real, other=0).to(tl.int32)
-        scale = whole * (0.5 + _nibble(here + 66, w // 16, real)) * 0.25
+        scale = whole * (0.5 + _load_nibble(here + 66, w // 16, real)) * 0.25
         value = tl.load(table + 8 * (both & 511) + lane, mask=real, other=0)
     elif KIND == "IQ2_S":
-        high = (_byte(here + 66 + group, real) >> (2 * (eight % 4))) & 3
-        sign = _byte(here + 34 + eight, real)
-        scale = whole * (0.5 + _nibble(here + 74, w // 16, real)) * 0.25
-        value = tl.load(table + 8 * (_byte(here + 2 + eight, real) | (high << 8)) + lane, mask=real, other=0)
+        high = (_load_byte(here + 66 + group, real) >> (2 * (eight % 4))) & 3
+        sign = _load_byte(here + 34 + eight, real)
+        scale = whole * (0.5 + _load_nibble(here + 74, w // 16, real)) * 0.25
+        value = tl.load(table + 8 * (_load_byte(here + 2 + eight, real) | (high << 8)) + lane, mask=real, other=0)
     elif KIND == "IQ3_XXS":
-        word = _word(here + 66 + 4 * group, real)
+        word = _load_word(here + 66 + 4 * group, real)
         sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
         scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.5
-        value = tl.load(table + 4 * _byte(here + 2 + w // 4, real) + w % 4, mask=real, other=0)
+        value = tl.load(table + 4 * _load_byte(here + 2 + w // 4, real) + w % 4, mask=real, other=0)
     else:
         tl.static_assert(KIND == "IQ3_S")
-        high = (_byte(here + 66 + group, real) >> (w // 4 % 8)) & 1
-        sign = _byte(here + 74 + eight, real)
-        scale = whole * (1 + 2 * _nibble(here + 106, group, real))
-        value = tl.load(table + 4 * (_byte(here + 2 + w // 4, real) | (high << 8)) + w % 4, mask=real, other=0)
+        high = (_load_byte(here + 66 + group, real) >> (w // 4 % 8)) & 1
+        sign = _load_byte(here + 74 + eight, real)
+        scale = whole * (1 + 2 * _load_nibble(here + 106, group, real))
+        value = tl.load(table + 4 * (_load_byte(here + 2 + w // 4, real) | (high << 8)) + w % 4, mask=real, other=0)
     return value * (1 - 2 * ((sign >> lane) & 1)).to(tl.float32) * scale
 
 
 @triton.jit
-def _field(start, w, real, CHUNK: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_field(start, w, real, CHUNK: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The bits of number w in a plane (see `types.Plane`)."""
     FIELDS: tl.constexpr = 8 // BITS
-    byte = _byte(start + w // (CHUNK * FIELDS) * CHUNK + w % CHUNK, real)
+    byte = _load_byte(start + w // (CHUNK * FIELDS) * CHUNK + w % CHUNK, real)
     return (byte >> (w // CHUNK % FIELDS * BITS)) & ((1 << BITS) - 1)
 
 
 @triton.jit
-def _nibble(start, i, real):  # type: ignore[no-untyped-def]
-    return ((_byte(start + i // 2, real) >> (i % 2 * 4)) & 15).to(tl.float32)
+def _load_nibble(start, i, real):  # type: ignore[no-untyped-def]
+    return ((_load_byte(start + i // 2, real) >> (i % 2 * 4)) & 15).to(tl.float32)
 
 
 @triton.jit
-def _byte(address, real):  # type: ignore[no-untyped-def]
+def _load_byte(address, real):  # type: ignore[no-untyped-def]
     return tl.load(address, mask=real, other=0).to(tl.int32)
 
 
 @triton.jit
-def _word(address, real):  # type: ignore[no-untyped-def]
+def _load_word(address, real):  # type: ignore[no-untyped-def]
     """The four bytes from an address on, the highest bit as the sign."""
-    low = _byte(address, real) | (_byte(address + 1, real) << 8)
-    return low | (_byte(address + 2, real) << 16) | (_byte(address + 3, real) << 24)
+    low = _load_byte(address, real) | (_load_byte(address + 1, real) << 8)
+    return low | (_load_byte(address + 2, real) << 16) | (_load_byte(address + 3, real) << 24)
 
 
 @triton.jit
-def _half(address, real):  # type: ignore[no-untyped-def]
+def _load_half(address, real):  # type: ignore[no-untyped-def]
     """The float16 at an address."""
-    bits = _byte(address, real) | (_byte(address + 1, real) << 8)
+    bits = _load_byte(address, real) | (_load_byte(address + 1, real) << 8)
     return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import uneven_values
+from qra_backends.ggml.codebooks import load_iq4_values
 from qra_backends.ggml.decode import decode, read_scales, replace_codes
 from qra_backends.ggml.types import GGMLType
 from qra_backends.reference.gptq import Factor
@@ -22,7 +22,7 @@ _PART = 32
 """Columns whose feedback is applied one by one before the rest of the block is updated at once."""
 
 
-def block_order(importance: Tensor, block: int) -> Tensor:
+def order_columns(importance: Tensor, block: int) -> Tensor:
     """Columns (in,) block after block, each by falling importance (in,)."""
     parts = importance.view(-1, block)
     first = parts.sum(1).argsort(descending=True)
@@ -35,7 +35,7 @@ def encode(weight: Tensor, kind: GGMLType, importance: Tensor, factor: Factor) -
 
     Args:
         importance: (in,), the Hessian's diagonal.
-        factor: of the Hessian, its columns in `block_order`.
+        factor: of the Hessian, its columns in `order_columns`.
     """
     order, upper = factor
     out_features, in_features = weight.shape
@@ -53,7 +53,7 @@ def encode(weight: Tensor, kind: GGMLType, importance: Tensor, factor: Factor) -
         own = importance[number * kind.block : (number + 1) * kind.block]
         made = library.quantize(natural.T, kind, own)
         if kind.planes:
-            made, errors = _column_by_column(current, made, kind, within, inverse)
+            made, errors = _round_columns(current, made, kind, within, inverse)
         else:
             lost = current - decode(made, kind, torch.float32)[:, within].T
             errors = torch.linalg.solve_triangular(inverse.T, lost, upper=False)
@@ -62,7 +62,7 @@ def encode(weight: Tensor, kind: GGMLType, importance: Tensor, factor: Factor) -
     return blocks.view(out_features, -1)
 
 
-def _column_by_column(
+def _round_columns(
     columns: Tensor, blocks: Tensor, kind: GGMLType, within: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The blocks (out, bytes) with codes by feedback, and the errors (block, out) to pass on.
@@ -79,7 +79,7 @@ def _column_by_column(
     divisor = torch.where(scale == 0, 1.0, scale)
     codes = torch.empty_like(columns, dtype=torch.uint8)
     rounded, errors = torch.empty_like(columns), torch.empty_like(columns)
-    values = None if kind.even else uneven_values(columns.device)
+    values = None if kind.even else load_iq4_values(columns.device)
     middles = None if values is None else (values[1:] + values[:-1]) / 2
     highest, groups = 2**kind.code_bits - 1, (within // kind.group).tolist()
     pivots = inverse.diagonal().tolist()

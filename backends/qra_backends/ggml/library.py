@@ -21,7 +21,7 @@ _FLOOR = 1e-6
 _ROWS_A_THREAD = 256
 
 
-def missing_reason() -> str | None:
+def get_missing_reason() -> str | None:
     """Why llama.cpp's library cannot be used, and what brings it; None if it can."""
     try:
         _library()

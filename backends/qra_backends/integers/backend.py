@@ -95,7 +95,9 @@ class CompressedTensorsBackend(ErrorFeedback):
         shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
         return {**tensors, "weight_shape": shape}
 
-    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+    def list_tensor_specs(
+        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
         groups = in_features // self.group_size_for(in_features)
         return {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
@@ -103,9 +105,9 @@ class CompressedTensorsBackend(ErrorFeedback):
             "weight_shape": ((2,), torch.int64),
         }
 
-    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
+    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
         return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)
 
-    def with_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()
-        return super().with_groups(module, groups._replace(scale=scale))
+        return super().replace_groups(module, groups._replace(scale=scale))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.reference.gptq import Fitted
 
 _SHRINK = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
@@ -37,14 +37,14 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
     importance = importance.unflatten(0, (-1, group_size))
     importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
     parts = [
-        _least_error(rows.unflatten(1, (-1, group_size)), importance, bits)
-        for rows in weight.split(rows_at_once(weight.shape[1], weight.device))
+        _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
+        for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
     ]
     scale = torch.cat(parts).squeeze(-1)
     return Fitted(scale, -(2.0 ** (bits - 1)) * scale)
 
 
-def _least_error(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
+def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
     """Scale (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
     zero = 2 ** (bits - 1)
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))

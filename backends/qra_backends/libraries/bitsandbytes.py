@@ -77,7 +77,7 @@ class Int8Linear(DequantizedLinear):
             torch.mul(some, scales, out=into)
         return weight
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         return self.codes[at].to(self.dtype).mul_(self.tensors()["scale"][at, None] / 127)
 
@@ -123,7 +123,9 @@ class BitsAndBytesBackend(Backend):
         self.check_bits(bits)
         return "int8" if bits == 8 else FOUR_BIT_TYPE
 
-    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+    def count_peak_bytes(
+        self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
         if device != "cpu":  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
             half = 2 * out_features * in_features * (dtype != torch.float16)
             return max(half if bits == 8 else self.storage(bits).bytes(out_features, in_features) for bits in levels)
@@ -154,7 +156,9 @@ class BitsAndBytesBackend(Backend):
             tensors["nested_offset"] = state.offset
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+    def list_tensor_specs(
+        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
         if bits == 8:
             return {"codes": ((out_features, in_features), torch.int8), "scale": ((out_features,), torch.float32)}
         count = out_features * in_features
@@ -170,7 +174,7 @@ class BitsAndBytesBackend(Backend):
             expected["nested_offset"] = ((), torch.float32)
         return expected
 
-    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> DequantizedLinear:
+    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> DequantizedLinear:
         from bitsandbytes.functional import get_4bit_type
 
         if bits == 8:

@@ -100,7 +100,9 @@ class HQQBackend(Backend):
             )
         return None
 
-    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+    def count_peak_bytes(
+        self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
         size = out_features * in_features
         if device == "cpu":
             return int(max(_COPIES[bits] for bits in levels) * 4 * size)
@@ -128,7 +130,9 @@ class HQQBackend(Backend):
         codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
-    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+    def list_tensor_specs(
+        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
         group, groups = self._groups(out_features, in_features)
         packed = ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
         return {
@@ -137,7 +141,7 @@ class HQQBackend(Backend):
             "zero": ((groups, 1), _group_dtype(dtype)),
         }
 
-    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
+    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
         group, _ = self._groups(form["out_features"], form["in_features"])
         return HQQLinear(tensors, bits=bits, group_size=group, **form)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qra_backends.base import Backend
 from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.blocks import block_bytes, rows_at_once
+from qra_backends.reference.blocks import choose_block_rows, count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
 from qra_backends.storage import Expected, ceil_div
 
@@ -46,21 +46,27 @@ class ReferenceBackend(Backend):
         self.group_size, self.ranges = group_size, ranges
         self.options = {"group_size": group_size, "ranges": ranges}
 
-    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+    def count_peak_bytes(
+        self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
         arrays = 5 - (dtype == torch.float32)  # whose rows need no copy
-        return stored + block_bytes(out_features * in_features, device, arrays)  # in pieces, before they are joined
+        return stored + count_block_bytes(
+            out_features * in_features, device, arrays
+        )  # unjoined blocks
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         blocks = []
-        for rows in weight.split(rows_at_once(weight.shape[1], weight.device)):
+        for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
             rows = rows.to(torch.float32)
             scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges=self.ranges)
             codes = groupwise.encode(rows, scale, offset, bits, self.group_size)
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return join_blocks(blocks)
 
-    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+    def list_tensor_specs(
+        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
         return {
             "codes": ((ceil_div(out_features * in_features * bits, 8),), torch.uint8),
@@ -68,7 +74,7 @@ class ReferenceBackend(Backend):
             "offset": (groups, GROUP_DTYPE),
         }
 
-    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
+    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
         return PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
 
 

@@ -9,13 +9,13 @@ _ARRAYS_ON_CPU = 13  # float32 arrays of a block alive at once, fragments of the
 _ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
 
 
-def rows_at_once(columns: int, device: torch.device) -> int:
+def choose_block_rows(columns: int, device: torch.device) -> int:
     """Rows of so many columns to take at once: a multiple of 8, so that their packed codes fill whole bytes."""
     elements = _ELEMENTS.get(device.type, _ELEMENTS_ELSEWHERE)
     return max(8, elements // columns // 8 * 8)
 
 
-def block_bytes(elements: int, device: str, arrays: float) -> int:
+def count_block_bytes(elements: int, device: str, arrays: float) -> int:
     """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements.
 
     Args:

@@ -49,7 +49,7 @@ def _round(  # type: ignore[no-untyped-def]
         s, o = tl.load(scale + group, mask=inside, other=0), tl.load(offset + group, mask=inside, other=0)
         by = tl.load(divisor + group, mask=inside, other=1)
         own = _extract_column(left, column, i)
-        code = _nearest(tl.div_rn(own - o, by), most)
+        code = _round_to_code(tl.div_rn(own - o, by), most)
         error = tl.div_rn(own - (code * s + o), tl.load(inverse + i * columns + i) + tl.zeros_like(own))
         place = i * rows + row
         tl.store(codes + place, code.to(tl.uint8), mask=inside)
@@ -66,6 +66,6 @@ def _extract_column(block, column, i):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _nearest(value, most):  # type: ignore[no-untyped-def]
+def _round_to_code(value, most):  # type: ignore[no-untyped-def]
     """The nearest whole number from 0 to the largest code, ties to even: 2^23 leaves a float32 no fraction."""
     return tl.minimum(tl.maximum(value, 0.0), most) + 8388608.0 - 8388608.0

@@ -21,7 +21,7 @@ from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, join_blocks
-from qra_backends.reference.blocks import block_bytes
+from qra_backends.reference.blocks import count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
 from qra_backends.storage import ceil_div
 
@@ -63,13 +63,15 @@ class ErrorFeedback(Backend):
         """The tensors of a weight from those of its blocks, which are joined."""
         return tensors
 
-    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+    def count_peak_bytes(
+        self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
-        rows = min(out_features, _rows_at_once(len(levels), device))
+        rows = min(out_features, _choose_block_rows(len(levels), device))
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
-        fitting = block_bytes(out_features * in_features, device, 4.3 - (dtype == torch.float32))
+        fitting = count_block_bytes(out_features * in_features, device, 4.3 - (dtype == torch.float32))
         if device == "cpu":
             return int(max(2 * matrix, matrix + block)) + fitting
         # As counted: feedback has the columns and their codes; of a block of columns its values in floats and as codes,
@@ -88,7 +90,7 @@ class ErrorFeedback(Backend):
         factor = factorize(hessian, self.damping)
         importance = hessian.diagonal().to(torch.float32)
         blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
-        for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
+        for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
             for bits, codes in choose_codes(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
@@ -132,7 +134,7 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
         return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
 
 
-def _rows_at_once(levels: int, device: str) -> int:
+def _choose_block_rows(levels: int, device: str) -> int:
     """Rows of a weight that are worked on together, at so many levels: a multiple of 8 (see `blocks`)."""
     return max(8, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE) // max(1, levels) // 8 * 8)
 

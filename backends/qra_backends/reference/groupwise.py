@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.reference.packed import GROUP_DTYPE
 
 RANGES = ("minmax", "mse")
@@ -35,11 +35,11 @@ def fit_groups(
     """
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
-    fit: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = {"minmax": _minmax, "mse": _least_error}[ranges]
+    fits: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {"minmax": _fit_min_max, "mse": _fit_mse}
     blocks = []
-    for rows in weight.split(rows_at_once(weight.shape[1], weight.device)):
+    for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
         parts = [
-            fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+            fits[ranges](columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
             for columns, weights, size in _split(rows, importance, group_size)
         ]
         blocks.append([torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True)])
@@ -70,12 +70,12 @@ def _split(weight: Tensor, importance: Tensor, group_size: int) -> list[tuple[Te
     return [part for part in parts if part[0].shape[1]]
 
 
-def _minmax(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _fit_min_max(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     low, high = weight.aminmax(dim=-1)
-    return _stored_scale((high - low) / (2**bits - 1)), low
+    return _round_scale_to_stored((high - low) / (2**bits - 1)), low
 
 
-def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and offset (out, groups) of weight (out, groups, size); importance (groups, size)."""
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -91,7 +91,7 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
     for share in _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]:
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
-            scale, offset = _stored_scale(scale), _stored(offset)
+            scale, offset = _round_scale_to_stored(scale), _round_to_stored(offset)
             round_to_codes(weight, scale, offset, bits, out=codes)
             torch.mul(codes, scale, out=work).add_(offset).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
@@ -108,12 +108,12 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
     return best_scale.squeeze(-1), best_offset.squeeze(-1)
 
 
-def _stored(values: Tensor) -> Tensor:
+def _round_to_stored(values: Tensor) -> Tensor:
     """As they will be read back: the codes must suit the rounded scale and offset."""
     return values.to(GROUP_DTYPE).to(torch.float32)
 
 
-def _stored_scale(scale: Tensor) -> Tensor:
+def _round_scale_to_stored(scale: Tensor) -> Tensor:
     """As it will be read back, never 0 for weights that differ: their group would be lost in one code."""
-    stored = _stored(scale)
+    stored = _round_to_stored(scale)
     return torch.where((scale > 0) & (stored == 0), _LEAST_SCALE, stored)

@@ -11,7 +11,7 @@ from torch import Tensor
 from qra_backends.kernels.choice import find_decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
@@ -33,13 +33,13 @@ class PackedLinear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        return self._decoded(None, dtype or self.dtype)
+        return self._decode_rows(None, dtype or self.dtype)
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
-        return self._decoded(at, self.dtype)
+        return self._decode_rows(at, self.dtype)
 
-    def _decoded(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
         stored = self.tensors()
         scale, offset = stored["scale"], stored["offset"]
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
@@ -68,7 +68,7 @@ def decode_packed(
     dtype: torch.dtype,
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns, at_once = shape[1], 2 * rows_at_once(shape[1], packed.device)  # with fewer arrays than fitting has
+    columns, at_once = shape[1], 2 * choose_block_rows(shape[1], packed.device)  # with fewer arrays than fitting has
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
     for start in range(0, shape[0], at_once):
         rows = weight[start : start + at_once]

@@ -59,7 +59,7 @@ class Layout:
         ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
         return cls(make_backend(config["backend"]), levels, *ends)
 
-    def expected(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
+    def list_tensor_specs(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
         """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.
 
         Args:
@@ -67,7 +67,7 @@ class Layout:
         """
         if name not in self.levels:
             return {"weight": ((out_features, in_features), dtype)}
-        return self.backend.expected(self.levels[name], out_features, in_features, dtype)
+        return self.backend.list_tensor_specs(self.levels[name], out_features, in_features, dtype)
 
 
 class Shards:
@@ -84,7 +84,7 @@ class Shards:
 
     def __init__(self, layout: Layout, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype):
         self.layout, self.shapes, self.dtype = layout, shapes, dtype
-        self.parts = [layout.expected(name, *shape, dtype) for name, shape in shapes.items()]
+        self.parts = [layout.list_tensor_specs(name, *shape, dtype) for name, shape in shapes.items()]
         self.buffers: dict[str, tuple[int, torch.dtype]] = {}
         self._at: dict[tuple[int, str], int] = {}
         for key in dict.fromkeys(key for part in self.parts for key in part):
@@ -122,7 +122,7 @@ class Shards:
                 shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
                 made.append(backend.from_tensors(own, bits=level, **shape, dtype=self.dtype))
             else:
-                made.append(plain_linear(own["weight"]))
+                made.append(make_linear(own["weight"]))
         return made
 
     def _view(self, buffer: Tensor, key: str, shard: int) -> Tensor:
@@ -131,7 +131,7 @@ class Shards:
         return buffer[start : start + count].view(kind).view(shape)
 
 
-def plain_linear(weight: Tensor) -> nn.Linear:
+def make_linear(weight: Tensor) -> nn.Linear:
     """An unquantized linear of a weight (out, in), which is not copied."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)

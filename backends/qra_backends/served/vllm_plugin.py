@@ -24,7 +24,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, plain_linear
+from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, make_linear
 
 LEAST_CAPABILITY = 70
 """Of a GPU, times ten: what Triton asks for."""
@@ -119,7 +119,7 @@ class QRAMethod(LinearMethodBase):
                 buffer: Any = nn.Parameter(torch.empty(count, dtype=dtype), requires_grad=False)
                 buffer.weight_loader = partial(_load, shards, key)
                 layer.register_parameter(key, buffer)
-            layer.qra_shards, layer.qra_key = shards, _enter(self.names[0], layer)
+            layer.qra_shards, layer.qra_key = shards, _register_layer(self.names[0], layer)
             if is_table:
                 self.config.table = layer.qra_key
         if not hasattr(layer, "weight"):
@@ -130,8 +130,8 @@ class QRAMethod(LinearMethodBase):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.modules(buffers))
             if os.environ.get(DECODED, "0") != "0":
-                decoded = torch.cat([_weight(layer.qra_shards, module) for module in layer.qra_modules])
-                layer.qra_modules = (plain_linear(decoded),)
+                decoded = torch.cat([_get_weight(layer.qra_shards, module) for module in layer.qra_modules])
+                layer.qra_modules = (make_linear(decoded),)
                 for key in buffers:
                     layer.get_parameter(key).data = buffers[key].new_empty(0)
 
@@ -143,7 +143,7 @@ class QRAMethod(LinearMethodBase):
         return torch.ops.qra.rows(input_, layer.qra_key, layer.embedding_dim, layer.weight.dtype)
 
 
-def _enter(name: str, layer: nn.Module) -> str:
+def _register_layer(name: str, layer: nn.Module) -> str:
     """A name for a layer that is the same whenever the same models are loaded in the same order."""
     names = (name, *(f"{name}#{number}" for number in range(2, len(_layers) + 3)))
     key = next(free for free in names if free not in _layers)
@@ -157,33 +157,33 @@ def _load(shards: Shards, key: str, buffer: nn.Parameter, tensor: Tensor, shard:
     shards.put(buffer.data, key, QKV.get(told, told) or 0, tensor)
 
 
-def _weight(shards: Shards, module: Any) -> Tensor:
+def _get_weight(shards: Shards, module: Any) -> Tensor:
     return module.weight if type(module) is nn.Linear else shards.layout.backend.dequantize(module)
 
 
 @torch.library.custom_op("qra::linear", mutates_args=())
-def _linear(x: Tensor, key: str, out_features: int) -> Tensor:
+def _apply_linear(x: Tensor, key: str, out_features: int) -> Tensor:
     """x (..., in) times the weights of a layer, (..., out)."""
     layer: Any = _layers[key]
-    products = [F.linear(x, _weight(layer.qra_shards, module)) for module in layer.qra_modules]
+    products = [F.linear(x, _get_weight(layer.qra_shards, module)) for module in layer.qra_modules]
     return torch.cat(products, dim=-1) if len(products) > 1 else products[0]
 
 
-@_linear.register_fake
+@_apply_linear.register_fake
 def _(x: Tensor, key: str, out_features: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("qra::rows", mutates_args=())
-def _rows(at: Tensor, key: str, width: int, dtype: torch.dtype) -> Tensor:
+def _look_up_rows(at: Tensor, key: str, width: int, dtype: torch.dtype) -> Tensor:
     """Rows (..., width) of a table by index (...); no others are decoded."""
     layer: Any = _layers[key]
     (module,) = layer.qra_modules
     if type(module) is nn.Linear:
         return F.embedding(at, module.weight)
-    return layer.qra_shards.layout.backend.rows(module, at.flatten()).view(*at.shape, width)
+    return layer.qra_shards.layout.backend.dequantize_rows(module, at.flatten()).view(*at.shape, width)
 
 
-@_rows.register_fake
+@_look_up_rows.register_fake
 def _(at: Tensor, key: str, width: int, dtype: torch.dtype) -> Tensor:
     return at.new_empty(*at.shape, width, dtype=dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.kernels import choice
-from qra_backends.reference.blocks import block_bytes
+from qra_backends.reference.blocks import count_block_bytes
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected
 from qra_backends.trellis.code import TrellisCode
@@ -64,7 +64,7 @@ class TrellisBackend(Backend):
         self.check_bits(bits)
         return TrellisCode(HALF_BITS[bits], self.L)
 
-    def expected(
+    def list_tensor_specs(
         self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
     ) -> Expected:
         return {
@@ -92,7 +92,7 @@ class TrellisBackend(Backend):
         made = {bits: encode(weight, self.storage(bits), block, hessian, factor, weights) for bits in levels}
         return {bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()}
 
-    def peak(
+    def count_peak_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         # Matrices while the rotated Hessian is factorized; the columns of one level.
@@ -102,8 +102,8 @@ class TrellisBackend(Backend):
         if torch.cuda.is_available() and not choice.is_usable(torch.device(device)):
             return 0  # there is no compiler: it is quantized on the host, see `encode.encoding_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
-        return max(4 * matrix, 2 * matrix + columns + block_bytes(out_features * in_features, device, 5))
+        return max(4 * matrix, 2 * matrix + columns + count_block_bytes(out_features * in_features, device, 5))
 
-    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
+    def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)
         return TrellisLinear(tensors, code=self.storage(bits), block=block, **form)

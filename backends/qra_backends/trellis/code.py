@@ -37,20 +37,20 @@ class TrellisCode:
 
     def stream_bytes(self, out_features: int) -> int:
         """Bytes of one column's stream; the last may have bits to spare."""
-        return ceil_div(self.start(out_features - 1) + self.L, 8)
+        return ceil_div(self.locate_state(out_features - 1) + self.L, 8)
 
     def bytes(self, out_features: int, in_features: int) -> int:
         return self.stream_bytes(out_features) * in_features + SCALE_BYTES * out_features
 
-    def start(self, row: int) -> int:
+    def locate_state(self, row: int) -> int:
         """The first bit of a row's state."""
         return row * self.half_bits // 2
 
-    def starts(self, rows: Tensor) -> Tensor:
+    def locate_states(self, rows: Tensor) -> Tensor:
         """The first bits of the states of rows (n,), int64."""
         return rows * self.half_bits >> 1
 
-    def shifts(self) -> tuple[int, int]:
+    def get_state_shifts(self) -> tuple[int, int]:
         """How far the state moves on after an even row, and after an odd one."""
         return self.half_bits // 2, self.half_bits - self.half_bits // 2
 
@@ -64,8 +64,9 @@ def pack(states: Tensor, code: TrellisCode) -> Tensor:
     first = 8 * torch.arange(code.stream_bytes(rows), device=states.device)
     at = ((2 * first + 1) // code.half_bits).clamp_max_(rows - 1)
     following = (at + 1).clamp_max_(rows - 1)
-    low = states[at] >> (first - code.starts(at))[:, None]
-    ahead = (code.starts(following) - first)[:, None]  # less than none only where the last state follows itself
+    low = states[at] >> (first - code.locate_states(at))[:, None]
+    # Negative only where the last state follows itself.
+    ahead = (code.locate_states(following) - first)[:, None]
     high = (states[following] << ahead.clamp_min(0)) >> (-ahead).clamp_min(0)
     return (low | high).to(torch.uint8)
 
@@ -78,16 +79,16 @@ def values(L: int) -> NDArray[np.int16]:
     """
     quantiles = ndtri((np.arange(2**L) + 0.5) / 2**L)
     whole = np.rint(quantiles / quantiles.std() / UNIT).astype(np.int16)
-    return whole[np.argsort(mix_numbers(2**L), kind="stable")]
+    return whole[np.argsort(hash_integers(2**L), kind="stable")]
 
 
 @lru_cache
-def value_table(L: int, device: torch.device) -> Tensor:
+def make_value_table(L: int, device: torch.device) -> Tensor:
     """`values` on a device."""
     return torch.from_numpy(values(L)).to(device)
 
 
-def mix_numbers(count: int) -> NDArray[np.uint64]:
+def hash_integers(count: int) -> NDArray[np.uint64]:
     """Well-mixed numbers (count,): the outputs of SplitMix64 (Steele, Lea and Flood 2014) for 1, 2, 3, ..."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

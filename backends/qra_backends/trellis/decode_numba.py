@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.trellis.code import TrellisCode, values
 from qra_backends.trellis.jit import OPTIONS, compile_once
-from qra_backends.trellis.rotation import signs
+from qra_backends.trellis.rotation import make_signs
 
 
 def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
     """As `linear.decode_rows`, on the host."""
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
-    step = max(1, rows_at_once(in_features, codes.device))
+    step = max(1, choose_block_rows(in_features, codes.device))
     floats = weight if dtype == torch.float32 else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
-    starts, sign = code.starts(at).numpy(), signs(in_features, codes.device).numpy()
+    starts, sign = code.locate_states(at).numpy(), make_signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)
         rows = weight[own]
@@ -41,11 +41,11 @@ def _hadamard(weights, block):  # type: ignore[no-untyped-def]
                 ones[i], others[i] = one + other, one - other
         size >>= 1
     if block >= 8:
-        _eights(weights)
+        _transform_eights(weights)
 
 
 @numba.njit(**OPTIONS)
-def _eights(weights):  # type: ignore[no-untyped-def]
+def _transform_eights(weights):  # type: ignore[no-untyped-def]
     """The last three stages of a Hadamard product together: apart, they are too short for vectors."""
     for i in range(0, len(weights), 8):
         a, b, c, d, e, f, g, h = weights[i : i + 8]

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import TrellisCode, value_table
-from qra_backends.trellis.rotation import signs
+from qra_backends.trellis.code import TrellisCode, make_value_table
+from qra_backends.trellis.rotation import make_signs
 
 COLUMNS = 128
 """Of a tile, unless a rotation's block has more."""
@@ -30,7 +30,7 @@ def decode_rows(
     weight = torch.empty(rows_out, in_features, dtype=dtype, device=codes.device)
     columns = max(COLUMNS, block)
     rows = max(1, TILE // columns)
-    table, sign = value_table(code.L, codes.device), signs(in_features, codes.device)
+    table, sign = make_value_table(code.L, codes.device), make_signs(in_features, codes.device)
     grid = (triton.cdiv(rows_out, rows), triton.cdiv(in_features, columns))
     _decode[grid](
         codes, scale, unit, codes if at is None else at, table, sign, weight, rows_out, in_features, len(codes),

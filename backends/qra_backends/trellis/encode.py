@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from qra_backends.kernels import choice
-from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
 from qra_backends.trellis.linear import SCALE_DTYPE, state_values
-from qra_backends.trellis.rotation import rotate_by_torch, signs
+from qra_backends.trellis.rotation import make_signs, rotate_by_torch
 
 LARGEST = torch.finfo(SCALE_DTYPE).max
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
@@ -44,7 +44,7 @@ def encode(
         `codes` uint8 (bytes of a stream, in), `scale` float16 (out, 1).
     """
     out_features, in_features = weight.shape
-    step = rows_at_once(in_features, weight.device)
+    step = choose_block_rows(in_features, weight.device)
     parts = [slice(start, start + step) for start in range(0, out_features, step)]
     # Columns in the order of rounding.
     columns = torch.empty(in_features, out_features, dtype=torch.float32, device=weight.device)
@@ -53,7 +53,7 @@ def encode(
         rows = rotate_rows(weight[part].float(), block)
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
-    scale = _stored(scale)
+    scale = _round_to_stored(scale)
     if output_weights is None:
         codes = encode_columns(columns, code, scale, factor)
     else:  # an error of the multiplied row, squared, is the row's own times its weight
@@ -64,7 +64,7 @@ def encode(
         unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
-        fitted = _stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
+        fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
         scale[part] = torch.where(power > 0, fitted, scale[part])
     return {"codes": codes, "scale": scale[:, None].to(SCALE_DTYPE)}
 
@@ -98,7 +98,7 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     if rows.device.type != "cpu":
         return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(made.numpy(), signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block)
+    rotate(made.numpy(), make_signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block)
     return made
 
 
@@ -107,6 +107,6 @@ def encoding_device(weight: Tensor) -> torch.device:
     return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
 
 
-def _stored(scale: Tensor) -> Tensor:
+def _round_to_stored(scale: Tensor) -> Tensor:
     """As they will be read back, in float32."""
     return scale.clamp(max=LARGEST).to(SCALE_DTYPE).float()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
-from qra_backends.reference.blocks import rows_at_once
-from qra_backends.trellis.code import UNIT, TrellisCode, value_table
-from qra_backends.trellis.rotation import hadamard, signs
+from qra_backends.reference.blocks import choose_block_rows
+from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
+from qra_backends.trellis.rotation import apply_hadamard, make_signs
 
 SCALE_DTYPE = torch.float16
 
@@ -46,7 +46,7 @@ class TrellisLinear(DequantizedLinear):
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
         return decode(self.codes, self.scales(), None, self.code, self.block, dtype or self.dtype)
 
-    def rows(self, at: Tensor) -> Tensor:
+    def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
         return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
 
@@ -88,20 +88,20 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     """
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype, device=codes.device)
-    sign, step = signs(in_features, codes.device), rows_at_once(in_features, codes.device)
+    sign, step = make_signs(in_features, codes.device), choose_block_rows(in_features, codes.device)
     for start in range(0, len(at), step):
         own = slice(start, start + step)
-        whole = hadamard(state_values(codes, at[own], code).float(), block)
+        whole = apply_hadamard(state_values(codes, at[own], code).float(), block)
         torch.mul(whole.mul_(factor[own, None]), sign, out=weight[own])
     return weight
 
 
 def state_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
     """Values int16 (n, in), in `UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
-    start, last = code.starts(at), len(codes) - 1
+    start, last = code.locate_states(at), len(codes) - 1
     first = start >> 3
     word = codes[first].to(torch.int32)
     for later in (1, 2):  # 7 + 16 bits at most; the bytes that a short stream lacks would be masked
         word.add_(codes[(first + later).clamp_max_(last)], alpha=256**later)
     state = word.bitwise_right_shift_((start & 7)[:, None]).bitwise_and_(2**code.L - 1)
-    return value_table(code.L, codes.device)[state]
+    return make_value_table(code.L, codes.device)[state]

@@ -49,13 +49,13 @@ class Layout(NamedTuple):
 def make_layout(code: TrellisCode) -> Layout:
     """The layout of a code's values."""
     plain = (values(code.L) * UNIT).astype(np.float32)
-    shifts = code.shifts()
+    shifts = code.get_state_shifts()
     # Axes: v // lanes, v modulo lanes, j.
-    even, odd = (plain.reshape(-1, _lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)
+    even, odd = (plain.reshape(-1, _count_lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)
     return Layout(plain, even, odd, *shifts, code.L)
 
 
-def _lanes(branches: int) -> int:
+def _count_lanes(branches: int) -> int:
     return max(16, 256 // branches)  # 16 floats are the longest vector there is
 
 
@@ -66,7 +66,7 @@ def _step(branches: int) -> Any:
     unsigned, as numba would look for negative ones one by one.
     """
     half, lowest = min(branches, _UNROLLED), np.int32(branches - 1)
-    lanes = _lanes(branches)
+    lanes = _count_lanes(branches)
     size = branches * lanes  # of a block
 
     @numba.njit(**OPTIONS)

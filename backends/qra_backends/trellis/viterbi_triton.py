@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import UNIT, TrellisCode, value_table
+from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
 
 PIECE, MARGIN = 128, 64
 """Rows; even numbers."""
@@ -28,7 +28,7 @@ def round_columns(
     """As `viterbi.round_columns`, of tensors on a GPU; `states` is int32."""
     out = columns.shape[1]
     even = -(-out // 2) * 2  # a row of weight 0 follows an odd number of them
-    table = value_table(code.L, columns.device).float() * UNIT
+    table = make_value_table(code.L, columns.device).float() * UNIT
     unit = scale.mean()
     unit = torch.where(unit == 0, 1.0, unit)
     relative, x = (torch.zeros(even, dtype=torch.float32, device=columns.device) for _ in range(2))
@@ -62,7 +62,7 @@ def _find_paths(
         start, end: int32 (n,): the states, or `_FREE`.
         states: int32, (rows,) of the whole column, or (n, most rows).
     """
-    even, odd = code.shifts()
+    even, odd = code.get_state_shifts()
     rows = PIECE if states.ndim == 1 else states.shape[1]
     back = torch.empty(len(first), rows << (code.L - even), dtype=torch.uint8, device=x.device)
     _find_path[(len(first),)](

@@ -13,7 +13,7 @@ from qra_backends.ggml.decode import decode, read_codes, replace_codes
 from qra_backends.ggml.types import TYPES, GGMLType
 from torch import Tensor, nn
 
-needs_library = pytest.mark.skipif(library.missing_reason() is not None, reason=str(library.missing_reason()))
+needs_library = pytest.mark.skipif(library.get_missing_reason() is not None, reason=str(library.get_missing_reason()))
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))

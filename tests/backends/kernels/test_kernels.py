@@ -47,7 +47,7 @@ def test_every_level_of_a_backend(spec: dict[str, Any], bits: int, shape: tuple[
         plain, found = both(lambda dtype=dtype: module.dequantize(dtype), kernels)
         assert torch.equal(plain, found)
     at = torch.tensor([shape[0] - 1, 0, 2, 2])
-    plain, found = both(lambda: backend.rows(module, at), kernels)
+    plain, found = both(lambda: backend.dequantize_rows(module, at), kernels)
     assert torch.equal(plain, found)
 
 

@@ -102,13 +102,13 @@ def test_rows_of_a_table_are_decoded_by_themselves():
     backend, table = make_backend({"name": "trellis", "L": 10}), nn.Linear(64, 3000, bias=False)
     module = backend.quantize(table, 3, hessian=torch.eye(64))
     whole, at = backend.dequantize(module), torch.tensor([2999, 0, 1234, 1234])
-    assert torch.equal(backend.rows(module, at), whole[at])
+    assert torch.equal(backend.dequantize_rows(module, at), whole[at])
     code = backend.storage(3)
     needed = torch.zeros(len(module.codes), dtype=torch.bool)
     for row in at.tolist():
-        needed[code.start(row) // 8 : (code.start(row) + code.L - 1) // 8 + 1] = True
+        needed[code.locate_state(row) // 8 : (code.locate_state(row) + code.L - 1) // 8 + 1] = True
     module.codes[~needed] = 255
-    assert torch.equal(backend.rows(module, at), whole[at]), "other bytes of the streams have no part in them"
+    assert torch.equal(backend.dequantize_rows(module, at), whole[at]), "other bytes do not count"
 
 
 def test_scales_are_least_squares_under_the_damped_hessian():
@@ -124,19 +124,19 @@ def test_scales_are_least_squares_under_the_damped_hessian():
 def test_trained_scales_get_the_gradient_of_the_weight_written_out():
     (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     module = backend.quantize(linear, 2, hessian=hessian)
-    groups, x = backend.trainable(module), torch.randn(5, 192)
-    assert groups.scale.shape == (96, 1) and groups.offset is None and backend.trainable_numbers(2, 96, 192) == 96
+    groups, x = backend.get_trainable_groups(module), torch.randn(5, 192)
+    assert groups.scale.shape == (96, 1) and groups.offset is None and backend.count_trainable(2, 96, 192) == 96
     unscaled = backend.dequantize(module) / groups.scale.float()
     scale = groups.scale.float().requires_grad_()
     F.linear(x, unscaled * scale).square().sum().backward()
     twin = nn.Parameter(groups.scale.float().detach())
 
-    from qra_backends import grouped_linear
+    from qra_backends import apply_grouped
 
     def dequantize(now):
-        return backend.dequantize(backend.with_groups(module, now._replace(scale=now.scale.half())))
+        return backend.dequantize(backend.replace_groups(module, now._replace(scale=now.scale.half())))
 
-    grouped_linear(x, groups._replace(scale=twin), dequantize).square().sum().backward()
+    apply_grouped(x, groups._replace(scale=twin), dequantize).square().sum().backward()
     assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)
 
 

@@ -24,7 +24,7 @@ def one_after_another(column: bytes, code: TrellisCode, rows: int) -> list[int]:
     state, taken, states = sum(bit << i for i, bit in enumerate(bits[: code.L])), code.L, []
     for row in range(rows):
         states.append(state)
-        for _ in range(code.shifts()[row % 2]):
+        for _ in range(code.get_state_shifts()[row % 2]):
             state = state >> 1 | (bits[taken] << code.L - 1 if taken < len(bits) else 0)
             taken += 1
     return states
@@ -51,7 +51,7 @@ def test_packed_states_are_read_back(half: int, L: int, rows: int, seed: int):
     code, columns = TrellisCode(half, L), 3
     g = torch.Generator().manual_seed(seed)
     streams = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
-    streams[-1] &= 255 >> (-(code.start(rows - 1) + L) % 8)  # bits to spare are 0
+    streams[-1] &= 255 >> (-(code.locate_state(rows - 1) + L) % 8)  # bits to spare are 0
     states = [one_after_another(bytes(streams[:, i].tolist()), code, rows) for i in range(columns)]
     assert torch.equal(pack(torch.tensor(states, dtype=torch.int32).T, code), streams)
 

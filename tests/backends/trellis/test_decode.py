@@ -13,7 +13,7 @@ from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
 from qra_backends.trellis.linear import decode, state_values
 from qra_backends.trellis.linear import decode_rows as decode_plainly
-from qra_backends.trellis.rotation import choose_block, hadamard, rotate_by_torch, signs
+from qra_backends.trellis.rotation import apply_hadamard, choose_block, make_signs, rotate_by_torch
 from torch import Tensor
 
 SHAPES = ((40, 256), (7, 64), (33, 9), (3, 2048), (40, 100), (1, 1))
@@ -41,8 +41,10 @@ def test_the_weight_is_that_of_the_rotation_written_out():
     for codes, factor, at, code, block in cases():
         if code.half_bits > 4:  # the rate has no part in it
             continue
-        turn = torch.block_diag(*[hadamard(torch.eye(block), block) / math.sqrt(block)] * (codes.shape[1] // block))
-        turn = turn.double() * signs(codes.shape[1], codes.device)  # V
+        turn = torch.block_diag(
+            *[apply_hadamard(torch.eye(block), block) / math.sqrt(block)] * (codes.shape[1] // block)
+        )
+        turn = turn.double() * make_signs(codes.shape[1], codes.device)  # V
         assert torch.allclose(turn @ turn.T, torch.eye(len(turn)).double(), atol=1e-6)
         expected = state_values(codes, at, code).double() @ turn * (factor * math.sqrt(block))[:, None]
         assert torch.allclose(decode_plainly(codes, factor, at, code, block, torch.float32).double(), expected)

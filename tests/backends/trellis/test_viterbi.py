@@ -29,7 +29,7 @@ def rounded(columns: NDArray[np.float32], code: TrellisCode, scale: NDArray[np.f
 
 def least_error(x: NDArray[np.float32], scale: NDArray[np.float32], code: TrellisCode) -> float:
     """Of any path, by the textbook's recursion in float64."""
-    table, shifts = values(code.L) * UNIT, code.shifts()
+    table, shifts = values(code.L) * UNIT, code.get_state_shifts()
     costs = (x[0] - scale[0] * table.astype(float)) ** 2
     for row in range(1, len(x)):
         shift = shifts[(row - 1) % 2]
@@ -45,7 +45,7 @@ def test_no_path_is_nearer(half: int, L: int, rows: int):
     scale = 0.3 + np.abs(gaussian(rows, seed=1))
     states, errors = rounded(x, code, scale)
     assert np.allclose(errors, x - scale * (values(L) * UNIT)[states], atol=1e-5)
-    for shift, now, then in zip(np.resize(code.shifts(), rows), states.T[:-1], states.T[1:], strict=False):
+    for shift, now, then in zip(np.resize(code.get_state_shifts(), rows), states.T[:-1], states.T[1:], strict=False):
         assert (now >> shift == then & ((1 << L - shift) - 1)).all(), "a state follows from the one before"
     for column, error in zip(x, errors, strict=True):
         assert (error.astype(float) ** 2).sum() == pytest.approx(least_error(column, scale, code), rel=1e-3)
@@ -113,6 +113,6 @@ def test_the_kernel_finds_as_near_a_path_in_tritons_interpreter():
         assert np.mean(own.numpy() == states) > (0.99 if rows <= whole else 0.5), (half, rows)
         costs = [((np.asarray(found) * inverse.diagonal()[:, None]) ** 2).sum() for found in (lost, errors)]
         assert costs[0] < 1.003 * costs[1], (half, rows, costs)
-        shifts, path = np.resize(code.shifts(), rows), own.numpy().T
+        shifts, path = np.resize(code.get_state_shifts(), rows), own.numpy().T
         for shift, now, then in zip(shifts, path[:-1], path[1:], strict=False):
             assert (now >> shift == then & ((1 << 10 - shift) - 1)).all(), "a state follows from the one before"

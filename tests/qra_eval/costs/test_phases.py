@@ -98,7 +98,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
         meter.ignore(linear.weight, hessian)
         made = backend.quantize_levels(linear, levels, hessian=hessian)
     stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
-    foretold = backend.work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored
+    foretold = backend.count_work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored
     assert 0.96 < meter.peak / foretold < 1.04
 
 
@@ -130,7 +130,7 @@ def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:
     usual, along = (estimate_peaks(shape_only(tmp_path, scales=scales).tuner) for scales in (False, True))
     bench = shape_only(tmp_path).tuner
     numbers = sum(
-        bench.quantized_model.backend.trainable_numbers(8, m.out_features, m.in_features)
+        bench.quantized_model.backend.count_trainable(8, m.out_features, m.in_features)
         for m in bench.quantized_model.linears.values()
     )
     assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers

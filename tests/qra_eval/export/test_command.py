@@ -36,8 +36,8 @@ def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
 
 @pytest.fixture(scope="module", params=SERVED)
 def engine(request: pytest.FixtureRequest) -> str:
-    if request.param == "llama.cpp" and library.missing_reason() is not None:
-        pytest.skip(str(library.missing_reason()))
+    if request.param == "llama.cpp" and library.get_missing_reason() is not None:
+        pytest.skip(str(library.get_missing_reason()))
     return request.param
 
 

@@ -22,7 +22,7 @@ from qra_eval.models.gguf_families import FAMILIES, family_reasons, layer_types
 from qra_search.errors import BadInput
 
 pytestmark = [
-    pytest.mark.skipif(library.missing_reason() is not None, reason=str(library.missing_reason())),
+    pytest.mark.skipif(library.get_missing_reason() is not None, reason=str(library.get_missing_reason())),
     pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed"),
 ]
 
