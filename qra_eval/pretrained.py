@@ -10,7 +10,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qra_eval.models.experts import keep_names
+from qra_eval.models.experts import keep_expert_names
 from qra_eval.models.linears import normalise
 from qra_eval.tuning.loading import install_weights
 
@@ -51,4 +51,4 @@ class QRAQuantizer(HfQuantizer):
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()
         install_weights(model, config.backend, config.levels, self.files, model.device)
-        keep_names(model)
+        keep_expert_names(model)

@@ -16,4 +16,4 @@ def logits_in_llama_cpp(run: TunedRun, folder: Path) -> tuple[Tensor, Tensor, Te
     prompts, model = [ids[0].tolist() for ids in run.input_ids], folder / "model.gguf"
     adapters = (folder / "adapter.gguf", None)
     theirs, alone = (torch.cat(llama_cpp.compute_logits(model, adapter, prompts)) for adapter in adapters)
-    return torch.cat([logits[0] for logits in run.live_logits]), theirs, alone
+    return torch.cat([logits[0] for logits in run.tuned_logits]), theirs, alone

@@ -45,7 +45,7 @@ class SecondMoment:
             self._sum[part, part.start :].addmm_(rows[:, part].T, rows[:, part.start :])
         self.count += len(rows)
 
-    def hessian(self) -> Tensor:
+    def compute_hessian(self) -> Tensor:
         """(in, in) float32, a new tensor: the mean of weight · x xᵀ, the Hessian of the squared output error.
 
         Raises:

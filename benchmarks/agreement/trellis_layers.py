@@ -89,7 +89,7 @@ def hessians(model: Any, tokenizer: Any, linears: dict[str, nn.Linear], texts: l
         model.model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"], use_cache=False)
     for handle in handles:
         handle.remove()
-    return {name: moment.hessian() for name, moment in moments.items()}
+    return {name: moment.compute_hessian() for name, moment in moments.items()}
 
 
 def error(weight: Tensor, whole: Tensor, hessian: Tensor) -> float:

@@ -214,7 +214,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     transformers.logging.set_verbosity_error()
     model = load_model(evaluator.quantized_model.loaded.spec, dtype=evaluator.quantized_model.dtype).model
     for found in find_linears(model):
-        model.set_submodule(found.name, evaluator.quantized_model.bank.module(found.name, BITS))
+        model.set_submodule(found.name, evaluator.quantized_model.bank.load_module(found.name, BITS))
     names = list(evaluator.tuner.switcher.wrapped)
     peft_model = get_peft_model(
         model,

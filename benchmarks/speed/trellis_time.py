@@ -104,7 +104,7 @@ def example(data: Path, layers: int) -> dict[str, tuple[nn.Linear, Tensor]]:
         for line in lines:
             text = json.loads(line)["question"]
             model.model(input_ids=loaded.tokenizer(text, return_tensors="pt")["input_ids"], use_cache=False)
-    hessians = {name: moment.hessian() for name, moment in moments.items()}
+    hessians = {name: moment.compute_hessian() for name, moment in moments.items()}
     return {name: (linear.bfloat16(), hessians[owners[name]]) for name, linear in linears.items()}
 
 
@@ -130,9 +130,7 @@ def decoding(linears: dict[str, tuple[nn.Linear, Tensor]]) -> dict[str, float]:
     ways: dict[str, Callable[[], Tensor]] = {
         "packed codes": lambda: today.dequantize(packed),
         "trellis, numba": lambda: backend.dequantize(module),
-        "trellis, torch": lambda: decode_rows(
-            module.codes, factor, rows, module.code, module.block, torch.bfloat16
-        ),
+        "trellis, torch": lambda: decode_rows(module.codes, factor, rows, module.code, module.block, torch.bfloat16),
     }
     found = {}
     for name, way in ways.items():

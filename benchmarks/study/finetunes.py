@@ -32,7 +32,7 @@ from benchmarks.common import MIB, PeakWatch, append_lines, find_commit, find_cp
 from benchmarks.study.finetune_rows import measure_row
 from benchmarks.study.finetune_settings import RESULTS, Row, read_settings
 from benchmarks.study.finetunes_table import REFERENCE, fill_page, make_table
-from qra_eval.models.loaded import cache_root
+from qra_eval.models.loaded import get_cache_root
 
 
 def main() -> None:
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=cache_root() / "study" / "finetunes", help="folder of checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=get_cache_root() / "study" / "finetunes", help="folder of checkpoints"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the lines, and tune nothing")
     parser.add_argument("--beside", default=REFERENCE, help="row that the table's others stand beside")
     parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")

@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.attention import use_fast_attention
-from qra_eval.models.loaded import contiguous_input
+from qra_eval.models.loaded import make_input_contiguous
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.encoding import IGNORED
 from qra_eval.tuning.training import schedule_rate
@@ -112,6 +112,6 @@ def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
             model.set_submodule(name, linear)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    model.get_output_embeddings().register_forward_pre_hook(contiguous_input)
+    model.get_output_embeddings().register_forward_pre_hook(make_input_contiguous)
     use_fast_attention(model)
     return model.eval()

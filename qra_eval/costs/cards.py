@@ -27,7 +27,7 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     """What each card needs: see `Evaluator.cards`."""
-    ways, rows = list(_list_changes(tuner, budget)), []
+    ways, rows = list(_list_memory_savings(tuner, budget)), []
     for name, gib in CARDS.items():
         room = int(gib * USABLE * 2**30)
         row: dict[str, Any] = {"name": name, "bytes": room, "settings": None}
@@ -66,13 +66,13 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free and tuner.switcher.disable_dequantized_cache():
         most, phase = find_highest_peak()
     if most > free:
-        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_changes(tuner, budget))
+        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
 
 
-def _list_changes(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
     """Options that change the settings, the phase that takes most with them and its peak; the least changed first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}

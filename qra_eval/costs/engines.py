@@ -8,7 +8,7 @@ from typing import Any, cast
 from qra_backends import make_backend
 
 from qra_eval.models.embeddings import find_tables
-from qra_eval.models.gguf_families import family_reasons
+from qra_eval.models.gguf_families import list_family_issues
 from qra_eval.models.linears import EXPERT, Granularity
 from qra_eval.quantized.model import QuantizedModel
 from qra_search.engines import ENGINES, unsupported_reason
@@ -29,7 +29,7 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
     """
     reason = unsupported_reason(name, config.model_type)
     if reason is None and ENGINES[name].format == "gguf":
-        reason = "; ".join(family_reasons(config)) or None
+        reason = "; ".join(list_family_issues(config)) or None
     if reason is None and ENGINES[name].experts_together and granularity in APART and any(map(EXPERT.match, linears)):
         reason = (
             f"engine {name} has the experts of a layer in one tensor, of one type and rank, and granularity "

@@ -16,7 +16,7 @@ from qra_backends.storage import ceil_div
 
 from qra_eval.costs.sizes import Sizes, find_largest_batch
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import expert_kind
+from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, probe_batch
 from qra_eval.tasks.batches import make_batches
@@ -140,7 +140,7 @@ class _Run(Sizes):
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
-        experts = 4 * sum(w**2 for parent, w in self.group_inputs() if expert_kind(f"{parent}.") != f"{parent}.")
+        experts = 4 * sum(w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}.")
         both = self.bare.count_calibration_bytes(self.layer_sketched, *find_largest_batch(batches))
         both += experts + self.count_placed_layer_bytes()
         labels = max(len(b.targets) for b in batches)
@@ -196,7 +196,7 @@ class _Run(Sizes):
         tuner, task = self.tuner, self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
-        rows = min(scored, SCORED_TOGETHER * tuner.rows_together)
+        rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = task.max_answer_tokens(task.split(split)[:scored], tuner.tokenizer)
         text = tuner.model.config.get_text_config()

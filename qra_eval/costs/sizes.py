@@ -76,7 +76,7 @@ class Sizes:
         there, and those dequantized in the forward pass wait for the backward pass.
         """
         model, outputs = self.model, sum(rows for rows, _ in self.shapes)
-        numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        numbers = sum(max((model.count_trained(b, *s) for b in model.levels), default=0) for s in self.shapes)
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:

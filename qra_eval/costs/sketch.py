@@ -19,9 +19,9 @@ from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, expert_kind
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, get_expert_kind
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import batch_loss, labelled_head
+from qra_eval.tasks.losses import compute_batch_loss, wrap_head
 
 CPU = torch.device("cpu")
 Work = tuple[tuple[tuple[int, int], int], ...]
@@ -92,8 +92,8 @@ class Sketch:
         adapters among them."""
         with self._measure_memory() as meter, torch.set_grad_enabled(training):
             self.model.train(training)
-            with labelled_head(self.model) as head:
-                loss = batch_loss(self.model, head, self._batch(rows, tokens, labels))
+            with wrap_head(self.model) as head:
+                loss = compute_batch_loss(self.model, head, self._make_batch(rows, tokens, labels))
                 if training:
                     loss.backward()
             del loss
@@ -107,26 +107,26 @@ class Sketch:
 
         Those of experts are left out: which tokens an expert sees is not known.
         """
-        blocks, linears = self._unquantized(layer)
-        linears = {name: linear for name, linear in linears.items() if expert_kind(name) == name}
+        blocks, linears = self._remove_quantization(layer)
+        linears = {name: linear for name, linear in linears.items() if get_expert_kind(name) == name}
         with self._measure_memory() as meter:
-            flow = blocks.enter(self._batch(rows, tokens, 1))
+            flow = blocks.embed_batch(self._make_batch(rows, tokens, 1))
             start = flow.hidden.clone().requires_grad_(True)
             with LayerMoments(linears, WEIGHTINGS["loss"]).gather(0, torch.Generator()):
-                torch.autograd.grad(blocks.step(layer, flow, start).sum(), start)
+                torch.autograd.grad(blocks.run_layer(layer, flow, start).sum(), start)
         return meter.peak
 
     @cache  # noqa: B019
     def count_layer_bytes(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's forward pass."""
-        blocks, _ = self._unquantized(layer)
+        blocks, _ = self._remove_quantization(layer)
         with self._mode:
-            flow = blocks.enter(self._batch(rows, tokens, 1))
+            flow = blocks.embed_batch(self._make_batch(rows, tokens, 1))
         with self._measure_memory() as meter, torch.no_grad():
-            blocks.step(layer, flow)
+            blocks.run_layer(layer, flow)
         return meter.peak
 
-    def _unquantized(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
+    def _remove_quantization(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
         """The layers without quantization and adapters."""
         linears = {name: wrapper for name, wrapper in self.wrapped.items() if self.layer_of[name] == layer}
         for wrapper in linears.values():
@@ -136,11 +136,11 @@ class Sketch:
 
     @contextmanager
     def _measure_memory(self) -> Iterator[MemoryCounter]:
-        with self._mode, _unpacked(), MemoryCounter() as meter:
+        with self._mode, _ignore_packed_sequences(), MemoryCounter() as meter:
             meter.ignore(*self.model.parameters(), *self.model.buffers())
             yield meter
 
-    def _batch(self, rows: int, tokens: int, labels: int) -> Batch:
+    def _make_batch(self, rows: int, tokens: int, labels: int) -> Batch:
         with self._mode:
             ids = torch.zeros(rows, tokens, dtype=torch.long)
             at = torch.zeros(labels, dtype=torch.long)
@@ -148,7 +148,7 @@ class Sketch:
 
 
 @contextmanager
-def _unpacked() -> Iterator[None]:
+def _ignore_packed_sequences() -> Iterator[None]:
     """Rows are not taken for several packed into one, which transformers cannot tell of fake tensors: it then makes a
     mask, and with it copies of keys and values, that a real pass does without."""
     from transformers import masking_utils

@@ -48,7 +48,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
         the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
         `engines` (see `qra_eval.costs.engines`).
     """
-    pace = seconds_per_token(tuner)
+    pace = measure_seconds_per_token(tuner)
     model = tuner.quantized_model
     cached = model.is_quantized()
     setup = 0.0 if cached else estimate_quantization_seconds(tuner)
@@ -124,10 +124,10 @@ def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
         first = torch.arange(len(batch.input_ids))
         batch = replace(batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first))
     with blocks.prepare_rest(), torch.no_grad():
-        flow = blocks.enter(batch)
+        flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
-            layer = _measure_min_seconds(lambda: blocks.step(0, flow), model.device)
-        head = _measure_min_seconds(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
+            layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)
+        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device)
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 

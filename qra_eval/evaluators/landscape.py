@@ -9,7 +9,7 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator, make_space
-from qra_eval.landscapes.reference import Reference, reference_front
+from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.config import RunConfig
@@ -54,7 +54,7 @@ class Landscape(Evaluator):
             raise BadInput(f"noise is a number from 0 on, got {noise!r}")
         self.tables, self.space = tables, space
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
-        self._sensitivities = sensitivities
+        self._make_sensitivities = sensitivities
         self._identity = dict(identity or {})
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -77,12 +77,12 @@ class Landscape(Evaluator):
         """Noise-free loss at full fidelity."""
         return float(self.tables.losses(self.space.encode(plan)[None])[0])
 
-    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
+    def find_reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
         """The best plans known under these budgets, by their noise-free loss."""
-        return reference_front(self.tables, self.space, budgets, cache=cache)
+        return find_reference_front(self.tables, self.space, budgets, cache=cache)
 
     def sensitivities(self) -> Sensitivities | None:
-        return self._sensitivities
+        return self._make_sensitivities
 
     def describe(self) -> dict[str, Any]:
         return dict(self._identity)
@@ -125,7 +125,7 @@ def make_landscape(
     return Landscape(
         tables,
         space,
-        sensitivities=_sensitivities(sensitivities, traits, tables, space, generator("prior", family, seed)),
+        sensitivities=_make_sensitivities(sensitivities, traits, tables, space, generator("prior", family, seed)),
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed=seed,
@@ -142,7 +142,7 @@ def build(config: RunConfig) -> Landscape:
     return made
 
 
-def _sensitivities(
+def _make_sensitivities(
     kind: str, traits: Family, tables: Tables, space: SearchSpace, rng: np.random.Generator
 ) -> Sensitivities | None:
     if kind == "none":

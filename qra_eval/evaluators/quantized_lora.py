@@ -17,11 +17,11 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.engines import check_engine
-from qra_eval.costs.time import count_sensitivities_tokens, estimate, seconds_per_token
+from qra_eval.costs.time import count_sensitivities_tokens, estimate, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
 from qra_eval.models.load import load_model
-from qra_eval.models.loaded import LoadedModel, max_positions
+from qra_eval.models.loaded import LoadedModel, get_max_positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
@@ -31,7 +31,7 @@ from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import load
-from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
@@ -91,7 +91,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
-        most = max_positions(loaded.model)
+        most = get_max_positions(loaded.model)
         if most is not None and config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
@@ -171,9 +171,9 @@ class QuantizedLoRAEvaluator(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.prepare()  # not part of any evaluation's time
-        return unless_out_of_memory(self.tuner, lambda: self._evaluated(plan, fidelity, seed))
+        return retry_with_less_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
 
-    def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
+    def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings = self.tuner.evaluation
         steps = math.ceil(fidelity * settings.steps)
@@ -184,7 +184,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
             loss = self.tuner.measure_loss("validation", held_out)
-            by_task = None if self.tuner.metric == "loss" else self.tuner.objective("validation", held_out)
+            by_task = None if self.tuner.metric == "loss" else self.tuner.measure_objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         now = time.perf_counter()
@@ -219,11 +219,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         return estimate(self.tuner, self.budget)
 
     def sensitivities_charge(self) -> float:
-        return count_sensitivities_tokens(self.tuner) / self.tuner.evaluation_tokens()
+        return count_sensitivities_tokens(self.tuner) / self.tuner.count_evaluation_tokens()
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
-        return seconds_per_token(self.tuner) * self.tuner.evaluation_tokens()
+        return measure_seconds_per_token(self.tuner) * self.tuner.count_evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
-from qra_eval.export.peft import unsearched_state, write_adapter, write_config
+from qra_eval.export.peft import select_unsearched, write_adapter, write_config
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_search.engines import FUSED
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
@@ -34,7 +34,7 @@ class CompressedTensorsExporter(Exporter):
     def check(self, run: TunedRun) -> list[str]:
         others = [name for name, module in run.quantized_linears.items() if not isinstance(module, CompressedIntegers)]
         others += run.tables
-        uneven, reasons = uneven_shards(run), []
+        uneven, reasons = list_uneven_shards(run), []
         if others:
             reasons.append(
                 f"{len(others)} weights are stored in another way, such as {others[0]}: search with --engine vllm, or "
@@ -54,9 +54,9 @@ class CompressedTensorsExporter(Exporter):
         stored = {
             f"{name}.{key}": tensor for name, module in packed.items() for key, tensor in module.tensors().items()
         }
-        rest = unsearched_state(run, tuple(f"{name}." for name in packed))
+        rest = select_unsearched(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_config(run, out, quantization_config(run, packed))
+        write_config(run, out, make_quantization_config(run, packed))
         write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
@@ -72,11 +72,11 @@ class CompressedTensorsExporter(Exporter):
         return Exported(
             out,
             (*notes, "loaded by transformers, which decompresses it at the first pass"),
-            **run.compare(run.logits(add_adapter(model, out / ADAPTER_FOLDER))),
+            **run.compare_logits(run.compute_logits(add_adapter(model, out / ADAPTER_FOLDER))),
         )
 
 
-def quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
+def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
     """That of the folder's config.json."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, module in packed.items():
@@ -109,7 +109,7 @@ def quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) ->
     }
 
 
-def uneven_shards(run: TunedRun) -> list[str]:
+def list_uneven_shards(run: TunedRun) -> list[str]:
     """The fused matrices whose shards have different bits, each as one text."""
     found: dict[str, dict[str, LevelName]] = {}
     for name, level in run.levels.items():

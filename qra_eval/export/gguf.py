@@ -11,10 +11,16 @@ from qra_backends.ggml.backend import GGMLLinear
 
 from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter
-from qra_eval.export.gguf_tensors import FileTensor, choose_float_kind, expert_reasons, lora_tensors, model_tensors
-from qra_eval.export.gguf_tokenizer import add_tokenizer, tokenizer_reasons
+from qra_eval.export.gguf_tensors import (
+    FileTensor,
+    choose_float_kind,
+    list_expert_issues,
+    list_lora_tensors,
+    list_model_tensors,
+)
+from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_reasons, find_family
+from qra_eval.models.gguf_families import add_hyperparameters, find_family, list_family_issues, list_family_notes
 from qra_search.errors import BadInput
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"
@@ -33,7 +39,7 @@ class GGUFExporter(Exporter):
         self.pre = pre
 
     def check(self, run: TunedRun) -> list[str]:
-        reasons = [*family_reasons(run.config), *expert_reasons(run), *tokenizer_reasons(run)]
+        reasons = [*list_family_issues(run.config), *list_expert_issues(run), *list_tokenizer_issues(run)]
         searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
@@ -62,7 +68,7 @@ class GGUFExporter(Exporter):
                 raise
             raise BadInput(f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?") from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
-        return Exported(out, tuple(notes), **run.compare(logits))
+        return Exported(out, tuple(notes), **run.compare_logits(logits))
 
 
 def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
@@ -77,8 +83,8 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     add_hyperparameters(writer, run.config)
     writer.add_file_type(LlamaFileType.GUESSED)
     writer.add_quantization_version(2)
-    notes = [*add_tokenizer(writer, run, pre), *family_notes(run.config)]
-    _write_tensors(writer, model_tensors(run))
+    notes = [*add_tokenizer(writer, run, pre), *list_family_notes(run.config)]
+    _write_tensors(writer, list_model_tensors(run))
     blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)
     types = Counter(module.kind.name for module in blocks)
@@ -92,14 +98,14 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
 
 
 def write_lora(run: TunedRun, path: Path) -> None:
-    """Write the adapter's file; see `lora_tensors`."""
+    """Write the adapter's file; see `list_lora_tensors`."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, find_family(run.config).architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", run.alpha)
-    _write_tensors(writer, lora_tensors(run))
+    _write_tensors(writer, list_lora_tensors(run))
 
 
 def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:

@@ -12,7 +12,7 @@ from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import find_family, rope_factors
+from qra_eval.models.gguf_families import compute_rope_factors, find_family
 from qra_eval.models.linears import ROUTERS
 
 EXPERT = re.compile(r"\bexperts\.(\d+)\.")
@@ -21,24 +21,24 @@ FileTensor = tuple[str, np.ndarray, str]
 """A tensor as a file holds it: its name, and bytes of a block type, or floats, with the name of their type."""
 
 
-def model_tensors(run: TunedRun) -> Iterator[FileTensor]:
+def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """Every tensor of the model's file; what was searched is a copy of the plan's own blocks."""
-    config, name_of, experts = run.config, tensor_namer(run.config), stacked_experts(run)
+    config, name_of, experts = run.config, make_tensor_namer(run.config), group_experts(run)
     stacks = {EXPERT.split(names[0])[0] + "experts" for names in experts}
     state = run.base.state_dict()
-    for key in run.skeleton().state_dict():
+    for key in run.build_skeleton().state_dict():
         tied = getattr(config, "tie_word_embeddings", False) and key == "lm_head.weight"
         if not tied and key.rpartition(".")[0] not in stacks:
-            yield name_of(key), *_stored(run, key, state)
+            yield name_of(key), *_encode_tensor(run, key, state)
     for names in experts:
-        parts = [_stored(run, f"{name}.weight", state) for name in names]
+        parts = [_encode_tensor(run, f"{name}.weight", state) for name in names]
         yield f"{name_of(names[0])}.weight", np.stack([data for data, _ in parts]), parts[0][1]
-    factors = rope_factors(config)
+    factors = compute_rope_factors(config)
     if factors is not None:
         yield "rope_freqs.weight", factors.numpy(), "F32"
 
 
-def _stored(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[np.ndarray, str]:
+def _encode_tensor(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[np.ndarray, str]:
     """What the file holds of a tensor: a searched weight's own blocks, or floats.
 
     llama.cpp wants one-dimensional tensors in full precision, and what chooses experts.
@@ -55,12 +55,12 @@ def _stored(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[np.ndarr
     return cast_floats(value, kind), kind
 
 
-def lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
+def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """The adapter as llama.cpp reads it: `<tensor>.lora_a` (rank, in) and `<tensor>.lora_b` (out, rank).
 
     It scales by alpha over the rank of each tensor, as the adapter does.
     """
-    name_of, in_stack = tensor_namer(run.config), {name for names in stacked_experts(run) for name in names}
+    name_of, in_stack = make_tensor_namer(run.config), {name for names in group_experts(run) for name in names}
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
@@ -72,7 +72,7 @@ def lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
         yield name, cast_floats(torch.cat(factors), kind), kind
 
 
-def tensor_namer(config: Any) -> Callable[[str], str]:
+def make_tensor_namer(config: Any) -> Callable[[str], str]:
     """From a name in transformers (`model.layers.0.self_attn.q_proj`, with or without `.weight`) to the one in GGUF.
 
     Raises:
@@ -93,7 +93,7 @@ def tensor_namer(config: Any) -> Callable[[str], str]:
     return name_of
 
 
-def row_order(config: Any, name: str, rows: int) -> Tensor | None:
+def find_row_order(config: Any, name: str, rows: int) -> Tensor | None:
     """Order in which llama.cpp keeps the rows of q and k for its rotary embedding; None if it is as it was.
 
     A head's rows are the first halves of its pairs and then the second halves; llama.cpp wants pair after pair.
@@ -106,11 +106,11 @@ def row_order(config: Any, name: str, rows: int) -> Tensor | None:
 
 
 def _reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
-    order = row_order(config, name, rows.shape[0])
+    order = find_row_order(config, name, rows.shape[0])
     return rows if order is None else rows[order]
 
 
-def stacked_experts(run: TunedRun) -> list[list[str]]:
+def group_experts(run: TunedRun) -> list[list[str]]:
     """The linears that llama.cpp has in one tensor: those of one kind in a layer, in the order of the experts."""
     stacks: dict[str, list[str]] = {}
     for name in filter(EXPERT.search, run.levels):
@@ -118,10 +118,10 @@ def stacked_experts(run: TunedRun) -> list[list[str]]:
     return list(stacks.values())
 
 
-def expert_reasons(run: TunedRun) -> list[str]:
+def list_expert_issues(run: TunedRun) -> list[str]:
     """Why experts do not go into one tensor: their levels or ranks differ."""
     ranks = {name: len(A) for name, (A, _) in run.factors.items()}
-    uneven = [names[0] for names in stacked_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1]
+    uneven = [names[0] for names in group_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1]
     if not uneven:
         return []
     return [

@@ -17,7 +17,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
-    """Write the tokenizer, one without `tokenizer_reasons`, and give notes.
+    """Write the tokenizer, one without `list_tokenizer_issues`, and give notes.
 
     Args:
         splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
@@ -42,7 +42,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
             kinds[tokenizer.unk_token_id] = UNKNOWN
         writer.add_tokenizer_model("llama")
-        writer.add_token_scores(piece_scores(tokens, merges))
+        writer.add_token_scores(compute_piece_scores(tokens, merges))
         first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
         writer.add_add_space_prefix(first.startswith(SPACE))
     else:
@@ -75,7 +75,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     return notes
 
 
-def piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+def compute_piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
     """llama.cpp merges the two neighbours whose piece has the highest score: the sooner merged, the higher.
 
     A piece that no merge makes, such as a single character or a byte, has the lowest.
@@ -86,7 +86,7 @@ def piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
     return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
-def tokenizer_reasons(run: TunedRun) -> list[str]:
+def list_tokenizer_issues(run: TunedRun) -> list[str]:
     """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
     model, backend = _tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
     of_bytes = backend is not None and '"ByteLevel"' in backend.to_str()

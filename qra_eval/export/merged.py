@@ -25,8 +25,8 @@ class MergedExporter(Exporter):
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        model = run.skeleton().to(self.dtype)
-        state = run.plain_state(lambda name: run.merged_weight(name).to(self.dtype))
+        model = run.build_skeleton().to(self.dtype)
+        state = run.build_plain_state(lambda name: run.merge_weight(name).to(self.dtype))
         floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
         model.load_state_dict({**state, **floats}, assign=True)
         model.tie_weights()
@@ -39,7 +39,7 @@ class MergedExporter(Exporter):
             f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
             f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
         )
-        return Exported(out, notes, **run.compare(run.logits(load_plain(out, self.dtype))))
+        return Exported(out, notes, **run.compare_logits(run.compute_logits(load_plain(out, self.dtype))))
 
 
 def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:

@@ -65,7 +65,7 @@ class PEFTExporter(Exporter):
         write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
-        write_rest(run, out)
+        write_model_files(run, out)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
         notes = (
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
@@ -73,7 +73,7 @@ class PEFTExporter(Exporter):
             "autocast_adapter_dtype=False)`",
         )
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
-        return Exported(out, notes, **run.compare(run.logits(add_adapter(base, out / ADAPTER_FOLDER))))
+        return Exported(out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))))
 
 
 class VLLMExporter(PEFTExporter):
@@ -101,12 +101,12 @@ class VLLMExporter(PEFTExporter):
         return replace(done, notes=(*done.notes, note))
 
 
-def write_rest(run: TunedRun, out: Path) -> None:
+def write_model_files(run: TunedRun, out: Path) -> None:
     """Write what makes a model of the stored weights in `out`: all other tensors, config, index and tokenizer."""
     with safe_open(out / BASE_FILE, framework="pt") as file:
         stored = list(file.keys())
     searched = tuple({f"{key.partition(SEPARATOR)[0]}." for key in stored})
-    rest = unsearched_state(run, searched)
+    rest = select_unsearched(run, searched)
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
@@ -117,7 +117,7 @@ def write_rest(run: TunedRun, out: Path) -> None:
     write_config(run, out, how)
 
 
-def unsearched_state(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Tensor]:
+def select_unsearched(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Tensor]:
     """The base's tensors for safetensors, but those of modules whose paths begin so; their biases are among them.
 
     Of tensors that share memory the first one alone is given.

@@ -67,21 +67,21 @@ class TunedRun:
         self.base.eval()
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
         levels = loading.read_levels(self.plan)
-        self.levels = {name: level for name, level in levels.items() if self.module(name) not in ends}
+        self.levels = {name: level for name, level in levels.items() if self.get_linear(name) not in ends}
 
     # -- the parts -----------------------------------------------------------------------------
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
         """The quantized linears, by name."""
-        return {name: self.module(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
+        return {name: self.get_linear(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
 
-    def module(self, name: str) -> nn.Module:
+    def get_linear(self, name: str) -> nn.Module:
         """The (quantized) linear of the base."""
         return self.base.get_submodule(name)
 
-    def weight(self, name: str) -> Tensor:
+    def dequantize_weight(self, name: str) -> Tensor:
         """The weight that the base multiplies by, dequantized: (out, in), in the dtype that it computes in."""
-        module = self.module(name)
+        module = self.get_linear(name)
         if self.levels.get(name, UNQUANTIZED_BITS) == UNQUANTIZED_BITS:
             return module.get_parameter("weight").detach()
         return self.backend.dequantize(module).detach()
@@ -108,9 +108,9 @@ class TunedRun:
     def largest_rank(self) -> int:
         return max(len(A) for A, _ in self.factors.values())
 
-    def merged_weight(self, name: str) -> Tensor:
+    def merge_weight(self, name: str) -> Tensor:
         """The weight with its adapter added, float32 (out, in)."""
-        weight = self.weight(name).float()
+        weight = self.dequantize_weight(name).float()
         if name not in self.factors:
             return weight
         A, B = self.factors[name]
@@ -126,22 +126,22 @@ class TunedRun:
         ]
 
     @cached_property
-    def live_logits(self) -> list[Tensor]:
+    def tuned_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        return self.logits(loading.load(self.folder, **self._options)[0])
+        return self.compute_logits(loading.load(self.folder, **self._options)[0])
 
     @torch.no_grad()
-    def logits(self, model: Any) -> list[Tensor]:
+    def compute_logits(self, model: Any) -> list[Tensor]:
         """Logits of a model on `input_ids`, float32."""
         model.eval()
         return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
 
-    def compare(self, logits: Sequence[Tensor]) -> dict[str, float]:
+    def compare_logits(self, logits: Sequence[Tensor]) -> dict[str, float]:
         """How logits (…, n, vocabulary) on `input_ids` differ from the tuned model's: the figures of `Exported`.
 
         The vocabulary of the two may be padded differently; the shorter counts.
         """
-        mine, theirs = (torch.cat([each.flatten(0, -2) for each in side]) for side in (self.live_logits, logits))
+        mine, theirs = (torch.cat([each.flatten(0, -2) for each in side]) for side in (self.tuned_logits, logits))
         shorter = min(mine.shape[1], theirs.shape[1])
         mine, theirs = mine[:, :shorter], theirs[:, :shorter]
         gap = (mine - theirs).abs()
@@ -155,22 +155,22 @@ class TunedRun:
     # -- the model without this project ----------------------------------------------------------
     def is_plain(self) -> bool:
         """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
-        modules = dict(self.skeleton().named_modules())
+        modules = dict(self.build_skeleton().named_modules())
         return all(isinstance(modules.get(name), nn.Linear) for name in self.levels)
 
-    def skeleton(self) -> Any:
+    def build_skeleton(self) -> Any:
         """The model as transformers builds it, on the meta device."""
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=self.trusted)
 
-    def plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    def build_plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for its linears.
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        skeleton, rest = self.skeleton(), self.base.state_dict()
+        skeleton, rest = self.build_skeleton(), self.base.state_dict()
         state: dict[str, Tensor] = {}
         for name, module in skeleton.named_modules():
             if is_stacked(module):

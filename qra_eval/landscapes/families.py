@@ -184,14 +184,14 @@ def make_space(
         raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {granularity!r}")
     groups = []
     for depth in range(layers):
-        linears = _linears(depth, depth / max(layers - 1, 1) if uneven else None)
+        linears = _make_linears(depth, depth / max(layers - 1, 1) if uneven else None)
         for kind, members in KINDS[granularity].items():
             name = f"layers.{depth}" if granularity == "layer" else f"layers.{depth}.{kind}"
             groups.append(Group(name=name, linears=tuple(linears[m] for m in members), kind=kind, depth=depth))
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
 
-def _linears(depth: int, relative: float | None) -> dict[str, Linear]:
+def _make_linears(depth: int, relative: float | None) -> dict[str, Linear]:
     """The seven linears of a layer; of uneven widths at a relative depth from 0 to 1."""
     queries, keys, inner = QUERIES, KEYS, INNER
     if relative is not None:
@@ -220,9 +220,9 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     layers = int(layer.max()) + 1
     groups = len(layer)
     ranks = np.array(space.ranks, dtype=float)
-    damage = _group_damage(space, granularity, layer, layers, rng)
+    damage = _draw_group_damage(space, granularity, layer, layers, rng)
     power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
-    repaired = measured.remaining_damage(ranks[None, :], power[:, None])[:, None, :]
+    repaired = measured.compute_remaining_damage(ranks[None, :], power[:, None])[:, None, :]
     floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
@@ -256,7 +256,7 @@ def _draw_layer_interactions(family: Family, layers: int, rng: np.random.Generat
     return coupling * min(1.0, LEAST_EIGENVALUE / least) if least < 0 else coupling
 
 
-def _group_damage(
+def _draw_group_damage(
     space: SearchSpace, granularity: str, layer: np.ndarray, layers: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Untuned damage (G, B): measured layers at about the same relative depth, split over kinds as measured.
@@ -273,7 +273,7 @@ def _group_damage(
     spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
     columns = []
     for bits in space.widths.tolist():
-        share = measured.kind_share(bits)
+        share = measured.compute_kind_shares(bits)
         of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
         part = np.array([of_kind[group.kind] for group in space.groups]) * spread
         columns.append((measured.damage(bits)[taken] * scale)[layer] * part)

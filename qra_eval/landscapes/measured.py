@@ -67,7 +67,7 @@ DAMAGE_3 = np.maximum(SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum
 """Untuned damage (30,) of single layers at 2 and 3 bits."""
 
 
-def damage(bits: int) -> np.ndarray:
+def compute_layer_damage(bits: int) -> np.ndarray:
     """Untuned damage (30,) of each layer at a bit-width."""
     if bits >= UNQUANTIZED_BITS:
         return np.zeros_like(DAMAGE_2)
@@ -76,7 +76,7 @@ def damage(bits: int) -> np.ndarray:
     return DAMAGE_3 if bits == 3 else DAMAGE_2 if bits == 2 else DAMAGE_2 * ONE_BIT
 
 
-def kind_share(bits: int) -> dict[str, float]:
+def compute_kind_shares(bits: int) -> dict[str, float]:
     """Share of a layer's damage that each of its seven linears causes (they sum to 1)."""
     losses = KIND_LOSS_2 if bits <= 2 else KIND_LOSS_3
     total = sum(losses.values()) - len(losses) * UNTUNED
@@ -88,6 +88,6 @@ def compute_rank_gain(rank: np.ndarray) -> np.ndarray:
     return GAIN * rank / (rank + GAIN_RANK)
 
 
-def remaining_damage(rank: np.ndarray, power: np.ndarray) -> np.ndarray:
+def compute_remaining_damage(rank: np.ndarray, power: np.ndarray) -> np.ndarray:
     """Share of the untuned damage that is left after tuning at this rank; 1 without an adapter."""
     return (1.0 + rank / REPAIR_RANK) ** -power

@@ -32,7 +32,7 @@ class Reference:
     exact: bool
 
 
-def reference_front(
+def find_reference_front(
     tables: Tables, space: SearchSpace, budgets: Sequence[int], *, cache: str | Path | None = None
 ) -> Reference:
     """Best known plan under each budget (bytes), by the noise-free loss.
@@ -71,7 +71,7 @@ def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Refe
     if not tables.is_additive:
         for i, problem in enumerate(problems):
             for other in list(best):
-                candidate = problem.refine(problem.shrink(other))
+                candidate = problem.refine(problem.shrink_to_budget(other))
                 if problem.loss(candidate) < problem.loss(best[i]):
                     best[i] = candidate
     losses = tuple(problem.loss(code) for problem, code in zip(problems, best, strict=True))
@@ -101,7 +101,7 @@ class Problem:
         """(G,): the entries of a table (G, B, R) at a plan's choices."""
         return np.asarray(table[np.arange(len(table)), code[0], code[1]])
 
-    def bytes_left(self, code: np.ndarray) -> int:
+    def get_slack(self, code: np.ndarray) -> int:
         """Bytes that a plan leaves of the budget."""
         return self.room - int(self.pick_entries(self.size, code).sum())
 
@@ -133,7 +133,7 @@ class Problem:
         while True:
             change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left, extra = self.bytes_left(best), (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
+            left, extra = self.get_slack(best), (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
             moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])
@@ -158,9 +158,9 @@ class Problem:
             codes[row, 1, self.group[column]] = self.rank[column]
         return codes
 
-    def shrink(self, code: np.ndarray) -> np.ndarray:
+    def shrink_to_budget(self, code: np.ndarray) -> np.ndarray:
         """The plan brought under the budget by the exchanges that cost least loss a byte."""
-        while (over := -self.bytes_left(code)) > 0:
+        while (over := -self.get_slack(code)) > 0:
             saved = self.pick_entries(self.size, code)[:, None, None] - self.size
             rise = self.table - self.pick_entries(self.table, code)[:, None, None]
             usable = (saved > 0) & np.isfinite(rise)

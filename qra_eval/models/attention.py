@@ -97,7 +97,7 @@ def matmul_attention(
     q = query.reshape(n * kv, fold * t, d)
     k, v = key.reshape(n * kv, s, d), value.reshape(n * kv, s, d)
     scale = d**-0.5 if scaling is None else scaling
-    bias = _bias(attention_mask, t, s, query, getattr(module, "is_causal", True))
+    bias = _make_bias(attention_mask, t, s, query, getattr(module, "is_causal", True))
     if bias is None:
         scores = torch.bmm(q, k.transpose(1, 2)) * scale
     else:
@@ -110,7 +110,7 @@ def matmul_attention(
     return torch.bmm(weights, v).view(n, heads, t, d).transpose(1, 2), None
 
 
-def _bias(mask: Tensor | None, t: int, s: int, like: Tensor, causal: bool) -> Tensor | None:
+def _make_bias(mask: Tensor | None, t: int, s: int, like: Tensor, causal: bool) -> Tensor | None:
     if mask is None:
         if t == 1 or not causal:
             return None

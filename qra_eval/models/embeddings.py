@@ -141,7 +141,7 @@ class TableHead(nn.Module):
         return self.table.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        plain, hidden = self.table.plain, hidden.contiguous()  # see `loaded.contiguous_input`
+        plain, hidden = self.table.plain, hidden.contiguous()  # see `loaded.make_input_contiguous`
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         if plain is not None and plain.dtype == hidden.dtype:
             return F.linear(hidden, plain, bias)

@@ -87,7 +87,7 @@ class _EmptyGradients(torch.autograd.Function):
         return grads[0], *(torch.empty_like(factor) for factor in ctx.factors)
 
 
-def keep_names(model: Any) -> None:
+def keep_expert_names(model: Any) -> None:
     """Keep peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
 
     peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from gguf import GGUFReader
 
-from qra_eval.models.loaded import cache_root, unwritable_cache
+from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
@@ -48,7 +48,7 @@ class Header(GGUFReader):
 
 def read_header(path: str | Path) -> Header:
     """Raises BadGGUF if the file is broken, or none."""
-    with _refuse(path):
+    with _convert_errors(path):
         return Header(path)
 
 
@@ -61,7 +61,7 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         BadGGUF: the file is broken, or holds another model than it says, or one that is not known.
         BadInput: the cache cannot be written to.
     """
-    state, models = path.stat(), cache_root() / "models"
+    state, models = path.stat(), get_cache_root() / "models"
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {dtype} {CONVERSION}"
     folder = models / f"gguf-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -70,11 +70,11 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         models.mkdir(parents=True, exist_ok=True)
         lock = FileLock(models / f".{folder.name}.lock").acquire()
     except OSError as error:
-        raise unwritable_cache(models, error) from error
+        raise make_cache_error(models, error) from error
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
             header = read_header(path)
-            with _read_once(header), _refuse(path):
+            with _reuse_header(header), _convert_errors(path):
                 _convert(path, header, Path(partial) / "model", dtype)
             (Path(partial) / "model").rename(folder)
     return folder
@@ -84,8 +84,8 @@ def _convert(path: Path, header: Header, folder: Path, dtype: torch.dtype) -> No
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    config = _checked_config(path, header, source)
-    with _quiet():
+    config = _load_checked_config(path, header, source)
+    with _silence_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -99,7 +99,7 @@ def _convert(path: Path, header: Header, folder: Path, dtype: torch.dtype) -> No
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
-def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
+def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
     """The config, refused if the tensors contradict it, before memory is taken for what it describes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -122,7 +122,7 @@ def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _read_once(header: Header) -> Iterator[None]:
+def _reuse_header(header: Header) -> Iterator[None]:
     """While it lasts, transformers is given the header that was read, and one map of names.
 
     Release 5.24 parses the file anew for the config, the weights and the tokenizer, and maps names anew for every
@@ -138,7 +138,7 @@ def _read_once(header: Header) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """Without transformers' progress bar and report: what is wrong is said in one line."""
     from transformers import logging
 
@@ -152,7 +152,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _refuse(path: str | Path) -> Iterator[None]:
+def _convert_errors(path: str | Path) -> Iterator[None]:
     """A library's complaint about the file's content becomes a BadGGUF of one line."""
     try:
         yield

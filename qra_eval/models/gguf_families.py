@@ -49,11 +49,11 @@ FAMILIES = {
 
 
 def find_family(config: Any) -> Family:
-    """Raises KeyError if it is not written; see `family_reasons`."""
+    """Raises KeyError if it is not written; see `list_family_issues`."""
     return FAMILIES[config.model_type]
 
 
-def family_reasons(config: Any) -> list[str]:
+def list_family_issues(config: Any) -> list[str]:
     """Why llama.cpp would not compute a model of this transformers config, or why it is not written here."""
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
@@ -63,14 +63,14 @@ def family_reasons(config: Any) -> list[str]:
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
     own = getattr(config, "layer_types", None)
-    if family.window and own is not None and list(own) != layer_types(config.num_hidden_layers, family.window):
+    if family.window and own is not None and list(own) != list_layer_types(config.num_hidden_layers, family.window):
         reasons.append(
             f"every {family.window}th layer alone attends beyond the window in llama.cpp, this model has {own}"
         )
     wanted = getattr(config, "query_pre_attn_scalar", None)
-    if family.scalars is not None and wanted != attention_scalar(config, family):
+    if family.scalars is not None and wanted != get_query_scale(config, family):
         reasons.append(
-            f"llama.cpp scales attention for a query_pre_attn_scalar of {attention_scalar(config, family)}, this model "
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, this model "
             f"has {wanted}"
         )
     if getattr(config, "norm_topk_prob", True) is False:
@@ -91,25 +91,25 @@ def rope_parameters(config: Any) -> dict[str, Any]:
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
 
 
-def layer_types(layers: int, period: int) -> list[str]:
+def list_layer_types(layers: int, period: int) -> list[str]:
     """What each layer attends to in llama.cpp, in transformers' words."""
     return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
 
 
-def attention_scalar(config: Any, family: Family) -> int:
+def get_query_scale(config: Any, family: Family) -> int:
     """The root of this divides queries in llama.cpp."""
     if config.num_hidden_layers == family.scalars:
         return int(config.hidden_size // config.num_attention_heads)
-    return head_width(config)
+    return get_head_dim(config)
 
 
-def head_width(config: Any) -> int:
+def get_head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
     """The keys that describe the architecture."""
-    head, turned = head_width(config), rope_parameters(config)
+    head, turned = get_head_dim(config), rope_parameters(config)
     fields: tuple[tuple[str, Callable[..., None]], ...] = (
         ("vocab_size", writer.add_vocab_size),
         ("max_position_embeddings", writer.add_context_length),
@@ -145,7 +145,7 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(float(turned["factor"]))
 
 
-def rope_factors(config: Any) -> Tensor | None:
+def compute_rope_factors(config: Any) -> Tensor | None:
     """What llama.cpp divides the rotary frequencies by, float32 (head / 2,); None if no tensor says so.
 
     Llama 3.1 slows down the frequencies whose waves are longer than the context that it was trained on first.
@@ -161,7 +161,7 @@ def rope_factors(config: Any) -> Tensor | None:
     return plain / scaled
 
 
-def family_notes(config: Any) -> list[str]:
+def list_family_notes(config: Any) -> list[str]:
     """Where llama.cpp computes otherwise, though not on short texts."""
     window = getattr(config, "sliding_window", None)
     if not window or find_family(config).window or getattr(config, "use_sliding_window", True) is False:

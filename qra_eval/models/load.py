@@ -75,7 +75,7 @@ def load_model(
         try:
             loaded, tokenizer = read(str(folder), local_files_only=True)
         except OSError as error:
-            raise _unreadable(str(folder), error) from error
+            raise _make_load_error(str(folder), error) from error
     spec = name if path is None or name == "smollm2" else str(path.resolve())
     fields = {"name": name, "spec": spec, "trust_remote_code": trust_remote_code}
     return prepare_model(loaded, tokenizer, device, stream=stream, weights=weights, **fields)
@@ -111,7 +111,7 @@ def find_path(name: str) -> Path | None:
         return path
     if is_gguf or not HUB_ID.fullmatch(name):
         raise ModelNotFound(
-            f"no file or folder {name!r}{_nearest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
+            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
         )
     return None
 
@@ -128,7 +128,7 @@ def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
     except OSError as error:
         reason = first_line(error)
     raise ModelNotFound(
-        f"unknown model {name!r}{_nearest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
+        f"unknown model {name!r}{_suggest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
         f"not give it ({reason}): check its name and the network, or give a folder"
     )
 
@@ -163,7 +163,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
     ) as error:  # fmt: skip
         if "trust_remote_code" in str(error):
             raise BadInput(f"{source} comes with code of its own, which runs only with trust_remote_code") from error
-        raise _unreadable(source, error) from error
+        raise _make_load_error(source, error) from error
     if missing:
         raise BadInput(f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
     return model, tokenizer
@@ -236,11 +236,11 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     return model
 
 
-def _nearest(name: str) -> str:
+def _suggest(name: str) -> str:
     """` (did you mean smollm2?)`; empty if no known name is near."""
     near = did_you_mean(name, KNOWN, most=2).rstrip()
     return f" ({near})" if near else ""
 
 
-def _unreadable(source: str, error: BaseException) -> BadInput:
+def _make_load_error(source: str, error: BaseException) -> BadInput:
     return BadInput(f"{source} cannot be loaded ({first_line(error)}): download it or save it again, as safetensors")

@@ -73,7 +73,7 @@ def prepare_model(
     digest = compute_fingerprint(model)
     head = model.get_output_embeddings()
     if head is not None:
-        head.register_forward_pre_hook(contiguous_input)
+        head.register_forward_pre_hook(make_input_contiguous)
     mapped: set[int] = set()
     if stream:
         mapped = {id(p) for found in find_linears(model) for p in found.module.parameters()}
@@ -84,7 +84,7 @@ def prepare_model(
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
 
 
-def max_positions(model: nn.Module) -> int | None:
+def get_max_positions(model: nn.Module) -> int | None:
     """Most tokens of a row that a model with a table of positions takes; None where it computes them."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
     if not any(name.rpartition(".")[2] in POSITION_TABLES for name in tables):
@@ -93,7 +93,7 @@ def max_positions(model: nn.Module) -> int | None:
     return most
 
 
-def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Before a head is called with the last positions alone, which do not lie side by side in memory.
 
     In half precision on a CPU, torch multiplies such rows one by one, with a copy of the head for each: 500 MiB and 190
@@ -127,12 +127,12 @@ NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|(torch_)?dtype|transf
 def hash_config(model: nn.Module) -> str:
     """Hash of what a model's config says of computing where no tensor does: the base of rotary positions."""
 
-    def keep_computed(part: Any) -> Any:
+    def drop_not_computed(part: Any) -> Any:
         if not isinstance(part, dict):
             return part
-        return {name: keep_computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
+        return {name: drop_not_computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
 
-    said = keep_computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
+    said = drop_not_computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
@@ -186,7 +186,7 @@ def choose_compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if best[torch.bfloat16] < CLEARLY * best[torch.float32] else torch.float32
 
 
-def cache_root() -> Path:
+def get_cache_root() -> Path:
     """Folder for what can be made again: `QRA_CACHE`, else `qra` in the user's cache folder."""
     given = os.environ.get("QRA_CACHE")
     if given:
@@ -194,6 +194,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra"
 
 
-def unwritable_cache(folder: Path, error: OSError) -> BadInput:
+def make_cache_error(folder: Path, error: OSError) -> BadInput:
     """The error for a cache folder that cannot be written to."""
     return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")

@@ -80,13 +80,13 @@ class AdaptedLinear(nn.Module):
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
         else:
-            y = self._product(x, ratio) if self.frozen is not None else (self.base or self.linear)(x)
+            y = self._multiply(x, ratio) if self.frozen is not None else (self.base or self.linear)(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
 
-    def _product(self, x: Tensor, ratio: Tensor | None = None) -> Tensor:
+    def _multiply(self, x: Tensor, ratio: Tensor | None = None) -> Tensor:
         """With the plain weight, in the input's dtype: a pass in float32 needs no second copy of all weights."""
         weight = self.frozen.to(x.dtype)  # type: ignore[union-attr]
         bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
@@ -195,7 +195,7 @@ class ParameterGroup:
     clip: float = 1.0
 
 
-def parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0) -> list[ParameterGroup]:
+def make_parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0) -> list[ParameterGroup]:
     """All that is trained, in groups, in order; empty groups are left out.
 
     Args:
@@ -207,11 +207,11 @@ def parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float
         if w.trained is not None
         for part, change in w.trained.named_parameters()
     }
-    groups = [ParameterGroup(named_factors(wrapped)), ParameterGroup(changes, rate=scales_rate)]
+    groups = [ParameterGroup(get_named_factors(wrapped)), ParameterGroup(changes, rate=scales_rate)]
     return [group for group in groups if group.parameters]
 
 
-def named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
+def get_named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
     """The adapters' factors, in order, by peft's names (`<linear>.lora_A.weight`)."""
     return {
         f"{name}.{side}.weight": factor
@@ -223,7 +223,7 @@ def named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Paramete
 
 def list_factors(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
     """The adapters' factors, in order."""
-    return list(named_factors(wrapped).values())
+    return list(get_named_factors(wrapped).values())
 
 
 def round_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
@@ -234,4 +234,4 @@ def round_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> N
 
 def cast_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, by peft's names."""
-    return {name: factor.detach().to(dtype).contiguous() for name, factor in named_factors(wrapped).items()}
+    return {name: factor.detach().to(dtype).contiguous() for name, factor in get_named_factors(wrapped).items()}

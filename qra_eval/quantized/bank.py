@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qra_eval.models.device import send_tensor
 from qra_eval.models.experts import make_linear
-from qra_eval.models.loaded import cache_root, unwritable_cache
+from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.evaluation.evaluator import Progress
 from qra_search.files import read_json, write_json, write_text
@@ -77,31 +77,31 @@ class Bank:
         self._files: dict[tuple[int, LevelName], tuple[Any, dict[str, list[str]]]] = {}
 
     # -- modules and weights -------------------------------------------------------------------
-    def module(self, name: str, bits: LevelName) -> nn.Module:
+    def load_module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
-        linear, device = self.linears[name], self.device_of(name)
+        linear, device = self.linears[name], self.get_device(name)
         bias = None if linear.bias is None else linear.bias.to(device)
         if bits == UNQUANTIZED_BITS:
             if device == linear.weight.device:
                 return linear
             return make_linear(send_tensor(linear.weight.detach(), device), bias)
         return self.backend.from_tensors(
-            {key: send_tensor(tensor, device) for key, tensor in self.tensors(name, bits).items()},
+            {key: send_tensor(tensor, device) for key, tensor in self.load_tensors(name, bits).items()},
             bits=bits, out_features=linear.out_features, in_features=linear.in_features, bias=bias,
             dtype=self.dtypes[name],
         )  # fmt: skip
 
-    def weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
+    def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
         """The dequantized weight (out, in) of a linear at `bits`.
 
         Rounded to the linear's dtype, as its module computes with, then cast to `dtype`.
         """
         own = self.linears[name].weight.detach()
-        weight = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
-        return weight.to(device=self.device_of(name), dtype=dtype or own.dtype)
+        weight = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.load_module(name, bits)).detach()
+        return weight.to(device=self.get_device(name), dtype=dtype or own.dtype)
 
     # -- files ---------------------------------------------------------------------------------
-    def path(self, layer: int, bits: LevelName) -> Path:
+    def get_path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.is_calibrated(bits) else ""
         digest = self._digest(calibration, [self.backend.identity(bits), self.list_storable(layer, bits)])
@@ -109,8 +109,8 @@ class Bank:
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
     def figures_file(self, layer: int) -> Path:
-        """The file of a layer's `figures`."""
-        levels = [[self.backend.identity(b), self.list_storable(layer, b)] for b in self.levels(layer)]
+        """The file of a layer's figures."""
+        levels = [[self.backend.identity(b), self.list_storable(layer, b)] for b in self.list_levels(layer)]
         return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
 
     def _digest(self, calibration: str, of_levels: Any) -> str:
@@ -123,11 +123,11 @@ class Bank:
         """Held by the process that makes the files, at whichever levels."""
         return self.folder / f"{self._digest(self.calibration, self.backend.spec)}.lock"
 
-    def names(self, layer: int) -> list[str]:
+    def list_names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
         return list(self._names[layer])
 
-    def levels(self, layer: int) -> tuple[LevelName, ...]:
+    def list_levels(self, layer: int) -> tuple[LevelName, ...]:
         """Those that a layer's linears are quantized at."""
         return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
 
@@ -139,7 +139,7 @@ class Bank:
         """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
         layers = dict.fromkeys(self.layer_of.values()) if some is None else some
         lacking = {
-            layer: [b for b in self.levels(layer) if self.list_storable(layer, b) and self._open(layer, b) is None]
+            layer: [b for b in self.list_levels(layer) if self.list_storable(layer, b) and self._open(layer, b) is None]
             for layer in layers
         }
         return {layer: levels for layer, levels in lacking.items() if levels}
@@ -147,18 +147,18 @@ class Bank:
     def write(self, layer: int, bits: LevelName, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Keep a layer's linears at a level: what `Backend.to_tensors` gives of each, by name."""
         flat = {f"{name}::{key}": tensor for name, parts in tensors.items() for key, tensor in parts.items()}
-        write_tensors(flat, self.path(layer, bits))
+        write_tensors(flat, self.get_path(layer, bits))
 
-    def figures(self, layer: int) -> dict[str, dict[str, list[float]]] | None:
+    def read_figures(self, layer: int) -> dict[str, dict[str, list[float]]] | None:
         """Figures of a layer's linears from the pass of the calibration rows, by name; None if there are none.
 
-        `damage`: at each of the layer's levels, see `LayerMoments.damage`; 0 where the linear cannot be stored.
+        `damage`: at each of the layer's levels (`LayerMoments.estimate_damage`); 0 where the linear cannot be stored.
         `spectrum`: see `LayerMoments`.
         """
         return read_json(self.figures_file(layer))
 
     def write_figures(self, layer: int, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Keep what `figures` gives."""
+        """Keep what `read_figures` returns."""
         write_json(self.figures_file(layer), figures)
 
     def _open(self, layer: int, bits: LevelName) -> tuple[Any, dict[str, list[str]]] | None:
@@ -167,7 +167,7 @@ class Bank:
         A damaged file is removed.
         """
         if (layer, bits) not in self._files:  # asked for every linear of every plan: nothing is hashed again
-            path = self.path(layer, bits)
+            path = self.get_path(layer, bits)
             if not path.is_file():
                 return None
             try:
@@ -184,22 +184,22 @@ class Bank:
             self._files[layer, bits] = file, keys
         return self._files[layer, bits]
 
-    def tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:
+    def load_tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:
         """What `Backend.to_tensors` gave of a linear at a level, mapped from the file."""
         opened = self._open(self.layer_of[name], bits)
         if opened is None:
-            raise RuntimeError(f"the bank has no whole file {self.path(self.layer_of[name], bits)}")
+            raise RuntimeError(f"the bank has no whole file {self.get_path(self.layer_of[name], bits)}")
         file, keys = opened
         return {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[name]}
 
-    def device_of(self, name: str) -> torch.device:
+    def get_device(self, name: str) -> torch.device:
         """Where a linear's modules and weights are given."""
         return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
-def bank_folder(given: str | None) -> Path:
+def get_bank_folder(given: str | None) -> Path:
     """Where banks are kept: as given, or in the user's cache."""
-    return Path(given) if given is not None else cache_root() / "bank"
+    return Path(given) if given is not None else get_cache_root() / "bank"
 
 
 def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
@@ -233,7 +233,7 @@ def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock_file.touch()
     except OSError as error:
-        raise unwritable_cache(lock_file.parent, error) from error
+        raise make_cache_error(lock_file.parent, error) from error
     lock, holder = FileLock(lock_file), lock_file.with_suffix(".holder")
     while not lock.is_locked:
         try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qra_eval.models.device import give_back_freed_memory, send_tensor
 from qra_eval.models.linears import find_decoder_layers
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import labelled_head, labelled_logits
+from qra_eval.tasks.losses import compute_logits, wrap_head
 
 Forward = Callable[..., Any]
 
@@ -61,7 +61,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def device_of(self, index: int) -> torch.device:
+    def get_device(self, index: int) -> torch.device:
         """The device of a layer; the model's for what comes after the last one."""
         return self.devices[index] if index < len(self.layers) else self.device
 
@@ -107,7 +107,7 @@ class Blocks:
 
     # -- a batch through the layers ------------------------------------------------------------
     @torch.no_grad()
-    def enter(self, batch: Batch) -> Flow:
+    def embed_batch(self, batch: Batch) -> Flow:
         """A batch before the first layer."""
         batch = batch.to(self.device)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -121,7 +121,7 @@ class Blocks:
                         self._tuple = isinstance(forward(hidden, *args[1:], **kwargs), tuple)
                 first.append(hidden)
                 calls.append((args[1:], kwargs))
-                return self._form(hidden)
+                return self._wrap_output(hidden)
 
             return run
 
@@ -129,31 +129,31 @@ class Blocks:
             self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
         return Flow(batch, first[0].cpu(), calls)
 
-    def step(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
+    def run_layer(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
         output = self.layers[index](flow.hidden.to(self.devices[index]) if hidden is None else hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
-    def advance(self, index: int, flows: Sequence[Flow]) -> None:
+    def advance_flows(self, index: int, flows: Sequence[Flow]) -> None:
         """Take flows through a layer, which has to be placed."""
         for flow in flows:
-            flow.hidden = self.step(index, flow).cpu()
+            flow.hidden = self.run_layer(index, flow).cpu()
 
-    def logits(self, flow: Flow, hidden: Tensor) -> Tensor:
+    def compute_logits(self, flow: Flow, hidden: Tensor) -> Tensor:
         """Logits (M, vocabulary) at the labelled positions, of what the last layer put out."""
         last = len(self) - 1
 
-        def stub(index: int, forward: Forward) -> Forward:
-            return lambda *args, **kwargs: self._form(
+        def make_stub(index: int, forward: Forward) -> Forward:
+            return lambda *args, **kwargs: self._wrap_output(
                 hidden if index == last else args[0] if args else kwargs["hidden_states"]
             )
 
-        with self._replace_forwards(stub), labelled_head(self.model) as head:
-            return labelled_logits(self.model, head, flow.batch)
+        with self._replace_forwards(make_stub), wrap_head(self.model) as head:
+            return compute_logits(self.model, head, flow.batch)
 
-    def _form(self, hidden: Tensor) -> Any:
+    def _wrap_output(self, hidden: Tensor) -> Any:
         return (hidden,) if self._tuple else hidden
 
     @contextmanager

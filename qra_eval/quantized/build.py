@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from qra_eval.models.device import give_back_freed_memory
 from qra_eval.quantized.bank import Bank, can_store, lock_work
 from qra_eval.quantized.blocks import Blocks, move_tensors
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, expert_kind
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
@@ -62,20 +62,20 @@ def build(
     """
 
     def list_missing() -> list[int]:
-        unmeasured = [at for at in range(len(blocks)) if figures and bank.figures(at) is None]
+        unmeasured = [at for at in range(len(blocks)) if figures and bank.read_figures(at) is None]
         return sorted({*bank.find_missing(), *unmeasured})
 
     def list_linears(layer: int) -> Mapping[str, nn.Module]:
         if layer == len(blocks):  # tables are measured by the linears that stand for them
-            return {name: bank.linears[name] for name in bank.names(layer)}
-        return {name: blocks.model.get_submodule(name) for name in bank.names(layer)}
+            return {name: bank.linears[name] for name in bank.list_names(layer)}
+        return {name: blocks.model.get_submodule(name) for name in bank.list_names(layer)}
 
     if not list_missing():
         return
     work = "quantizes the same weights for the same data; set QRA_CACHE to another folder to quantize there at once"
     with lock_work(bank.lock_file, work, progress):
         layers = list_missing()  # another process may have made them meanwhile
-        total, done = sum(len(bank.names(layer)) for layer in layers), itertools.count(1)
+        total, done = sum(len(bank.list_names(layer)) for layer in layers), itertools.count(1)
 
         def report() -> None:
             if progress is not None:
@@ -89,7 +89,7 @@ def build(
         for layer, moments in passed:
             _quantize(bank, blocks, layer, moments, report)
             if moments is not None:
-                tokens |= {name: moments.tokens(name) for name in bank.names(layer) if expert_kind(name) != name}
+                tokens |= {n: moments.count_tokens(n) for n in bank.list_names(layer) if get_expert_kind(n) != n}
         few = [name for name, count in tokens.items() if count < FEW_TOKENS]
         if few:
             log.warning(
@@ -108,33 +108,33 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
     Args:
         report: called for each linear that is done.
     """
-    device, backend, names = blocks.device_of(layer), bank.backend, bank.names(layer)
+    device, backend, names = blocks.get_device(layer), bank.backend, bank.list_names(layer)
     missing = bank.find_missing([layer]).get(layer, [])
     measured = moments if layer < len(blocks) else None
     made: dict[str, dict[Level, dict[str, Tensor]]] = {}
     damage: dict[str, dict[LevelName, float]] = {}
 
     def quantize(names: Sequence[str]) -> None:
-        hessian = None if moments is None else moments.hessian(names[0])
+        hessian = None if moments is None else moments.compute_hessian(names[0])
         for name in names:
             linear = bank.linears[name]
             with move_tensors(linear, device, linear.weight.dtype):
-                stored = [level for level in bank.levels(layer) if can_store(backend, level, linear)]
-                weights = None if moments is None else moments.output_weights(name)
+                stored = [level for level in bank.list_levels(layer) if can_store(backend, level, linear)]
+                weights = None if moments is None else moments.compute_output_weights(name)
                 own = [level for level in missing if level in stored]
                 modules = backend.quantize_levels(linear, own, hessian=hessian, output_weights=weights)
                 if measured is not None:
-                    damage[name] = dict.fromkeys(bank.levels(layer), 0.0)
+                    damage[name] = dict.fromkeys(bank.list_levels(layer), 0.0)
                     for level in stored:
-                        module = modules[level] if level in modules else bank.module(name, level)
+                        module = modules[level] if level in modules else bank.load_module(name, level)
                         change = backend.dequantize(module).float() - linear.weight.float()
-                        damage[name][level] = measured.damage(name, change)
+                        damage[name][level] = measured.estimate_damage(name, change)
             made[name] = {
                 level: {key: tensor.cpu() for key, tensor in backend.to_tensors(module).items()}
                 for level, module in modules.items()
             }
         if moments is not None:
-            moments.release(names[0])
+            moments.release_hessian(names[0])
         give_back_freed_memory(device)
 
     units = _group_by_input(bank, names, moments)
@@ -153,7 +153,7 @@ def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | No
     """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name if moments is None else moments.owner(name), []).append(name)
+        groups.setdefault(name if moments is None else moments.find_owner(name), []).append(name)
 
     def work(names: list[str]) -> int:
         return sum(bank.linears[name].out_features * bank.linears[name].in_features ** 2 for name in names)

@@ -95,7 +95,7 @@ class LayerMoments:
             owner = next((owner for owner, (other, *_) in self._read.items() if other is given), name)
             if owner == name:
                 self._read[name] = (given, x, torch.zeros(x.shape[:-1].numel(), device=x.device))
-            self._shared[name], self._owner_kinds[expert_kind(name)] = owner, expert_kind(owner)
+            self._shared[name], self._owner_kinds[get_expert_kind(name)] = owner, get_expert_kind(owner)
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._take(name, x, gradient, generator))
 
@@ -104,9 +104,9 @@ class LayerMoments:
     def _take(self, name: str, x: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
         x, g = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
         probe = torch.randn(g.shape[-1], min(SKETCH, g.shape[-1], x.shape[-1]), generator=generator)
-        self.spectrum[name] = leading_singular_values(g, x, probe) + self.spectrum.get(name, 0.0)
+        self.spectrum[name] = compute_singular_values(g, x, probe) + self.spectrum.get(name, 0.0)
         squares = g.square()
-        self._read[self.owner(name)][2].add_(squares.sum(1))
+        self._read[self.find_owner(name)][2].add_(squares.sum(1))
         self._squares[name] = squares.sum(0).add_(self._squares.get(name, 0.0))
 
     def update(self, owner: str, x: Tensor, cost: Tensor) -> None:
@@ -123,85 +123,85 @@ class LayerMoments:
         self._moments.setdefault(owner, SecondMoment()).update(x, weights)
 
     # -- what was gathered ---------------------------------------------------------------------
-    def owner(self, name: str) -> str:
+    def find_owner(self, name: str) -> str:
         """The linear whose moment this one shares; itself if it shares none."""
         return self._shared.get(name, name)
 
-    def tokens(self, name: str) -> int:
+    def count_tokens(self, name: str) -> int:
         """Tokens that a linear read."""
-        moment = self._moments.get(self.owner(name))
+        moment = self._moments.get(self.find_owner(name))
         return 0 if moment is None else moment.count
 
-    def hessian(self, name: str) -> Tensor:
-        """Mean of x xᵀ, (in, in), float32; the same tensor for linears that read the same, until `release`."""
-        owner = self.owner(name)
+    def compute_hessian(self, name: str) -> Tensor:
+        """Mean of x xᵀ, (in, in), float32; the same tensor for linears that read the same, until `release_hessian`."""
+        owner = self.find_owner(name)
         if owner not in self._hessians:
-            mean = self._shrink_expert_mean(owner, self._second_moment)
+            mean = self._shrink_to_mean(owner, self._get_second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
             self._hessians[owner] = (
                 torch.eye(self._linears[owner].in_features) if mean is None or not mean.diagonal().any() else mean
             )
         return self._hessians[owner]
 
-    def release(self, name: str) -> None:
-        """Let the matrix go that `hessian` gave for a linear; it is made again if it is asked for again."""
-        self._hessians.pop(self.owner(name), None)
+    def release_hessian(self, name: str) -> None:
+        """Let the matrix go that `compute_hessian` gave for a linear; it is made again if it is asked for again."""
+        self._hessians.pop(self.find_owner(name), None)
 
-    def output_weights(self, name: str) -> Tensor | None:
+    def compute_output_weights(self, name: str) -> Tensor | None:
         """What a squared error of each output costs, (out,), up to a factor; None if all count the same."""
-        weights = self._shrink_expert_mean(name, self._mean_squares) if self._weighting.power else None
+        weights = self._shrink_to_mean(name, self._get_mean_squares) if self._weighting.power else None
         return None if weights is None else weights.pow(self._weighting.power)
 
-    def damage(self, name: str, change: Tensor) -> float:
+    def estimate_damage(self, name: str, change: Tensor) -> float:
         """Half the mean squared change of the log-likelihood of a label, if a weight changes by so much, (out, in).
 
         Of the gradients at the outputs only mean squares are known, those of tokens and those of outputs.
         """
         if name not in self._squares:
             return 0.0
-        moment, squares = self._moments[self.owner(name)], self._squares[name]
+        moment, squares = self._moments[self.find_owner(name)], self._squares[name]
         change = change.to(squares.device)
-        errors = (change @ self.hessian(name).to(change.device)).mul_(change).sum(1)
+        errors = (change @ self.compute_hessian(name).to(change.device)).mul_(change).sum(1)
         return 0.5 * float(errors @ squares) / (moment.mean_weight * self._labelled)
 
-    def _second_moment(self, name: str) -> Tensor | None:
-        return self._moments[name].hessian() if name in self._moments else None
+    def _get_second_moment(self, name: str) -> Tensor | None:
+        return self._moments[name].compute_hessian() if name in self._moments else None
 
-    def _mean_squares(self, name: str) -> Tensor | None:
-        return self._squares[name] / self.tokens(name) if name in self._squares else None
+    def _get_mean_squares(self, name: str) -> Tensor | None:
+        return self._squares[name] / self.count_tokens(name) if name in self._squares else None
 
-    def _shrink_expert_mean(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
+    def _shrink_to_mean(self, name: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
         """A linear's mean; an expert's is drawn towards that over the tokens of all experts of its layer."""
-        mean, kind = mean_of(name), expert_kind(name)
+        mean, kind = mean_of(name), get_expert_kind(name)
         if kind == name:
             return mean
-        key = (mean_of.__name__, self._owner_kinds.get(kind, kind) if mean_of == self._second_moment else kind)
+        key = (mean_of.__name__, self._owner_kinds.get(kind, kind) if mean_of == self._get_second_moment else kind)
         if key not in self._common:
-            self._common[key] = self._mean_of_kind(key[1], mean_of)
+            self._common[key] = self._average_over_experts(key[1], mean_of)
         common = self._common[key]
         if mean is None or common is None:
             return common
-        tokens = self.tokens(name)
+        tokens = self.count_tokens(name)
         return mean.mul_(tokens).add_(common, alpha=SHRINK_TOKENS).div_(tokens + SHRINK_TOKENS)
 
-    def _mean_of_kind(self, kind: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
+    def _average_over_experts(self, kind: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
         """The mean over the tokens of all experts of the layer; None if none saw any."""
         total, tokens = None, 0
-        for name in (n for n in self._linears if expert_kind(n) == kind):
+        for name in (n for n in self._linears if get_expert_kind(n) == kind):
             mean = mean_of(name)
             if mean is not None:
-                part = mean.mul_(self.tokens(name))
-                total, tokens = part if total is None else total.add_(part), tokens + self.tokens(name)
+                part = mean.mul_(self.count_tokens(name))
+                total, tokens = part if total is None else total.add_(part), tokens + self.count_tokens(name)
         return None if total is None else total.div_(tokens)
 
 
-def expert_kind(name: str) -> str:
+def get_expert_kind(name: str) -> str:
     """The name of an expert's linear without the expert's number: alike for all experts of a layer."""
     head, found, tail = name.partition(".experts.")
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
 
 
-def leading_singular_values(g: Tensor, x: Tensor, probe: Tensor) -> Tensor:
+def compute_singular_values(g: Tensor, x: Tensor, probe: Tensor) -> Tensor:
     """Leading singular values of g'x, (k,), from a random sketch of its rows (Halko et al. 2011).
 
     Args:

@@ -16,7 +16,7 @@ from qra_eval.models.device import assign_devices, connect_devices
 from qra_eval.models.embeddings import find_tables, place_tables
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
-from qra_eval.quantized.bank import Bank, bank_folder, count_tensor_bytes, count_weight_bytes
+from qra_eval.quantized.bank import Bank, count_tensor_bytes, count_weight_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS
@@ -106,7 +106,7 @@ class QuantizedModel:
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer for f in found}
         self.weighting = WEIGHTINGS[quantization.calibration]
-        self.tables = _searched_tables(self.model, quantization)
+        self.tables = _find_searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
         dense = count_weight_bytes([*self.linears.values(), *self.tables.values()])
@@ -138,14 +138,14 @@ class QuantizedModel:
             chosen = space.model_copy(update={"bits": bits})
             self.space = self.make_space(chosen, backend, self.granularity, self.tables, widths)
         own, of_tables = (
-            _levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
+            _list_levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)
         )
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self._bank = Bank(
             {**self.linears, **self.tables},
-            backend, own, bank_folder(quantization.cache), self.identity,
+            backend, own, get_bank_folder(quantization.cache), self.identity,
             calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)), levels={len(self.blocks): of_tables},
             devices=dict(enumerate([*layers, device])),
@@ -176,14 +176,14 @@ class QuantizedModel:
         return self._bank
 
     def figures(self) -> dict[str, dict[str, list[float]]]:
-        """Figures of the linears of all layers, see `Bank.figures`; made along with the bank, if that is calibrated.
+        """Figures of the linears of all layers (`Bank.read_figures`), made along with the bank if it is calibrated.
 
         Calibration rows may pass through the model then, so it has to compute as it was loaded.
         """
         self._build(figures=True)
         whole: dict[str, dict[str, list[float]]] = {"damage": {}, "spectrum": {}}
         for layer in range(len(self.blocks)):
-            for kind, values in (self._bank.figures(layer) or {}).items():
+            for kind, values in (self._bank.read_figures(layer) or {}).items():
                 whole[kind] |= values
         return whole
 
@@ -198,7 +198,7 @@ class QuantizedModel:
         """Whether the cache has every linear at every level."""
         return not self._bank.find_missing()
 
-    def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
+    def count_trained(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
         if bits == UNQUANTIZED_BITS or not self.settings.scales:
             return 0
@@ -245,7 +245,7 @@ class QuantizedModel:
         return fast
 
 
-def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:
+def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:
     """The tables that have levels to choose from; none if they are left as they are.
 
     Raises:
@@ -264,7 +264,7 @@ def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, 
     return tables
 
 
-def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
+def _list_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
     """The levels that any of some groups may take."""
     allowed = {b for group in groups for b in group.bits or space.bits}
     return tuple(b for b in space.bits if b in allowed)

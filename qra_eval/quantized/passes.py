@@ -51,10 +51,10 @@ def pass_layers(
         if keep:
             inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
         with blocks.place_layer(layer):
-            blocks.advance(layer, flows)
+            blocks.advance_flows(layer, flows)
 
     with blocks.prepare_rest():
-        flows = [blocks.enter(batch) for batch in batches]
+        flows = [blocks.embed_batch(batch) for batch in batches]
     for layer in range(depth):
         advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
         if progress is not None:
@@ -79,7 +79,7 @@ def pass_layers(
             for n, flow in enumerate(flows):
                 given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
                 with moments.gather(flow.batch.width, generator):
-                    output = blocks.step(layer, flow, given)
+                    output = blocks.run_layer(layer, flow, given)
                     (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
                 gradients[n] = gradient.cpu()
         del inputs[layer]
@@ -93,7 +93,7 @@ def _head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: 
     total = torch.zeros_like(hidden)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
     for positions, targets in parts:
-        logits = blocks.logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
+        logits = blocks.compute_logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
         labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
         total += torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), hidden)[0]
     return total.cpu()
@@ -123,7 +123,7 @@ def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, nam
     try:
         with torch.no_grad():
             for flow in flows:
-                blocks.logits(flow, flow.hidden.to(blocks.device))
+                blocks.compute_logits(flow, flow.hidden.to(blocks.device))
                 moments.update(name, reader.hidden, torch.zeros(len(reader.hidden), device=blocks.device))
     finally:
         model.set_submodule(place, own)

@@ -33,7 +33,7 @@ class TrainedGroups(nn.Module):
         dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.replace_groups(module, self._cast_stored(groups))).to(dtype)
+            return self.backend.dequantize(self.backend.replace_groups(module, self._cast_to_stored(groups))).to(dtype)
 
         bias = module.bias
         return apply_grouped(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ class TrainedGroups(nn.Module):
     @torch.no_grad()
     def groups(self) -> Groups:
         """As they are now, in the dtype that they are stored in."""
-        return self._cast_stored(self._compute_groups())
+        return self._cast_to_stored(self._compute_groups())
 
     def _compute_groups(self) -> Groups:
         """Float32, rounded as they are stored; gradients pass the rounding."""
@@ -62,6 +62,6 @@ class TrainedGroups(nn.Module):
     def _round(self, found: Tensor) -> Tensor:
         return found + (found.to(self.first.scale.dtype).float() - found).detach()
 
-    def _cast_stored(self, groups: Groups) -> Groups:
+    def _cast_to_stored(self, groups: Groups) -> Groups:
         dtype, offset = self.first.scale.dtype, groups.offset
         return Groups(groups.scale.to(dtype), None if offset is None else offset.to(dtype), groups.size)

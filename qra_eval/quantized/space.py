@@ -51,7 +51,7 @@ def make_model_space(
         Group(
             name=name,
             linears=tuple(_describe(f.name, f.module) for f in members),
-            bits=_own_levels(members, own, len(levels), backend),
+            bits=_list_own_levels(members, own, len(levels), backend),
             ranks=None if ranks == config.ranks else config.ranks,
             kind=find_group_kind(name, granularity),
             depth=members[0].layer,
@@ -89,7 +89,7 @@ def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> boo
     return three is not None and any(parse_budget(space, budget) < space.memory_bytes(three) for budget in budgets)
 
 
-def _own_levels(
+def _list_own_levels(
     members: Sequence[FoundLinear], names: Sequence[LevelName], count: int, backend: Backend
 ) -> tuple[LevelName, ...] | None:
     """The levels that every linear of a group can be stored at; None if these are all `count` of the space.

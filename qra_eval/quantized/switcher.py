@@ -87,14 +87,14 @@ class PlanSwitcher:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
                 A, B = adapters.draw_factors(seed, wrapper, name, most)
-                device = quantized.bank.device_of(name)
+                device = quantized.bank.get_device(name)
                 wrapper.set_adapter(
                     A[:rank].to(device), B[:, :rank].to(device), settings.alpha / rank, settings.dropout
                 )
 
-    def base_module(self, name: str, bits: LevelName) -> nn.Module:
+    def get_base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
-        module, groups = self.quantized_model.bank.module(name, bits), self.trained_groups.get(name)
+        module, groups = self.quantized_model.bank.load_module(name, bits), self.trained_groups.get(name)
         return module if groups is None else self.quantized_model.backend.replace_groups(module, groups)
 
     def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
@@ -111,11 +111,11 @@ class PlanSwitcher:
         if bits is None or wanted is None:
             return
         if not dequantized:
-            base.set_base(module=self.base_module(name, bits))
+            base.set_base(module=self.get_base_module(name, bits))
         elif trained:
-            base.set_base(weight=quantized.backend.dequantize(self.base_module(name, bits)).to(quantized.compute))
+            base.set_base(weight=quantized.backend.dequantize(self.get_base_module(name, bits)).to(quantized.compute))
         else:
-            base.set_base(weight=quantized.bank.weight(name, bits, quantized.compute))
+            base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
         if not trained:  # else it is no other plan's
             self._in_place[name] = wanted
 
@@ -132,15 +132,15 @@ class PlanSwitcher:
             (linear.name, bits)
             for group, bits in zip(quantized.space.groups, self.applied.bits, strict=True)
             for linear in group.linears
-            if linear.name in self.wrapped and quantized.trained_numbers(bits, linear.out_features, linear.in_features)
+            if linear.name in self.wrapped and quantized.count_trained(bits, linear.out_features, linear.in_features)
         ]
         for name, bits in placed:
-            module = bank.module(name, bits)
+            module = bank.load_module(name, bits)
             groups = backend.get_trainable_groups(module)
             if groups is not None:
                 trained = TrainedGroups(backend, groups, keep=fast)
                 beside = fast and trained.has_row_scales()
-                weight = bank.weight(name, bits, quantized.compute) if beside else None
+                weight = bank.load_weight(name, bits, quantized.compute) if beside else None
                 self.wrapped[name].set_base(module=None if beside else module, weight=weight)
                 self.wrapped[name].trained = trained
         try:
@@ -163,14 +163,14 @@ class PlanSwitcher:
         self._remove_base_weights()
 
     @contextmanager
-    def run_unquantized(self) -> Iterator[None]:
+    def use_unquantized(self) -> Iterator[None]:
         """The model as it was loaded, computing as evaluations do."""
         self.unquantize()
         with self.quantized_model.blocks.stream_layers():
             yield
 
     @contextmanager
-    def as_stored(self, plan: Plan) -> Iterator[Any]:
+    def use_stored_form(self, plan: Plan) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
         self.put_plan(plan, 0, dequantized=False, keep_trained=True)
         self._cast_unquantized(self.quantized_model.dtype)
@@ -181,7 +181,7 @@ class PlanSwitcher:
             self.put_plan(plan, 0, keep_trained=True)
 
     @contextmanager
-    def in_float32(self) -> Iterator[Blocks]:
+    def use_float32(self) -> Iterator[Blocks]:
         """The layers of the unquantized model, computing in float32; for as long as the context lasts."""
         self.unquantize()
         self._cast_unquantized(torch.float32)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from qra_eval.quantized.bank import bank_folder, lock_work
+from qra_eval.quantized.bank import get_bank_folder, lock_work
 from qra_eval.sensitivities.measure import SAMPLED_ROWS, measure_sensitivities
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
@@ -47,6 +47,7 @@ def sensitivities_file(tuner: FineTuner) -> Path:
     model = tuner.quantized_model
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
-    identity += [model.calibration, tuner.rows.hash(train=SAMPLED_ROWS), tuner.evaluation_tokens(), str(model.compute)]
+    tokens = tuner.count_evaluation_tokens()
+    identity += [model.calibration, tuner.rows.hash(train=SAMPLED_ROWS), tokens, str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
+    return get_bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"

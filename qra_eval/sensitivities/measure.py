@@ -3,10 +3,10 @@
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
 prediction is half the expected square of the change of the log-likelihood, g' D x, where g is the gradient at the
 linear's output for labels drawn from the model itself (Fisher information). What outputs and positions have in common
-is left out, so it follows from the moments that the codes were chosen by (`LayerMoments.damage`), with no pass of its
-own. That ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a straight
-line in logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings are few,
-and are degraded for real at every level.
+is left out, so it follows from the calibration's moments (`LayerMoments.estimate_damage`), with no own pass. That
+ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a straight line in
+logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings are few, and are
+degraded for real at every level.
 
 One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
 passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.calibration import expert_kind
+from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.allocate.sensitivities import Sensitivities
@@ -65,7 +65,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     raw = np.array([np.sum([by_linear[m.name] for m in g.linears], axis=0) for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = choose_probes(space)
-    with tuner.switcher.in_float32() as blocks:
+    with tuner.switcher.use_float32() as blocks:
         probes, tables, probe_tokens = measure_divergence(tuner, blocks, bits, pairs, probe_batch(tuner))
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
@@ -87,10 +87,10 @@ def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """Damage of experts, at least `UNSEEN` of the mean over their layer: few rows say little of those rarely chosen."""
     kinds: dict[str, list[np.ndarray]] = {}
     for name, figures in damage.items():
-        kinds.setdefault(expert_kind(name), []).append(figures)
+        kinds.setdefault(get_expert_kind(name), []).append(figures)
     floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in kinds.items()}
     return {
-        name: figures if expert_kind(name) == name else np.maximum(figures, floors[expert_kind(name)])
+        name: figures if get_expert_kind(name) == name else np.maximum(figures, floors[get_expert_kind(name)])
         for name, figures in damage.items()
     }
 
@@ -192,30 +192,30 @@ def measure_divergence(
     nats: dict[tuple[int, int], float] = {}
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
     with blocks.prepare_rest(), torch.no_grad():
-        flow = blocks.enter(batch)
+        flow = blocks.embed_batch(batch)
         probes: dict[tuple[int, int], Tensor] = {}
         flows: dict[tuple[str, LevelName], Flow] = {}
         for table in of_tables:
             with quantize_alone(tuner, table[:1], table[1]):
-                flows[table] = blocks.enter(batch)
+                flows[table] = blocks.embed_batch(batch)
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
                 for pair, hidden in probes.items():
-                    probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
+                    probes[pair] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
                 for g, k in (pair for pair in pairs if depths[pair[0]] == layer):
                     with quantize_alone(tuner, [linear.name for linear in groups[g].linears], bits[k]):
-                        probes[g, k] = blocks.step(layer, flow).cpu()
-                blocks.advance(layer, [flow, *flows.values()])
+                        probes[g, k] = blocks.run_layer(layer, flow).cpu()
+                blocks.advance_flows(layer, [flow, *flows.values()])
             if tuner.progress is not None:
                 tuner.progress("probe groups", layer + 1, len(blocks))
-        reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
+        reference = blocks.compute_logits(flow, flow.hidden.to(blocks.device)).float()
         likely = reference.softmax(-1)
         for (g, k), hidden in probes.items():
-            logits = blocks.logits(flow, hidden.to(blocks.device)).float()
+            logits = blocks.compute_logits(flow, hidden.to(blocks.device)).float()
             nats[g, k] = divergence(reference, likely, logits)
         for (name, level), other in flows.items():
             with quantize_alone(tuner, [name], level):
-                logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
+                logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
             tables[name][level] = divergence(reference, likely, logits)
     behind = sum(1 - depths[g] / len(blocks) for g, _ in pairs)
     tokens = round((1 + len(of_tables) + behind) * batch.tokens)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode_example
+from qra_eval.tasks.encoding import IGNORED, Encoded, encode_example, make_chat_prompt
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, score_answers
@@ -123,9 +123,9 @@ class Task(ABC):
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
 
         Args:
-            room: tokens; a conversation is cut to fit, see `chat_prompt`.
+            room: tokens; a conversation is cut to fit, see `make_chat_prompt`.
         """
-        return chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
+        return make_chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
@@ -195,11 +195,11 @@ def split_examples(
     held: list[Example] = []
     for name in SPLITS[:0:-1]:
         if name in given:
-            parts[name] = shuffle_examples(exclude(given[name], held), seed)
+            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
             held += parts[name]
     missing = {name: share for name, share in shares.items() if name not in parts}
     groups: dict[str, list[Example]] = {}
-    for example in exclude(given["train"], held):
+    for example in exclude_known(given["train"], held):
         groups.setdefault(hash_parts(seed, example.key), []).append(example)
     needed = len(missing) if parts else max(least, len(missing))
     if len(groups) < needed:
@@ -227,7 +227,7 @@ def count_conflicting(examples: Iterable[Example]) -> int:
     return sum(len(several) for several in answers.values() if len(set(several)) > 1)
 
 
-def exclude(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
+def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
     """The examples whose key none of `taken` has."""
     keys = {example.key for example in taken}
     return [example for example in examples if example.key not in keys]

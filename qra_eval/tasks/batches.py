@@ -41,7 +41,7 @@ class Batch:
         ids, positions, targets = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
         return Batch(ids, positions, targets, self.tokens, self.width)
 
-    def parts(self, rows: int) -> list[Batch]:
+    def split_rows(self, rows: int) -> list[Batch]:
         """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
         if len(self.input_ids) <= rows:
             return [self]

@@ -148,7 +148,7 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int
     return ids, labelled, _count_fixed_tokens(turns, tokenizer), tokens
 
 
-def chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
+def make_chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
     """The prompt in the tokenizer's chat format, up to where the answer begins.
 
     Args:

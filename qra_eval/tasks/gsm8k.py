@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude, shuffle_examples, split_examples
+from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude_known, shuffle_examples, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.sources import read_field, read_folder_rows, read_hub_rows
 from qra_search.errors import BadInput
@@ -38,13 +38,13 @@ class GSM8KTask(Task):
     least_answer_tokens = 256
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test = self._rows("test")
-        train = shuffle_examples(exclude(self._rows("train"), test), 0)[APART:]
+        test = self._load_rows("test")
+        train = shuffle_examples(exclude_known(self._load_rows("train"), test), 0)[APART:]
         return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
-    def _rows(self, split: Literal["train", "test"]) -> list[Example]:
+    def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = read_hub_rows(*HUB, split) if self.data is None else read_folder_rows(self.data, "gsm8k", split)
-        return [_example(row, where) for where, row in rows]
+        return [_make_example(row, where) for where, row in rows]
 
 
 def extract_answer(text: str) -> str | None:
@@ -53,7 +53,7 @@ def extract_answer(text: str) -> str | None:
     return found[1].replace(",", "").replace("$", "").removesuffix(".") if found else None
 
 
-def _example(row: dict[str, Any], where: str) -> Example:
+def _make_example(row: dict[str, Any], where: str) -> Example:
     question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
     if extract_answer(answer) is None:
         raise BadInput(f"{where}: the answer has no number after '####'")

@@ -25,11 +25,11 @@ class _UtteranceTask(Task):
     stop = ("\n",)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        rows: dict[SplitName, list[Example]] = {"test": self._rows("test"), "train": self._rows("train")}
+        rows: dict[SplitName, list[Example]] = {"test": self._load_rows("test"), "train": self._load_rows("train")}
         return split_examples(rows, self.seed, shares=TRAIN_SHARES)
 
     @abstractmethod
-    def _rows(self, split: Literal["train", "test"]) -> list[Example]: ...
+    def _load_rows(self, split: Literal["train", "test"]) -> list[Example]: ...
 
 
 class Banking77Task(_UtteranceTask):
@@ -41,7 +41,7 @@ class Banking77Task(_UtteranceTask):
 
     name = "banking77"
 
-    def _rows(self, split: Literal["train", "test"]) -> list[Example]:
+    def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
         if self.data is not None:
             rows, fields = read_folder_rows(self.data, "banking77", split), ("text", "label")
             return [_make_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
@@ -64,12 +64,12 @@ class Restaurant8kTask(_UtteranceTask):
         if data is None:
             raise BadInput("the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl")
 
-    def _rows(self, split: Literal["train", "test"]) -> list[Example]:
+    def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
         return [_make_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)]
 
 
 def _make_intent(text: str, label: str) -> Example:
-    return _example(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
+    return _make_example(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
 
 
 def _make_booking(row: dict[str, Any], where: str) -> Example:
@@ -79,8 +79,8 @@ def _make_booking(row: dict[str, Any], where: str) -> Example:
         f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
         f"Guest: {text.strip()}\nSlots as JSON:"
     )
-    return _example(prompt, slots)
+    return _make_example(prompt, slots)
 
 
-def _example(prompt: str, answer: str) -> Example:
+def _make_example(prompt: str, answer: str) -> Example:
     return Example(prompt, f" {answer}", messages=({"role": "user", "content": prompt},))

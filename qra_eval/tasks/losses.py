@@ -39,7 +39,7 @@ class LabelledHead(nn.Module):
 
 
 @contextmanager
-def labelled_head(model: Any):
+def wrap_head(model: Any):
     """The model with its head wrapped by `LabelledHead`, which is given to the caller."""
     head = model.get_output_embeddings()
     if isinstance(head, LabelledHead):
@@ -84,7 +84,7 @@ class CrossEntropy(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), None
 
 
-def labelled_logits(model: Any, head: LabelledHead, batch: Batch) -> Tensor:
+def compute_logits(model: Any, head: LabelledHead, batch: Batch) -> Tensor:
     """Logits (M, vocabulary) at the labelled positions of a batch."""
     head.positions = batch.positions
     try:
@@ -94,9 +94,9 @@ def labelled_logits(model: Any, head: LabelledHead, batch: Batch) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
 
-def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
+def compute_batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats over the labelled tokens of a batch."""
-    total = CrossEntropy.apply(labelled_logits(model, head, batch), batch.targets)
+    total = CrossEntropy.apply(compute_logits(model, head, batch), batch.targets)
     return total / len(batch.targets) if reduction == "mean" else total
 
 
@@ -105,10 +105,10 @@ def measure_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> 
     """Mean loss in nats a labelled token over all batches."""
     model.eval()
     total, count = 0.0, 0
-    with labelled_head(model) as head:
+    with wrap_head(model) as head:
         for batch in batches:
             batch = batch.to(device)
-            total += float(batch_loss(model, head, batch, "sum"))
+            total += float(compute_batch_loss(model, head, batch, "sum"))
             count += len(batch.targets)
     return total / max(count, 1)
 
@@ -120,10 +120,10 @@ def measure_row_losses(
     """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
     model.eval()
     totals, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.long)
-    with labelled_head(model) as head:
+    with wrap_head(model) as head:
         for chosen in group_by_length(list(map(len, rows)), batch_size):
             batch = collate([rows[i] for i in chosen]).to(device)
-            logits = labelled_logits(model, head, batch)
+            logits = compute_logits(model, head, batch)
             owner = torch.tensor(chosen)[(batch.positions // batch.input_ids.shape[1]).cpu()]
             for part in range(0, len(owner), CHUNK):
                 k = slice(part, part + CHUNK)

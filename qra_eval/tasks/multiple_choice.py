@@ -74,13 +74,13 @@ def _read_boolq(row: Row) -> Parts:
     return f"{row['passage']}\nQuestion: {row['question']}?", ["no", "yes"], int(row["label"])
 
 
-def _task(*fields: Any) -> Callable[..., MultipleChoiceTask]:
+def _make_task(*fields: Any) -> Callable[..., MultipleChoiceTask]:
     return partial(MultipleChoiceTask, *fields)
 
 
 ARC = "allenai/ai2_arc"
-arc_easy = _task("arc_easy", (ARC, "ARC-Easy"), "test", _read_lettered, format_question)
-arc_challenge = _task("arc_challenge", (ARC, "ARC-Challenge"), "test", _read_lettered, format_question)
-openbookqa = _task("openbookqa", ("allenai/openbookqa", "main"), "test", _read_lettered, "{}".format)
-piqa = _task("piqa", ("baber/piqa", None), "validation", _read_piqa, format_question)
-boolq = _task("boolq", ("aps/super_glue", "boolq"), "validation", _read_boolq, "{}\nAnswer:".format)
+arc_easy = _make_task("arc_easy", (ARC, "ARC-Easy"), "test", _read_lettered, format_question)
+arc_challenge = _make_task("arc_challenge", (ARC, "ARC-Challenge"), "test", _read_lettered, format_question)
+openbookqa = _make_task("openbookqa", ("allenai/openbookqa", "main"), "test", _read_lettered, "{}".format)
+piqa = _make_task("piqa", ("baber/piqa", None), "validation", _read_piqa, format_question)
+boolq = _make_task("boolq", ("aps/super_glue", "boolq"), "validation", _read_boolq, "{}\nAnswer:".format)

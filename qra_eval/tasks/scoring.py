@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_eval.tasks.encoding import chat_prompt, encode_pair
+from qra_eval.tasks.encoding import encode_pair, make_chat_prompt
 from qra_eval.tasks.example import Example
 from qra_search.errors import BadInput
 
@@ -56,7 +56,7 @@ def measure_choices(
         for j, choice in enumerate(example.choices):
             prompt = example.prompt
             if chat:
-                prompt, choice = chat_prompt(example, tokenizer), choice.strip()
+                prompt, choice = make_chat_prompt(example, tokenizer), choice.strip()
             rows.append(encode_pair(tokenizer, prompt, choice, max_length, special=not chat))
             places.append((i, j))
     was_training = model.training

@@ -64,7 +64,7 @@ class TextTask(Task):
             raise BadInput("running text has no answers that a metric could score: leave --metric out")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: list(self._blocks(text)) for name, text in self._load_texts().items()}
+        given = {name: list(self._cut_blocks(text)) for name, text in self._load_texts().items()}
         splits = split_examples(given, self.seed)
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
@@ -75,9 +75,9 @@ class TextTask(Task):
             return {s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)]) for s, n in names.items()}
         if isinstance(self.data, str):
             return {split: _read(path) for split, path in find_split_files(Path(self.data), ENDS).items()}
-        return {split: _paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}
+        return {split: _read_paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}
 
-    def _blocks(self, text: Text) -> Iterator[Example]:
+    def _cut_blocks(self, text: Text) -> Iterator[Example]:
         block: list[str] = []
         size = 0
         for part in [*text.parts, None]:
@@ -109,14 +109,14 @@ class TextTask(Task):
 def _read(path: Path) -> Text:
     """Lines of a text file, or rows of a file that has such."""
     if is_file_name(path.name):
-        return _paragraphs(read_rows(path), str(path))
+        return _read_paragraphs(read_rows(path), str(path))
     text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
     if not text.strip():
         raise BadInput(f"{path} has no text")
     return Text(text.split("\n"), lines=True)
 
 
-def _paragraphs(rows: Sequence[Row], what: str) -> Text:
+def _read_paragraphs(rows: Sequence[Row], what: str) -> Text:
     """Rows of `{"text"}`, each of which is a paragraph."""
     text = Text([read_field(row, "text", str, where) for where, row in rows])
     if not any(part.strip() for part in text.parts):

@@ -14,7 +14,7 @@ from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.full import FullTuning
-from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
@@ -89,7 +89,7 @@ def tune(
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error)
 
     try:
-        return unless_out_of_memory(tuner, work)
+        return retry_with_less_memory(tuner, work)
     except Diverged as error:
         return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
@@ -105,14 +105,14 @@ def untuned(tuner: FineTuner) -> TuningRecord | None:
         return None
 
     def work() -> TuningRecord:
-        with tuner.switcher.run_unquantized():
+        with tuner.switcher.use_unquantized():
             nats, tokens = _measure_test_rows(tuner, ALONE)
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
             if not tuner.quantized_model.keeps_dequantized and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
                 log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
         return TuningRecord(plan, 0, 0, space.memory_bytes(plan), time.perf_counter() - start, nats, tokens, scores)
 
-    return unless_out_of_memory(tuner, work)
+    return retry_with_less_memory(tuner, work)
 
 
 def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
@@ -148,7 +148,7 @@ def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequ
 def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
     rows, own = tuner.rows("test", tuner.finetune.test_rows), slice(processes.rank, None, processes.size)
-    together = 2 * tuner.rows_together
+    together = 2 * tuner.device_batch_size
     found = processes.run_together(lambda: measure_row_losses(tuner.model, rows[own], together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
     nats[own], tokens[own] = found

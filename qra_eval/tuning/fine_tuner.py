@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from qra_eval.models.device import give_back_freed_memory
-from qra_eval.models.loaded import max_positions
+from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -59,7 +59,7 @@ class FineTuner:
         self.switcher = PlanSwitcher(quantized)
         self.metric, self.halvings, self.checkpointing = metric, 0, False
         if self.settings.gradient_checkpointing:
-            self.checkpoint()
+            self.enable_checkpointing()
 
     @property
     def settings(self) -> TrainingConfig:
@@ -67,7 +67,7 @@ class FineTuner:
         return self.quantized_model.settings
 
     @property
-    def rows_together(self) -> int:
+    def device_batch_size(self) -> int:
         """Rows that pass together in training; twice as many in measuring."""
         return max(1, self.settings.batch_size >> self.halvings)
 
@@ -91,7 +91,7 @@ class FineTuner:
             "evaluation": self.evaluation.model_dump(),
         }
 
-    def checkpoint(self) -> bool:
+    def enable_checkpointing(self) -> bool:
         """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
         if self.checkpointing or not self.model.supports_gradient_checkpointing:
             return False
@@ -118,14 +118,14 @@ class FineTuner:
         with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
-                adapters.parameter_groups(
+                adapters.make_parameter_groups(
                     self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
                 ),
                 self.batches(steps, seed) if batches is None else batches,
                 settings,
                 seed=seed,
                 device=self.device,
-                rows=self.rows_together if self.halvings else None,
+                rows=self.device_batch_size if self.halvings else None,
                 callback=callback,
                 processes=processes,
             )
@@ -134,7 +134,7 @@ class FineTuner:
 
     def measure_loss(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
         """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
-        batches = processes.select_own(make_batches(self.rows(split, rows), 2 * self.rows_together))
+        batches = processes.select_own(make_batches(self.rows(split, rows), 2 * self.device_batch_size))
         loss = processes.run_together(lambda: measure_loss(self.model, batches, self.device))
         give_back_freed_memory(self.device)
         if processes.size == 1:
@@ -143,7 +143,7 @@ class FineTuner:
         nats, labels = processes.sum_values(loss * own, own)
         return nats / labels
 
-    def objective(self, split: SplitName, rows: int) -> float:
+    def measure_objective(self, split: SplitName, rows: int) -> float:
         """The task's own measure on the first rows of a split, lower is better: the loss that the task is judged by,
         or what its score lacks of 1."""
         judged_by = self.rows.task.judged_by
@@ -159,12 +159,12 @@ class FineTuner:
         if not examples:
             return {}
         room = self.compute_max_length(task.max_answer_tokens(examples, self.tokenizer))
-        together = SCORED_TOGETHER * self.rows_together
+        together = SCORED_TOGETHER * self.device_batch_size
         return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
 
     def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
-        asked, most = self.settings.max_length + tokens, max_positions(self.model)
+        asked, most = self.settings.max_length + tokens, get_max_positions(self.model)
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
@@ -224,7 +224,7 @@ class FineTuner:
             )
         return found
 
-    def evaluation_tokens(self) -> float:
+    def count_evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
         trained = sum(batch.tokens for batch in self.batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))

@@ -12,7 +12,7 @@ from qra_backends import make_backend
 
 from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
 from qra_eval.models.embeddings import place_tables, replace_tables
-from qra_eval.models.experts import keep_names
+from qra_eval.models.experts import keep_expert_names
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.quantized.generation import cache_weights_in_generate
@@ -68,7 +68,7 @@ def load(
         folder, device=device, dequantized_cache=dequantized_cache, trust_remote_code=trust_remote_code, model=model,
         tokenizer=tokenizer,
     )  # fmt: skip
-    keep_names(model)
+    keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
     base = (config.auto_mapping or {}).get(BASE_DIGEST)

@@ -20,7 +20,7 @@ SIGNS = ("out of memory", "ALLOC_FAILED")
 """In errors of CUDA's libraries, which allocate by themselves."""
 
 
-def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
+def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
     """What `work` returns, called again with less memory as long as there is a way to take less.
 
     What was given up stays so: no later plan fails on what this one has shown.
@@ -45,10 +45,10 @@ def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, traini
         # What saves memory and costs time alone is given up, the cheapest first.
         if tuner.switcher.disable_dequantized_cache():
             change = "no dequantized weights are kept"
-        elif training and tuner.rows_together > 1:
+        elif training and tuner.device_batch_size > 1:
             tuner.halvings += 1
-            change = f"no more than {tuner.rows_together} of a batch's rows pass together"
-        elif training and tuner.checkpoint():
+            change = f"no more than {tuner.device_batch_size} of a batch's rows pass together"
+        elif training and tuner.enable_checkpointing():
             change = "activations are made again in the backward pass"
         else:
             raise EvaluationFailed(f"out of memory: {reason}")

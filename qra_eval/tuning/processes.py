@@ -36,7 +36,7 @@ class Processes:
         """This process's part of the batches of a step: whole ones if they come out even, else rows of each."""
         if len(batches) % self.size == 0:
             return list(batches[self.rank :: self.size])
-        parts = (batch.parts(-(-len(batch.input_ids) // self.size)) for batch in batches)
+        parts = (batch.split_rows(-(-len(batch.input_ids) // self.size)) for batch in batches)
         return [own for some in parts for own in some[self.rank : self.rank + 1]]
 
     def sum_values(self, *own: float) -> list[float]:

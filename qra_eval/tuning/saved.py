@@ -89,7 +89,7 @@ def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, T
         for group, bits in zip(space.groups, plan.bits, strict=True)
         for linear in group.linears
         if bits != UNQUANTIZED_BITS
-        for key, tensor in bank.tensors(linear.name, bits).items()
+        for key, tensor in bank.load_tensors(linear.name, bits).items()
     }
 
 
@@ -100,7 +100,7 @@ def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
         for linear in group.linears:
             if linear.name in switcher.trained_groups:
-                trained = backend.to_tensors(switcher.base_module(linear.name, bits))
+                trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
                 tensors |= {f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
     return tensors
 
@@ -155,7 +155,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         ReloadMismatch: they differ; on a GPU, whose products are summed in no fixed order, by more than rounding.
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
-    with tuner.switcher.as_stored(plan) as model:
+    with tuner.switcher.use_stored_form(plan) as model:
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.release_model():

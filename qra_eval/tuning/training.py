@@ -14,7 +14,7 @@ from torch import nn
 from qra_eval.models.device import give_back_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import LabelledHead, batch_loss, labelled_head
+from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
 
@@ -95,9 +95,9 @@ class Training:
         def run_passes() -> float:
             value = 0.0
             for batch in (
-                part for own in self.processes.select_own(batches) for part in (own.parts(rows) if rows else [own])
+                part for own in self.processes.select_own(batches) for part in (own.split_rows(rows) if rows else [own])
             ):
-                loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
+                loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
                 loss.backward()
                 value += float(loss.detach())
             return value
@@ -163,7 +163,7 @@ def train(
     training = Training(groups, settings, len(batches) // size, device, seed=seed, processes=processes)
     model.train()
     try:
-        with labelled_head(model) as head:
+        with wrap_head(model) as head:
             if callback is not None:
                 callback.on_train_begin(training)
             while training.step < training.steps and not training.stopped:

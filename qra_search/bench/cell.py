@@ -51,7 +51,7 @@ def run_cell(
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
         smallest = space.decode(AdjacentSteps(space).smallest)
         fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
-        reference = landscape.reference_front(tuple(grid), cache=reference_cache)
+        reference = landscape.find_reference_front(tuple(grid), cache=reference_cache)
         timed = TimedStrategy(parse_strategy(strategy))
         study = Study(
             landscape, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, charged=True

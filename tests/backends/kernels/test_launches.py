@@ -10,7 +10,7 @@ from qra_backends.kernels import choice
 from qra_backends.libraries import bitsandbytes
 from torch import nn
 
-from qra_eval.quantized.calibration import leading_singular_values
+from qra_eval.quantized.calibration import compute_singular_values
 
 pytest.importorskip("triton")
 
@@ -59,5 +59,5 @@ def test_singular_values_are_those_of_a_small_matrix(gpu):
     g, x = torch.ones(32, 4 * HIDDEN, device="cuda"), torch.ones(32, HIDDEN, device="cuda")
     probe = torch.randn(4 * HIDDEN, HIDDEN)
     with Launches() as launches:
-        leading_singular_values(g, x, probe)
+        compute_singular_values(g, x, probe)
     assert launches.by_name["linalg_qr"] == 1 and not any("svd" in name for name in launches.by_name)

@@ -136,13 +136,13 @@ def test_second_moments_gathered_in_batches_are_those_of_all_inputs():
     moment.update(x[:10])
     moment.update(x[10:].view(2, 27, 16).bfloat16().float())
     exact = (x[:10].T @ x[:10] + x[10:].bfloat16().float().T @ x[10:].bfloat16().float()) / 64
-    assert torch.allclose(moment.hessian(), exact, rtol=1e-5)
+    assert torch.allclose(moment.compute_hessian(), exact, rtol=1e-5)
     assert moment.count == 64
 
 
 def test_second_moments_of_nothing_are_refused():
     with pytest.raises(ValueError, match="no input"):
-        SecondMoment().hessian()
+        SecondMoment().compute_hessian()
 
 
 def test_on_a_card_the_inverse_is_worked_on_in_a_copy() -> None:

@@ -25,7 +25,7 @@ def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Ten
         linear.weight[torch.rand(linear.weight.shape) < 0.01] *= 10
     moment = SecondMoment()
     moment.update(correlated_inputs(2000, in_features))
-    return linear, moment.hessian()
+    return linear, moment.compute_hessian()
 
 
 def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> float:

@@ -23,7 +23,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
 from qra_eval.quantized.passes import SEGMENT
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import batch_loss, labelled_head
+from qra_eval.tasks.losses import compute_batch_loss, wrap_head
 
 PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
 
@@ -71,9 +71,9 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (rows, tokens), generator=generator)
     batch = Batch(ids, torch.arange(labels), torch.zeros(labels, dtype=torch.long), rows * tokens)
-    with MemoryCounter() as meter, labelled_head(model) as head:
+    with MemoryCounter() as meter, wrap_head(model) as head:
         meter.ignore(*model.parameters(), *model.buffers())
-        batch_loss(model.train(), head, batch).backward()
+        compute_batch_loss(model.train(), head, batch).backward()
     # The sketch adds dequantizing, and takes the tokens of a mixture to choose all experts evenly.
     found = sketch.count_pass_bytes(rows, tokens, labels, training=True) / meter.peak
     assert 0.95 < found < 1.1

@@ -82,7 +82,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     monkeypatch.setattr(module, "_measure_min_seconds", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized_model.settings.batch_size
     tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
-    assert module.seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
+    assert module.measure_seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

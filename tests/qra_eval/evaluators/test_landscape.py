@@ -168,7 +168,7 @@ def test_references_equal_brute_force_on_small_spaces(family: str, seed: int) ->
     landscape = make_landscape(family, 5, seed=seed, bits=(2, 3, 4), ranks=(4, 16))
     memory = landscape.space.memory
     budgets = tuple(int(memory.minimum + share * (memory.maximum - memory.minimum)) for share in (0.0, 0.3, 0.6))
-    reference = landscape.reference_front(budgets)
+    reference = landscape.find_reference_front(budgets)
     assert reference.losses == pytest.approx([brute_force(landscape, budget) for budget in budgets], abs=1e-9)
     for plan, budget in zip(reference.plans, budgets, strict=True):
         assert landscape.space.memory_bytes(plan) <= budget
@@ -178,11 +178,11 @@ def test_references_equal_brute_force_on_small_spaces(family: str, seed: int) ->
 def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     landscape = make_landscape("interaction", 4, seed=11)
     budgets, cache = (landscape.space.memory_bytes(landscape.space.uniform(3, 8)),), str(tmp_path)
-    first = landscape.reference_front(budgets, cache=cache)
+    first = landscape.find_reference_front(budgets, cache=cache)
     monkeypatch.setattr(reference, "_solve", None)
-    assert make_landscape("interaction", 4, seed=11, sensitivities="none").reference_front(budgets, cache) == first
+    assert make_landscape("interaction", 4, seed=11, sensitivities="none").find_reference_front(budgets, cache) == first
     with pytest.raises(TypeError):
-        make_landscape("interaction", 4, seed=12).reference_front(budgets, cache=cache)
+        make_landscape("interaction", 4, seed=12).find_reference_front(budgets, cache=cache)
 
 
 def test_a_config_names_a_landscape() -> None:

@@ -140,10 +140,10 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
         batches = evaluator.quantized_model.calibration_batches()
         hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
         probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(choose_probes(evaluator.space)))
-        stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
+        stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.load_tensors(name, 4).values())
         assert fetched == hidden + probes + stored
         # A level is measured as it was made, and sent to be probed, as here all groups are.
-        assert codes == sum(bank.tensors(name, 4)["codes"].nbytes for name in bank.linears)
+        assert codes == sum(bank.load_tensors(name, 4)["codes"].nbytes for name in bank.linears)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):

@@ -126,7 +126,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
     plan = mixed_plan(half.space)
     assert half.space.signature == whole.space.signature
     name = half.space.groups[0].linears[0].name
-    assert torch.equal(half.quantized_model.bank.weight(name, 2), whole.quantized_model.bank.weight(name, 2))
+    assert torch.equal(half.quantized_model.bank.load_weight(name, 2), whole.quantized_model.bank.load_weight(name, 2))
     assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
 
 
@@ -149,7 +149,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")
     assert not tuned.reload_error
     assert evaluator.quantized_model.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.tuner.switcher.as_stored(tuned.plan) as model:
+    with evaluator.tuner.switcher.use_stored_form(tuned.plan) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 

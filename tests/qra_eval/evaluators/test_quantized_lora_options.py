@@ -45,7 +45,7 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     saved = load_file(tmp_path / "quantized.safetensors")
     for name, bits in ((m.name, b) for g, b in zip(evaluator.space.groups, plan.bits, strict=True) for m in g.linears):
         if bits != 16:
-            own = bank.tensors(name, bits)
+            own = bank.load_tensors(name, bits)
             assert torch.equal(saved[f"{name}::codes"], own["codes"])
             assert not torch.equal(saved[f"{name}::scale"], own["scale"])
     assert files == {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
@@ -56,7 +56,7 @@ def test_only_scales_of_whole_rows_are_trained_if_nothing_is_said(build):
     numbers = {}
     for scales in ("auto", True, False):
         model = build({2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales).quantized_model
-        numbers[scales] = [model.trained_numbers(bits, 64, 128) for bits in (2, 4, 16)]
+        numbers[scales] = [model.count_trained(bits, 64, 128) for bits in (2, 4, 16)]
     assert numbers == {"auto": [64, 0, 0], True: [64, 64 * 2 * 2, 0], False: [0, 0, 0]}
 
 

@@ -90,7 +90,7 @@ def test_the_files_tensors_are_the_plans_in_bytes_and_to_the_bit(engine: str, fo
     tensors, stored, wanted = load_file(out / "model.safetensors"), 0, 0
     for name, level in run.levels.items():
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        weight = run.weight(name)
+        weight = run.dequantize_weight(name)
         assert torch.equal(compressed_by_hand(own, run.backend.width(level)).to(run.dtype), weight)
         stored += sum(tensor.nbytes for tensor in own.values())
         wanted += run.backend.storage(level).bytes(*weight.shape)

@@ -95,7 +95,9 @@ def test_transformers_reads_a_gguf_file_as_the_tuned_base(family: str, runs: Run
     done = export(run, "gguf", tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, gguf_file="model.gguf", dtype=torch.float32)
     model.hf_quantizer.remove_quantization_config(model)
-    assert run.compare(run.logits(add_adapter(model, run.adapter_folder)))["largest_logit_difference"] == 0
+    assert (
+        run.compare_logits(run.compute_logits(add_adapter(model, run.adapter_folder)))["largest_logit_difference"] == 0
+    )
 
 
 def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(r
     assert done.largest_logit_difference <= 1e-5 * done.largest_logit
     how = CompressedTensorsConfig(dequantize=True)
     wrong = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32, quantization_config=how)
-    figures = run.compare(run.logits(add_adapter(wrong, done.path / "adapter")))
+    figures = run.compare_logits(run.compute_logits(add_adapter(wrong, done.path / "adapter")))
     assert not figures["largest_logit_difference"] <= 0.5 * figures["largest_logit"]  # it may be NaN
 
 

@@ -16,9 +16,9 @@ from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_tensors import EXPERT, row_order, tensor_namer
+from qra_eval.export.gguf_tensors import EXPERT, find_row_order, make_tensor_namer
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import FAMILIES, family_reasons, layer_types
+from qra_eval.models.gguf_families import FAMILIES, list_family_issues, list_layer_types
 from qra_search.errors import BadInput
 
 pytestmark = [
@@ -79,10 +79,10 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(runs: dict[str, Tune
     run = runs["typed"]
     exported = export(run, "gguf", tmp_path / "gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
-    name_of = tensor_namer(run.config)
+    name_of = make_tensor_namer(run.config)
     for name in run.levels:
-        tensor, weight = tensors[f"{name_of(name)}.weight"], run.weight(name)
-        order, number = row_order(run.config, name, len(weight)), EXPERT.search(name)
+        tensor, weight = tensors[f"{name_of(name)}.weight"], run.dequantize_weight(name)
+        order, number = find_row_order(run.config, name, len(weight)), EXPERT.search(name)
         stored = gguf.dequantize(tensor.data, tensor.tensor_type)
         stored = stored if number is None else stored[int(number[1])]
         assert np.array_equal(stored, (weight if order is None else weight[order]).numpy()), name
@@ -119,11 +119,11 @@ def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> N
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, more: dict[str, Any], word: str) -> None:
-    (reason,) = family_reasons(tiny_config(family, **more))
+    (reason,) = list_family_issues(tiny_config(family, **more))
     assert word in reason
 
 
 def test_the_pattern_of_windows_is_that_of_transformers() -> None:
     for name, family in (("gemma2", "gemma2"), ("gemma3", "gemma3_text")):
         config = tiny_config(name, layers=13)
-        assert list(config.layer_types) == layer_types(13, FAMILIES[family].window)
+        assert list(config.layer_types) == list_layer_types(13, FAMILIES[family].window)

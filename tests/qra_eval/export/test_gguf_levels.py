@@ -14,7 +14,7 @@ from qra_backends.ggml import library
 from tiny_families import save_tiny
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_tensors import row_order, tensor_namer
+from qra_eval.export.gguf_tensors import find_row_order, make_tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES
 from qra_search.engines import ENGINES
@@ -67,10 +67,10 @@ def test_groups_are_offered_the_types_that_their_rows_allow(model: Path) -> None
 
 def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun, exported: Any) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
-    name_of, stored = tensor_namer(run.config), 0
+    name_of, stored = make_tensor_namer(run.config), 0
     for name, module in {**run.quantized_linears, **run.tables}.items():
         tensor = tensors[f"{name_of(name)}.weight"]
-        order = row_order(run.config, name, module.out_features)
+        order = find_row_order(run.config, name, module.out_features)
         rows = slice(None) if order is None else order
         assert np.array_equal(tensor.data, module.blocks[rows].numpy())
         weight = run.backend.dequantize(module)[rows].float()

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from qra_eval.export import llama_cpp
-from qra_eval.export.gguf_tokenizer import add_tokenizer, piece_scores, tokenizer_reasons
+from qra_eval.export.gguf_tokenizer import add_tokenizer, compute_piece_scores, list_tokenizer_issues
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 WORDS = ("▁the", "▁then", "▁there", "▁a", "ing", "▁thing", "er", "▁banana", "▁ba", "nan", "ana", "▁an", "and", "▁and")
@@ -44,7 +44,7 @@ def tokenizer(request: Any) -> Any:
 
 
 def test_the_sooner_a_piece_is_merged_the_higher_is_its_score() -> None:
-    assert piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [-3.0, 0.0, -1.0]
+    assert compute_piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [-3.0, 0.0, -1.0]
 
 
 def written(tokenizer: Any, file: Path, rows: int) -> Path:
@@ -53,7 +53,7 @@ def written(tokenizer: Any, file: Path, rows: int) -> Path:
 
     writer = gguf.GGUFWriter(file, "gemma")
     run: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=rows), spec=str(file.parent))
-    assert tokenizer_reasons(run) == [] and add_tokenizer(writer, run, None) == []
+    assert list_tokenizer_issues(run) == [] and add_tokenizer(writer, run, None) == []
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -90,5 +90,5 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(tokenizer: Any) -> None
     other = json.loads(tokenizer.backend_tokenizer.to_str())
     other["model"]["byte_fallback"] = False
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(other)))
-    (reason,) = tokenizer_reasons(cast(Any, SimpleNamespace(tokenizer=bare)))
+    (reason,) = list_tokenizer_issues(cast(Any, SimpleNamespace(tokenizer=bare)))
     assert "neither a byte-level BPE" in reason and "convert_hf_to_gguf.py" in reason

@@ -158,7 +158,7 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     for evaluator in (rounded, calibrated):
         name = evaluator.space.names[-1]
         own = evaluator.quantized_model.tables[name].weight.float()
-        errors.append(((evaluator.quantized_model.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
+        errors.append(((evaluator.quantized_model.bank.load_weight(name, 4).float() - own) @ inputs.T).square().sum())
     assert errors[1] < errors[0]
 
 

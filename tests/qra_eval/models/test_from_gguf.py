@@ -176,7 +176,7 @@ def test_transformers_still_parses_a_file_several_times_which_a_conversion_spare
     monkeypatch.setattr(gguf, "GGUFReader", lambda *args: read.append(args) or reader(*args))
     AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
     AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    assert len(read) > 1, "no longer needed: `_read_once`"
+    assert len(read) > 1, "no longer needed: `_reuse_header`"
     read.clear()
     load_model(str(tmp_path / "tiny.gguf"))
     assert not read and gguf.GGUFReader is not reader

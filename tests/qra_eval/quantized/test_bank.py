@@ -76,16 +76,16 @@ def test_a_linear_is_quantized_once_and_read_from_disk_as_the_backend_made_it_in
     for name, linear in bank.linears.items():
         x = torch.randn(2, linear.in_features).bfloat16()
         direct = backend.quantize(linear, 3)
-        assert torch.equal(bank.module(name, 3)(x), direct(x))
-        assert torch.equal(bank.weight(name, 3), backend.dequantize(direct))
+        assert torch.equal(bank.load_module(name, 3)(x), direct(x))
+        assert torch.equal(bank.load_weight(name, 3), backend.dequantize(direct))
         expected = backend.storage(3).bytes(linear.out_features, linear.in_features)
-        assert sum(tensor.nbytes for tensor in bank.tensors(name, 3).values()) == expected
+        assert sum(tensor.nbytes for tensor in bank.load_tensors(name, 3).values()) == expected
 
 
 def test_sixteen_bits_are_the_linear_itself(model, tmp_path, backend):
     bank = make(model, tmp_path, backend, bits=(4, 16))
-    assert bank.module(FIRST, 16) is bank.linears[FIRST]
-    assert torch.equal(bank.weight(FIRST, 16), bank.linears[FIRST].weight)
+    assert bank.load_module(FIRST, 16) is bank.linears[FIRST]
+    assert torch.equal(bank.load_weight(FIRST, 16), bank.linears[FIRST].weight)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "foreign"])
@@ -101,14 +101,14 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     path.write_bytes(damaged[damage])
     backend.levels.clear()
     bank = make(model, tmp_path, backend)
-    assert backend.levels == [(3,)] * EACH and torch.equal(bank.weight(FIRST, 3), weight)
+    assert backend.levels == [(3,)] * EACH and torch.equal(bank.load_weight(FIRST, 3), weight)
     assert path.name in caplog.text and path.read_bytes() == content
 
 
 def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(model, tmp_path):
     def paths(spec="reference", **options):
         bank = make(model, tmp_path, make_backend(spec), (3, 8), built=False, **options)
-        return bank.path(0, 3).name, bank.path(0, 8).name
+        return bank.get_path(0, 3).name, bank.get_path(0, 8).name
 
     others = [
         paths(), paths({"name": "reference", "group_size": 32}), paths(fingerprint="other"),

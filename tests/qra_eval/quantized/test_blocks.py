@@ -10,7 +10,7 @@ from qra_eval.models.linears import find_decoder_layers
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
-from qra_eval.tasks.losses import labelled_head, labelled_logits
+from qra_eval.tasks.losses import compute_logits, wrap_head
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]
@@ -23,17 +23,17 @@ def batch():
 
 
 def whole(model):
-    with torch.no_grad(), labelled_head(model.eval()) as head:
-        return labelled_logits(model, head, batch())
+    with torch.no_grad(), wrap_head(model.eval()) as head:
+        return compute_logits(model, head, batch())
 
 
 def layer_by_layer(blocks):
     with torch.no_grad(), blocks.prepare_rest():
-        flow = blocks.enter(batch())
+        flow = blocks.embed_batch(batch())
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
-                blocks.advance(layer, [flow])
-        return blocks.logits(flow, flow.hidden)
+                blocks.advance_flows(layer, [flow])
+        return blocks.compute_logits(flow, flow.hidden)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,14 +78,14 @@ def test_the_gradient_at_a_layers_input_is_that_of_the_whole_model():
         return (seen[-1], *args[1:])
 
     handle = layers[0].register_forward_pre_hook(watch)
-    with labelled_head(model) as head:
-        labelled_logits(model, head, batch()).square().sum().backward()
+    with wrap_head(model) as head:
+        compute_logits(model, head, batch()).square().sum().backward()
     handle.remove()
     blocks = Blocks(model, CPU, model.dtype)
-    flow = blocks.enter(batch())
+    flow = blocks.embed_batch(batch())
     start = flow.hidden.clone().requires_grad_(True)
     hidden = start
     for layer in range(len(blocks)):
-        hidden = blocks.step(layer, flow, hidden)
-    blocks.logits(flow, hidden).square().sum().backward()
+        hidden = blocks.run_layer(layer, flow, hidden)
+    blocks.compute_logits(flow, hidden).square().sum().backward()
     torch.testing.assert_close(start.grad, seen[0].grad)

@@ -14,7 +14,7 @@ from qra_eval.quantized.calibration import (
     WEIGHTINGS,
     LayerMoments,
     Weighting,
-    leading_singular_values,
+    compute_singular_values,
 )
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
@@ -42,7 +42,7 @@ def gather_moments(model, batches, weighting=WEIGHTINGS["outputs"]):
 
 
 def gathered(model, batches):
-    return {name: moments.hessian(name) for name, moments in gather_moments(model, batches)}
+    return {name: moments.compute_hessian(name) for name, moments in gather_moments(model, batches)}
 
 
 def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(batches):
@@ -82,15 +82,17 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
     batch = Batch(ids, at, labels, ids.numel())
     for name, moments in gather_moments(model, [batch], weighting):
         x = read[name]
-        cost = sum(square.sum(1) for n, square in squares.items() if moments.owner(n) == moments.owner(name))
+        cost = sum(square.sum(1) for n, square in squares.items() if moments.find_owner(n) == moments.find_owner(name))
         norms = x.square().sum(1)
         weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
         hessian = (x * weights[:, None]).T @ x
-        torch.testing.assert_close(moments.hessian(name), hessian / len(x), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(moments.output_weights(name), squares[name].mean(0).sqrt(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(moments.compute_hessian(name), hessian / len(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            moments.compute_output_weights(name), squares[name].mean(0).sqrt(), rtol=1e-4, atol=0
+        )
         change = torch.randn(found[name].module.weight.shape, generator=generator)
         expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
-        assert moments.damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+        assert moments.estimate_damage(name, change) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_leading_singular_values_are_those_of_the_product():
@@ -98,7 +100,7 @@ def test_leading_singular_values_are_those_of_the_product():
     # A gradient of rank 6, so that a sketch of 48 holds all of it.
     g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
     torch.testing.assert_close(
-        leading_singular_values(g, x, torch.randn(40, 40))[:6], torch.linalg.svdvals(g.T @ x)[:6], rtol=1e-3, atol=0
+        compute_singular_values(g, x, torch.randn(40, 40))[:6], torch.linalg.svdvals(g.T @ x)[:6], rtol=1e-3, atol=0
     )
 
 
@@ -122,10 +124,10 @@ def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_laye
     common = whole.T @ whole / len(whole)
     for name, rows in zip(names[:2], (often, rarely), strict=True):
         expected = (rows.T @ rows + SHRINK_TOKENS * common) / (len(rows) + SHRINK_TOKENS)
-        torch.testing.assert_close(moments.hessian(name), expected)
-        torch.testing.assert_close(moments.output_weights(name), scale**2)
-    torch.testing.assert_close(moments.hessian(names[2]), common)
-    assert moments.tokens(names[2]) == 0
+        torch.testing.assert_close(moments.compute_hessian(name), expected)
+        torch.testing.assert_close(moments.compute_output_weights(name), scale**2)
+    torch.testing.assert_close(moments.compute_hessian(names[2]), common)
+    assert moments.count_tokens(names[2]) == 0
 
 
 def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):

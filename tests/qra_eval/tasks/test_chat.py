@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, chat_prompt, encode_example
+from qra_eval.tasks.encoding import IGNORED, encode_example, make_chat_prompt
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.forms import make_example
 from qra_eval.tasks.jsonl import JSONLTask
@@ -97,9 +97,9 @@ def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
 def test_a_long_chat_is_asked_as_it_is_learnt():
     made = tokenizer(CHATML)
     example = Example("", "No", messages=tuple(TURNS[:-1]))
-    asked = chat_prompt(example, made, room=len(made(chat_prompt(example, made))["input_ids"]) - 1)
+    asked = make_chat_prompt(example, made, room=len(made(make_chat_prompt(example, made))["input_ids"]) - 1)
     assert asked == made.apply_chat_template([TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True)
-    assert chat_prompt(example, made, room=5) == asked  # of one exchange nothing is left out
+    assert make_chat_prompt(example, made, room=5) == asked  # of one exchange nothing is left out
 
 
 def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():

@@ -32,7 +32,7 @@ def test_its_parts_give_what_an_evaluation_gives_and_its_tokens_are_three_of_eve
     assert trained.loss == whole.metrics["train_loss"] and tuner.measure_loss("validation", 6) == whole.loss
     tokens = sum(batch.tokens for batch in tuner.batches(3, 0))
     assert tuner.trained_rows == 6
-    assert tuner.evaluation_tokens() == 3 * tokens + sum(map(len, tuner.rows("validation", 6)))
+    assert tuner.count_evaluation_tokens() == 3 * tokens + sum(map(len, tuner.rows("validation", 6)))
 
 
 def test_it_says_what_losses_follow_from(evaluator):

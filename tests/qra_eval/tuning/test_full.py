@@ -50,7 +50,7 @@ def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation
     full_tuning = FullTuning(settings, partial(validate, model), {"of": identity}, folder, on_step)
     batches = schedule_batches(rows(16), STEPS * SETTINGS.accumulation, 4, 0)
     with full_tuning.save_on_interrupt():
-        groups = adapters.parameter_groups(wrapped)
+        groups = adapters.make_parameter_groups(wrapped)
         trained = train(model, groups, batches, SETTINGS, seed=3, device=CPU, callback=full_tuning)
     return adapters.cast_factors(wrapped, torch.float32), trained, heard, full_tuning
 

@@ -30,16 +30,16 @@ def evaluator(tmp_path_factory):
 
 def running_out(monkeypatch, *, rows):
     """A card that holds the graph of so many rows; the losses of steps that it did not hold."""
-    graphs, whole = [], training.batch_loss
+    graphs, whole = [], training.compute_batch_loss
 
-    def batch_loss(model, head, batch, *args):
+    def compute_batch_loss(model, head, batch, *args):
         loss = whole(model, head, batch, *args)
         if len(batch.input_ids) > rows:
             graphs.append(weakref.ref(loss))
             raise torch.OutOfMemoryError(f"{FULL}\nto allocate")
         return loss
 
-    monkeypatch.setattr(training, "batch_loss", batch_loss)
+    monkeypatch.setattr(training, "compute_batch_loss", compute_batch_loss)
     return graphs
 
 
@@ -63,5 +63,5 @@ def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losse
     graphs = running_out(monkeypatch, rows=2)
     with caplog.at_level(logging.WARNING):
         after = [evaluator.evaluate(plan).loss for plan in (two, four)]
-    assert after == pytest.approx(before, rel=2e-4) and evaluator.tuner.rows_together == 2
+    assert after == pytest.approx(before, rel=2e-4) and evaluator.tuner.device_batch_size == 2
     assert len(graphs) == 1 and len(caplog.records) == 1, "said once, and remembered"

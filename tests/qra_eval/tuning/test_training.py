@@ -26,7 +26,7 @@ def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():
 def run(model, wrapped, steps=10, seed=0, rate=1e-2, **settings):
     settings = TrainingConfig(learning_rate=rate, **settings)
     batches = schedule_batches(rows(16), steps * settings.accumulation, 4 // settings.accumulation, seed)
-    return train(model, adapters.parameter_groups(wrapped), batches, settings, seed=seed, device=CPU)
+    return train(model, adapters.make_parameter_groups(wrapped), batches, settings, seed=seed, device=CPU)
 
 
 def test_training_lowers_the_loss_and_changes_nothing_but_the_adapters():
@@ -44,7 +44,7 @@ def test_accumulated_batches_step_as_one_batch_of_all_their_rows_does():
     for accumulation in (1, 2):
         model, wrapped = adapted()
         settings = TrainingConfig(accumulation=accumulation)
-        groups, chosen = adapters.parameter_groups(wrapped), make_batches(rows(8), 8 // accumulation)
+        groups, chosen = adapters.make_parameter_groups(wrapped), make_batches(rows(8), 8 // accumulation)
         trained = train(model, groups, chosen, settings, seed=0, device=CPU)
         losses[accumulation] = (trained.loss, adapters.cast_factors(wrapped, torch.float32))
     assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
@@ -54,7 +54,7 @@ def test_accumulated_batches_step_as_one_batch_of_all_their_rows_does():
 
 def test_groups_have_rates_and_norms_of_their_own():
     model, wrapped = adapted()
-    factors = adapters.parameter_groups(wrapped)[0].parameters
+    factors = adapters.make_parameter_groups(wrapped)[0].parameters
     still = {n: p for n, p in factors.items() if "lora_B" in n}
     moved = {n: p for n, p in factors.items() if "lora_A" in n}
     before = {n: p.detach().clone() for n, p in factors.items()}
