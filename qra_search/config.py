@@ -65,8 +65,8 @@ class RunConfig(Section):
         """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
         update: dict[str, Any] = {}
         if model is not None:
-            update["model"] = self.model.model_copy(update={"name": in_memory_name(model)})
-        of_task: dict[str, Any] = {} if task is None else {"name": in_memory_name(task)}
+            update["model"] = self.model.model_copy(update={"name": make_in_memory_name(model)})
+        of_task: dict[str, Any] = {} if task is None else {"name": make_in_memory_name(task)}
         if metrics:
             named = [IN_MEMORY + name for name in metrics]
             of_task["metrics"] = (*self.task.metrics, *(name for name in named if name not in self.task.metrics))
@@ -147,10 +147,10 @@ def read_yaml(text: str) -> Any:
             elif depth > MAX_YAML_DEPTH:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
             if problem:
-                raise ValueError(_place(event.start_mark, problem))
+                raise ValueError(_format_place(event.start_mark, problem))
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
-        raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
+        raise ValueError(one_line(_format_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(one_line(str(error), 500)) from None
 
@@ -169,7 +169,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _place(mark: Any, problem: str) -> str:
+def _format_place(mark: Any, problem: str) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
@@ -225,7 +225,7 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
 
 
-def in_memory_name(given: object) -> str:
+def make_in_memory_name(given: object) -> str:
     """What stands in a config for a model, rows or a task that was given as an object."""
     return f"{IN_MEMORY}{type(given).__name__}"
 
@@ -235,16 +235,16 @@ def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any
 
     A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
     """
-    found = dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    found = dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
     if "auto" in found.get("space.granularity", ()):
         del found["space.granularity"]
     return found
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            yield from _list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield path, (old, new)
 

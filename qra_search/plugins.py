@@ -34,7 +34,7 @@ class UnknownName(BadInput):
     """No plug-in of that name; the message gives the nearest and all names."""
 
 
-def names(kind: Kind) -> list[str]:
+def list_names(kind: Kind) -> list[str]:
     """Names of all installed plug-ins of a kind, sorted."""
     return sorted(_entry_points(kind))
 
@@ -43,7 +43,7 @@ def load(kind: Kind, name: str) -> Any:
     """The object that a plug-in name stands for; raises UnknownName, or BadInput if it cannot be loaded."""
     found = _entry_points(kind)
     if name not in found:
-        raise UnknownName(unknown_message(_SINGULAR[kind], name, found))
+        raise UnknownName(describe_unknown(_SINGULAR[kind], name, found))
     try:
         return found[name].load()
     except Exception as error:  # another's code may raise anything
@@ -87,7 +87,7 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
+def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
     return (
@@ -114,7 +114,7 @@ def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[s
         for name in sorted(set(options) - set(known)):
             if not known:
                 raise BadInput(f"unknown option of {what}: {name!r}: it takes none")
-            raise BadInput(unknown_message(f"option of {what}:", name, known))
+            raise BadInput(describe_unknown(f"option of {what}:", name, known))
     try:
         kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
     except NameError:  # an annotation that only type checkers resolve

@@ -20,7 +20,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _as_several(given: Any) -> Any:
+def _wrap_single(given: Any) -> Any:
     """A single text or number as a list of one; `auto` and everything else as it is."""
     is_single = isinstance(given, str | int | float) and not isinstance(given, bool) and given != "auto"
     return (given,) if is_single else given
@@ -68,7 +68,7 @@ class ModelConfig(Section):
 
     @field_validator("dequantized_cache", mode="before")
     @classmethod
-    def _size(cls, value: Any) -> Any:
+    def _check_size(cls, value: Any) -> Any:
         if str(value) not in ("auto", "0"):
             parse_bytes(value)
         return str(value)
@@ -87,7 +87,7 @@ class TaskConfig(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
 
-    _several = field_validator("metrics", mode="before")(_as_several)
+    _several = field_validator("metrics", mode="before")(_wrap_single)
 
 
 BackendSpec = str | dict[str, Any]
@@ -97,7 +97,7 @@ BACKEND_FORMS = (
 )
 
 
-def _backend_spec(given: Any) -> Any:
+def _check_backend_spec(given: Any) -> Any:
     """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
     name = given.get("name") if isinstance(given, dict) else given
     if not isinstance(name, str) or not name.strip():
@@ -107,7 +107,7 @@ def _backend_spec(given: Any) -> Any:
     return given
 
 
-def _width(key: Any) -> Width | None:
+def _parse_width(key: Any) -> Width | None:
     """The bits that a key stands for, a number or its text; None if it is neither."""
     try:
         bits = float(key)
@@ -139,22 +139,22 @@ class QuantizationConfig(Section):
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
-    _several = field_validator("embeddings", mode="before")(_as_several)
+    _several = field_validator("embeddings", mode="before")(_wrap_single)
     _sorted = field_validator("embeddings")(_sort_choices)
 
     @field_validator("backend", mode="before")
     @classmethod
-    def _backend(cls, given: Any) -> Any:
+    def _check_backend(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "name" in given:
-            return _backend_spec(given)
-        if not given or None in map(_width, given):
+            return _check_backend_spec(given)
+        if not given or None in map(_parse_width, given):
             raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
-        several = {_width(bits): specs for bits, specs in given.items()}
+        several = {_parse_width(bits): specs for bits, specs in given.items()}
         for bits, specs in several.items():
             if specs == []:
                 raise ValueError(f"at {bits} bits a list must name at least one backend")
             for spec in specs if isinstance(specs, list) else [specs]:
-                _backend_spec(spec)
+                _check_backend_spec(spec)
         return several
 
 
@@ -285,5 +285,5 @@ class SearchConfig(Section):
 
     @field_validator("memory")
     @classmethod
-    def _budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(check_budget_text, values))

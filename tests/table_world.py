@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import table_losses
+from qra_search.allocate.solve import compute_table_losses
 from qra_search.surrogates.basis import Rows, TableBasis
 from qra_search.testing.scenarios import toy_space
 
@@ -35,7 +35,7 @@ class World:
         return np.stack([self.rng.integers(0, B, (count, G)), self.rng.integers(0, R, (count, G))], axis=1)
 
     def loss(self, codes: np.ndarray) -> np.ndarray:
-        return 1.0 + table_losses(self.table, codes)
+        return 1.0 + compute_table_losses(self.table, codes)
 
     def rows(self, count: int, noise: float = NOISE) -> Rows:
         codes = self.plans(count)

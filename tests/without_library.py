@@ -88,7 +88,7 @@ def strategies() -> dict[str, str]:
     from qra_search.testing.scenarios import ToyEvaluator
 
     refused = {}
-    for name in plugins.names("strategies"):
+    for name in plugins.list_names("strategies"):
         try:
             result = search(ToyEvaluator(), strategy=name, evaluations=4)
         except (ImportError, ValueError) as error:

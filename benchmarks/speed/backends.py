@@ -36,7 +36,7 @@ def slowdown(backend: Backend, bits: int | str) -> float:
 
 
 def main() -> None:
-    for name in plugins.names("backends"):
+    for name in plugins.list_names("backends"):
         backend = make_backend(name)
         if reason := backend.unavailable_reason():
             print(f"{name}: {reason}")

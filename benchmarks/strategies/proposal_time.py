@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
-from qra_search.bench.cell import parse_strategy, task_budgets
+from qra_search.bench.cell import list_task_budgets, parse_strategy
 from qra_search.bench.run import environment
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
@@ -49,7 +49,7 @@ def make(space: str) -> Landscape:
 def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     """The state of a search with so many finished trials."""
     space, sensitivities = landscape.space, landscape.sensitivities()
-    budgets = task_budgets(space)
+    budgets = list_task_budgets(space)
     starts = [space.encode(solve(space, sensitivities, budget).plan) for budget in budgets]
     steps, groups = AdjacentSteps(space), len(space)
     rng = np.random.default_rng(seed)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, make_ramp, palette
-from qra_search.report.figures.canvas import SHAPES, fit_axis, new_figure, put_label, style, to_svg
+from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, get_palette, make_ramp
+from qra_search.report.figures.canvas import SHAPES, fit_axis, new_figure, put_label, to_svg, use_chart_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for draw in (sensitivity_figure, quantizers_figure, anytime_figure, front_figure, bytes_figure):
         name = draw.__name__.removesuffix("_figure")
-        with style():
+        with use_chart_style():
             (out / f"{name}.svg").write_text(to_svg(draw(), theme="screen"))
         print(out / f"{name}.svg")
 
@@ -96,7 +96,7 @@ def quantizers_figure() -> Figure:
     fit_axis(
         axes, "y", "loss, nats a token", [loss for points in series.values() for _, loss in points] + [0.8 * floor]
     )
-    axes.axhline(floor, color=palette()["soft"], linewidth=1, linestyle=(0, (5, 4)))
+    axes.axhline(floor, color=get_palette()["soft"], linewidth=1, linestyle=(0, (5, 4)))
     put_label(axes, [], "unquantized", (axes.get_xlim()[0], floor), (4, 9))
     draw_lines(axes, series)
     return figure

@@ -17,7 +17,7 @@ from qra_eval.models.embeddings import find_quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
-from qra_search.runs.folder import trusts_code
+from qra_search.runs.folder import is_code_trusted
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -53,7 +53,7 @@ class TunedRun:
 
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
         self.folder = loading.find_tuning(Path(folder))
-        self.trusted = trusts_code(self.folder)
+        self.trusted = is_code_trusted(self.folder)
         self.plan = loading.read_tuned_plan(self.folder)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
         self.spec, self.dtype = str(self.plan["model"]), getattr(torch, self.plan["dtype"])

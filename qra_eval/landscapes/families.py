@@ -146,7 +146,7 @@ class Tables:
         """Whether the loss is exactly a sum over groups."""
         return bool(np.isinf(self.cap)) and not (self.bend or self.within.any() or self.coupling.any())
 
-    def additive_table(self) -> np.ndarray:
+    def build_additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
         return self.damage[:, :, None] * self.left - self.gain[:, None, :]
 
@@ -276,5 +276,5 @@ def _draw_group_damage(
         share = measured.compute_kind_shares(bits)
         of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
         part = np.array([of_kind[group.kind] for group in space.groups]) * spread
-        columns.append((measured.damage(bits)[taken] * scale)[layer] * part)
+        columns.append((measured.compute_layer_damage(bits)[taken] * scale)[layer] * part)
     return np.stack(columns, axis=1)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qra_eval.models.loaded import LoadedModel, prepare_model
-from qra_search.config import in_memory_name
+from qra_search.config import make_in_memory_name
 from qra_search.errors import BadInput, wrong_type
 
 
@@ -29,7 +29,7 @@ def load_in_memory(
     check_model(model)
     if tokenizer is None:
         raise BadInput("a model in memory needs its tokenizer: give both")
-    name, tokenizer = in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
+    name, tokenizer = make_in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
     twin = _copy(model, dtype, None if weights else "meta")
     fields = {"name": name, "spec": name, "source": model if weights else None}
     return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, **fields)

@@ -40,7 +40,7 @@ def is_file_name(name: str) -> bool:
 
 def is_data_path(name: str) -> bool:
     """Whether a name is that of a file that can be read, or of a folder, unless a task has it."""
-    return is_file_name(name) or (Path(name).is_dir() and name not in plugins.names("tasks"))
+    return is_file_name(name) or (Path(name).is_dir() and name not in plugins.list_names("tasks"))
 
 
 def is_hub_name(name: str) -> bool:

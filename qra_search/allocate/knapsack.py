@@ -34,13 +34,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
     if not allowed.any(1).all() or size[rows, smallest].sum() > budget:
         return None
-    price, best, bound = _lagrange(cost, size, budget, smallest)
+    price, best, bound = _bisect(cost, size, budget, smallest)
     best = fill_budget(cost, size, budget, best)
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
     if exact and upper - bound > slack:
-        best = _extend(cost, size, budget, price, best, upper, slack)
-    return to_codes(best, ranks)
+        best = _search_exactly(cost, size, budget, price, best, upper, slack)
+    return decode_items(best, ranks)
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
             ok = size[rows, choice].sum(1) <= budget
             best[todo[ok]] = choice[ok]
             high, low = np.where(ok, middle, high), np.where(ok, low, middle)
-    return to_codes(np.stack([fill_budget(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
+    return decode_items(np.stack([fill_budget(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
 
 
 def flatten(table: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def flatten(table: np.ndarray) -> np.ndarray:
     return table.reshape(*table.shape[:-2], -1)
 
 
-def to_codes(items: np.ndarray, ranks: int) -> np.ndarray:
+def decode_items(items: np.ndarray, ranks: int) -> np.ndarray:
     """int64 (..., 2, G): the codes of plans given by one item of each group, (..., G)."""
     return np.stack(np.divmod(items, ranks), axis=-2)
 
@@ -101,7 +101,7 @@ def fill_budget(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndar
     room = budget - int(size[rows, choice].sum())
     gain = cost[rows, choice][:, None] - cost
     extra = size - size[rows, choice][:, None]
-    item, rate = _best_exchange(gain, extra, room)
+    item, rate = _find_best_exchange(gain, extra, room)
     while True:
         g = int(rate.argmax())
         if rate[g] < 0:
@@ -114,10 +114,10 @@ def fill_budget(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndar
         again = (extra[rows, item] > room) & (rate >= 0)
         again[g] = True
         again = rows if freed > 0 else np.flatnonzero(again)
-        item[again], rate[again] = _best_exchange(gain[again], extra[again], room)
+        item[again], rate[again] = _find_best_exchange(gain[again], extra[again], room)
 
 
-def _best_exchange(gain: np.ndarray, extra: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _find_best_exchange(gain: np.ndarray, extra: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """The item (G,) of the best fall of cost a byte in each group, and that fall (G,); -1 if none helps and fits."""
     usable = (gain > 0) & (extra <= room)
     rate = np.where(usable, gain / np.maximum(extra, 1), -1.0)
@@ -125,16 +125,16 @@ def _best_exchange(gain: np.ndarray, extra: np.ndarray, room: int) -> tuple[np.n
     return item, rate[np.arange(len(rate)), item]
 
 
-def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray) -> tuple[float, np.ndarray, float]:
+def _bisect(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray) -> tuple[float, np.ndarray, float]:
     """Price of a byte, the best feasible choice met, and a lower bound of the optimum, by bisection."""
     rows = np.arange(len(cost))
 
-    def choose_at(price: float) -> tuple[np.ndarray, int, float]:
+    def choose_by_price(price: float) -> tuple[np.ndarray, int, float]:
         priced = cost + price * size
         choice = priced.argmin(1)
         return choice, int(size[rows, choice].sum()), float(priced[rows, choice].sum()) - price * budget
 
-    choice, total, bound = choose_at(0.0)
+    choice, total, bound = choose_by_price(0.0)
     if total <= budget:
         return 0.0, choice, bound
     finite = cost[np.isfinite(cost)]
@@ -142,7 +142,7 @@ def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndar
     best_price = high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2 if low > 0 else high / 4
-        choice, total, value = choose_at(middle)
+        choice, total, value = choose_by_price(middle)
         if value > bound:
             bound, best_price = value, middle
         if total <= budget:
@@ -158,7 +158,7 @@ def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndar
     return best_price, best, bound
 
 
-def _extend(
+def _search_exactly(
     cost: np.ndarray, size: np.ndarray, budget: int, price: float, best: np.ndarray, upper: float, slack: float
 ) -> np.ndarray:
     """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""

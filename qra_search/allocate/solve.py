@@ -91,7 +91,7 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     Raises:
         BudgetTooSmall: no plan fits.
     """
-    table = additive_table(space, sensitivities)
+    table = build_additive_table(space, sensitivities)
     plan = solve_table(space, table, budget_bytes)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
@@ -124,36 +124,36 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Pla
     return space.decode(code)
 
 
-def gain_deviation(gain: float) -> float:
+def estimate_gain_std(gain: float) -> float:
     """Deviation in nats of a true difference of losses about the predicted one."""
     return math.hypot(RELATIVE_DEVIATION * gain, LEAST_DEVIATION)
 
 
-def additive_table(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
+def build_additive_table(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
     """float (G, B, R): nats of loss that each choice adds to that of the model in 16 bits without adapters.
 
-    Damage falls with rank by `repair`, since an adapter repairs a part of it. `flat_sensitivities` stand in for
+    Damage falls with rank by `repair`, since an adapter repairs a part of it. `make_flat_sensitivities` stand in for
     sensitivities that are None or all zero.
     """
-    sensitivities = usable_sensitivities(space, sensitivities)
+    sensitivities = ensure_sensitivities(space, sensitivities)
     ranks = np.asarray(space.ranks, dtype=float)
     left = (1.0 + ranks) ** -sensitivities.repair
     return sensitivities.bits_damage[:, :, None] * left - sensitivities.rank_gain[:, None, :]
 
 
-def table_losses(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def compute_table_losses(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Loss (N,) of encoded plans (N, 2, G) by a table (G, B, R): its entries added up over groups."""
     return np.asarray(table[np.arange(len(table)), codes[:, 0], codes[:, 1]].sum(-1))
 
 
-def usable_sensitivities(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:
+def ensure_sensitivities(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:
     """The sensitivities, or flat ones if they are None or all zero."""
     if sensitivities is None or not (sensitivities.bits_damage.any() or sensitivities.rank_gain.any()):
-        return flat_sensitivities(space)
+        return make_flat_sensitivities(space)
     return sensitivities
 
 
-def flat_sensitivities(space: SearchSpace) -> Sensitivities:
+def make_flat_sensitivities(space: SearchSpace) -> Sensitivities:
     """Sensitivities before anything is measured: error falls fourfold a bit, gain grows with log2(1 + rank), and both
     are in proportion to a group's weights."""
     share = np.array([g.weights for g in space.groups], dtype=float)

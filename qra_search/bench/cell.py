@@ -47,7 +47,7 @@ def run_cell(
     """
     with closing(build_task(task, seed)) as landscape:
         space = landscape.space
-        budgets = task_budgets(space)
+        budgets = list_task_budgets(space)
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
         smallest = space.decode(AdjacentSteps(space).smallest)
         fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
@@ -109,7 +109,7 @@ def score_checkpoint(
     point: float, state: StudyState, strategy: Strategy, landscape: Any, grid: Sequence[int]
 ) -> dict[str, Any]:
     """The best plan at each budget of the grid when at most `point` evaluations were spent."""
-    then = truncate(state, point)
+    then = truncate_state(state, point)
     # The strategy's own best plan, not the allocated one.
     result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
     smallest = then.space.decode(AdjacentSteps(then.space).smallest)  # taken if nothing fits
@@ -123,7 +123,7 @@ def score_checkpoint(
     }
 
 
-def truncate(state: StudyState, point: float) -> StudyState:
+def truncate_state(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
     spent = accumulate((trial.fidelity for trial in state.trials), initial=state.charge)
     return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
@@ -173,7 +173,7 @@ def build_task(name: str, seed: int) -> Any:
     return plugins.load("evaluators", "landscape")(config)
 
 
-def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
+def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
     """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8."""
     first, last = (resolve_budget(space, f"uniform{bits}r8") for bits in (3, 4))
     return first, (first + last) // 2, last
@@ -191,7 +191,7 @@ def parse_strategy(text: str) -> Strategy:
     return make_strategy(load_strategy(Path(name)) if name.endswith(".py") else name, **options)
 
 
-def strategy_label(text: str) -> str:
+def make_strategy_label(text: str) -> str:
     """The name of a strategy in rows and tables: as it was given; of one in a file, the file's name with a hash of the
     file, since one that was changed is another strategy."""
     name, mark, options = text.partition("?")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.bench.cell import build_task, parse_strategy, run_cell, strategy_label
+from qra_search.bench.cell import build_task, make_strategy_label, parse_strategy, run_cell
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.devices import export_variables, limit_threads
 from qra_search.files import write_text
@@ -59,7 +59,7 @@ def run_benchmark(
     Raises:
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """
-    labels = {text: strategy_label(text) for text in strategies if parse_strategy(text)}
+    labels = {text: make_strategy_label(text) for text in strategies if parse_strategy(text)}
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in tasks:
         build_task(task, chosen[0]).close()
@@ -67,7 +67,7 @@ def run_benchmark(
         raise BadInput(f"evaluations is {evaluations:g}: a finite number of at least 1 is needed")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    known = {cell_key(row) for row in read_rows(folder) if "error" not in row}
+    known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in tasks for seed in chosen for s in strategies]
     todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
@@ -79,7 +79,7 @@ def run_benchmark(
     with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = describe_environment()
         rest = (float(evaluations), str(folder / REFERENCES))
-        flying = [pool.submit(_cell, *cell, *rest) for cell in todo]
+        flying = [pool.submit(_run_cell, *cell, *rest) for cell in todo]
         try:
             for done, future in enumerate(as_completed(flying), start=1):
                 row = future.result() | {"environment": stamp}
@@ -87,7 +87,7 @@ def run_benchmark(
                 raw.write(json.dumps(row, allow_nan=False) + "\n")
                 raw.flush()
                 if progress is not None:
-                    progress(_line(row, done, len(todo)))
+                    progress(_format_row(row, done, len(todo)))
         finally:
             for future in flying:
                 future.cancel()  # after an interrupt: what was not begun is not waited for
@@ -110,13 +110,13 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
         try:
             if line:
                 row = json.loads(line)
-                rows[cell_key(row)] = row
+                rows[get_cell_key(row)] = row
         except (ValueError, LookupError, TypeError):
             raise BadInput(f"{path}, line {number} is no row of a benchmark: remove the line") from None
     return list(rows.values())
 
 
-def cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:
+def get_cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:
     """What makes two rows the same cell."""
     return row["task"], row["strategy"], row["seed"], float(row["evaluations"])
 
@@ -128,7 +128,7 @@ def describe_environment() -> dict[str, Any]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "commit": _commit(),
+        "commit": _read_commit(),
         "python": platform.python_version(),
         "versions": versions,
         "machine": platform.machine(),
@@ -137,9 +137,9 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _cell(task: str, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
+def _run_cell(task: str, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
     """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
-    key = {"task": task, "strategy": strategy_label(strategy), "seed": seed, "evaluations": evaluations}
+    key = {"task": task, "strategy": make_strategy_label(strategy), "seed": seed, "evaluations": evaluations}
     try:
         row = run_cell(task, strategy, seed, evaluations, reference_cache=references)
     except Exception as error:  # a strategy under test may raise anything: its cell counts as failed
@@ -149,7 +149,7 @@ def _cell(task: str, strategy: str, seed: int, evaluations: float, references: s
     return key | row
 
 
-def _commit() -> str:
+def _read_commit() -> str:
     """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
 
     def run_git(*arguments: str) -> str:
@@ -163,7 +163,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def _line(row: dict[str, Any], done: int, total: int) -> str:
+def _format_row(row: dict[str, Any], done: int, total: int) -> str:
     name = f"{done}/{total} {row['task']} {row['strategy']} seed {row['seed']}"
     if "error" in row:
         return f"{name}: FAILED, {row['error']}"

@@ -83,10 +83,10 @@ def make_settings(rows: Sequence[Row]) -> list[Setting]:
         parts = row["task"].split("-")
         kind = "-".join(parts[1:]) if len(parts) > 3 and parts[1].isdigit() else row["task"]
         by_kind.setdefault(kind, []).append(row)
-    return [_setting(kind, chosen) for kind, chosen in sorted(by_kind.items())]
+    return [_make_setting(kind, chosen) for kind, chosen in sorted(by_kind.items())]
 
 
-def _setting(kind: str, rows: list[Row]) -> Setting:
+def _make_setting(kind: str, rows: list[Row]) -> Setting:
     best = find_best_known(rows)
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
     shares = {point: collect_regrets(rows, point, best) for point in points}
@@ -106,7 +106,7 @@ def _setting(kind: str, rows: list[Row]) -> Setting:
         )
     tables.append(_make_behavior_table(rows))
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
-    notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _reference_note(rows, best)]
+    notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _describe_reference(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         notes.append("Failures: " + "; ".join(errors))
     curves = {
@@ -128,7 +128,7 @@ def _make_summary_table(
         last = shares[max(medians[name])][name]
         worst = float(np.nanmax(last))
         body.append([
-            name, int((~np.isnan(last)).sum()), *(_score(medians[name].get(point)) for point in points),
+            name, int((~np.isnan(last)).sum()), *(_make_score_cell(medians[name].get(point)) for point in points),
             worst if np.isfinite(worst) else FAILED, int((last > 1.0 + TIE).sum()),
         ])  # fmt: skip
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
@@ -143,23 +143,23 @@ def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.
     for i, task in enumerate(sorted({row["task"] for row in rows})):
         own = [shares[name][i] for name in names]
         if not all(np.isnan(values).all() for values in own):
-            body.append([task, *(_score(None if np.isnan(x).all() else bootstrap_median(x)) for x in own)])
+            body.append([task, *(_make_score_cell(None if np.isnan(x).all() else bootstrap_median(x)) for x in own)])
     tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
     if pairs := compare_pairs(np.column_stack([own.ravel() for own in shares.values()]), names):
         caption = (
             f"Win/tie/loss of the row against the column after {point:g} evaluations, over the tasks and seeds that "
             f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
         )
-        tables.append(Table(caption, ["", *names], _matrix(pairs, names)))
+        tables.append(Table(caption, ["", *names], _make_pair_matrix(pairs, names)))
     return tables
 
 
-def _score(interval: Interval | None) -> Cell:
+def _make_score_cell(interval: Interval | None) -> Cell:
     """An interval as a cell: `failed` if a cell that it is of failed."""
     return FAILED if interval is not None and np.isinf(interval.median) else interval
 
 
-def _matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
+def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
     cells: dict[tuple[str, str], str] = {}
     for pair in pairs:
         star = "*" if pair.p < 0.05 else ""
@@ -181,15 +181,15 @@ def _make_behavior_table(rows: list[Row]) -> Table:
         counts = [sum(row[key] for row in good) for key in ("trials", "replicates", "low_fidelity", "failed")]
         body.append([
             name,
-            _median([row["propose_seconds"]["mean"] for row in timed]),
-            _median([row["propose_cpu_seconds"]["mean"] for row in timed]),
+            _compute_median([row["propose_seconds"]["mean"] for row in timed]),
+            _compute_median([row["propose_cpu_seconds"]["mean"] for row in timed]),
             max((row["propose_seconds"]["max"] for row in timed), default=None),
-            *counts, len(own) - len(good), _median(covered),
+            *counts, len(own) - len(good), _compute_median(covered),
         ])  # fmt: skip
     return Table("Conduct:", columns, body)
 
 
-def _reference_note(rows: list[Row], best: Best) -> str:
+def _describe_reference(rows: list[Row], best: Best) -> str:
     reference = {(r["task"], r["seed"]): np.array(r["reference"]) for r in rows if "error" not in r}
     margins = [float((reference[key] - best[key]).max()) for key in best]
     beaten, by = sum(m > BEST_MARGIN for m in margins), max(margins, default=0.0)
@@ -199,7 +199,7 @@ def _reference_note(rows: list[Row], best: Best) -> str:
     )
 
 
-def _median(values: list[float]) -> float | None:
+def _compute_median(values: list[float]) -> float | None:
     return float(np.median(values)) if values else None
 
 
@@ -215,12 +215,12 @@ def to_markdown(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
             lines += ["", note]
         for table in setting.tables:
             lines += ["", table.caption, ""]
-            body = [[_text(cell) for cell in row] for row in table.rows]
+            body = [[_format_cell(cell) for cell in row] for row in table.rows]
             lines += ["| " + " | ".join(row) + " |" for row in (table.columns, ["---"] * len(table.columns), *body)]
     return "\n".join(lines) + "\n"
 
 
-def _text(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     if isinstance(cell, Interval):
         return f"{cell.median:.3f} ({cell.low:.3f}–{cell.high:.3f})"
     return "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)

@@ -88,7 +88,7 @@ SETTINGS: dict[str, Any] = {
     "model": _setting(str, "--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id."),
     "task": _setting(str, "--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats "
                      "(.jsonl, .json, .csv, .parquet), or a data set on the hub, owner/name.",
-                     names=lambda: plugins.names("tasks")),
+                     names=lambda: plugins.list_names("tasks")),
     "data": _setting(str, "--data PATH", "Folder or file with the task's data."),
     "columns": _setting(str, "--columns FIELD=COLUMN,...", "What columns of your data are read as, such as "
                         "prompt=ask."),
@@ -105,15 +105,15 @@ SETTINGS: dict[str, Any] = {
                        "`qra export` writes.", names=lambda: ENGINES),
     "backend": _setting(str, "--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
                         "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.",
-                        names=lambda: plugins.names("backends")),
+                        names=lambda: plugins.list_names("backends")),
     "evaluations": _setting(float, "--evaluations -n N", "Search budget, in full evaluations; the sensitivities come "
                             "before them.", HOW),
     "strategy": _setting(str, "--strategy S", "Search strategy (see `qra strategies`).", HOW,
-                         names=lambda: plugins.names("strategies")),
+                         names=lambda: plugins.list_names("strategies")),
     "seed": _setting(int, "--seed N", "All randomness follows from it.", HOW),
     "device": _setting(str, "--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW),
     "evaluator": _setting(str, "--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a "
-                          "formula, for trying out).", HOW, names=lambda: plugins.names("evaluators")),
+                          "formula, for trying out).", HOW, names=lambda: plugins.list_names("evaluators")),
     "sets": Set,
 }  # fmt: skip
 """The options that say what a run is, in the order of the help."""
@@ -155,15 +155,15 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
 
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, emoji=False, width=_width(sys.stdout))
+    return Console(highlight=False, emoji=False, width=_get_width(sys.stdout))
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    return Console(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
+    return Console(stderr=True, highlight=False, emoji=False, width=_get_width(sys.stderr))
 
 
-def _width(stream: TextIO) -> int | None:
+def _get_width(stream: TextIO) -> int | None:
     """Columns of what is printed; None: those of the terminal, or of the variable COLUMNS."""
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
 

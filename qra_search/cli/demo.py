@@ -10,7 +10,7 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.finetune import print_comparison
 from qra_search.config import make_config
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.report.live import make_view
 from qra_search.runs.baselines import can_shuffle
 from qra_search.runs.folder import RunFolder
@@ -65,7 +65,7 @@ def demo(
         if row:
             view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
         result = run.choose_plan(progress=view)
-        view.say(f"Planned. {headline(result)}")
+        view.say(f"Planned. {summarize_run(result)}")
         comparison = run.finetune(with_16_bit=True, progress=view, check=False)
         if can_shuffle(result.space, run.plan):
             comparison = run.finetune(against="shuffled", progress=view, check=False)

@@ -17,7 +17,7 @@ from qra_search.report.formatting import duration, engine_text
 from qra_search.space.levels import level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
-from qra_search.workflow.dry_run import cost_text, describe_rows, describe_run
+from qra_search.workflow.dry_run import describe_rows, describe_run, format_cost
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import check_tracker
@@ -73,12 +73,12 @@ def print_dry_run(
     console.print(grid)
     if facts["example"]:
         console.print("\n[bold]An example, as it is tuned on[/]")
-        for name, text in example_rows(facts["example"]):
+        for name, text in format_example_rows(facts["example"]):
             console.print(f"{name:8}{text}", markup=False, style="bold" if name == "learnt" else "")
     console.print("\nNothing was run. Leave out --dry-run to go on.")
 
 
-def example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def format_example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The parts of a row that are given and learnt, each as a Python literal, which shows spaces and line ends."""
     rows = []
     for learnt, parts in groupby(pieces, lambda piece: piece["learnt"]):
@@ -96,7 +96,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
-    bits, ranks = ", ".join(map(level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
+    bits, ranks = ", ".join(map(format_level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
     yield "not searched", format_bytes(fixed)
     yield "smallest plan", size(facts["smallest_bytes"])

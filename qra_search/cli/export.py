@@ -18,7 +18,7 @@ def export(
     format: Annotated[
         str | None,
         option("--format -f F", "peft, merged, compressed-tensors, gguf or vllm; default: that of the run's engine, or "
-               "peft.", autocompletion=common.complete(lambda: plugins.names("exporters"))),
+               "peft.", autocompletion=common.complete(lambda: plugins.list_names("exporters"))),
     ] = None,
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")] = None,
     options: Annotated[

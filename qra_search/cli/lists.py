@@ -82,7 +82,7 @@ def schema(
 def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     """Name, summary and more of every plug-in of a kind; one that cannot be loaded says so in its summary."""
     rows = []
-    for name in plugins.names(kind):
+    for name in plugins.list_names(kind):
         try:
             plugin = plugins.load(kind, name)
             rows.append({"name": name, "summary": _summarize(plugin), **describe_one(plugin)})

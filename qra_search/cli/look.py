@@ -13,14 +13,14 @@ from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input, describe
 from qra_search.report import formatting
 from qra_search.report.data import RunData
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.report.layout import make_heat_maps
 from qra_search.report.table import TextTable
-from qra_search.report.tables import overview_table, record_table
+from qra_search.report.tables import make_overview_table, make_record_table
 from qra_search.report.terminal import make_strip
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
-from qra_search.space.levels import LevelName, level_words
+from qra_search.space.levels import LevelName, format_level
 from qra_search.space.serialization import plan_to_dict, read_choices, read_plan_file
 from qra_search.study.result import finite_or_none
 from qra_search.workflow.tunings import select_plan
@@ -89,19 +89,19 @@ def show(
     console, space = common.stdout(), result.space
     limit = None if budget is None else resolve_budget(space, budget)
     comparison = folder.comparison(None if limit is None else plan, limit)
-    console.print(f"[bold]{escape(headline(result, comparison, limit))}[/]\n")
-    console.print(f"{formatting.plan_name(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
-    console.print(f"{formatting.bits_counts(plan, space)}\n")
+    console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
+    console.print(f"{formatting.format_plan(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
+    console.print(f"{formatting.format_level_counts(plan, space)}\n")
     for heat in make_heat_maps(space, plan, result.sensitivities):
         console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
         console.print(make_strip(space, heat), soft_wrap=True)
-    if any(str(level) != level_words(level.name) for level in space.levels):
+    if any(str(level) != format_level(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
     if records := folder.records():
         console.print("\n[bold]tunings[/]")
-        console.print(record_table(records, space, plan))
+        console.print(make_record_table(records, space, plan))
     if folder.config_file.is_file():
-        console.print(f"\nRuns {formatting.engine_text(folder.config())}.", soft_wrap=True)
+        console.print(f"\nRuns {formatting.format_engine(folder.config())}.", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     if as_json:
         common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
         return
-    texts = [[name, *(f"{level_words(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows]
+    texts = [[name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
     print(f"{len(rows)} of {len(names)} groups differ.")
 
@@ -140,7 +140,7 @@ def runs(
         return
     console = common.stdout()
     if read:
-        console.print(overview_table(read, named=lambda run: run.folder))
+        console.print(make_overview_table(read, named=lambda run: run.folder))
     elif not unreadable:
         console.print(f"No runs in {folder}.", markup=False)
     for row in unreadable:

@@ -9,9 +9,9 @@ from qra_search.cli import common
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.config import RunConfig
 from qra_search.report import formatting
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.report.live import make_view
-from qra_search.report.tables import allocation_table
+from qra_search.report.tables import make_allocation_table
 from qra_search.report.terminal import print_next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
@@ -58,20 +58,20 @@ def plan(
 def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
-    console.print(f"\n[bold]{headline(result)}[/]")
+    console.print(f"\n[bold]{summarize_run(result)}[/]")
     for budget in result.memory_budgets:
         allocation = result.allocation(budget)
         if allocation is None:
             continue
         weight = f"{bits_per_weight(space, budget):.2f} bits a weight"
         console.print(f"\nWithin [bold]{format_bytes(budget)}[/] ({weight})\n")
-        console.print(allocation_table(allocation, space))
+        console.print(make_allocation_table(allocation, space))
     if sensitivities is not None and sensitivities.seconds:
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.duration(sensitivities.seconds)}."
         )
-    console.print(f"Runs {formatting.engine_text(config)}.", soft_wrap=True)
+    console.print(f"Runs {formatting.format_engine(config)}.", soft_wrap=True)
     print_next_steps(console, folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")
-    console.print(f"What it may gain: {gain_text(result.allocation())}.")
+    console.print(f"What it may gain: {format_gain(result.allocation())}.")

@@ -22,7 +22,7 @@ _GPU = re.compile(r"cuda:([0-9]+)")
 _environment_lock = Lock()
 
 
-def visible_gpus() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """The GPUs that torch can use in this process, as device names."""
     if "+cpu" in importlib.metadata.version("torch"):
         return []  # without importing torch, which a study with workers does not need
@@ -31,7 +31,7 @@ def visible_gpus() -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
-def named_gpus(device: str) -> list[str]:
+def parse_gpus(device: str) -> list[str]:
     """The GPUs that a device names: `cuda:0,cuda:1` as both; empty for `auto`, `cpu` and `cuda`."""
     return [part for part in device.split(",") if part.startswith("cuda:")]
 
@@ -78,7 +78,7 @@ def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
     """
     if share == 0 or not (device == "auto" or uses_gpus(device)):
         return ["cpu"] * workers
-    visible, named = visible_gpus(), named_gpus(device)
+    visible, named = list_visible_gpus(), parse_gpus(device)
     if missing := [name for name in named if name not in visible]:
         raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
     if share is None and device == "auto" and not visible:
@@ -121,10 +121,10 @@ def make_environment(device: str, workers: int, sharing: int = 1) -> dict[str, s
             )
         names = [known[i] for i in indices]
     shown = {"CUDA_VISIBLE_DEVICES": ",".join(names)}
-    return {DEVICE: name_gpus(len(indices)), SHARING: str(sharing), **shown, **share}
+    return {DEVICE: name_device(len(indices)), SHARING: str(sharing), **shown, **share}
 
 
-def name_gpus(count: float) -> str:
+def name_device(count: float) -> str:
     """The device of a worker that sees so many GPUs, or a share of one, and no others: `cuda`, or `cuda:0,cuda:1`."""
     return "cuda" if count <= 1 else ",".join(f"cuda:{i}" for i in range(int(count)))
 

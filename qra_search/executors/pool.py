@@ -65,9 +65,9 @@ class WorkerExecutor(Executor):
         """A new worker, whose evaluator is not built yet."""
 
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self.ask(evaluate, proposal)
+        return self.call(evaluate, proposal)
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Call an importable function with the evaluator of a worker."""
         self._check_open()
         return self._threads.submit(self._run, function, *args)
@@ -139,14 +139,14 @@ class RemoteEvaluator(Evaluator):
 
     def __init__(self, executor: WorkerExecutor):
         self._executor = executor
-        self._identity: dict[str, Any] = executor.ask(identify).result()
+        self._identity: dict[str, Any] = executor.call(identify).result()
         self.space, self.fidelities = self._identity["space"], self._identity["fidelities"]
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
 
     def sensitivities(self) -> Sensitivities | None:
-        sensitivities: Sensitivities | None = self._executor.ask(methodcaller("sensitivities")).result()
+        sensitivities: Sensitivities | None = self._executor.call(methodcaller("sensitivities")).result()
         return sensitivities
 
     def describe(self) -> dict[str, Any]:

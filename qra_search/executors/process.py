@@ -44,8 +44,8 @@ class ProcessExecutor(WorkerExecutor):
 
 class _ProcessWorker(Worker):
     def __init__(self, variables: dict[str, str]):
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
-        with export_variables(variables), _interrupts_blocked():
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_initialize_worker)
+        with export_variables(variables), _block_interrupts():
             self._pool.submit(os.getpid)  # which starts the process
             (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]
 
@@ -69,7 +69,7 @@ class _ProcessWorker(Worker):
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """A process that is started meanwhile hears no Ctrl-C: that is for the study."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -90,7 +90,7 @@ def _kill_group(pid: int | None) -> None:
 _evaluator = WorkerEvaluator()
 
 
-def _begin() -> None:
+def _initialize_worker() -> None:
     """Before the first request: the worker leads a process group, and ends with the study's process."""
     if hasattr(os, "setsid"):
         os.setsid()  # one kill ends all that is started in here

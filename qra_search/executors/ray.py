@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import WorkerDied, WorkerUnusable
-from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_gpus
+from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_device
 from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
 
 START_SECONDS = 600.0
@@ -59,7 +59,7 @@ class RayExecutor(WorkerExecutor):
             except BaseException:
                 self.shutdown()
                 raise
-        self._device, self._sharing = name_gpus(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
+        self._device, self._sharing = name_device(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 

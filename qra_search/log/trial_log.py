@@ -63,7 +63,7 @@ class TrialLog:
         self.path = str(path)
         self._file = -1
         self._lock: BaseFileLock | None = None
-        self._contents = LogContents() if self._in_memory else self._load()
+        self._contents = LogContents() if self._is_in_memory else self._load()
         if self.damage:
             (number, what), *others = self.damage
             more = f" (and {len(others)} more)" if others else ""
@@ -167,7 +167,7 @@ class TrialLog:
         self.close()
 
     @property
-    def _in_memory(self) -> bool:
+    def _is_in_memory(self) -> bool:
         return self.path == MEMORY
 
     def _load(self) -> LogContents:
@@ -176,11 +176,11 @@ class TrialLog:
         except FileNotFoundError:
             return LogContents()
         except OSError as error:
-            raise LogError(f"{self.path} cannot be read ({_reason(error)})") from None
+            raise LogError(f"{self.path} cannot be read ({_format_reason(error)})") from None
 
     def _begin_writing(self) -> None:
         """Take the lock unless it is held, and read what others wrote before it was taken."""
-        if self._in_memory or (self._lock is not None and self._lock.is_locked):
+        if self._is_in_memory or (self._lock is not None and self._lock.is_locked):
             return
         from filelock import FileLock, Timeout  # brings asyncio, a tenth of what a refused command takes
 
@@ -199,7 +199,7 @@ class TrialLog:
         except OSError as error:
             self.close()
             raise LogError(
-                f"{self.path} cannot be written ({_reason(error)}): "
+                f"{self.path} cannot be written ({_format_reason(error)}): "
                 f"give an output folder that can be, or make room on its disk"
             ) from None
         except BaseException:
@@ -208,7 +208,7 @@ class TrialLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append a record, and whatever must stand before it, with one call; wait until it is on disk."""
-        if self._in_memory:
+        if self._is_in_memory:
             return
         contents, writer = self._contents, describe_process(os.getpid())
         records = [record]
@@ -225,7 +225,7 @@ class TrialLog:
             with suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, contents.end)
             raise LogUnwritable(
-                f"{self.path} cannot be written ({_reason(error)}): make room on its disk and "
+                f"{self.path} cannot be written ({_format_reason(error)}): make room on its disk and "
                 f"resume with the same log; what was recorded is kept"
             ) from None
         contents.end += len(data)
@@ -250,7 +250,7 @@ def describe_process(pid: int) -> str:
     return f"process {pid} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S} ({command})"
 
 
-def _reason(error: OSError) -> str:
+def _format_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 

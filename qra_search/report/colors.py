@@ -36,7 +36,7 @@ BRIGHT = 0.45
 """Brightness of a ground, from 0 to 1, above which text on it is black."""
 
 
-def palette(*, dark: bool = False) -> dict[str, str]:
+def get_palette(*, dark: bool = False) -> dict[str, str]:
     """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
     colors = {name: pair[dark] for name, pair in PAGE.items()}
     colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}

@@ -14,7 +14,7 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.finding import Finding, find_result
-from qra_search.report.formatting import role_label
+from qra_search.report.formatting import format_role_label
 from qra_search.report.live import BestSoFar
 from qra_search.runs.comparison import Comparison, classify_record
 from qra_search.runs.folder import RunFolder
@@ -82,7 +82,7 @@ class RunData:
     def curves(self) -> list[Curve]:
         """Loss curves of the full tunings, those that are running among them; without a finite loss there is none."""
         plan, space = None if self.comparison is None else self.comparison.chosen.plan, self.result.space
-        names = {r.id: role_label(classify_record(r, space, plan), r.plan, space) for r in self.records}
+        names = {r.id: format_role_label(classify_record(r, space, plan), r.plan, space) for r in self.records}
         if any(record.seed != self.records[0].seed for record in self.records):
             names = {record.id: f"{names[record.id]}, seed {record.seed}" for record in self.records}
         files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))

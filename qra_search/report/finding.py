@@ -38,7 +38,7 @@ def find_result(
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
-def headline(result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None) -> str:
+def summarize_run(result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None) -> str:
     """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is predicted.
 
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
@@ -57,79 +57,79 @@ def headline(result: SearchResult, comparison: Comparison | None = None, budget_
     return f"{text}{above} {_what_is_missing(result).capitalize()}."
 
 
-def verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
+def write_verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
     """What a run found, in a line: the plan's figure and size, and those of LoRA on the model in 16 bits."""
     if comparison is not None:
-        metric, fault = next(iter(comparison.metric_names), ""), next(_faults(comparison), None)
+        metric, fault = next(iter(comparison.metric_names), ""), next(_list_faults(comparison), None)
         sixteen = comparison.find_role("16-bit")
-        other = "" if sixteen is None else f"; 16-bit LoRA: {_figure_and_size(sixteen, metric)}"
-        own = _figure_and_size(comparison.chosen, metric, " right" if metric in RIGHT else "")
-        name = "" if metric in RIGHT else f"{metric_words(metric) or 'test loss'} ".capitalize()
+        other = "" if sixteen is None else f"; 16-bit LoRA: {_format_figure(sixteen, metric)}"
+        own = _format_figure(comparison.chosen, metric, " right" if metric in RIGHT else "")
+        name = "" if metric in RIGHT else f"{format_metric_name(metric) or 'test loss'} ".capitalize()
         return fault or f"{name}{own}{other}"
     found = find_result(result)
     if found is not None:
-        return f"Validation loss {loss_text(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
+        return f"Validation loss {format_loss(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
     allocation = result.allocation() if result.has_budget_or_candidates else None
     if allocation is None or (result.failures() and not result.candidates):
         return NOTHING
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
     if best is None or not best.is_certain:
-        return f"A plan of {size}; {_what_is_missing(result)}"
+        return f"A plan of {size}; {_describe_missing(result)}"
     return f"A plan of {size}, predicted {best.gain:.3f} nats below the best uniform plan"
 
 
-def _what_is_missing(result: SearchResult) -> str:
+def _describe_missing(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 
 
-def _figure_and_size(tuned: TunedPlan, metric: str, noun: str = "") -> str:
-    figure = metric_text(metric, tuned.metrics[metric]) if metric else loss_text(tuned.loss)
+def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
+    figure = format_metric(metric, tuned.metrics[metric]) if metric else format_loss(tuned.loss)
     return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
 
 
-def comparison_headline(comparison: Comparison) -> str:
+def summarize_comparison(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
-    return " ".join([*_faults(comparison), _sentence(comparison, comparison.space), *_shuffled_sentence(comparison)])
+    return " ".join([*_list_faults(comparison), _describe(comparison, comparison.space), *_judge_shuffle(comparison)])
 
 
-def _faults(comparison: Comparison) -> Iterator[str]:
+def _list_faults(comparison: Comparison) -> Iterator[str]:
     tuned, baseline, untuned = comparison.chosen, comparison.baseline, comparison.find_role("untuned")
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
-        yield f"{which} worse than untuned, whose test loss is {loss_text(untuned.loss)}."
+        yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
     # A choice is judged by its likelihood, not by what is written.
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:
         yield "The tuned model answers nothing to the test rows that are shown."
 
 
-def _shuffled_sentence(comparison: Comparison) -> Iterator[str]:
+def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
     """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
     tuned, shuffled = comparison.chosen, comparison.find_role("shuffled")
-    change = None if shuffled is None else loss_change(tuned, shuffled)
+    change = None if shuffled is None else compare_losses(tuned, shuffled)
     if shuffled is None or change is None:
         return
-    text = f"The plan shuffled over linears has {pair_text(tuned.loss, shuffled.loss)[1]}"
+    text = f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}"
     if change.interval is None or change.may_be_chance:
-        yield f"{text}: {chance_text(change)}."
+        yield f"{text}: {explain_chance(change)}."
     elif change.is_lower:
-        yield f"{text}: choosing by layer brings {change_text(change)}."
+        yield f"{text}: choosing by layer brings {format_change(change)}."
     else:
-        yield f"{text}: choosing by layer does not pay here, {change_text(change)}."
+        yield f"{text}: choosing by layer does not pay here, {format_change(change)}."
 
 
-def _sentence(found: Finding, space: SearchSpace) -> str:
+def _describe(found: Finding, space: SearchSpace) -> str:
     data, within, change = found.data, f"within {format_bytes(found.budget_bytes)}", found.change
     if found.baseline is None:
-        loss = f"{data.capitalize()} loss {loss_text(found.chosen.loss)}"
+        loss = f"{data.capitalize()} loss {format_loss(found.chosen.loss)}"
         return f"{loss} {within}; no uniform plan to compare it with."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
-    name = f"{plan_name(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
+    name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
-    own, other = pair_text(found.chosen.loss, found.baseline.loss)
+    own, other = format_pair(found.chosen.loss, found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
-        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {chance_text(change)}."
+        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_chance(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
@@ -153,20 +153,20 @@ def _next_uniform_text(result: SearchResult, plan: Plan, budget_bytes: int) -> s
     return f"{text}: its loss is predicted {abs(other.gain):.3f} nats {side} than the plan's{chance}."
 
 
-def chance_text(change: LossChange) -> str:
+def explain_chance(change: LossChange) -> str:
     """Why a difference may be chance."""
     if change.interval is None:
         return "one seed and too few rows, so nothing says whether the difference is chance"
-    return f"a difference {CHANCE}, {change_text(change)}"
+    return f"a difference {CHANCE}, {format_change(change)}"
 
 
-def allocation_text(allocation: Allocation, space: SearchSpace) -> str:
+def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
     """An allocation in one sentence."""
     within, best = f"Within {format_bytes(allocation.budget_bytes)}", allocation.best_uniform
-    chosen = f"{within} the sensitivities choose a plan ({plan_name(allocation.plan, space)})"
+    chosen = f"{within} the sensitivities choose a plan ({format_plan(allocation.plan, space)})"
     if best is None:
         return f"{chosen}; no uniform plan fits."
-    name = f"{plan_name(best.plan, space)}, {format_bytes(best.memory_bytes)}"
+    name = f"{format_plan(best.plan, space)}, {format_bytes(best.memory_bytes)}"
     if best.plan == allocation.plan:
         return f"{chosen} that is uniform: no other plan is predicted to be better."
     low, high = best.interval

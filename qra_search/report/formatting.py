@@ -11,7 +11,7 @@ from qra_search.engines import ENGINES
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.comparison import classify_record
 from qra_search.runs.intervals import Interval
-from qra_search.space.levels import level_words
+from qra_search.space.levels import format_level
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange
 
@@ -20,46 +20,46 @@ NO_SHARES = ("loss", "perplexity")
 _UNIT = re.compile(r"(?<=\d) (?=(?:[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
-def plan_name(plan: Plan, space: SearchSpace) -> str:
+def format_plan(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
     the embeddings if it is searched, and not that of everything else."""
     tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.is_embedding)
     choice = space.uniform_choice(plan)
     apart = bool(tables) and (choice is None or set(tables) != {choice[0]})
-    rest = f", embeddings {' and '.join(map(level_words, tables))}" if apart else ""
+    rest = f", embeddings {' and '.join(map(format_level, tables))}" if apart else ""
     if choice is not None:
-        return f"uniform {level_words(choice[0])}, rank {choice[1]}{rest}"
+        return f"uniform {format_level(choice[0])}, rank {choice[1]}{rest}"
     return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
 
 
-def role_name(role: str, plan: Plan, space: SearchSpace) -> str:
+def format_role(role: str, plan: Plan, space: SearchSpace) -> str:
     """A tuned plan in a table: by its role, and its choices if the role does not tell them."""
     if role == "untuned":
         return "untuned, 16 bits"
     if role == "16-bit":
         return f"16-bit LoRA, rank {max(plan.ranks)}"
     prefix = {"plan": "plan: ", "shuffled": "shuffled: "}.get(role, "")
-    return prefix + plan_name(plan, space)
+    return prefix + format_plan(plan, space)
 
 
-def record_name(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
+def format_record_role(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A tuning by what it is beside the plan of its run."""
-    return role_name(classify_record(record, space, plan), record.plan, space)
+    return format_role(classify_record(record, space, plan), record.plan, space)
 
 
-def role_label(role: str, plan: Plan, space: SearchSpace) -> str:
+def format_role_label(role: str, plan: Plan, space: SearchSpace) -> str:
     """A tuned plan in the legend of a chart: by its role alone, or `uniform 2 bits, rank 8`."""
     short = {"plan": "plan", "shuffled": "plan shuffled", "16-bit": "16-bit LoRA", "untuned": "untuned"}.get(role)
-    return short or plan_name(plan, space).partition(", embeddings")[0]
+    return short or format_plan(plan, space).partition(", embeddings")[0]
 
 
-def bits_counts(plan: Plan, space: SearchSpace) -> str:
+def format_level_counts(plan: Plan, space: SearchSpace) -> str:
     """How many groups have each level: `12 at 2 bits, 18 at nf4`."""
     counts = Counter(plan.bits)
-    return ", ".join(f"{counts[name]} at {level_words(name)}" for name in space.bits if counts[name])
+    return ", ".join(f"{counts[name]} at {format_level(name)}" for name in space.bits if counts[name])
 
 
-def loss_text(value: float, std: float = math.nan) -> str:
+def format_loss(value: float, std: float = math.nan) -> str:
     """A loss to four figures, with its deviation where one is known."""
     if not math.isfinite(value):
         return "diverged"
@@ -67,51 +67,51 @@ def loss_text(value: float, std: float = math.nan) -> str:
     return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
 
 
-def pair_text(low: float, high: float) -> tuple[str, str]:
+def format_pair(low: float, high: float) -> tuple[str, str]:
     """Two losses with just enough digits (at least two decimals) to be told apart."""
     pairs = [(f"{low:.{digits}f}", f"{high:.{digits}f}") for digits in range(2, 7)]
     return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
-def change_text(change: LossChange) -> str:
+def format_change(change: LossChange) -> str:
     """A change of a loss with its interval: `−16.4% (−20.1 to −12.7)`."""
-    share = percent(change.share, "+")
-    return f"{share}, no interval" if change.interval is None else f"{share} ({interval_text(change.interval)})"
+    share = format_percent(change.share, "+")
+    return f"{share}, no interval" if change.interval is None else f"{share} ({format_interval(change.interval)})"
 
 
-def change_cell(change: LossChange | None) -> str:
+def format_change_cell(change: LossChange | None) -> str:
     """A change in a table, marked if it may be chance; empty if there is none."""
     if change is None:
         return ""
-    text = change_text(change)
+    text = format_change(change)
     return f"{text[:-1]}, chance)" if change.may_be_chance else text
 
 
-def interval_text(interval: Interval) -> str:
+def format_interval(interval: Interval) -> str:
     """The ends of a change's interval, in percent: `−20.1 to −12.7`."""
-    return " to ".join(percent(end, "+").removesuffix("%") for end in interval)
+    return " to ".join(format_percent(end, "+").removesuffix("%") for end in interval)
 
 
-def metric_words(name: str) -> str:
+def format_metric_name(name: str) -> str:
     """A metric's name within a sentence: `exact match`."""
     return name.replace("_", " ")
 
 
-def metric_text(name: str, value: float, interval: Interval | None = None) -> str:
+def format_metric(name: str, value: float, interval: Interval | None = None) -> str:
     """A metric with its interval: `62.5% (50 to 73)`."""
-    figure, ends = metric_and_interval(name, value, interval)
+    figure, ends = format_metric_parts(name, value, interval)
     return f"{figure} ({ends})" if ends else figure
 
 
-def metric_and_interval(name: str, value: float, interval: Interval | None) -> tuple[str, str]:
+def format_metric_parts(name: str, value: float, interval: Interval | None) -> tuple[str, str]:
     """A metric and its interval, empty if there is none; in percent what lies between 0 and 1, but for losses."""
     low, high = interval or (value, value)
     if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
-        return percent(value), f"{100 * low:.0f} to {100 * high:.0f}" if interval else ""
+        return format_percent(value), f"{100 * low:.0f} to {100 * high:.0f}" if interval else ""
     return f"{value:.4g}", f"{low:.4g} to {high:.4g}" if interval else ""
 
 
-def percent(share: float, sign: str = "-") -> str:
+def format_percent(share: float, sign: str = "-") -> str:
     """A share as a percentage: `16.4%`, `−0.3%`; `+16.4%` with the sign `+`."""
     return f"{100 * share:{sign}.1f}%".replace("-", "\N{MINUS SIGN}")
 
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def engine_text(config: RunConfig) -> str:
+def format_engine(config: RunConfig) -> str:
     """Where plans of a config run, within a sentence."""
     if config.engine is not None:
         return f"as it is in {config.engine}: qra export writes a copy of it"
@@ -140,7 +140,7 @@ def engine_text(config: RunConfig) -> str:
     return f"{beside}; in an engine's own kernels if it is planned with --engine {'|'.join(ENGINES)}"
 
 
-def evaluations_text(count: float) -> str:
+def format_evaluations(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
     return f"{count:.2f}".rstrip("0").rstrip(".")
 

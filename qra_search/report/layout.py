@@ -10,7 +10,7 @@ import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.report.colors import DAMAGE_STEPS
-from qra_search.space.levels import level_label, level_words
+from qra_search.space.levels import format_level, format_level_label
 from qra_search.space.space import Plan, SearchSpace
 
 WRAP = 32
@@ -87,7 +87,7 @@ def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities 
     """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
     embeddings = [g for g, group in enumerate(space.groups) if group.is_embedding]
-    shown = [level_label(name) for name in plan.bits]
+    shown = [format_level_label(name) for name in plan.bits]
     ranked = ["" if g in embeddings and not rank else str(rank) for g, rank in enumerate(plan.ranks)]
     levels, steps = [*map(str, space.levels)], [f"rank {rank}" for rank in space.ranks]
     maps = [
@@ -96,9 +96,9 @@ def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities 
     ]
     if sensitivities is not None:
         damage = np.maximum(sensitivities.bits_damage[:, 0], 0.0)
-        unit, scale = damage_unit(damage)
-        steps_of_groups, legend = damage_steps(damage * scale)
-        remark = f"rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
+        unit, scale = choose_damage_unit(damage)
+        steps_of_groups, legend = compute_damage_steps(damage * scale)
+        remark = f"rise of the loss with one group alone at {format_level(space.bits[0])}, in {unit}"
         labels = [f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" for value in damage * scale]
         maps.append(
             HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, steps_of_groups.tolist(), labels, legend, embeddings)
@@ -106,13 +106,13 @@ def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities 
     return maps
 
 
-def damage_unit(damage: np.ndarray) -> tuple[str, float]:
+def choose_damage_unit(damage: np.ndarray) -> tuple[str, float]:
     """The unit in which most groups have a damage (G,) of 0.1 or more, and how many of it are a nat."""
     low = float(np.quantile(damage, LEAST_SHARE))
     return next((pair for pair in UNITS.items() if low * pair[1] >= 0.1), ("nats", 1.0))
 
 
-def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Levels (G,) of non-negative values on a logarithmic ramp, and a label for each level.
 
     What is below a thousandth of the largest value shares the first level.

@@ -14,7 +14,7 @@ from rich.text import Text
 from qra_search.errors import wrong_type
 from qra_search.evaluation.evaluator import Progress as ProgressFunction
 from qra_search.log.trial import Trial
-from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
+from qra_search.report.formatting import duration, format_evaluations, format_percent, format_plan
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -31,7 +31,7 @@ ProgressArgument = bool | ProgressFunction | Listener | None
 """A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
 
 
-def listener_for(progress: ProgressArgument) -> Listener:
+def make_listener(progress: ProgressArgument) -> Listener:
     """The listener that a `progress` argument asks for.
 
     Raises:
@@ -140,7 +140,7 @@ class ConsoleView(Listener):
             self._remove_stage()
         elif not (self.can_draw or self.is_brief) and now - self._printed >= STAGE_EVERY:
             self._printed = now
-            self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", time_left_text(current)))))
+            self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", format_time_left(current)))))
 
     def on_start(self, study: Study) -> None:
         self.best = BestSoFar.from_study(study)
@@ -159,10 +159,10 @@ class ConsoleView(Listener):
         spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"
         self.say(f"[{spent}] {trial_text(trial, study.space)}")
         if is_last or self.best.count % 10 == 0:
-            for line in best_texts(self.best):
+            for line in format_best_plans(self.best):
                 self.say(f"    {line}")
             if not is_last:
-                self.say(f"    {time_left_text(self.search)}")
+                self.say(f"    {format_time_left(self.search)}")
 
     def _remove_stage(self) -> None:
         if self._stage is not None:
@@ -193,21 +193,21 @@ class _Bars(Progress):
     def get_renderables(self) -> Iterator[RenderableType]:
         best = self.view.best
         for task in self.tasks:
-            count = f"{evaluations_text(task.completed)} of {evaluations_text(task.total)}" if task.total else ""
+            count = f"{format_evaluations(task.completed)} of {format_evaluations(task.total)}" if task.total else ""
             failed = f", {best.failed} failed" if task is self.view.search and best.failed else ""
-            task.fields |= {"count": count + failed, "left": time_left_text(task)}
+            task.fields |= {"count": count + failed, "left": format_time_left(task)}
             task.fields["elapsed"] = f"time {duration(task.elapsed or 0.0)}"
         yield self.make_tasks_table(self.tasks)
-        last = [] if best.last is None or best.space is None else [f"last: {trial_text(best.last, best.space)}"]
-        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in [*best_texts(best), *last])
+        last = [] if best.last is None or best.space is None else [f"last: {format_trial(best.last, best.space)}"]
+        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in [*format_best_plans(best), *last])
 
 
-def time_left_text(task: Task) -> str:
+def format_time_left(task: Task) -> str:
     """The time that a task still takes at its pace since the first step, which may include work that is done once."""
     return "" if task.time_remaining is None else f"about {duration(task.time_remaining)} left"
 
 
-def trial_text(trial: Trial, space: SearchSpace) -> str:
+def format_trial(trial: Trial, space: SearchSpace) -> str:
     """A finished trial in one line."""
     where = f"#{trial.id} {trial.proposal.origin or 'proposal'}"
     if trial.evaluation is None:
@@ -215,10 +215,10 @@ def trial_text(trial: Trial, space: SearchSpace) -> str:
     expected = trial.proposal.predicted_loss
     predicted = "" if expected is None else f" (predicted {expected:.4f})"
     size, seconds = format_bytes(trial.evaluation.memory_bytes), duration(trial.evaluation.seconds)
-    return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {plan_name(trial.plan, space)}, {seconds}"
+    return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {format_plan(trial.plan, space)}, {seconds}"
 
 
-def best_texts(best: BestSoFar) -> list[str]:
+def format_best_plans(best: BestSoFar) -> list[str]:
     """The best plan within each of the largest budgets, in one line each; none for a budget that nothing fits yet."""
     lines = []
     for budget in best.budgets[-BUDGETS_SHOWN:]:
@@ -229,6 +229,6 @@ def best_texts(best: BestSoFar) -> list[str]:
             lines.append(f"{text}, no uniform plan fits")
             continue
         lower = uniform[1] - found[1]
-        gain = f"{percent(lower / abs(uniform[1]))} lower" if lower > 0 and uniform[1] else "not beaten yet"
+        gain = f"{format_percent(lower / abs(uniform[1]))} lower" if lower > 0 and uniform[1] else "not beaten yet"
         lines.append(f"{text}, uniform {uniform[1]:.4f}, {gain}")
     return lines

@@ -16,20 +16,20 @@ from qra_search.config import RunConfig, dump_config
 from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
 from qra_search.report import formatting, tables
-from qra_search.report.colors import DAMAGE_STEPS, choose_text_color, make_ramp, palette
+from qra_search.report.colors import DAMAGE_STEPS, choose_text_color, get_palette, make_ramp
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import draw_figures
-from qra_search.report.finding import headline, verdict
+from qra_search.report.finding import summarize_run, write_verdict
 from qra_search.report.formatting import (
     duration,
-    evaluations_text,
-    interval_text,
-    metric_and_interval,
-    metric_text,
-    metric_words,
-    percent,
-    plan_name,
+    format_evaluations,
+    format_interval,
+    format_metric,
+    format_metric_name,
+    format_metric_parts,
+    format_percent,
+    format_plan,
 )
 from qra_search.report.layout import arrange_groups, make_heat_maps
 from qra_search.report.terminal import next_steps
@@ -77,13 +77,13 @@ def render_page(runs: Sequence[RunData]) -> str:
         runs = [replace(run, name=run.folder) for run in runs]
     names = ", ".join(run.name for run in runs)
     return (
-        _environment()
+        _load_templates()
         .get_template("page.html")
         .render(
-            views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
-            overview=tables.overview_table(runs) if len(runs) > 1 else None,
-            fronts=_chart(draw_figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
-            themes=[_properties(counts, dark=dark) for dark in (False, True)],
+            views=[_make_view(run, f"r{i}") for i, run in enumerate(runs)],
+            overview=tables.make_overview_table(runs) if len(runs) > 1 else None,
+            fronts=_render_chart(draw_figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
+            themes=[_list_css_properties(counts, dark=dark) for dark in (False, True)],
             ramps=[(name, i) for name, count in counts.items() for i in range(count)],
             every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
         )
@@ -91,7 +91,7 @@ def render_page(runs: Sequence[RunData]) -> str:
 
 
 @functools.cache
-def _environment() -> Environment:
+def _load_templates() -> Environment:
     """The templates, compiled once."""
     environment = Environment(
         loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -102,15 +102,15 @@ def _environment() -> Environment:
     return environment
 
 
-def _view(run: RunData, key: str) -> dict[str, Any]:
+def _make_view(run: RunData, key: str) -> dict[str, Any]:
     """A run with its charts and all else that the template cannot get from it."""
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
-    sentence, result = headline(run.result, run.comparison), run.result
-    charts = {name: _chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
+    sentence, result = summarize_run(run.result, run.comparison), run.result
+    charts = {name: _render_chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
     return {
         "run": run,
         "where": _model_and_task(run),
-        "verdict": verdict(result, run.comparison),
+        "verdict": write_verdict(result, run.comparison),
         "headline": sentence,
         "allocation": result.allocation() if result.memory_budgets else None,
         "layout": arrange_groups(result.space),
@@ -132,7 +132,7 @@ def _model_and_task(run: RunData) -> list[str]:
     return [str(name) for name in names if name]
 
 
-def _chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:
+def _render_chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:
     """A chart and its words; matplotlib escapes the texts in it."""
     label = f"{figure.get_label()}. {summary}"
     return {"svg": Markup(to_svg(figure, theme="page", key=key)), "label": label}  # noqa: S704
@@ -145,23 +145,23 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
         tuned, uniform = run.comparison.chosen, run.comparison.baseline
         for name in run.comparison.metric_names:
             rows = len(tuned.row_scores[name])
-            figure, interval = metric_and_interval(name, tuned.metrics[name], tuned.metric_interval(name))
+            figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))
             more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
             if uniform is not None and uniform is not tuned:
-                more += f"; best uniform plan: {metric_text(name, uniform.metrics[name])}"
-            items.append((metric_words(name).capitalize(), figure, more))
+                more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
+            items.append((format_metric_name(name).capitalize(), figure, more))
     if found is not None:
         whole = result.space.unquantized.memory.minimum
         share = f"{found.chosen.memory_bytes / whole:.0%} of the model in 16 bits"
         items.append(("Size", format_bytes(found.chosen.memory_bytes), share))
         if found.baseline is not None and found.change is not None:
-            change, name = found.change, plan_name(found.baseline.plan, result.space)
-            interval = "" if change.interval is None else f", {interval_text(change.interval)}"
-            items.append(("Against uniform", percent(change.share, "+"), f"{found.data} loss{interval}; {name}"))
+            change, name = found.change, format_plan(found.baseline.plan, result.space)
+            interval = "" if change.interval is None else f", {format_interval(change.interval)}"
+            items.append(("Against uniform", format_percent(change.share, "+"), f"{found.data} loss{interval}; {name}"))
     if result.trials:
         failed = f", {len(result.failures())} failed" if result.failures() else ""
         plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
-        items.append(("Evaluations", evaluations_text(result.spent), f"{duration(run.seconds)}; {plans}"))
+        items.append(("Evaluations", format_evaluations(result.spent), f"{duration(run.seconds)}; {plans}"))
     elif result.sensitivities is not None:
         groups = f"{len(result.space)} groups"
         items.append(("Time of the sensitivities", duration(result.sensitivities.seconds), groups))
@@ -171,9 +171,9 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
     return items
 
 
-def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:
+def _list_css_properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:
     """Custom properties of the page in a theme: its colours, and those of the ramps with the text on them."""
-    found = palette(dark=dark)
+    found = get_palette(dark=dark)
     for name, count in counts.items():
         for i, color in enumerate(make_ramp(name, count, dark=dark)):
             found |= {f"{name}-{i}": color, f"{name}-{i}-text": choose_text_color(color)}

@@ -44,10 +44,10 @@ class TextTable:
         return Group(table, *([Text("\n" + " ".join(self.notes), style="dim")] if self.notes else []))
 
     def __str__(self) -> str:
-        return as_text(self)
+        return render_text(self)
 
 
-def as_text(thing: object) -> str:
+def render_text(thing: object) -> str:
     """What rich prints of an object, as plain text."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
     console.print(thing)

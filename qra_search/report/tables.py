@@ -12,21 +12,21 @@ from rich.text import Text
 from qra_search.allocate.solve import Allocation
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.data import RunData
-from qra_search.report.finding import comparison_headline, headline
+from qra_search.report.finding import summarize_comparison, summarize_run
 from qra_search.report.formatting import (
-    bits_counts,
-    change_cell,
     duration,
-    evaluations_text,
-    loss_text,
-    metric_text,
-    metric_words,
-    plan_name,
-    record_name,
-    role_name,
+    format_change_cell,
+    format_evaluations,
+    format_level_counts,
+    format_loss,
+    format_metric,
+    format_metric_name,
+    format_plan,
+    format_record_role,
+    format_role,
 )
 from qra_search.report.table import TextTable
-from qra_search.runs.comparison import Comparison, loss_change
+from qra_search.runs.comparison import Comparison, compare_losses
 from qra_search.runs.intervals import mean_interval
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
@@ -42,21 +42,21 @@ NOTEBOOK_WIDTH = 110
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
 
 
-def tuned_table(comparison: Comparison) -> TextTable:
+def make_tuned_table(comparison: Comparison) -> TextTable:
     """A comparison on test data, cheapest first: every metric, losses, and how the plan's loss differs from each."""
     names, chosen = comparison.metric_names, comparison.chosen
-    changes = ["" if t is chosen else change_cell(loss_change(chosen, t)) for t in comparison.tunings]
+    changes = ["" if t is chosen else format_change_cell(compare_losses(chosen, t)) for t in comparison.tunings]
     rows = [
         (
-            role_name(t.role, t.plan, comparison.space),
-            *(metric_text(n, t.metrics[n], t.metric_interval(n)) if n in t.metrics else "" for n in names),
-            format_bytes(t.memory_bytes), "diverged" if t.failed else loss_text(t.loss, t.loss_error), change,
+            format_role(t.role, t.plan, comparison.space),
+            *(format_metric(n, t.metrics[n], t.metric_interval(n)) if n in t.metrics else "" for n in names),
+            format_bytes(t.memory_bytes), "diverged" if t.failed else format_loss(t.loss, t.loss_error), change,
         )
         for t, change in zip(comparison.tunings, changes, strict=True)
     ]  # fmt: skip
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
-    titles = [metric_words(name) for name in names]
+    titles = [format_metric_name(name) for name in names]
     notes = {
         "Change: of the plan's test loss against this row's.": any(changes),
         f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "(" in "".join(changes),
@@ -70,12 +70,12 @@ def tuned_table(comparison: Comparison) -> TextTable:
     return TextTable(caption, heads, rows, marked=marked, notes=[note for note, applies in notes.items() if applies])
 
 
-def record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
+def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
     """Every tuning of a run, oldest first."""
     rows = [
         (
-            record.id, record_name(record, space, plan), str(record.seed), str(record.steps),
-            format_bytes(record.memory_bytes), "diverged" if record.failed else loss_text(record.test_loss),
+            record.id, format_record_role(record, space, plan), str(record.seed), str(record.steps),
+            format_bytes(record.memory_bytes), "diverged" if record.failed else format_loss(record.test_loss),
             duration(record.seconds),
         )
         for record in records
@@ -83,27 +83,27 @@ def record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan
     return TextTable("Tunings", ("id", "plan", "seed", "steps", "size", "test loss", "time"), rows, left=("plan",))
 
 
-def record_text(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
+def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A finished tuning in one line."""
-    name = record_name(record, space, plan)
+    name = format_record_role(record, space, plan)
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
-        f"{metric_words(name)} {metric_text(name, mean, mean_interval(record.row_scores[name]))}"
+        f"{format_metric_name(name)} {format_metric(name, mean, mean_interval(record.row_scores[name]))}"
         for name, mean in record.metrics.items()
     ]
-    losses = ", ".join([f"test loss {loss_text(record.test_loss)}", *metrics])
+    losses = ", ".join([f"test loss {format_loss(record.test_loss)}", *metrics])
     return f"{name}, seed {record.seed}: {losses}, {format_bytes(record.memory_bytes)}, {duration(record.seconds)}"
 
 
-def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
+def make_allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
     """The allocated plan, and every uniform plan that fits, by predicted loss."""
-    rows = [("plan: " + plan_name(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
+    rows = [("plan: " + format_plan(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
     for other in sorted(allocation.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
         same = other.plan == allocation.plan
         rows.append((
-            plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
+            format_plan(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
             "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.is_certain else "chance",
         ))  # fmt: skip
     notes = []
@@ -121,7 +121,7 @@ def allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
 
-def comparison_table(result: SearchResult) -> TextTable:
+def make_comparison_table(result: SearchResult) -> TextTable:
     """For every budget the best plan, and below it the best uniform plan; a few budgets stand for many.
 
     Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
@@ -136,29 +136,29 @@ def comparison_table(result: SearchResult) -> TextTable:
         marked.append(len(rows))
         rows.append((
             format_bytes(row.budget_bytes),
-            f"{'plan' if best.evaluations else 'predicted'}: {plan_name(best.plan, space)}",
-            format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
-            loss_text(best.observed) if best.evaluations else "not yet",
-            change_cell(row.change),
+            f"{'plan' if best.evaluations else 'predicted'}: {format_plan(best.plan, space)}",
+            format_bytes(best.memory_bytes), format_loss(best.loss, best.loss_std),
+            format_loss(best.observed) if best.evaluations else "not yet",
+            format_change_cell(row.change),
         ))  # fmt: skip
         if uniform is None:
             rows.append(("", "no uniform plan fits", "", "", "", ""))
             continue
-        loss = loss_text(uniform.loss, uniform.loss_std)
+        loss = format_loss(uniform.loss, uniform.loss_std)
         size = format_bytes(uniform.memory_bytes)
-        rows.append(("", plan_name(uniform.plan, space), size, loss, loss_text(uniform.observed), ""))
+        rows.append(("", format_plan(uniform.plan, space), size, loss, format_loss(uniform.observed), ""))
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
     notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
-def front_table(run: RunData) -> TextTable:
+def make_front_table(run: RunData) -> TextTable:
     """The plans of the front, cheapest first."""
     space, front = run.result.space, run.result.front
     rows = [
         (
-            plan_name(c.plan, space), bits_counts(c.plan, space), format_bytes(c.memory_bytes),
-            loss_text(c.loss, c.loss_std), str(c.evaluations),
+            format_plan(c.plan, space), format_level_counts(c.plan, space), format_bytes(c.memory_bytes),
+            format_loss(c.loss, c.loss_std), str(c.evaluations),
         )
         for c in front
     ]  # fmt: skip
@@ -168,51 +168,51 @@ def front_table(run: RunData) -> TextTable:
     )  # fmt: skip
 
 
-def failure_table(run: RunData) -> TextTable:
+def make_failure_table(run: RunData) -> TextTable:
     """The first failures with their reasons."""
     rows = [
-        (str(t.id), plan_name(t.plan, run.result.space), t.reason) for t in run.result.failures()[:FAILURES_SHOWN]
+        (str(t.id), format_plan(t.plan, run.result.space), t.reason) for t in run.result.failures()[:FAILURES_SHOWN]
     ]  # fmt: skip
     return TextTable("Failed evaluations", ("trial", "plan", "reason"), rows, left=("plan", "reason"))
 
 
-def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
+def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
     """The finding of every run, by its name."""
     rows = []
     for run in runs:
         found = run.finding
         baseline = found.baseline if found else None
-        planned = "" if run.planned is None else f" of {evaluations_text(run.planned)}"
+        planned = "" if run.planned is None else f" of {format_evaluations(run.planned)}"
         rows.append((
             f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
             format_bytes(found.budget_bytes) if found else "–",
-            f"{loss_text(found.chosen.loss)} ({found.data})" if found else "none yet",
-            loss_text(baseline.loss) if baseline else "–",
-            change_cell(found.change) or "–" if found else "–",
-            evaluations_text(run.result.spent) + planned,
+            f"{format_loss(found.chosen.loss)} ({found.data})" if found else "none yet",
+            format_loss(baseline.loss) if baseline else "–",
+            format_change_cell(found.change) or "–" if found else "–",
+            format_evaluations(run.result.spent) + planned,
             duration(run.seconds),
         ))  # fmt: skip
     heads = ("run", "budget", "loss", "best uniform", "change", "evaluations", "time")
     return TextTable("The finding of every run", heads, rows)
 
 
-def result_rich(result: SearchResult, comparison: Comparison | None = None) -> Group:
+def render_result(result: SearchResult, comparison: Comparison | None = None) -> Group:
     """The finding in a sentence, and for every budget the best plan beside the best uniform one."""
     failed = len(result.failures())
     spent = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
-    spent += f"; spent {evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
-    parts: list[Any] = [Text(headline(result, comparison), style="bold"), Text()]
+    spent += f"; spent {format_evaluations(result.spent)}; strategy {result.strategy}, seed {result.seed}."
+    parts: list[Any] = [Text(summarize_run(result, comparison), style="bold"), Text()]
     if result.comparisons:
-        parts += [comparison_table(result), Text()]
+        parts += [make_comparison_table(result), Text()]
     return Group(*parts, Text(spent, style="dim"))
 
 
-def comparison_rich(comparison: Comparison) -> Group:
+def render_comparison(comparison: Comparison) -> Group:
     """A comparison on test data: the finding in a sentence, and every plan that was tuned."""
-    return Group(Text(comparison_headline(comparison), style="bold"), Text(), tuned_table(comparison))
+    return Group(Text(summarize_comparison(comparison), style="bold"), Text(), make_tuned_table(comparison))
 
 
-def as_html(thing: Any) -> str:
+def render_html(thing: Any) -> str:
     """What rich prints of an object, as HTML for a notebook."""
     console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
     console.print(thing)

@@ -14,9 +14,9 @@ from rich.text import Text
 from qra_search.errors import one_line
 from qra_search.report.colors import choose_text_color, make_ramp
 from qra_search.report.finding import Finding
-from qra_search.report.formatting import evaluations_text
+from qra_search.report.formatting import format_evaluations
 from qra_search.report.layout import HeatMap, arrange_groups
-from qra_search.report.tables import result_rich
+from qra_search.report.tables import render_result
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
@@ -30,7 +30,7 @@ LABEL_EVERY = 5
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
     console.print()
-    console.print(result_rich(result, folder.comparison()))
+    console.print(render_result(result, folder.comparison()))
     if not complete:
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
@@ -101,4 +101,4 @@ def next_steps(run: str | Path, result: SearchResult, found: Finding | None = No
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
-    return [*steps, ("search further", f"qra search {quoted} --evaluations {evaluations_text(more)}")]
+    return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

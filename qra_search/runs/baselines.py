@@ -49,7 +49,7 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
     Raises BadInput if groups of the same shape have the same width and rank throughout.
     """
     rng, order = np.random.default_rng(seed), np.arange(len(space))
-    for alike in _groups_of_a_shape(space):
+    for alike in _group_by_shape(space):
         order[alike] = rng.permutation(alike)
     if not can_shuffle(space, plan):
         raise BadInput("the plan has one width and rank for all linears of the same shape: it cannot be shuffled")
@@ -67,7 +67,7 @@ def is_shuffled(space: SearchSpace, plan: Plan, other: Plan) -> bool:
     return plan != other and _choices_by_shape(space, plan) == _choices_by_shape(space, other)
 
 
-def _groups_of_a_shape(space: SearchSpace) -> list[Sequence[int]]:
+def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
     """Indices of the groups, together where shapes and allowed choices are the same."""
     alike: dict[object, list[int]] = {}
     for i, group in enumerate(space.groups):
@@ -77,4 +77,4 @@ def _groups_of_a_shape(space: SearchSpace) -> list[Sequence[int]]:
 
 
 def _choices_by_shape(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
-    return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in _groups_of_a_shape(space)]
+    return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in _group_by_shape(space)]

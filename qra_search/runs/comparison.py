@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.baselines import is_shuffled
-from qra_search.runs.intervals import TWO_SIDED, Interval, log_ratio_interval, mean_interval, standard_error
+from qra_search.runs.intervals import TWO_SIDED, Interval, bootstrap_log_ratio, mean_interval, standard_error
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange, Shown
@@ -55,7 +55,7 @@ class TunedPlan(TuningRecord):
         return mean_interval(self.row_scores[name])
 
 
-def loss_change(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
+def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     """The change of one test loss against another; None if one of them diverged.
 
     The interval is that of paired rows, widened by the spread over seeds if there are several; by that spread alone if
@@ -70,7 +70,7 @@ def loss_change(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     seeds = TWO_SIDED * math.hypot(tuned.loss_error / loss, other.loss_error / other_loss)
     middle = math.log(loss / other_loss)
     same_rows = tuned.row_tokens == other.row_tokens
-    rows = log_ratio_interval(tuned.row_nats, other.row_nats) if same_rows else None
+    rows = bootstrap_log_ratio(tuned.row_nats, other.row_nats) if same_rows else None
     if rows is None and not math.isfinite(seeds):
         return LossChange(share)
     low, high = rows or (middle, middle)
@@ -88,7 +88,7 @@ class Comparison(Shown):
         tunings: cheapest first.
     """
 
-    shown_by = "comparison_rich"
+    shown_by = "render_comparison"
     data: ClassVar[str] = "test"
     space: SearchSpace
     budget_bytes: int
@@ -118,7 +118,7 @@ class Comparison(Shown):
     def change(self) -> LossChange | None:
         """The plan's test loss against the baseline's; None without one."""
         baseline = self.baseline
-        return None if baseline is None or baseline is self.chosen else loss_change(self.chosen, baseline)
+        return None if baseline is None or baseline is self.chosen else compare_losses(self.chosen, baseline)
 
     @property
     def metric_names(self) -> list[str]:
@@ -131,7 +131,7 @@ class Comparison(Shown):
         return {"budget_bytes": self.budget_bytes, "tunings": [_plain(t, self) for t in self.tunings]}
 
     def __str__(self) -> str:
-        return str(import_module("qra_search.report.table").as_text(self))
+        return str(import_module("qra_search.report.table").render_text(self))
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"
@@ -201,7 +201,7 @@ def _mean_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _plain(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
-    change = None if tuned is comparison.chosen else loss_change(comparison.chosen, tuned)
+    change = None if tuned is comparison.chosen else compare_losses(comparison.chosen, tuned)
     interval = {name: tuned.metric_interval(name) for name in tuned.metrics}
     return {
         "role": tuned.role,

@@ -225,7 +225,7 @@ class RunFolder:
         return self.tuning(found[0].id)
 
 
-def trusts_code(folder: Path) -> bool:
+def is_code_trusted(folder: Path) -> bool:
     """Whether a run, by its folder or that of one of its tunings, may execute code that comes with its model."""
     run = RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
     return run.config_file.is_file() and run.config().model.trust_remote_code

@@ -16,7 +16,7 @@ LEAST_ROWS = 8
 """Fewer rows say nothing about others of their kind."""
 
 
-def log_ratio_interval(nats: Sequence[float], other_nats: Sequence[float]) -> Interval | None:
+def bootstrap_log_ratio(nats: Sequence[float], other_nats: Sequence[float]) -> Interval | None:
     """Interval of the logarithm of the ratio of two losses, by paired bootstrap over rows (Efron 1979).
 
     The same each time.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from qra_search.errors import BadInput, shorten
-from qra_search.space.levels import LevelName, level_words, read_name
+from qra_search.space.levels import LevelName, format_level, read_name
 from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
 from qra_search.space.space import Plan, SearchSpace
 
@@ -101,7 +101,7 @@ def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     if plan is None:
         widths = dict.fromkeys(level for level, _ in space.uniform_by_choice())
         raise BadInput(
-            f"{what} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space does not have: "
+            f"{what} needs the uniform plan of {format_level(bits)} and rank {rank}, which the space does not have: "
             f"its bits are {', '.join(map(str, widths))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
         )
     return plan

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_format
+from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, make_default_format
 
 LevelName = int | str
 Converted = TypeVar("Converted")
@@ -39,25 +39,25 @@ class Level:
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
-            object.__setattr__(self, "format", default_format(self.width))
+            object.__setattr__(self, "format", make_default_format(self.width))
 
     def __str__(self) -> str:
-        words = level_words(self.name)
+        words = format_level(self.name)
         if words != self.name:
             return words
         return f"{words} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
 
 
-def level_label(name: LevelName) -> str:
+def format_level_label(name: LevelName) -> str:
     """A level's name in a cell: `4`, `nf4`, and `1.5` for `trellis-1.5`, as numbers name whole widths alone."""
     text = str(name)
     width = text.rpartition("-")[2]
     return width if "." in width and width.replace(".", "", 1).isdecimal() else text
 
 
-def level_words(name: LevelName) -> str:
+def format_level(name: LevelName) -> str:
     """A level's name within a sentence: `4 bits`, `1.5 bits`, `nf4`."""
-    label = level_label(name)
+    label = format_level_label(name)
     return label if label == name else f"{label} bit" if label == "1" else f"{label} bits"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qra_search.space.levels import LevelName, check_name, convert_all, level_words, to_int, to_level_name
+from qra_search.space.levels import LevelName, check_name, convert_all, format_level, to_int, to_level_name
 
 
 class Linear(BaseModel):
@@ -104,5 +104,5 @@ class Plan:
     def __str__(self) -> str:
         counts = Counter(self.bits)
         order = sorted(counts, key=lambda name: (isinstance(name, str), name))
-        shares = ", ".join(f"{counts[name]} at {level_words(name)}" for name in order)
+        shares = ", ".join(f"{counts[name]} at {format_level(name)}" for name in order)
         return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.errors import shorten, wrong_type
-from qra_search.plugins import unknown_message
+from qra_search.plugins import describe_unknown
 from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Group, Linear, Plan
@@ -79,7 +79,7 @@ class SearchSpace:
                     raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
-        if not self._following:
+        if not self._uniform_groups:
             raise ValueError("a space needs at least one group that is not an embedding")
 
     def __repr__(self) -> str:
@@ -117,18 +117,18 @@ class SearchSpace:
 
     def level(self, name: LevelName) -> Level:
         """The level of a name, or the only one of a number of bits; raises ValueError, which names what there is."""
-        level = self._level(name)
+        level = self._find_level(name)
         if level is None:
-            raise ValueError(unknown_message("storage level", str(name), map(str, self.bits)))
+            raise ValueError(describe_unknown("storage level", str(name), map(str, self.bits)))
         return level
 
     def mean_bits(self, plan: Plan) -> float:
         """Nominal bits of a plan's levels, averaged over the groups that uniform plans are made of."""
-        return float(self.widths[self.encode(plan)[0, self._following]].mean())
+        return float(self.widths[self.encode(plan)[0, self._uniform_groups]].mean())
 
     def mean_rank(self, plan: Plan) -> float:
         """Rank of a plan's adapters, averaged over the same groups."""
-        return sum(plan.ranks[i] for i in self._following) / len(self._following)
+        return sum(plan.ranks[i] for i in self._uniform_groups) / len(self._uniform_groups)
 
     @cached_property
     def memory(self) -> MemoryModel:
@@ -181,26 +181,26 @@ class SearchSpace:
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
-            b = self._indices(self.bits, (plan.bits for plan in plans))
-            r = self._indices(self.ranks, (plan.ranks for plan in plans))
+            b = self._find_indices(self.bits, (plan.bits for plan in plans))
+            r = self._find_indices(self.ranks, (plan.ranks for plan in plans))
             rows = np.arange(len(self))
             is_allowed = self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()
         except KeyError:
             is_allowed = False
         if not is_allowed:
-            raise ValueError(next(filter(None, map(self._why_not, plans))))
+            raise ValueError(next(filter(None, map(self._explain_mismatch, plans))))
         return np.stack([b, r], axis=1)
 
     def contains(self, plan: Plan) -> bool:
         """Whether every choice of the plan is allowed."""
-        return isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._why_not(plan)
+        return isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
 
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
 
         Raises ValueError if several levels have so many bits.
         """
-        level = self._level(bits)
+        level = self._find_level(bits)
         if level is None:
             return None
         plan = Plan(
@@ -211,7 +211,7 @@ class SearchSpace:
 
     def uniform_choice(self, plan: Plan) -> tuple[LevelName, int] | None:
         """The level and rank of a uniform plan; None if it is none."""
-        choices = {(plan.bits[i], plan.ranks[i]) for i in self._following}
+        choices = {(plan.bits[i], plan.ranks[i]) for i in self._uniform_groups}
         if len(choices) != 1:
             return None
         choice = choices.pop()
@@ -230,7 +230,7 @@ class SearchSpace:
     @cached_property
     def uniform_ranks(self) -> tuple[int, ...]:
         """Ranks that uniform plans may have."""
-        return tuple(r for i, r in enumerate(self.ranks) if self.ranks_allowed[self._following, i].all())
+        return tuple(r for i, r in enumerate(self.ranks) if self.ranks_allowed[self._uniform_groups, i].all())
 
     @cached_property
     def signature(self) -> str:
@@ -248,7 +248,7 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def _following(self) -> list[int]:
+    def _uniform_groups(self) -> list[int]:
         """The groups that follow a uniform plan."""
         return [i for i, group in enumerate(self.groups) if not group.is_embedding]
 
@@ -259,12 +259,12 @@ class SearchSpace:
             return level.name
         return next((own for own in allowed if own.width >= level.width), allowed[-1]).name
 
-    def _indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
+    def _find_indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
         """int64 (N, G): where N lists of choices lie among the known ones."""
         index = {choice: i for i, choice in enumerate(known)}
         return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(-1, len(self))
 
-    def _level(self, name: LevelName) -> Level | None:
+    def _find_level(self, name: LevelName) -> Level | None:
         same = [level for level in self.levels if level.name == name]
         same = same or [level for level in self.levels if level.width == name]
         if len(same) > 1:
@@ -272,7 +272,7 @@ class SearchSpace:
             raise ValueError(f"{name} bits are stored in several ways: name one of {ways}")
         return same[0] if same else None
 
-    def _why_not(self, plan: Plan) -> str:
+    def _explain_mismatch(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
             for what, value, allowed in (("bits", b, group.bits or self.bits), ("rank", r, group.ranks or self.ranks)):
                 if value not in allowed:

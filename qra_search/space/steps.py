@@ -37,11 +37,11 @@ class AdjacentSteps:
 
     def decrease_choices(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next smaller allowed choice, or where it is if there is none."""
-        return select_entries(self._below, code)
+        return select_entries(self._next_smaller, code)
 
     def increase_choices(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next larger allowed choice, or where it is if there is none."""
-        return select_entries(self._above, code)
+        return select_entries(self._next_larger, code)
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
         """int (2, G): every variable drawn from its allowed choices, whatever the bytes."""
@@ -80,11 +80,11 @@ class AdjacentSteps:
         return np.concatenate(found)
 
     @cached_property
-    def _below(self) -> np.ndarray:
+    def _next_smaller(self) -> np.ndarray:
         return _find_previous_allowed(self.allowed)
 
     @cached_property
-    def _above(self) -> np.ndarray:
+    def _next_larger(self) -> np.ndarray:
         return np.asarray(self.allowed.shape[-1] - 1 - _find_previous_allowed(self.allowed[..., ::-1])[..., ::-1])
 
 

@@ -7,11 +7,11 @@ from itertools import islice
 
 import numpy as np
 
-from qra_search.allocate.solve import additive_table, solve_table
+from qra_search.allocate.solve import build_additive_table, solve_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy
-from qra_search.surrogates.posterior import posterior_table
+from qra_search.surrogates.posterior import compute_posterior_table
 
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
@@ -36,7 +36,7 @@ class AdditiveStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
-        table = posterior_table(state) if learn else additive_table(state.space, state.sensitivities)
+        table = compute_posterior_table(state) if learn else build_additive_table(state.space, state.sensitivities)
         return propose_optima(state, table, n, origin="additive")
 
 
@@ -48,7 +48,7 @@ def propose_optima(state: StudyState, table: np.ndarray, n: int, *, origin: str,
     """
     seen = set(state.seen)
     proposals: list[Proposal] = []
-    for budget in islice(_sweep(state), skip, None):
+    for budget in islice(_list_budgets(state), skip, None):
         if len(proposals) >= n:
             break
         plan = solve_table(state.space, table, budget)
@@ -58,7 +58,7 @@ def propose_optima(state: StudyState, table: np.ndarray, n: int, *, origin: str,
     return proposals
 
 
-def _sweep(state: StudyState) -> Iterator[int]:
+def _list_budgets(state: StudyState) -> Iterator[int]:
     """Budgets to solve for, in order: see `AdditiveStrategy`."""
     yield from state.budgets
     low, high = state.memory.minimum, state.memory_limit

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qra_search.allocate.knapsack import flatten, solve_many, to_codes
-from qra_search.allocate.solve import additive_table, solve
+from qra_search.allocate.knapsack import decode_items, flatten, solve_many
+from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
@@ -76,7 +76,7 @@ class QRAStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         if len(state.space) > MOST_GROUPS:
-            table = additive_table(state.space, state.sensitivities)
+            table = build_additive_table(state.space, state.sensitivities)
             done = sum(t.proposal.origin == PRIOR for t in state.trials)
             return propose_optima(state, table, n, origin=PRIOR, skip=done)
         with BLAS.limit(limits=1, user_api="blas"):
@@ -93,7 +93,7 @@ class QRAStrategy(Strategy):
                 if fit is not None
                 else iter(())
             )
-            proposal = next((p for p in found if p.plan not in asked), None) or self._without_model(state, asked, k)
+            proposal = next((p for p in found if p.plan not in asked), None) or self._fall_back(state, asked, k)
             if proposal is None:
                 break
             asked.add(proposal.plan)
@@ -114,9 +114,9 @@ class QRAStrategy(Strategy):
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
-        space, budgets = state.space, self._budgets(state, k)
+        space, budgets = state.space, self._select_budgets(state, k)
         believed, _ = fit.predict_rows()
-        known, new = self._candidates(state, fit, believed, budgets, k)
+        known, new = self._list_candidates(state, fit, believed, budgets, k)
         n = len(known)
         codes = np.concatenate([fit.rows.codes[known], new])
         mean, cov = fit.predict(codes)
@@ -129,34 +129,34 @@ class QRAStrategy(Strategy):
         change = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
         size = space.memory.bytes(codes)
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
-        seed = self._seed(state, k)
+        seed = self._pick_seed(state, k)
         shift = float(fit.shift(weigh_seeds([[seed]], list_common_seeds(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
             deviation = float(np.sqrt(max(cov[i, i], 0.0)))
             yield Proposal(plan, 1.0, seed, "table", float(mean[i] + shift), deviation)
 
-    def _seed(self, state: StudyState, k: int) -> int:
+    def _pick_seed(self, state: StudyState, k: int) -> int:
         """The seed in turn."""
         return state.seed + (len(state.trials) + k) % self.seeds
 
-    def _without_model(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
+    def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the budget in turn; if it is taken, a random plan; None if none is left."""
         budget = rotate_budgets(state, k)[0]
         plan = solve(state.space, state.sensitivities, budget).plan
         if plan not in asked:
-            return Proposal(plan, seed=self._seed(state, k), origin=PRIOR)
+            return Proposal(plan, seed=self._pick_seed(state, k), origin=PRIOR)
         rng = state.rng(k)
         plans = (sample_plan(state, rng, budget) for _ in range(ATTEMPTS))
-        new = (Proposal(plan, seed=self._seed(state, k), origin="random") for plan in plans if plan not in asked)
+        new = (Proposal(plan, seed=self._pick_seed(state, k), origin="random") for plan in plans if plan not in asked)
         return next(new, None)
 
-    def _budgets(self, state: StudyState, k: int) -> list[int]:
+    def _select_budgets(self, state: StudyState, k: int) -> list[int]:
         """The budgets that the next proposal is weighed for."""
         step = -(-len(state.budgets) // AT_ONCE)
         return list(state.budgets[(len(state.trials) + k) % step :: step])
 
-    def _candidates(
+    def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows (K,) of the fit that may be the best plan, and codes (M, 2, G) of plans not yet evaluated.
@@ -216,4 +216,4 @@ def list_neighbours(code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget
     pairs = np.repeat(plan[None], len(i), 0)
     pairs[np.arange(len(i)), i // C] = i % C
     pairs[np.arange(len(i)), j // C] = j % C
-    return to_codes(np.concatenate([out, pairs]), ranks)
+    return decode_items(np.concatenate([out, pairs]), ranks)

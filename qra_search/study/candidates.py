@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import Z_90, additive_table, gain_deviation, table_losses
+from qra_search.allocate.solve import Z_90, build_additive_table, compute_table_losses, estimate_gain_std
 from qra_search.space.space import Plan, SearchSpace
 
 SHOWN_BY = "qra_search.report.tables"
@@ -27,7 +27,7 @@ class Shown:
         return getattr(import_module(SHOWN_BY), self.shown_by)(self)
 
     def _repr_html_(self) -> str:
-        return str(import_module(SHOWN_BY).as_html(self))
+        return str(import_module(SHOWN_BY).render_html(self))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class UniformComparison:
         return LossChange(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
 
 
-def predict_better(
+def predict_better_plan(
     space: SearchSpace, sensitivities: Sensitivities, plan: Plan, best: EvaluatedPlan, known: Sequence[EvaluatedPlan]
 ) -> EvaluatedPlan | None:
     """The allocated plan with its predicted loss, if it is not evaluated and is predicted to be lower than the best
@@ -104,12 +104,12 @@ def predict_better(
     if any(candidate.plan == plan for candidate in known):
         return None
     plans = [plan, best.plan, *(candidate.plan for candidate in known)]
-    own, least, *others = table_losses(additive_table(space, sensitivities), space.encode_many(plans))
+    own, least, *others = compute_table_losses(build_additive_table(space, sensitivities), space.encode_many(plans))
     predicted, true = np.array(others) - least, np.array([candidate.loss for candidate in known]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)
     scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))
-    deviation = math.hypot(gain_deviation(gain), scatter)
+    deviation = math.hypot(estimate_gain_std(gain), scatter)
     if gain <= Z_90 * deviation:
         return None
     size = space.memory_bytes(plan)

@@ -22,7 +22,7 @@ from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.strategies.base import average_losses, non_dominated
-from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better
+from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better_plan
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +35,7 @@ class SearchResult(Shown, StudyState):
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
-    shown_by = "result_rich"
+    shown_by = "render_result"
     candidates: tuple[EvaluatedPlan, ...] = ()
     strategy: str = ""
     allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)
@@ -83,7 +83,7 @@ class SearchResult(Shown, StudyState):
             return best
         allocation = self.allocation(limit)
         assert allocation is not None
-        better = predict_better(self.space, self.sensitivities, allocation.plan, best, self.candidates)
+        better = predict_better_plan(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed else better
 
     def comparison(self, memory_budget: int | str | None = None) -> UniformComparison | None:

@@ -105,7 +105,7 @@ class Study:
             seed=self.seed,
         )
         self.executor: Executor = executor or InProcessExecutor(evaluator)
-        self.design = uniform_design(self.space, self.memory_budgets)
+        self.design = list_initial_plans(self.space, self.memory_budgets)
         self._given_sensitivities, self._charged = sensitivities, charged
         self.stopping = False
         self._asked: dict[int, Trial] = {}
@@ -238,7 +238,7 @@ class Study:
             getattr(callback, event)(self, *args)
 
 
-def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
+def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """The uniform plans that every study evaluates first, cheapest first.
 
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import usable_sensitivities
+from qra_search.allocate.solve import ensure_sensitivities
 from qra_search.space.space import SearchSpace
 
 FLOOR = 0.05
@@ -107,7 +107,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.loss)
 
-    def at(self, index: np.ndarray) -> Rows:
+    def select(self, index: np.ndarray) -> Rows:
         """Some of these rows."""
         return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
 
@@ -133,7 +133,7 @@ class TableBasis:
     """
 
     def __init__(self, space: SearchSpace, sensitivities: Sensitivities | None):
-        sensitivities = usable_sensitivities(space, sensitivities)
+        sensitivities = ensure_sensitivities(space, sensitivities)
         self.shape = (len(space), len(space.bits), len(space.ranks))
         damage = np.maximum(sensitivities.bits_damage, 0.0)
         mean = damage.mean(0)
@@ -151,12 +151,12 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike, self.cell = correlate_groups(space), self._cells(CELLS)
+        self.alike, self.cell = correlate_groups(space), self._compute_cells(CELLS)
         self.alike_root, self.cell_root = (
             np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
         )
 
-    def _cells(self, deviations: tuple[float, ...]) -> np.ndarray:
+    def _compute_cells(self, deviations: tuple[float, ...]) -> np.ndarray:
         _, B, R = self.shape
         h = np.outer(self.h, self.h)
         parts = (

@@ -50,7 +50,7 @@ class LossGP:
         """Posterior mean and standard deviation (M,), (M,) of the noise-free loss at inputs (M, D), proxy (M,)."""
         import torch
 
-        with one_thread(), torch.no_grad():
+        with use_one_thread(), torch.no_grad():
             X = torch.as_tensor(np.column_stack([inputs, proxy]))
             parts = [self.model.posterior(part) for part in X.split(BATCH)]
             mean, variance = (torch.cat([getattr(p, name)[:, 0] for p in parts]) for name in ("mean", "variance"))
@@ -61,7 +61,7 @@ class LossGP:
         """The posterior once further plans (M, D) have come out as their posterior mean says."""
         import torch
 
-        with one_thread(), torch.no_grad():
+        with use_one_thread(), torch.no_grad():
             X = torch.as_tensor(np.column_stack([inputs, proxy]))
             return replace(self, model=self.model.condition_on_observations(X, self.model.posterior(X).mean))
 
@@ -89,7 +89,7 @@ def fit_loss_gp(
     columns = inputs.shape[1]
     center, scale = float(losses.mean()), float(losses.std()) or 1.0
     unit = (losses - center) / scale
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with use_one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         prior = LogNormalPrior(loc=math.sqrt(2) + 0.5 * math.log(columns), scale=math.sqrt(3))
         covariance = (RBFKernel if kernel == "rbf" else MaternKernel)(
@@ -102,7 +102,7 @@ def fit_loss_gp(
             torch.as_tensor(np.column_stack([inputs, proxy])),
             torch.as_tensor(unit)[:, None],
             covar_module=covariance,
-            mean_module=_affine_mean(proxy, unit),
+            mean_module=_make_affine_mean(proxy, unit),
             outcome_transform=None,
         ).double()
         mll = ExactMarginalLogLikelihood(model.likelihood, model)
@@ -110,7 +110,7 @@ def fit_loss_gp(
     return LossGP(model, center, scale)
 
 
-def _affine_mean(proxy: np.ndarray, losses: np.ndarray) -> Any:
+def _make_affine_mean(proxy: np.ndarray, losses: np.ndarray) -> Any:
     """A GPyTorch mean that is affine in the last input; it starts at the least-squares line."""
     import torch
     from gpytorch.means import Mean
@@ -182,7 +182,7 @@ def fit_plan_gp(
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Torch computes with one thread inside: rounding, and so proposals, would depend on their number."""
     import torch
 

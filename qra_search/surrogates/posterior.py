@@ -11,7 +11,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from threadpoolctl import ThreadpoolController
 
-from qra_search.allocate.solve import additive_table
+from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
 from qra_search.space.space import Plan
@@ -44,15 +44,15 @@ LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
 
-def posterior_table(state: StudyState) -> np.ndarray:
+def compute_posterior_table(state: StudyState) -> np.ndarray:
     """float (G, B, R): nats of loss that each choice adds, by the sensitivities and the trials at full fidelity.
 
-    The mode of the fitted table; `additive_table` of the sensitivities while no trial has ended, and above
+    The mode of the fitted table; `build_additive_table` of the sensitivities while no trial has ended, and above
     `MOST_GROUPS` groups.
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, average_observations(state)[1])
-        return additive_table(state.space, state.sensitivities) if fit is None else fit.compute_posterior_mode()
+        return build_additive_table(state.space, state.sensitivities) if fit is None else fit.compute_posterior_mode()
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
@@ -63,7 +63,7 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     """
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
-    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.at(select_fitted_rows(rows)), Widths())
+    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.select(select_fitted_rows(rows)), Widths())
     noise = estimate_replicate_noise(state)
     if noise > 0:
         known = replace(fit.widths, noise=max(noise / fit.spread, LEAST_NOISE))

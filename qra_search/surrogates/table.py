@@ -142,11 +142,11 @@ class TableFit:
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
             SJ = self._multiply_covariances(J)
             grams = self._compute_gram_matrices(J)
-            target = rows.loss - self.best - f + _product(J, self.theta)
+            target = rows.loss - self.best - f + _multiply_blocks(J, self.theta)
             L = np.linalg.cholesky(np.tensordot(list(self.variances), grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
             step = Blocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
-            size = max(float(np.abs(self._eta(step)).max()), abs(float(step.units[0])))
+            size = max(float(np.abs(self._compute_eta(step)).max()), abs(float(step.units[0])))
             rate = min(1.0, MAX_STEP / max(size, 1e-12))
             self.theta = Blocks(*(th + rate * s for th, s in zip(self.theta, step, strict=True)))
             if size < CLOSE:
@@ -160,7 +160,7 @@ class TableFit:
         _, J = self._linearize(self.rows.codes, self.rows.seeds, self._at)
         return J, self._multiply_covariances(J)
 
-    def _eta(self, theta: Arrays) -> np.ndarray:
+    def _compute_eta(self, theta: Arrays) -> np.ndarray:
         """(..., G, B, R) from parameters (..., P_k)."""
         G, B, R = self.basis.shape
         lead = theta.cells.shape[:-1]
@@ -169,7 +169,7 @@ class TableFit:
         return eta - theta.decay[..., :, None, None] * self.basis.h
 
     def _damage(self, theta: Arrays) -> np.ndarray:
-        log = self.basis.log_damage[:, :, None] + self._eta(theta)
+        log = self.basis.log_damage[:, :, None] + self._compute_eta(theta)
         return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30.0, 12.0)), 0.0)
 
     def _gain(self, theta: Arrays) -> np.ndarray:
@@ -206,7 +206,7 @@ class TableFit:
         mode."""
         f, J = self._linearize(codes, np.zeros((len(codes), self.rows.seeds.shape[1])), self.theta)
         cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._row_derivatives[1], strict=True)))
-        mean = self.best + f - _product(J, self.theta) + cross @ self.alpha
+        mean = self.best + f - _multiply_blocks(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)) - half.T @ half
 
@@ -248,6 +248,6 @@ class TableFit:
         return TableFit(self.basis, self.rows.append(codes, self.predict(codes)[0]), self.widths, self.theta)
 
 
-def _product(J: Arrays, theta: Arrays) -> np.ndarray:
+def _multiply_blocks(J: Arrays, theta: Arrays) -> np.ndarray:
     """J theta (n,): derivatives (n, P_k) times parameters (P_k,), summed over the blocks."""
     return np.asarray(sum(Jk @ own for Jk, own in zip(J, theta, strict=True)))

@@ -56,7 +56,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     }
 
 
-def cost_text(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
+def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
     """What a search takes, in words.
 
     Args:
@@ -65,27 +65,27 @@ def cost_text(evaluations: float, charge: float = 0.0, seconds: float = math.nan
         seconds: of a full evaluation; nan if unknown.
     """
 
-    def time_text(count: float) -> str:
+    def format_seconds(count: float) -> str:
         return f", about {formatting.duration(count * seconds)}" if math.isfinite(seconds) else ""
 
-    text = f"{formatting.evaluations_text(evaluations)} plans tuned briefly{time_text(evaluations)}"
+    text = f"{formatting.format_evaluations(evaluations)} plans tuned briefly{format_seconds(evaluations)}"
     if not charge:
         return text
-    more = formatting.evaluations_text(charge)
-    return f"{text}; before them the sensitivities, as long as {more} more{time_text(charge)}"
+    more = formatting.format_evaluations(charge)
+    return f"{text}; before them the sensitivities, as long as {more} more{format_seconds(charge)}"
 
 
 def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
-    """`cost_text` of a search with an evaluator; None if the evaluator cannot estimate it.
+    """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it.
 
     Args:
         is_measured: the sensitivities are there, and cost nothing more.
     """
     charge = 0.0 if is_measured else evaluator.sensitivities_charge()
-    return None if charge is None else cost_text(evaluations, charge, evaluator.evaluation_seconds())
+    return None if charge is None else format_cost(evaluations, charge, evaluator.evaluation_seconds())
 
 
-def gain_text(allocation: Allocation | None) -> str:
+def format_gain(allocation: Allocation | None) -> str:
     """What a search may gain over the allocated plan."""
     best = None if allocation is None else allocation.best_uniform
     if best is not None and best.is_certain:

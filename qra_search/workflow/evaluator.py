@@ -98,7 +98,7 @@ class EvaluatorFactory:
 def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
     if workers.kind not in KINDS:
-        raise ValueError(plugins.unknown_message("executor", workers.kind, KINDS))
+        raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
     device, gpus, factory = config.model.device, workers.gpus, EvaluatorFactory(config)
     devices.check_share(gpus, device)
     if workers.kind == "process":
@@ -106,7 +106,7 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
             raise BadInput("--address is that of a Ray cluster: give --executor ray")
         names = devices.assign_devices(device, workers.count, gpus)
         return ProcessExecutor(factory, workers.count, devices=names)
-    if devices.named_gpus(device):
+    if devices.parse_gpus(device):
         raise BadInput(
             f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
         )

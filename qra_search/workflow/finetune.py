@@ -15,7 +15,7 @@ from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
 from qra_search.launched import rank_and_size
-from qra_search.report.tables import record_text
+from qra_search.report.tables import summarize_record
 from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
@@ -106,7 +106,7 @@ def tune_missing(
                     listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
                     return True
                 record = _write(tuning, record, settings)
-        listener.say(record_text(record, evaluator.space, tunings.plan))
+        listener.say(summarize_record(record, evaluator.space, tunings.plan))
         if plan == tunings.plan and record.failed:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")
         return True

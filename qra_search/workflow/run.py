@@ -15,8 +15,8 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.executors import Executor
 from qra_search.launched import is_follower
-from qra_search.report.finding import headline
-from qra_search.report.live import ProgressArgument, listener_for
+from qra_search.report.finding import summarize_run
+from qra_search.report.live import ProgressArgument, make_listener
 from qra_search.runs.baselines import Against
 from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
@@ -95,7 +95,7 @@ class Run:
         exists = self.folder.exists
         if exists and self.folder.config_file.is_file() and "evaluations" not in self.config.search.model_fields_set:
             self._set("search.evaluations", self.folder.config().search.evaluations)  # of the search that has begun
-        with listener_for(progress) as listener, begin_run(self.config, self.folder, resume=exists):
+        with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
     def search(
@@ -128,7 +128,7 @@ class Run:
             self._set("search.evaluations", evaluations)
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
-        with listener_for(progress) as listener, ExitStack() as stack:
+        with make_listener(progress) as listener, ExitStack() as stack:
             stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.exists))
             log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
@@ -187,7 +187,7 @@ class Run:
         known = self.folder.check().config()
         config = change_settings(known, steps=steps, epochs=epochs, device=device, settings=settings)
         tunings = select_tunings(self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
-        with listener_for(progress) as listener:
+        with make_listener(progress) as listener:
             if rates:
                 config = choose_rate(partial(self.evaluator, listener), config, tunings.plan, rates, listener)
             evaluator = self.evaluator(listener, config)
@@ -285,7 +285,7 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        text = f": {headline(self.result, self.comparison)}" if self.folder.exists else ""
+        text = f": {summarize_run(self.result, self.comparison)}" if self.folder.exists else ""
         return f"Run({str(self.path)!r}){text}"
 
     def _set(self, field: str, value: Any) -> None:

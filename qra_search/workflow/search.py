@@ -14,8 +14,8 @@ from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.data import RunData
-from qra_search.report.formatting import evaluations_text
-from qra_search.report.live import ProgressArgument, listener_for
+from qra_search.report.formatting import format_evaluations
+from qra_search.report.live import ProgressArgument, make_listener
 from qra_search.runs.folder import RunFolder
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
@@ -26,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
-from qra_search.workflow.dry_run import estimate_cost, gain_text, report_rows
+from qra_search.workflow.dry_run import estimate_cost, format_gain, report_rows
 from qra_search.workflow.settings import DEFAULT_FOLDER
 
 
@@ -50,7 +50,7 @@ def search(
         StudyFailed: the search cannot go on.
     """
     own = check_evaluator(evaluator).progress
-    with listener_for(progress) as listener:
+    with make_listener(progress) as listener:
         study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
@@ -160,10 +160,10 @@ def _describe_start(study: Study, listener: Listener) -> None:
     state, evaluator = study.state, study.evaluator
     if state.trials:
         spent, total = state.spent, study.evaluations
-        of_all = f"{evaluations_text(spent)} of {evaluations_text(total)} evaluations spent"
+        of_all = f"{format_evaluations(spent)} of {format_evaluations(total)} evaluations spent"
         running = len(study.log.running)
         listener.say(
-            f"resumed: {len(state.trials)} trials are there, {of_all}, {evaluations_text(max(0.0, total - spent))} left"
+            f"resumed: {len(state.trials)} trials, {of_all}, {format_evaluations(max(0.0, total - spent))} left"
             + (f"; {running} evaluation(s) that were cut off are run again" if running else "")
         )
     elif state.sensitivities is not None:
@@ -177,7 +177,7 @@ def _describe_start(study: Study, listener: Listener) -> None:
     if cost is not None:
         listener.say(f"what it costs: {cost}")
     if study.sensitivities is not None:
-        listener.say(f"what it may gain: {gain_text(study.result().allocation())}")
+        listener.say(f"what it may gain: {format_gain(study.result().allocation())}")
 
 
 def write_report(folder: RunFolder, result: SearchResult) -> None:

@@ -64,12 +64,12 @@ def make_settings(
         raise wrong_type("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
     paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data}
-    absolute = {field: _absolute(path) for field, path in paths.items() if path is not None}
+    absolute = {field: _make_absolute(path) for field, path in paths.items() if path is not None}
     changed = {field: path for field, path in absolute.items() if path != paths[field]}
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
 
 
-def _absolute(name: Any) -> Any:
+def _make_absolute(name: Any) -> Any:
     """A relative path that exists, from the root, so that a run opens from any folder; anything else as it is.
 
     A bare name of a folder is left: it may be that of a model or a task.

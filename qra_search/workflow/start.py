@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, in_memory_name
+from qra_search.config import RunConfig, make_in_memory_name
 from qra_search.errors import BadInput
 from qra_search.report.live import ProgressArgument
 from qra_search.runs.folder import RunFolder
@@ -81,7 +81,7 @@ def open_run(
     config = there.config()
     objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
-        name = in_memory_name(given) if what in objects else given
+        name = make_in_memory_name(given) if what in objects else given
         if name is not None and str(name) != known:
             raise BadInput(f"{there.path} is a run of {what} {known}, not of {name}: give that, or plan again")
     return Run(there.path, config, objects=objects)

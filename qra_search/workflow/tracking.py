@@ -13,7 +13,7 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.log.trial import Trial
-from qra_search.plugins import UnknownName, unknown_message
+from qra_search.plugins import UnknownName, describe_unknown
 from qra_search.report.live import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
@@ -62,7 +62,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
     """
     with bad_input():
         kinds = {name: check_tracker(name) for name in ([names] if isinstance(names, str) else names)}
-        trackers = {name: _begin(name, kind, folder, config) for name, kind in kinds.items()}
+        trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in kinds.items()}
 
     def call_all(method: str, *arguments: Any, **options: Any) -> None:
         for name, tracker in list(trackers.items()):
@@ -86,13 +86,13 @@ def check_tracker(name: str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:
-        raise UnknownName(unknown_message("tracker", name, LOGGER_TYPE_TO_CLASS))
+        raise UnknownName(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
     if name in TRACKERS and importlib.util.find_spec(name) is None:
         raise ImportError(f"tracker {name!r} needs the package {name}: pip install {name}")
     return LOGGER_TYPE_TO_CLASS[name]
 
 
-def _begin(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
+def _begin_tracking(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
     from accelerate.state import PartialState
 
     fields = config.model_dump(mode="json")

@@ -138,7 +138,7 @@ def select_export(
     """
     engine = folder.check().config().engine if folder.config_file.is_file() else None
     name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
-    if name not in plugins.names("exporters"):
+    if name not in plugins.list_names("exporters"):
         plugins.load("exporters", name)  # which says what there is
     found = folder.find_tuning(tuning)
     weights = found.adapter / "adapter_model.safetensors"

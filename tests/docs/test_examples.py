@@ -36,8 +36,8 @@ def test_what_a_config_names_is_installed(file: Path) -> None:
 
     config = load_config(file)
     assert set(config.space.bits) <= set(make_backend(config.quantization.backend).bits)
-    assert config.search.strategy in plugins.names("strategies")
-    assert config.task.name.endswith(".jsonl") or config.task.name in plugins.names("tasks")
+    assert config.search.strategy in plugins.list_names("strategies")
+    assert config.task.name.endswith(".jsonl") or config.task.name in plugins.list_names("tasks")
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from qra_search.report.colors import palette
+from qra_search.report.colors import get_palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +30,11 @@ _NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
 
 
 @contextmanager
-def style() -> Iterator[dict[str, str]]:
+def use_chart_style() -> Iterator[dict[str, str]]:
     """The settings that all charts are drawn under; gives the colours of the light theme by name."""
     import matplotlib
 
-    c = palette()
+    c = get_palette()
     settings: Any = {
         "axes.axisbelow": True, "axes.edgecolor": c["soft"], "axes.facecolor": "none", "axes.grid": True,
         "axes.grid.axis": "y", "axes.labelcolor": c["ink"], "axes.spines.left": False, "axes.spines.right": False,
@@ -141,10 +141,10 @@ def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: 
     text = buffer.getvalue()
     text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
     text = _NUMBERED.sub("", text)
-    for name, color in palette().items():
+    for name, color in get_palette().items():
         text = text.replace(color, f"var(--{name})")
     if theme == "screen":
-        light, dark = ("".join(f"--{n}:{c};" for n, c in palette(dark=dark).items()) for dark in (False, True))
+        light, dark = ("".join(f"--{n}:{c};" for n, c in get_palette(dark=dark).items()) for dark in (False, True))
         rules = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
         text = text.replace("<defs>", rules + "<defs>", 1)
     return text

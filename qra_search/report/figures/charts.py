@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from qra_search.report.data import Point, RunData
-from qra_search.report.figures.canvas import SHAPES, WIDE, fit_axis, new_figure, put_label, style
-from qra_search.report.formatting import loss_text
-from qra_search.space.levels import level_words
+from qra_search.report.figures.canvas import SHAPES, WIDE, fit_axis, new_figure, put_label, use_chart_style
+from qra_search.report.formatting import format_loss
+from qra_search.space.levels import format_level
 from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ FRONT_MARKS = {
 }
 
 
-def front_figure(run: RunData) -> Figure:
+def plot_front(run: RunData) -> Figure:
     """Loss against bytes of every plan, the front, the uniform plans and the budgets."""
     result, space = run.result, run.result.space
     budgets, front = result.memory_budgets, {c.plan for c in result.front}
@@ -43,11 +43,11 @@ def front_figure(run: RunData) -> Figure:
         kind = uniform_kind if choice is not None else "on the front" if p.plan in front else "other plans"
         marks[kind].append(place)
         if choice is not None:
-            labels.append((f"{level_words(choice[0])}, r{choice[1]}", place, (8, 10), 0.1))
+            labels.append((f"{format_level(choice[0])}, r{choice[1]}", place, (8, 10), 0.1))
         if p.plan == run.plan:
             marks[found_kind].append(place)
-            labels.insert(0, (f"found, {loss_text(p.loss)}", place, (13, 0), 0.4))
-    with style() as c:
+            labels.insert(0, (f"found, {format_loss(p.loss)}", place, (13, 0), 0.4))
+    with use_chart_style() as c:
         figure, axes = _new_chart("Loss against memory of every plan that was evaluated", 1)
         sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
         fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
@@ -66,11 +66,11 @@ def front_figure(run: RunData) -> Figure:
                 "left" if axes.transData.transform(place)[0] > (1 - room) * WIDE[0] else "right"
             )
             put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
-        _finish(axes)
+        _add_legend(axes)
     return figure
 
 
-def trace_figure(run: RunData) -> Figure:
+def plot_traces(run: RunData) -> Figure:
     """Best loss within each budget against evaluations spent, with the trials behind it by origin."""
     traces, limit = run.traces, max(run.traces, default=0)
     uniform = [c.loss for c in run.result.uniform if c.memory_bytes <= limit]
@@ -80,7 +80,7 @@ def trace_figure(run: RunData) -> Figure:
         for t, spent in zip(run.result.trials, run.spent, strict=True)
         if t.evaluation is not None and t.fidelity >= 1.0 and t.evaluation.memory_bytes <= limit
     ]
-    with style() as c:
+    with use_chart_style() as c:
         figure, axes = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
         fit_axis(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
         fit_axis(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
@@ -94,13 +94,13 @@ def trace_figure(run: RunData) -> Figure:
             _plot(axes, points, drawstyle="steps-post", color=c["ink"], linewidth=2.5)
             if len(traces) > 1:
                 put_label(axes, [], format_bytes(budget), points[-1], (0, 9), side="left")
-        _finish(axes)
+        _add_legend(axes)
     return figure
 
 
-def tuning_figure(run: RunData) -> Figure:
+def plot_tunings(run: RunData) -> Figure:
     """Loss of each full tuning by step: a line in training, marks where the validation loss was measured."""
-    with style() as c:
+    with use_chart_style() as c:
         figure, axes = _new_chart("Loss of the full tunings by step", len(run.curves))
         points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
         fit_axis(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
@@ -110,15 +110,15 @@ def tuning_figure(run: RunData) -> Figure:
             _plot(axes, curve.loss, color=color, linewidth=2, alpha=0.6 if curve.validation else 1.0, label=curve.name)
             _plot(axes, curve.validation, linestyle="none", marker=shape, markersize=8, color=color,
                   markeredgecolor=c["paper"], zorder=3)  # fmt: skip
-        _finish(axes)
+        _add_legend(axes)
     return figure
 
 
-def fronts_figure(runs: Sequence[RunData]) -> Figure:
+def plot_fronts(runs: Sequence[RunData]) -> Figure:
     """The fronts of several runs, with their budgets."""
     fronts = [[(p.memory_bytes / MIB, p.loss) for p in run.result.front] for run in runs]
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
-    with style() as c:
+    with use_chart_style() as c:
         figure, axes = _new_chart("The fronts of all runs", len(runs))
         fit_axis(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
         fit_axis(axes, "y", "loss", [y for front in fronts for _, y in front])
@@ -127,7 +127,7 @@ def fronts_figure(runs: Sequence[RunData]) -> Figure:
         for i, (run, front) in enumerate(zip(runs, fronts, strict=True)):
             _plot(axes, front, drawstyle="steps-post", color=c[f"o-{i % 8}"], linewidth=2.5, label=run.name,
                   marker=SHAPES[i % 8], markersize=8, markeredgecolor=c["paper"])  # fmt: skip
-        _finish(axes)
+        _add_legend(axes)
     return figure
 
 
@@ -137,12 +137,12 @@ def draw_figures(runs: Sequence[RunData]) -> dict[str, Figure]:
     What a run has nothing to show for is left out.
     """
     if len(runs) > 1:
-        return {"fronts": fronts_figure(runs)}
+        return {"fronts": plot_fronts(runs)}
     (run,) = runs
     drawn = {
-        "front": front_figure if run.result.candidates else None,
-        "trace": trace_figure if run.traces else None,
-        "tuning": tuning_figure if run.curves else None,
+        "front": plot_front if run.result.candidates else None,
+        "trace": plot_traces if run.traces else None,
+        "tuning": plot_tunings if run.curves else None,
     }
     return {name: draw(run) for name, draw in drawn.items() if draw is not None}
 
@@ -164,7 +164,7 @@ def _new_chart(title: str, names: int) -> tuple[Figure, Axes]:
     return new_figure(title, WIDE, top=34 + LEGEND_ROW * -(-names // LEGEND_COLUMNS))
 
 
-def _finish(axes: Axes) -> None:
+def _add_legend(axes: Axes) -> None:
     """Say what the marks are above the chart."""
     # `get_legend_handles_labels` would leave out a name of ours that begins with an underscore.
     handles = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]

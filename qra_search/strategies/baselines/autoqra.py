@@ -49,7 +49,7 @@ class AutoQRAStrategy(PaperStrategy):
         proposal = None
         if self.is_evolving(state) and is_screening_useful(state):
             losses = predict_losses(state, steps)
-            proposal = self._promote(state, losses) or self.evolve(state, steps, losses)
+            proposal = self._choose_promotion(state, losses) or self.evolve(state, steps, losses)
         return proposal or self.refine(state, steps, REFINED)
 
     def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
@@ -58,9 +58,9 @@ class AutoQRAStrategy(PaperStrategy):
 
     def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
         center = fitting.codes[fitting.predict(fitting.codes)[0].argmin()]
-        return sample_trust_region(steps, center, trust_radius(state, budget), budget, state.rng())
+        return sample_trust_region(steps, center, compute_trust_radius(state, budget), budget, state.rng())
 
-    def _promote(self, state: StudyState, losses: dict[Plan, float]) -> Proposal | None:
+    def _choose_promotion(self, state: StudyState, losses: dict[Plan, float]) -> Proposal | None:
         """The plan to evaluate in full next, if a finished generation still has promotions due."""
         screened = {t.plan for t in select_trials(state, state.fidelities[0])}
         full = {t.plan for t in select_trials(state, 1.0)}
@@ -135,7 +135,7 @@ def is_screening_useful(state: StudyState) -> bool:
     return bool(spearmanr([full[k] for k in both], [cheap[k] for k in both]).statistic >= LEAST_AGREEMENT)
 
 
-def trust_radius(state: StudyState, budget: int) -> int:
+def compute_trust_radius(state: StudyState, budget: int) -> int:
     """Edits that the trust region of a budget spans: replayed from the refinements that the log holds for it."""
     radius, streak, best = RADIUS, 0, np.inf
     for trial in state.full:

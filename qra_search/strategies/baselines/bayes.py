@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-from qra_search.allocate.solve import additive_table, solve, solve_table, table_losses
+from qra_search.allocate.solve import build_additive_table, compute_table_losses, solve, solve_table
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
@@ -77,13 +77,13 @@ class BayesStrategy(Strategy):
 
 def fit_to_trials(state: StudyState) -> PlanGP | None:
     """The model of the trials at full fidelity; None if they are too few."""
-    values, table = scale_by_error(state.space), additive_table(state.space, state.sensitivities)
+    values, table = scale_by_error(state.space), build_additive_table(state.space, state.sensitivities)
     return fit_plan_gp(
         state.space,
         average_losses(state.full),
         [t.plan for t in state.pending],
         lambda codes: encode_inputs(values, codes),
-        lambda codes: table_losses(table, codes),
+        lambda codes: compute_table_losses(table, codes),
         kernel="rbf",
         seed=state.seed,
     )
@@ -114,11 +114,11 @@ def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> 
         fitting = np.flatnonzero(sizes <= budget)
         if len(fitting):
             parents.append(model.codes[fitting[mean[fitting].argmin()]])
-            plans.append(linearized_plan(state, model, parents[-1], budget))
+            plans.append(solve_linearized(state, model, parents[-1], budget))
     return np.concatenate([space.encode_many(plans), *map(steps.list_neighbours, parents)])
 
 
-def linearized_plan(state: StudyState, model: PlanGP, code: np.ndarray, budget: int) -> Plan:
+def solve_linearized(state: StudyState, model: PlanGP, code: np.ndarray, budget: int) -> Plan:
     """The best plan under a budget if the model's mean were additive around a plan (2, G)."""
     shape = state.memory.choice.shape
     g, b, r = np.indices(shape).reshape(3, -1)

@@ -14,7 +14,7 @@ import numpy as np
 from pymoo.core.population import Population
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import flat_sensitivities
+from qra_search.allocate.solve import make_flat_sensitivities
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
@@ -225,7 +225,7 @@ def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) 
 
     Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all equal if that is 0.
     """
-    sensitivities = sensitivities or flat_sensitivities(space)
+    sensitivities = sensitivities or make_flat_sensitivities(space)
     rows = np.arange(len(space))
     damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
     gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]

@@ -34,7 +34,7 @@ class QRAdaptorStrategy(PaperStrategy):
             tried = select_trials(state, state.fidelities[0])
             complete = tried[: len(tried) // self.population * self.population]
             proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
-        return proposal or self._promote(state) or self.refine(state, steps, REFINED)
+        return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED)
 
     def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
         return breed_child(steps, parents, budget, rng)
@@ -44,7 +44,7 @@ class QRAdaptorStrategy(PaperStrategy):
         front = non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
         return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])
 
-    def _promote(self, state: StudyState) -> Proposal | None:
+    def _choose_promotion(self, state: StudyState) -> Proposal | None:
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
         tried = {t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
         losses = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])

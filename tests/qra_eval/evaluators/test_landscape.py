@@ -12,7 +12,7 @@ import pytest
 from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landscape
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES, KINDS
-from qra_search.allocate.solve import table_losses
+from qra_search.allocate.solve import compute_table_losses
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
@@ -149,7 +149,7 @@ def test_a_misleading_prior_errs_systematically_over_depth() -> None:
 def test_only_the_additive_family_is_additive(family: str) -> None:
     landscape = make_landscape(family, 6, "module", seed=1)
     codes = landscape.space.encode_many(random_plans(landscape, 20))
-    table = table_losses(landscape.tables.additive_table(), codes) + landscape.tables.base
+    table = compute_table_losses(landscape.tables.build_additive_table(), codes) + landscape.tables.base
     gap = np.abs(table - landscape.tables.losses(codes)).max()
     assert (gap < 1e-9) == landscape.tables.is_additive == (family == "additive")
 

@@ -11,7 +11,7 @@ from tiny_families import save_tiny
 
 import qra_eval
 from qra_eval.export.tuned import TunedRun
-from qra_search.runs.folder import RunFolder, trusts_code
+from qra_search.runs.folder import RunFolder, is_code_trusted
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,5 +63,5 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
 
 def test_a_tuning_has_the_settings_of_its_run(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.format(model="tiny", trust="true"))
-    assert trusts_code(tmp_path) and trusts_code(tmp_path / "tunings" / "1a")
-    assert not trusts_code(tmp_path / "other" / "1a")
+    assert is_code_trusted(tmp_path) and is_code_trusted(tmp_path / "tunings" / "1a")
+    assert not is_code_trusted(tmp_path / "other" / "1a")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qra_search.allocate import knapsack
 from qra_search.allocate.knapsack import solve_many
-from qra_search.allocate.solve import table_losses
+from qra_search.allocate.solve import compute_table_losses
 from qra_search.strategies.qra import list_neighbours
 
 
@@ -138,7 +138,7 @@ def test_many_tables_are_solved_as_each_alone_and_nearly_exactly(seed):
 def test_budgets_for_everything_and_for_the_smallest_plan_are_met_by_the_cheapest_and_the_smallest():
     cost, size, _ = priced_tables(1)
     cheapest = solve_many(cost, size, int(size.sum()))
-    assert (table_losses(cost[0], cheapest[:1]) == cost[0].min((1, 2)).sum()).all()
+    assert (compute_table_losses(cost[0], cheapest[:1]) == cost[0].min((1, 2)).sum()).all()
     assert (solve_many(cost, size, int(size[:, 0, 0].sum())) == 0).all()
 
 

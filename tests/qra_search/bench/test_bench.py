@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qra_search import bench
-from qra_search.bench.cell import truncate
-from qra_search.bench.run import _cell
+from qra_search.bench.cell import truncate_state
+from qra_search.bench.run import _run_cell
 from qra_search.bench.scores import compute_regret, find_best_known
 from qra_search.bench.tables import make_settings
 from qra_search.errors import BadInput
@@ -51,11 +51,11 @@ def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     row = bench.run_cell(TASK, "random", 1, 15)
     evaluator = bench.build_task(TASK, 1)
     study = Study(
-        evaluator, strategy="random", evaluations=15, memory_budget=bench.task_budgets(evaluator.space), seed=1,
+        evaluator, strategy="random", evaluations=15, memory_budget=bench.list_task_budgets(evaluator.space), seed=1,
         charged=True,
     )  # fmt: skip
     result = study.run()
-    look = truncate(study.state, 10)
+    look = truncate_state(study.state, 10)
     assert row["checkpoints"][0]["trials"] == len(look.trials)
     for budget, handed in zip(row["grid"], row["checkpoints"][0]["handed"], strict=True):
         fitting = [t for t in look.trials if evaluator.space.memory_bytes(t.plan) <= budget]
@@ -95,7 +95,7 @@ def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
 
 
 def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
-    row = _cell(TASK, "Repeating", 0, 30.0, None)
+    row = _run_cell(TASK, "Repeating", 0, 30.0, None)
     assert row["error"].startswith("StudyFailed: the strategy repeated an evaluation") and "checkpoints" not in row
     assert "/" not in row["error"]
 

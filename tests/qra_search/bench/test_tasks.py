@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qra_search import bench
-from qra_search.bench.cell import strategy_label
-from qra_search.bench.run import _cell
+from qra_search.bench.cell import make_strategy_label
+from qra_search.bench.run import _run_cell
 from qra_search.errors import BadInput
 
 TASK = "interaction-4-layer-measured"
@@ -46,7 +46,7 @@ def test_what_is_no_task_is_refused(text: str) -> None:
 def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
     space = bench.build_task(TASK, 0).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
-    assert bench.task_budgets(space) == (low, (low + high) // 2, high)
+    assert bench.list_task_budgets(space) == (low, (low + high) // 2, high)
 
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:
@@ -74,12 +74,12 @@ def test_a_strategy_may_be_the_one_class_of_a_file_named_as_a_module_of_others(t
     path.write_text(OWN)
     strategy = bench.parse_strategy(f"{path}?depth=3")
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
-    row = _cell(TASK, f"{path}?depth=3", 0, 6.0, None)
+    row = _run_cell(TASK, f"{path}?depth=3", 0, 6.0, None)
     assert row["strategy"].startswith("json.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
     assert json.loads("[1]") == [1] and sys.modules["json"] is json
-    before = strategy_label(str(path))
+    before = make_strategy_label(str(path))
     path.write_text(f"{OWN}    # changed\n")
-    assert strategy_label(str(path)) != before, "a file that was changed is another strategy"
+    assert make_strategy_label(str(path)) != before, "a file that was changed is another strategy"
 
 
 def test_cells_that_failed_are_run_again(tmp_path: Path) -> None:

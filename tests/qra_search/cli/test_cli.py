@@ -87,11 +87,11 @@ def test_without_arguments_help_is_shown_and_with_version_that_of_the_package(qr
 @pytest.mark.parametrize("kind", ["strategies", "tasks", "backends"])
 def test_lists_name_every_plugin(qra: Qra, kind: plugins.Kind) -> None:
     rows = qra(kind, "--json").json
-    assert [row["name"] for row in rows] == plugins.names(kind)
+    assert [row["name"] for row in rows] == plugins.list_names(kind)
     assert all(row["summary"] for row in rows)
     table = qra(kind)
     assert table.status == 0
-    assert all(name in table.out for name in plugins.names(kind))
+    assert all(name in table.out for name in plugins.list_names(kind))
 
 
 def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(

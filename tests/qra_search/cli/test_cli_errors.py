@@ -153,7 +153,7 @@ def test_wrong_input_is_one_line_with_status_2(
     qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(devices, "visible_gpus", list)
+    monkeypatch.setattr(devices, "list_visible_gpus", list)
     outcome = qra(*command)
     assert_one_line(outcome)
     assert message in outcome.err.splitlines()[-1]

@@ -75,7 +75,7 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
     assert qra("search", tmp_path / "a", "-n", 14, "--dry-run", "--json").json["evaluations"] == pytest.approx(left)
     more = qra("search", tmp_path / "a", "-n", 14)
     assert more.status == 0
-    assert f"resumed: {count} trials are there, " in more.err and " of 14 evaluations spent, " in more.err
+    assert f"resumed: {count} trials, " in more.err and " of 14 evaluations spent, " in more.err
     qra.search(tmp_path / "b", evaluations=14)
     assert trials(tmp_path / "a") == trials(tmp_path / "b")
 

@@ -21,7 +21,7 @@ def config(device: str) -> RunConfig:
 def four(monkeypatch):
     """Four GPUs are said to be visible."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
+    monkeypatch.setattr(devices, "list_visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
 def assign(device, workers, share=None):
@@ -71,7 +71,7 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", list)
+    monkeypatch.setattr(devices, "list_visible_gpus", list)
     with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"):
         make_executor(config("cuda"), Workers(2))
     with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 1 workers with 1 each"):
@@ -104,7 +104,7 @@ def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch,
 def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatch):
     monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
-    assert devices.visible_gpus() == []
+    assert devices.list_visible_gpus() == []
 
 
 def test_gpus_of_a_worker_are_numbered_within_what_this_process_was_given(monkeypatch):

@@ -174,7 +174,7 @@ def test_a_worker_that_is_replaced_leaves_its_device_to_the_next(notes):
 def test_a_worker_on_the_cpu_gets_its_share_of_the_threads_and_sees_no_gpu():
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     with ProcessExecutor(workers.describing_its_worker, 2) as executor:
-        description = executor.ask(identify).result(WAIT)["describe"]
+        description = executor.call(identify).result(WAIT)["describe"]
     assert description == {"threads": str(share), "device": "cpu", "gpus": ""}
 
 

@@ -44,7 +44,7 @@ def session(cluster):
 
 def seen(executor):
     """What two actors that are asked at the same time see of the GPUs."""
-    futures = [executor.ask(identify) for _ in range(2)]
+    futures = [executor.call(identify) for _ in range(2)]
     return sorted((f.result(SLOW_START)["describe"] for f in futures), key=lambda told: told["gpus"])
 
 

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 from report_runs import EVIL, add_tunings, make_run
 
-from qra_search.report.colors import palette
+from qra_search.report.colors import get_palette
 from qra_search.report.data import RunData
-from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, style, to_svg
-from qra_search.report.figures.charts import MIB, draw_figures, front_figure, fronts_figure, trace_figure
+from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, to_svg, use_chart_style
+from qra_search.report.figures.charts import MIB, draw_figures, plot_front, plot_fronts, plot_traces
 from qra_search.report.page import write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 # -- what is shown -------------------------------------------------------------------------------------
 def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
-    (axes,) = front_figure(run).axes
+    (axes,) = plot_front(run).axes
     marks = {
         line.get_label(): line.get_xydata().tolist() for line in axes.lines if not line.get_label().startswith("_")
     }
@@ -46,7 +46,7 @@ def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData)
 
 
 def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
-    (axes,) = trace_figure(run).axes
+    (axes,) = plot_traces(run).axes
     ((budget, points),) = run.traces.items()
     steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in points]
@@ -57,9 +57,9 @@ def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
 def test_several_runs_share_their_figures(run: RunData) -> None:
     assert list(draw_figures([run])) == ["front", "trace"]
     assert list(draw_figures([run, run])) == ["fronts"]
-    (axes,) = fronts_figure([run, run]).axes
+    (axes,) = plot_fronts([run, run]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
-    (axes,) = fronts_figure([run, replace(run, name="_under")]).axes
+    (axes,) = plot_fronts([run, replace(run, name="_under")]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name, "_under"]
 
 
@@ -75,7 +75,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
 @pytest.mark.parametrize("log", [False, None])
 def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
-    with style():
+    with use_chart_style():
         figure, axes = new_figure("", (380, 320))
         low, high = fit_axis(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
         labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -88,7 +88,7 @@ def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log
 
 
 def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
-    with style():
+    with use_chart_style():
         _, axes = new_figure("", (380, 320))
         taken: list[Any] = []
         for _ in range(3):
@@ -100,28 +100,31 @@ def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
 
 # -- how it is written ---------------------------------------------------------------------------------
 def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: RunData) -> None:
-    text = to_svg(front_figure(run), theme="page", key="k")
-    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {"none", *(f"var(--{name})" for name in palette())}
+    text = to_svg(plot_front(run), theme="page", key="k")
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {
+        "none",
+        *(f"var(--{name})" for name in get_palette()),
+    }
     assert "<dc:date" not in text and EVIL not in text
-    assert text == to_svg(front_figure(run), theme="page", key="k")
-    other = to_svg(front_figure(run), theme="page", key="other")
+    assert text == to_svg(plot_front(run), theme="page", key="k")
+    other = to_svg(plot_front(run), theme="page", key="other")
     assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
 
 
 def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData) -> None:
-    figure = front_figure(run)
+    figure = plot_front(run)
     root = ElementTree.fromstring(to_svg(figure))
     assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
     light, dark = (root.findtext(f"{SVG}style") or "").split("@media (prefers-color-scheme:dark)")
     for theme, text in ((False, light), (True, dark)):
-        assert all(f"--{name}:{color};" in text for name, color in palette(dark=theme).items())
+        assert all(f"--{name}:{color};" in text for name, color in get_palette(dark=theme).items())
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qra_search.report.figures.canvas import new_figure, style, to_svg\n"
-        "with style(): figure, axes = new_figure('title', (300, 200))\n"
+        "from qra_search.report.figures.canvas import new_figure, use_chart_style, to_svg\n"
+        "with use_chart_style(): figure, axes = new_figure('title', (300, 200))\n"
         "to_svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"

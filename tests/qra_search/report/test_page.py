@@ -191,8 +191,8 @@ def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: s
     data = RunData.read(run)
     shown = " ".join("".join(Page(text).text).replace("\xa0", " ").split())
     assert data.comparison is not None
-    for table in (tables.tuned_table(data.comparison), tables.comparison_table(data.result),
-                  tables.failure_table(data)):  # fmt: skip
+    for table in (tables.make_tuned_table(data.comparison), tables.make_comparison_table(data.result),
+                  tables.make_failure_table(data)):  # fmt: skip
         console = Console(file=io.StringIO(), width=400)
         console.print(table)
         printed = console.file.getvalue()  # type: ignore[attr-defined]

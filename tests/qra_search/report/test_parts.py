@@ -18,11 +18,11 @@ from qra_search.allocate.solve import Allocation
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import colors, formatting
 from qra_search.report.data import CURVE_POINTS, RunData, read_curve, smooth_curve
-from qra_search.report.figures.charts import tuning_figure
-from qra_search.report.finding import comparison_headline, headline, verdict
-from qra_search.report.layout import arrange_groups, damage_steps, make_heat_maps
+from qra_search.report.figures.charts import plot_tunings
+from qra_search.report.finding import summarize_comparison, summarize_run, write_verdict
+from qra_search.report.layout import arrange_groups, compute_damage_steps, make_heat_maps
 from qra_search.report.live import BestSoFar
-from qra_search.report.tables import allocation_table
+from qra_search.report.tables import make_allocation_table
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
@@ -64,12 +64,12 @@ def test_groups_that_say_no_place_of_their_own_lie_in_order(places: list[tuple[s
 
 def test_the_steps_of_a_ramp_hold_their_values() -> None:
     values = np.array([0.0, 0.001, 0.01, 0.1, 1.0])
-    levels, labels = damage_steps(values)
+    levels, labels = compute_damage_steps(values)
     assert levels.tolist() == sorted(levels.tolist())
     assert levels[0] == 0 and levels[-1] == len(labels) - 1
-    assert damage_steps(np.zeros(3))[0].tolist() == [0, 0, 0]
-    assert damage_steps(np.full(3, 0.5))[1] == ["0.5"]
-    _, labels = damage_steps(np.array([0.13, 1.0, 130.0]))
+    assert compute_damage_steps(np.zeros(3))[0].tolist() == [0, 0, 0]
+    assert compute_damage_steps(np.full(3, 0.5))[1] == ["0.5"]
+    _, labels = compute_damage_steps(np.array([0.13, 1.0, 130.0]))
     assert labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130"), "without exponents"
 
 
@@ -84,7 +84,7 @@ def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("pair", [("1.43", "1.71"), ("1.431", "1.435")])
 def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -> None:
-    assert formatting.pair_text(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
+    assert formatting.format_pair(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
 
 
 TWO = toy_space(2, bits=(2, 3, 4), ranks=(8,))
@@ -109,7 +109,7 @@ def compared(ratios: Sequence[float] = RATIOS, uniform: float | None = 1.71, unt
 
 
 def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
-    sentence = comparison_headline(compared())
+    sentence = summarize_comparison(compared())
     assert sentence.startswith(
         "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3%"
     )
@@ -118,14 +118,14 @@ def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_si
 
 def test_what_makes_a_plan_worthless_is_said_first() -> None:
     """Both worse than the untuned model, or answers that are empty; not where one of both is better."""
-    both = comparison_headline(compared(untuned=1.2))
+    both = summarize_comparison(compared(untuned=1.2))
     assert both.startswith("Both models are worse than untuned, whose test loss is 1.200.")
-    assert comparison_headline(compared(untuned=1.2, uniform=None)).startswith("The tuned model is worse")
-    assert comparison_headline(compared(untuned=1.5)) == comparison_headline(compared())
+    assert summarize_comparison(compared(untuned=1.2, uniform=None)).startswith("The tuned model is worse")
+    assert summarize_comparison(compared(untuned=1.5)) == summarize_comparison(compared())
     empty = ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
-    assert comparison_headline(compared(samples=empty)).startswith("The tuned model answers nothing")
+    assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
     judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})
-    assert not comparison_headline(judged).startswith("The tuned"), "a choice is judged by its likelihood"
+    assert not summarize_comparison(judged).startswith("The tuned"), "a choice is judged by its likelihood"
 
 
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
@@ -136,28 +136,28 @@ def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     ):
         comparison = compared()
         control = tuned("shuffled", shuffled, [1.71 * ratio] * len(RATIOS), 108)
-        assert text in comparison_headline(replace(comparison, tunings=(*comparison.tunings, control)))
+        assert text in summarize_comparison(replace(comparison, tunings=(*comparison.tunings, control)))
     few = compared(ratios=(0.8,), uniform=None)
     control = tuned("shuffled", shuffled, [1.71], 108)
-    assert "nothing says whether" in comparison_headline(replace(few, tunings=(*few.tunings, control)))
+    assert "nothing says whether" in summarize_comparison(replace(few, tunings=(*few.tunings, control)))
 
 
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
     for shift in (-0.05, 0.05):
-        sentence = comparison_headline(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
+        sentence = summarize_comparison(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
         assert "a difference too small to tell from chance, " in sentence and sentence.count("chance") == 1
         assert "instead" not in sentence and "beats" not in sentence
 
 
 def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
-    worse = comparison_headline(compared([1.1, 1.2] * 6))
+    worse = summarize_comparison(compared([1.1, 1.2] * 6))
     assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
-    assert "no uniform plan to compare" in comparison_headline(compared(uniform=None))
-    assert "nothing says whether the difference is chance" in comparison_headline(compared([0.8]))
-    assert comparison_headline(compared([1.2])).endswith("(it may be chance).")
+    assert "no uniform plan to compare" in summarize_comparison(compared(uniform=None))
+    assert "nothing says whether the difference is chance" in summarize_comparison(compared([0.8]))
+    assert summarize_comparison(compared([1.2])).endswith("(it may be chance).")
     nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
-    assert headline(replace(nothing, candidates=(), trials=())) == "No plan has been evaluated with success yet."
-    assert "beats" in comparison_headline(compared(failed="diverged: training loss is nan"))
+    assert summarize_run(replace(nothing, candidates=(), trials=())) == "No plan has been evaluated with success yet."
+    assert "beats" in summarize_comparison(compared(failed="diverged: training loss is nan"))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,16 @@ def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() 
     near, far = (UniformComparison(9, best, replace(best, plan=UNIFORM, loss=loss)).change for loss in (1.2, 1.4))
     assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
     assert far is not None and not far.may_be_chance
-    assert formatting.change_text(far).startswith("−28.6% (−48.8 to −8.4)")
+    assert formatting.format_change(far).startswith("−28.6% (−48.8 to −8.4)")
 
 
 def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
     nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
-    assert verdict(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
-    assert verdict(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
-    assert verdict(nothing).endswith("KiB; it was not evaluated"), "predicted to be better than what was evaluated"
+    assert write_verdict(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
+    assert write_verdict(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
+    assert write_verdict(nothing).endswith("KiB; it was not evaluated"), (
+        "predicted to be better than what was evaluated"
+    )
     sixteen = tuned(
         "16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12, "f1": (9.0,)}
     )
@@ -200,7 +202,7 @@ def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> 
         ({"f1": (7.0,)}, "F1 7 in 108.0 MiB; 16-bit LoRA: 9 in 300.0 MiB"),
     ):
         comparison = compared(uniform=None, row_scores=scores)
-        assert verdict(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line
+        assert write_verdict(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
@@ -239,7 +241,7 @@ def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
     write_curve(run.path, "5ead", 3)
     names = {curve.name for curve in RunData.read(run).curves}
     assert names == {"plan", "uniform 2 bits, rank 4", "uniform 3 bits, rank 4", "running: 5ead"}
-    (axes,) = tuning_figure(RunData.read(run)).axes
+    (axes,) = plot_tunings(RunData.read(run)).axes
     lines, marks = (
         [line.zorder for line in axes.lines if (line.get_linestyle() == "None") is is_mark] for is_mark in (False, True)
     )
@@ -249,8 +251,8 @@ def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
 def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
     half = toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
-    assert formatting.plan_name(plan, half) == "uniform 1.5 bits, rank 8"
-    assert formatting.bits_counts(Plan((1, "trellis-1.5"), (8, 8)), half) == "1 at 1 bit, 1 at 1.5 bits"
+    assert formatting.format_plan(plan, half) == "uniform 1.5 bits, rank 8"
+    assert formatting.format_level_counts(Plan((1, "trellis-1.5"), (8, 8)), half) == "1 at 1 bit, 1 at 1.5 bits"
     bits = make_heat_maps(half, Plan((1, "trellis-1.5"), (8, 8)))[0]
     assert bits.labels == ["1", "1.5"] and bits.legend == ["1 bit", "1.5 bits", "nf4 (4 bits)"]
     assert plan.to_dict()["bits"] == ["trellis-1.5"] * 2
@@ -288,5 +290,5 @@ def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_tol
         plan = chosen.uniform(chosen.bits[1], rank)
         assert plan is not None
         allocation = Allocation(plan, 1 << 20, chosen.memory_bytes(plan), 0.1, ())
-        notes = " ".join(allocation_table(allocation, chosen).notes)
+        notes = " ".join(make_allocation_table(allocation, chosen).notes)
         assert (f"Nearly all ranks are {rank}" in notes) == is_said

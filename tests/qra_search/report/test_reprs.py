@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qra_search import Plan, SearchResult
 from qra_search.report.table import TextTable
-from qra_search.report.tables import as_html
+from qra_search.report.tables import render_html
 from qra_search.space.memory import format_bytes
 
 
@@ -51,7 +51,7 @@ def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchR
 
 
 def test_names_are_escaped_in_a_notebook() -> None:
-    html = as_html(TextTable("", ("name",), [(EVIL,)]))
+    html = render_html(TextTable("", ("name",), [(EVIL,)]))
     assert "<script" not in html and "&lt;/script&gt;" in html
 
 

@@ -14,7 +14,7 @@ from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import formatting
 from qra_search.runs.baselines import is_shuffled, select_baselines, shuffle_plan
-from qra_search.runs.comparison import Comparison, TunedPlan, compare, loss_change, select_tuned_plan
+from qra_search.runs.comparison import Comparison, TunedPlan, compare, compare_losses, select_tuned_plan
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 SPACE = toy_space()
@@ -52,7 +52,7 @@ def test_a_comparison_holds_what_was_tuned_alike_within_the_budget() -> None:
     }  # fmt: skip
     assert comparison.chosen.plan == PLAN and comparison.baseline is not None and comparison.baseline.plan == LOW
     assert [t.memory_bytes for t in comparison.tunings] == sorted(t.memory_bytes for t in comparison.tunings)
-    names = [formatting.role_name(t.role, t.plan, SPACE) for t in comparison.tunings]
+    names = [formatting.format_role(t.role, t.plan, SPACE) for t in comparison.tunings]
     assert "untuned, 16 bits" in names and f"16-bit LoRA, rank {SPACE.ranks[-1]}" in names
     assert json.dumps(comparison.to_dict(), allow_nan=False)
 
@@ -103,9 +103,9 @@ def of_losses(*losses: float, rows: tuple[float, ...] = ()) -> TunedPlan:
 
 
 def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:
-    change = loss_change(of_losses(1.0), of_losses(2.0))
+    change = compare_losses(of_losses(1.0), of_losses(2.0))
     assert change is not None and (change.share, change.interval, change.may_be_chance) == (-0.5, None, False)
-    change = loss_change(of_losses(1.0, 1.2), of_losses(2.0, 2.0))
+    change = compare_losses(of_losses(1.0, 1.2), of_losses(2.0, 2.0))
     # Standard error of the mean of two losses that differ by 0.2: 0.1, a share of 1 / 11 of their mean.
     assert change is not None and change.interval is not None
     assert np.log1p(change.interval) == pytest.approx(np.log(0.55) + np.array([-1, 1]) * 1.96 / 11)
@@ -113,8 +113,8 @@ def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_non
 
 def test_rows_and_seeds_widen_the_interval_together_and_it_stays_above_minus_all() -> None:
     rows = tuple(np.random.default_rng(4).normal(1.0, 0.8, 40))
-    alone = loss_change(of_losses(1.0, rows=rows), of_losses(1.1, rows=(1.1,) * 40))
-    both = loss_change(of_losses(0.7, 1.3, rows=rows), of_losses(1.1, 1.1, rows=(1.1,) * 40))
+    alone = compare_losses(of_losses(1.0, rows=rows), of_losses(1.1, rows=(1.1,) * 40))
+    both = compare_losses(of_losses(0.7, 1.3, rows=rows), of_losses(1.1, 1.1, rows=(1.1,) * 40))
     assert alone is not None and both is not None and alone.interval is not None and both.interval is not None
     assert -1 < both.interval[0] < alone.interval[0] < alone.interval[1] < both.interval[1]
     assert both.may_be_chance and both.is_lower
@@ -127,8 +127,8 @@ def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> Non
     assert tuned.metrics == {"accuracy": 0.25}
     low, high = tuned.metric_interval("accuracy") or (0, 0)
     assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy
-    assert formatting.metric_text("accuracy", 0.25, (low, high)) == "25.0% (16 to 37)"
-    assert formatting.metric_text("choice_loss", 0.25, None) == "0.25"
+    assert formatting.format_metric("accuracy", 0.25, (low, high)) == "25.0% (16 to 37)"
+    assert formatting.format_metric("choice_loss", 0.25, None) == "0.25"
 
 
 def test_baselines_are_the_uniform_plans_that_fit_the_best_of_them_or_none() -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from qra_search.runs.intervals import LEAST_ROWS, log_ratio_interval, mean_interval, share_interval, standard_error
+from qra_search.runs.intervals import LEAST_ROWS, bootstrap_log_ratio, mean_interval, share_interval, standard_error
 
 
 def test_the_interval_of_a_ratio_is_the_delta_methods_where_rows_are_many() -> None:
     one, two = np.random.default_rng(1).gamma(4.0, 0.5, (2, 4000))
-    found = log_ratio_interval(one.tolist(), two.tolist())
+    found = bootstrap_log_ratio(one.tolist(), two.tolist())
     assert found is not None
     deviation = (one / one.mean() - two / two.mean()).std() / 4000**0.5
     middle = np.log(one.mean() / two.mean())
@@ -20,14 +20,14 @@ def test_the_interval_of_a_ratio_is_the_delta_methods_where_rows_are_many() -> N
 
 def test_a_loss_that_is_a_share_of_the_other_in_every_row_is_exactly_that_share() -> None:
     rows = np.random.default_rng(2).uniform(0.1, 50.0, 64)
-    assert log_ratio_interval((0.9 * rows).tolist(), rows.tolist()) == pytest.approx((np.log(0.9),) * 2)
+    assert bootstrap_log_ratio((0.9 * rows).tolist(), rows.tolist()) == pytest.approx((np.log(0.9),) * 2)
 
 
 def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
     few = [1.0] * (LEAST_ROWS - 1)
-    assert log_ratio_interval(few, few) is None and mean_interval(few) is None
+    assert bootstrap_log_ratio(few, few) is None and mean_interval(few) is None
     rows = np.random.default_rng(3).uniform(1, 2, (2, 20)).tolist()
-    assert log_ratio_interval(*rows) == log_ratio_interval(*rows)
+    assert bootstrap_log_ratio(*rows) == bootstrap_log_ratio(*rows)
 
 
 @pytest.mark.parametrize(("right", "rows"), [(0, 20), (1, 64), (32, 64), (60, 64), (64, 64)])

@@ -102,7 +102,7 @@ def test_the_record_of_a_space_keeps_them():
 
 def test_words_count_bits_and_name_levels():
     space = two_ways()
-    assert formatting.plan_name(space.uniform("nf4", 8), space) == "uniform nf4, rank 8"
-    assert formatting.plan_name(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
-    assert formatting.plan_name(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
-    assert formatting.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
+    assert formatting.format_plan(space.uniform("nf4", 8), space) == "uniform nf4, rank 8"
+    assert formatting.format_plan(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
+    assert formatting.format_plan(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
+    assert formatting.format_level_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"

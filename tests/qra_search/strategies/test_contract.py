@@ -9,7 +9,7 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.testing import StrategyContract
 from qra_search.testing.strategy import assert_another_process_proposes_the_same
 
-SPECS = plugins.names("strategies")
+SPECS = plugins.list_names("strategies")
 FINITE = ("uniform",)
 
 

@@ -7,11 +7,11 @@ import pytest
 from qra_search import Plan, search
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.plan import Group, Linear
 from qra_search.space.space import SearchSpace
-from qra_search.study.study import uniform_design
+from qra_search.study.study import list_initial_plans
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
@@ -27,7 +27,7 @@ def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
     result = search(AllRight(toy_space()), strategy="random", evaluations=8, memory_budget="uniform4r8")
     (comparison,) = result.comparisons
     assert comparison.baseline is not None and comparison.baseline.loss == 0.0
-    assert comparison.change is None and "No plan found" in headline(result)
+    assert comparison.change is None and "No plan found" in summarize_run(result)
 
 
 class Accuracy(ToyEvaluator):
@@ -48,7 +48,7 @@ def test_a_negative_loss_that_is_lower_is_a_gain():
 def test_a_search_without_a_budget_says_what_it_found():
     for evaluations in (2, 4):
         result = search(ToyEvaluator(toy_space()), evaluations=evaluations)
-        assert result.candidates and "No plan has been evaluated" not in headline(result)
+        assert result.candidates and "No plan has been evaluated" not in summarize_run(result)
 
 
 def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
@@ -59,7 +59,7 @@ def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
         SearchSpace(groups=some, bits=(2, 3, 8, 16), ranks=(0, 4, 16)) for some in ([table, *groups], [*groups, table])
     ]
     for budgets in ([], [orders[0].memory.maximum]):
-        first, last = ([space.uniform_choice(plan) for plan in uniform_design(space, budgets)] for space in orders)
+        first, last = ([space.uniform_choice(plan) for plan in list_initial_plans(space, budgets)] for space in orders)
         assert first == last and first
 
 
@@ -67,6 +67,6 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     linear = Linear(name="q", out_features=64, in_features=64)
     head = Group(name="head", linears=(linear.model_copy(update={"name": "h"}),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
-    assert space.uniform_ranks == () and uniform_design(space, ()) == []
+    assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
     with pytest.raises(BadInput, match="no rank is allowed for every group: give it in bytes"):
         resolve_budgets(space, "75%")

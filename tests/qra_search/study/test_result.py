@@ -12,7 +12,7 @@ from qra_search import BudgetTooSmall, Evaluation, Proposal, Study, TrialLog, se
 from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.space.budgets import resolve_budget, resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 
@@ -37,7 +37,7 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     best, allocation = result.best(), result.allocation()
     assert result.spent == 1 and best.plan == allocation.plan == result.chosen() and best.evaluations == 0
     assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the sensitivities are exact here
-    assert headline(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
+    assert summarize_run(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
     more = search(evaluator, "random", evaluations=12, memory_budget=middle)
     assert more.best().plan == allocation.plan  # what random plans found is worse, and as was predicted
     losses = [c.loss for c in sorted(more.candidates, key=lambda c: -c.loss)]

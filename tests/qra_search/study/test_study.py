@@ -17,7 +17,7 @@ from qra_search import (
 from qra_search.executors.base import InProcessExecutor
 from qra_search.log.lines import LogError
 from qra_search.study.checks import StudyFailed
-from qra_search.study.study import uniform_design
+from qra_search.study.study import list_initial_plans
 
 
 def budget_of(evaluator, bits=3, rank=8):
@@ -38,7 +38,7 @@ def test_evaluations_are_of_plans_and_the_prior_is_measured_once_and_charged_whe
 def test_uniform_plans_come_first_and_stay_in_the_result(evaluator):
     budget = budget_of(evaluator)
     result = search(evaluator, strategy="random", evaluations=6, memory_budget=budget)
-    design = uniform_design(evaluator.space, [budget])
+    design = list_initial_plans(evaluator.space, [budget])
     assert [t.plan for t in result.trials[: len(design)]] == design
     assert [c.plan for c in result.uniform] == design
     assert result.comparison().baseline is not None
@@ -47,7 +47,7 @@ def test_uniform_plans_come_first_and_stay_in_the_result(evaluator):
 def test_the_design_holds_the_largest_rank_of_the_two_largest_bit_widths_that_fit():
     space = make_space()
     budget = space.memory_bytes(space.uniform(3, 8))
-    assert [(p.bits[0], p.ranks[0]) for p in uniform_design(space, [budget])] == [(2, 16), (3, 8)]
+    assert [(p.bits[0], p.ranks[0]) for p in list_initial_plans(space, [budget])] == [(2, 16), (3, 8)]
 
 
 def test_a_failed_evaluation_is_recorded_and_not_asked_for_again():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qra_search.surrogates.gp import encode_inputs, fit_loss_gp, one_thread, scale_by_error, scale_by_order
+from qra_search.surrogates.gp import encode_inputs, fit_loss_gp, scale_by_error, scale_by_order, use_one_thread
 from qra_search.testing.scenarios import toy_space
 
 RNG = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def test_a_fit_is_a_function_of_its_arguments_and_leaves_torch_alone():
     again = fit_loss_gp(INPUTS, PROXY, LOSSES).predict(INPUTS[:3], PROXY[:3])
     assert np.array_equal(again, gp.predict(INPUTS[:3], PROXY[:3]))
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(KeyError), one_thread():
+    with pytest.raises(KeyError), use_one_thread():
         raise KeyError
     assert torch.get_num_threads() == threads
 

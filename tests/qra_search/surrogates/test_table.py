@@ -7,7 +7,7 @@ import pytest
 from table_world import World
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.allocate.solve import table_losses
+from qra_search.allocate.solve import compute_table_losses
 from qra_search.surrogates.basis import Rows, TableBasis, Widths
 from qra_search.surrogates.posterior import refine
 from qra_search.surrogates.table import TableFit
@@ -42,7 +42,7 @@ def test_draws_have_the_posteriors_mean_and_deviation():
     fit = refine(TableFit(world.basis, world.rows(80), Widths()))
     codes = world.plans(20)
     tables = fit.sample_tables(np.random.default_rng(0), np.ones(4000))
-    sums = np.stack([table_losses(table, codes) for table in tables])
+    sums = np.stack([compute_table_losses(table, codes) for table in tables])
     mean, cov = fit.predict(codes)
     # The constant c is no part of a table: compare what plans differ by.
     contrast = np.eye(20) - 1 / 20

@@ -13,11 +13,11 @@ from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import RowCount
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import (
-    cost_text,
     describe_rows,
     describe_run,
     estimate_cost,
-    gain_text,
+    format_cost,
+    format_gain,
     report_rows,
 )
 
@@ -60,7 +60,7 @@ def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured()
         "10 plans tuned briefly, about 5 min 00 s; before them the sensitivities, as long as 5 more, about 2 min 30 s"
     )
     assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
-    assert cost_text(4.5) == "4.5 plans tuned briefly"
+    assert format_cost(4.5) == "4.5 plans tuned briefly"
     assert estimate_cost(AdditiveEvaluator(), 15, is_measured=False) is None
 
 
@@ -70,8 +70,8 @@ def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
     assert sensitivities is not None
     clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
     assert clear.best_uniform is not None
-    assert ("checks the prediction" in gain_text(clear)) == clear.best_uniform.is_certain
-    assert "measures it" in gain_text(None)
+    assert ("checks the prediction" in format_gain(clear)) == clear.best_uniform.is_certain
+    assert "measures it" in format_gain(None)
 
 
 ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}

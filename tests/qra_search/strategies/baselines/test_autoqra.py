@@ -18,9 +18,9 @@ from qra_search.strategies.baselines.autoqra import (
     RADIUS,
     REFINED,
     AutoQRAStrategy,
+    compute_trust_radius,
     predict_losses,
     sample_trust_region,
-    trust_radius,
 )
 from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, measure_importance
 from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
@@ -147,7 +147,7 @@ def test_the_radius_of_a_budget_doubles_after_its_successes_and_halves_after_its
         for t, origin, loss in zip(state.trials, origins, [2.0, *losses], strict=True)
     )
     state = replace(state, trials=trials)
-    assert trust_radius(state, budget) == radius and trust_radius(state, budget - 1) == RADIUS
+    assert compute_trust_radius(state, budget) == radius and compute_trust_radius(state, budget - 1) == RADIUS
 
 
 def test_a_trust_region_lies_within_its_radius_and_budget():
