@@ -31,7 +31,7 @@ def _decode_iq2_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decode_iq2_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    high = (blocks[:, 66:74, None] >> shifts(2, blocks.device)).bitwise_and_(3).reshape(len(blocks), 32)
+    high = (blocks[:, 66:74, None] >> make_shifts(2, blocks.device)).bitwise_and_(3).reshape(len(blocks), 32)
     codes = blocks[:, 2:34].long() | (high.long() << 8)
     scale = read_float16(blocks) * (0.5 + _unpack_nibbles(blocks[:, 74:82])) * 0.25
     return _look_up_vectors("IQ2_S", codes) * _unpack_signs(blocks[:, 34:66]), scale
@@ -44,7 +44,7 @@ def _decode_iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decode_iq3_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    high = (blocks[:, 66:74, None] >> shifts(1, blocks.device)).bitwise_and_(1).reshape(len(blocks), 64)
+    high = (blocks[:, 66:74, None] >> make_shifts(1, blocks.device)).bitwise_and_(1).reshape(len(blocks), 64)
     codes = blocks[:, 2:66].long() | (high.long() << 8)
     scale = read_float16(blocks) * (1 + 2 * _unpack_nibbles(blocks[:, 106:110]))
     return _look_up_vectors("IQ3_S", codes) * _unpack_signs(blocks[:, 74:106]), scale
@@ -72,7 +72,7 @@ def _view_as_words(packed: Tensor) -> Tensor:
 
 def _unpack_nibbles(packed: Tensor) -> Tensor:
     """Low and high four bits of each byte in turn, float32 (n, 2 · bytes)."""
-    return (packed[:, :, None] >> shifts(4, packed.device)).bitwise_and_(0xF).reshape(len(packed), -1).float()
+    return (packed[:, :, None] >> make_shifts(4, packed.device)).bitwise_and_(0xF).reshape(len(packed), -1).float()
 
 
 def _look_up_signs(words: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def _look_up_signs(words: Tensor) -> Tensor:
 
 def _unpack_signs(packed: Tensor) -> Tensor:
     """-1 for each bit that is set, 1 for the others: float32 (n, 8 · bytes)."""
-    bits = (packed[..., None] >> shifts(1, packed.device)) & 1
+    bits = (packed[..., None] >> make_shifts(1, packed.device)) & 1
     return 1 - 2 * bits.reshape(len(packed), -1).float()
 
 
@@ -119,6 +119,6 @@ def load_iq4_values(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def shifts(bits: int, device: torch.device) -> Tensor:
+def make_shifts(bits: int, device: torch.device) -> Tensor:
     """How far each field of so many bits lies from a byte's lowest bit, uint8 (8 / bits,)."""
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
