@@ -118,7 +118,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     except UnicodeDecodeError as error:
         raise ConfigError(str(encoding_error(path, error))) from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not YAML that can be used: {error}") from None
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):

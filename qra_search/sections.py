@@ -40,7 +40,7 @@ def _sort_choices(values: Any, field: ValidationInfo) -> Any:
     if values == "auto":
         return values
     if not values or len(set(values)) != len(values):
-        raise ValueError("distinct choices are needed, at least one")
+        raise ValueError("give one or more distinct choices")
     if not all(least <= value <= most for value in values):
         raise ValueError(f"{field.field_name} must be from {least} to {most} ({note})")
     return tuple(sorted(values))
@@ -152,7 +152,7 @@ class QuantizationConfig(Section):
         several = {_parse_width(bits): specs for bits, specs in given.items()}
         for bits, specs in several.items():
             if specs == []:
-                raise ValueError(f"at {bits} bits a list must name at least one backend")
+                raise ValueError(f"the list of backends for {bits} bits is empty: name one or more")
             for spec in specs if isinstance(specs, list) else [specs]:
                 _check_backend_spec(spec)
         return several

@@ -340,7 +340,7 @@ class Backend(ABC):
             raise ValueError(f"the weight {tuple(weight.shape)} is empty")
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
-            raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
+            raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first")
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(
                 f"the weight's largest value {max(-low, high):g} is above {self.largest:g}, the most a scale can hold"

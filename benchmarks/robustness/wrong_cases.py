@@ -102,12 +102,12 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --track tensorbord", "did you mean tensorboard"),
     # configs
     ("search none.yaml", "`qra schema --example` prints one to start from"),
-    ("search unyaml.yaml", "is not YAML that can be used: line 1"),
+    ("search unyaml.yaml", "cannot be read as YAML: line 1"),
     ("search latin1.yaml", "is not UTF-8"),
     ("search list.yaml", "a mapping of sections is needed"),
     ("search bare.yaml", "such as {name: ...}"),
     ("search typo.yaml", "did you mean steps"),
-    ("search code.yaml", "is not YAML that can be used"),
+    ("search code.yaml", "cannot be read as YAML"),
     (f"search {LAND} --set evaluation.steps", "such as evaluation.steps=20"),
     (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every as well"),
     # where runs go
@@ -132,7 +132,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune land", "evaluator 'landscape' cannot fine-tune"),
     ("finetune unplanned", "has no plan yet"),
     ("finetune tiny --plan none.json", "give a plan.json or a run"),
-    ("finetune tiny --plan land/plan.json", "the plan is of another space"),
+    ("finetune tiny --plan land/plan.json", "the plan belongs to another search space"),
     ("finetune tiny --plan uniform5r8", "which the space does not have"),
     ("finetune tiny --memory 1KiB", "is below the smallest plan"),
     ("finetune tiny --steps 0", "--steps"),

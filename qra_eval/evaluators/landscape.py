@@ -51,7 +51,7 @@ class Landscape(Evaluator):
         identity: dict[str, Any] | None = None,
     ):
         if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
-            raise BadInput(f"noise is a number from 0 on, got {noise!r}")
+            raise BadInput(f"noise must be a non-negative number, got {noise!r}")
         self.tables, self.space = tables, space
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self._make_sensitivities = sensitivities

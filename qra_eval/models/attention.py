@@ -84,7 +84,7 @@ def matmul_attention(
         (N, T, H, D), and None for the weights.
     """
     if options.get("softcap") or options.get("s_aux") is not None:
-        raise ValueError("matmul_attention knows neither soft-capping nor sinks")
+        raise ValueError("matmul_attention supports neither soft-capping nor attention sinks")
     n, heads, t, d = query.shape
     kv, s = key.shape[1], key.shape[2]
     if max(t, s) > LONGEST or value.shape[-1] != d:

@@ -68,7 +68,7 @@ def resolve_device(text: str) -> torch.device:
         )
     if int(form[1] or 0) >= count:
         known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise BadInput(f"device {text!r} is not there: torch sees {known}")
+        raise BadInput(f"device {text!r} does not exist: torch sees {known}")
     return torch.device("cuda" if text == "auto" else text)
 
 

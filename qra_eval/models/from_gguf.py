@@ -117,7 +117,7 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
         raise BadGGUF(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
     scaling = header.value(f"{family}.rope.scaling.type")
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
-        warnings.warn(f"{path}: its rotary scaling is left out, as by transformers", stacklevel=3)
+        warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
     return config
 
 

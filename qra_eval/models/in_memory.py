@@ -28,7 +28,7 @@ def load_in_memory(
     """
     check_model(model)
     if tokenizer is None:
-        raise BadInput("a model in memory needs its tokenizer: give both")
+        raise BadInput("a model in memory needs its tokenizer: pass tokenizer= too")
     name, tokenizer = make_in_memory_name(model), copy.deepcopy(tokenizer)  # it may be given a padding token
     twin = _copy(model, dtype, None if weights else "meta")
     fields = {"name": name, "spec": name, "source": model if weights else None}
@@ -40,7 +40,7 @@ def check_model(model: Any) -> None:
     from transformers import PreTrainedModel
 
     if hasattr(model, "peft_config") or any("lora_" in name for name, _ in getattr(model, "named_parameters", list)()):
-        raise BadInput("the model has adapters on it: give the model below them, or model.merge_and_unload()")
+        raise BadInput("the model has adapters: give its base model, or model.merge_and_unload()")
     if not isinstance(model, PreTrainedModel):
         raise wrong_type("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
     if model.get_output_embeddings() is None:
@@ -51,7 +51,7 @@ def check_model(model: Any) -> None:
     if not plain or (quantized and not _is_dequantized(model)):
         raise BadInput("the model is quantized already: the search needs the unquantized weights")
     if any(tensor.grad is not None for tensor in tensors):
-        raise BadInput("the model is being trained, it has gradients: end that, and model.zero_grad()")
+        raise BadInput("the model has gradients: finish its training and call model.zero_grad()")
     if any(tensor.is_meta for tensor in tensors):
         raise BadInput("the model has weights that are not in memory: load it without offloading")
 

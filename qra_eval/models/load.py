@@ -162,7 +162,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         SafetensorError, StrictDataclassError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
     ) as error:  # fmt: skip
         if "trust_remote_code" in str(error):
-            raise BadInput(f"{source} comes with code of its own, which runs only with trust_remote_code") from error
+            raise BadInput(f"{source} needs code from its repository: pass trust_remote_code") from error
         raise _make_load_error(source, error) from error
     if missing:
         raise BadInput(f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")

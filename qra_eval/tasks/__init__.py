@@ -46,12 +46,12 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     """
     if isinstance(task, Task):
         if data is not None or options:
-            raise BadInput(f"the task {task.name!r} is made already: give its data and options when you make it")
+            raise BadInput(f"the task {task.name!r} is an object: pass data and options to its constructor")
         return task
     name = str(task) if isinstance(task, str | Path) else None
     if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
-            raise BadInput(f"the task {shorten(task)} is its own data: leave out {shorten(data)}")
+            raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task
     elif name.startswith(IN_MEMORY):
         raise BadInput("this run uses an in-memory task: pass it to open_run(), or save its rows and plan again")

@@ -129,7 +129,7 @@ class ArithmeticTask(Task):
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
         self.kinds, self.digits = tuple(kinds or KINDS), tuple(digits)
         if not self.digits or min(self.digits) < 1:
-            raise BadInput(f"digits are numbers from 1 on, at least one, got {list(self.digits)}")
+            raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
             raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 

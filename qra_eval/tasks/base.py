@@ -146,11 +146,11 @@ def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> d
         splits[name] = tuple(loaded[name])
         for example in splits[name]:
             if not isinstance(example, Example):
-                raise BadInput(f"the task {task!r} has a {type(example).__name__} for a row: an Example is needed")
+                raise BadInput(f"a row of task {task!r} is a {type(example).__name__}: it must be an Example")
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
-                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: figures of rows "
-                    "that were tuned on say nothing; `qra_eval.tasks.base.split_examples` keeps splits apart"
+                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: each row "
+                    "must be in one split; `qra_eval.tasks.base.split_examples` keeps splits apart"
                 )
     return splits
 

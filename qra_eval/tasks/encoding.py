@@ -180,7 +180,7 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise BadInput(f"the model's chat template refuses a chat of the turns {roles}: {error}") from error
+        raise BadInput(f"the model's chat template rejects a conversation of roles {roles}: {error}") from error
 
 
 def _list_turns(example: Example) -> Turns:
@@ -198,7 +198,7 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
         )
         ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         if not any(labelled):
-            raise BadInput("the tokenizer's chat template marks no token as the assistant's: mend its generation block")
+            raise BadInput("the tokenizer's chat template marks no assistant tokens: fix its generation block")
         return ids, labelled
     prompt, answer = render(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
     whole = render(turns, tokenizer).rstrip()

@@ -103,9 +103,9 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     choices: Any = given.get("text") if labelled else given
     labels: Any = given.get("label") if labelled else []
     if not _has_texts(choices) or len(choices) < 2:
-        raise BadInput(f"{where}: choices must be two or more texts, got {shorten(choices, 60)}")
+        raise BadInput(f"{where}: choices must be two or more strings, got {shorten(choices, 60)}")
     if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shorten(labels, 60)}")
+        raise BadInput(f"{where}: there must be one label, a string, for each choice, got {shorten(labels, 60)}")
     answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
@@ -158,7 +158,7 @@ def _read_turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str
         if role not in roles:
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
-            raise BadInput(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
+            raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content, or drop it")
         content = _check_characters(read_field(message, said, str, place), said, place)
         turns.append({"role": roles[role], "content": content})
     own = any(turn["role"] == "system" for turn in turns)
@@ -169,7 +169,7 @@ def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
     answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
     if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
-        raise BadInput(f"{where}: messages must end with an answer of the assistant, after at least one other")
+        raise BadInput(f"{where}: messages must end with a message of the assistant that follows another message")
     before, answer = turns[: answers[-1]], turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
@@ -196,7 +196,7 @@ def _check_characters(text: str, name: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadInput(f"{where}: field {name!r} holds half a character: mend that row or leave it out") from None
+        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix or remove the row") from None
     return text
 
 

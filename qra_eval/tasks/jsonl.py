@@ -54,9 +54,7 @@ class JSONLTask(Task):
         self.wanted, self.columns, self.subset, self.names = chat, check_columns(columns), subset, splits
         is_on_hub = isinstance(data, str) and is_hub_name(data)
         if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
-            raise BadInput(
-                "subset and splits are of a data set on the hub, and these are rows of one's own: leave them out"
-            )
+            raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         what = self.data if isinstance(self.data, str) else self.name
@@ -64,7 +62,7 @@ class JSONLTask(Task):
         examples = {split: [make_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()}
         choosing = {bool(example.choices) for some in examples.values() for example in some}
         if len(choosing) > 1:
-            raise BadInput(f"{what}: some rows have choices and some have none: give each kind a file of its own")
+            raise BadInput(f"{what}: some rows have choices and some have none: put each kind into its own file")
         if choosing == {True}:
             self.judged_by, self.metrics = "choice_loss", {}
         try:

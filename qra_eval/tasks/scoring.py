@@ -52,7 +52,7 @@ def measure_choices(
     rows, places = [], []
     for i, example in enumerate(examples):
         if len(example.choices) < 2 or example.label is None:
-            raise BadInput(f"{example.prompt[:60]!r} is no multiple-choice example: it lacks choices or a label")
+            raise BadInput(f"{example.prompt[:60]!r} is not a multiple-choice example: choices or label are missing")
         for j, choice in enumerate(example.choices):
             prompt = example.prompt
             if chat:

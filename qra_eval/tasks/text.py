@@ -54,14 +54,14 @@ class TextTask(Task):
     ):
         super().__init__(data, seed, chat=chat)
         if self.chat:
-            raise BadInput("plain text has no prompts that a chat template could be put around: leave `chat` off")
+            raise BadInput("running text has no prompts for a chat template: remove `chat`")
         if block_characters < 1:
-            raise BadInput(f"block_characters is a number from 1 on, got {block_characters!r}")
+            raise BadInput(f"block_characters must be a positive integer, got {block_characters!r}")
         self.block_characters = block_characters
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
         if metrics:
-            raise BadInput("running text has no answers that a metric could score: leave --metric out")
+            raise BadInput("running text has no answers to score: remove --metric")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._cut_blocks(text)) for name, text in self._load_texts().items()}

@@ -58,7 +58,7 @@ def tune(
         rows = tuner.evaluation.validation_rows
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            found = processes.run_together(lambda: tuner.objective("validation", rows) if leads else 0.0)
+            found = processes.run_together(lambda: tuner.measure_objective("validation", rows) if leads else 0.0)
             (figures["validation_objective"],) = processes.sum_values(found)
         tuner.model.train()
         return figures
@@ -123,7 +123,7 @@ def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
     try:
         check_reload(tuner, plan, folder)
     except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
-        log.warning("the adapter in %s does not load back as it was tuned: %s", folder, describe(error))
+        log.warning("the adapter in %s differs from the tuned one when reloaded: %s", folder, describe(error))
         return one_line(describe(error), REASON)
     return ""
 

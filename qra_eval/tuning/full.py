@@ -77,7 +77,7 @@ class FullTuning(TrainerCallback):
             self.resumed_after = training.step
         self.earlier_seconds = training.earlier_seconds
         if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
-            raise RunFailed(f"not all processes see the same checkpoint in {self.folder}: they need one shared folder")
+            raise RunFailed(f"processes read different checkpoints in {self.folder}: all need one shared folder")
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again

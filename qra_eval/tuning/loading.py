@@ -135,8 +135,8 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
         if missing == [BASE_FILE]:
-            raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) makes it again")
-        raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+            raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it")
+        raise BadInput(f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first")
     data = read_plan_file(folder)
     try:
         read_levels(data)

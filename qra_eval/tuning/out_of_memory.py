@@ -52,4 +52,4 @@ def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, trai
             change = "activations are made again in the backward pass"
         else:
             raise EvaluationFailed(f"out of memory: {reason}")
-        log.warning("out of memory (%s): from here on %s; a step is of the same rows", reason, change)
+        log.warning("out of memory (%s): from now on %s; steps keep their rows", reason, change)

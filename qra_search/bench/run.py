@@ -72,7 +72,7 @@ def run_benchmark(
     wanted = [(task, s, seed) for task in tasks for seed in chosen for s in strategies]
     todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
-        progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} left")
+        progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are finished, {len(todo)} left")
     failed = 0
     # Spawned, not forked: a fork of a process that has threads (torch) may hang.
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

@@ -29,8 +29,8 @@ def bench(
                                  "last (5-9).", show_default=True)] = "3",
     evaluations: Annotated[float, option("--evaluations -n N", "Search budget, in full evaluations.",
                                          show_default=True)] = 25,
-    out: Annotated[Path, option("--out -o FOLDER", "Rows and tables.", show_default=True)] = Path("bench"),
-    workers: Annotated[int, option("--workers N", "Processes at a time.", show_default=True, min=1)] = 2,
+    out: Annotated[Path, option("--out -o FOLDER", "Folder for rows and tables.", show_default=True)] = Path("bench"),
+    workers: Annotated[int, option("--workers N", "Number of processes.", show_default=True, min=1)] = 2,
     as_json: common.Json = False,
 ) -> None:  # fmt: skip
     """Compare search strategies on tasks whose best is known, and write tables with statistics.
@@ -54,7 +54,7 @@ def bench(
         print((out / "tables.md").read_text())
         print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
     if done.failed:
-        raise RunFailed(f"{done.failed} of {done.ran} cells failed: why stands above; the same command runs them again")
+        raise RunFailed(f"{done.failed} of {done.ran} cells failed (errors above): run the same command to retry them")
 
 
 def _read_seeds(text: str) -> list[int]:

@@ -64,7 +64,7 @@ Track = Annotated[
            "May be given several times.", WHERE, autocompletion=complete(lambda: TRACKERS)),
 ]  # fmt: skip
 DryRun = Annotated[
-    bool, option("--dry-run", "Only print the resolved config, the space, the cost and an example as tuned on.", WHERE)
+    bool, option("--dry-run", "Only print the resolved config, the space, the cost and a training example.", WHERE)
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 Against = Annotated[
@@ -110,7 +110,7 @@ SETTINGS: dict[str, Any] = {
                             "before them.", HOW),
     "strategy": _setting(str, "--strategy S", "Search strategy (see `qra strategies`).", HOW,
                          names=lambda: plugins.list_names("strategies")),
-    "seed": _setting(int, "--seed N", "All randomness follows from it.", HOW),
+    "seed": _setting(int, "--seed N", "Random seed.", HOW),
     "device": _setting(str, "--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW),
     "evaluator": _setting(str, "--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a "
                           "formula, for trying out).", HOW, names=lambda: plugins.list_names("evaluators")),
@@ -171,7 +171,7 @@ def _get_width(stream: TextIO) -> int | None:
 def report_default_model(config: RunConfig, view: Listener) -> None:
     """Say which model is taken, if none was named."""
     if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
-        view.say(f"No --model was named: {config.model.name} is taken.")
+        view.say(f"No --model given: using {config.model.name}.")
 
 
 def print_json(data: Any) -> None:
@@ -232,5 +232,5 @@ def _read_pairs(name: str, value: str, wanted: str) -> dict[str, str]:
     if not all(len(p) == 2 and all(p) for p in pairs):
         raise BadInput(f"--{name} is {value!r}: {wanted}")
     if len(dict(pairs)) < len(pairs):  # type: ignore[arg-type]
-        raise BadInput(f"--{name} is {value!r}: something is given twice there")
+        raise BadInput(f"--{name} is {value!r}: a name is given twice")
     return dict(pairs)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def demo(
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.exists)  # before much is said
     if folder.exists:
-        view.say(f"{out} holds a demo already: it is resumed.")
+        view.say(f"Resuming the demo in {out}.")
     view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory)))
     with Run(out, config) as run:
         with view:

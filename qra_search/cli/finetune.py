@@ -22,9 +22,7 @@ from qra_search.workflow.tunings import change_settings, select_tunings
 
 def finetune(
     run: common.RunPath,
-    plan: Annotated[
-        str | None, option("--plan FILE|uniform2r4", "Another plan than the run's own plan.json, or a uniform one.")
-    ] = None,
+    plan: Annotated[str | None, option("--plan FILE|uniform2r4", "Plan to tune; default: the run's plan.json.")] = None,
     memory: Annotated[
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
@@ -33,23 +31,21 @@ def finetune(
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the train split, in place of steps.")] = None,
     seeds: Annotated[
-        int, option("--seeds N", "Seeds of every plan, each with its own rows: intervals.", show_default=True, min=1)
+        int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
     against: common.Against = "best",
-    with_16_bit: Annotated[
-        bool, option("--with-16-bit", "Tune LoRA on the model in 16 bits as well, to see what fewer bits cost.")
-    ] = False,
+    with_16_bit: Annotated[bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     rates: Annotated[
         str | None,
-        option("--rates 5e-4,1e-3,2e-3", "Take the learning rate of least validation loss after a short tuning."),
+        option("--rates 5e-4,1e-3,2e-3", "Choose the rate of lowest validation loss after short tunings."),
     ] = None,
     sets: Annotated[
         list[str] | None,
         option("--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."),
     ] = None,
     dry_run: Annotated[
-        bool, option("--dry-run", "Tune nothing: print the settings, the cost and an example as it is tuned on.")
+        bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
     ] = False,
     track: common.Track = None,
     as_json: common.Json = False,

@@ -29,12 +29,12 @@ def search(
     out: common.OutRun = None,
     dry_run: common.DryRun = False,
     workers: Annotated[
-        int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
+        int | None, option("--workers N", "Number of worker processes; default: none.", WHERE, min=1)
     ] = None,
     executor: Annotated[
         str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
     ] = None,
-    address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
+    address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
     gpus_per_worker: Annotated[
         float | None,
         option("--gpus-per-worker N", "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, "
@@ -63,7 +63,7 @@ def search(
         raise BadInput("say what to search: --model and --task, a config, or the folder of a run to resume")
     resumed = RunFolder(config) if config is not None and RunFolder(config).exists else None
     if resumed is not None and out not in (None, resumed.path):
-        raise BadInput(f"{resumed.path} is a run, which is resumed where it is: leave --out out")
+        raise BadInput(f"{resumed.path} is a run and is resumed in place: remove --out")
     if resumed is not None:
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
@@ -85,7 +85,7 @@ def search(
                                 track=track or (), progress=view)  # fmt: skip
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
-            view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")
+            view.say(f"Stopped; finished evaluations are saved. Resume: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:
         common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})

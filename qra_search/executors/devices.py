@@ -110,7 +110,7 @@ def make_environment(device: str, workers: int, sharing: int = 1) -> dict[str, s
     gpus = [_GPU.fullmatch(part) for part in device.split(",")]
     indices = [int(gpu.group(1)) for gpu in gpus if gpu is not None]
     if len(indices) < len(gpus):
-        raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
+        raise ValueError(f"unknown device {device!r}: use {FORMS}")
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, indices))
     if given is not None:  # this process may have been given some of the machine's GPUs only

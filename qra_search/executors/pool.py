@@ -97,7 +97,7 @@ class WorkerExecutor(Executor):
                 except WorkerDied as error:
                     died = error
                     self._drop(slot)
-            raise WorkerDied(f"{died}, and so did the one before it")
+            raise WorkerDied(f"{died}, as did its replacement")
         finally:
             self._free.put(slot)
 
@@ -122,7 +122,7 @@ class WorkerExecutor(Executor):
             except Exception as error:  # the factory cannot be pickled
                 self._drop(slot)
                 raise _make_start_error(error) from error
-        raise WorkerUnusable(f"{died} while it built the evaluator: try fewer workers")
+        raise WorkerUnusable(f"{died} while building the evaluator: try fewer workers")
 
     def _drop(self, slot: int) -> None:
         self._workers.pop(slot).kill()

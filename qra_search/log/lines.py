@@ -76,7 +76,7 @@ class LogContents:
 
     def _add_proposal(self, trial: Trial, number: int) -> None:
         if trial.id < self.next:
-            raise ValueError(f"trial {trial.id} comes again")
+            raise ValueError(f"trial {trial.id} appears twice")
         if trial.id > self.next:
             self.damage.append((number, f"trials {self.next} to {trial.id - 1} are missing before it"))
         self.trials[trial.id] = trial
@@ -108,7 +108,7 @@ def read_log(content: bytes, name: str = "the log") -> LogContents:
             try:
                 record = orjson.loads(raw)
                 if "format" in record and understood:
-                    raise LogError("a second log begins here: give each log a file of its own")
+                    raise LogError("a second log starts here: write each log to its own file")
                 contents.add(record, number)
                 understood += 1
             except LogError as error:

@@ -110,7 +110,7 @@ def read_state(log: TrialLog) -> StudyState:
             sensitivities.check(space)
         for trial in log:
             if not space.contains(trial.plan):
-                raise ValueError(f"trial {trial.id} is no plan of its space")
+                raise ValueError(f"the plan of trial {trial.id} does not belong to its search space")
             size = space.memory_bytes(trial.plan)
             if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
                 raise ValueError(f"trial {trial.id} has {trial.evaluation.memory_bytes} bytes, its plan takes {size}")

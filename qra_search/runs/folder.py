@@ -179,7 +179,7 @@ class RunFolder:
     def records(self) -> list[TuningRecord]:
         """The records of all finished tunings, oldest first; raises BadInput if one is damaged."""
         if (self.path / OLD_FILE).is_file():
-            raise BadInput(f"{self.path} was tuned by an earlier version: plan and tune anew in another folder")
+            raise BadInput(f"{self.path} was tuned by an earlier version: plan and fine-tune again in another folder")
         files = sorted(self.tunings_folder.glob("*/record.json"))
         records = [record for file in files if (record := TuningFolder(file.parent).record()) is not None]
         return sorted(records, key=lambda record: (record.finished_at, record.id))

@@ -76,7 +76,7 @@ def record_to_dict(record: TuningRecord) -> dict[str, Any]:
 def record_from_dict(data: Any, file: Path) -> TuningRecord:
     """The inverse of `record_to_dict`; raises BadInput for another format, or damage."""
     if not isinstance(data, Mapping) or data.get("format") != RECORD_FORMAT:
-        raise BadInput(f"{file} is no record of {RECORD_FORMAT}: remove its folder, and qra finetune tunes it anew")
+        raise BadInput(f"{file} is no record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again")
     fields = dict(data)
     try:
         if fields.pop("digest", None) != _digest(fields):
@@ -90,7 +90,7 @@ def record_from_dict(data: Any, file: Path) -> TuningRecord:
         return TuningRecord(**fields)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise BadInput(
-            f"{file} is damaged ({describe(error)}): remove its folder, and qra finetune tunes it anew"
+            f"{file} is damaged ({describe(error)}): delete its folder and run `qra finetune` again"
         ) from error
 
 

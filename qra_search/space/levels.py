@@ -98,7 +98,7 @@ def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat
     levels = sorted(convert_all(bits, make, BITS_WANTED), key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"bits must be distinct choices, at least one, got {tuple(names)}")
+        raise ValueError(f"bits must be one or more distinct levels, got {tuple(names)}")
     return tuple(levels)
 
 

@@ -99,7 +99,7 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups; raises ValueError if it is none of the space."""
     chosen = read_choices(data)
     if different := sorted(set(space.names) ^ set(chosen)):
-        raise ValueError(f"the plan is of another space, with other groups ({', '.join(different[:3])})")
+        raise ValueError(f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})")
     try:
         plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
     except TypeError as error:

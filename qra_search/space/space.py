@@ -67,7 +67,7 @@ class SearchSpace:
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
         self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
-            raise ValueError(f"ranks must be distinct and not negative, at least one, got {self.ranks}")
+            raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes, self.adapter_bits = int(fixed_bytes), int(adapter_bits)
         if self.fixed_bytes < 0 or self.adapter_bits < 1:
             raise ValueError(

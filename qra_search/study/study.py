@@ -217,7 +217,7 @@ class Study:
                 raise outcome
             evaluation = check_evaluation(outcome, self.space, trial.plan)
         except WorkerUnusable as error:
-            raise StudyFailed(f"{error}; trial {trial.id} is run again when the search is resumed") from error
+            raise StudyFailed(f"{error}; resuming the search repeats trial {trial.id}") from error
         except (Exception, SystemExit) as error:
             trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
         else:

@@ -44,7 +44,7 @@ def build_evaluator(
         try:
             evaluator: Evaluator = factory(config, **options, **(objects or {}))
         except SystemExit as error:
-            raise RunFailed(f"evaluator {config.evaluator!r} ended the program while it was built: {error}") from error
+            raise RunFailed(f"evaluator {config.evaluator!r} exited while being built: {error}") from error
         return evaluator
 
 

@@ -85,14 +85,14 @@ def tune_missing(
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
     jobs = [(folder.tuning(tuning_id(plan, seed, settings)), plan, seed) for seed, plan in tunings]
     if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
-        listener.say(f"{recorded} of {len(jobs)} tunings are recorded already, {len(jobs) - recorded} left")
+        listener.say(f"{recorded} of {len(jobs)} tunings are finished, {len(jobs) - recorded} left")
 
     def tune_one(tuning: TuningFolder, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                listener.say(f"tuning {tuning.id} is running in another process: it is awaited at the end")
+                listener.say(f"tuning {tuning.id} is running in another process: waiting for it at the end")
                 return False
             if record is None:
                 try:
@@ -194,6 +194,6 @@ def check_reloads(comparison: Comparison, folder: RunFolder) -> None:
             if record.reload_error:
                 path = folder.tuning(record.id).path
                 raise RunFailed(
-                    f"the adapter in {path} does not load back as it was tuned: {record.reload_error}; "
+                    f"the adapter in {path} differs from the tuned one when reloaded: {record.reload_error}; "
                     "do not use it: delete its folder, and run the same command again"
                 )

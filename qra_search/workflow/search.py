@@ -91,7 +91,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         listener.say("resumed: the sensitivities were measured before")
     elif (sensitivities := evaluator.sensitivities()) is None:
         raise BadInput(
-            f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
+            f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
         )
     sensitivities.check(space)
     if folder.log_file.is_file() and (known := folder.result()).trials:
@@ -140,7 +140,7 @@ def search_run(
 
         def stop() -> None:
             study.stop()
-            listener.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
+            listener.say("stopping after the running evaluations, which are saved; press Ctrl-C again to stop now")
 
         with on_interrupt(stop):
             result = study.run()
@@ -150,7 +150,7 @@ def search_run(
         failures = result.failures()
         raise StudyFailed(
             f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}" if failures else
-            f"no plan was evaluated in full within {study.evaluations:g} evaluations: go on with more --evaluations"
+            f"no plan was evaluated in full within {study.evaluations:g} evaluations: continue with more --evaluations"
         )  # fmt: skip
     return result
 
@@ -164,7 +164,7 @@ def _describe_start(study: Study, listener: Listener) -> None:
         running = len(study.log.running)
         listener.say(
             f"resumed: {len(state.trials)} trials, {of_all}, {format_evaluations(max(0.0, total - spent))} left"
-            + (f"; {running} evaluation(s) that were cut off are run again" if running else "")
+            + (f"; {running} interrupted evaluation(s) run again" if running else "")
         )
     elif state.sensitivities is not None:
         listener.say("resumed: the sensitivities were measured before, no plan was evaluated yet")

@@ -83,7 +83,7 @@ def open_run(
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and str(name) != known:
-            raise BadInput(f"{there.path} is a run of {what} {known}, not of {name}: give that, or plan again")
+            raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: give that one, or plan again")
     return Run(there.path, config, objects=objects)
 
 

@@ -70,7 +70,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
                 getattr(tracker, method)(*arguments, **options)
             except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
                 del trackers[name]
-                warnings.warn(f"{name} gets no more, the run goes on: {one_line(repr(error), 300)}", stacklevel=2)
+                warnings.warn(f"logging to {name} ended, the run continues: {one_line(repr(error), 300)}", stacklevel=2)
 
     def log(figures: Mapping[str, float], step: int) -> None:
         call_all("log", {name: float(value) for name, value in figures.items() if math.isfinite(value)}, step=step)

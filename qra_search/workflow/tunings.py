@@ -118,7 +118,7 @@ def change_settings(
         if path.startswith(TUNABLE):
             continue
         if path.startswith("evaluation."):
-            raise BadInput(f"{path} is of a search's short tunings: set the length of a full one with finetune.steps")
+            raise BadInput(f"{path} sets the short fine-tunings of a search: set finetune.steps for a full fine-tuning")
         raise BadInput(
             f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
         )
@@ -143,7 +143,7 @@ def select_export(
     found = folder.find_tuning(tuning)
     weights = found.adapter / "adapter_model.safetensors"
     if not weights.is_file():
-        raise BadInput(f"{found.path} lacks its adapter: remove it, and `qra finetune` tunes it anew")
+        raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
     for file in (found.base_file, weights):
         if file.is_file():
             tensor_names(file)  # before seconds of loading libraries

@@ -81,7 +81,7 @@ def test_noise_is_a_function_of_landscape_plan_seed_and_fidelity_in_any_process(
 
 @pytest.mark.parametrize("noise", [-1, float("nan"), "much"])
 def test_a_noise_that_cannot_be_is_refused(noise: object) -> None:
-    with pytest.raises(BadInput, match="noise is a number from 0 on"):
+    with pytest.raises(BadInput, match="noise must be a non-negative number"):
         make_landscape(noise=noise)
 
 

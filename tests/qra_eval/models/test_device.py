@@ -38,8 +38,8 @@ NEITHER = "device is .*: auto, cpu, cuda, cuda:1, or .* is needed"
     [
         *((0, text, f"device '{text}': no CUDA device is visible to torch here .torch .* use --device cpu$")
           for text in ("cuda", "cuda:0", "cuda:7")),
-        (2, "cuda:7", "device 'cuda:7' is not there: torch sees cuda:0 to cuda:1$"),
-        (1, "cuda:1", "device 'cuda:1' is not there: torch sees cuda:0$"),
+        (2, "cuda:7", "device 'cuda:7' does not exist: torch sees cuda:0 to cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' does not exist: torch sees cuda:0$"),
         *((2, text, NEITHER)
           for text in ("gpu", "tpu:x", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cpu:0\n", "cuda:0\n")),
     ],

@@ -148,7 +148,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, t
 
 
 def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
-    with pytest.raises(BadInput, match="a model in memory needs its tokenizer: give both"):
+    with pytest.raises(BadInput, match="a model in memory needs its tokenizer: pass tokenizer= too"):
         load_model(tiny)
 
 

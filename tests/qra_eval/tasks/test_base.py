@@ -65,9 +65,9 @@ def test_every_task_is_found_by_its_name(name):
     [
         ("gsm9k", {}, "did you mean gsm8k"),
         ("gsm8k", {"shot": 8}, "unknown option of task 'gsm8k': 'shot': .*known are chat"),
-        ("a/b.jsonl", {"data": "elsewhere"}, "is its own data: leave out 'elsewhere'"),
+        ("a/b.jsonl", {"data": "elsewhere"}, "already holds the data: remove 'elsewhere'"),
         ("arithmetic", {"kinds": 50}, "option 'kinds' of task 'arithmetic' is 50: input should be"),
-        (make_task("arithmetic"), {"kinds": []}, "is made already: give its data and options when you make it"),
+        (make_task("arithmetic"), {"kinds": []}, "is an object: pass data and options to its constructor"),
         ("in-memory:list", {}, r"in-memory task: pass it to open_run\(\), or save its rows and plan again"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),
         ([{"prompt": "a"}, "b"], {}, "row 2 is 'b': an object with fields is needed"),
@@ -112,7 +112,7 @@ def task_of(**splits: object) -> Task:
     ("splits", "message"),
     [
         ({"train": [Example("a", "b")], "test": []}, "'given' gives no validation examples"),
-        ({"train": [{"prompt": "a"}], "validation": [], "test": []}, "has a dict for a row: an Example is needed"),
+        ({"train": [{"prompt": "a"}], "validation": [], "test": []}, "is a dict: it must be an Example"),
         (
             {"train": [Example("A  b", "c")], "validation": [], "test": [Example("a b", "c")]},
             "has a row in train and in test, 'a b'",

@@ -114,8 +114,11 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
     ("template", "why"),
     [
         (None, "has no chat template"),
-        ("{{ raise_exception('only users here') }}", "refuses a chat of the turns system, user.*only users here"),
-        ("{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}", "marks no token"),
+        ("{{ raise_exception('only users here') }}", "rejects a conversation of roles system, user.*only users here"),
+        (
+            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
+            "marks no assistant tokens",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, why):

@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
         ({"columns": {"reply": "reply"}}, "columns: 'reply' is no field of a row, they are prompt, question"),
         ({"columns": "prompt"}, "option 'columns' of task .* is 'prompt': input should be a valid dictionary"),
         ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
-        ({"subset": "main"}, "subset and splits are of a data set on the hub"),
+        ({"subset": "main"}, "subset and splits apply to data sets on the hub"),
     ],
 )  # fmt: skip
 def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, options, why):

@@ -50,7 +50,7 @@ def test_rows_are_full_and_together_hold_the_text(file):
 def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
     rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
     assert len(rows("validation", 3)) == len(rows.shuffle("train", 3, seed=1)) == 3
-    with pytest.raises(BadInput, match="block_characters is a number from 1 on, got 0"):
+    with pytest.raises(BadInput, match="block_characters must be a positive integer, got 0"):
         make_task("text", data=str(file), block_characters=0)
 
 
@@ -108,5 +108,5 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
 def test_a_folder_without_train_and_a_chat_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
         make_task("text", data=tmp_path).split("test")
-    with pytest.raises(BadInput, match="leave `chat` off"):
+    with pytest.raises(BadInput, match="remove `chat`"):
         make_task("text", chat=True)

@@ -113,7 +113,7 @@ def test_a_second_call_runs_nothing_and_a_wider_one_only_what_is_new(small: Path
     (tmp_path / "raw.jsonl").write_bytes((small / "raw.jsonl").read_bytes())
     said: list[str] = []
     again = bench.run_benchmark([TASK], ["random", "additive"], 3, 12, tmp_path, workers=1, progress=said.append)
-    assert said == ["resumed: 6 of 6 cells are there, 0 left"]
+    assert said == ["resumed: 6 of 6 cells are finished, 0 left"]
     assert again == bench.Progress(0, 0, 6)
     wider = bench.run_benchmark([TASK], ["random", "uniform"], [2, 3], 12, tmp_path, workers=1)
     assert wider == bench.Progress(3, 0, 1)

@@ -137,7 +137,7 @@ def test_piped_tables_keep_to_the_columns_that_are_asked_for(qra: Qra, monkeypat
 
 
 def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
-    told = "No --model was named: smollm2 is taken."
+    told = "No --model given: using smollm2."
     assert told in qra("plan", "--task", "none.jsonl", "--memory", "75%").err
     assert told not in qra("plan", "--model", "tiny", "--task", "none.jsonl", "--memory", "75%").err
 

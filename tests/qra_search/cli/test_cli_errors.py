@@ -77,13 +77,13 @@ CASES = [
     ((*SEARCH, "--workers", "2", "--executor", "prozess"), "unknown executor 'prozess': did you mean process?"),
     # configs and folders
     (("search", "none.yaml"), "no config file 'none.yaml'"),
-    (("search", "unyaml.yaml"), "unyaml.yaml is not YAML that can be used: line 1, column 6: expected ',' or ']'"),
+    (("search", "unyaml.yaml"), "unyaml.yaml cannot be read as YAML: line 1, column 6: expected ',' or ']'"),
     (("search", "typo.yaml"), "typo.yaml: evaluation.stepz is no known field"),
     (("search", *LANDSCAPE, "--out", "/proc/x"), "the run's folder /proc/x cannot be written"),
     (("finetune", "a", "--plan", "uniform5r8"), "plan 'uniform5r8' needs the uniform plan of 5 bits and rank 8"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
     (("search",), "say what to search: --model and --task, a config, or the folder of a run to resume"),
-    (("search", "a", "--out", "elsewhere"), "a is a run, which is resumed where it is: leave --out out"),
+    (("search", "a", "--out", "elsewhere"), "a is a run and is resumed in place: remove --out"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
     (("search", "a", "--evaluations", "-3"), "qra: options: search.evaluations is -3"),
@@ -120,7 +120,7 @@ CASES = [
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: the graphics cards are those that a model fits"),
     (("doctor", "a", "--model", "tiny"), "give qra doctor a FOLDER to check its files, or --model"),
-    ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': something is given twice there"),
+    ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': a name is given twice"),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),

@@ -214,7 +214,7 @@ def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_an
     for _ in range(2):
         done = qra(*mixed)
         assert done.status == 1 and "test loss" in done.out
-        assert "does not load back as it was tuned: logits differ by up to 0.5" in done.err
+        assert "differs from the tuned one when reloaded: logits differ by up to 0.5" in done.err
         assert len(records(searched)) == 2 == len(tuner["tuned"])
 
 
@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     assert "On test data" in RunFolder(searched).report_file.read_text()
     tuner["stops_after"] = 9
     again = qra(*mixed)
-    assert again.status == 0 and "1 of 2 tunings are recorded already, 1 left" in again.err
+    assert again.status == 0 and "1 of 2 tunings are finished, 1 left" in again.err
     assert len(tuner["tuned"]) == 2
 
 
@@ -254,10 +254,10 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--set", "finetune.patience=2"), "finetune.patience is 2: it is of evaluations on the validation split"),
+        (("--set", "finetune.patience=2"), "finetune.patience is 2: it needs validation measurements"),
         (("--set", "space.bits=[2]"), "space.bits is 'auto' in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
-        (("--set", "evaluation.steps=200"), "set the length of a full one with finetune.steps"),
+        (("--set", "evaluation.steps=200"), "set finetune.steps for a full fine-tuning"),
         (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):
         done = qra(*mixed, *options)

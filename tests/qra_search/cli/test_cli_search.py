@@ -130,7 +130,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     interrupt(monkeypatch, 3, times=2)
     stopped = qra.search(tmp_path / "a")
     assert stopped.status == 130 and "Traceback" not in stopped.err
-    assert f"Go on with: qra search {tmp_path / 'a'}" in stopped.err
+    assert f"Resume: qra search {tmp_path / 'a'}" in stopped.err
     assert [status for _, status, _ in trials(tmp_path / "a")] == ["done"] * 3 + ["running"]
     assert qra("search", tmp_path / "a").status == 0
 

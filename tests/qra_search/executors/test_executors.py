@@ -73,7 +73,7 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
     ("factory", "reason"),
     [
         (workers.unbuildable, "cannot be built: RuntimeError: the model folder is empty"),
-        (workers.doomed, "SIGKILL.* while it built the evaluator: try fewer workers"),
+        (workers.doomed, "SIGKILL.* while building the evaluator: try fewer workers"),
     ],
 )
 def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(tmp_path, factory, reason):

@@ -145,7 +145,7 @@ PROPOSAL, RESULT = b'{"trial":2,"bits"', b'{"trial":2,"status"'
         (PROPOSAL, {"fidelity": "much"}, "could not convert"),
         (PROPOSAL, {"seed": 1 << 70}, "whole number"),
         (PROPOSAL, {"origin": 3}, "must be text"),
-        (PROPOSAL, {"trial": 0}, "comes again"),
+        (PROPOSAL, {"trial": 0}, "appears twice"),
         (PROPOSAL, {"trial": 1 << 60}, "a number from 0 up"),
         (RESULT, {"status": "perhaps"}, "status is 'perhaps'"),
         (RESULT, {"loss": "low"}, "is not a number"),
@@ -174,5 +174,5 @@ def test_a_log_of_a_later_version_and_a_second_log_in_the_file_are_refused(conte
     with pytest.raises(LogError, match="log version 'qra-log/4', this qra reads 'qra-log/3'"):
         read_log(resealed({"format": "qra-log/4"}))
     line = content.count(b"\n") + 1
-    with pytest.raises(LogError, match=f"line {line}: a second log begins here: give each log a file of its own"):
+    with pytest.raises(LogError, match=f"line {line}: a second log starts here: write each log to its own file"):
         read_log(content + content)

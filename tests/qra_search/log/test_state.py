@@ -72,8 +72,8 @@ def test_an_empty_log_has_no_space() -> None:
     ("plan", "size", "says"),
     [
         (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has 1 bytes, its plan takes"),
-        (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 is no plan of its space"),
-        (Plan((3, 3), (5, 5)), 1, "trial 6 is no plan of its space"),
+        (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 does not belong to its search space"),
+        (Plan((3, 3), (5, 5)), 1, "trial 6 does not belong to its search space"),
     ],
 )
 def test_a_trial_that_cannot_be_of_the_space_is_named(tmp_path: Path, plan: Plan, size: int, says: str) -> None:

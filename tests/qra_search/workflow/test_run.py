@@ -131,7 +131,7 @@ def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
         live.search(workers=1)
     assert Run(tmp_path / "a", live.config).search(workers=1).spent == 12
     monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
-    with pytest.raises(RunFailed, match="'landscape' ended the program"):
+    with pytest.raises(RunFailed, match="'landscape' exited while being built"):
         build_evaluator(make_settings({"evaluator": "landscape"}), print)
 
 
@@ -193,7 +193,9 @@ def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() ->
     known = make_config({})
     changes = {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}
     assert change_settings(known, settings=changes).evaluation.validation_rows == 8
-    with pytest.raises(BadInput, match=r"evaluation\.steps is of a search's short tunings: .* finetune\.steps"):
+    with pytest.raises(
+        BadInput, match=r"evaluation\.steps sets the short fine-tunings of a search: .* finetune\.steps"
+    ):
         change_settings(known, settings={"evaluation.steps": 8})
 
 

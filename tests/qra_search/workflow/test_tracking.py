@@ -88,7 +88,7 @@ def test_every_trial_is_sent_and_a_resumed_search_sends_its_earlier_ones_too(
 
 def test_a_tool_that_breaks_is_said_once_and_costs_no_search(tmp_path: Path, keeping: type[Keeping]) -> None:
     keeping.fails_at = 3
-    with pytest.warns(UserWarning, match="keeping gets no more, the run goes on: ConnectionError") as heard:
+    with pytest.warns(UserWarning, match="keeping ended, the run continues: ConnectionError") as heard:
         study = search(tmp_path, ":memory:", "keeping")
     assert len(study.log.trials) > 3 and len(keeping.runs[0].rows) == 2
     assert len([w for w in heard if "keeping" in str(w.message)]) == 1
