@@ -59,8 +59,8 @@ def cache_weights(
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
     replaced = [table for table in tables.values() if table.module is not None and table.plain is None]
-    versions = {module: _identify_weight(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()}
-    versions |= {table: _identify_weight(model.dtype, table) for table in replaced}
+    versions = {module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()}
+    versions |= {table: _get_version(model.dtype, table) for table in replaced}
     lacking = [module for module, version in versions.items() if module not in kept or kept[module][0] != version]
     sizes = [m.shape if m in replaced else (linears[m][0].out_features, linears[m][0].in_features) for m in lacking]
     if sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize > count_cache_bytes(cache, model.device):
@@ -95,7 +95,7 @@ def _find_factors(module: nn.Module) -> Factors | None:
     return [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for name in active]
 
 
-def _identify_weight(dtype: torch.dtype, linear: nn.Module, *factors: tuple[Tensor, Tensor, float]) -> Hashable:
+def _get_version(dtype: torch.dtype, linear: nn.Module, *factors: tuple[Tensor, Tensor, float]) -> Hashable:
     """All that a dequantized weight depends on; an optimizer's step changes it."""
     place = next(chain(linear.buffers(), linear.parameters())).device
     return dtype, place, tuple((id(a), a._version, id(b), b._version, scaling) for a, b, scaling in factors)

@@ -51,9 +51,7 @@ class ReferenceBackend(Backend):
     ) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
         arrays = 5 - (dtype == torch.float32)  # whose rows need no copy
-        return stored + count_block_bytes(
-            out_features * in_features, device, arrays
-        )  # unjoined blocks
+        return stored + count_block_bytes(out_features * in_features, device, arrays)  # unjoined blocks
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         blocks = []
