@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten
-from qra_search.files import encoding_error
-from qra_search.plugins import did_you_mean
+from qra_search.files import make_encoding_error
+from qra_search.plugins import suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
     EvaluationConfig,
@@ -95,7 +95,7 @@ class RunConfig(Section):
     @classmethod
     def _check_name(cls, name: str | None) -> str | None:
         if name is not None and name not in ENGINES:
-            raise ValueError(f"{did_you_mean(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
+            raise ValueError(f"{suggest_names(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
         return name
 
 
@@ -116,7 +116,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(str(encoding_error(path, error))) from None
+        raise ConfigError(str(make_encoding_error(path, error))) from None
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if data is None:
@@ -259,7 +259,7 @@ def explain_error(error: ValidationError) -> str:
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
-        near = did_you_mean(fault["loc"][-1], allowed, most=1)
+        near = suggest_names(fault["loc"][-1], allowed, most=1)
         listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
         return f"{where} is no known field: {near}allowed are {listed}"
     message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")

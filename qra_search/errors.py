@@ -52,7 +52,7 @@ class DamagedLines(UserWarning):
 
 
 @contextmanager
-def bad_input() -> Iterator[None]:
+def convert_to_bad_input() -> Iterator[None]:
     """Raise BadInput for a wrong value, a missing file or an extra that is not installed, where the user gave it."""
     try:
         yield

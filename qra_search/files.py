@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def tensor_names(path: Path) -> list[str]:
+def read_tensor_names(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, by its header alone; raises BadInput if it is none, or cut off."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -101,7 +101,7 @@ def tensor_names(path: Path) -> list[str]:
     return list(tensors)
 
 
-def encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
+def make_encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
     at = error.object.count(b"\n", 0, error.start) + 1
     return ValueError(

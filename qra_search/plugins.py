@@ -68,7 +68,7 @@ def load_object(text: str) -> Any:
     except Exception as error:  # another's code may raise anything
         raise BadInput(f"module {place} could not be loaded: {describe(error)}") from error
     if not hasattr(module, name):
-        near = did_you_mean(name, [known for known in vars(module) if not known.startswith("_")])
+        near = suggest_names(name, [known for known in vars(module) if not known.startswith("_")])
         raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")
     return getattr(module, name)
 
@@ -91,7 +91,7 @@ def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
     return (
-        f"unknown {what} {name!r}: {did_you_mean(name, known)}"
+        f"unknown {what} {name!r}: {suggest_names(name, known)}"
         f"known are {', '.join(known) or f'none (is {DISTRIBUTION} installed?)'}"
     )
 
@@ -134,7 +134,7 @@ def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[s
         raise BadInput(f"{what} does not take these options: {error}") from None
 
 
-def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:
+def suggest_names(name: object, known: Iterable[str], most: int = 3) -> str:
     """`did you mean a or b? ` with the nearest of the known names, at most so many; empty if none is near.
 
     Those that a name is the initials of are nearest: `lr` of `learning_rate`.

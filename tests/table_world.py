@@ -7,7 +7,7 @@ import numpy as np
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.surrogates.basis import Rows, TableBasis
-from qra_search.testing.scenarios import toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 NOISE = 0.002
 
@@ -17,7 +17,7 @@ class World:
 
     def __init__(self, layers: int = 12, prior_error: float = 0.35, shuffled: bool = False, bits=(2, 3, 4, 8)):
         rng = np.random.default_rng(7)
-        self.space = toy_space(layers, bits=bits)
+        self.space = make_toy_space(layers, bits=bits)
         G, R = layers, len(self.space.ranks)
         column = np.array([0.25 ** (x - 2) if x < 16 else 0.0 for x in bits])
         damage = rng.lognormal(0.0, 0.7, (G, 1)) * column / G

@@ -4,7 +4,7 @@ from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, apply_grouped
 from qra_backends.registry import backend_names, make_backend
-from qra_backends.storage import StorageFormat, bits_per_weight, live_bytes
+from qra_backends.storage import StorageFormat, bits_per_weight, count_live_bytes
 
 __all__ = [
     "Backend",
@@ -15,6 +15,6 @@ __all__ = [
     "backend_names",
     "bits_per_weight",
     "apply_grouped",
-    "live_bytes",
+    "count_live_bytes",
     "make_backend",
 ]

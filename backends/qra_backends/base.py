@@ -370,7 +370,7 @@ def installed_version(library: str) -> str | None:
         return None
 
 
-def missing_library(name: str, *, extra: str | None = None) -> str | None:
+def explain_missing_library(name: str, *, extra: str | None = None) -> str | None:
     """Why a library cannot be imported, and what brings it (an extra of this package too); None if it can."""
     try:
         importlib.import_module(name)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
-from qra_backends.storage import bits_per_weight, live_bytes, live_tensors
+from qra_backends.storage import bits_per_weight, count_live_bytes, find_live_tensors
 
 SHAPES = ((192, 64), (64, 192), (256, 192), (64, 64))  # out, in
 ODD_SHAPES = ((7, 64), (40, 100), (33, 9))  # stored exactly, or refused with a reason
@@ -240,7 +240,7 @@ class BackendConformance:
                 given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
             kept = {name: tensor.clone() for name, tensor in given.items()}
             module = backend.from_tensors(given, bits=bits, out_features=self.shape[0], in_features=self.shape[1])
-            held = {tensor.data_ptr() for tensor in live_tensors(module)}
+            held = {tensor.data_ptr() for tensor in find_live_tensors(module)}
             assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
             for mode in (module.train, module.eval):
                 mode()
@@ -258,7 +258,7 @@ class BackendConformance:
             x, fresh = make_inputs(4, self.shape, torch.bfloat16), make_linear(self.shape, torch.bfloat16, bias=True)
             assert torch.equal(source.weight, fresh.weight) and torch.equal(source.bias, fresh.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
-            storages, own = ({t.untyped_storage().data_ptr() for t in live_tensors(m)} for m in (source, module))
+            storages, own = ({t.untyped_storage().data_ptr() for t in find_live_tensors(m)} for m in (source, module))
             assert not storages & own
             before = module(x)
             with torch.no_grad():
@@ -371,7 +371,7 @@ def quantize_linear(backend: Backend, bits: Level, source: nn.Linear) -> nn.Modu
 
 
 def count_bytes(module: nn.Module) -> int:
-    return live_bytes(module, skip=("bias",))
+    return count_live_bytes(module, skip=("bias",))
 
 
 def compute_relative_error(backend: Backend, module: nn.Module, source: nn.Linear) -> float:

@@ -93,7 +93,7 @@ class MixedBackend(Backend):
             ]
             whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                self._backend_levels[bits if whole else self._free_name(part.backend.level_name(part.level))] = part
+                self._backend_levels[bits if whole else self._make_name(part.backend.level_name(part.level))] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
@@ -135,7 +135,7 @@ class MixedBackend(Backend):
         output_weights: Tensor | None = None,
     ) -> dict[Level, nn.Module]:
         modules: dict[Level, nn.Module] = {}
-        for backend, own in self._by_backend(levels):
+        for backend, own in self._group_by_backend(levels):
             made = backend.quantize_levels(linear, list(own.values()), hessian=hessian, output_weights=output_weights)
             modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
@@ -145,7 +145,7 @@ class MixedBackend(Backend):
     ) -> int:
         return max(
             backend.count_work_bytes(list(own.values()), out_features, in_features, dtype=dtype, device=device)
-            for backend, own in self._by_backend(levels)
+            for backend, own in self._group_by_backend(levels)
         )
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
@@ -160,7 +160,7 @@ class MixedBackend(Backend):
         parts = (part.backend for part in self._backend_levels.values())
         return next((b for b in parts if type(b) is type(backend) and b.spec == backend.spec), backend)
 
-    def _by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
+    def _group_by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
         """The backends of some levels, each with what its own levels are called there."""
         found: dict[int, tuple[Backend, dict[Level, Level]]] = {}
         for bits in levels:
@@ -172,7 +172,7 @@ class MixedBackend(Backend):
         self.check_bits(bits)
         return self._backend_levels[bits]
 
-    def _free_name(self, name: str) -> str:
+    def _make_name(self, name: str) -> str:
         """The name, or the first of `name-2`, `name-3`, ... that no level has yet."""
         names = (name, *(f"{name}-{number}" for number in range(2, len(self._backend_levels) + 3)))
         return next(free for free in names if free not in self._backend_levels)

@@ -30,20 +30,20 @@ def ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-def live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
+def count_live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
     """Bytes of every tensor reachable from a module, each storage once and whole.
 
     Counts parameters, buffers, and tensors kept in plain attributes, dictionaries and helper objects (libraries
     hide scales in all of these). `skip` names attributes of `make_module` itself to leave out, such as `bias`.
     """
     storages = {}
-    for tensor in live_tensors(module, skip=skip):
+    for tensor in find_live_tensors(module, skip=skip):
         storage = tensor.untyped_storage()
         storages[(tensor.device, storage.data_ptr())] = storage.nbytes()
     return sum(storages.values())
 
 
-def live_tensors(module: nn.Module, *, skip: tuple[str, ...] = ()) -> Iterator[Tensor]:
+def find_live_tensors(module: nn.Module, *, skip: tuple[str, ...] = ()) -> Iterator[Tensor]:
     """Every tensor reachable from a module; meta tensors, which hold nothing, are left out."""
     seen = {id(module)}
     for name, value in _list_children(module):
@@ -74,7 +74,7 @@ def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from list(vars(value).items())
 
 
-def largest_group(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
+def find_group_size(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
     """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does.
 
     Args:

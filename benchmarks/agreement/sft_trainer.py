@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench, told = evaluator.tuner, []
     evaluator.tune(evaluator.space.uniform(4, 8), steps=2, on_step=lambda step, figures: told.append(figures["loss"]))
     ours = {as_key(row): row for split in ("train", "validation", "test") for row in bench.rows(split, 10**6)}
-    batch = [tuple(ids.tolist()) for ids in bench.final_batches(2, 0)[0].input_ids]
+    batch = [tuple(ids.tolist()) for ids in bench.get_final_batches(2, 0)[0].input_ids]
     trainer = sft(model, chats, folder)
     theirs = [trainer.data_collator([row]) for row in trainer.train_dataset]
     flat = [(tuple(t["input_ids"][0].tolist()), tuple(t["labels"][0].tolist())) for t in theirs]

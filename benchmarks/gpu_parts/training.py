@@ -34,7 +34,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for backend, bits, cache in CASES:
         evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), dequantized_cache=cache)
         if not roof:
-            tokens = max(b.input_ids.numel() for b in evaluator.tuner.batches(steps, 0))
+            tokens = max(b.input_ids.numel() for b in evaluator.tuner.get_batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
             roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
             yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}

@@ -89,7 +89,7 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
     tuner.switcher.put_plan(plan, key["seed"])
     line["untuned_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
     if key["tuned"]:
-        tuner.train(STEPS, key["seed"], batches=tuner.final_batches(STEPS, key["seed"]))
+        tuner.train(STEPS, key["seed"], batches=tuner.get_final_batches(STEPS, key["seed"]))
         line["test_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
         line["validation_loss"] = round(tuner.measure_loss("validation", VALIDATION_ROWS), 5)
     return line

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
-from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, to_svg, use_chart_style
+from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 SIZE = (760, 420)
 SERIES = {
@@ -52,7 +52,7 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
         right = 100 * float(np.mean([line["right"] for line in some]))
         points.setdefault(series, []).append((some[0]["memory_bytes"] / MIB, right))
     with use_chart_style() as colors:
-        figure, axes = new_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
+        figure, axes = make_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
         every = [point for some in points.values() for point in some]
         fit_axis(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
         fit_axis(axes, "y", "right answers of test questions, %", [right for _, right in every])

@@ -68,7 +68,7 @@ def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoi
         model,
         arguments,
         data_collator=lambda items: items[0],  # an item is a whole batch
-        train_dataset=[label_batch(batch) for batch in tuner.final_batches(steps, seed)],  # type: ignore[arg-type]
+        train_dataset=[label_batch(batch) for batch in tuner.get_final_batches(steps, seed)],  # type: ignore[arg-type]
         optimizers=(optimizer, rates),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, get_palette, make_ramp
-from qra_search.report.figures.canvas import SHAPES, fit_axis, new_figure, put_label, to_svg, use_chart_style
+from qra_search.report.figures.canvas import SHAPES, fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def sensitivity_figure() -> Figure:
     for name, value in damage.items():
         step = int(DAMAGE_STEPS * math.log(value / low) / math.log(high / low))
         levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, DAMAGE_STEPS - 1)
-    figure, axes = new_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
+    figure, axes = make_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
     draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, make_ramp("damage", DAMAGE_STEPS))
     axes.set_title(f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", loc="left")
     axes.set_xlabel("layer", loc="right")
@@ -90,7 +90,7 @@ def quantizers_figure() -> Figure:
     names = list(dict.fromkeys(r["backend"] for r in rows))
     series = {name: [(r["bits"], r["loss"]) for r in rows if r["backend"] == name and r["bits"] <= 4] for name in names}
     floor = rows[0]["unquantized_loss"]
-    figure, axes = new_figure("Untuned loss under three quantizers", SIZE, right=NAMES)
+    figure, axes = make_figure("Untuned loss under three quantizers", SIZE, right=NAMES)
     fit_axis(axes, "x", "bits", [bits for points in series.values() for bits, _ in points], log=False)
     axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
     fit_axis(
@@ -117,7 +117,7 @@ def anytime_figure() -> Figure:
         name: [(at, median(shares)) for at, shares in sorted(left[name].items())] for name in STRATEGIES if name in left
     }
     title = "Share of the possible gain that is left, median of the recorded searches"
-    figure, axes = new_figure(title, SIZE, right=NAMES)
+    figure, axes = make_figure(title, SIZE, right=NAMES)
     fit_axis(axes, "x", "evaluations spent", [at for points in series.values() for at, _ in points], log=True)
     fit_axis(
         axes, "y", "share of the gain left", [share for points in series.values() for _, share in points], log=False
@@ -130,7 +130,7 @@ def anytime_figure() -> Figure:
 def front_figure() -> Figure:
     """Test loss against bytes of the plans of two demos with the default quantizer."""
     rows = {(r["mean_bits"], r["mean_rank"]): r for r in _tuned()}
-    figure, axes = new_figure("Plans of the demo on test data", SIZE, right=40)
+    figure, axes = make_figure("Plans of the demo on test data", SIZE, right=40)
     fit_axis(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
     fit_axis(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
     for color, bits in zip(ORIGINS, (2.0, 3.0), strict=False):
@@ -176,7 +176,7 @@ def bytes_figure() -> Figure:
     assert sum(parts("reference-gptq", 2, 8)) == recorded[(2.0, 8.0)], recorded
     bars = [(f"{bits} bits, rank {rank}", parts("mixed-calibrated", bits, rank)) for bits, rank in plans]
     size = (SIZE[0], 90 + 44 * len(bars))
-    figure, axes = new_figure("What uniform plans of SmolLM2-135M take", size, left=120, right=80)
+    figure, axes = make_figure("What uniform plans of SmolLM2-135M take", size, left=120, right=80)
     starts = [0.0] * len(bars)
     for i, part in enumerate(("not searched", "codes", "scales and zeros", "adapters")):
         widths = [amounts[i] / MIB for _, amounts in bars]

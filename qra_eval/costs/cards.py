@@ -9,7 +9,7 @@ import torch
 
 from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
 from qra_eval.quantized.model import count_free_bytes
-from qra_eval.sensitivities.cache import sensitivities_file
+from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.space.budgets import resolve_budget
@@ -56,7 +56,7 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     several = dict.fromkeys([device, *model.blocks.devices])
     # What a process has reserved is free to it.
     free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
-    done = {"quantize": model.is_quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
+    done = {"quantize": model.is_quantized(), "sensitivities": get_sensitivities_file(tuner).is_file()}
 
     def find_highest_peak() -> tuple[int, str]:
         peaks = estimate_peaks(tuner, budget)

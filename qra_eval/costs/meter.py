@@ -34,7 +34,7 @@ class MemoryCounter(TorchDispatchMode):
         self._known: set[int] = set()
         self._before: list[Any] = []
 
-    def ignore(self, *tensors: Tensor) -> None:
+    def exclude(self, *tensors: Tensor) -> None:
         """These were there before."""
         self._before += [tensor.untyped_storage() for tensor in tensors]
         self._known |= {storage._cdata for storage in self._before[-len(tensors) :]}
@@ -42,7 +42,7 @@ class MemoryCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
-                self.ignore(leaf)
+                self.exclude(leaf)
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if not isinstance(leaf, Tensor):

@@ -18,7 +18,7 @@ from qra_eval.costs.sizes import Sizes, find_largest_batch
 from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
-from qra_eval.sensitivities.measure import choose_probes, probe_batch
+from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import make_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
@@ -157,7 +157,7 @@ class _Run(Sizes):
 
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """Probes in float32; before them the pass of rows, if nothing is calibrated."""
-        probe = probe_batch(self.tuner)
+        probe = sample_probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
         forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
@@ -183,7 +183,7 @@ class _Run(Sizes):
         """Training a plan, measuring it, or generating the answers of so many rows."""
         trained = 0
         if steps and self.rank:
-            trained = self.count_batch_bytes(self.tuner.batches(steps, 0), training=True)
+            trained = self.count_batch_bytes(self.tuner.get_batches(steps, 0), training=True)
         if steps:
             trained += self.count_scale_bytes(steps)
         rows = self.tuner.rows(split, held_out)

@@ -80,7 +80,7 @@ class Sizes:
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
-            count, tokens = find_largest_batch(self.tuner.batches(steps, 0))
+            count, tokens = find_largest_batch(self.tuner.get_batches(steps, 0))
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed

@@ -137,7 +137,7 @@ class Sketch:
     @contextmanager
     def _measure_memory(self) -> Iterator[MemoryCounter]:
         with self._mode, _ignore_packed_sequences(), MemoryCounter() as meter:
-            meter.ignore(*self.model.parameters(), *self.model.buffers())
+            meter.exclude(*self.model.parameters(), *self.model.buffers())
             yield meter
 
     def _make_batch(self, rows: int, tokens: int, labels: int) -> Batch:

@@ -200,4 +200,4 @@ def count_sensitivities_tokens(tuner: FineTuner) -> float:
     probes, each of which runs the layers above one group: half of them on average."""
     model = tuner.quantized_model
     probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
-    return count_calibration_tokens(tuner) + probes * probe_batch(tuner).tokens
+    return count_calibration_tokens(tuner) + probes * sample_probe_batch(tuner).tokens

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator, make_space
+from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, make_generator, make_space
 from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
@@ -61,9 +61,9 @@ class Landscape(Evaluator):
         """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
         begun = time.perf_counter()
         code = self.space.encode(plan)
-        seen = self.tables.lower_fidelity(fidelity, generator("fidelity", self.seed))
-        loss = float(seen.losses(code[None])[0])
-        rng = generator("noise", self.seed, plan.key, fidelity, seed)
+        seen = self.tables.lower_fidelity(fidelity, make_generator("fidelity", self.seed))
+        loss = float(seen.compute_losses(code[None])[0])
+        rng = make_generator("noise", self.seed, plan.key, fidelity, seed)
         loss += self.compute_noise_std(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(code))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
@@ -75,7 +75,7 @@ class Landscape(Evaluator):
 
     def true_loss(self, plan: Plan) -> float:
         """Noise-free loss at full fidelity."""
-        return float(self.tables.losses(self.space.encode(plan)[None])[0])
+        return float(self.tables.compute_losses(self.space.encode(plan)[None])[0])
 
     def find_reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
         """The best plans known under these budgets, by their noise-free loss."""
@@ -117,7 +117,7 @@ def make_landscape(
     traits = FAMILIES[family]
     noise = measured.SEED_NOISE if noise is None else noise
     space = make_space(layers, granularity, uneven=traits.uneven, bits=bits, ranks=ranks)
-    tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
+    tables = draw_tables(traits, space, granularity, make_generator("tables", family, seed, layers, granularity))
     identity = {
         "landscape": family, "layers": layers, "granularity": granularity, "seed": seed,
         "sensitivities": sensitivities, "noise": noise,
@@ -125,7 +125,7 @@ def make_landscape(
     return Landscape(
         tables,
         space,
-        sensitivities=_make_sensitivities(sensitivities, traits, tables, space, generator("prior", family, seed)),
+        sensitivities=_make_sensitivities(sensitivities, traits, tables, space, make_generator("prior", family, seed)),
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed=seed,

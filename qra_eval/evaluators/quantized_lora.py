@@ -28,7 +28,7 @@ from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.final import tune, untuned
+from qra_eval.tuning.final import measure_untuned, tune
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.out_of_memory import retry_with_less_memory
@@ -285,8 +285,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         return LaunchedProcesses(self.tuner.device)
 
     def untuned(self) -> TuningRecord | None:
-        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
-        return untuned(self.tuner)
+        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.measure_untuned`."""
+        return measure_untuned(self.tuner)
 
     def close(self) -> None:
         self.tuner.switcher.close()

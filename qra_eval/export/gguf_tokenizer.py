@@ -48,7 +48,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     else:
         if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
             file = find_path(run.spec)
-            splits = None if file is None else read_header(file).value("tokenizer.ggml.pre")
+            splits = None if file is None else read_header(file).get_value("tokenizer.ggml.pre")
         if splits is None:
             notes.append(
                 "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "

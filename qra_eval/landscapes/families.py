@@ -125,7 +125,7 @@ class Tables:
     bend: float
     cap: float
 
-    def losses(self, codes: np.ndarray) -> np.ndarray:
+    def compute_losses(self, codes: np.ndarray) -> np.ndarray:
         """Noise-free losses (N,) of encoded plans (N, 2, G)."""
         rows, b, r = np.arange(len(self.layer)), codes[:, 0], codes[:, 1]
         t = self.damage[rows, b] * self.left[rows, b, r]
@@ -159,7 +159,7 @@ class Tables:
         return replace(self, damage=self.damage * wrong, left=1.0 - (1.0 - self.left) * done, gain=self.gain * done)
 
 
-def generator(*key: Any) -> np.random.Generator:
+def make_generator(*key: Any) -> np.random.Generator:
     """A generator that is a function of its key, on any machine."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

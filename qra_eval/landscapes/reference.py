@@ -72,9 +72,9 @@ def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Refe
         for i, problem in enumerate(problems):
             for other in list(best):
                 candidate = problem.refine(problem.shrink_to_budget(other))
-                if problem.loss(candidate) < problem.loss(best[i]):
+                if problem.compute_loss(candidate) < problem.compute_loss(best[i]):
                     best[i] = candidate
-    losses = tuple(problem.loss(code) for problem, code in zip(problems, best, strict=True))
+    losses = tuple(problem.compute_loss(code) for problem, code in zip(problems, best, strict=True))
     return Reference(tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
@@ -88,14 +88,14 @@ class Problem:
         self.room = budget - memory.fixed
         self.group, self.level, self.rank = np.indices(self.size.shape).reshape(3, -1)
 
-    def losses(self, codes: np.ndarray) -> np.ndarray:
+    def compute_losses(self, codes: np.ndarray) -> np.ndarray:
         """True losses (N,) of plans (N, 2, G)."""
         step = max(1, CHUNK // len(self.table))
-        return np.concatenate([self.tables.losses(codes[i : i + step]) for i in range(0, len(codes), step)])
+        return np.concatenate([self.tables.compute_losses(codes[i : i + step]) for i in range(0, len(codes), step)])
 
-    def loss(self, code: np.ndarray) -> float:
+    def compute_loss(self, code: np.ndarray) -> float:
         """The true loss of one plan."""
-        return float(self.losses(code[None])[0])
+        return float(self.compute_losses(code[None])[0])
 
     def pick_entries(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
         """(G,): the entries of a table (G, B, R) at a plan's choices."""
@@ -113,7 +113,7 @@ class Problem:
 
     def refine(self, start: np.ndarray) -> np.ndarray:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
-        best, value = start, self.loss(start)
+        best, value = start, self.compute_loss(start)
         for _ in range(RELINEARISATIONS):
             change = self.evaluate_single_changes(best) - value
             improved = False
@@ -121,7 +121,7 @@ class Problem:
                 stay = np.zeros_like(change)
                 stay[np.arange(len(stay)), best[0], best[1]] = -damping * np.abs(change[np.isfinite(change)]).mean()
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
-                if candidate is not None and (new := self.loss(candidate)) < value - 1e-12:
+                if candidate is not None and (new := self.compute_loss(candidate)) < value - 1e-12:
                     best, value, improved = candidate, new, True
             if not improved:
                 break
@@ -129,7 +129,7 @@ class Problem:
 
     def run_local_search(self, start: np.ndarray) -> np.ndarray:
         """Single and double exchanges within the budget, over and over, until none lowers the loss."""
-        best, value = start.copy(), self.loss(start)
+        best, value = start.copy(), self.compute_loss(start)
         while True:
             change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
@@ -140,7 +140,7 @@ class Problem:
             if not len(moves):
                 return best
             codes = self.apply_moves(best, moves)
-            values = self.losses(codes)
+            values = self.compute_losses(codes)
             if values.min() >= value - 1e-12:
                 return best
             best, value = codes[values.argmin()], float(values.min())
@@ -148,7 +148,7 @@ class Problem:
     def evaluate_single_changes(self, code: np.ndarray) -> np.ndarray:
         """Loss (G, B, R) with one group at another choice; inf if that is not allowed."""
         codes = self.apply_moves(code, np.arange(self.size.size)[:, None])
-        return np.where(self.allowed, self.losses(codes).reshape(self.size.shape), np.inf)
+        return np.where(self.allowed, self.compute_losses(codes).reshape(self.size.shape), np.inf)
 
     def apply_moves(self, code: np.ndarray, moves: np.ndarray) -> np.ndarray:
         """Plans (M, 2, G) after each of the moves (M, k)."""

@@ -40,7 +40,7 @@ class Header(GGUFReader):
             raise ValueError(f"truncated or broken at byte {int(offset)}")
         return found
 
-    def value(self, key: str) -> Any:
+    def get_value(self, key: str) -> Any:
         """A metadata value; None if there is none."""
         field = self.get_field(key)
         return None if field is None else field.contents()
@@ -103,9 +103,9 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     """The config, refused if the tensors contradict it, before memory is taken for what it describes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    family = header.value("general.architecture")
+    family = header.get_value("general.architecture")
     blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
-    claimed = header.value(f"{family}.block_count")
+    claimed = header.get_value(f"{family}.block_count")
     if not isinstance(claimed, int) or claimed != len(blocks):
         raise BadGGUF(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
     config = AutoConfig.from_pretrained(**source)
@@ -115,7 +115,7 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     stored = sum(t.n_elements for t in header.tensors)
     if needed > stored:
         raise BadGGUF(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
-    scaling = header.value(f"{family}.rope.scaling.type")
+    scaling = header.get_value(f"{family}.rope.scaling.type")
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
         warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
     return config

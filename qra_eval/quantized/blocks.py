@@ -74,7 +74,7 @@ class Blocks:
         give_back_freed_memory(self.devices[index])
 
     @contextmanager
-    def prepare_rest(self) -> Iterator[None]:
+    def cast_outer_modules(self) -> Iterator[None]:
         """All that lies outside the layers in the dtype of the arithmetic, and the model in evaluation mode."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         own, kind = self.model.dtype, self.device.type
@@ -102,7 +102,7 @@ class Blocks:
 
             return run
 
-        with self.prepare_rest(), self._replace_forwards(move_inputs):
+        with self.cast_outer_modules(), self._replace_forwards(move_inputs):
             yield
 
     # -- a batch through the layers ------------------------------------------------------------

@@ -77,7 +77,7 @@ class LayerMoments:
             width: tokens of a row that count; 0: all.
             generator: of the sketches.
         """
-        handles = [linear.register_forward_hook(self._hook(n, generator)) for n, linear in self._linears.items()]
+        handles = [linear.register_forward_hook(self._make_hook(n, generator)) for n, linear in self._linears.items()]
         try:
             yield
         finally:
@@ -89,7 +89,7 @@ class LayerMoments:
             self.update(owner, x.reshape(-1, x.shape[-1]), cost.reshape(-1))
         self._read.clear()
 
-    def _hook(self, name: str, generator: torch.Generator) -> Any:
+    def _make_hook(self, name: str, generator: torch.Generator) -> Any:
         def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             given, x = args[0], args[0].detach()  # a hook that held its own graph would hold it for ever
             owner = next((owner for owner, (other, *_) in self._read.items() if other is given), name)
@@ -97,11 +97,11 @@ class LayerMoments:
                 self._read[name] = (given, x, torch.zeros(x.shape[:-1].numel(), device=x.device))
             self._shared[name], self._owner_kinds[get_expert_kind(name)] = owner, get_expert_kind(owner)
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._take(name, x, gradient, generator))
+                output.register_hook(lambda gradient: self._accumulate(name, x, gradient, generator))
 
         return read
 
-    def _take(self, name: str, x: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
+    def _accumulate(self, name: str, x: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
         x, g = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
         probe = torch.randn(g.shape[-1], min(SKETCH, g.shape[-1], x.shape[-1]), generator=generator)
         self.spectrum[name] = compute_singular_values(g, x, probe) + self.spectrum.get(name, 0.0)

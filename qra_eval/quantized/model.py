@@ -175,7 +175,7 @@ class QuantizedModel:
             self._whole = True
         return self._bank
 
-    def figures(self) -> dict[str, dict[str, list[float]]]:
+    def get_figures(self) -> dict[str, dict[str, list[float]]]:
         """Figures of the linears of all layers (`Bank.read_figures`), made along with the bank if it is calibrated.
 
         Calibration rows may pass through the model then, so it has to compute as it was loaded.

@@ -53,17 +53,17 @@ def pass_layers(
         with blocks.place_layer(layer):
             blocks.advance_flows(layer, flows)
 
-    with blocks.prepare_rest():
+    with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
     for layer in range(depth):
         advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
         if progress is not None:
             progress("pass calibration rows", layer + 1, depth)
-    with blocks.prepare_rest():  # no longer: what is outside of layers leaves the room to their quantizing
+    with blocks.cast_outer_modules():  # no longer: what is outside of layers leaves the room to their quantizing
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
-        gradients = [_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
+        gradients = [_compute_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -87,7 +87,7 @@ def pass_layers(
             yield layer, moments
 
 
-def _head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
+def _compute_head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
     """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
     total = torch.zeros_like(hidden)

@@ -39,16 +39,16 @@ class TrainedGroups(nn.Module):
         return apply_grouped(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
 
     def has_row_scales(self) -> bool:
-        """Whether a row has one scale and no more, so that it may be trained beside the weight: see `ratio`."""
+        """Whether a row has one scale and no more, so that it may be trained beside the weight: see `compute_ratio`."""
         return self.first.offset is None and self.first.scale.shape[1] == 1
 
-    def ratio(self) -> Tensor:
+    def compute_ratio(self) -> Tensor:
         """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `has_row_scales`."""
         first = self.first.scale.float()
         return torch.where(first == 0, 1.0, self._compute_groups().scale / torch.where(first == 0, 1.0, first))[:, 0]
 
     @torch.no_grad()
-    def groups(self) -> Groups:
+    def get_groups(self) -> Groups:
         """As they are now, in the dtype that they are stored in."""
         return self._cast_to_stored(self._compute_groups())
 

@@ -149,7 +149,7 @@ class PlanSwitcher:
             for name, bits in placed:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
-                    self.trained_groups[name], wrapper.trained = wrapper.trained.groups(), None
+                    self.trained_groups[name], wrapper.trained = wrapper.trained.get_groups(), None
                     self.set_base_weight(name, bits, dequantized=fast)
 
     # -- other states --------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def read_or_measure(tuner: FineTuner) -> Sensitivities:
     Their cost is what measuring took, whether or not they were measured again. Of processes that need the same ones
     at the same time one measures, and the others wait.
     """
-    path = sensitivities_file(tuner)
+    path = get_sensitivities_file(tuner)
     if (stored := _read(path)) is not None:
         return stored
     with lock_work(path.with_suffix(".lock"), "measures the same sensitivities", tuner.progress):
@@ -42,7 +42,7 @@ def _read(path: Path) -> Sensitivities | None:
         return None
 
 
-def sensitivities_file(tuner: FineTuner) -> Path:
+def get_sensitivities_file(tuner: FineTuner) -> Path:
     """The file of the sensitivities, named by all that they follow from, and by what their cost is a share of."""
     model = tuner.quantized_model
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]

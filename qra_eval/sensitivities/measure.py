@@ -58,7 +58,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     space, model = tuner.space, tuner.quantized_model
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
     tuner.switcher.unquantize()
-    figures = model.figures()  # quantizes too, which is no part of the sensitivities' time
+    figures = model.get_figures()  # quantizes too, which is no part of the sensitivities' time
     tuner.switcher.prepare()
     start = time.perf_counter()
     by_linear = raise_rare_experts({name: np.array(values) for name, values in figures["damage"].items()})
@@ -66,7 +66,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     kinds = [g.kind or g.name for g in groups]
     pairs = choose_probes(space)
     with tuner.switcher.use_float32() as blocks:
-        probes, tables, probe_tokens = measure_divergence(tuner, blocks, bits, pairs, probe_batch(tuner))
+        probes, tables, probe_tokens = measure_divergence(tuner, blocks, bits, pairs, sample_probe_batch(tuner))
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -95,7 +95,7 @@ def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     }
 
 
-def probe_batch(tuner: FineTuner) -> Batch:
+def sample_probe_batch(tuner: FineTuner) -> Batch:
     """The rows on which groups are degraded for real: a random sample, as the shortest are not like the others."""
     rows = tuner.rows("train", SAMPLED_ROWS)
     count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
@@ -157,7 +157,7 @@ def quantize_alone(tuner: FineTuner, names: Sequence[str], level: LevelName) -> 
             tuner.switcher.set_base_weight(name, None)
 
 
-def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
+def compute_divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
     """Mean KL divergence in nats of what logits (M, V) predict from what the reference does; `logits` is overwritten.
 
     log E exp(change) - E change under what was likely, the reference's softmax: of small changes no digit is lost.
@@ -191,7 +191,7 @@ def measure_divergence(
     of_tables = [(name, level) for name in model.tables for level in model.table_levels]
     nats: dict[tuple[int, int], float] = {}
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
-    with blocks.prepare_rest(), torch.no_grad():
+    with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         probes: dict[tuple[int, int], Tensor] = {}
         flows: dict[tuple[str, LevelName], Flow] = {}
@@ -212,11 +212,11 @@ def measure_divergence(
         likely = reference.softmax(-1)
         for (g, k), hidden in probes.items():
             logits = blocks.compute_logits(flow, hidden.to(blocks.device)).float()
-            nats[g, k] = divergence(reference, likely, logits)
+            nats[g, k] = compute_divergence(reference, likely, logits)
         for (name, level), other in flows.items():
             with quantize_alone(tuner, [name], level):
                 logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
-            tables[name][level] = divergence(reference, likely, logits)
+            tables[name][level] = compute_divergence(reference, likely, logits)
     behind = sum(1 - depths[g] / len(blocks) for g, _ in pairs)
     tokens = round((1 + len(of_tables) + behind) * batch.tokens)
     return [(g, k, nats[g, k]) for g, k in pairs], tables, tokens

@@ -162,7 +162,7 @@ def _generate_problems(draw: random.Random, kinds: tuple[str, ...], digits: tupl
     while True:
         name = draw.choice(kinds)
         kind = KINDS[name]
-        a, b, c = (_operand(draw, draw.choice(digits)) for _ in range(3))
+        a, b, c = (_draw_operand(draw, draw.choice(digits)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):
@@ -179,5 +179,5 @@ def _generate_problems(draw: random.Random, kinds: tuple[str, ...], digits: tupl
         )
 
 
-def _operand(draw: random.Random, digits: int) -> int:
+def _draw_operand(draw: random.Random, digits: int) -> int:
     return draw.randint(2 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)

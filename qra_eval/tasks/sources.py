@@ -18,7 +18,7 @@ from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
-from qra_search.files import encoding_error
+from qra_search.files import make_encoding_error
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -117,7 +117,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(str(encoding_error(path, error))) from None
+        raise BadInput(str(make_encoding_error(path, error))) from None
 
 
 def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:

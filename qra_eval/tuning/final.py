@@ -51,7 +51,7 @@ def tune(
     """
     start, finetune, leads = time.perf_counter(), tuner.finetune, processes.rank == 0
     steps = tuner.finetune_steps if steps is None else steps
-    size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.final_batches(steps, seed)
+    size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.get_final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
 
     def validate() -> dict[str, float]:
@@ -94,7 +94,7 @@ def tune(
         return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
 
-def untuned(tuner: FineTuner) -> TuningRecord | None:
+def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
     """The model as it was loaded, measured on the test split as what is tuned is.
 
     The task's own figures only if weights are kept ready: else layers are on the device in turn, for every token.

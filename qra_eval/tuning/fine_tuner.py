@@ -121,7 +121,7 @@ class FineTuner:
                 adapters.make_parameter_groups(
                     self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
                 ),
-                self.batches(steps, seed) if batches is None else batches,
+                self.get_batches(steps, seed) if batches is None else batches,
                 settings,
                 seed=seed,
                 device=self.device,
@@ -168,7 +168,7 @@ class FineTuner:
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
-    def batches(self, steps: int, seed: int) -> list[Batch]:
+    def get_batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
         settings, whole = self.settings, max(steps, self.evaluation.steps)
         if steps == 0:
@@ -177,7 +177,7 @@ class FineTuner:
         number = settings.accumulation
         return schedule_batches(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
-    def final_batches(self, steps: int, seed: int) -> list[Batch]:
+    def get_final_batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of a full tuning.
 
         The rows are the first in the order that the seed draws, which for seed 0 is the task's own. Which rows of a
@@ -226,6 +226,6 @@ class FineTuner:
 
     def count_evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
-        trained = sum(batch.tokens for batch in self.batches(self.evaluation.steps, 0))
+        trained = sum(batch.tokens for batch in self.get_batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out

@@ -94,7 +94,7 @@ class FullTuning(TrainerCallback):
                 self.best = {name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)}
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
-        interrupted = self.processes.any(self._interrupted)  # what comes while this waits is for the next step
+        interrupted = self.processes.any_process(self._interrupted)  # what comes while this waits is for the next step
         needed = is_last or stop or interrupted
         due = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
         minutes = (time.monotonic() - self._written) / 60

@@ -18,7 +18,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.errors import BadInput, describe
-from qra_search.files import read_json, tensor_names
+from qra_search.files import read_json, read_tensor_names
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.levels import LevelName
@@ -154,7 +154,7 @@ def check_adapter(folder: Path) -> Path:
     if not isinstance(config, dict) or "peft_type" not in config:
         raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
     if tensors.is_file():
-        tensor_names(tensors)
+        read_tensor_names(tensors)
     elif not tensors.with_suffix(".bin").is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
     return folder

@@ -47,7 +47,7 @@ class Processes:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def any(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Whether any process says so."""
         return self.sum_values(flag)[0] > 0
 

@@ -142,13 +142,13 @@ def summarize_trials(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict
         "low_fidelity": sum(t.fidelity < 1.0 for t in trials),
         "failed": sum(t.status == "failed" for t in trials),
         "proposals": len(strategy.seconds),
-        "propose_seconds": _mean_and_max(strategy.seconds),
-        "propose_cpu_seconds": _mean_and_max(strategy.cpu_seconds),
+        "propose_seconds": _summarize_seconds(strategy.seconds),
+        "propose_cpu_seconds": _summarize_seconds(strategy.cpu_seconds),
         "coverage_90": round(float(np.mean(np.array(scores) < INTERVAL_90)), 4) if scores else None,
     }
 
 
-def _mean_and_max(values: list[float]) -> dict[str, float] | None:
+def _summarize_seconds(values: list[float]) -> dict[str, float] | None:
     return {"mean": round(float(np.mean(values)), 5), "max": round(max(values), 5)} if values else None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from qra_search.bench import run_benchmark, write_tables
 from qra_search.cli import common
 from qra_search.cli.common import option
-from qra_search.errors import BadInput, RunFailed, bad_input
+from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 
 TASKS = ("interaction-16-layer-measured", "misleading-16-layer-measured")
 STRATEGIES = ("additive", "qra")
@@ -43,7 +43,7 @@ def bench(
     """
     console = common.stderr()
     say = (lambda line: None) if as_json else (lambda line: console.print(line, markup=False, soft_wrap=True))
-    with bad_input():
+    with convert_to_bad_input():
         done = run_benchmark(
             tasks or TASKS, names or STRATEGIES, _read_seeds(seeds), evaluations, out, workers, progress=say
         )

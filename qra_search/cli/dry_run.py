@@ -44,7 +44,7 @@ def print_dry_run(
         tunings: what would be tuned in full, and no plan searched; None: a search.
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
-    with bad_input():
+    with convert_to_bad_input():
         for name in track:
             check_tracker(name)
     check_task(config)
@@ -91,7 +91,7 @@ def format_example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
 def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
     weights, fixed, budgets = facts["weights"], facts["fixed_bytes"], facts["budgets"]
 
-    def size(count: int) -> str:
+    def format_size(count: int) -> str:
         return f"{format_bytes(count)}  ({(count - fixed) * 8 / weights:.2f} bits a weight)"
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
@@ -133,10 +133,10 @@ def _cost_rows(
             yield "strategy", config.search.strategy
         if "total_seconds" in estimate:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""
-            parts = [f"{duration(estimate['evaluation_seconds'])} an evaluation{answers}"] if is_search else []
+            parts = [f"{format_time(estimate['evaluation_seconds'])} an evaluation{answers}"] if is_search else []
             for name, what in (("sensitivities_seconds", "for the sensitivities"), ("setup_seconds", "to quantize")):
-                parts += [f"{duration(estimate[name])} {what}"] if estimate.get(name) else []
-            yield "time", f"about {duration(estimate['total_seconds'])} ({', '.join(parts)})"
+                parts += [f"{format_time(estimate[name])} {what}"] if estimate.get(name) else []
+            yield "time", f"about {format_time(estimate['total_seconds'])} ({', '.join(parts)})"
         else:
             yield "time", "unknown until the first evaluation"
     for name, peak in phases.items():

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.errors import BadInput, bad_input, describe
+from qra_search.errors import BadInput, convert_to_bad_input, describe
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.finding import summarize_run
@@ -49,7 +49,7 @@ def report(
     """
     from qra_search.report.page import write_page  # a sixth of what loads, which the other commands do without
 
-    with bad_input():
+    with convert_to_bad_input():
         path = write_page([RunFolder(run) for run in runs], out)
     if as_json:
         common.print_json({"report": str(path)})
@@ -75,11 +75,11 @@ def show(
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
     folder = RunFolder(run).check()
-    with bad_input():
+    with convert_to_bad_input():
         result = folder.result()
         plan = select_plan(folder, budget)
     if other is not None:
-        with bad_input():
+        with convert_to_bad_input():
             choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_file(other))
         _print_differences(*choices, as_json=as_json)
         return

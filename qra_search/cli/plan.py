@@ -19,7 +19,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.workflow.dry_run import estimate_cost, gain_text
 from qra_search.workflow.run import Run
-from qra_search.workflow.settings import check_budget, new_folder
+from qra_search.workflow.settings import check_budget, make_folder_name
 
 
 @common.with_settings(*common.OF_SEARCH)
@@ -46,7 +46,7 @@ def plan(
         check_budget(settings)
         print_dry_run(settings, view, evaluations=0, as_json=as_json)
         return
-    with Run(out or new_folder(settings), settings) as run:
+    with Run(out or make_folder_name(settings), settings) as run:
         result = run.choose_plan(progress=view)
         cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
     if as_json:
@@ -68,7 +68,7 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
         console.print(make_allocation_table(allocation, space))
     if sensitivities is not None and sensitivities.seconds:
         console.print(
-            f"\nSensitivities of {len(space)} groups, measured in {formatting.duration(sensitivities.seconds)}."
+            f"\nSensitivities of {len(space)} groups, measured in {formatting.format_time(sensitivities.seconds)}."
         )
     console.print(f"Runs {formatting.format_engine(config)}.", soft_wrap=True)
     print_next_steps(console, folder, result)

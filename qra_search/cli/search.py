@@ -20,7 +20,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.study.study import Callback, Study
 from qra_search.workflow.evaluator import Workers
 from qra_search.workflow.run import Run
-from qra_search.workflow.settings import new_folder
+from qra_search.workflow.settings import make_folder_name
 
 
 @common.with_settings()
@@ -73,7 +73,7 @@ def search(
         left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
         print_dry_run(settings, view, track=track or (), evaluations=left, as_json=as_json)
         return
-    folder = resumed or RunFolder(out or new_folder(settings))
+    folder = resumed or RunFolder(out or make_folder_name(settings))
     for name, value in (("--executor", executor), ("--address", address), ("--gpus-per-worker", gpus_per_worker)):
         if value is not None and not workers:
             raise BadInput(f"{name}: say with --workers how many there are")

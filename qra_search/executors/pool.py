@@ -12,7 +12,7 @@ from queue import LifoQueue
 from typing import Any, TypeVar
 
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.errors import BadInput, bad_input, describe
+from qra_search.errors import BadInput, convert_to_bad_input, describe
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
 from qra_search.executors.base import Executor, InputUnusable, WorkerDied, WorkerUnusable
 from qra_search.log.trial import Proposal, to_printable
@@ -189,7 +189,7 @@ class WorkerEvaluator:
     def build(self, factory: Factory) -> Failure | None:
         """Build the evaluator; returns the failure, if it cannot be built."""
         try:
-            with bad_input():
+            with convert_to_bad_input():
                 self.evaluator = factory()
         except BadInput as error:
             return Failure("BadInput", to_printable(describe(error)), InputUnusable)

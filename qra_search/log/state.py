@@ -101,11 +101,11 @@ def read_state(log: TrialLog) -> StudyState:
     Raises LogError if no search has begun in it, or it holds what no study writes: checksums tell damage, but a log
     from anyone may also hold plans and bytes that its space does not allow.
     """
-    if log.meta("space_data") is None:
+    if log.get_meta("space_data") is None:
         raise LogError(f"{log.path} holds no search space: no search has begun in it")
     try:
-        space = space_from_dict(log.meta("space_data"))
-        sensitivities = Sensitivities.from_dict(log.meta("prior")) if log.meta("prior") else None
+        space = space_from_dict(log.get_meta("space_data"))
+        sensitivities = Sensitivities.from_dict(log.get_meta("prior")) if log.get_meta("prior") else None
         if sensitivities is not None:
             sensitivities.check(space)
         for trial in log:
@@ -118,9 +118,9 @@ def read_state(log: TrialLog) -> StudyState:
             space,
             log.trials,
             sensitivities,
-            tuple(map(int, log.meta("budgets") or ())),
-            int(log.meta("seed") or 0),
-            float((log.meta("study") or {}).get("evaluations", 100.0)),
+            tuple(map(int, log.get_meta("budgets") or ())),
+            int(log.get_meta("seed") or 0),
+            float((log.get_meta("study") or {}).get("evaluations", 100.0)),
         )
     except NOT_A_LOG as error:
         raise LogError(f"{log.path} is not the log of one search ({describe_briefly(error)})") from None

@@ -93,7 +93,7 @@ class TrialLog:
         """The number of each line that was skipped, and what is wrong with it."""
         return tuple(self._contents.damage)
 
-    def meta(self, key: str) -> Any:
+    def get_meta(self, key: str) -> Any:
         """A value of the log's header; None if there is none."""
         return self._contents.header.get(key)
 

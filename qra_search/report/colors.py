@@ -45,7 +45,7 @@ def get_palette(*, dark: bool = False) -> dict[str, str]:
 
 def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
     """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
-    stops = np.array([_channels(color) for color in RAMPS[name][dark]])
+    stops = np.array([_parse_channels(color) for color in RAMPS[name][dark]])
     places = np.linspace(0, len(stops) - 1, steps) if steps > 1 else [len(stops) // 2]
     mixed = np.stack([np.interp(places, range(len(stops)), channel) for channel in stops.T], axis=1)
     return ["#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in mixed]
@@ -53,9 +53,9 @@ def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
 
 def choose_text_color(color: str) -> str:
     """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
-    red, green, blue = _channels(color)
+    red, green, blue = _parse_channels(color)
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER
 
 
-def _channels(color: str) -> list[float]:
+def _parse_channels(color: str) -> list[float]:
     return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]

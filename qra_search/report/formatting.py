@@ -116,7 +116,7 @@ def format_percent(share: float, sign: str = "-") -> str:
     return f"{100 * share:{sign}.1f}%".replace("-", "\N{MINUS SIGN}")
 
 
-def duration(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """A time as people read it: `41 s`, `6 min 12 s`, `2 h 05 min`."""
     if not math.isfinite(seconds):
         return "unknown"

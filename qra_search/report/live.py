@@ -14,7 +14,7 @@ from rich.text import Text
 from qra_search.errors import wrong_type
 from qra_search.evaluation.evaluator import Progress as ProgressFunction
 from qra_search.log.trial import Trial
-from qra_search.report.formatting import duration, format_evaluations, format_percent, format_plan
+from qra_search.report.formatting import format_evaluations, format_percent, format_plan, format_time
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -196,7 +196,7 @@ class _Bars(Progress):
             count = f"{format_evaluations(task.completed)} of {format_evaluations(task.total)}" if task.total else ""
             failed = f", {best.failed} failed" if task is self.view.search and best.failed else ""
             task.fields |= {"count": count + failed, "left": format_time_left(task)}
-            task.fields["elapsed"] = f"time {duration(task.elapsed or 0.0)}"
+            task.fields["elapsed"] = f"time {format_time(task.elapsed or 0.0)}"
         yield self.make_tasks_table(self.tasks)
         last = [] if best.last is None or best.space is None else [f"last: {format_trial(best.last, best.space)}"]
         yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in [*format_best_plans(best), *last])
@@ -204,7 +204,7 @@ class _Bars(Progress):
 
 def format_time_left(task: Task) -> str:
     """The time that a task still takes at its pace since the first step, which may include work that is done once."""
-    return "" if task.time_remaining is None else f"about {duration(task.time_remaining)} left"
+    return "" if task.time_remaining is None else f"about {format_time(task.time_remaining)} left"
 
 
 def format_trial(trial: Trial, space: SearchSpace) -> str:
@@ -214,7 +214,7 @@ def format_trial(trial: Trial, space: SearchSpace) -> str:
         return f"{where}: failed, {trial.reason}"
     expected = trial.proposal.predicted_loss
     predicted = "" if expected is None else f" (predicted {expected:.4f})"
-    size, seconds = format_bytes(trial.evaluation.memory_bytes), duration(trial.evaluation.seconds)
+    size, seconds = format_bytes(trial.evaluation.memory_bytes), format_time(trial.evaluation.seconds)
     return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {format_plan(trial.plan, space)}, {seconds}"
 
 

@@ -22,7 +22,6 @@ from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import draw_figures
 from qra_search.report.finding import summarize_run, write_verdict
 from qra_search.report.formatting import (
-    duration,
     format_evaluations,
     format_interval,
     format_metric,
@@ -30,9 +29,10 @@ from qra_search.report.formatting import (
     format_metric_parts,
     format_percent,
     format_plan,
+    format_time,
 )
 from qra_search.report.layout import arrange_groups, make_heat_maps
-from qra_search.report.terminal import next_steps
+from qra_search.report.terminal import list_next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
 
@@ -109,7 +109,7 @@ def _make_view(run: RunData, key: str) -> dict[str, Any]:
     charts = {name: _render_chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
     return {
         "run": run,
-        "where": _model_and_task(run),
+        "where": _describe_model_and_task(run),
         "verdict": write_verdict(result, run.comparison),
         "headline": sentence,
         "allocation": result.allocation() if result.memory_budgets else None,
@@ -118,12 +118,12 @@ def _make_view(run: RunData, key: str) -> dict[str, Any]:
         "charts": charts,
         "samples": () if run.comparison is None else run.comparison.chosen.samples,
         "heats": [] if run.plan is None else make_heat_maps(result.space, run.plan, result.sensitivities),
-        "commands": next_steps(run.folder, result, run.finding),
+        "commands": list_next_steps(run.folder, result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
     }
 
 
-def _model_and_task(run: RunData) -> list[str]:
+def _describe_model_and_task(run: RunData) -> list[str]:
     """Names of what was searched on, by the log, or by the settings of a run that has none yet."""
     given = [run.identity.get("model") or run.identity.get("landscape"), run.identity.get("task")]
     names = [value.get("name") or value.get("spec") if isinstance(value, dict) else value for value in given]
@@ -161,13 +161,13 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
     if result.trials:
         failed = f", {len(result.failures())} failed" if result.failures() else ""
         plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
-        items.append(("Evaluations", format_evaluations(result.spent), f"{duration(run.seconds)}; {plans}"))
+        items.append(("Evaluations", format_evaluations(result.spent), f"{format_time(run.seconds)}; {plans}"))
     elif result.sensitivities is not None:
         groups = f"{len(result.space)} groups"
-        items.append(("Time of the sensitivities", duration(result.sensitivities.seconds), groups))
+        items.append(("Time of the sensitivities", format_time(result.sensitivities.seconds), groups))
     if run.records:
         seconds = sum(record.seconds for record in run.records)
-        items.append(("Time of tuning", duration(seconds), f"{len(run.records)} tunings, with their tests"))
+        items.append(("Time of tuning", format_time(seconds), f"{len(run.records)} tunings, with their tests"))
     return items
 
 

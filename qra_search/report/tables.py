@@ -14,7 +14,6 @@ from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.data import RunData
 from qra_search.report.finding import summarize_comparison, summarize_run
 from qra_search.report.formatting import (
-    duration,
     format_change_cell,
     format_evaluations,
     format_level_counts,
@@ -24,6 +23,7 @@ from qra_search.report.formatting import (
     format_plan,
     format_record_role,
     format_role,
+    format_time,
 )
 from qra_search.report.table import TextTable
 from qra_search.runs.comparison import Comparison, compare_losses
@@ -76,7 +76,7 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
         (
             record.id, format_record_role(record, space, plan), str(record.seed), str(record.steps),
             format_bytes(record.memory_bytes), "diverged" if record.failed else format_loss(record.test_loss),
-            duration(record.seconds),
+            format_time(record.seconds),
         )
         for record in records
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None
         for name, mean in record.metrics.items()
     ]
     losses = ", ".join([f"test loss {format_loss(record.test_loss)}", *metrics])
-    return f"{name}, seed {record.seed}: {losses}, {format_bytes(record.memory_bytes)}, {duration(record.seconds)}"
+    return f"{name}, seed {record.seed}: {losses}, {format_bytes(record.memory_bytes)}, {format_time(record.seconds)}"
 
 
 def make_allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
@@ -190,7 +190,7 @@ def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str]
             format_loss(baseline.loss) if baseline else "–",
             format_change_cell(found.change) or "–" if found else "–",
             format_evaluations(run.result.spent) + planned,
-            duration(run.seconds),
+            format_time(run.seconds),
         ))  # fmt: skip
     heads = ("run", "budget", "loss", "best uniform", "change", "evaluations", "time")
     return TextTable("The finding of every run", heads, rows)

@@ -39,9 +39,9 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
 
 
 def print_next_steps(console: Console, folder: RunFolder, result: SearchResult, found: Finding | None = None) -> None:
-    """Where the report is, and the commands that follow; see `next_steps`."""
+    """Where the report is, and the commands that follow; see `list_next_steps`."""
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    steps = next_steps(folder.path, result, found)
+    steps = list_next_steps(folder.path, result, found)
     width = max(len(what) for what, _ in steps)
     for what, command in steps:
         console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
@@ -83,7 +83,7 @@ def make_strip(space: SearchSpace, heat: HeatMap) -> Text:
     return text
 
 
-def next_steps(run: str | Path, result: SearchResult, found: Finding | None = None) -> list[tuple[str, str]]:
+def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None = None) -> list[tuple[str, str]]:
     """Commands that may follow, each with what it does.
 
     Args:

@@ -59,12 +59,12 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
 
 def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
     """Whether groups of the same shape have different widths or ranks."""
-    return any(len(choices) > 1 for choices in _choices_by_shape(space, plan))
+    return any(len(choices) > 1 for choices in _group_choices(space, plan))
 
 
 def is_shuffled(space: SearchSpace, plan: Plan, other: Plan) -> bool:
     """Whether another plan has this plan's widths and ranks on other groups of the same shape."""
-    return plan != other and _choices_by_shape(space, plan) == _choices_by_shape(space, other)
+    return plan != other and _group_choices(space, plan) == _group_choices(space, other)
 
 
 def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
@@ -76,5 +76,5 @@ def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
     return list(alike.values())
 
 
-def _choices_by_shape(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
+def _group_choices(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
     return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in _group_by_shape(space)]

@@ -32,12 +32,12 @@ class TunedPlan(TuningRecord):
         records = tuple(sorted(records, key=lambda record: record.seed))
         first = records[0]
         shared = [name for name in first.row_scores if all(name in record.row_scores for record in records)]
-        scores = {name: _mean_rows([record.row_scores[name] for record in records]) for name in shared}
+        scores = {name: _average_rows([record.row_scores[name] for record in records]) for name in shared}
         merged: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TuningRecord)}
         for name in ("samples", "failed", "reload_error"):
             merged[name] = next((value for record in records if (value := getattr(record, name))), merged[name])
         merged |= {"seconds": sum(record.seconds for record in records), "row_scores": scores}
-        merged["row_nats"] = _mean_rows([record.row_nats for record in records])
+        merged["row_nats"] = _average_rows([record.row_nats for record in records])
         return cls(**merged, role=role, records=records)
 
     @property
@@ -193,7 +193,7 @@ def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None)
     return "shuffled" if plan is not None and is_shuffled(space, plan, record.plan) else "other"
 
 
-def _mean_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Figures by row, the mean over seeds; empty if they are not of the same rows."""
     if len({len(rows) for rows in rows_by_seed}) != 1:
         return ()

@@ -153,7 +153,7 @@ class RunFolder:
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
                 state = read_state(log)
-                identity = {**(log.meta("evaluator") or {}), **(log.meta("study") or {})}
+                identity = {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
             if state.sensitivities is None and not state.trials and planned:
                 state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
             return state, identity

@@ -61,7 +61,7 @@ def parse_budget(space: SearchSpace, budget: str | int) -> int:
     if match := _PER_WEIGHT.fullmatch(text):
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
-        return math.floor(space.memory_bytes(_reference(space, text)) * float(match.group(1)) / 100)
+        return math.floor(space.memory_bytes(_find_reference(space, text)) * float(match.group(1)) / 100)
     plan = parse_uniform(space, text, what="memory budget")
     return parse_bytes(budget) if plan is None else space.memory_bytes(plan)
 
@@ -74,7 +74,7 @@ def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int]
     return tuple(sorted({resolve_budget(space, budget) for budget in several}))
 
 
-def _reference(space: SearchSpace, text: str) -> Plan:
+def _find_reference(space: SearchSpace, text: str) -> Plan:
     """The uniform plan that a percentage is of."""
     if not space.uniform_ranks:
         raise BadInput(
@@ -84,7 +84,7 @@ def _reference(space: SearchSpace, text: str) -> Plan:
     rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
     names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
     allowed = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
-    return _uniform(space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}")
+    return _find_uniform(space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}")
 
 
 def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:
@@ -93,10 +93,10 @@ def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan 
     match = _UNIFORM.fullmatch(text)
     if match is None:
         return None
-    return _uniform(space, read_name(match.group(1)), int(match.group(2)), f"{what} {text!r}")
+    return _find_uniform(space, read_name(match.group(1)), int(match.group(2)), f"{what} {text!r}")
 
 
-def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
+def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     plan = space.uniform(bits, rank)
     if plan is None:
         widths = dict.fromkeys(level for level, _ in space.uniform_by_choice())

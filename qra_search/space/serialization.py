@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput, bad_input, shorten
+from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.files import read_json
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.plan import Group, Plan
@@ -110,14 +110,14 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
 
 def read_plan(space: SearchSpace, path: Path) -> Plan:
     """The plan of a `plan.json`, or of the run in a folder; raises BadInput if there is none of this space."""
-    with bad_input():
+    with convert_to_bad_input():
         return plan_from_dict(space, read_plan_file(path))
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:
     """What a `plan.json`, or that of the run in a folder, holds; raises BadInput if there is none."""
     file = path / PLAN_NAME if path.is_dir() else path
-    with bad_input():
+    with convert_to_bad_input():
         data = read_json(file)
     if not isinstance(data, dict):
         raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")

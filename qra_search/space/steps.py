@@ -23,12 +23,12 @@ class AdjacentSteps:
     @cached_property
     def allowed(self) -> np.ndarray:
         """bool (2, G, K): which choices each variable may take."""
-        return _stack(self.space.bits_allowed, self.space.ranks_allowed, False)
+        return _stack_choices(self.space.bits_allowed, self.space.ranks_allowed, False)
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """int64 (2, G, K): bytes of each choice of each variable."""
-        return _stack(self.space.memory.weight, self.space.memory.adapter, 0)
+        return _stack_choices(self.space.memory.weight, self.space.memory.adapter, 0)
 
     @cached_property
     def smallest(self) -> np.ndarray:
@@ -103,7 +103,7 @@ def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     return codes[[i for key, i in first.items() if key not in seen]]
 
 
-def _stack(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:
+def _stack_choices(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:
     width = max(bits.shape[1], ranks.shape[1])
     return np.stack([np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qra_search import plugins
-from qra_search.errors import BadInput, bad_input, wrong_type
+from qra_search.errors import BadInput, convert_to_bad_input, wrong_type
 from qra_search.log.state import StudyState
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
 
@@ -35,7 +35,7 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
         name, factory = spec, plugins.load("strategies", spec)
     else:
         raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
-    with bad_input():
+    with convert_to_bad_input():
         strategy: Strategy = plugins.call_with_options(factory, f"strategy {name!r}", options)
     strategy.name = name
     return strategy

@@ -63,12 +63,12 @@ def average_losses(trials: Sequence[Trial]) -> dict[Plan, float]:
     return dict(zip(estimates.plans, estimates.mean.tolist(), strict=True))
 
 
-def non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def find_non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """int (M,): indices of the points that no other beats in both loss and bytes, cheapest first; O(N log N).
 
     Of equal points the first is kept.
 
-    >>> non_dominated(np.array([3.0, 2.0, 2.5, 1.0]), np.array([10, 20, 20, 30])).tolist()
+    >>> find_non_dominated(np.array([3.0, 2.0, 2.5, 1.0]), np.array([10, 20, 20, 30])).tolist()
     [0, 1, 3]
     """
     order = np.lexsort((losses, sizes))

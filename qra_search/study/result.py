@@ -21,7 +21,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
-from qra_search.strategies.base import average_losses, non_dominated
+from qra_search.strategies.base import average_losses, find_non_dominated
 from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better_plan
 
 
@@ -57,7 +57,7 @@ class SearchResult(Shown, StudyState):
     def front(self) -> list[EvaluatedPlan]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
         losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
-        return [self.candidates[i] for i in non_dominated(np.array(losses), np.array(sizes))]
+        return [self.candidates[i] for i in find_non_dominated(np.array(losses), np.array(sizes))]
 
     @property
     def uniform(self) -> list[EvaluatedPlan]:

@@ -123,7 +123,7 @@ class Study:
     @property
     def sensitivities(self) -> Sensitivities | None:
         """Those of the log, else those given; `run` measures them if there are neither."""
-        data = self.log.meta("prior")
+        data = self.log.get_meta("prior")
         return Sensitivities.from_dict(data) if data else self._given_sensitivities
 
     def run(self) -> SearchResult:
@@ -227,7 +227,7 @@ class Study:
 
     def _measure_sensitivities(self) -> None:
         # If lines of the log are damaged, the sensitivities may have been in one of them.
-        if self.log.meta("prior") is None and (len(self.log) == 0 or self.log.damage):
+        if self.log.get_meta("prior") is None and (len(self.log) == 0 or self.log.damage):
             sensitivities = self._given_sensitivities or self.evaluator.sensitivities()
             if sensitivities is not None:
                 sensitivities.check(self.space)

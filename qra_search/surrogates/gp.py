@@ -201,12 +201,12 @@ def scale_by_error(space: SearchSpace) -> np.ndarray:
     """
     bits = np.asarray(space.widths, dtype=float)
     error = np.where(bits >= UNQUANTIZED, 0.0, 4.0 ** (REFERENCE_BITS - bits))
-    return _stack_scaled(space, error, np.log2(1.0 + np.asarray(space.ranks, dtype=float)))
+    return _stack_scales(space, error, np.log2(1.0 + np.asarray(space.ranks, dtype=float)))
 
 
 def scale_by_order(space: SearchSpace) -> np.ndarray:
     """float (2, G, K): each choice of each variable by its place among them, within [0, 1]."""
-    return _stack_scaled(space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float))
+    return _stack_scales(space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float))
 
 
 def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -214,7 +214,7 @@ def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return select_entries(values, codes).reshape(len(codes), len(values) * values.shape[1])
 
 
-def _stack_scaled(space: SearchSpace, *sides: np.ndarray) -> np.ndarray:
+def _stack_scales(space: SearchSpace, *sides: np.ndarray) -> np.ndarray:
     unit = [(values - values.min()) / (np.ptp(values) or 1.0) for values in sides]
     width = max(map(len, unit))
     return np.stack([np.tile(np.pad(values, (0, width - len(values))), (len(space), 1)) for values in unit])

@@ -123,21 +123,21 @@ def refine(fit: TableFit) -> TableFit:
     if fit.widths.units:
         others.append(replace(fit.widths, units=ANY_UNITS))
     starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
-    found = [_climb(start, fit.widths) for start in starts]
-    return max(found, key=lambda some: _evidence(some, some.widths, fit.widths))
+    found = [_climb_evidence(start, fit.widths) for start in starts]
+    return max(found, key=lambda some: _compute_evidence(some, some.widths, fit.widths))
 
 
-def _climb(fit: TableFit, prior: Widths) -> TableFit:
+def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
-    best, at = start, _evidence(fit, start, prior)
+    best, at = start, _compute_evidence(fit, start, prior)
     learnt = [name for name in KNOWN_TO if getattr(start, name) != 0.0]
     for _ in range(SWEEPS):
         before = best
         for name, factor in itertools.product(learnt, (STEP, 1.0 / STEP)):
             while True:
                 trial = replace(best, **{name: getattr(best, name) * factor})
-                value = _evidence(fit, trial, prior)
+                value = _compute_evidence(fit, trial, prior)
                 if value <= at + LEAST:
                     break
                 best, at = trial, value
@@ -146,7 +146,7 @@ def _climb(fit: TableFit, prior: Widths) -> TableFit:
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
 
 
-def _evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
+def _compute_evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
     total = np.tensordot(list(fit.block_variances(w)), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.observation_variance(w, fit.rows.weight, fit.excess)

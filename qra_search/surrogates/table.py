@@ -168,11 +168,11 @@ class TableFit:
         eta = eta + theta.scale[..., :, None, None] + theta.offset.reshape(*lead, G, B)[..., None]
         return eta - theta.decay[..., :, None, None] * self.basis.h
 
-    def _damage(self, theta: Arrays) -> np.ndarray:
+    def _compute_damage(self, theta: Arrays) -> np.ndarray:
         log = self.basis.log_damage[:, :, None] + self._compute_eta(theta)
         return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30.0, 12.0)), 0.0)
 
-    def _gain(self, theta: Arrays) -> np.ndarray:
+    def _compute_gain(self, theta: Arrays) -> np.ndarray:
         xi = theta.units[..., None] + theta.rank_gain[..., None, :] + theta.gain[..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
@@ -181,8 +181,8 @@ class TableFit:
         G, B, R = self.basis.shape
         b, r = codes[:, 0], codes[:, 1]
         n, g, row = len(codes), np.arange(G), np.arange(len(codes))[:, None]
-        d = self._damage(theta)[g, b, r]
-        w = -self._gain(theta)[g, r]
+        d = self._compute_damage(theta)[g, b, r]
+        w = -self._compute_gain(theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
@@ -235,11 +235,11 @@ class TableFit:
         back = cho_solve((self.L, True), seen.T)
         parts = zip(self.theta, prior, SJ, strict=True)
         theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
-        return np.asarray(self._damage(theta) - self._gain(theta)[:, :, None, :])
+        return np.asarray(self._compute_damage(theta) - self._compute_gain(theta)[:, :, None, :])
 
     def compute_posterior_mode(self) -> np.ndarray:
         """float (G, B, R): the table at the mode."""
-        return np.asarray(self._damage(self.theta) - self._gain(self.theta)[:, None, :])
+        return np.asarray(self._compute_damage(self.theta) - self._compute_gain(self.theta)[:, None, :])
 
     def condition_on(self, codes: np.ndarray) -> TableFit:
         """The fit given that running plans (M, 2, G) come out as predicted."""

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def toy_space(
+def make_toy_space(
     layers: int = 5,
     granularity: str = "layer",
     *,
@@ -77,7 +77,7 @@ class ToyEvaluator(Evaluator):
     """A loss in closed form: damage that falls with bits and rank, more where neighbours are both damaged, noise.
 
     Args:
-        space: default: `toy_space()`.
+        space: default: `make_toy_space()`.
         sensitivities: `true`, `wrong` (the groups shuffled), `zero`, or None.
         fidelities: below 1 the loss is higher and noisier.
         failing: share of plans whose evaluation fails.
@@ -92,7 +92,7 @@ class ToyEvaluator(Evaluator):
         failing: float = 0.0,
         noise: float = 0.002,
     ):
-        self.space = space or toy_space()
+        self.space = space or make_toy_space()
         self.fidelities = fidelities
         self.failing, self.noise = failing, noise
         groups, rng = len(self.space), np.random.default_rng(5)
@@ -128,7 +128,7 @@ class ToyEvaluator(Evaluator):
         return Sensitivities(scale * self.damage[order], scale * self.gain[order], cost=0.5, source=kind)
 
 
-def logged_state(
+def make_logged_state(
     evaluator: Evaluator,
     trials: int = 12,
     *,
@@ -159,7 +159,7 @@ def logged_state(
         return replace(state, trials=log.trials)
 
 
-def budgets_at(space: SearchSpace, *shares: float) -> tuple[int, ...]:
+def interpolate_budgets(space: SearchSpace, *shares: float) -> tuple[int, ...]:
     """Bytes at these shares of the way from the smallest to the largest plan."""
     return tuple(int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares)
 
@@ -193,8 +193,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "two ways to store a width": {"space": {"bits": TWO_WAYS}},
     "no adapter and no quantization among the choices": {"space": {"bits": (2, 4, 16), "ranks": (0, 8)}},
 }
-"""The states that every strategy must cope with, by name: trials in the log, `shares` as `budgets_at` takes them, and
-what `toy_space` and `ToyEvaluator` are called with; see `scenario`."""
+"""The states that every strategy must cope with, by name: trials in the log, `shares` for `interpolate_budgets`, and
+what `make_toy_space` and `ToyEvaluator` are called with; see `scenario`."""
 
 EXHAUSTED = ("one plan in all, tried",)
 """Scenarios in which nothing new is left to propose."""
@@ -205,8 +205,8 @@ def scenario(name: str) -> StudyState:
     """One of the `SCENARIOS`, made once."""
     options = {"trials": 12, "pending": 0, "shares": (0.3, 0.6), "space": {}, **SCENARIOS[name]}
     trials, pending, shares, space = (options.pop(key) for key in ("trials", "pending", "shares", "space"))
-    evaluator = ToyEvaluator(toy_space(**space), **options)
-    return logged_state(evaluator, trials, budgets=budgets_at(evaluator.space, *shares), pending=pending)
+    evaluator = ToyEvaluator(make_toy_space(**space), **options)
+    return make_logged_state(evaluator, trials, budgets=interpolate_budgets(evaluator.space, *shares), pending=pending)
 
 
 def disturb_global_randomness() -> None:

@@ -38,10 +38,10 @@ from qra_search.testing.scenarios import (
     EXHAUSTED,
     SCENARIOS,
     ToyEvaluator,
-    budgets_at,
     disturb_global_randomness,
+    interpolate_budgets,
+    make_toy_space,
     scenario,
-    toy_space,
 )
 
 LOGGED = "a log that another strategy wrote"
@@ -112,7 +112,7 @@ class StrategyContract:
         check_proposals(strategy.propose(state, PROPOSED), state)
 
     def test_a_plan_that_failed_is_not_proposed_again(self, strategy: Strategy) -> None:
-        evaluator = ToyEvaluator(toy_space(2, bits=(2, 4)), failing=0.5)
+        evaluator = ToyEvaluator(make_toy_space(2, bits=(2, 4)), failing=0.5)
         result = Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, seed=1).run()
         failed: set[Plan] = set()
         for trial in result.trials:
@@ -122,7 +122,7 @@ class StrategyContract:
         assert failed, "no evaluation failed: the strategy proposed too few plans to tell"
 
     def test_an_exhausted_space_ends_the_study(self, strategy: Strategy) -> None:
-        evaluator = ToyEvaluator(toy_space(1, bits=(2, 4), ranks=(4, 8)))
+        evaluator = ToyEvaluator(make_toy_space(1, bits=(2, 4), ranks=(4, 8)))
         result = Study(evaluator, strategy=strategy, evaluations=60).run()
         assert result.spent < 60, "propose must return [] once every plan was tried"
 
@@ -133,7 +133,7 @@ class StrategyContract:
         evaluator, path = ToyEvaluator(fidelities=fidelities), tmp_path / "trials.jsonl"
 
         def study(strategy: Strategy, **options: Any) -> Study:
-            budgets = budgets_at(evaluator.space, 0.3, 0.6)
+            budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
             return Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, memory_budget=budgets,
                          seed=4, **options)  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
-from qra_search.errors import bad_input
+from qra_search.errors import convert_to_bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
@@ -28,7 +28,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     space = evaluator.space
-    with bad_input():
+    with convert_to_bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate())
     count = config.search.evaluations if evaluations is None else evaluations
@@ -66,7 +66,7 @@ def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.n
     """
 
     def format_seconds(count: float) -> str:
-        return f", about {formatting.duration(count * seconds)}" if math.isfinite(seconds) else ""
+        return f", about {formatting.format_time(count * seconds)}" if math.isfinite(seconds) else ""
 
     text = f"{formatting.format_evaluations(evaluations)} plans tuned briefly{format_seconds(evaluations)}"
     if not charge:

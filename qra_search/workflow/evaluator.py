@@ -11,7 +11,7 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput, RunFailed, bad_input
+from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
 from qra_search.executors import Executor, ProcessExecutor, RayExecutor, RemoteEvaluator, devices
 from qra_search.executors.pool import WorkerExecutor
@@ -32,7 +32,7 @@ def build_evaluator(
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
         objects: model, tokenizer, task and metrics in memory, by these names.
     """
-    with bad_input():
+    with convert_to_bad_input():
         if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
             make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
@@ -119,11 +119,11 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
 def start_workers(config: RunConfig, workers: Workers, listener: Listener) -> Iterator[tuple[Evaluator, Executor]]:
     """An evaluator whose work is done by workers, and their executor; raises BadInput if there cannot be such."""
     stage = f"start {workers.count} workers"
-    with bad_input():
+    with convert_to_bad_input():
         executor = make_executor(config, workers)
     with executor:
         listener.progress(stage, 0, 1)
-        with bad_input():
+        with convert_to_bad_input():
             evaluator = RemoteEvaluator(executor)
         listener.progress(stage, 1, 1)
         yield evaluator, executor

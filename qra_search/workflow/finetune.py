@@ -41,7 +41,7 @@ class TuningFailed(RunFailed):
     """The plan could not be tuned: there is nothing to compare others with."""
 
 
-def tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
+def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
     """All that tunings have to share, beside plan and seed, to be compared: settings, model, backend and rows."""
     counts = evaluator.row_counts()
     described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
@@ -73,7 +73,7 @@ def tune_missing(
     """
     check_tunes(evaluator, config)
     folder.records()  # a damaged one is refused before the hours begin
-    settings = tuning_settings(config, evaluator)
+    settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
     if rank_and_size()[1] > 1:
         listener.say(f"{rank_and_size()[1]} processes share the rows of each step")

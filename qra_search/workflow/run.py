@@ -10,7 +10,7 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.config import RunConfig, make_config
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.executors import Executor
@@ -210,7 +210,7 @@ class Run:
         """
         from qra_search.report.page import write_page  # as in `write_report`
 
-        with bad_input():
+        with convert_to_bad_input():
             return write_page([self.folder], out)
 
     def export(
@@ -240,7 +240,7 @@ class Run:
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
-        with bad_input():
+        with convert_to_bad_input():
             return exporter.export(found.path, path, **self._loaded_objects)
 
     def load(self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
@@ -254,7 +254,7 @@ class Run:
         """
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
-        with bad_input():
+        with convert_to_bad_input():
             load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
             if load is None:
                 raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")

@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search.allocate.solve import solve
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
@@ -83,7 +83,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     is too small, or the run is of another evaluator.
     """
     space = evaluator.space
-    with bad_input():
+    with convert_to_bad_input():
         budgets = resolve_budgets(space, config.search.memory)
     sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
@@ -125,11 +125,11 @@ def search_run(
     Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
-    with bad_input():
+    with convert_to_bad_input():
         known = folder.find_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
-        with bad_input():
+        with convert_to_bad_input():
             study = Study(
                 evaluator, strategy=make_strategy(settings.strategy, **settings.options),
                 evaluations=settings.evaluations, memory_budget=list(settings.memory) or None, seed=settings.seed,

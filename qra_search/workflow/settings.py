@@ -95,7 +95,7 @@ def check_budget(config: RunConfig) -> None:
         raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
 
 
-def new_folder(config: RunConfig) -> Path:
+def make_folder_name(config: RunConfig) -> Path:
     """A folder below `runs/` that is named after model and task and does not exist."""
     stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
     if config.evaluator != DEFAULT_EVALUATOR:

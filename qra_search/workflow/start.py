@@ -11,7 +11,7 @@ from qra_search.errors import BadInput
 from qra_search.report.live import ProgressArgument
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.run import Run
-from qra_search.workflow.settings import make_settings, new_folder
+from qra_search.workflow.settings import make_folder_name, make_settings
 
 
 def plan(
@@ -52,7 +52,7 @@ def plan(
     names = {name: value for name, value in (("model", model), ("task", task)) if name not in objects}
     made = make_settings(config, settings, memory=memory, **names, **keywords)
     made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
-    run = Run(out or new_folder(made), made, objects=objects)
+    run = Run(out or make_folder_name(made), made, objects=objects)
     try:
         run.choose_plan(progress=progress)
     except BaseException:

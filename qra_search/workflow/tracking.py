@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput, bad_input, one_line
+from qra_search.errors import BadInput, convert_to_bad_input, one_line
 from qra_search.log.trial import Trial
 from qra_search.plugins import UnknownName, describe_unknown
 from qra_search.report.live import BestSoFar
@@ -60,7 +60,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
     Raises:
         BadInput: no such tracker, its package is not installed, or it cannot begin.
     """
-    with bad_input():
+    with convert_to_bad_input():
         kinds = {name: check_tracker(name) for name in ([names] if isinstance(names, str) else names)}
         trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in kinds.items()}
 

@@ -11,9 +11,9 @@ from typing import Any
 from qra_search import plugins
 from qra_search.config import RunConfig, find_differences, make_config
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import tensor_names
+from qra_search.files import read_tensor_names
 from qra_search.runs.baselines import Against, select_baselines
 from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
@@ -82,7 +82,7 @@ def select_tunings(
         raise BadInput("--plan and --memory both choose a plan: give one of them")
     result = folder.check().result()
     space = result.space
-    with bad_input():
+    with convert_to_bad_input():
         if plan is None:
             plan = select_plan(folder, memory)
         elif not isinstance(plan, Plan):
@@ -146,7 +146,7 @@ def select_export(
         raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
     for file in (found.base_file, weights):
         if file.is_file():
-            tensor_names(file)  # before seconds of loading libraries
-    with bad_input():
+            read_tensor_names(file)  # before seconds of loading libraries
+    with convert_to_bad_input():
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         return found, name, plugins.load("exporters", name).with_options(given)

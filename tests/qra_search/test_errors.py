@@ -7,7 +7,7 @@ import pytest
 from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
 from qra_search.cli.errors import exit_status
 from qra_search.config import ConfigError
-from qra_search.errors import RunFailed, bad_input, wrong_type
+from qra_search.errors import RunFailed, convert_to_bad_input, wrong_type
 from qra_search.log.lines import LogError
 from qra_search.plugins import UnknownName
 from qra_search.runs.folder import NoRun, RunExists
@@ -27,11 +27,11 @@ def test_a_run_that_failed_ends_with_status_1(kind: type[Exception]) -> None:
 
 
 def test_bad_input_keeps_the_kind_of_what_is_bad_input_already() -> None:
-    with pytest.raises(UnknownName, match="^no such name$"), bad_input():
+    with pytest.raises(UnknownName, match="^no such name$"), convert_to_bad_input():
         raise UnknownName("no such name")
-    with pytest.raises(BadInput, match="^no such value$"), bad_input():
+    with pytest.raises(BadInput, match="^no such value$"), convert_to_bad_input():
         raise ValueError("no such value")
-    with pytest.raises(ZeroDivisionError), bad_input():
+    with pytest.raises(ZeroDivisionError), convert_to_bad_input():
         raise ZeroDivisionError
 
 

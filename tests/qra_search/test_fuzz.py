@@ -201,7 +201,7 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
     page = (home / "run" / "report.html").read_text()
     assert "evil/" in page and "<script>alert" not in page
     with TrialLog(home / "run" / "trials.jsonl") as log:
-        assert EVIL in json.dumps(log.meta("space_data"))
+        assert EVIL in json.dumps(log.get_meta("space_data"))
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"format": ' * 100_000, "\x00", '{"bits": 1e999}', "9" * 5000])

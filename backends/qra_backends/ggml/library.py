@@ -24,7 +24,7 @@ _ROWS_A_THREAD = 256
 def get_missing_reason() -> str | None:
     """Why llama.cpp's library cannot be used, and what brings it; None if it can."""
     try:
-        _library()
+        _load_library()
     except OSError as error:
         return f"llama.cpp's library cannot be loaded ({error}): install the extra llama-cpp, or pip install {PACKAGE}"
     return None
@@ -45,7 +45,7 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
     number = GGMLQuantizationType[kind.name]
     source = np.ascontiguousarray(weight.cpu().numpy(), dtype=np.float32)
     try:
-        library = _library()
+        library = _load_library()
     except OSError:
         if kind.needs_library:
             raise
@@ -77,7 +77,7 @@ def _get_pointer(array: np.ndarray) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _library() -> Any:
+def _load_library() -> Any:
     """Raises OSError if it is missing or broken."""
     found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     folders = list(found.submodule_search_locations or ()) if found is not None else []

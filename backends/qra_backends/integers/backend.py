@@ -15,7 +15,7 @@ from qra_backends.modules import DequantizedLinear, Groups
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.reference.packed import decode_packed
-from qra_backends.storage import Expected, largest_group
+from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
 WORD = 32
@@ -81,7 +81,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         return reason
 
     def group_size_for(self, in_features: int) -> int:
-        return largest_group(in_features, self.group_size, WORD) or WORD
+        return find_group_size(in_features, self.group_size, WORD) or WORD
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
         return fit_groups(rows, bits, self.group_size_for(rows.shape[1]), importance)

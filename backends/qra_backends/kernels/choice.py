@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qra_backends.base import missing_library
+from qra_backends.base import explain_missing_library
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
 @lru_cache(maxsize=1)
 def _can_compile() -> bool:
     """Tried once in a process; why it does not work is logged once."""
-    reason = missing_library("triton")
+    reason = explain_missing_library("triton")
     if reason is None:
         try:
             try_kernel()

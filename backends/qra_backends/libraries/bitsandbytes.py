@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qra_backends.base import Backend, missing_library
+from qra_backends.base import Backend, explain_missing_library
 from qra_backends.modules import DequantizedLinear
-from qra_backends.storage import Expected, ceil_div, largest_group
+from qra_backends.storage import Expected, ceil_div, find_group_size
 
 # At import it warns that an optional CPU kernel is missing, which serves the repacking alone that is off here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -108,11 +108,11 @@ class BitsAndBytesBackend(Backend):
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
     def unavailable_reason(self) -> str | None:
-        return missing_library("bitsandbytes")
+        return explain_missing_library("bitsandbytes")
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
-        if reason is None and bits == 4 and largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) is None:
+        if reason is None and bits == 4 and find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is None:
             reason = (
                 f"bitsandbytes at 4 bits needs input features that are a multiple of {BLOCK_SIZES[0]}, got "
                 f"{in_features}: use 8 bits, keep this linear at 16 bits or use the backend reference"
@@ -146,7 +146,7 @@ class BitsAndBytesBackend(Backend):
             return {"codes": codes, "scale": row_scale}
         packed, state = quantize_4bit(
             weight.contiguous(),
-            blocksize=self._block(weight.shape[1]),
+            blocksize=self._choose_block_size(weight.shape[1]),
             compress_statistics=self.double_quant,
             quant_type=FOUR_BIT_TYPE,
         )
@@ -162,7 +162,7 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             return {"codes": ((out_features, in_features), torch.int8), "scale": ((out_features,), torch.float32)}
         count = out_features * in_features
-        blocks = ceil_div(count, self._block(in_features))
+        blocks = ceil_div(count, self._choose_block_size(in_features))
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "codes": ((ceil_div(count, 2), 1), torch.uint8),
             "absmax": ((blocks,), torch.uint8 if self.double_quant else torch.float32),
@@ -182,7 +182,7 @@ class BitsAndBytesBackend(Backend):
         levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["codes"].device)
         if levels.device.type != "meta" and not torch.equal(tensors["quant_map"], levels):  # else there are no values
             raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
-        return NF4Linear(tensors, blocksize=self._block(form["in_features"]), **form)
+        return NF4Linear(tensors, blocksize=self._choose_block_size(form["in_features"]), **form)
 
-    def _block(self, in_features: int) -> int:
-        return largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize
+    def _choose_block_size(self, in_features: int) -> int:
+        return find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize

@@ -10,10 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from qra_backends.base import Backend, missing_library
+from qra_backends.base import Backend, explain_missing_library
 from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
-from qra_backends.storage import Expected, ceil_div, largest_group
+from qra_backends.storage import Expected, ceil_div, find_group_size
 
 _SMALLEST_GROUP = 8  # the library's own limit
 _GROUPS_A_BYTE = {2: 4, 4: 2}  # codes of so many groups are packed into one byte
@@ -80,13 +80,13 @@ class HQQBackend(Backend):
         self.options = {"group_size": group_size}
 
     def unavailable_reason(self) -> str | None:
-        return missing_library("hqq", extra="hqq")
+        return explain_missing_library("hqq", extra="hqq")
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             return reason
-        group = self._group(in_features)
+        group = self._choose_group_size(in_features)
         if group is None:
             return (
                 f"hqq needs input features that are a multiple of {_SMALLEST_GROUP} for groups within rows, "
@@ -113,7 +113,7 @@ class HQQBackend(Backend):
         from hqq.core import optimize
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
-        group, _ = self._groups(*weight.shape)
+        group, _ = self._count_groups(*weight.shape)
         settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
         parts = []
         # The library limits what it divides by: weights of no size at all would be rounded as with fewer bits.
@@ -133,7 +133,7 @@ class HQQBackend(Backend):
     def list_tensor_specs(
         self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
     ) -> Expected:
-        group, groups = self._groups(out_features, in_features)
+        group, groups = self._count_groups(out_features, in_features)
         packed = ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
         return {
             "W_q": ((packed, group), torch.int32 if bits == 3 else torch.uint8),
@@ -142,16 +142,16 @@ class HQQBackend(Backend):
         }
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
-        group, _ = self._groups(form["out_features"], form["in_features"])
+        group, _ = self._count_groups(form["out_features"], form["in_features"])
         return HQQLinear(tensors, bits=bits, group_size=group, **form)
 
-    def _group(self, in_features: int) -> int | None:
+    def _choose_group_size(self, in_features: int) -> int | None:
         """The most that a group can have: the library's are multiples of the smallest."""
-        return largest_group(in_features, self.group_size, _SMALLEST_GROUP, multiple=_SMALLEST_GROUP)
+        return find_group_size(in_features, self.group_size, _SMALLEST_GROUP, multiple=_SMALLEST_GROUP)
 
-    def _groups(self, out_features: int, in_features: int) -> tuple[int, int]:
+    def _count_groups(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Weights that share a scale, and how many such groups there are."""
-        group = self._group(in_features) or self.group_size
+        group = self._choose_group_size(in_features) or self.group_size
         return group, out_features * ceil_div(in_features, group)
 
 

@@ -110,13 +110,13 @@ class Shards:
         cast = name not in self.layout.levels or {tensor.dtype, dtype} == HALVES
         if expected is None or tuple(tensor.shape) != shape or not (cast or tensor.dtype == dtype):
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
-        self._view(buffer, key, shard).copy_(tensor)
+        self._view_shard(buffer, key, shard).copy_(tensor)
 
     def modules(self, buffers: Mapping[str, Tensor]) -> list[nn.Module]:
         """The module of each weight, which keeps no other tensors than views of the buffers."""
         made: list[nn.Module] = []
         for i, (name, (out_features, in_features)) in enumerate(self.shapes.items()):
-            own = {key: self._view(buffers[key], key, i) for key in self.parts[i]}
+            own = {key: self._view_shard(buffers[key], key, i) for key in self.parts[i]}
             if name in self.layout.levels:
                 level, backend = self.layout.levels[name], self.layout.backend
                 shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
@@ -125,7 +125,7 @@ class Shards:
                 made.append(make_linear(own["weight"]))
         return made
 
-    def _view(self, buffer: Tensor, key: str, shard: int) -> Tensor:
+    def _view_shard(self, buffer: Tensor, key: str, shard: int) -> Tensor:
         (shape, kind), start = self.parts[shard][key], self._at[shard, key]
         count = prod(shape) * kind.itemsize // buffer.dtype.itemsize
         return buffer[start : start + count].view(kind).view(shape)

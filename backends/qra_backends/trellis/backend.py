@@ -80,9 +80,9 @@ class TrellisBackend(Backend):
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None = None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        from qra_backends.trellis.encode import encode, encoding_device, rotate_rows  # brings numba: a second to import
+        from qra_backends.trellis.encode import choose_device, encode, rotate_rows  # brings numba: a second to import
 
-        device, weight = weight.device, weight.to(encoding_device(weight))
+        device, weight = weight.device, weight.to(choose_device(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
         weights = check_output_weights(output_weights, weight)
         block = choose_block(weight.shape[1], self.block)
@@ -100,7 +100,7 @@ class TrellisBackend(Backend):
         if device == "cpu":
             return 4 * matrix + columns + _BLOCKS
         if torch.cuda.is_available() and not choice.is_usable(torch.device(device)):
-            return 0  # there is no compiler: it is quantized on the host, see `encode.encoding_device`
+            return 0  # there is no compiler: it is quantized on the host, see `encode.choose_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
         return max(4 * matrix, 2 * matrix + columns + count_block_bytes(out_features * in_features, device, 5))
 

@@ -31,7 +31,7 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
 
 
 @numba.njit(**OPTIONS)
-def _hadamard(weights, block):  # type: ignore[no-untyped-def]
+def _apply_hadamard(weights, block):  # type: ignore[no-untyped-def]
     size = block >> 1
     while size >= (8 if block >= 8 else 1):
         for pair in range(0, len(weights), 2 * size):
@@ -65,7 +65,7 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
         for i in range(columns):
             word = np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
             weights[i] = values[np.uint32(np.uint32(word >> shift) & mask)]
-        _hadamard(weights, block)
+        _apply_hadamard(weights, block)
         for i in range(columns):
             weights[i] *= factor[row] * sign[i]
 
@@ -77,4 +77,4 @@ def rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
         weights = rows[row]
         for i in range(len(weights)):
             weights[i] *= factor * sign[i]
-        _hadamard(weights, block)
+        _apply_hadamard(weights, block)

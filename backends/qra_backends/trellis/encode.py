@@ -18,7 +18,7 @@ from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
-from qra_backends.trellis.linear import SCALE_DTYPE, state_values
+from qra_backends.trellis.linear import SCALE_DTYPE, decode_values
 from qra_backends.trellis.rotation import make_signs, rotate_by_torch
 
 LARGEST = torch.finfo(SCALE_DTYPE).max
@@ -34,7 +34,7 @@ def encode(
     """The streams of all columns, and the scale of each row.
 
     Args:
-        weight: (out, in), on a device of `encoding_device`.
+        weight: (out, in), on a device of `choose_device`.
         block: inputs that are rotated together.
         hessian: float32 (in, in), of the rotated inputs, damped.
         factor: of the same.
@@ -61,7 +61,7 @@ def encode(
         codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
-        unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
+        unscaled = decode_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
@@ -102,7 +102,7 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     return made
 
 
-def encoding_device(weight: Tensor) -> torch.device:
+def choose_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
     return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
 

@@ -91,12 +91,12 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
     sign, step = make_signs(in_features, codes.device), choose_block_rows(in_features, codes.device)
     for start in range(0, len(at), step):
         own = slice(start, start + step)
-        whole = apply_hadamard(state_values(codes, at[own], code).float(), block)
+        whole = apply_hadamard(decode_values(codes, at[own], code).float(), block)
         torch.mul(whole.mul_(factor[own, None]), sign, out=weight[own])
     return weight
 
 
-def state_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
+def decode_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
     """Values int16 (n, in), in `UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
     start, last = code.locate_states(at), len(codes) - 1
     first = start >> 3

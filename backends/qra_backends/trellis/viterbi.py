@@ -59,7 +59,7 @@ def _count_lanes(branches: int) -> int:
     return max(16, 256 // branches)  # 16 floats are the longest vector there is
 
 
-def _step(branches: int) -> Any:
+def _make_step(branches: int) -> Any:
     """One row: the cheapest way to each v, of the `branches` states that lead to it.
 
     The lowest bits of a cost make room for j: the smaller number is then the cheaper path, with its j. Indices are
@@ -106,7 +106,7 @@ def _step(branches: int) -> Any:
     return step
 
 
-_step_2, _step_4, _step_8, _step_16, _step_32 = map(_step, (2, 4, 8, 16, 32))
+_step_2, _step_4, _step_8, _step_16, _step_32 = map(_make_step, (2, 4, 8, 16, 32))
 
 
 @numba.njit(**OPTIONS)

@@ -88,8 +88,8 @@ def _find_path(  # type: ignore[no-untyped-def]
     pairs = ((stop - row) // 2).to(tl.int32)
     for pair in range(pairs):
         at, kept = row + 2 * pair, back + 2 * pair * KEPT
-        costs = _step(costs, x + at, scale + at, values, kept, L, ODD, EVEN)
-        costs = _step(costs, x + at + 1, scale + at + 1, values, kept + KEPT, L, EVEN, ODD)
+        costs = _extend_paths(costs, x + at, scale + at, values, kept, L, ODD, EVEN)
+        costs = _extend_paths(costs, x + at + 1, scale + at + 1, values, kept + KEPT, L, EVEN, ODD)
         costs -= tl.min(costs, axis=0)
     tl.debug_barrier()  # what other threads wrote on the way there is read on the way back
     state = tl.argmin(costs, axis=0).to(tl.int32) << ODD
@@ -107,10 +107,10 @@ def _find_path(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _step(  # type: ignore[no-untyped-def]
+def _extend_paths(  # type: ignore[no-untyped-def]
     costs, x, scale, values, back, L: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr
 ):  # fmt: skip
-    """As `viterbi._step`: the cheapest way to each v, the lowest bits of its cost being j."""
+    """As `viterbi._extend_paths`: the cheapest way to each v, the lowest bits of its cost being j."""
     lowest: tl.constexpr = (1 << SHIFT) - 1
     off = tl.load(x) - tl.load(scale) * values
     reached = tl.broadcast_to(costs[None, :], (1 << BEFORE, 1 << (L - BEFORE))).reshape(1 << L)

@@ -26,14 +26,14 @@ from benchmarks.robustness.workers.common import record
 from qra_search import search
 from qra_search.log import lines
 from qra_search.log.lines import LogContents, LogError, read_log
-from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
 def written(trials: int) -> bytes:
     """A log of so many trials."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        search(ToyEvaluator(toy_space(8)), strategy="random", evaluations=trials, seed=1, log=log)
+        search(ToyEvaluator(make_toy_space(8)), strategy="random", evaluations=trials, seed=1, log=log)
         return log.read_bytes()
 
 

@@ -21,7 +21,7 @@ from benchmarks.robustness.workers.simulator import SimulatedExecutor, lognormal
 from qra_eval.evaluators.landscape import make_landscape
 from qra_search import Callback, Plan, Proposal, Study, TrialLog
 from qra_search.space.steps import AdjacentSteps
-from qra_search.testing.scenarios import budgets_at
+from qra_search.testing.scenarios import interpolate_budgets
 
 SECONDS = 60.0
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
@@ -29,7 +29,7 @@ CHECKPOINTS = (10, 30, 100, 300, 1000, 3000, 10_000)
 
 
 def make_study(landscape, options, strategy, workers, evaluations, seed, callbacks=(), before=0) -> Study:
-    timer, budget = CLOCKS[options.clock], budgets_at(landscape.space, 0.3)
+    timer, budget = CLOCKS[options.clock], interpolate_budgets(landscape.space, 0.3)
     log = random_log(landscape, budget, before, seed)
     executor = SimulatedExecutor(landscape, workers, lognormal_duration(SECONDS, seed=seed), timer=timer)
     return Study(

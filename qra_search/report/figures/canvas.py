@@ -47,7 +47,7 @@ def use_chart_style() -> Iterator[dict[str, str]]:
         yield c
 
 
-def new_figure(
+def make_figure(
     title: str, size: Size, *, left: int = 54, right: int = 18, top: int = 34, bottom: int = 48
 ) -> tuple[Figure, Axes]:
     """A figure of a size with axes within its margins; `title` is what a screen reader says."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from qra_search.report.data import Point, RunData
-from qra_search.report.figures.canvas import SHAPES, WIDE, fit_axis, new_figure, put_label, use_chart_style
+from qra_search.report.figures.canvas import SHAPES, WIDE, fit_axis, make_figure, put_label, use_chart_style
 from qra_search.report.formatting import format_loss
 from qra_search.space.levels import format_level
 from qra_search.space.memory import format_bytes
@@ -48,7 +48,7 @@ def plot_front(run: RunData) -> Figure:
             marks[found_kind].append(place)
             labels.insert(0, (f"found, {format_loss(p.loss)}", place, (13, 0), 0.4))
     with use_chart_style() as c:
-        figure, axes = _new_chart("Loss against memory of every plan that was evaluated", 1)
+        figure, axes = _make_chart("Loss against memory of every plan that was evaluated", 1)
         sizes = [b / MIB for b in (*(p.memory_bytes for p in result.candidates), *budgets)]
         fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)], log=False)
         _, top = fit_axis(axes, "y", "loss", [p.loss for p in result.candidates])
@@ -81,7 +81,7 @@ def plot_traces(run: RunData) -> Figure:
         if t.evaluation is not None and t.fidelity >= 1.0 and t.evaluation.memory_bytes <= limit
     ]
     with use_chart_style() as c:
-        figure, axes = _new_chart("Best loss within the budget against evaluations spent", len(run.origins))
+        figure, axes = _make_chart("Best loss within the budget against evaluations spent", len(run.origins))
         fit_axis(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
         fit_axis(axes, "y", "best loss", [loss for _, loss, _ in dots] + baselines)
         for baseline in baselines:
@@ -101,7 +101,7 @@ def plot_traces(run: RunData) -> Figure:
 def plot_tunings(run: RunData) -> Figure:
     """Loss of each full tuning by step: a line in training, marks where the validation loss was measured."""
     with use_chart_style() as c:
-        figure, axes = _new_chart("Loss of the full tunings by step", len(run.curves))
+        figure, axes = _make_chart("Loss of the full tunings by step", len(run.curves))
         points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
         fit_axis(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
         fit_axis(axes, "y", "loss", [y for _, y in points])
@@ -119,7 +119,7 @@ def plot_fronts(runs: Sequence[RunData]) -> Figure:
     fronts = [[(p.memory_bytes / MIB, p.loss) for p in run.result.front] for run in runs]
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
     with use_chart_style() as c:
-        figure, axes = _new_chart("The fronts of all runs", len(runs))
+        figure, axes = _make_chart("The fronts of all runs", len(runs))
         fit_axis(axes, "x", "memory, MiB", [*budgets, *(x for front in fronts for x, _ in front)], log=False)
         fit_axis(axes, "y", "loss", [y for front in fronts for _, y in front])
         for budget in budgets:
@@ -159,9 +159,9 @@ def _plot_markers(
           clip_on=False, label=name, zorder=3)  # fmt: skip
 
 
-def _new_chart(title: str, names: int) -> tuple[Figure, Axes]:
+def _make_chart(title: str, names: int) -> tuple[Figure, Axes]:
     """A figure with room above it for a legend of so many names."""
-    return new_figure(title, WIDE, top=34 + LEGEND_ROW * -(-names // LEGEND_COLUMNS))
+    return make_figure(title, WIDE, top=34 + LEGEND_ROW * -(-names // LEGEND_COLUMNS))
 
 
 def _add_legend(axes: Axes) -> None:

@@ -10,7 +10,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates, non_dominated
+from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates, find_non_dominated
 from qra_search.strategies.simple import propose_new
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
@@ -108,7 +108,7 @@ def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> 
     space, steps = state.space, AdjacentSteps(state.space)
     mean, sizes = model.predict(model.codes)[0], space.memory.bytes(model.codes)
     plans = [_sample_plan(state, rng) for _ in range(RANDOM_STARTS)]
-    parents = list(model.codes[rng.permutation(non_dominated(mean, sizes))[:FRONT_PARENTS]])
+    parents = list(model.codes[rng.permutation(find_non_dominated(mean, sizes))[:FRONT_PARENTS]])
     for budget in state.budgets:
         plans.append(solve(space, state.sensitivities, budget).plan)
         fitting = np.flatnonzero(sizes <= budget)

@@ -7,7 +7,7 @@ from pymoo.core.population import Population
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.strategies.base import average_losses, non_dominated
+from qra_search.strategies.base import average_losses, find_non_dominated
 from qra_search.strategies.baselines.nsga2 import breed_child
 from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, select_trials
 from qra_search.surrogates.gp import PlanGP
@@ -41,7 +41,7 @@ class QRAdaptorStrategy(PaperStrategy):
 
     def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
         """The atomic edits of the front, by posterior mean, of the plans within the budget."""
-        front = non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
+        front = find_non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
         return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])
 
     def _choose_promotion(self, state: StudyState) -> Proposal | None:

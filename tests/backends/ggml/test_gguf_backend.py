@@ -64,7 +64,7 @@ def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library() -> None:
         raise OSError("the package is not installed")
 
-    monkeypatch.setattr(library, "_library", no_library)
+    monkeypatch.setattr(library, "_load_library", no_library)
     assert "pip install llama-cpp-py-sync" in str(make_backend("gguf").unavailable_reason())
     backend = make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]})
     assert backend.unavailable_reason() is None

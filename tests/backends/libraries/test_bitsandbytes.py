@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from qra_backends import live_bytes, make_backend
+from qra_backends import count_live_bytes, make_backend
 from qra_backends.conformance import make_linear as gaussian_linear
 from qra_backends.libraries import bitsandbytes
 from torch import nn
@@ -56,7 +56,7 @@ def test_the_largest_block_that_divides_the_row_is_used(in_features: int, blocks
     linear = source(64, in_features)
     layer = backend.quantize(linear, 4)
     assert layer.blocksize == block
-    assert live_bytes(layer) == 32 * in_features + 4 * 64 * in_features // block + 64
+    assert count_live_bytes(layer) == 32 * in_features + 4 * 64 * in_features // block + 64
     assert (backend.dequantize(layer) - linear.weight).float().norm() < 0.11 * linear.weight.float().norm()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qra_backends import live_bytes, make_backend
+from qra_backends import count_live_bytes, make_backend
 from qra_backends.conformance import make_linear as source
 
 
@@ -29,7 +29,7 @@ def test_any_shape_is_stored_without_padding(shape: tuple[int, int], bits: int):
     backend = make_backend("reference")
     module = backend.quantize(source(shape), bits)
     groups = shape[0] * -(-shape[1] // 64)
-    assert live_bytes(module) == -(-shape[0] * shape[1] * bits // 8) + 4 * groups
+    assert count_live_bytes(module) == -(-shape[0] * shape[1] * bits // 8) + 4 * groups
 
 
 def test_values_beyond_sixteen_bits_are_refused_with_the_limit():

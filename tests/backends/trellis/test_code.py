@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
 from qra_backends.trellis.code import UNIT, TrellisCode, pack, values
-from qra_backends.trellis.linear import state_values
+from qra_backends.trellis.linear import decode_values
 from scipy.stats import norm
 from torch import Tensor
 
@@ -43,7 +43,7 @@ def test_any_weight_is_read_by_itself_as_it_is_in_sequence(half: int, L: int, sh
     codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
     in_turn = np.array([one_after_another(bytes(codes[:, i].tolist()), code, rows) for i in range(columns)]).T
     at = torch.randint(0, rows, (7,), generator=g)
-    assert torch.equal(state_values(codes, at, code), torch.from_numpy(values(L)[in_turn])[at])
+    assert torch.equal(decode_values(codes, at, code), torch.from_numpy(values(L)[in_turn])[at])
 
 
 @given(half=st.integers(2, 10), L=st.integers(10, 16), rows=st.integers(1, 40), seed=st.integers(0, 99))
@@ -88,4 +88,4 @@ def test_a_column_is_laid_out_from_its_lowest_bit():
     column, code = 0b10_0111_0110_1101, TrellisCode(4, 10)
     codes = torch.tensor([[column & 255], [column >> 8]], dtype=torch.uint8)
     states: Tensor = torch.tensor([column & 1023, column >> 2 & 1023, column >> 4 & 1023])
-    assert torch.equal(state_values(codes, torch.arange(3), code)[:, 0], torch.from_numpy(values(10))[states])
+    assert torch.equal(decode_values(codes, torch.arange(3), code)[:, 0], torch.from_numpy(values(10))[states])

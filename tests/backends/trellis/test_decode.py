@@ -11,7 +11,7 @@ import torch
 from qra_backends.trellis.code import UNIT, TrellisCode, values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
-from qra_backends.trellis.linear import decode, state_values
+from qra_backends.trellis.linear import decode, decode_values
 from qra_backends.trellis.linear import decode_rows as decode_plainly
 from qra_backends.trellis.rotation import apply_hadamard, choose_block, make_signs, rotate_by_torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def test_the_weight_is_that_of_the_rotation_written_out():
         )
         turn = turn.double() * make_signs(codes.shape[1], codes.device)  # V
         assert torch.allclose(turn @ turn.T, torch.eye(len(turn)).double(), atol=1e-6)
-        expected = state_values(codes, at, code).double() @ turn * (factor * math.sqrt(block))[:, None]
+        expected = decode_values(codes, at, code).double() @ turn * (factor * math.sqrt(block))[:, None]
         assert torch.allclose(decode_plainly(codes, factor, at, code, block, torch.float32).double(), expected)
 
 

@@ -72,7 +72,7 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     ids = torch.randint(0, 50, (rows, tokens), generator=generator)
     batch = Batch(ids, torch.arange(labels), torch.zeros(labels, dtype=torch.long), rows * tokens)
     with MemoryCounter() as meter, wrap_head(model) as head:
-        meter.ignore(*model.parameters(), *model.buffers())
+        meter.exclude(*model.parameters(), *model.buffers())
         compute_batch_loss(model.train(), head, batch).backward()
     # The sketch adds dequantizing, and takes the tokens of a mixture to choose all experts evenly.
     found = sketch.count_pass_bytes(rows, tokens, labels, training=True) / meter.peak
@@ -95,7 +95,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
     backend, linear = make_backend(name), torch.nn.Linear(256, 2048, bias=False).to(dtype).requires_grad_(False)
     hessian = torch.eye(256)
     with MemoryCounter() as meter:
-        meter.ignore(linear.weight, hessian)
+        meter.exclude(linear.weight, hessian)
         made = backend.quantize_levels(linear, levels, hessian=hessian)
     stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
     foretold = backend.count_work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored

@@ -37,7 +37,7 @@ def random_plans(landscape: Landscape, count: int, budget: int | None = None) ->
 def test_true_losses_of_arrays_equal_those_of_single_plans(family: str, granularity: str) -> None:
     landscape = make_landscape(family, 5, granularity, seed=1)
     plans = random_plans(landscape, 8)
-    many = landscape.tables.losses(landscape.space.encode_many(plans))
+    many = landscape.tables.compute_losses(landscape.space.encode_many(plans))
     assert many == pytest.approx([landscape.true_loss(plan) for plan in plans], abs=1e-12)
     assert np.isfinite(many).all() and (many > landscape.tables.base - landscape.tables.gain.max(1).sum() - 1e-9).all()
 
@@ -150,7 +150,7 @@ def test_only_the_additive_family_is_additive(family: str) -> None:
     landscape = make_landscape(family, 6, "module", seed=1)
     codes = landscape.space.encode_many(random_plans(landscape, 20))
     table = compute_table_losses(landscape.tables.build_additive_table(), codes) + landscape.tables.base
-    gap = np.abs(table - landscape.tables.losses(codes)).max()
+    gap = np.abs(table - landscape.tables.compute_losses(codes)).max()
     assert (gap < 1e-9) == landscape.tables.is_additive == (family == "additive")
 
 
@@ -159,7 +159,7 @@ def brute_force(landscape: Landscape, budget: int) -> float:
     choices = list(itertools.product(range(len(space.bits)), range(len(space.ranks))))
     plans = np.array(list(itertools.product(choices, repeat=len(space))))
     codes = plans.transpose(0, 2, 1)
-    return float(landscape.tables.losses(codes[space.memory.bytes(codes) <= budget]).min())
+    return float(landscape.tables.compute_losses(codes[space.memory.bytes(codes) <= budget]).min())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,7 +25,7 @@ from qra_eval.quantized.adapters import list_factors
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.passes import sample_labels
 from qra_eval.sensitivities import measure
-from qra_eval.sensitivities.measure import choose_probes, probe_batch
+from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tuning import saved
 from qra_eval.tuning.loading import load
 from qra_search.config import make_config
@@ -139,7 +139,8 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
         bank, width = evaluator.quantized_model.bank, evaluator.tuner.model.config.hidden_size
         batches = evaluator.quantized_model.calibration_batches()
         hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
-        probes = 4 * width * probe_batch(evaluator.tuner).input_ids.numel() * (2 + len(choose_probes(evaluator.space)))
+        tokens = sample_probe_batch(evaluator.tuner).input_ids.numel()
+        probes = 4 * width * tokens * (2 + len(choose_probes(evaluator.space)))
         stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.load_tensors(name, 4).values())
         assert fetched == hidden + probes + stored
         # A level is measured as it was made, and sent to be probed, as here all groups are.

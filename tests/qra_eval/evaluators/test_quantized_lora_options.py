@@ -62,13 +62,13 @@ def test_only_scales_of_whole_rows_are_trained_if_nothing_is_said(build):
 
 def test_low_fidelity_sees_the_first_batches_and_rows_of_a_full_evaluation(build):
     evaluator = build()
-    full, half = evaluator.tuner.batches(4, 3), evaluator.tuner.batches(2, 3)
+    full, half = evaluator.tuner.get_batches(4, 3), evaluator.tuner.get_batches(2, 3)
     assert [b.input_ids.tolist() for b in full[:2]] == [b.input_ids.tolist() for b in half]
     assert all(
         torch.equal(a.input_ids, b.input_ids)
         for a, b in zip(evaluator.rows("validation", 2), evaluator.rows("validation", 8), strict=False)
     )
-    assert evaluator.tuner.batches(0, 3) == []
+    assert evaluator.tuner.get_batches(0, 3) == []
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):

@@ -28,7 +28,7 @@ def whole(model):
 
 
 def layer_by_layer(blocks):
-    with torch.no_grad(), blocks.prepare_rest():
+    with torch.no_grad(), blocks.cast_outer_modules():
         flow = blocks.embed_batch(batch())
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
@@ -63,7 +63,7 @@ def test_a_layer_left_by_an_error_is_as_it_was():
     model = tiny_config_model("llama")
     blocks = Blocks(model, CPU, torch.bfloat16)
     expected = whole(model)
-    with pytest.raises(KeyError), blocks.prepare_rest(), blocks.place_layer(0):
+    with pytest.raises(KeyError), blocks.cast_outer_modules(), blocks.place_layer(0):
         raise KeyError
     assert torch.equal(whole(model), expected)
 

@@ -14,7 +14,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import model
 from qra_eval.sensitivities import cache, measure
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
-from qra_search.testing.scenarios import toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 
 def test_probes_on_a_power_law_are_met_exactly():
@@ -37,7 +37,7 @@ def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
 
 
 def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_many_at_one_in_turn():
-    few, many = (toy_space(9, granularity, table=True) for granularity in ("layer", "module"))
+    few, many = (make_toy_space(9, granularity, table=True) for granularity in ("layer", "module"))
     assert choose_probes(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
     kinds = {group.kind for group in many.groups if not group.is_embedding}
     chosen = choose_probes(many)

@@ -30,7 +30,7 @@ def test_its_parts_give_what_an_evaluation_gives_and_its_tokens_are_three_of_eve
     tuner.switcher.put_plan(plan, 5)
     trained = tuner.train(3, 5)
     assert trained.loss == whole.metrics["train_loss"] and tuner.measure_loss("validation", 6) == whole.loss
-    tokens = sum(batch.tokens for batch in tuner.batches(3, 0))
+    tokens = sum(batch.tokens for batch in tuner.get_batches(3, 0))
     assert tuner.trained_rows == 6
     assert tuner.count_evaluation_tokens() == 3 * tokens + sum(map(len, tuner.rows("validation", 6)))
 
@@ -47,13 +47,13 @@ def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_f
     bench = evaluator.tuner
 
     def rows_in(seed, steps=20):
-        batches = bench.final_batches(steps, seed)
+        batches = bench.get_final_batches(steps, seed)
         return [[tuple(ids[ids != 0].tolist()) for ids in batch.input_ids] for batch in batches]
 
     def flat(batches):
         return {row for batch in batches for row in batch}
 
-    assert rows_in(0) == [[tuple(i[i != 0].tolist()) for i in b.input_ids] for b in bench.batches(20, 0)]
+    assert rows_in(0) == [[tuple(i[i != 0].tolist()) for i in b.input_ids] for b in bench.get_batches(20, 0)]
     assert rows_in(1) == rows_in(1) and len(flat(rows_in(1))) == 40
     assert len(flat(rows_in(1)) & flat(rows_in(2))) < 5 and len(flat(rows_in(0)) & flat(rows_in(2))) < 5
 
@@ -71,7 +71,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     nine = Rows(task, "nine", tuner.tokenizer, 64)
     monkeypatch.setattr(tuner, "rows", nine)
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=3.0))
-    batches = tuner.final_batches(tuner.finetune_steps, 1)
+    batches = tuner.get_final_batches(tuner.finetune_steps, 1)
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
 
 

@@ -12,12 +12,12 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import LEAST_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
 from qra_search.space.memory import BudgetTooSmall
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.testing.scenarios import toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 
 @pytest.fixture
 def space() -> SearchSpace:
-    return toy_space(3, bits=(2, 3, 4), ranks=(4, 8))
+    return make_toy_space(3, bits=(2, 3, 4), ranks=(4, 8))
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from report_runs import make_run
 from qra_search.runs.folder import RunFolder
 from qra_search.space.plan import Plan
 from qra_search.space.serialization import plan_to_dict
-from qra_search.testing.scenarios import TWO_WAYS, toy_space
+from qra_search.testing.scenarios import TWO_WAYS, make_toy_space
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    space = toy_space(bits=TWO_WAYS, ranks=(0, 4, 8))
+    space = make_toy_space(bits=TWO_WAYS, ranks=(0, 4, 8))
     return make_run(tmp_path_factory.mktemp("levels") / "a", space=space, memory=("uniform nf4 r4",)).path
 
 

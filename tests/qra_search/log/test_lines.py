@@ -129,7 +129,7 @@ def test_a_lost_header_is_bound_and_measured_again(tmp_path):
         study = Study(AdditiveEvaluator(), **OPTIONS, log=path)
     assert study.sensitivities is None
     assert facts(study.run().trials) == facts(truth)
-    assert study.sensitivities is not None and study.log.meta("space") == study.space.signature
+    assert study.sensitivities is not None and study.log.get_meta("space") == study.space.signature
 
 
 PROPOSAL, RESULT = b'{"trial":2,"bits"', b'{"trial":2,"status"'

@@ -53,7 +53,7 @@ def test_a_search_writes_its_header_first_and_says_who_writes(tmp_path):
 
 def test_a_log_that_nothing_was_written_to_is_no_file_and_a_folder_is_no_log(tmp_path):
     with TrialLog(tmp_path / "log") as log:
-        assert len(log) == 0 and log.meta("space") is None
+        assert len(log) == 0 and log.get_meta("space") is None
     assert not list(tmp_path.iterdir())
     with pytest.raises(LogError, match="cannot be read"):
         TrialLog(tmp_path)
@@ -135,7 +135,7 @@ def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_
     second.bind({"b": 1})
     os.close(write)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert second.meta("a") == 1
+    assert second.get_meta("a") == 1
 
 
 def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none(tmp_path):

@@ -15,7 +15,7 @@ from report_runs import EVIL, add_tunings, make_run
 
 from qra_search.report.colors import get_palette
 from qra_search.report.data import RunData
-from qra_search.report.figures.canvas import fit_axis, new_figure, put_label, to_svg, use_chart_style
+from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
 from qra_search.report.figures.charts import MIB, draw_figures, plot_front, plot_fronts, plot_traces
 from qra_search.report.page import write_page
 
@@ -76,7 +76,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
 @pytest.mark.parametrize("log", [False, None])
 def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
     with use_chart_style():
-        figure, axes = new_figure("", (380, 320))
+        figure, axes = make_figure("", (380, 320))
         low, high = fit_axis(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
         labels = [label.get_text() for label in axes.get_yticklabels()]
         ticks = axes.get_yticks()
@@ -89,7 +89,7 @@ def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log
 
 def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
     with use_chart_style():
-        _, axes = new_figure("", (380, 320))
+        _, axes = make_figure("", (380, 320))
         taken: list[Any] = []
         for _ in range(3):
             put_label(axes, taken, "one label", (0.5, 0.5), (0, 0), moves=(0, 16))
@@ -123,8 +123,8 @@ def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qra_search.report.figures.canvas import new_figure, use_chart_style, to_svg\n"
-        "with use_chart_style(): figure, axes = new_figure('title', (300, 200))\n"
+        "from qra_search.report.figures.canvas import make_figure, use_chart_style, to_svg\n"
+        "with use_chart_style(): figure, axes = make_figure('title', (300, 200))\n"
         "to_svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"

@@ -87,7 +87,7 @@ def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -
     assert formatting.format_pair(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
 
 
-TWO = toy_space(2, bits=(2, 3, 4), ranks=(8,))
+TWO = make_toy_space(2, bits=(2, 3, 4), ranks=(8,))
 PLAN, UNIFORM = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
 RATIOS = (0.7, 0.8, 0.9, 0.95) * 3
 
@@ -206,7 +206,7 @@ def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> 
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
-    space = toy_space(3, table=True)
+    space = make_toy_space(3, table=True)
     trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials
     uniform = [t for t in trials if space.uniform_choice(t.plan) is not None]
     assert 0 < len(uniform) < len(trials)
@@ -249,7 +249,7 @@ def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
 
 
 def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
-    half = toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
+    half = make_toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
     assert formatting.format_plan(plan, half) == "uniform 1.5 bits, rank 8"
     assert formatting.format_level_counts(Plan((1, "trellis-1.5"), (8, 8)), half) == "1 at 1 bit, 1 at 1.5 bits"
@@ -259,7 +259,7 @@ def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> N
 
 
 def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -> None:
-    known = toy_space(3, table=True)
+    known = make_toy_space(3, table=True)
     table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
     bits = tuple(8 if g == table else 3 for g in range(len(known)))
     plan = Plan(bits, tuple(0 if g == table else 8 for g in range(len(known))))
@@ -276,7 +276,7 @@ def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -
 def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
     scale: float, unit: str, cells: list[str]
 ) -> None:
-    known = toy_space(40, bits=(2, 3), ranks=(8,))
+    known = make_toy_space(40, bits=(2, 3), ranks=(8,))
     damage = np.full((40, 2), 0.42) * scale
     damage[0], damage[-1] = 1e-5 * scale, 130 * scale
     sensitivity = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
@@ -285,7 +285,7 @@ def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
 
 
 def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_told_apart() -> None:
-    chosen = toy_space(4)
+    chosen = make_toy_space(4)
     for rank, is_said in ((chosen.ranks[0], True), (chosen.ranks[1], False)):
         plan = chosen.uniform(chosen.bits[1], rank)
         assert plan is not None

@@ -15,9 +15,9 @@ from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import formatting
 from qra_search.runs.baselines import is_shuffled, select_baselines, shuffle_plan
 from qra_search.runs.comparison import Comparison, TunedPlan, compare, compare_losses, select_tuned_plan
-from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
-SPACE = toy_space()
+SPACE = make_toy_space()
 PLAN = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
 LOW, HIGH = Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)
 UNTUNED, SIXTEEN = (SPACE.unquantized.uniform(16, rank) for rank in (0, SPACE.ranks[-1]))

@@ -13,7 +13,7 @@ from qra_search.files import write_json
 from qra_search.runs.folder import NoRun, RunExists, RunFolder, find_runs
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
-from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
 def config(granularity: str = "auto", **search: object) -> RunConfig:
@@ -26,7 +26,7 @@ def searched(path: Path, evaluations: float = 8, settings: RunConfig | None = No
     folder = RunFolder(path)
     settings = settings or config(evaluations=evaluations)
     folder.begin(settings, resume=folder.exists)
-    study = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
+    study = Study(ToyEvaluator(make_toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
     folder.write_config(settings)
     result = study.run()
     study.log.close()
@@ -95,7 +95,7 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     begun = RunFolder(tmp_path / "b")
     begun.begin(config())
     begun.write_config(config())
-    Study(ToyEvaluator(toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
+    Study(ToyEvaluator(make_toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
     with pytest.raises(NoRun, match="has no plan yet"):
         begun.plan()
     folder.config_file.unlink()

@@ -11,14 +11,14 @@ from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
-from qra_search.testing.scenarios import toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 WAYS = (8, 2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq", GroupwiseFormat(4, 32)))
 PLAN = Plan((2, "hqq-4", "nf4", 8, "hqq-4"), (4, 8, 4, 8, 4))
 
 
 def two_ways() -> SearchSpace:
-    return toy_space(bits=WAYS, ranks=(4, 8))
+    return make_toy_space(bits=WAYS, ranks=(4, 8))
 
 
 def test_names_are_numbers_or_texts_that_fit_in_lists():
@@ -79,9 +79,9 @@ def test_groups_are_narrowed_by_names():
 
 
 def test_numbers_and_levels_of_the_same_bytes_are_one_space():
-    plain = toy_space(bits=(2, 4))
-    assert toy_space(bits=(Level(2, 2), Level(4, 4, "hqq"))).signature == plain.signature
-    assert toy_space(bits=(2, Level("nf4", 4))).signature != plain.signature
+    plain = make_toy_space(bits=(2, 4))
+    assert make_toy_space(bits=(Level(2, 2), Level(4, 4, "hqq"))).signature == plain.signature
+    assert make_toy_space(bits=(2, Level("nf4", 4))).signature != plain.signature
 
 
 def test_a_plan_on_disk_names_its_levels_and_comes_back():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from qra_search import SearchSpace
 from qra_search.space.steps import AdjacentSteps, drop_known
-from qra_search.testing.scenarios import budgets_at, toy_space
+from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
 
-SPACE = toy_space(4, restricted=True)
+SPACE = make_toy_space(4, restricted=True)
 STEPS = AdjacentSteps(SPACE)
 
 
@@ -32,7 +32,7 @@ def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
 
 
 def test_adjacent_choices_skip_those_a_group_may_not_take():
-    space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
+    space = make_toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
     narrow = SearchSpace(
         groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
     )
@@ -48,7 +48,7 @@ def test_adjacent_choices_skip_those_a_group_may_not_take():
 @settings(deadline=None)
 def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
     rng = np.random.default_rng(seed)
-    budget, code = budgets_at(SPACE, share)[0], STEPS.sample(rng)
+    budget, code = interpolate_budgets(SPACE, share)[0], STEPS.sample(rng)
     repaired = STEPS.repair(code, budget, rng)
     assert SPACE.memory.bytes(repaired) <= budget and (repaired <= code).all()
     assert np.array_equal(repaired, code) or SPACE.memory.bytes(code) > budget

@@ -12,14 +12,14 @@ from qra_search.allocate.solve import build_additive_table, compute_table_losses
 from qra_search.log.state import StudyState
 from qra_search.strategies.additive import AdditiveStrategy
 from qra_search.surrogates.posterior import compute_posterior_table
-from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, scenario, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space, scenario
 
 
 class TableEvaluator(ToyEvaluator):
     """A loss that is exactly a table, given with sensitivities whose groups are scaled wrongly."""
 
     def __init__(self, wrong: float):
-        super().__init__(toy_space(8))
+        super().__init__(make_toy_space(8))
         rng = np.random.default_rng(0)
         damage = rng.lognormal(0, 0.5, (8, 1)) * 0.25 ** np.arange(4)
         self.truth = Sensitivities(damage, np.tile([0.01, 0.02, 0.03], (8, 1)))
@@ -35,13 +35,13 @@ class TableEvaluator(ToyEvaluator):
 
 
 def sum_losses(evaluator, table):
-    budgets = budgets_at(evaluator.space, 0.2, 0.4)
+    budgets = interpolate_budgets(evaluator.space, 0.2, 0.4)
     return sum(evaluator.evaluate(solve_table(evaluator.space, table, budget)).loss for budget in budgets)
 
 
 def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
-    evaluator = ToyEvaluator(toy_space(8))
-    budgets = budgets_at(evaluator.space, 0.3, 0.6)
+    evaluator = ToyEvaluator(make_toy_space(8))
+    budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
     state = StudyState(evaluator.space, sensitivities=evaluator.sensitivities(), memory_budgets=budgets)
     proposals = AdditiveStrategy().propose(state, 6)
     table = build_additive_table(evaluator.space, evaluator.sensitivities())
@@ -52,7 +52,7 @@ def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
 
 def test_trials_correct_a_prior_with_wrong_scales():
     evaluator = TableEvaluator(wrong=0.6)
-    learnt = compute_posterior_table(logged_state(evaluator, 40))
+    learnt = compute_posterior_table(make_logged_state(evaluator, 40))
     given = build_additive_table(evaluator.space, evaluator.given)
     best = sum_losses(evaluator, evaluator.table)
     assert sum_losses(evaluator, learnt) - best < 0.25 * (sum_losses(evaluator, given) - best)
@@ -60,7 +60,7 @@ def test_trials_correct_a_prior_with_wrong_scales():
 
 def test_a_right_prior_is_left_as_it_is():
     evaluator = TableEvaluator(wrong=0.0)
-    learnt = compute_posterior_table(logged_state(evaluator, 30))
+    learnt = compute_posterior_table(make_logged_state(evaluator, 30))
     ratio = (learnt + evaluator.truth.rank_gain[:, None, :])[:, 0, 0] / evaluator.table[:, 0, 0]
     assert ratio == pytest.approx(np.ones(8), abs=0.1)
 
@@ -73,7 +73,7 @@ def test_the_prior_alone_decides_until_enough_was_seen():
 
 
 def test_without_a_prior_larger_groups_are_taken_to_matter_more():
-    space = toy_space(2, "module")
+    space = make_toy_space(2, "module")
     sensitivities = make_flat_sensitivities(space)
     weights = np.array([g.weights for g in space.groups])
     assert sensitivities.bits_damage[:, 0] == pytest.approx(weights / weights.sum())
@@ -81,7 +81,7 @@ def test_without_a_prior_larger_groups_are_taken_to_matter_more():
 
 
 def test_a_prior_of_zeros_says_nothing_and_the_flat_one_stands_in():
-    space = toy_space(3)
+    space = make_toy_space(3)
     zeros = Sensitivities(np.zeros((3, 4)), np.zeros((3, 3)))
     assert np.array_equal(build_additive_table(space, zeros), build_additive_table(space, None))
     assert len(AdditiveStrategy().propose(scenario("sensitivities of zeros"), 3)) == 3

@@ -16,7 +16,7 @@ from qra_search.strategies.qra import QRAStrategy
 from qra_search.study.study import Study
 from qra_search.surrogates.posterior import average_observations, estimate_replicate_noise, fit_table
 from qra_search.testing import StrategyContract
-from qra_search.testing.scenarios import ToyEvaluator, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_logged_state, make_toy_space
 
 
 class TestQRAWithSeedsInTurn(StrategyContract):
@@ -83,7 +83,7 @@ def test_seeds_are_taken_in_turn_and_what_each_adds_is_told_apart_from_the_plan(
 
 
 def test_a_log_with_a_seed_for_every_trial_is_fitted_all_the_same():
-    state = logged_state(ToyEvaluator(toy_space(3)), 60)
+    state = make_logged_state(ToyEvaluator(make_toy_space(3)), 60)
     trials = tuple(replace(t, proposal=replace(t.proposal, seed=t.id)) for t in state.trials)
     found = QRAStrategy().estimate(replace(state, trials=trials))
     assert np.corrcoef(found.mean, [t.loss for t in trials])[0, 1] > 0.99 and np.isfinite(found.std).all()

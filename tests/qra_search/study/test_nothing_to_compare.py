@@ -12,7 +12,7 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.plan import Group, Linear
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import list_initial_plans
-from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
 class AllRight(ToyEvaluator):
@@ -24,7 +24,7 @@ class AllRight(ToyEvaluator):
 
 
 def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
-    result = search(AllRight(toy_space()), strategy="random", evaluations=8, memory_budget="uniform4r8")
+    result = search(AllRight(make_toy_space()), strategy="random", evaluations=8, memory_budget="uniform4r8")
     (comparison,) = result.comparisons
     assert comparison.baseline is not None and comparison.baseline.loss == 0.0
     assert comparison.change is None and "No plan found" in summarize_run(result)
@@ -38,7 +38,7 @@ class Accuracy(ToyEvaluator):
 
 
 def test_a_negative_loss_that_is_lower_is_a_gain():
-    result = search(Accuracy(toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8")
+    result = search(Accuracy(make_toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8")
     (comparison,) = result.comparisons
     assert comparison.change is not None and comparison.baseline is not None and comparison.change.is_lower
     lower = comparison.baseline.loss - comparison.chosen.loss
@@ -47,7 +47,7 @@ def test_a_negative_loss_that_is_lower_is_a_gain():
 
 def test_a_search_without_a_budget_says_what_it_found():
     for evaluations in (2, 4):
-        result = search(ToyEvaluator(toy_space()), evaluations=evaluations)
+        result = search(ToyEvaluator(make_toy_space()), evaluations=evaluations)
         assert result.candidates and "No plan has been evaluated" not in summarize_run(result)
 
 

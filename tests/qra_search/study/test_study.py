@@ -32,7 +32,7 @@ def test_evaluations_are_of_plans_and_the_prior_is_measured_once_and_charged_whe
     assert result.spent == 4 and len(result.trials) == 4
     charged = Study(evaluator, strategy="additive", evaluations=4.5, memory_budget=budget_of(evaluator), charged=True)
     assert charged.run().spent == 4.5 and len(charged.log) == 4
-    assert TrialLog(log).meta("prior")["source"] == "exact"
+    assert TrialLog(log).get_meta("prior")["source"] == "exact"
 
 
 def test_uniform_plans_come_first_and_stay_in_the_result(evaluator):

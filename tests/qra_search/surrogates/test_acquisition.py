@@ -7,7 +7,7 @@ import pytest
 
 from qra_search.space.steps import AdjacentSteps
 from qra_search.surrogates.acquisition import knowledge_gradient, log_expected_improvement, search_locally
-from qra_search.testing.scenarios import toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 
 @pytest.mark.parametrize("u", [5.0, 1.0, 0.0, -0.5, -1.0, -1.5, -5.0, -40.0, -900.0, -1e4])
@@ -23,7 +23,7 @@ def test_log_expected_improvement_equals_the_formula_in_many_digits(u):
 
 
 def test_the_local_search_finds_the_best_plan_of_a_separable_score_and_passes_over_known_ones():
-    space = toy_space(3, restricted=True)
+    space = make_toy_space(3, restricted=True)
     steps = AdjacentSteps(space)
     worth = np.random.default_rng(0).random(steps.allowed.shape)
     side, group = np.indices(worth.shape[:2])

@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 from table_world import World
 
 from qra_search.surrogates.basis import Widths
-from qra_search.surrogates.posterior import _evidence, refine
+from qra_search.surrogates.posterior import _compute_evidence, refine
 from qra_search.surrogates.table import TableFit
 
 
@@ -24,7 +24,7 @@ def test_the_evidence_is_that_of_a_gaussian():
         )
         density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)
         prior = -0.5 * (np.log(widths.scale / 0.3) / 0.7) ** 2
-        values.append((_evidence(fit, widths, fit.widths), density + prior))
+        values.append((_compute_evidence(fit, widths, fit.widths), density + prior))
     (a, x), (b, y) = values
     np.testing.assert_allclose(a - b, x - y, rtol=1e-6)
 

@@ -23,14 +23,14 @@ from qra_search.strategies.baselines.autoqra import (
     sample_trust_region,
 )
 from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, measure_importance
-from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 STRATEGY = AutoQRAStrategy(population=6)
 
 
 def run(evaluations, fidelities, evaluator=ToyEvaluator, **options):
-    evaluator = evaluator(toy_space(6), fidelities=fidelities)
-    budgets = budgets_at(evaluator.space, 0.3, 0.6)
+    evaluator = evaluator(make_toy_space(6), fidelities=fidelities)
+    budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
     strategy = AutoQRAStrategy(population=6, **options)
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1)
 
@@ -71,8 +71,8 @@ def test_screening_ends_once_it_was_seen_to_mislead(rough):
 
 
 def test_the_best_plans_are_promoted_and_none_of_them_twice():
-    evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
-    state = logged_state(evaluator, 6, writer=STRATEGY, budgets=budgets_at(evaluator.space, 0.5))
+    evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
+    state = make_logged_state(evaluator, 6, writer=STRATEGY, budgets=interpolate_budgets(evaluator.space, 0.5))
     proposals = STRATEGY.propose(state, 3)
     assert [p.origin for p in proposals] == [PROMOTED, PROMOTED, "offspring"]
     assert proposals[0].plan == min(state.trials, key=lambda t: t.loss).plan
@@ -82,8 +82,8 @@ def test_the_best_plans_are_promoted_and_none_of_them_twice():
 
 def screened_state(pairs: int) -> StudyState:
     """Twenty plans screened at a quarter of the fidelity, of which some were evaluated in full too."""
-    evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
-    state = replace(logged_state(evaluator, 20), fidelities=(0.25, 1.0))
+    evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
+    state = replace(make_logged_state(evaluator, 20), fidelities=(0.25, 1.0))
     low = [
         replace(t, proposal=replace(t.proposal, fidelity=0.25), evaluation=evaluator.evaluate(t.plan, fidelity=0.25))
         for t in state.trials
@@ -138,9 +138,9 @@ def test_with_one_fidelity_all_is_evaluated_in_full_and_refined_in_trust_regions
     ],
 )
 def test_the_radius_of_a_budget_doubles_after_its_successes_and_halves_after_its_failures(losses, radius):
-    evaluator = ToyEvaluator(toy_space(4))
+    evaluator = ToyEvaluator(make_toy_space(4))
     budget = evaluator.space.memory.maximum
-    state = logged_state(evaluator, len(losses) + 1, budgets=(budget,))
+    state = make_logged_state(evaluator, len(losses) + 1, budgets=(budget,))
     origins = ["random", *[f"{REFINED} {budget}"] * len(losses)]
     trials = tuple(
         replace(t, proposal=replace(t.proposal, origin=origin), evaluation=replace(t.evaluation, loss=loss))
@@ -151,9 +151,9 @@ def test_the_radius_of_a_budget_doubles_after_its_successes_and_halves_after_its
 
 
 def test_a_trust_region_lies_within_its_radius_and_budget():
-    space = toy_space(8)
+    space = make_toy_space(8)
     steps, rng = GuidedSteps(space, np.ones((2, 8))), np.random.default_rng(0)
-    budget = budgets_at(space, 0.5)[0]
+    budget = interpolate_budgets(space, 0.5)[0]
     center = steps.repair(steps.sample(rng), budget, rng)
     region = sample_trust_region(steps, center, 5, budget, rng)
     distance = np.abs(region - center).sum((1, 2))

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.baselines.bayes import BayesStrategy, fit_to_trials, score_improvement
-from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 
 def all_codes(space):
@@ -21,8 +21,8 @@ def all_codes(space):
 
 
 def small_state(**options):
-    evaluator = ToyEvaluator(toy_space(3, bits=(2, 3, 4), ranks=(4, 8)))
-    return logged_state(evaluator, budgets=budgets_at(evaluator.space, 0.4, 0.7), **options)
+    evaluator = ToyEvaluator(make_toy_space(3, bits=(2, 3, 4), ranks=(4, 8)))
+    return make_logged_state(evaluator, budgets=interpolate_budgets(evaluator.space, 0.4, 0.7), **options)
 
 
 def test_the_proposal_has_the_largest_acquisition_of_the_whole_space_and_records_what_was_expected():
@@ -61,7 +61,7 @@ def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
 
 
 def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_observed():
-    state = logged_state(ToyEvaluator(noise=0.1), 80)
+    state = make_logged_state(ToyEvaluator(noise=0.1), 80)
     estimates = BayesStrategy().estimate(state)
     quiet = ToyEvaluator(noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in estimates.plans])

@@ -14,9 +14,9 @@ from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines import nsga2
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, mutate, select_survivors
-from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
-SPACE = toy_space(6, restricted=True)
+SPACE = make_toy_space(6, restricted=True)
 STEPS = AdjacentSteps(SPACE)
 
 
@@ -48,7 +48,7 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
 
 
 def test_the_tournament_prefers_what_pymoos_prefers():
-    state = logged_state(ToyEvaluator(), 12)
+    state = make_logged_state(ToyEvaluator(), 12)
     pop = select_survivors(state, average_losses(state.full), 12, 0)
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
     algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
@@ -60,7 +60,7 @@ def test_the_tournament_prefers_what_pymoos_prefers():
 
 
 def test_parents_are_distinct_survivors_of_the_trials_given():
-    state = logged_state(ToyEvaluator(), 11)
+    state = make_logged_state(ToyEvaluator(), 11)
     assert select_survivors(state, average_losses(state.full[:1]), 4, 0) is None
     parents = select_survivors(state, average_losses(state.full[:8]), 4, 2)
     known = {tuple(code.ravel()) for code in state.space.encode_many([t.plan for t in state.trials[:8]])}
@@ -70,15 +70,17 @@ def test_parents_are_distinct_survivors_of_the_trials_given():
 
 def test_the_running_generation_does_not_mate():
     """Results of the last trials change nothing until their generation is complete."""
-    evaluator, strategy = ToyEvaluator(toy_space(8)), NSGA2Strategy(population=4)
-    state = logged_state(evaluator, 11, writer=strategy)
+    evaluator, strategy = ToyEvaluator(make_toy_space(8)), NSGA2Strategy(population=4)
+    state = make_logged_state(evaluator, 11, writer=strategy)
     worse = [replace(t, evaluation=replace(t.evaluation, loss=9.0)) for t in state.trials[8:]]
     assert strategy.propose(state, 1) == strategy.propose(replace(state, trials=(*state.trials[:8], *worse)), 1)
 
 
 def test_the_first_generation_is_mixed_and_the_next_are_offspring():
-    evaluator = ToyEvaluator(toy_space(8))
-    state = logged_state(evaluator, 40, budgets=budgets_at(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy())
+    evaluator = ToyEvaluator(make_toy_space(8))
+    state = make_logged_state(
+        evaluator, 40, budgets=interpolate_budgets(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy()
+    )
     origins = [t.proposal.origin for t in state.trials]
     assert {"uniform", "random", "additive"} <= set(origins[:20])
     assert set(origins[20:]) == {"offspring"}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from qra_search import Sensitivities
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, measure_importance
-from qra_search.testing.scenarios import budgets_at, toy_space
+from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
 
-SPACE = toy_space(6)
+SPACE = make_toy_space(6)
 DAMAGE = np.array([0.1, 0.8, 0.2, 1.6, 0.4, 0.05])
 SENSITIVITIES = Sensitivities(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
 IMPORTANCE = measure_importance(SPACE, SENSITIVITIES)
@@ -28,7 +28,7 @@ def test_importance_is_damage_at_the_fewest_bits_and_gain_at_the_largest_rank():
 @given(st.floats(0.0, 1.0))
 @settings(deadline=None)
 def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share):
-    budget = budgets_at(SPACE, share)[0]
+    budget = interpolate_budgets(SPACE, share)[0]
     bits, ranks = code = STEPS.make_warm_start(budget)
     assert count_bytes(code) <= budget
     assert (np.diff(bits[np.argsort(IMPORTANCE[0])]) >= 0).all()
@@ -37,7 +37,7 @@ def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share)
 
 def test_a_warm_start_spends_the_budget():
     """Not all 2 bits, as an importance that defaults to zero would give, and not beyond what fits."""
-    assert min(count_bytes(STEPS.make_warm_start(b)) / b for b in budgets_at(SPACE, 0.3, 0.6, 1.0)) > 0.75
+    assert min(count_bytes(STEPS.make_warm_start(b)) / b for b in interpolate_budgets(SPACE, 0.3, 0.6, 1.0)) > 0.75
     assert STEPS.make_warm_start(SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
 
 
@@ -57,7 +57,7 @@ def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
 @given(st.integers(0, 1000), st.floats(0.0, 1.0), st.integers(0, 11))
 @settings(deadline=None)
 def test_repair_fits_and_keeps_a_variable_while_others_can_pay(seed, share, keep):
-    budget = budgets_at(SPACE, share)[0]
+    budget = interpolate_budgets(SPACE, share)[0]
     code = STEPS.sample(np.random.default_rng(seed))
     repaired = STEPS.repair_by_importance(code, budget, keep=keep)
     assert count_bytes(repaired) <= budget
@@ -73,7 +73,7 @@ def test_coverage_is_the_importance_weighted_mean_place():
 
 
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
-    steps = GuidedSteps(toy_space(3, restricted=True), np.ones((2, 3)))
+    steps = GuidedSteps(make_toy_space(3, restricted=True), np.ones((2, 3)))
     code = steps.sample(np.random.default_rng(3))
     edits = steps.list_atomic_edits(code)
     assert len({edit.tobytes() for edit in edits}) == len(edits)

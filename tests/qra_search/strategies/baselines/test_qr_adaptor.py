@@ -10,12 +10,12 @@ import pytest
 from qra_search import search
 from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, fit_matern, measure_importance
 from qra_search.strategies.baselines.qr_adaptor import PROMOTED, REFINED, QRAdaptorStrategy
-from qra_search.testing.scenarios import ToyEvaluator, budgets_at, logged_state, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 
 def run(evaluations=40, fidelities=(1.0,)):
-    evaluator = ToyEvaluator(toy_space(6), fidelities=fidelities)
-    budgets = budgets_at(evaluator.space, 0.3, 0.6)
+    evaluator = ToyEvaluator(make_toy_space(6), fidelities=fidelities)
+    budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
     strategy = QRAdaptorStrategy(population=6)
     return search(evaluator, strategy, evaluations=evaluations, memory_budget=budgets, seed=1), budgets
 
@@ -55,10 +55,10 @@ def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rou
 
 def test_proxy_and_full_losses_are_never_ranked_together():
     """Full losses that are absurdly good change nothing in the next proxy-tuned generation."""
-    evaluator = ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0))
+    evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
     strategy = QRAdaptorStrategy(population=4)
-    state = logged_state(evaluator, 10, writer=strategy, budgets=budgets_at(evaluator.space, 0.5))
-    extra = logged_state(evaluator, 2, seed=9, budgets=state.memory_budgets).trials
+    state = make_logged_state(evaluator, 10, writer=strategy, budgets=interpolate_budgets(evaluator.space, 0.5))
+    extra = make_logged_state(evaluator, 2, seed=9, budgets=state.memory_budgets).trials
     lucky, plain = (
         [replace(t, id=10 + i, evaluation=replace(t.evaluation, loss=loss)) for i, t in enumerate(extra)]
         for loss in (-5.0, 9.0)
@@ -68,8 +68,8 @@ def test_proxy_and_full_losses_are_never_ranked_together():
 
 
 def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
-    evaluator = ToyEvaluator(toy_space(4), fidelities=(0.25, 1.0), noise=0.0)
-    state = logged_state(evaluator, 8)
+    evaluator = ToyEvaluator(make_toy_space(4), fidelities=(0.25, 1.0), noise=0.0)
+    state = make_logged_state(evaluator, 8)
     low = [replace(t, proposal=replace(t.proposal, fidelity=0.25)) for t in state.trials]
     low = [replace(t, evaluation=evaluator.evaluate(t.plan, fidelity=0.25)) for t in low]
     both = [replace(t, id=8 + i) for i, t in enumerate(state.trials[:5])]
@@ -83,8 +83,8 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
 
 
 def test_refinement_takes_the_edit_of_the_front_with_the_largest_expected_improvement():
-    evaluator = ToyEvaluator(toy_space(4))
-    state = logged_state(evaluator, 21, budgets=budgets_at(evaluator.space, 0.5))
+    evaluator = ToyEvaluator(make_toy_space(4))
+    state = make_logged_state(evaluator, 21, budgets=interpolate_budgets(evaluator.space, 0.5))
     steps, strategy, (budget,) = guide(state), QRAdaptorStrategy(), state.memory_budgets
     model = fit_matern(state, steps)
     fitting = replace(model, codes=model.codes[state.memory.bytes(model.codes) <= budget])
