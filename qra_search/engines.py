@@ -75,7 +75,7 @@ ENGINES: dict[str, Engine] = {
         families=PLAIN,
     ),
 }
-"""By name, as `--engine` takes them."""
+"""Engines by name, as `--engine` takes them."""
 
 
 def fit_rank(name: str, rank: int) -> int:

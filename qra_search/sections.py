@@ -31,7 +31,7 @@ CHOICES = {
     "embeddings": (1, UNQUANTIZED_BITS, "16: left as they are"),
     "ranks": (0, 4096, "0: no adapter"),
 }
-"""By field: the least choice, the largest, and what one of them stands for."""
+"""Smallest and largest choice of a field, and what a choice stands for."""
 
 
 def _sort_choices(values: Any, field: ValidationInfo) -> Any:

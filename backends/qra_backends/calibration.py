@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LEAST_OUTPUT_WEIGHT = 1e-4
-"""Of the mean output weight: an output that no calibration token needed is still stored."""
+"""Least output weight, as a share of the mean: outputs that no calibration token needed still count."""
 STRIPES, LEAST_STRIPE = 8, 128
 """Parts in which a symmetric matrix is summed: with 8, 56% of its products; smaller products are slower ones."""
 
@@ -28,7 +28,7 @@ class SecondMoment:
 
     @property
     def mean_weight(self) -> float:
-        """Of the inputs seen."""
+        """Mean weight of the inputs seen."""
         return float(self._weight) / self.count
 
     @torch.no_grad()

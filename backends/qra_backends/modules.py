@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 Dequantize = Callable[[torch.dtype], Tensor]
 INTEGERS = {2: torch.int16, 4: torch.int32}
-"""By bytes of a number."""
+"""Integer dtypes by the bytes of a number."""
 
 
 class DequantizedLinear(nn.Linear):

@@ -18,7 +18,7 @@ from qra_search.space.memory import format_bytes
 CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
 }  # fmt: skip
-"""By the memory that they are sold with, in GiB of which about 3% are not to be had."""
+"""Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
 USABLE = 0.97
 SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
 PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from qra_search.space.levels import LevelName
 
 DEQUANTIZE_BYTES = 5
-"""Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
+"""Bytes for each weight while it is dequantized, beside the result: its code, and its value in float32."""
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -35,7 +35,7 @@ class MemoryCounter(TorchDispatchMode):
         self._before: list[Any] = []
 
     def exclude(self, *tensors: Tensor) -> None:
-        """These were there before."""
+        """Do not count these tensors, which were allocated before."""
         self._before += [tensor.untyped_storage() for tensor in tensors]
         self._known |= {storage._cdata for storage in self._before[-len(tensors) :]}
 

@@ -79,7 +79,7 @@ class _Run(Sizes):
     """What each phase adds to what is always there: bytes on the device and bytes on the host."""
 
     def peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
-        """Of a phase that adds so much on the device, and on the host, to what is always there."""
+        """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0

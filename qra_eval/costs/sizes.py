@@ -105,11 +105,11 @@ class Sizes:
         )  # fmt: skip
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        """Of quantizing one linear."""
+        """Bytes that quantizing one linear takes at its peak."""
         return self.model.backend.count_work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        """Of a weight at all levels."""
+        """Bytes of a weight stored at all levels."""
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
     def count_table_work_bytes(self, table: nn.Linear) -> int:

@@ -149,8 +149,8 @@ class Sketch:
 
 @contextmanager
 def _ignore_packed_sequences() -> Iterator[None]:
-    """Rows are not taken for several packed into one, which transformers cannot tell of fake tensors: it then makes a
-    mask, and with it copies of keys and values, that a real pass does without."""
+    """Keep transformers from treating fake tensors as packed sequences: it would then make a mask, and with it copies
+    of keys and values, that a real pass does without."""
     from transformers import masking_utils
 
     whole = masking_utils.find_packed_sequence_indices

@@ -30,7 +30,7 @@ the whole weight, its sums by group, and dequantizing at every step; or, beside 
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
-"""Of the vocabulary of a made-up model that is timed."""
+"""Largest vocabulary of the random model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
 """Rows and columns of a made-up linear whose quantization is timed on a CPU, at most; larger ones are extrapolated. A
 GPU, where the launches of kernels take time of their own, quantizes it in full."""

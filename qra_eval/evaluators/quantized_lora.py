@@ -281,7 +281,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     @cached_property
     def _launched(self) -> LaunchedProcesses:
-        """Those that a launcher started, joined at the first call."""
+        """Processes that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
 
     def untuned(self) -> TuningRecord | None:

@@ -77,7 +77,7 @@ class CompressedTensorsExporter(Exporter):
 
 
 def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
-    """That of the folder's config.json."""
+    """The `quantization_config` of the folder's config.json."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, module in packed.items():
         size = 0 if module.group_size == module.in_features else module.group_size

@@ -27,7 +27,7 @@ SENTENCES = (
 )
 MOST_TOKENS = 64
 DEVICE = "cpu"
-"""On which exports work: files are written from it, and a card may be less than they need."""
+"""Device of exports: their files are written from host memory, and a GPU may be too small."""
 
 
 class TunedRun:

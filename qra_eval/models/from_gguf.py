@@ -123,7 +123,7 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
 
 @contextmanager
 def _reuse_header(header: Header) -> Iterator[None]:
-    """While it lasts, transformers is given the header that was read, and one map of names.
+    """Give transformers the header that was read, and one map of names, while the context lasts.
 
     Release 5.24 parses the file anew for the config, the weights and the tokenizer, and maps names anew for every
     module: most of the time that a small model with a large vocabulary takes.
@@ -139,7 +139,7 @@ def _reuse_header(header: Header) -> Iterator[None]:
 
 @contextmanager
 def _silence_transformers() -> Iterator[None]:
-    """Without transformers' progress bar and report: what is wrong is said in one line."""
+    """Silence transformers' progress bar and report while the context lasts."""
     from transformers import logging
 
     level = logging.get_verbosity()

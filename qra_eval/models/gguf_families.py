@@ -45,7 +45,7 @@ FAMILIES = {
     "phi": Family("phi2"),
     "phi3": Family("phi3"),
 }
-"""By transformers' model type."""
+"""Families by transformers' model type."""
 
 
 def find_family(config: Any) -> Family:
@@ -85,7 +85,7 @@ def list_family_issues(config: Any) -> list[str]:
 
 
 def get_rope_parameters(config: Any) -> dict[str, Any]:
-    """Those of the layers that see all positions, if others have their own."""
+    """Rotary parameters, those of full-attention layers if others have their own."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}

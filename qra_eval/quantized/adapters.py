@@ -87,7 +87,7 @@ class AdaptedLinear(nn.Module):
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
 
     def _multiply(self, x: Tensor, ratio: Tensor | None = None) -> Tensor:
-        """With the plain weight, in the input's dtype: a pass in float32 needs no second copy of all weights."""
+        """Multiply by the plain weight in the input's dtype: float32 passes need no second copy of all weights."""
         weight = self.frozen.to(x.dtype)  # type: ignore[union-attr]
         bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
         if ratio is None:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0
 BANK_VERSION = 5
-"""Of the way in which Hessians are gathered and files laid out: files of another version are not read."""
+"""Version of how Hessians are gathered and files laid out: files of another version are not read."""
 
 
 class Bank:
@@ -128,7 +128,7 @@ class Bank:
         return list(self._names[layer])
 
     def list_levels(self, layer: int) -> tuple[LevelName, ...]:
-        """Those that a layer's linears are quantized at."""
+        """The levels at which a layer's linears are quantized."""
         return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
 
     def list_storable(self, layer: int, bits: LevelName) -> list[str]:

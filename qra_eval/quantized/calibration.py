@@ -37,7 +37,7 @@ class Weighting:
 
 
 WEIGHTINGS = {"outputs": Weighting(mix=1.0, power=0.0), "loss": Weighting(mix=0.5, power=1.0)}
-"""By `quantization.calibration`."""
+"""Weightings by the value of `quantization.calibration`."""
 
 
 class LayerMoments:

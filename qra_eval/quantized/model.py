@@ -33,7 +33,7 @@ from qra_search.space.space import Group, SearchSpace
 log = logging.getLogger(__name__)
 
 AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
-"""Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
+"""Default bit-widths of embeddings and head: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 SMALL_TABLE_BITS = (2, 2.5, 3, 4, UNQUANTIZED_BITS)
 """The same under a budget that is small enough for `SMALL_BITS`."""
@@ -45,9 +45,9 @@ fits these alone. Their pass is charged to the sensitivities."""
 MEASURED_ROWS = 32
 """The same for the sensitivities alone, if no backend calibrates."""
 SHARE = 0.4
-"""Of what is free: the rest is for the plan, adapters, activations and logits."""
+"""Share of free GPU memory for dequantized weights; the rest is for the plan, adapters, activations and logits."""
 HOST_SHARE = 0.25
-"""On a CPU, where other processes live of the same memory, and workers each have their own."""
+"""The same share on a CPU, whose memory other processes use too."""
 
 
 class QuantizedModel:
@@ -212,12 +212,12 @@ class QuantizedModel:
 
     @property
     def identity(self) -> str:
-        """Of the weights, of the dtype that they are stored in, and of what the config says of computing."""
+        """Text that identifies the weights, their stored dtype, and what the config says of computing."""
         return f"{self.loaded.fingerprint}-{hash_config(self.model)}-{self.dtype}"
 
     @property
     def calibration(self) -> str:
-        """Of the rows that calibrate, of how they are weighted, and of the dtype that they pass in."""
+        """Text that identifies the calibration rows, their weighting, and the dtype of their pass."""
         return f"{self.rows.hash(train=self.calibration_rows)}-{self.weighting}-{self.blocks.compute}"
 
     @cached_property

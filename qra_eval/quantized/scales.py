@@ -49,7 +49,7 @@ class TrainedGroups(nn.Module):
 
     @torch.no_grad()
     def get_groups(self) -> Groups:
-        """As they are now, in the dtype that they are stored in."""
+        """Current scales and offsets in their stored dtype."""
         return self._cast_to_stored(self._compute_groups())
 
     def _compute_groups(self) -> Groups:

@@ -231,7 +231,7 @@ class PlanSwitcher:
         self._in_place = {}
 
     def _cast_unquantized(self, dtype: torch.dtype) -> None:
-        """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
+        """Cast all that is not quantized; cast back to its own dtype it is exactly as before."""
         kept = self._stored if dtype == self.quantized_model.dtype else None
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]

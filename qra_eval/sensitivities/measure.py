@@ -33,7 +33,7 @@ from qra_search.space.space import SearchSpace
 
 SAMPLED_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
-"""Of so many train rows, those on which groups are degraded for real, at most; and about as many tokens."""
+"""Most train rows, and about how many tokens, on which groups are degraded for real."""
 UNSEEN = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3

@@ -20,7 +20,7 @@ SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validat
 """Part of the seed of each split; recorded figures are of problems from these."""
 
 DIGITS = (1, 2, 3)
-"""Of the operands, each with the same chance."""
+"""Numbers of digits of operands, equally likely."""
 PATIENCE = 20_000
 """Draws in a row without a new problem, after which there are taken to be no more."""
 

@@ -16,7 +16,7 @@ PASS_ROWS, PASS_TOKENS = 8, 4096
 MIXED = 16
 """Batches' worth of rows, in the order that they were drawn in, among which rows of similar length are put together."""
 PASS_MULTIPLE = 32
-"""To which the rows of such a batch are padded."""
+"""Rows of a calibration batch are padded to a multiple of this length."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class FineTuner:
 
     @property
     def settings(self) -> TrainingConfig:
-        """Of training: those of the model, where they may be set later."""
+        """Training settings, which are those of the model."""
         return self.quantized_model.settings
 
     @property

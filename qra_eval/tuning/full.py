@@ -139,6 +139,6 @@ class FullTuning(TrainerCallback):
 
     @property
     def checkpoint(self) -> Path:
-        """Its file."""
+        """Path of the checkpoint."""
         assert self.folder is not None
         return self.folder / CHECKPOINT_FILE

@@ -72,7 +72,7 @@ class Processes:
             result = work()
         except RuntimeError as error:
             failure = error
-        if self.any(failure is not None):
+        if self.any_process(failure is not None):
             raise failure or torch.OutOfMemoryError("another process of this tuning ran out of memory")
         return result  # type: ignore[return-value]
 
@@ -81,7 +81,7 @@ ALONE = Processes()
 
 
 class LaunchedProcesses(Processes):
-    """Those that a launcher started, joined by `torch.distributed`.
+    """Processes that a launcher started, joined by `torch.distributed`.
 
     Args:
         device: of the model in this process.

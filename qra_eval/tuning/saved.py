@@ -25,7 +25,7 @@ from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_fi
 from qra_search.space.space import Plan, SearchSpace
 
 CHECKED_TOKENS = 32
-"""On which a reloaded model is compared, in the stored dtype, which may be emulated; each meets every weight."""
+"""Tokens on which a reloaded model is compared with the tuned one, in the stored dtype."""
 ROUNDING = 0.05
 """Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
 adapter makes more than that."""

@@ -137,7 +137,7 @@ def _make_summary_table(
 
 
 def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
-    """By task, and strategies in pairs, after so many evaluations."""
+    """Tables by task, and of strategies in pairs, after `point` evaluations."""
     names = list(shares)
     body: list[list[Cell]] = []
     for i, task in enumerate(sorted({row["task"] for row in rows})):

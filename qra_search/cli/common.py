@@ -118,7 +118,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 """The options that say what a run is, in the order of the help."""
 OF_SEARCH = ("evaluations", "strategy")
-"""Those of them that only a search has."""
+"""Settings that only a search has."""
 
 
 def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunConfig:

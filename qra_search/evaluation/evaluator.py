@@ -15,9 +15,9 @@ from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.space.space import Plan, SearchSpace
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the steps done, and the steps in all."""
+"""Called with the name of a stage, the steps done, and the number of steps."""
 StepFigures = Mapping[str, float]
-"""Of a step of a tuning: `loss` and, where they are known, others."""
+"""Figures of a training step: `loss` and, if known, others."""
 NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
 MAX_INT = 1 << 63
 LARGEST_LOSS = 1e100

@@ -33,7 +33,7 @@ class Executor(ABC):
         """Start an evaluation; if it fails, the future ends with its exception."""
 
     def wait(self, futures: Iterable[Future[Evaluation]]) -> Iterable[Future[Evaluation]]:
-        """Those of the futures that have ended, as soon as one has."""
+        """Wait until a future ends; returns all that have."""
         return wait(futures, return_when=FIRST_COMPLETED).done
 
     def shutdown(self) -> None:

@@ -21,7 +21,7 @@ DEFAULT_SWEEP = 9
 
 @dataclass(frozen=True)
 class StudyState:
-    """All that a strategy may know.
+    """What a strategy knows of the study.
 
     Attributes:
         space: what is searched.

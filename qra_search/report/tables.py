@@ -36,7 +36,7 @@ CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
 LEAST_RANK_SHARE = 0.9
-"""Of the linears: if more have the least rank of the space, a note says why."""
+"""Share of linears at the space's smallest rank above which a note explains it."""
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'

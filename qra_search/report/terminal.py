@@ -24,7 +24,7 @@ from qra_search.study.result import SearchResult
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 LABEL_EVERY = 5
-"""Of the columns of a strip so many have one name."""
+"""Every how many columns of the plan's grid one is labelled."""
 
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:

@@ -28,7 +28,7 @@ from qra_search.study.result import SearchResult
 
 LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
 OLD_FILE = "test.json"
-"""Of earlier versions, which kept the latest tuning of everything in one folder."""
+"""A file that only runs of earlier versions have."""
 MAY_CHANGE = ("search.evaluations", "finetune.")
 """Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
 ROLES = ("plan", "uniform", "shuffled", "16-bit")

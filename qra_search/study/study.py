@@ -25,7 +25,7 @@ from qra_search.study.checks import StudyFailed, check_evaluator, check_options,
 from qra_search.study.result import SearchResult
 
 ROUNDING = 1e-9
-"""Of sums of parts of evaluations."""
+"""Tolerance for sums of fractional evaluations."""
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
 
@@ -122,7 +122,7 @@ class Study:
 
     @property
     def sensitivities(self) -> Sensitivities | None:
-        """Those of the log, else those given; `run` measures them if there are neither."""
+        """The sensitivities in the log, else those given; `run` measures them if there are neither."""
         data = self.log.get_meta("prior")
         return Sensitivities.from_dict(data) if data else self._given_sensitivities
 

@@ -108,11 +108,11 @@ class Rows:
         return len(self.loss)
 
     def select(self, index: np.ndarray) -> Rows:
-        """Some of these rows."""
+        """The rows with these indices."""
         return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
 
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
-        """These rows and others, each of one replicate with the first seed."""
+        """These rows and new ones, each of one replicate with the first seed."""
         first = np.zeros((len(codes), self.seeds.shape[1]))
         pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
         return Rows(*map(np.concatenate, pairs))

@@ -26,7 +26,7 @@ times the processor time was seen), and rounding, and so the proposals, would de
 FEWEST_REPLICATES = 3
 """Second and further evaluations of plans from which the noise between seeds is estimated."""
 LEAST_NOISE = 1e-4
-"""Of the table, as a share of its spread: with none its covariance would be singular."""
+"""Smallest noise, as a share of the losses' spread: without noise the covariance would be singular."""
 MOST_SEEDS = 16
 """Seeds whose shifts are estimated; a log from elsewhere may have one for every trial."""
 KNOWN_TO = {

@@ -36,7 +36,7 @@ MAX_STEP = 1.5
 """Gauss-Newton changes no log damage, nor the log scale of gain, by more than this in one step: exp() overshoots."""
 CLOSE = 0.03
 MAX_LOG = 16.0
-"""Of the scales of damage and gain: units may be off by e to this."""
+"""Largest logarithm of the scales of damage and gain."""
 MAX_DEVIATIONS = 3.0
 """The scale of gain starts at most so many of its deviations from 1."""
 ROUNDING = 1e-9

@@ -20,7 +20,7 @@ from qra_search.strategies import make_strategy
 from qra_search.study.listener import Listener
 
 KINDS = ("process", "ray")
-"""Of workers."""
+"""Kinds of workers."""
 
 
 def build_evaluator(

@@ -42,7 +42,7 @@ class TuningFailed(RunFailed):
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
-    """All that tunings have to share, beside plan and seed, to be compared: settings, model, backend and rows."""
+    """What comparable tunings share, beside plan and seed: settings, model, backend and rows."""
     counts = evaluator.row_counts()
     described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
     settings = {

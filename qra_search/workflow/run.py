@@ -65,7 +65,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Of the folder."""
+        """Path of the run's folder."""
         return self.folder.path
 
     @property

@@ -88,5 +88,5 @@ def open_run(
 
 
 def _select_objects(**given: Any) -> dict[str, Any]:
-    """Those of the arguments that are objects in memory, and not names or paths."""
+    """The arguments that are objects in memory rather than names or paths."""
     return {name: value for name, value in given.items() if value is not None and not isinstance(value, (str, Path))}

@@ -20,7 +20,7 @@ from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
 DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
-"""Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
+"""Of types of the same size, the one of least error with error feedback; IQ2_* are slow to make."""
 
 
 class GGMLLinear(DequantizedLinear):
@@ -95,7 +95,7 @@ class GGUFBackend(Backend):
         return TYPES[bits].width
 
     def identity(self, bits: str) -> dict[str, Any]:
-        """Without the other types: which are chosen beside a level does not touch its tensors."""
+        """The identity without the other types, which do not affect a level's tensors."""
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 

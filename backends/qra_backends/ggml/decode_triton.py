@@ -11,7 +11,7 @@ from qra_backends.ggml.codebooks import load_codebook, load_iq4_values, make_sig
 from qra_backends.ggml.types import GGMLType, Plane
 
 WEIGHTS = 1024
-"""Of a program."""
+"""Weights that a program decodes."""
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:

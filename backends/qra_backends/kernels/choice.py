@@ -33,7 +33,7 @@ def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
 
 @lru_cache(maxsize=1)
 def _can_compile() -> bool:
-    """Tried once in a process; why it does not work is logged once."""
+    """Whether a kernel compiles here: tried, and its failure logged, once a process."""
     reason = explain_missing_library("triton")
     if reason is None:
         try:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, EIGHTS = 16, 16
-"""Of a tile, of 16 x 128 weights."""
+"""Rows, and groups of eight columns, of a tile of 16 x 128 weights."""
 
 
 def decode(

@@ -22,8 +22,7 @@ _LEVELS = 16  # entries of the table of 4-bit levels, float32
 _NESTED_BLOCK = 256  # block scales that share a scale under double quantization
 _NESTED_LEVELS = 256  # entries of the table of 8-bit levels, float32
 NUMBERS_AT_ONCE = 1 << 20
-"""Of an int8 weight, while it is dequantized on a CPU, which makes two copies in float32 of what it multiplies; a GPU
-makes none, and is called once."""
+"""Numbers of an int8 weight that a CPU dequantizes at once: it copies them twice in float32, a GPU does not."""
 _FOUR_BIT_COPIES, _INT8_COPIES = 2.42, 2.25
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 WEIGHTS = 1024
-"""Of a program."""
+"""Weights that a program decodes."""
 
 
 def decode(codes: Tensor, meta: dict[str, Any]) -> Tensor:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32
-"""Of a program, which is one warp."""
+"""Rows of a program, which is one warp."""
 
 
 def round_columns(

@@ -109,11 +109,11 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Ten
 
 
 def _round_to_stored(values: Tensor) -> Tensor:
-    """As they will be read back: the codes must suit the rounded scale and offset."""
+    """Values as they are read back: the codes must suit the rounded scale and offset."""
     return values.to(GROUP_DTYPE).to(torch.float32)
 
 
 def _round_scale_to_stored(scale: Tensor) -> Tensor:
-    """As it will be read back, never 0 for weights that differ: their group would be lost in one code."""
+    """Scale as it is read back, never 0 for weights that differ: their group would be lost in one code."""
     stored = _round_to_stored(scale)
     return torch.where((scale > 0) & (stored == 0), _LEAST_SCALE, stored)

@@ -45,7 +45,7 @@ class Layout:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Layout:
-        """That of a `quantization_config`.
+        """The layout that a `quantization_config` describes.
 
         Raises:
             ValueError: it is another's, or names a backend or an option that is not here.

@@ -27,7 +27,7 @@ from qra_backends.base import COMPUTE_DTYPES
 from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, make_linear
 
 LEAST_CAPABILITY = 70
-"""Of a GPU, times ten: what Triton asks for."""
+"""Least compute capability, times ten, as Triton requires."""
 DECODED = "QRA_VLLM_DECODED"
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of some shards; others have numbers."""

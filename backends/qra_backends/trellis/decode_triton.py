@@ -11,7 +11,7 @@ from qra_backends.trellis.code import TrellisCode, make_value_table
 from qra_backends.trellis.rotation import make_signs
 
 COLUMNS = 128
-"""Of a tile, unless a rotation's block has more."""
+"""Columns of a tile, unless a rotation's block has more."""
 TILE = 2048
 """Weights of a program."""
 

@@ -108,5 +108,5 @@ def choose_device(weight: Tensor) -> torch.device:
 
 
 def _round_to_stored(scale: Tensor) -> Tensor:
-    """As they will be read back, in float32."""
+    """Scales as they are read back, in float32."""
     return scale.clamp(max=LARGEST).to(SCALE_DTYPE).float()

@@ -110,7 +110,7 @@ def _find_path(  # type: ignore[no-untyped-def]
 def _extend_paths(  # type: ignore[no-untyped-def]
     costs, x, scale, values, back, L: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr
 ):  # fmt: skip
-    """As `viterbi._extend_paths`: the cheapest way to each v, the lowest bits of its cost being j."""
+    """As `viterbi._make_step`: the cheapest way to each v, the lowest bits of its cost being j."""
     lowest: tl.constexpr = (1 << SHIFT) - 1
     off = tl.load(x) - tl.load(scale) * values
     reached = tl.broadcast_to(costs[None, :], (1 << BEFORE, 1 << (L - BEFORE))).reshape(1 << L)

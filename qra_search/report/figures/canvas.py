@@ -24,7 +24,7 @@ SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
 LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
 """A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
 _POINTS = re.compile(r'="([\d.]+)pt"')
-"""Of the sizes of a drawing: without the unit they are pixels."""
+"""Sizes of a drawing in points: without the unit they are pixels."""
 _NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
 """Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 

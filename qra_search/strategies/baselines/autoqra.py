@@ -16,7 +16,7 @@ from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
 
 PROMOTED_SHARE = 1 / 3
-"""Of a generation, promoted to full fidelity."""
+"""Share of a generation that is promoted to full fidelity."""
 MIN_PAIRS = 8
 """Plans seen at both fidelities that the promotion model needs."""
 FEWEST_PAIRS, LEAST_AGREEMENT = 6, 0.5
