@@ -151,7 +151,9 @@ def test_a_layers_linears_are_the_same_by_one_thread_and_by_several(model, tmp_p
         torch.set_num_threads(whole)
     one, three = banks
     for name in one.linears:
-        assert all(torch.equal(tensor, three.tensors(name, 3)[key]) for key, tensor in one.tensors(name, 3).items())
+        assert all(
+            torch.equal(tensor, three.load_tensors(name, 3)[key]) for key, tensor in one.load_tensors(name, 3).items()
+        )
 
 
 def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_path):
@@ -171,7 +173,7 @@ def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_pa
     assert backend.count == 2 * EACH
     whole = make(model, tmp_path / "whole", backend)
     for name in whole.linears:
-        assert all(torch.equal(t, whole.tensors(name, 3)[key]) for key, t in resumed.tensors(name, 3).items())
+        assert all(torch.equal(t, whole.load_tensors(name, 3)[key]) for key, t in resumed.load_tensors(name, 3).items())
 
 
 def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(model, tmp_path, backend):
@@ -194,7 +196,7 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     assert waiting.wait(30) and not second.count
     assert "wait for process 7 on there, since now (qra plan --out runs/a)" in stages[0] and "QRA_CACHE" in stages[0]
     killed = make(model, tmp_path, backend, built=False)
-    quantized = {name: backend.quantize(killed.linears[name], 3) for name in killed.names(0)}
+    quantized = {name: backend.quantize(killed.linears[name], 3) for name in killed.list_names(0)}
     killed.write(0, 3, {name: backend.to_tensors(module) for name, module in quantized.items()})
     released.release()  # after one layer at one level
     thread.join(60)

@@ -58,7 +58,7 @@ def test_a_draw_of_no_width_is_the_mode_and_all_damage_is_positive():
     np.testing.assert_array_equal(tables[0], tables[1])
     np.testing.assert_array_equal(tables[0], fit.compute_posterior_mode())
     assert (np.diff(tables, axis=3) <= 0).mean() > 0.5
-    assert (fit._damage(fit.theta) > 0).all()
+    assert (fit._compute_damage(fit.theta) > 0).all()
 
 
 def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
