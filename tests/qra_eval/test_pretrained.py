@@ -94,7 +94,7 @@ def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path)
     config = json.loads((done.path / "config.json").read_text())["quantization_config"]
     layout, (table,) = Layout.from_config(config), tuned.tables
     assert layout.embedding == layout.head == table
-    weights = {name: tuned.weight(name) for name in tuned.levels}
+    weights = {name: tuned.dequantize_weight(name) for name in tuned.levels}
     weights[table] = tuned.backend.dequantize(tuned.tables[table])
     tensors = {key: t for file in done.path.glob("*.safetensors") for key, t in load_file(file).items()}
     attention, mlp = "model.layers.1.self_attn.", "model.layers.0.mlp."

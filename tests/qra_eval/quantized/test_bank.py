@@ -93,7 +93,7 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     model, tmp_path, backend, damage, caplog
 ):
     first = make(model, tmp_path, backend)
-    path, weight = first.path(0, 3), first.weight(FIRST, 3).clone()
+    path, weight = first.get_path(0, 3), first.load_weight(FIRST, 3).clone()
     content = path.read_bytes()
     foreign = save({"other::codes": torch.zeros(3)})
     damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "foreign": foreign}
