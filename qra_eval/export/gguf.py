@@ -9,15 +9,8 @@ from typing import Any
 
 from qra_backends.ggml.backend import GGMLLinear
 
-from qra_eval.export import llama_cpp
+from qra_eval.export import gguf_tensors, llama_cpp
 from qra_eval.export.base import Exported, Exporter
-from qra_eval.export.gguf_tensors import (
-    FileTensor,
-    choose_float_kind,
-    list_expert_issues,
-    list_lora_tensors,
-    list_model_tensors,
-)
 from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import add_hyperparameters, find_family, list_family_issues, list_family_notes
@@ -39,7 +32,7 @@ class GGUFExporter(Exporter):
         self.pre = pre
 
     def check(self, run: TunedRun) -> list[str]:
-        reasons = [*list_family_issues(run.config), *list_expert_issues(run), *list_tokenizer_issues(run)]
+        reasons = [*list_family_issues(run.config), *gguf_tensors.list_expert_issues(run), *list_tokenizer_issues(run)]
         searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
@@ -84,11 +77,11 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     writer.add_file_type(LlamaFileType.GUESSED)
     writer.add_quantization_version(2)
     notes = [*add_tokenizer(writer, run, pre), *list_family_notes(run.config)]
-    _write_tensors(writer, list_model_tensors(run))
+    _write_tensors(writer, gguf_tensors.list_model_tensors(run))
     blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)
     types = Counter(module.kind.name for module in blocks)
-    types[choose_float_kind(run.dtype)] += count - len(blocks)
+    types[gguf_tensors.choose_float_kind(run.dtype)] += count - len(blocks)
     return [
         "types written: " + ", ".join(f"{number} {kind}" for kind, number in sorted(types.items()) if number),
         f"{len(blocks)} of {count} searched weights are copies of the plan's own blocks: "
@@ -98,17 +91,17 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
 
 
 def write_lora(run: TunedRun, path: Path) -> None:
-    """Write the adapter's file; see `list_lora_tensors`."""
+    """Write the adapter's file; see `gguf_tensors.list_lora_tensors`."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, find_family(run.config).architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", run.alpha)
-    _write_tensors(writer, list_lora_tensors(run))
+    _write_tensors(writer, gguf_tensors.list_lora_tensors(run))
 
 
-def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:
+def _write_tensors(writer: Any, tensors: Iterable[gguf_tensors.FileTensor]) -> None:
     """Write a file's header and tensors, and close it."""
     from gguf import GGMLQuantizationType
 

@@ -106,6 +106,7 @@ class TunedRun:
 
     @property
     def largest_rank(self) -> int:
+        """Largest rank of the adapter's linears."""
         return max(len(A) for A, _ in self.factors.values())
 
     def merge_weight(self, name: str) -> Tensor:

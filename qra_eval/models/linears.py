@@ -138,4 +138,5 @@ def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
 
 
 def is_conv1d(module: Any) -> bool:
+    """Whether this is transformers' Conv1D, a linear with a transposed weight."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

@@ -33,11 +33,14 @@ FIRST_FAILURES = 5
 class Callback:
     """Called with the events of a study. Every method does nothing by default."""
 
-    def on_start(self, study: Study) -> None: ...
+    def on_start(self, study: Study) -> None:
+        """Called before the first evaluation."""
 
-    def on_result(self, study: Study, trial: Trial) -> None: ...
+    def on_result(self, study: Study, trial: Trial) -> None:
+        """Called after each trial, failed ones too."""
 
-    def on_end(self, study: Study) -> None: ...
+    def on_end(self, study: Study) -> None:
+        """Called when the search ends."""
 
 
 class Study:

@@ -95,6 +95,7 @@ def _look_up_vectors(name: str, codes: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def load_codebook(name: str, device: torch.device) -> Tensor:
+    """The vectors of a type's codebook, float32 (vectors, 8) or (vectors, 4)."""
     import gguf.quants
 
     kind: Any = getattr(gguf.quants, name)
