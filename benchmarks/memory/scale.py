@@ -238,7 +238,7 @@ def quantized(make: Make) -> QuantizedLoRAEvaluator:
 def largest(evaluator: QuantizedLoRAEvaluator) -> Plan:
     """The plan of most bytes that the space has."""
     memory = evaluator.space.memory
-    most = np.where(memory.allowed, memory.choice, -1)
+    most = np.where(memory.allowed, memory.choice_bytes, -1)
     return evaluator.space.decode(np.stack(np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:])))
 
 

@@ -69,7 +69,7 @@ def searched(search: str, folder: Path, run_folder: RunFolder) -> str:
         screen = ""
         while not run_folder.report_file.exists():
             time.sleep(0.5)
-            if not screen and run_folder.exists and spent(run_folder) >= SHOWN_AT * EVALUATIONS:
+            if not screen and run_folder.has_run and spent(run_folder) >= SHOWN_AT * EVALUATIONS:
                 screen = tmux("capture-pane", "-e", "-p")
     finally:
         tmux("kill-server")

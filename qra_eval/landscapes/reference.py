@@ -83,7 +83,7 @@ class Problem:
 
     def __init__(self, tables: Tables, space: SearchSpace, budget: int):
         self.tables, memory = tables, space.memory
-        self.allowed, self.size = memory.allowed, memory.choice
+        self.allowed, self.size = memory.allowed, memory.choice_bytes
         self.table = np.where(memory.allowed, tables.build_additive_table(), np.inf)
         self.room = budget - memory.fixed
         self.group, self.level, self.rank = np.indices(self.size.shape).reshape(3, -1)

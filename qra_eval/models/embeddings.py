@@ -66,7 +66,7 @@ class Table(nn.Module):
         self.module, self.frozen = module, weight
 
     @property
-    def plain(self) -> Tensor | None:
+    def plain_weight(self) -> Tensor | None:
         """The weight, if it is there without being dequantized."""
         if self.frozen is not None:
             return self.frozen
@@ -77,15 +77,15 @@ class Table(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table (V, H)."""
-        if self.plain is not None:
-            return self.plain
+        if self.plain_weight is not None:
+            return self.plain_weight
         assert self.module is not None
         return self.backend.dequantize(self.module)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """Rows (n, H) by index (n,)."""
-        if self.plain is not None:
-            return F.embedding(at, self.plain)
+        if self.plain_weight is not None:
+            return F.embedding(at, self.plain_weight)
         assert self.module is not None
         return self.backend.dequantize_rows(self.module, at)
 
@@ -141,7 +141,7 @@ class TableHead(nn.Module):
         return self.table.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        plain, hidden = self.table.plain, hidden.contiguous()  # see `loaded.make_input_contiguous`
+        plain, hidden = self.table.plain_weight, hidden.contiguous()  # see `loaded.make_input_contiguous`
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         if plain is not None and plain.dtype == hidden.dtype:
             return F.linear(hidden, plain, bias)

@@ -58,7 +58,7 @@ def cache_weights(
             linears[linear if factors is None else module] = linear, factors or []
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
-    replaced = [table for table in tables.values() if table.module is not None and table.plain is None]
+    replaced = [table for table in tables.values() if table.module is not None and table.plain_weight is None]
     versions = {module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()}
     versions |= {table: _get_version(model.dtype, table) for table in replaced}
     lacking = [module for module, version in versions.items() if module not in kept or kept[module][0] != version]

@@ -119,7 +119,7 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Pla
     """
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
-    code = knapsack.solve(cost, space.memory.choice, budget_bytes - space.fixed_bytes)
+    code = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes)
     assert code is not None  # the smallest plan fits
     return space.decode(code)
 

@@ -55,8 +55,8 @@ def demo(
     config = make_config(DEMO, dict(map(common.read_pair, sets or [])), source="options")
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
-    folder.check_begin(config, resume=folder.exists)  # before much is said
-    if folder.exists:
+    folder.check_begin(config, resume=folder.has_run)  # before much is said
+    if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory)))
     with Run(out, config) as run:

@@ -61,7 +61,7 @@ def search(
     config: Path | None = given["config"]
     if not any(given.values()) and out is None:
         raise BadInput("say what to search: --model and --task, a config, or the folder of a run to resume")
-    resumed = RunFolder(config) if config is not None and RunFolder(config).exists else None
+    resumed = RunFolder(config) if config is not None and RunFolder(config).has_run else None
     if resumed is not None and out not in (None, resumed.path):
         raise BadInput(f"{resumed.path} is a run and is resumed in place: remove --out")
     if resumed is not None:
@@ -84,7 +84,7 @@ def search(
             result = run.search(resume=resumed is not None, workers=pool, batch=batch, callbacks=[complete],
                                 track=track or (), progress=view)  # fmt: skip
     except KeyboardInterrupt:
-        if folder.exists:  # one whose search had not begun was taken away again
+        if folder.has_run:  # one whose search had not begun was taken away again
             view.say(f"Stopped; finished evaluations are saved. Resume: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:

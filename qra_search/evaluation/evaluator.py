@@ -138,7 +138,7 @@ class Evaluator(ABC):
         return None
 
     @property
-    def tunes(self) -> bool:
+    def can_tune(self) -> bool:
         """Whether it can tune a plan in full."""
         return getattr(self.tune, "__func__", None) is not Evaluator.tune
 

@@ -84,7 +84,7 @@ class TrialLog:
         return iter(self.trials)
 
     @property
-    def running(self) -> tuple[Trial, ...]:
+    def running_trials(self) -> tuple[Trial, ...]:
         """Trials without a result: in flight, or lost with a killed process."""
         return tuple(t for t in self if t.status == "running")
 

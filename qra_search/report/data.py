@@ -70,7 +70,7 @@ class RunData:
         return cls(str(run.path), run.name, result, run.identity(), config, records, run.comparison())
 
     @property
-    def planned(self) -> float | None:
+    def max_evaluations(self) -> float | None:
         """Evaluations that the search may spend; None if nothing says it."""
         return self.identity.get("evaluations")
 
@@ -94,7 +94,7 @@ class RunData:
         """The tuned plan, or the run's."""
         if self.finding is not None:
             return self.finding.chosen.plan
-        return self.result.chosen() if self.result.has_budget_or_candidates else None
+        return self.result.choose_plan() if self.result.has_budget_or_candidates else None
 
     @cached_property
     def origins(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ class HeatMap:
     embeddings: Collection[int] = ()
 
     @property
-    def one_sentence(self) -> str | None:
+    def shared_sentence(self) -> str | None:
         """What the cells say, if those of all linears say the same; None if they differ."""
         tables = dict.fromkeys(self.labels[g] for g in self.embeddings if self.labels[g])
         linears = {label for g, label in enumerate(self.labels) if g not in self.embeddings}

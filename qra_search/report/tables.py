@@ -182,7 +182,7 @@ def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str]
     for run in runs:
         found = run.finding
         baseline = found.baseline if found else None
-        planned = "" if run.planned is None else f" of {format_evaluations(run.planned)}"
+        planned = "" if run.max_evaluations is None else f" of {format_evaluations(run.max_evaluations)}"
         rows.append((
             f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
             format_bytes(found.budget_bytes) if found else "–",

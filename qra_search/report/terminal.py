@@ -60,8 +60,8 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
 
 def make_strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
-    if heat.one_sentence is not None:
-        return Text(f"{heat.one_sentence}\n")
+    if heat.shared_sentence is not None:
+        return Text(f"{heat.shared_sentence}\n")
     grid, colors = arrange_groups(space), make_ramp(heat.ramp, heat.steps, dark=True)
     width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
@@ -97,7 +97,7 @@ def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None
         if found.change is not None and not found.change.is_lower:
             steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
         steps.append(("export it", f"qra export {quoted}"))
-    elif (chosen := result.chosen()) is None or any(chosen.ranks):
+    elif (chosen := result.choose_plan()) is None or any(chosen.ranks):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned

@@ -61,13 +61,13 @@ class RunFolder:
         return self.path.resolve().name
 
     @property
-    def exists(self) -> bool:
+    def has_run(self) -> bool:
         """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them."""
         return self.log_file.is_file() or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
     def check(self) -> RunFolder:
         """The folder itself; raises NoRun if it holds no run."""
-        if not self.exists:
+        if not self.has_run:
             files = f"{self.log_file.name}, nor {self.config_file.name} with {self.sensitivities_file.name}"
             what = "is not a folder" if not self.path.is_dir() else f"holds no {files}"
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
@@ -78,7 +78,7 @@ class RunFolder:
         change; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
-        if self.exists and self.config_file.is_file():
+        if self.has_run and self.config_file.is_file():
             known = load_config(self.config_file)
             found = find_differences(known, config)
             changed = {k: v for k, v in found.items() if not resume or not k.startswith(MAY_CHANGE)}
@@ -94,7 +94,7 @@ class RunFolder:
                     f"{self.path} has spent {spent:g} evaluations already, which is more than "
                     f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
                 )
-        if self.exists and not resume:
+        if self.has_run and not resume:
             raise RunExists(
                 f"{self.path} already holds this run: resume it with `qra search {self.path}`, or give another --out"
             )
@@ -135,7 +135,7 @@ class RunFolder:
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
         """The sensitivities of the run, None if none are measured; raises RunExists if it is of another evaluator."""
-        if not self.exists:
+        if not self.has_run:
             return None
         state, identity = self._state()
         known = {**identity, "search space": state.space.signature}
@@ -167,7 +167,7 @@ class RunFolder:
         result = self.result()
         if self.plan_file.is_file():
             return read_plan(result.space, self.plan_file)
-        plan = result.chosen() if result.has_budget_or_candidates else None
+        plan = result.choose_plan() if result.has_budget_or_candidates else None
         if plan is None:
             raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan
@@ -234,7 +234,7 @@ def is_code_trusted(folder: Path) -> bool:
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
     places = {file.parent for name in (LOG_NAME, SENSITIVITIES_NAME) for file in Path(folder).rglob(name)}
-    return [run for run in map(RunFolder, sorted(places)) if run.exists]
+    return [run for run in map(RunFolder, sorted(places)) if run.has_run]
 
 
 def _load_strategy(name: str) -> Strategy:

@@ -81,7 +81,7 @@ class MemoryModel:
         return np.asarray(weight.sum(-1) + adapter.sum(-1) + self.fixed)
 
     @cached_property
-    def choice(self) -> np.ndarray:
+    def choice_bytes(self) -> np.ndarray:
         """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
         both: np.ndarray = self.weight[:, :, None] + self.adapter[:, None, :]
         return both
@@ -89,12 +89,12 @@ class MemoryModel:
     @cached_property
     def minimum(self) -> int:
         """Bytes of the smallest plan."""
-        return int(np.where(self.allowed, self.choice, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed)
+        return int(np.where(self.allowed, self.choice_bytes, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed)
 
     @cached_property
     def maximum(self) -> int:
         """Bytes of the largest plan."""
-        return int(np.where(self.allowed, self.choice, -1).max((1, 2)).sum() + self.fixed)
+        return int(np.where(self.allowed, self.choice_bytes, -1).max((1, 2)).sum() + self.fixed)
 
     def check_budget(self, budget: int) -> int:
         """The budget itself; raises BudgetTooSmall, which names the least that a plan fits, if none fits."""

@@ -69,7 +69,7 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
             "bits": plan.bits[i],
             **({} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}),
             "rank": plan.ranks[i],
-            "memory_bytes": int(space.memory.choice[i, b[i], r[i]]),
+            "memory_bytes": int(space.memory.choice_bytes[i, b[i], r[i]]),
             "linears": [linear.name for linear in group.linears],
         }
         for i, group in enumerate(space.groups)

@@ -173,9 +173,11 @@ class QRAStrategy(Strategy):
             fits = np.flatnonzero(used <= budget)
             best = fits[np.argsort(believed[fits], kind="stable")[:KEEP]]
             known.update(best.tolist())
-            found.append(solve_many(tables, memory.choice, budget - fixed))
+            found.append(solve_many(tables, memory.choice_bytes, budget - fixed))
             if len(best):
-                found.append(list_neighbours(rows.codes[best[0]], tables[0], memory.choice, budget - fixed, MOVES))
+                found.append(
+                    list_neighbours(rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES)
+                )
         return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)
 
 

@@ -84,7 +84,7 @@ class SearchResult(Shown, StudyState):
         allocation = self.allocation(limit)
         assert allocation is not None
         better = predict_better_plan(self.space, self.sensitivities, allocation.plan, best, self.candidates)
-        return best if better is None or better.plan in self._failed else better
+        return best if better is None or better.plan in self._failed_plans else better
 
     def comparison(self, memory_budget: int | str | None = None) -> UniformComparison | None:
         """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
@@ -108,14 +108,14 @@ class SearchResult(Shown, StudyState):
             self.allocations[limit] = solve(self.space, self.sensitivities, limit)
         return self.allocations[limit]
 
-    def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
+    def choose_plan(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan chosen within a budget (default: the largest): the best evaluated one, or, if nothing that
         fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did."""
         best = self.best(memory_budget)
         if best is not None:
             return best.plan
         allocation = None if not self.candidates and self.failures() else self.allocation(memory_budget)
-        return None if allocation is None or allocation.plan in self._failed else allocation.plan
+        return None if allocation is None or allocation.plan in self._failed_plans else allocation.plan
 
     @property
     def has_budget_or_candidates(self) -> bool:
@@ -123,7 +123,7 @@ class SearchResult(Shown, StudyState):
         return bool(self.memory_budgets or self.candidates)
 
     @property
-    def _failed(self) -> set[Plan]:
+    def _failed_plans(self) -> set[Plan]:
         """Plans that could not be evaluated: none of them is chosen."""
         return {trial.plan for trial in self.failures()}
 
@@ -171,7 +171,7 @@ class SearchResult(Shown, StudyState):
         folder.mkdir(parents=True, exist_ok=True)
         if self.sensitivities is not None:
             write_sensitivities(folder / "sensitivities.json", self.space, self.sensitivities, evaluator or {})
-        plan = self.chosen()
+        plan = self.choose_plan()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 

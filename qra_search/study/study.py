@@ -138,7 +138,7 @@ class Study:
         try:
             self._measure_sensitivities()
             self._notify("on_start")
-            waiting = list(self.log.running)
+            waiting = list(self.log.running_trials)
             while True:
                 while asked := self._propose_next(len(flying) + len(waiting)):
                     waiting += self.log.propose_all(asked)
@@ -167,7 +167,7 @@ class Study:
         It is in the log as running until `tell`. Proposals without a result from before the log was closed come first.
         """
         self._measure_sensitivities()
-        waiting = [trial for trial in self.log.running if trial.id not in self._asked]
+        waiting = [trial for trial in self.log.running_trials if trial.id not in self._asked]
         if not waiting:
             waiting = self.log.propose_all(self._propose_next(0, most=1))
         if not waiting:

@@ -92,7 +92,7 @@ class Run:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
         check_budget(self.config)
         check_task(self.config)
-        exists = self.folder.exists
+        exists = self.folder.has_run
         if exists and self.folder.config_file.is_file() and "evaluations" not in self.config.search.model_fields_set:
             self._set("search.evaluations", self.folder.config().search.evaluations)  # of the search that has begun
         with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
@@ -129,7 +129,7 @@ class Run:
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with make_listener(progress) as listener, ExitStack() as stack:
-            stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.exists))
+            stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.has_run))
             log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if workers is None:
@@ -285,7 +285,7 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        text = f": {summarize_run(self.result, self.comparison)}" if self.folder.exists else ""
+        text = f": {summarize_run(self.result, self.comparison)}" if self.folder.has_run else ""
         return f"Run({str(self.path)!r}){text}"
 
     def _set(self, field: str, value: Any) -> None:

@@ -69,7 +69,7 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
     try:
         yield
     finally:
-        if not folder.exists:  # a run that was refused leaves no folder that a second try would trip over
+        if not folder.has_run:  # a run that was refused leaves no folder that a second try would trip over
             folder.log_file.with_name(folder.log_file.name + ".lock").unlink(missing_ok=True)
             for path in (folder.path, DEFAULT_FOLDER):
                 if path.is_dir() and not any(path.iterdir()):
@@ -103,7 +103,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             space, (), sensitivities, budgets, config.search.seed,
             strategy=config.search.strategy, allocations=allocations,
         )  # fmt: skip
-        if not (folder.exists and folder.plan_file.is_file()):
+        if not (folder.has_run and folder.plan_file.is_file()):
             result.write(folder.path, evaluator=evaluator.describe())
         folder.write_config(config)
     write_report(folder, result)
@@ -161,7 +161,7 @@ def _describe_start(study: Study, listener: Listener) -> None:
     if state.trials:
         spent, total = state.spent, study.evaluations
         of_all = f"{format_evaluations(spent)} of {format_evaluations(total)} evaluations spent"
-        running = len(study.log.running)
+        running = len(study.log.running_trials)
         listener.say(
             f"resumed: {len(state.trials)} trials, {of_all}, {format_evaluations(max(0.0, total - spent))} left"
             + (f"; {running} interrupted evaluation(s) run again" if running else "")

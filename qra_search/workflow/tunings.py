@@ -58,7 +58,7 @@ def select_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
     if memory is None:
         return folder.plan()
     result = folder.result()
-    plan = result.chosen(resolve_budget(result.space, memory))
+    plan = result.choose_plan(resolve_budget(result.space, memory))
     if plan is None:
         raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
     return plan

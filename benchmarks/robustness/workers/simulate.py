@@ -169,7 +169,7 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
         code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
         plans[space.decode(steps.repair(code, budget[-1], rng))] = None
     log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans])
-    for trial in log.running:
+    for trial in log.running_trials:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given sensitivities any more
         log.bind({"prior": landscape.sensitivities().to_dict()})

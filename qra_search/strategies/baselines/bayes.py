@@ -120,7 +120,7 @@ def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> 
 
 def solve_linearized(state: StudyState, model: PlanGP, code: np.ndarray, budget: int) -> Plan:
     """The best plan under a budget if the model's mean were additive around a plan (2, G)."""
-    shape = state.memory.choice.shape
+    shape = state.memory.choice_bytes.shape
     g, b, r = np.indices(shape).reshape(3, -1)
     codes = np.tile(code, (len(g), 1, 1))
     codes[np.arange(len(g)), :, g] = np.column_stack([b, r])

@@ -17,7 +17,7 @@ from qra_search.testing.scenarios import ToyEvaluator
 
 def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
     formula = ToyEvaluator()
-    assert not formula.tunes and formula.progress is None
+    assert not formula.can_tune and formula.progress is None
     assert formula.render_row() is None
     assert (dict(formula.estimate()), dict(formula.row_counts()), list(formula.cards())) == ({}, {}, [])
     assert formula.sensitivities_charge() is None and math.isnan(formula.evaluation_seconds())
@@ -37,4 +37,4 @@ def test_an_evaluator_that_is_given_a_way_to_tune_can() -> None:
 
     borrowed: Any = ToyEvaluator()
     borrowed.tune = Tuning().tune
-    assert Tuning().tunes and borrowed.tunes
+    assert Tuning().can_tune and borrowed.can_tune

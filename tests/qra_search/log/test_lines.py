@@ -92,7 +92,7 @@ def test_a_search_whose_log_was_damaged_runs_again_what_was_lost_and_ends_as_an_
     path.write_bytes(content)
     with pytest.warns(DamagedLines, match=r"log is damaged, line 11 was skipped: .*\(and 1 more\)"):
         log = TrialLog(path)
-    assert [t.id for t in log.running] == [3, 7]
+    assert [t.id for t in log.running_trials] == [3, 7]
     with pytest.warns(DamagedLines):
         result = search(AdditiveEvaluator(), **OPTIONS, log=path)
     assert facts(result.trials) == facts(truth)

@@ -36,7 +36,7 @@ def test_a_log_reads_back_what_was_written(tmp_path):
     with TrialLog(path) as log:
         assert log.trials == written
         assert [t.status for t in log] == ["done", "failed", "running"]
-        assert [t.id for t in log.running] == [2]
+        assert [t.id for t in log.running_trials] == [2]
         assert log.trials[0].proposal.predicted_loss == 1.5
         assert log.trials[0].evaluation.metrics["top"] == float("inf")
         assert log.trials[1].reason == "out of memory"

@@ -263,10 +263,10 @@ def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -
     table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
     bits = tuple(8 if g == table else 3 for g in range(len(known)))
     plan = Plan(bits, tuple(0 if g == table else 8 for g in range(len(known))))
-    sentences = [heat.one_sentence for heat in make_heat_maps(known, plan)]
+    sentences = [heat.shared_sentence for heat in make_heat_maps(known, plan)]
     assert sentences == ["3 in all linears, 8 in the embeddings", "8 in all linears"]
     other = next(g for g in range(len(known)) if g != table)
-    assert make_heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].one_sentence is None
+    assert make_heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].shared_sentence is None
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def searched(path: Path, evaluations: float = 8, settings: RunConfig | None = No
     """A run of a toy, made as the command makes it."""
     folder = RunFolder(path)
     settings = settings or config(evaluations=evaluations)
-    folder.begin(settings, resume=folder.exists)
+    folder.begin(settings, resume=folder.has_run)
     study = Study(ToyEvaluator(make_toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
     folder.write_config(settings)
     result = study.run()
@@ -49,7 +49,7 @@ def test_the_plan_of_a_run_is_that_of_its_file_and_without_one_what_the_log_lead
     write_json(folder.plan_file, plan_to_dict(result.space, worst))
     assert folder.plan() == worst
     folder.plan_file.unlink()
-    assert folder.plan() == result.chosen() != worst
+    assert folder.plan() == result.choose_plan() != worst
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None
     folder.begin(config())
     folder.write_config(config())
     folder.begin(config(seed=5))
-    assert not folder.exists
+    assert not folder.has_run
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:

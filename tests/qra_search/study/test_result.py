@@ -35,7 +35,7 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     middle = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
     result = search(evaluator, evaluations=1, memory_budget=middle)
     best, allocation = result.best(), result.allocation()
-    assert result.spent == 1 and best.plan == allocation.plan == result.chosen() and best.evaluations == 0
+    assert result.spent == 1 and best.plan == allocation.plan == result.choose_plan() and best.evaluations == 0
     assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the sensitivities are exact here
     assert summarize_run(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
     more = search(evaluator, "random", evaluations=12, memory_budget=middle)
@@ -61,7 +61,9 @@ def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
     assert [trial.plan for trial in result.failures()] == [allocated] and result.best() in result.candidates
     tight = result.space.memory_bytes(allocated)
     larger = replace(result, candidates=tuple(replace(c, memory_bytes=tight + 1) for c in result.candidates))
-    assert larger.allocation(tight).plan == allocated and larger.best(tight) is None and larger.chosen(tight) is None
+    assert (
+        larger.allocation(tight).plan == allocated and larger.best(tight) is None and larger.choose_plan(tight) is None
+    )
 
 
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
