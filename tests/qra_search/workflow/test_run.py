@@ -99,7 +99,7 @@ def test_what_is_refused_leaves_no_folder_and_what_failed_keeps_it(
     monkeypatch.setattr(Landscape, "evaluate", fail)
     with pytest.raises(StudyFailed, match="out of memory"):
         run(SETTINGS, tmp_path / "a")
-    assert RunFolder(tmp_path / "a").exists
+    assert RunFolder(tmp_path / "a").has_run
 
 
 def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_the_first(tmp_path: Path) -> None:
