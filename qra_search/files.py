@@ -121,16 +121,16 @@ def sync_to_disk(path: Path) -> None:
 
 def write_digest(path: Path) -> None:
     """Write the SHA-256 of a file beside it, in a line that `sha256sum -c` reads."""
-    write_text(digest_file(path), f"{_digest(path)}  {path.name}\n")
+    write_text(get_digest_file(path), f"{_digest(path)}  {path.name}\n")
 
 
 def is_whole(path: Path) -> bool | None:
     """Whether a file has the bytes that it was written with; None if no digest was written beside it."""
-    beside = digest_file(path)
+    beside = get_digest_file(path)
     return beside.read_text().split()[:1] == [_digest(path)] if beside.is_file() else None
 
 
-def digest_file(path: Path) -> Path:
+def get_digest_file(path: Path) -> Path:
     """Where the digest of a file is."""
     return path.with_name(path.name + DIGEST_SUFFIX)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def rank_and_size() -> tuple[int, int]:
+def get_rank_and_size() -> tuple[int, int]:
     """Rank, counted from 0, and number of processes; (0, 1) without a launcher, which sets both."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (rank.isdecimal() and size.isdecimal() and int(size) > 1):
@@ -15,4 +15,4 @@ def rank_and_size() -> tuple[int, int]:
 
 def is_follower() -> bool:
     """Whether this is not the first process, which alone prints and writes."""
-    return rank_and_size()[0] > 0
+    return get_rank_and_size()[0] > 0

@@ -56,29 +56,29 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
-        "load": run.peak(),
-        "quantize": run.peak(*run.count_quantization_bytes()),
-        "sensitivities": run.peak(*run.count_sensitivity_bytes()),
-        "search": run.peak(
+        "load": run.make_peak(),
+        "quantize": run.make_peak(*run.count_quantization_bytes()),
+        "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
+        "search": run.make_peak(
             run.count_training_bytes(
                 evaluation.steps, *looked_at, scored=0 if tuner.metric == "loss" else evaluation.validation_rows
             )
         ),
-        "tune": run.peak(
+        "tune": run.make_peak(
             max(
                 run.count_training_bytes(finetune.steps, *tested, scored=finetune.scored_rows),
                 0 if finetune.monitor == "loss" else run.count_training_bytes(0, *looked_at, scored=looked_at[1]),
                 run.count_untuned_bytes(*tested),
             )
         ),
-        "reload": run.peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
+        "reload": run.make_peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
     }
 
 
 class _Run(Sizes):
     """What each phase adds to what is always there: bytes on the device and bytes on the host."""
 
-    def peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
+    def make_peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
@@ -96,7 +96,7 @@ class _Run(Sizes):
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
         count = count_workers(backend, len(units), self.device)
 
-        def quantized(unit: list[tuple[int, int]]) -> int:
+        def count_unit_bytes(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
             work = max(
                 self.count_linear_work_bytes(levels, shape) + (self.count_level_bytes(levels, shape) if self.gpu else 0)
@@ -104,7 +104,7 @@ class _Run(Sizes):
             )
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
-        work = sum(sorted(map(quantized, units), reverse=True)[:count])
+        work = sum(sorted(map(count_unit_bytes, units), reverse=True)[:count])
         made = sum(self.count_level_bytes(levels, shape) for shape in shapes)
         tables = model.tables.values()
         made = max(

@@ -36,7 +36,7 @@ TIMED_OUT, TIMED_IN = 512, 2048
 GPU, where the launches of kernels take time of their own, quantizes it in full."""
 
 
-def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
+def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     """Seconds and bytes of a search that is yet to begin; no weight of the model is needed.
 
     Args:

@@ -17,7 +17,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.engines import check_engine
-from qra_eval.costs.time import count_sensitivities_tokens, estimate, measure_seconds_per_token
+from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
 from qra_eval.models.load import load_model
@@ -40,7 +40,7 @@ from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Progress, RowCount, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.launched import rank_and_size
+from qra_search.launched import get_rank_and_size
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -216,7 +216,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
-        return estimate(self.tuner, self.budget)
+        return estimate_search(self.tuner, self.budget)
 
     def sensitivities_charge(self) -> float:
         return count_sensitivities_tokens(self.tuner) / self.tuner.count_evaluation_tokens()
@@ -257,7 +257,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.space.find_space(plan).encode(plan)
         folder = None if folder is None else Path(folder)
         shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
-        if rank_and_size()[1] == 1:
+        if get_rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
         with self._launched.lead_request(shared, self.tuner.settings.rows_a_step):
             return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)

@@ -23,16 +23,16 @@ FileTensor = tuple[str, np.ndarray, str]
 
 def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """Every tensor of the model's file; what was searched is a copy of the plan's own blocks."""
-    config, name_of, experts = run.config, make_tensor_namer(run.config), group_experts(run)
+    config, translate_name, experts = run.config, make_tensor_namer(run.config), group_experts(run)
     stacks = {EXPERT.split(names[0])[0] + "experts" for names in experts}
     state = run.base.state_dict()
     for key in run.build_skeleton().state_dict():
         tied = getattr(config, "tie_word_embeddings", False) and key == "lm_head.weight"
         if not tied and key.rpartition(".")[0] not in stacks:
-            yield name_of(key), *_encode_tensor(run, key, state)
+            yield translate_name(key), *_encode_tensor(run, key, state)
     for names in experts:
         parts = [_encode_tensor(run, f"{name}.weight", state) for name in names]
-        yield f"{name_of(names[0])}.weight", np.stack([data for data, _ in parts]), parts[0][1]
+        yield f"{translate_name(names[0])}.weight", np.stack([data for data, _ in parts]), parts[0][1]
     factors = compute_rope_factors(config)
     if factors is not None:
         yield "rope_freqs.weight", factors.numpy(), "F32"
@@ -60,13 +60,13 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
 
     It scales by alpha over the rank of each tensor, as the adapter does.
     """
-    name_of, in_stack = make_tensor_namer(run.config), {name for names in group_experts(run) for name in names}
+    translate_name, in_stack = make_tensor_namer(run.config), {name for names in group_experts(run) for name in names}
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
         for part, factor in (("a", A), ("b", _reorder_rows(run.config, name, B))):
             own = factor[None] if name in in_stack else factor
-            parts.setdefault(f"{name_of(name)}.weight.lora_{part}", []).append(own)
+            parts.setdefault(f"{translate_name(name)}.weight.lora_{part}", []).append(own)
     for name, factors in parts.items():
         kind = choose_float_kind(factors[0].dtype)
         yield name, cast_floats(torch.cat(factors), kind), kind
@@ -84,13 +84,13 @@ def make_tensor_namer(config: Any) -> Callable[[str], str]:
     kind = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names = get_tensor_name_map(kind, config.num_hidden_layers)
 
-    def name_of(name: str) -> str:
+    def translate_name(name: str) -> str:
         found = names.get_name(EXPERT.sub("experts.", name), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise ValueError(f"llama.cpp has no tensor for {name} of {config.model_type}")
         return found
 
-    return name_of
+    return translate_name
 
 
 def find_row_order(config: Any, name: str, rows: int) -> Tensor | None:

@@ -23,7 +23,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
             came from.
     """
-    model, tokenizer = _tokenizer_model(run), run.tokenizer
+    model, tokenizer = _get_tokenizer_model(run), run.tokenizer
     count = min(len(tokenizer), run.config.vocab_size)  # a token may have been added that the model has no row for
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
@@ -88,7 +88,7 @@ def compute_piece_scores(tokens: list[str], merges: list[list[str]]) -> list[flo
 
 def list_tokenizer_issues(run: TunedRun) -> list[str]:
     """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
-    model, backend = _tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
+    model, backend = _get_tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
     of_bytes = backend is not None and '"ByteLevel"' in backend.to_str()
     if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []
@@ -98,6 +98,6 @@ def list_tokenizer_issues(run: TunedRun) -> list[str]:
     ]
 
 
-def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
+def _get_tokenizer_model(run: TunedRun) -> dict[str, Any]:
     backend = getattr(run.tokenizer, "backend_tokenizer", None)
     return {} if backend is None else json.loads(backend.to_str())["model"]

@@ -96,13 +96,13 @@ def connect_devices(layers: Sequence[nn.Module], devices: Sequence[torch.device]
     """
     from accelerate.utils import send_to_device
 
-    def receive(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def move_inputs(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> Any:
         return send_to_device(args, device), send_to_device(kwargs, device, skip_keys="past_key_values")
 
     if len(set(devices)) == 1:
         return []
     handles = [
-        layer.register_forward_pre_hook(partial(receive, device), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(move_inputs, device), with_kwargs=True)
         for layer, device in zip(layers, devices, strict=True)
     ]
     last = layers[-1].register_forward_hook(lambda module, args, output: send_to_device(output, devices[0]))
@@ -125,7 +125,7 @@ def limit_onednn_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
 
 
-def give_back_freed_memory(device: torch.device) -> None:
+def release_freed_memory(device: torch.device) -> None:
     """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it.
 
     It otherwise keeps what tensors have freed, in holes that the next ones do not fill: a tuning of 1.5B grew from 7.8

@@ -31,7 +31,7 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
     real = type(head.weight.data) is Tensor and head.weight.device.type != "meta"  # others lie nowhere
     tied = head.weight is embedding.weight or (real and head.weight.data_ptr() == embedding.weight.data_ptr())
     ends = [embedding] if tied else [embedding, head]
-    return {_find_path(model, end): _as_linear(end.weight) for end in ends}
+    return {_find_path(model, end): _make_linear(end.weight) for end in ends}
 
 
 def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
@@ -183,8 +183,8 @@ def install_tables(model: Any, backend: Backend, device: torch.device | None = N
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {name: Table(table.weight, backend) for name, table in find_tables(model).items()}
     first, *_, last = [*tables.values()] * 2
-    _replace(model, head, TableHead(last, head, tied=len(tables) == 1))
-    _replace(model, embedding, TableEmbedding(first, embedding, device))
+    _replace_module(model, head, TableHead(last, head, tied=len(tables) == 1))
+    _replace_module(model, embedding, TableEmbedding(first, embedding, device))
     return tables
 
 
@@ -235,18 +235,18 @@ def uninstall_tables(model: Any) -> None:
     if tied:
         head.was[0].weight = embedding.was[0].weight
     for end in (embedding, head):
-        _replace(model, end, end.was[0])
+        _replace_module(model, end, end.was[0])
 
 
 def _find_path(model: Any, module: nn.Module) -> str:
     return next(name for name, each in model.named_modules() if each is module)
 
 
-def _replace(model: Any, old: nn.Module, new: nn.Module) -> None:
+def _replace_module(model: Any, old: nn.Module, new: nn.Module) -> None:
     model.set_submodule(_find_path(model, old), new)
 
 
-def _as_linear(weight: Any) -> nn.Linear:
+def _make_linear(weight: Any) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = weight
     return linear

@@ -42,26 +42,26 @@ class Experts(nn.ModuleList):
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: hidden (N, H), chosen int (N, K), weights (N, K)."""
         out = torch.zeros_like(hidden)
-        slots, counts = sort_slots(chosen, len(self))
+        slots, counts = sort_by_expert(chosen, len(self))
         for expert, own in zip(self, slots.split(counts), strict=True):
             if len(own):
                 token = own // chosen.shape[1]
                 part = expert(hidden[token]) * weights.reshape(-1, 1)[own]
                 out = out.index_add(0, token, part.to(out.dtype))
-        if has_no_values(chosen):
+        if is_shape_only(chosen):
             skipped = [expert for expert, count in zip(self, counts, strict=True) if not count]
             out = _EmptyGradients.apply(out, *(p for e in skipped for p in e.parameters() if p.requires_grad))
         return out
 
 
-def sort_slots(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
+def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     """The slots of `chosen` (N, K), read row by row, sorted by expert, (M,); and how many each expert has.
 
     Those that choose no expert (a number from `experts` on) are left out. A tensor without values stands for one that
     chooses the first `CALLED` experts evenly.
     """
     flat = chosen.reshape(-1)
-    if has_no_values(flat):
+    if is_shape_only(flat):
         called = min(experts, CALLED)
         whole, rest = divmod(len(flat), called)
         return torch.empty_like(flat), [whole + (i < rest) for i in range(called)] + [0] * (experts - called)
@@ -69,7 +69,7 @@ def sort_slots(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     return flat.argsort(stable=True)[: sum(counts)], counts
 
 
-def has_no_values(tensor: Tensor) -> bool:
+def is_shape_only(tensor: Tensor) -> bool:
     """Whether a tensor is a shape alone, as those of an estimate of memory are."""
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 

@@ -60,7 +60,7 @@ def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> lis
     """
     groups: dict[str, list[FoundLinear]] = {}
     for linear in found:
-        groups.setdefault(_group_name(linear, granularity), []).append(linear)
+        groups.setdefault(_make_group_name(linear, granularity), []).append(linear)
     return list(groups.items())
 
 
@@ -123,7 +123,7 @@ def find_decoder_layers(model: nn.Module) -> str:
     return best
 
 
-def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
+def _make_group_name(linear: FoundLinear, granularity: Granularity) -> str:
     if granularity == "module":
         return linear.name
     if granularity == "expert":

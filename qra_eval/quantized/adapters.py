@@ -92,11 +92,11 @@ class AdaptedLinear(nn.Module):
         bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
         if ratio is None:
             return F.linear(x, weight, bias)
-        y = scale_outputs(F.linear(x, weight), scale_factor(ratio, x.dtype))
+        y = scale_outputs(F.linear(x, weight), make_scale_factor(ratio, x.dtype))
         return y if bias is None else y + bias
 
 
-def scale_factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
+def make_scale_factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
     """What `scale_outputs` takes for outputs of this dtype to be multiplied by ratio float32 (out,).
 
     In 16 bits y + y (ratio - 1) is computed: one pass, where a product of two dtypes takes three. A scale changes by
@@ -106,7 +106,7 @@ def scale_factor(ratio: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def scale_outputs(y: Tensor, by: Tensor) -> Tensor:
-    """y (..., out) times the ratio that `by` (out,) is the `scale_factor` of, in y's dtype."""
+    """y (..., out) times the ratio that `by` (out,) is the `make_scale_factor` of, in y's dtype."""
     return y * by if by.dtype == torch.float32 else torch.addcmul(y, y, by)
 
 
@@ -128,7 +128,7 @@ class FusedAdapter(torch.autograd.Function):
         if ratio is None:
             plain, by, y = None, None, F.linear(flat, weight, bias)
         else:
-            plain, by = F.linear(flat, weight), scale_factor(ratio, flat.dtype)
+            plain, by = F.linear(flat, weight), make_scale_factor(ratio, flat.dtype)
             y = scale_outputs(plain, by)
             if bias is not None:
                 y += bias

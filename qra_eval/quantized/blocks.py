@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.models.device import give_back_freed_memory, send_tensor
+from qra_eval.models.device import release_freed_memory, send_tensor
 from qra_eval.models.linears import find_decoder_layers
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import compute_logits, wrap_head
@@ -71,7 +71,7 @@ class Blocks:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
         with move_tensors(self.layers[index], self.devices[index], self.compute):
             yield
-        give_back_freed_memory(self.devices[index])
+        release_freed_memory(self.devices[index])
 
     @contextmanager
     def cast_outer_modules(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ import torch
 from qra_backends.base import Backend, Level
 from torch import Tensor, nn
 
-from qra_eval.models.device import give_back_freed_memory
+from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.bank import Bank, can_store, lock_work
 from qra_eval.quantized.blocks import Blocks, move_tensors
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind
@@ -135,7 +135,7 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
             }
         if moments is not None:
             moments.release_hessian(names[0])
-        give_back_freed_memory(device)
+        release_freed_memory(device)
 
     units = _group_by_input(bank, names, moments)
     with closing(run_in_threads(quantize, units, count_workers(backend, len(units), device))) as done:

@@ -245,7 +245,7 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
     return np.where(raw > floor, np.exp(weights[0] + slope * (log_raw - center) + offsets[:, None]), 0.0)
 
 
-def _rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> np.ndarray:
+def _estimate_rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> np.ndarray:
     """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
     gain = np.zeros((len(space), len(space.ranks)))
     for i, group in enumerate(space.groups):

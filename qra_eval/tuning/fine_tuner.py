@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from qra_eval.models.device import give_back_freed_memory
+from qra_eval.models.device import release_freed_memory
 from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
@@ -136,7 +136,7 @@ class FineTuner:
         """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
         batches = processes.select_own(make_batches(self.rows(split, rows), 2 * self.device_batch_size))
         loss = processes.run_together(lambda: measure_loss(self.model, batches, self.device))
-        give_back_freed_memory(self.device)
+        release_freed_memory(self.device)
         if processes.size == 1:
             return loss
         own = sum(len(batch.targets) for batch in batches)

@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from qra_eval.tasks.batches import Batch
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.launched import rank_and_size
+from qra_search.launched import get_rank_and_size
 
 Result = TypeVar("Result")
 
@@ -88,7 +88,7 @@ class LaunchedProcesses(Processes):
     """
 
     def __init__(self, device: torch.device):
-        self.rank, self.size = rank_and_size()
+        self.rank, self.size = get_rank_and_size()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         self._broken = False

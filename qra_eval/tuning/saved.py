@@ -18,7 +18,7 @@ from qra_eval.quantized.tensorfile import HEADER, write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.errors import RunFailed
-from qra_search.files import digest_file, write_json
+from qra_search.files import get_digest_file, write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
@@ -49,7 +49,7 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
     folder.mkdir(parents=True, exist_ok=True)
     if base:
         write_tensors(tensors, folder / BASE_FILE)
-        digest = digest_file(folder / BASE_FILE).read_text().split()[0]
+        digest = get_digest_file(folder / BASE_FILE).read_text().split()[0]
     else:
         digest = hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest()
         stored = read_bank_tensors(bank, space, plan)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from qra_eval.models.device import give_back_freed_memory
+from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
@@ -117,7 +117,7 @@ class Training:
             nn.utils.clip_grad_norm_(options["params"], group.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        give_back_freed_memory(self.device)
+        release_freed_memory(self.device)
         self.losses.append(value)
         self.tokens += sum(batch.tokens for batch in batches)
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.launched import rank_and_size
+from qra_search.launched import get_rank_and_size
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -115,9 +115,9 @@ def root(
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
+    elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
         raise BadInput(
-            f"qra {context.invoked_subcommand} is one process, and a launcher started {rank_and_size()[1]}: "
+            f"qra {context.invoked_subcommand} is one process, and a launcher started {get_rank_and_size()[1]}: "
             "torchrun is for qra finetune, --workers for qra search"
         )
 

@@ -132,7 +132,7 @@ def is_intact(raw: bytes) -> bool:
     return raw[-_CHECKSUM_BYTES:] == b',"crc":"%08x"}' % zlib.crc32(raw[:-_CHECKSUM_BYTES])
 
 
-def decode_as_read(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     """Plain data as it will be read back: tuples as lists, keys as text."""
     return orjson.loads(orjson.dumps(value, option=_OPTIONS))
 

@@ -22,11 +22,11 @@ from qra_search.log.lines import (
     FORMAT,
     LogContents,
     LogError,
-    decode_as_read,
     encode_line,
     encode_proposal,
     encode_result,
     read_log,
+    round_trip,
 )
 from qra_search.log.trial import Proposal, Status, Trial, to_printable
 
@@ -103,7 +103,7 @@ class TrialLog:
         Raises LogError if a value differs (the message gives both), or another process writes the log.
         """
         self._begin_writing()
-        known, new = self._contents.header, decode_as_read({**identity, **(entries or {})})
+        known, new = self._contents.header, round_trip({**identity, **(entries or {})})
         for key in identity:
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()

@@ -13,7 +13,7 @@ from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import write_text
-from qra_search.log.lines import decode_as_read
+from qra_search.log.lines import round_trip
 from qra_search.log.state import StudyState, read_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
@@ -139,7 +139,7 @@ class RunFolder:
             return None
         state, identity = self._state()
         known = {**identity, "search space": state.space.signature}
-        for key, value in {**decode_as_read(evaluator.describe()), "search space": evaluator.space.signature}.items():
+        for key, value in {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}.items():
             if known.get(key) != value:
                 raise RunExists(
                     f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}: give another --out, or the "

@@ -130,7 +130,7 @@ class QRAStrategy(Strategy):
         size = space.memory.bytes(codes)
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
         seed = self._pick_seed(state, k)
-        shift = float(fit.shift(weigh_seeds([[seed]], list_common_seeds(state.full)))[0])
+        shift = float(fit.predict_seed_effects(weigh_seeds([[seed]], list_common_seeds(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
             deviation = float(np.sqrt(max(cov[i, i], 0.0)))

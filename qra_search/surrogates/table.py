@@ -72,7 +72,7 @@ class TableFit:
         independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
         self._covariances = replace(independent, cells=basis.cell, scale=basis.alike, decay=basis.alike)
         self._roots = replace(independent, cells=basis.cell_root, scale=basis.alike_root, decay=basis.alike_root)
-        self.theta = self._start() if theta is None else theta
+        self.theta = self._initialize() if theta is None else theta
         self._solve()
 
     def block_variances(self, w: Widths) -> Blocks[float]:
@@ -113,7 +113,7 @@ class TableFit:
             np.matmul(X, X.T, out=gram)
         return out
 
-    def _start(self) -> Arrays:
+    def _initialize(self) -> Arrays:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
@@ -136,7 +136,7 @@ class TableFit:
             at = self.theta
             f, J = self._linearize(rows.codes, rows.seeds, at)
             if number:
-                shift = self.shift(rows.seeds)
+                shift = self.predict_seed_effects(rows.seeds)
                 predicted = f - shift - (f - shift).min()
                 self.excess = np.where(seen - shift > UNFORESEEN * predicted, seen - shift, predicted)
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
@@ -219,7 +219,7 @@ class TableFit:
         variance = np.diag(luck) - (half * half).sum(0)
         return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))
 
-    def shift(self, seeds: np.ndarray) -> np.ndarray:
+    def predict_seed_effects(self, seeds: np.ndarray) -> np.ndarray:
         """What is believed that seeds (n, S) add, (n,)."""
         return np.asarray(seeds @ self.theta.seeds)
 

@@ -14,7 +14,7 @@ from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
-from qra_search.launched import rank_and_size
+from qra_search.launched import get_rank_and_size
 from qra_search.report.tables import summarize_record
 from qra_search.runs.comparison import Comparison, compare
 from qra_search.runs.folder import RunFolder
@@ -166,7 +166,7 @@ def choose_rate(
     Args:
         build: makes the evaluator of settings.
     """
-    if rank_and_size()[1] > 1:
+    if get_rank_and_size()[1] > 1:
         raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
     train = build(config).row_counts().get("train")
     steps = config.finetune.steps if train is None else train.asked // config.training.rows_a_step

@@ -53,7 +53,7 @@ def test_scales_are_numbers_of_float16_and_of_bfloat16() -> None:
 
 def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
     backend = make_backend({"name": "compressed-tensors", "group_size": 128})
-    assert [backend.group_size_for(n) for n in (256, 192, 96)] == [128, 64, 32]
+    assert [backend.choose_group_size(n) for n in (256, 192, 96)] == [128, 64, 32]
     module = backend.quantize(nn.Linear(96, 32, bias=False), 4, hessian=torch.eye(96))
     assert module.tensors()["weight_scale"].shape == (32, 3)
 

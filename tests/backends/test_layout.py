@@ -40,8 +40,8 @@ def test_shards_of_any_levels_decode_to_their_weights_in_the_bytes_of_their_form
     buffers = {key: torch.empty(count, dtype=dtype) for key, (count, dtype) in shards.buffers.items()}
     for i, (tensors, _) in enumerate(stored.values()):
         for key, tensor in tensors.items():
-            shards.put(buffers[key], key, i, tensor)
-    made = shards.modules(buffers)
+            shards.copy_shard(buffers[key], key, i, tensor)
+    made = shards.make_modules(buffers)
     for (name, (_, weight)), module in zip(stored.items(), made, strict=True):
         assert torch.equal(ours.backend.dequantize(module) if name in ours.levels else module.weight, weight)
     assert made[0].codes.untyped_storage().data_ptr() == buffers["codes"].data_ptr()
@@ -54,10 +54,10 @@ def test_scales_in_the_other_half_precision_are_cast_and_no_others() -> None:
     shards = Shards(made, {"q": (64, 64)}, torch.float16)
     size, dtype = shards.buffers["scale"]
     buffer = torch.empty(size, dtype=dtype)
-    shards.put(buffer, "scale", 0, torch.full((size, 1), 0.5, dtype=torch.bfloat16))
+    shards.copy_shard(buffer, "scale", 0, torch.full((size, 1), 0.5, dtype=torch.bfloat16))
     assert dtype == torch.float16 and bool((buffer == 0.5).all())
     with pytest.raises(ValueError, match="q.scale must be"):
-        shards.put(buffer, "scale", 0, torch.ones(size, 1))
+        shards.copy_shard(buffer, "scale", 0, torch.ones(size, 1))
 
 
 @pytest.mark.parametrize("decoded", ["0", "1"])
@@ -87,6 +87,6 @@ def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(
 def test_what_is_not_of_the_layout_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="q.codes must be .*, got"):
         shards = Shards(layout(), {"q": (40, IN)}, torch.float32)
-        shards.put(torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3))
+        shards.copy_shard(torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3))
     with pytest.raises(ValueError, match="write the folder with `qra export`"):
         layout(quant_method="awq")

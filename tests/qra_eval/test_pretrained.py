@@ -108,7 +108,7 @@ def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path)
         for i, name in enumerate(names):
             for key in shards.parts[i]:
                 stored = name + (SEPARATOR if name in layout.levels else ".") + key
-                shards.put(buffers[key], key, i, tensors[stored])
-        for name, module in zip(names, shards.modules(buffers), strict=True):
+                shards.copy_shard(buffers[key], key, i, tensors[stored])
+        for name, module in zip(names, shards.make_modules(buffers), strict=True):
             found = layout.backend.dequantize(module) if name in layout.levels else module.weight
             assert torch.equal(found, weights[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qra_search.launched import is_follower, rank_and_size
+from qra_search.launched import get_rank_and_size, is_follower
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_only_a_launcher_of_several_gives_a_rank(
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert rank_and_size() == expected and is_follower() == (expected[0] > 0)
+    assert get_rank_and_size() == expected and is_follower() == (expected[0] > 0)

@@ -80,11 +80,11 @@ class CompressedTensorsBackend(ErrorFeedback):
             )
         return reason
 
-    def group_size_for(self, in_features: int) -> int:
+    def choose_group_size(self, in_features: int) -> int:
         return find_group_size(in_features, self.group_size, WORD) or WORD
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
-        return fit_groups(rows, bits, self.group_size_for(rows.shape[1]), importance)
+        return fit_groups(rows, bits, self.choose_group_size(rows.shape[1]), importance)
 
     def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
         words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
@@ -98,7 +98,7 @@ class CompressedTensorsBackend(ErrorFeedback):
     def list_tensor_specs(
         self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
     ) -> Expected:
-        groups = in_features // self.group_size_for(in_features)
+        groups = in_features // self.choose_group_size(in_features)
         return {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
             "weight_scale": ((out_features, groups), SCALE_DTYPE),
@@ -106,7 +106,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         }
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
-        return CompressedIntegers(tensors, bits=bits, group_size=self.group_size_for(form["in_features"]), **form)
+        return CompressedIntegers(tensors, bits=bits, group_size=self.choose_group_size(form["in_features"]), **form)
 
     def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()

@@ -127,7 +127,7 @@ class HQQBackend(Backend):
                 )
             parts.append((codes.to(torch.uint8), meta["scale"] / power, meta["zero"]))  # the library has them as floats
         codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _group_dtype(weight.dtype)
+        codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _choose_group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
     def list_tensor_specs(
@@ -137,8 +137,8 @@ class HQQBackend(Backend):
         packed = ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
         return {
             "W_q": ((packed, group), torch.int32 if bits == 3 else torch.uint8),
-            "scale": ((groups, 1), _group_dtype(dtype)),
-            "zero": ((groups, 1), _group_dtype(dtype)),
+            "scale": ((groups, 1), _choose_group_dtype(dtype)),
+            "zero": ((groups, 1), _choose_group_dtype(dtype)),
         }
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
@@ -155,6 +155,6 @@ class HQQBackend(Backend):
         return group, out_features * ceil_div(in_features, group)
 
 
-def _group_dtype(dtype: torch.dtype) -> torch.dtype:
+def _choose_group_dtype(dtype: torch.dtype) -> torch.dtype:
     """Scale and zero stay in 16 bits also where the layer computes in float32: their bytes are part of the format."""
     return torch.bfloat16 if dtype == torch.float32 else dtype

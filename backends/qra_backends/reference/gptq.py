@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
 class ErrorFeedback(Backend):
     """The base of backends that fit groups first, then choose codes by feedback.
 
-    A subclass gives `fit`, `pack`, `group_size_for` and `damping`.
+    A subclass gives `fit`, `pack`, `choose_group_size` and `damping`.
     """
 
     calibrated = True
@@ -56,7 +56,7 @@ class ErrorFeedback(Backend):
         """The tensors of a block of rows with codes uint8 (n, in)."""
 
     @abstractmethod
-    def group_size_for(self, in_features: int) -> int:
+    def choose_group_size(self, in_features: int) -> int:
         """Weights of a row that share a scale."""
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class ErrorFeedback(Backend):
             return int(max(2 * matrix, matrix + block)) + fitting
         # As counted: feedback has the columns and their codes; of a block of columns its values in floats and as codes,
         # and the errors, those of the block before as well; and five arrays of the groups. cuSOLVER inverts in a copy.
-        groups = ceil_div(in_features, self.group_size_for(in_features))
+        groups = ceil_div(in_features, self.choose_group_size(in_features))
         feedback = 5 * in_features + 14 * min(_BLOCK, in_features) + 20 * groups
         block = rows * (4 * in_features * (dtype != torch.float32) + len(levels) * feedback)
         pieces = int(stored * (1 - rows / out_features))
@@ -93,7 +93,7 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in choose_codes(rows, grids, self.group_size_for(rows.shape[1]), factor).items():
+            for bits, codes in choose_codes(rows, grids, self.choose_group_size(rows.shape[1]), factor).items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
         return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
 
@@ -122,7 +122,7 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
     def level_name(self, bits: int) -> str:
         return f"gptq-{bits}"
 
-    def group_size_for(self, in_features: int) -> int:
+    def choose_group_size(self, in_features: int) -> int:
         return self.group_size
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:

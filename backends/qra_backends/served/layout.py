@@ -98,7 +98,7 @@ class Shards:
                     size += prod(shape) * own.itemsize // kind.itemsize
             self.buffers[key] = (size, kind)
 
-    def put(self, buffer: Tensor, key: str, shard: int, tensor: Tensor) -> None:
+    def copy_shard(self, buffer: Tensor, key: str, shard: int, tensor: Tensor) -> None:
         """Copy a tensor of the file to its place in the buffer of its name.
 
         Raises:
@@ -112,7 +112,7 @@ class Shards:
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._view_shard(buffer, key, shard).copy_(tensor)
 
-    def modules(self, buffers: Mapping[str, Tensor]) -> list[nn.Module]:
+    def make_modules(self, buffers: Mapping[str, Tensor]) -> list[nn.Module]:
         """The module of each weight, which keeps no other tensors than views of the buffers."""
         made: list[nn.Module] = []
         for i, (name, (out_features, in_features)) in enumerate(self.shapes.items()):

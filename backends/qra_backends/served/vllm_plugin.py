@@ -128,7 +128,7 @@ class QRAMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: Any) -> None:
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
-            layer.qra_modules = tuple(layer.qra_shards.modules(buffers))
+            layer.qra_modules = tuple(layer.qra_shards.make_modules(buffers))
             if os.environ.get(DECODED, "0") != "0":
                 decoded = torch.cat([_get_weight(layer.qra_shards, module) for module in layer.qra_modules])
                 layer.qra_modules = (make_linear(decoded),)
@@ -154,7 +154,7 @@ def _register_layer(name: str, layer: nn.Module) -> str:
 def _load(shards: Shards, key: str, buffer: nn.Parameter, tensor: Tensor, shard: int | str | None = None) -> None:
     """vLLM's loader of a parameter; it tells the shard by the tensor, or by an argument in releases before."""
     told: Any = getattr(tensor, "shard_id", shard)
-    shards.put(buffer.data, key, QKV.get(told, told) or 0, tensor)
+    shards.copy_shard(buffer.data, key, QKV.get(told, told) or 0, tensor)
 
 
 def _get_weight(shards: Shards, module: Any) -> Tensor:

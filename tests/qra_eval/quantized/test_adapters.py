@@ -69,7 +69,7 @@ def test_outputs_are_scaled_with_no_more_error_than_rounding_them_once(dtype):
     torch.manual_seed(0)
     y, ratio = torch.randn(50, 40).to(dtype), 1 + 0.1 * torch.randn(40)
     exact = y.double() * ratio.double()
-    scaled = adapters.scale_outputs(y, adapters.scale_factor(ratio, dtype))
+    scaled = adapters.scale_outputs(y, adapters.make_scale_factor(ratio, dtype))
     error = (scaled.double() - exact).abs() / exact.abs()
     assert scaled.dtype == dtype
     assert float(error.max()) < 1.2 * torch.finfo(dtype).eps / 2  # half a unit, and the rounding of the change

@@ -59,7 +59,7 @@ def test_between_steps_freed_memory_goes_back_to_the_system():
     """In a process of its own, whose heap is known: blocks of 4 MiB, of which every second is freed, in holes."""
     code = """
 import torch
-from qra_eval.models.device import give_back_freed_memory
+from qra_eval.models.device import release_freed_memory
 def private():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 torch.ones(7 << 20)  # freed at once: from here on glibc takes blocks as large from its heap
@@ -67,7 +67,7 @@ blocks = [torch.ones(1 << 20) for _ in range(64)]
 full = private()
 del blocks[::2]
 kept = private()
-give_back_freed_memory(torch.device("cpu"))
+release_freed_memory(torch.device("cpu"))
 print(full - kept, full - private())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
