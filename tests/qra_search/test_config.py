@@ -102,7 +102,7 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any
     ("content", "message"),
     [
         ("- 1\n- 2\n", "holds a list, a mapping of sections is needed"),
-        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read as YAML"),
         ("a: &a [x]\noptions: {a: *a}", r"line 2, column 14: \*a is an alias: write the value out"),
         ("search: {seed: 7}\nsearch: {evaluations: 6}", "line 2, column 1: search is given twice"),
         ("? [a, b]\n: 3", "a key is one word"),
