@@ -16,8 +16,8 @@ from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.sensitivities.cache import sensitivities_file
-from qra_eval.sensitivities.measure import choose_probes, probe_batch
+from qra_eval.sensitivities.cache import get_sensitivities_file
+from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -59,11 +59,11 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     elif not cached:
         setup += calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
-    evaluation = _count_passes(tuner, tuner.batches(tuner.evaluation.steps, 0), held_out)
+    evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
         "setup_seconds": setup,
-        "sensitivities_seconds": 0.0 if sensitivities_file(tuner).is_file() else measuring,
+        "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * evaluation,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
@@ -76,7 +76,7 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
     """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
     model = tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
-    most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
+    most = max((model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
     scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
 
@@ -86,12 +86,12 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     finetune, task, steps = tuner.finetune, tuner.rows.task, tuner.finetune_steps
     looks, count = steps // (finetune.evaluate_every or steps + 1), tuner.evaluation.validation_rows
     measured = [*looks * tuner.rows("validation", count), *tuner.rows("test", finetune.test_rows)]
-    seconds = pace * _count_passes(tuner, tuner.final_batches(steps, 0), measured)
+    seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
     if not task.metrics or tuner.tokenizer is None:
         return seconds
     scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
     longest = task.max_answer_tokens(task.split("test")[: finetune.test_rows], tuner.tokenizer)
-    return seconds + scored * longest * seconds_per_token(tuner, one_by_one=True)
+    return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
 
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
@@ -106,7 +106,7 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     )
 
 
-def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
+def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
     If the model has no weights here, the layer is one of made-up weights.
@@ -123,7 +123,7 @@ def seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
     if one_by_one:
         first = torch.arange(len(batch.input_ids))
         batch = replace(batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first))
-    with blocks.prepare_rest(), torch.no_grad():
+    with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
             layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)

@@ -209,7 +209,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        return unless_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
+        return retry_with_less_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()

@@ -78,8 +78,8 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     damage = enforce_monotone_damage(interpolate_missing(damage, space.widths), space.widths)
     tokens = 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
     return Sensitivities(
-        damage, _rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
-        cost=tokens / tuner.evaluation_tokens(), seconds=time.perf_counter() - start,
+        damage, _estimate_rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
+        cost=tokens / tuner.count_evaluation_tokens(), seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 

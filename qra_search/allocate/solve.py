@@ -95,7 +95,7 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     plan = solve_table(space, table, budget_bytes)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
-    loss = float(table_losses(table, space.encode_many([plan]))[0])
+    loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
     return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform))
 
 
@@ -103,10 +103,10 @@ def predict_uniform(
     space: SearchSpace, table: np.ndarray, plan: Plan, others: Sequence[Plan]
 ) -> list[UniformPrediction]:
     """Uniform plans beside a plan by a table (G, B, R), whether they fit or not."""
-    loss, *values = table_losses(table, space.encode_many([plan, *others])).tolist()
+    loss, *values = compute_table_losses(table, space.encode_many([plan, *others])).tolist()
     gains = [value - loss for value in values]
     return [
-        UniformPrediction(other, space.memory_bytes(other), gain, 0.0 if other == plan else gain_deviation(gain))
+        UniformPrediction(other, space.memory_bytes(other), gain, 0.0 if other == plan else estimate_gain_std(gain))
         for other, gain in zip(others, gains, strict=True)
     ]
 

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
-from qra_search.errors import bad_input
-from qra_search.report.formatting import duration, engine_text
-from qra_search.space.levels import level_label
+from qra_search.errors import convert_to_bad_input
+from qra_search.report.formatting import format_engine, format_time
+from qra_search.space.levels import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import describe_rows, describe_run, format_cost
@@ -65,9 +65,9 @@ def print_dry_run(
     console.print("[bold]Space and cost[/]")
     is_search = tunings is None and evaluations != 0
     for name, text in (
-        *_space_rows(facts, config),
+        *_list_space_rows(facts, config),
         *(("rows", line) for line in rows),
-        *_cost_rows(facts, config, tunings, is_search=is_search),
+        *_list_cost_rows(facts, config, tunings, is_search=is_search),
     ):
         grid.add_row(name, Text(text))
     console.print(grid)
@@ -88,7 +88,7 @@ def format_example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
     return rows
 
 
-def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
     weights, fixed, budgets = facts["weights"], facts["fixed_bytes"], facts["budgets"]
 
     def format_size(count: int) -> str:
@@ -99,10 +99,10 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
     bits, ranks = ", ".join(map(format_level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
     yield "not searched", format_bytes(fixed)
-    yield "smallest plan", size(facts["smallest_bytes"])
-    yield "largest plan", size(facts["largest_bytes"])
-    yield "budget", ", ".join(map(size, budgets)) or "none: the whole front"
-    yield "will run", engine_text(config)
+    yield "smallest plan", format_size(facts["smallest_bytes"])
+    yield "largest plan", format_size(facts["largest_bytes"])
+    yield "budget", ", ".join(map(format_size, budgets)) or "none: the whole front"
+    yield "will run", format_engine(config)
     for name, least in facts["estimate"].get("engines", {}).items():
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"
@@ -111,7 +111,7 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
             yield f"in {name}", f"from {format_bytes(least)}{fits}, planned with --engine"
 
 
-def _cost_rows(
+def _list_cost_rows(
     facts: Mapping[str, Any], config: RunConfig, tunings: Tunings | None, *, is_search: bool
 ) -> Iterator[tuple[str, str]]:
     """What a tuning, a search, or a plan takes."""
@@ -126,10 +126,10 @@ def _cost_rows(
         counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
         yield "tunings", f"{len(tunings)}, of {each} each: {counts}"
         if (seconds := estimate.get("tuning_seconds")) is not None:
-            yield "time", f"about {duration(len(tunings) * seconds)} ({duration(seconds)} a tuning)"
+            yield "time", f"about {format_time(len(tunings) * seconds)} ({format_time(seconds)} a tuning)"
     else:
         if is_search:
-            yield "evaluations", cost_text(facts["evaluations"], estimate.get("sensitivities_charge", 0.0))
+            yield "evaluations", format_cost(facts["evaluations"], estimate.get("sensitivities_charge", 0.0))
             yield "strategy", config.search.strategy
         if "total_seconds" in estimate:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""

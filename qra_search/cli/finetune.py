@@ -8,9 +8,9 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import is_follower
-from qra_search.report.finding import headline
+from qra_search.report.finding import summarize_run
 from qra_search.report.live import make_view
-from qra_search.report.tables import tuned_table
+from qra_search.report.tables import make_tuned_table
 from qra_search.report.terminal import print_next_steps, print_samples
 from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text
@@ -87,8 +87,8 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next."""
     console = common.stdout()
     console.print()
-    console.print(headline(run.result, comparison), style="bold", highlight=False, markup=False)
-    console.print(tuned_table(comparison))
+    console.print(summarize_run(run.result, comparison), style="bold", highlight=False, markup=False)
+    console.print(make_tuned_table(comparison))
     print_samples(console, comparison.chosen.samples)
     console.print()
     print_next_steps(console, run.folder, run.result, comparison)

@@ -17,7 +17,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
-from qra_search.workflow.dry_run import estimate_cost, gain_text
+from qra_search.workflow.dry_run import estimate_cost, format_gain
 from qra_search.workflow.run import Run
 from qra_search.workflow.settings import check_budget, make_folder_name
 

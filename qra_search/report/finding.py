@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qra_search.allocate.solve import Allocation, additive_table, predict_uniform
-from qra_search.report.formatting import change_text, loss_text, metric_text, metric_words, pair_text, plan_name
-from qra_search.runs.comparison import Comparison, TunedPlan, loss_change
+from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
+from qra_search.report.formatting import (
+    format_change,
+    format_loss,
+    format_metric,
+    format_metric_name,
+    format_pair,
+    format_plan,
+)
+from qra_search.runs.comparison import Comparison, TunedPlan, compare_losses
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange, UniformComparison
@@ -45,16 +52,16 @@ def summarize_run(result: SearchResult, comparison: Comparison | None = None, bu
     """
     found = find_result(result, comparison, budget_bytes)
     if found is not None:
-        text = _sentence(found, result.space) if comparison is None else comparison_headline(comparison)
+        text = _describe(found, result.space) if comparison is None else summarize_comparison(comparison)
         return text + _next_uniform_text(result, found.chosen.plan, found.budget_bytes)
     if result.failures() and not result.candidates:
         return NOTHING
     allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
     if allocation is None:
         return NOTHING
-    text = allocation_text(allocation, result.space)
+    text = describe_allocation(allocation, result.space)
     above = _next_uniform_text(result, allocation.plan, allocation.budget_bytes)
-    return f"{text}{above} {_what_is_missing(result).capitalize()}."
+    return f"{text}{above} {_describe_missing(result).capitalize()}."
 
 
 def write_verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
@@ -132,8 +139,8 @@ def _describe(found: Finding, space: SearchSpace) -> str:
         return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_chance(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
-        return f"No plan found {within} beats {name}, whose {data} loss is {loss_text(found.baseline.loss)}{doubt}."
-    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {change_text(change)}."
+        return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
+    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
 
 
 def _next_uniform_text(result: SearchResult, plan: Plan, budget_bytes: int) -> str:
@@ -142,8 +149,8 @@ def _next_uniform_text(result: SearchResult, plan: Plan, budget_bytes: int) -> s
     above = space.uniform_plans()[len(space.uniform_plans(budget_bytes)) :]
     if not above:
         return ""
-    (other,) = predict_uniform(space, additive_table(space, result.sensitivities), plan, above[:1])
-    name, more = plan_name(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
+    (other,) = predict_uniform(space, build_additive_table(space, result.sensitivities), plan, above[:1])
+    name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
     text = f" The next uniform plan, {name}, takes {more} more than the budget"
     if result.sensitivities is None:
         return f"{text}."

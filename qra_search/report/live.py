@@ -40,13 +40,13 @@ def make_listener(progress: ProgressArgument) -> Listener:
     if isinstance(progress, Listener):
         return progress
     if progress is None or isinstance(progress, bool):
-        return Listener() if progress is False else notebook_or_stderr_view(is_brief=progress is None)
+        return Listener() if progress is False else make_default_view(is_brief=progress is None)
     if callable(progress):
         return Listener(progress)
     raise wrong_type("progress", progress, "True, False, or a function of a stage, the steps done and all its steps")
 
 
-def notebook_or_stderr_view(*, is_brief: bool = False) -> ConsoleView:
+def make_default_view(*, is_brief: bool = False) -> ConsoleView:
     """The view for a cell of a notebook, or for stderr; rich draws bars in a notebook if `ipywidgets` is installed."""
     if not Console().is_jupyter:
         return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=is_brief)
@@ -136,7 +136,7 @@ class ConsoleView(Listener):
         self.bars.update(current.id, completed=done, total=total or None)
         if total and done >= total:
             if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE and not self.is_brief:
-                self.say(f"{stage}: done in {duration(current.elapsed or 0.0)}")
+                self.say(f"{stage}: done in {format_time(current.elapsed or 0.0)}")
             self._remove_stage()
         elif not (self.can_draw or self.is_brief) and now - self._printed >= STAGE_EVERY:
             self._printed = now
@@ -146,7 +146,7 @@ class ConsoleView(Listener):
         self.best = BestSoFar.from_study(study)
         self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
         if self.is_brief and not self.can_draw:
-            self.say(f"{evaluations_text(study.evaluations)} evaluations ...")
+            self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
@@ -156,8 +156,8 @@ class ConsoleView(Listener):
         if self.can_draw or (self.is_brief and not is_last and trial.done):
             return
         self._printed = time.monotonic()
-        spent = f"{evaluations_text(self.best.spent)}/{evaluations_text(study.evaluations)}"
-        self.say(f"[{spent}] {trial_text(trial, study.space)}")
+        spent = f"{format_evaluations(self.best.spent)}/{format_evaluations(study.evaluations)}"
+        self.say(f"[{spent}] {format_trial(trial, study.space)}")
         if is_last or self.best.count % 10 == 0:
             for line in format_best_plans(self.best):
                 self.say(f"    {line}")

@@ -75,8 +75,8 @@ def tune_missing(
     folder.records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
-    if rank_and_size()[1] > 1:
-        listener.say(f"{rank_and_size()[1]} processes share the rows of each step")
+    if get_rank_and_size()[1] > 1:
+        listener.say(f"{get_rank_and_size()[1]} processes share the rows of each step")
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")

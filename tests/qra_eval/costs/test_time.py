@@ -45,7 +45,7 @@ def test_a_tuning_is_forecast_by_its_steps_its_looks_its_test_rows_and_the_token
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pace = {False: 1.0, True: 100.0}
-    monkeypatch.setattr(module, "seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one])
+    monkeypatch.setattr(module, "measure_seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one])
     looks = {"evaluate_every": 2, "monitor": "task"}
     evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8, "scored_rows": 5, **looks})
     trained, validation, test = (

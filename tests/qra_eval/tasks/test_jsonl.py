@@ -109,7 +109,7 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": [{"role": "user"}]}, "no field 'content'"),
         ({"messages": HI}, "must end with a message"),
         ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
-        ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "message 2: field 'content' has an incomplete"),
+        ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "'content' has an incomplete"),
         ({"prompt": "p", "answer": float("nan")}, "fields are 'prompt'; allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
         ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),

@@ -63,7 +63,7 @@ def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
 @pytest.mark.parametrize(("deed", "how"), [("die", "SIGKILL"), ("leave", "exit status 3")])
 def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, how):
     with ProcessExecutor(workers.factory(deed, notes), 1) as executor:
-        with pytest.raises(WorkerDied, match=f"{how}.*so did the one before"):
+        with pytest.raises(WorkerDied, match=f"{how}.*as did its replacement"):
             executor.submit(Proposal(BAD)).result(WAIT)
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
     assert workers.count_notes(notes, "deed") == 2

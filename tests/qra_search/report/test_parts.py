@@ -27,7 +27,7 @@ from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, UniformComparison
 from qra_search.study.result import SearchResult
-from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:
@@ -79,7 +79,7 @@ def test_the_steps_of_a_ramp_hold_their_values() -> None:
      (math.nan, "unknown")],
 )  # fmt: skip
 def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
-    assert formatting.duration(seconds) == text
+    assert formatting.format_time(seconds) == text
 
 
 @pytest.mark.parametrize("pair", [("1.43", "1.71"), ("1.431", "1.435")])
@@ -173,10 +173,10 @@ def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
     by_bits = Sensitivities(np.array([[9.0, damage, 0.0]] * 2), np.zeros((2, 1)), repair=0.0)
     result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
     more = f" The next uniform plan, uniform 4 bits, rank 8, takes {format_bytes(four - three)} more than the budget"
-    assert f"{more}: its loss is predicted {text} Nothing was tuned yet." in headline(result)
+    assert f"{more}: its loss is predicted {text} Nothing was tuned yet." in summarize_run(result)
     tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
-    assert headline(replace(result, sensitivities=None), tuned_in_three).endswith(f"{more}.")
-    assert headline(result, compared()) == comparison_headline(compared()), "all uniform plans fit"
+    assert summarize_run(replace(result, sensitivities=None), tuned_in_three).endswith(f"{more}.")
+    assert summarize_run(result, compared()) == summarize_comparison(compared()), "all uniform plans fit"
 
 
 def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:

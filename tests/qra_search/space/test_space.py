@@ -144,7 +144,7 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
         ({"groups": [GROUP, GROUP]}, ValueError, "occur twice: a"),
         ({"groups": [GROUP.model_copy(update={"is_embedding": True})]}, ValueError, "that is not an embedding"),
         *(({"ranks": ranks}, TypeError, "ranks are whole numbers") for ranks in ("48", 4, (4.5,), ("4",))),
-        ({"ranks": (-1, 4)}, ValueError, "not negative"),
+        ({"ranks": (-1, 4)}, ValueError, "non-negative"),
         *(({"bits": bits}, TypeError, "bits are numbers or Levels")
           for bits in ("234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,))),
         ({"bits": (2, 2)}, ValueError, "distinct"),
