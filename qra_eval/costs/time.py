@@ -50,14 +50,9 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     """
     pace = measure_seconds_per_token(tuner)
     model = tuner.quantized_model
-    cached = model.is_quantized()
-    setup = 0.0 if cached else estimate_quantization_seconds(tuner)
-    calibrating = pace * count_calibration_tokens(tuner)
+    calibrating = pace * count_calibration_tokens(tuner) if model.backend.calibrated else 0.0
+    setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner) + calibrating
     measuring = pace * count_sensitivities_tokens(tuner) - calibrating
-    if not model.backend.calibrated:
-        measuring += calibrating
-    elif not cached:
-        setup += calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage

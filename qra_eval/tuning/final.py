@@ -108,9 +108,12 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         with tuner.switcher.use_unquantized():
             nats, tokens = _measure_test_rows(tuner, ALONE)
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
-            if not tuner.quantized_model.keeps_dequantized and tuner.finetune.scored_rows and tuner.rows.task.judged_by:
-                log.warning("answers of the untuned model are not scored: its weights do not fit into memory together")
-        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), time.perf_counter() - start, nats, tokens, scores)
+        wanted, unscored = tuner.finetune.scored_rows and tuner.rows.task.judged_by, ""
+        if wanted and not scores:
+            unscored = "answers of the untuned model are not scored: its weights do not fit into memory together"
+            log.warning(unscored)
+        seconds = time.perf_counter() - start
+        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), seconds, nats, tokens, scores, unscored=unscored)
 
     return retry_with_less_memory(tuner, work)
 

@@ -51,11 +51,10 @@ def print_dry_run(
     with view:
         built = build_evaluator(config, view.progress, weights=False)
     with closing(built) as evaluator:
+        facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
         if tunings is not None:
             check_tunes(evaluator, config)
-        facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
-    if tunings is not None:
-        facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
+            facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
     if as_json:
         common.print_json(facts)
         return
@@ -94,8 +93,7 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
     def format_size(count: int) -> str:
         return f"{format_bytes(count)}  ({(count - fixed) * 8 / weights:.2f} bits a weight)"
 
-    kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
-    yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
+    yield "groups", f"{facts['groups']}, {weights:,} weights in {facts['linears']} linears"
     bits, ranks = ", ".join(map(format_level_label, facts["levels"])), ", ".join(map(str, config.space.ranks))
     yield "choices", f"bits {bits}; ranks {ranks}"
     yield "not searched", format_bytes(fixed)

@@ -87,7 +87,7 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next."""
     console = common.stdout()
     console.print()
-    console.print(summarize_run(run.result, comparison), style="bold", highlight=False, markup=False)
+    console.print(f"{summarize_run(run.result, comparison)}\n", style="bold", highlight=False, markup=False)
     console.print(make_tuned_table(comparison))
     print_samples(console, comparison.chosen.samples)
     console.print()

@@ -25,7 +25,7 @@ def strategies(as_json: common.Json = False) -> None:
 
         qra strategies
     """
-    rows = _describe_all("strategies", lambda factory: {"options": _default_options(factory)})
+    rows = _describe_all("strategies", _describe_strategy)
     cells = [
         (row["name"], row["summary"], ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items()))
         for row in rows
@@ -111,9 +111,9 @@ def _summarize(plugin: Any) -> str:
     return f"{text} ({given})" if given else text
 
 
-def _default_options(factory: Any) -> dict[str, Any]:
+def _describe_strategy(factory: Any) -> dict[str, Any]:
     given = {p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty}
-    return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
+    return {"options": {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in given.items()}}
 
 
 def _print(

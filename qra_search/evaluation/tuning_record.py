@@ -32,6 +32,7 @@ class TuningRecord:
         samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
         failed: why it diverged; empty if it did not.
         reload_error: why the saved adapter does not load back as it was tuned; empty if it does.
+        unscored: why answers were not scored; empty if they were, or nobody asked.
         settings: all else that the figures follow from, as plain data: training, model, backend, rows. Records whose
             settings are equal can be compared.
         finished_at: seconds since 1970.
@@ -48,6 +49,7 @@ class TuningRecord:
     samples: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
     failed: str = ""
     reload_error: str = ""
+    unscored: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     finished_at: float = 0.0
 

@@ -39,18 +39,16 @@ def make_listener(progress: ProgressArgument) -> Listener:
     """
     if isinstance(progress, Listener):
         return progress
-    if progress is None or isinstance(progress, bool):
-        return Listener() if progress is False else make_default_view(is_brief=progress is None)
+    if progress is False:
+        return Listener()
+    if progress is None or progress is True:
+        if not Console().is_jupyter:
+            return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
+        # rich draws bars in a notebook if `ipywidgets` is installed.
+        return ConsoleView(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
     if callable(progress):
         return Listener(progress)
     raise wrong_type("progress", progress, "True, False, or a function of a stage, the steps done and all its steps")
-
-
-def make_default_view(*, is_brief: bool = False) -> ConsoleView:
-    """The view for a cell of a notebook, or for stderr; rich draws bars in a notebook if `ipywidgets` is installed."""
-    if not Console().is_jupyter:
-        return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=is_brief)
-    return ConsoleView(Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False))
 
 
 def make_view(console: Console, *, quiet: bool = False) -> Listener:

@@ -65,6 +65,7 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
             for name, title in zip(names, titles, strict=True)
         },
         CHANCE_NOTE: "chance" in "".join(changes),
+        **{f"{t.unscored.capitalize()}.": bool(t.unscored) for t in comparison.tunings},
     }
     heads, marked = ("plan", *titles, "size", "test loss", "change"), [comparison.tunings.index(chosen)]
     return TextTable(caption, heads, rows, marked=marked, notes=[note for note, applies in notes.items() if applies])

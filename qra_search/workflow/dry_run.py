@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +40,6 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),
-        "kinds": dict(Counter(group.kind or "group" for group in space.groups)),
         "linears": sum(len(group.linears) for group in space.groups),
         "weights": space.weights,
         "fixed_bytes": space.fixed_bytes,

@@ -279,6 +279,10 @@ class Run:
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
+            for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
+                place, py, _ = name.partition(".py:")
+                if self.folder.has_run and name.startswith("/") and not Path(place + py.rstrip(":")).exists():
+                    raise BadInput(f"{self.path} is a run of {name}, which is gone: put it back, or plan anew")
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress

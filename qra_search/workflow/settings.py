@@ -63,17 +63,19 @@ def make_settings(
     else:
         raise wrong_type("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
-    paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data}
+    paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data, "task.metrics": task.metrics}
     absolute = {field: _make_absolute(path) for field, path in paths.items() if path is not None}
     changed = {field: path for field, path in absolute.items() if path != paths[field]}
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
 
 
 def _make_absolute(name: Any) -> Any:
-    """A relative path that exists, from the root, so that a run opens from any folder; anything else as it is.
+    """A relative path that exists, or several, from the root, so that a run opens anywhere; anything else as it is.
 
     A bare name of a folder is left: it may be that of a model or a task.
     """
+    if isinstance(name, tuple):
+        return tuple(map(_make_absolute, name))
     if not isinstance(name, str) or "://" in name:
         return name
     path, colon, thing = name.partition(".py:")

@@ -30,6 +30,10 @@ def defaults(function: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
+def test_ranks_begin_at_2_so_that_baselines_of_a_low_rank_fill_the_budget() -> None:
+    assert RunConfig().space.ranks[0] == 2
+
+
 def test_a_search_in_python_has_the_defaults_of_a_config() -> None:
     found = defaults(Study)
     assert {name: found[name] for name in OF_THE_CONFIG} == OF_THE_CONFIG

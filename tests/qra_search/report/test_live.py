@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qra_search import Study
 from qra_search.report import live
-from qra_search.report.live import BestSoFar, ConsoleView, make_default_view, make_view
+from qra_search.report.live import BestSoFar, ConsoleView, make_listener, make_view
 from qra_search.study.listener import Listener
 
 
@@ -138,7 +138,7 @@ def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     monkeypatch.setattr("builtins.get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
     for package, draws in ((None, False), (object(), True)):
         monkeypatch.setattr(live.importlib.util, "find_spec", lambda name, package=package: package)
-        view = make_default_view()
+        view = make_listener(None)
         assert isinstance(view, ConsoleView) and view.can_draw is draws
         if not draws:
             view.say("a line")

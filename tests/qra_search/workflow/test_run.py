@@ -214,7 +214,23 @@ def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
     ):
         config = make_settings(None, **given)
         assert (config.model.name, config.task.name) == kept
-    assert make_settings({"task": {"name": "text", "data": "rows.jsonl"}}).task.data == str(tmp_path / "rows.jsonl")
+    config = make_settings({"task": {"name": "text", "data": "rows.jsonl", "metrics": ["slots.py:f", "module:f"]}})
+    assert config.task.data == str(tmp_path / "rows.jsonl")
+    assert config.task.metrics == (f"{tmp_path / 'slots.py'}:f", "module:f")
+
+
+def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> None:
+    metric = tmp_path / "slots.py"
+    metric.touch()
+    config = make_settings(SETTINGS, {"task.metrics": [f"{metric}:f"]})
+    with Run(tmp_path / "a", config) as made:
+        made.search(evaluations=2)
+    metric.unlink()
+    with (
+        Run(tmp_path / "a", config) as made,
+        pytest.raises(BadInput, match="a is a run of .*slots.py:f, which is gone"),
+    ):
+        made.search(evaluations=4)
 
 
 def choose(losses: dict[float, float], steps: int = 600) -> tuple[RunConfig, list[tuple[float, int]]]:
