@@ -13,7 +13,7 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENSITIVITIES_VERSION = 8
+SENSITIVITIES_VERSION = 9
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 

@@ -4,7 +4,7 @@ A quantized weight W + D changes the output of a linear by D x. To second order 
 prediction is half the expected square of the change of the log-likelihood, g' D x, where g is the gradient at the
 linear's output for labels drawn from the model itself (Fisher information). What outputs and positions have in common
 is left out, so it follows from the calibration's moments (`LayerMoments.estimate_damage`), with no own pass. That
-ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a straight line in
+ranks groups well but the scale is off by group, so a few groups are degraded for real, and a straight line in
 logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings are few, and are
 degraded for real at every level.
 
@@ -45,6 +45,11 @@ MANY_PROBES = 24
 recorded evaluations of SmolLM2 apart as well (benchmarks/results/study/details.md)."""
 KIND_RIDGE = 1.0
 """Strength with which a kind's intercept is drawn to the common one, in observations."""
+LEVEL_RIDGE = 5.0
+"""The same for the ratio of levels. One slope for groups and levels, from probes at 1.5 and 2 bits, said twice too much
+of 4 bits."""
+LEAST_SLOPE = 0.1
+"""A larger figure is never taken for less damage."""
 RANK_GAIN = 0.5
 """Nats that adapters on all groups are taken to gain together, spread by gradient spectrum: SmolLM2 on GSM8K gains as
 much in 12 steps."""
@@ -223,26 +228,32 @@ def measure_divergence(
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
-    """Fisher figures (G, B) on the scale of the probes: log KL = slope * log figure + intercept of the kind.
+    """Fisher figures (G, B) on the scale of the probes, by ridge regression of log KL - log figure.
 
-    Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
+    On the size of a group (the mean logarithm of its figures), the level beside that size, and the kind. Intercepts of
+    kinds are drawn to their common mean, so that a kind with odd probes does not run away, and the ratio of a group's
+    levels to that of its figures, which it nearly is (docs/study.md).
     """
     floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))
-    usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
+    usable = [(g, k) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
     if len(usable) < 3:
         return np.where(raw > floor, raw, 0.0)
     names = sorted(set(kinds))
-    center = float(np.mean([log_raw[g, k] for g, k, _ in usable]))
-    design = np.zeros((len(usable), 2 + len(names)))
-    target = np.log([kl for *_, kl in usable])
-    for i, (g, k, _) in enumerate(usable):
-        design[i, 0], design[i, 1], design[i, 2 + names.index(kinds[g])] = 1.0, log_raw[g, k] - center, 1.0
-    penalty = np.diag([1e-9, 1e-9] + [KIND_RIDGE] * len(names))
+    size = np.where(raw > floor, log_raw, 0.0).sum(1) / np.maximum((raw > floor).sum(1), 1)
+    center = float(np.mean([size[g] for g, _ in usable]))
+    features = np.zeros((*raw.shape, 3 + len(names)))
+    features[:, :, 0] = 1.0
+    features[:, :, 1] = size[:, None] - center
+    features[:, :, 2] = log_raw - size[:, None]
+    for g, kind in enumerate(kinds):
+        features[g, :, 3 + names.index(kind)] = 1.0
+    design = np.array([features[pair] for pair in usable])
+    target = np.array([np.log(kl) - log_raw[g, k] for g, k, kl in probes if (g, k) in usable])
+    penalty = np.diag([1e-9, 1e-9, LEVEL_RIDGE] + [KIND_RIDGE] * len(names))
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ target)
-    slope = max(float(weights[1]), 0.1)
-    offsets = np.array([weights[2 + names.index(kind)] for kind in kinds])
-    return np.where(raw > floor, np.exp(weights[0] + slope * (log_raw - center) + offsets[:, None]), 0.0)
+    weights[1:3] = np.maximum(weights[1:3], LEAST_SLOPE - 1.0)
+    return np.where(raw > floor, np.exp(log_raw + features @ weights), 0.0)
 
 
 def _estimate_rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> np.ndarray:
