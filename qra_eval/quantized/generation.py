@@ -50,7 +50,7 @@ def cache_weights(
     model: Any, backend: Backend, names: Collection[str], kept: Weights, cache: int | str
 ) -> Iterator[None]:
     """Multiply by dequantized weights while the context lasts; as before if they do not fit."""
-    linears: dict[nn.Module, tuple[nn.Module, Factors]] = {}
+    linears: dict[nn.Module, tuple[Any, Factors]] = {}
     for module in map(model.get_submodule, names):
         linear = getattr(module, "base_layer", module)  # below an adapter of PEFT
         if type(linear) is not nn.Linear:  # merged since
@@ -88,11 +88,13 @@ def _find_factors(module: nn.Module) -> Factors | None:
     """Factors of the adapters that are active on a linear; None if these are not plain LoRA on frozen weights."""
     if not isinstance(module, LoraLayer):
         return []
-    active = [name for name in module.active_adapters if name in module.lora_A and not module.disable_adapters]
-    has_biases = any(factors[name].bias is not None for factors in (module.lora_A, module.lora_B) for name in active)
+    a: Any = module.lora_A
+    b: Any = module.lora_B
+    active = [name for name in module.active_adapters if name in a and not module.disable_adapters]
+    has_biases = any(factors[name].bias is not None for factors in (a, b) for name in active)
     if module.merged or module.training or module.lora_variant or has_biases:
         return None
-    return [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for name in active]
+    return [(a[name].weight, b[name].weight, module.scaling[name]) for name in active]
 
 
 def _get_version(dtype: torch.dtype, linear: nn.Module, *factors: tuple[Tensor, Tensor, float]) -> Hashable:
