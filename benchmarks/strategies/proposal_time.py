@@ -28,7 +28,7 @@ from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
 from qra_search.bench.cell import list_task_budgets, parse_strategy
-from qra_search.bench.run import environment
+from qra_search.bench.run import describe_environment
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
@@ -117,7 +117,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.strategy[0], options.spaces[0], options.trials[0], options.budgets)))
         return
-    stamp = environment()
+    stamp = describe_environment()
     for strategy in options.strategy:
         for space in options.spaces:
             for trials in options.trials:
