@@ -36,12 +36,12 @@ class UnknownName(BadInput):
 
 def list_names(kind: Kind) -> list[str]:
     """Names of all installed plug-ins of a kind, sorted."""
-    return sorted(_entry_points(kind))
+    return sorted(_find_entry_points(kind))
 
 
 def load(kind: Kind, name: str) -> Any:
     """The object that a plug-in name stands for; raises UnknownName, or BadInput if it cannot be loaded."""
-    found = _entry_points(kind)
+    found = _find_entry_points(kind)
     if name not in found:
         raise UnknownName(describe_unknown(_SINGULAR[kind], name, found))
     try:
@@ -146,5 +146,5 @@ def suggest_names(name: object, known: Iterable[str], most: int = 3) -> str:
 
 
 @functools.cache
-def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
+def _find_entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=f"qra.{kind}")}

@@ -41,11 +41,11 @@ def make_backend(spec: Spec) -> Backend:
 
 def backend_names() -> list[str]:
     """Registered names, without variants."""
-    return sorted(_entry_points())
+    return sorted(_find_entry_points())
 
 
 @cache
-def _entry_points() -> dict[str, EntryPoint]:
+def _find_entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
@@ -61,7 +61,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Backend:
 
 def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
     """The class of a name, and the options of its variant."""
-    points = _entry_points()
+    points = _find_entry_points()
     if name in points:
         return _load(points[name]), {}
     base, _, variant = name.rpartition("-")

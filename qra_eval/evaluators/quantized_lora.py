@@ -273,7 +273,7 @@ class QuantizedLoRAEvaluator(Evaluator):
                 digest.update(repr(example).encode())
         return digest.hexdigest()[:16]
 
-    def follow(self) -> NoReturn:
+    def serve_tunings(self) -> NoReturn:
         for asked in self._launched.receive_requests():
             with suppress(EvaluationFailed):  # all fail alike; the first process says so
                 tune(self.tuner, **asked, processes=self._launched)
@@ -284,7 +284,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Processes that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
 
-    def untuned(self) -> TuningRecord | None:
+    def measure_untuned(self) -> TuningRecord | None:
         """Test figures of the model as it was loaded; see `qra_eval.tuning.final.measure_untuned`."""
         return measure_untuned(self.tuner)
 

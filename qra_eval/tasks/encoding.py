@@ -155,15 +155,15 @@ def make_chat_prompt(example: Example, tokenizer: Any, room: int | None = None) 
         room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
     """
     turns = _list_turns(example)
-    text = render(turns, tokenizer, prompted=True)
+    text = render_chat(turns, tokenizer, prompted=True)
     while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
         if len(encode_prompt(tokenizer, text, special=False)) <= room:
             break
-        turns, text = fewer, render(fewer, tokenizer, prompted=True)
+        turns, text = fewer, render_chat(fewer, tokenizer, prompted=True)
     return text
 
 
-def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
+def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
     """Turns in the tokenizer's chat format.
 
     Args:
@@ -200,8 +200,8 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
         if not any(labelled):
             raise BadInput("the tokenizer's chat template marks no assistant tokens: fix its generation block")
         return ids, labelled
-    prompt, answer = render(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
-    whole = render(turns, tokenizer).rstrip()
+    prompt, answer = render_chat(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
+    whole = render_chat(turns, tokenizer).rstrip()
     # What a template adds before and after the answer is learnt with it, such as an empty thought and the turn's end.
     text = whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
     before, after = _split_ids(tokenizer, prompt, text, special=False)
@@ -220,7 +220,7 @@ def _drop_oldest_exchange(turns: Turns) -> Turns | None:
 
 def _count_fixed_tokens(turns: Turns, tokenizer: Any) -> int:
     """Tokens before the text of the first turn that is not the system's; what stands there is in every prompt."""
-    text, at = render(turns[:-1], tokenizer, prompted=True), 0
+    text, at = render_chat(turns[:-1], tokenizer, prompted=True), 0
     for turn in turns:
         place = max(at, text.find(turn["content"].strip(), at))
         if turn["role"] != "system":

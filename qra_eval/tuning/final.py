@@ -66,7 +66,7 @@ def tune(
     def work() -> TuningRecord:
         processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
         before = processes.run_together(lambda: sample_answers(tuner, samples))
-        identity = _identity(tuner, plan, seed, steps, batches)
+        identity = _make_identity(tuner, plan, seed, steps, batches)
 
         def finish_step(step: int, figures: StepFigures) -> None:
             if on_step is not None:
@@ -131,7 +131,7 @@ def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
     return ""
 
 
-def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
+def _make_identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint with another identity is of another tuning."""
     finetune, digest = tuner.finetune, hashlib.sha256()
     for batch in batches:

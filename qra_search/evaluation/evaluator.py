@@ -175,11 +175,11 @@ class Evaluator(ABC):
         """Identifies all rows that a full tuning may see, and those of its test; empty if that is not known."""
         return ""
 
-    def follow(self) -> NoReturn:
+    def serve_tunings(self) -> NoReturn:
         """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
         raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")
 
-    def untuned(self) -> TuningRecord | None:
+    def measure_untuned(self) -> TuningRecord | None:
         """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""
         return None
 

@@ -128,7 +128,7 @@ class Comparison(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {"budget_bytes": self.budget_bytes, "tunings": [_plain(t, self) for t in self.tunings]}
+        return {"budget_bytes": self.budget_bytes, "tunings": [_to_plain_dict(t, self) for t in self.tunings]}
 
     def __str__(self) -> str:
         return str(import_module("qra_search.report.table").render_text(self))
@@ -200,7 +200,7 @@ def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(sum(row) / len(rows_by_seed) for row in zip(*rows_by_seed, strict=True))
 
 
-def _plain(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
+def _to_plain_dict(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
     change = None if tuned is comparison.chosen else compare_losses(comparison.chosen, tuned)
     interval = {name: tuned.metric_interval(name) for name in tuned.metrics}
     return {

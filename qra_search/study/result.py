@@ -149,16 +149,16 @@ class SearchResult(Shown, StudyState):
             "budgets": [
                 {
                     "budget": c.budget_bytes,
-                    "best": _plain(c.chosen),
-                    "best_uniform": None if c.baseline is None else _plain(c.baseline),
+                    "best": _to_plain_dict(c.chosen),
+                    "best_uniform": None if c.baseline is None else _to_plain_dict(c.baseline),
                     "loss_change": None if c.change is None else c.change.share,
                 }
                 for c in self.comparisons
             ],
             "allocations": [a.to_dict() for b in self.memory_budgets if (a := self.allocation(b)) is not None],
-            "front": [_plain(c) for c in self.front],
-            "uniform": [_plain(c) for c in self.uniform],
-            "candidates": [_plain(c) for c in self.candidates],
+            "front": [_to_plain_dict(c) for c in self.front],
+            "uniform": [_to_plain_dict(c) for c in self.uniform],
+            "candidates": [_to_plain_dict(c) for c in self.candidates],
         }
 
     def write(self, folder: str | Path, *, evaluator: Mapping[str, Any] | None = None) -> None:
@@ -183,7 +183,7 @@ class SearchResult(Shown, StudyState):
         return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
 
 
-def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
+def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:
     known = {**vars(candidate), "plan": candidate.plan.to_dict()}
     return known | {name: finite_or_none(known[name]) for name in ("loss_std", "observed")}
 

@@ -147,7 +147,7 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
             return
         listener.progress("test the untuned model", 0, 1)
         try:
-            record = evaluator.untuned()
+            record = evaluator.measure_untuned()
         except EvaluationFailed as error:
             listener.say(f"the untuned model could not be tested: {error}")
             return

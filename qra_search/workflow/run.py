@@ -192,7 +192,7 @@ class Run:
                 config = choose_rate(partial(self.evaluator, listener), config, tunings.plan, rates, listener)
             evaluator = self.evaluator(listener, config)
             if is_follower():
-                evaluator.follow()
+                evaluator.serve_tunings()
             with open_trackers(track, self.path, config) as log:
                 comparison = tune_missing(
                     evaluator, config, self.folder, listener, self.result, tunings,

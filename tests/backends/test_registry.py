@@ -89,7 +89,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch:
 
     broken = EntryPoint("broken", "no_such_module:Backend", registry.GROUP)
     wrong = EntryPoint("wrong", "torch.nn:Linear", registry.GROUP)
-    monkeypatch.setattr(registry, "_entry_points", lambda: {"broken": broken, "wrong": wrong})
+    monkeypatch.setattr(registry, "_find_entry_points", lambda: {"broken": broken, "wrong": wrong})
     with pytest.raises(ValueError, match="no_such_module"):
         make_backend("broken")
     with pytest.raises(ValueError, match="subclass of qra_backends.Backend"):

@@ -72,7 +72,7 @@ def pack(states: Tensor, code: TrellisCode) -> Tensor:
 
 
 @lru_cache
-def values(L: int) -> NDArray[np.int16]:
+def make_state_values(L: int) -> NDArray[np.int16]:
     """Values of all states (2^L,), in `UNIT`s: the quantiles of a normal distribution of variance 1, well mixed.
 
     They are part of what is stored: the same for ever, everywhere.
@@ -84,8 +84,8 @@ def values(L: int) -> NDArray[np.int16]:
 
 @lru_cache
 def make_value_table(L: int, device: torch.device) -> Tensor:
-    """`values` on a device."""
-    return torch.from_numpy(values(L)).to(device)
+    """`make_state_values` on a device."""
+    return torch.from_numpy(make_state_values(L)).to(device)
 
 
 def hash_integers(count: int) -> NDArray[np.uint64]:

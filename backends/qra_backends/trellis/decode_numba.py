@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.trellis.code import TrellisCode, values
+from qra_backends.trellis.code import TrellisCode, make_state_values
 from qra_backends.trellis.jit import OPTIONS, compile_once
 from qra_backends.trellis.rotation import make_signs
 
@@ -24,7 +24,7 @@ def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, bl
         own = slice(start, start + step)
         rows = weight[own]
         work = rows if floats is weight else floats[: len(rows)]
-        _decode(codes.numpy(), starts[own], values(code.L), factor[own].numpy(), sign, block, work.numpy())
+        _decode(codes.numpy(), starts[own], make_state_values(code.L), factor[own].numpy(), sign, block, work.numpy())
         if work is not rows:
             rows.copy_(work)
     return weight

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.jit import OPTIONS, compile_once
 
 PIECE, AHEAD = 4096, 128
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 @lru_cache
 def make_layout(code: TrellisCode) -> Layout:
     """The layout of a code's values."""
-    plain = (values(code.L) * UNIT).astype(np.float32)
+    plain = (make_state_values(code.L) * UNIT).astype(np.float32)
     shifts = code.get_state_shifts()
     # Axes: v // lanes, v modulo lanes, j.
     even, odd = (plain.reshape(-1, _count_lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)

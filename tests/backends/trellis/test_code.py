@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
-from qra_backends.trellis.code import UNIT, TrellisCode, pack, values
+from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values, pack
 from qra_backends.trellis.linear import decode_values
 from scipy.stats import norm
 from torch import Tensor
@@ -43,7 +43,7 @@ def test_any_weight_is_read_by_itself_as_it_is_in_sequence(half: int, L: int, sh
     codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
     in_turn = np.array([one_after_another(bytes(codes[:, i].tolist()), code, rows) for i in range(columns)]).T
     at = torch.randint(0, rows, (7,), generator=g)
-    assert torch.equal(decode_values(codes, at, code), torch.from_numpy(values(L)[in_turn])[at])
+    assert torch.equal(decode_values(codes, at, code), torch.from_numpy(make_state_values(L)[in_turn])[at])
 
 
 @given(half=st.integers(2, 10), L=st.integers(10, 16), rows=st.integers(1, 40), seed=st.integers(0, 99))
@@ -66,7 +66,7 @@ def test_bytes_are_those_of_the_tensors_at_every_shape(out: int, inputs: int, le
 
 
 def test_values_are_the_quantiles_of_a_normal_distribution_in_no_order():
-    found = values(12) * UNIT
+    found = make_state_values(12) * UNIT
     assert np.abs(np.sort(found) - norm.ppf((np.arange(4096) + 0.5) / 4096)).max() < 2e-3
     assert found.std() == pytest.approx(1, abs=1e-4)
     assert np.abs(np.corrcoef(np.sort(found), found)[0, 1]) < 0.05
@@ -80,7 +80,7 @@ def test_values_are_the_quantiles_of_a_normal_distribution_in_no_order():
 )
 def test_values_are_for_ever(L: int, digest: str):
     """Weights are stored under them. A failure here means that stored weights would be read as others."""
-    assert hashlib.sha256(values(L).tobytes()).hexdigest()[:16] == digest
+    assert hashlib.sha256(make_state_values(L).tobytes()).hexdigest()[:16] == digest
 
 
 def test_a_column_is_laid_out_from_its_lowest_bit():
@@ -88,4 +88,6 @@ def test_a_column_is_laid_out_from_its_lowest_bit():
     column, code = 0b10_0111_0110_1101, TrellisCode(4, 10)
     codes = torch.tensor([[column & 255], [column >> 8]], dtype=torch.uint8)
     states: Tensor = torch.tensor([column & 1023, column >> 2 & 1023, column >> 4 & 1023])
-    assert torch.equal(decode_values(codes, torch.arange(3), code)[:, 0], torch.from_numpy(values(10))[states])
+    assert torch.equal(
+        decode_values(codes, torch.arange(3), code)[:, 0], torch.from_numpy(make_state_values(10))[states]
+    )

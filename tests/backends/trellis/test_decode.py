@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
 from qra_backends.trellis.linear import decode, decode_values
@@ -51,7 +51,7 @@ def test_the_weight_is_that_of_the_rotation_written_out():
 
 
 def test_sums_are_exact_up_to_the_largest_block():
-    assert int(abs(values(16).astype(int)).max()) * 1024 < 2**24
+    assert int(abs(make_state_values(16).astype(int)).max()) * 1024 < 2**24
     assert UNIT == 1 / 2048
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from qra_backends.trellis import viterbi
-from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 
 KNOWN = {2: 0.278, 4: 0.0732, 6: 0.0195, 8: 0.0053}
 """Squared errors of a Gaussian by bits times two, at L = 12, of the prototype."""
@@ -29,7 +29,7 @@ def rounded(columns: NDArray[np.float32], code: TrellisCode, scale: NDArray[np.f
 
 def least_error(x: NDArray[np.float32], scale: NDArray[np.float32], code: TrellisCode) -> float:
     """Of any path, by the textbook's recursion in float64."""
-    table, shifts = values(code.L) * UNIT, code.get_state_shifts()
+    table, shifts = make_state_values(code.L) * UNIT, code.get_state_shifts()
     costs = (x[0] - scale[0] * table.astype(float)) ** 2
     for row in range(1, len(x)):
         shift = shifts[(row - 1) % 2]
@@ -44,7 +44,7 @@ def test_no_path_is_nearer(half: int, L: int, rows: int):
     code, x = TrellisCode(half, L), gaussian(2, rows)
     scale = 0.3 + np.abs(gaussian(rows, seed=1))
     states, errors = rounded(x, code, scale)
-    assert np.allclose(errors, x - scale * (values(L) * UNIT)[states], atol=1e-5)
+    assert np.allclose(errors, x - scale * (make_state_values(L) * UNIT)[states], atol=1e-5)
     for shift, now, then in zip(np.resize(code.get_state_shifts(), rows), states.T[:-1], states.T[1:], strict=False):
         assert (now >> shift == then & ((1 << L - shift) - 1)).all(), "a state follows from the one before"
     for column, error in zip(x, errors, strict=True):
@@ -85,7 +85,7 @@ def test_errors_are_fed_back_by_the_inverse_factor():
     viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.make_layout(code))
     left = columns.astype(float)
     for i in range(5):
-        error = (left[i] - scale * (values(10) * UNIT)[states[i]]) / inverse[i, i]
+        error = (left[i] - scale * (make_state_values(10) * UNIT)[states[i]]) / inverse[i, i]
         assert np.allclose(errors[i], error, atol=1e-4)
         left -= np.outer(np.where(np.arange(5) > i, inverse[i], 0), error)
 

@@ -125,7 +125,7 @@ def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
     record = evaluator.tune(sixteen, steps=1, folder=tmp_path, save_base=False)
     evaluator.write_base(sixteen, tmp_path)
     assert check_reload(evaluator.tuner, sixteen, tmp_path) == 0.0
-    untuned = evaluator.untuned()
+    untuned = evaluator.measure_untuned()
     assert untuned.is_untuned and untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
     assert record.metrics.keys() == {"exact_match"} and len(untuned.row_nats) == len(record.row_nats) == 4
 

@@ -68,7 +68,7 @@ def tune(evaluator, place, kill_at=0, **changed):
     """Tune, and keep adapters, trained scales, and the test loss of each row."""
     evaluator.quantized_model.settings = evaluator.quantized_model.settings.model_copy(update=changed)
     if is_follower():
-        evaluator.follow()
+        evaluator.serve_tunings()
 
     def heard(stage, done, total):
         if stage.startswith("tune") and done == kill_at:

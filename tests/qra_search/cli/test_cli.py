@@ -121,7 +121,7 @@ def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(
 
 def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("mine", "qra_search.files:no_such_thing", "qra.strategies")
-    monkeypatch.setattr(plugins, "_entry_points", lambda kind: {"mine": point})
+    monkeypatch.setattr(plugins, "_find_entry_points", lambda kind: {"mine": point})
     with pytest.raises(BadInput, match=r"the strategy 'mine' \(qra_search.files:no_such_thing\) cannot be loaded"):
         plugins.load("strategies", "mine")
 
