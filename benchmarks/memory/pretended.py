@@ -132,7 +132,7 @@ def phases(
         found, first = phase("search", evaluator.evaluate, plan)
         yield found
         # As a comparison has it, beside the untuned model; raises if the reload differs.
-        yield phase("tune", lambda: (evaluator.tune(plan, folder=folder / "run"), evaluator.untuned()))[0]
+        yield phase("tune", lambda: (evaluator.tune(plan, folder=folder / "run"), evaluator.measure_untuned()))[0]
         assert evaluator.evaluate(plan).loss == first.loss
         evaluator = None  # what is reloaded has the device for itself
         gc.collect()
