@@ -98,7 +98,6 @@ def unsupported_reason(name: str, family: str) -> str | None:
 
 
 def serve_command(engine: str, out: Path) -> str:
-    """The command that serves an export for an engine."""
     file = out / "adapter" / "adapter_config.json"
     config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])

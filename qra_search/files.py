@@ -131,7 +131,6 @@ def is_whole(path: Path) -> bool | None:
 
 
 def get_digest_file(path: Path) -> Path:
-    """Where the digest of a file is."""
     return path.with_name(path.name + DIGEST_SUFFIX)
 
 

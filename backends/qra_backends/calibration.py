@@ -28,7 +28,6 @@ class SecondMoment:
 
     @property
     def mean_weight(self) -> float:
-        """Mean weight of the inputs seen."""
         return float(self._weight) / self.count
 
     @torch.no_grad()

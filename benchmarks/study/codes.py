@@ -35,6 +35,9 @@ SETTINGS: tuple[tuple[Weighting, int, float, bool], ...] = (
     (Weighting(mix=1.0, power=1.0), 64, 2, False),
     (Weighting(mix=0.2, power=1.0), 64, 2, False),
     (Weighting(mix=0.5, power=0.5), 64, 2, False),
+    (HALF, 64, 4, False),
+    (Weighting(mix=1.0, power=0.0), 128, 4, False),
+    (HALF, 256, 4, False),
 )
 """How tokens and outputs count, rows that calibrate, bits, and whether the plan is tuned."""
 

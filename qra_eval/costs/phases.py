@@ -131,7 +131,6 @@ class _Run(Sizes):
         return inputs
 
     def count_moment_bytes(self) -> int:
-        """Bytes of a layer's moments."""
         return 4 * sum(width**2 for _, width in self.group_inputs())
 
     def count_calibration_bytes(self) -> tuple[int, int]:

@@ -109,7 +109,6 @@ class Sizes:
         return self.model.backend.count_work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
 
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        """Bytes of a weight stored at all levels."""
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
     def count_table_work_bytes(self, table: nn.Linear) -> int:

@@ -127,7 +127,6 @@ class Sketch:
         return meter.peak
 
     def _remove_quantization(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
-        """The layers without quantization and adapters."""
         linears = {name: wrapper for name, wrapper in self.wrapped.items() if self.layer_of[name] == layer}
         for wrapper in linears.values():
             wrapper.set_base()

@@ -136,7 +136,6 @@ def choose_float_kind(dtype: torch.dtype) -> str:
 
 
 def cast_floats(value: Tensor, kind: str) -> np.ndarray:
-    """A tensor in a type of floats."""
     from gguf import GGMLQuantizationType, quantize
 
     return quantize(value.float().contiguous().numpy(), GGMLQuantizationType[kind])

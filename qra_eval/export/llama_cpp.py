@@ -18,7 +18,6 @@ F32, NO_FLASH = 0, 0
 
 
 def is_installed() -> bool:
-    """Whether llama.cpp is there."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 

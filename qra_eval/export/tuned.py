@@ -72,11 +72,9 @@ class TunedRun:
     # -- the parts -----------------------------------------------------------------------------
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
-        """The quantized linears, by name."""
         return {name: self.get_linear(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
 
     def get_linear(self, name: str) -> nn.Module:
-        """The (quantized) linear of the base."""
         return self.base.get_submodule(name)
 
     def dequantize_weight(self, name: str) -> Tensor:
@@ -106,7 +104,6 @@ class TunedRun:
 
     @property
     def largest_rank(self) -> int:
-        """Largest rank of the adapter's linears."""
         return max(len(A) for A, _ in self.factors.values())
 
     def merge_weight(self, name: str) -> Tensor:
@@ -133,7 +130,6 @@ class TunedRun:
 
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
-        """Logits of a model on `input_ids`, float32."""
         model.eval()
         return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
 

@@ -68,7 +68,6 @@ DAMAGE_3 = np.maximum(SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum
 
 
 def compute_layer_damage(bits: int) -> np.ndarray:
-    """Untuned damage (30,) of each layer at a bit-width."""
     if bits >= UNQUANTIZED_BITS:
         return np.zeros_like(DAMAGE_2)
     if bits >= 4:

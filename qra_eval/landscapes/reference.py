@@ -94,7 +94,6 @@ class Problem:
         return np.concatenate([self.tables.compute_losses(codes[i : i + step]) for i in range(0, len(codes), step)])
 
     def compute_loss(self, code: np.ndarray) -> float:
-        """The true loss of one plan."""
         return float(self.compute_losses(code[None])[0])
 
     def pick_entries(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:

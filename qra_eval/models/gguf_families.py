@@ -104,7 +104,6 @@ def get_query_scale(config: Any, family: Family) -> int:
 
 
 def get_head_dim(config: Any) -> int:
-    """Width of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

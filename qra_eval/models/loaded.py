@@ -195,5 +195,4 @@ def get_cache_root() -> Path:
 
 
 def make_cache_error(folder: Path, error: OSError) -> BadInput:
-    """The error for a cache folder that cannot be written to."""
     return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")

@@ -162,7 +162,6 @@ def wrap_linears(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLin
 
 
 def unwrap_linears(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
-    """Put the original linears back."""
     for name, wrapper in wrapped.items():
         model.set_submodule(name, wrapper.linear)
 
@@ -222,7 +221,6 @@ def get_named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Para
 
 
 def list_factors(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
-    """The adapters' factors, in order."""
     return list(get_named_factors(wrapped).values())
 
 

@@ -109,7 +109,6 @@ class Bank:
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
     def get_figures_file(self, layer: int) -> Path:
-        """The file of a layer's figures."""
         levels = [[self.backend.identity(b), self.list_storable(layer, b)] for b in self.list_levels(layer)]
         return self.folder / f"{self._digest(self.calibration, levels)}-figures-{layer}.json"
 
@@ -128,7 +127,6 @@ class Bank:
         return list(self._names[layer])
 
     def list_levels(self, layer: int) -> tuple[LevelName, ...]:
-        """The levels at which a layer's linears are quantized."""
         return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
 
     def list_storable(self, layer: int, bits: LevelName) -> list[str]:
@@ -216,7 +214,6 @@ def count_tensor_bytes(model: nn.Module) -> int:
 
 
 def count_weight_bytes(linears: Iterable[nn.Linear]) -> int:
-    """Bytes of the weights of linears."""
     return sum(linear.weight.nbytes for linear in linears)
 
 

@@ -108,7 +108,6 @@ class Blocks:
     # -- a batch through the layers ------------------------------------------------------------
     @torch.no_grad()
     def embed_batch(self, batch: Batch) -> Flow:
-        """A batch before the first layer."""
         batch = batch.to(self.device)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         first: list[Tensor] = []

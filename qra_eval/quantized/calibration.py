@@ -128,7 +128,6 @@ class LayerMoments:
         return self._shared.get(name, name)
 
     def count_tokens(self, name: str) -> int:
-        """Tokens that a linear read."""
         moment = self._moments.get(self.find_owner(name))
         return 0 if moment is None else moment.count
 

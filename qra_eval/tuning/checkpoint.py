@@ -83,7 +83,6 @@ def read_checkpoint(
 
 
 def list_cards(training: Training) -> list[torch.device]:
-    """The GPUs that something is trained on."""
     found = {parameter.device for _, parameter in named_parameters(training) if parameter.device.type == "cuda"}
     return sorted(found, key=str)
 

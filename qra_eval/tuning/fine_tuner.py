@@ -63,7 +63,6 @@ class FineTuner:
 
     @property
     def settings(self) -> TrainingConfig:
-        """Training settings, which are those of the model."""
         return self.quantized_model.settings
 
     @property
@@ -189,7 +188,6 @@ class FineTuner:
 
     @property
     def finetune_steps(self) -> int:
-        """Steps of a full tuning, by the settings."""
         settings = self.settings
         if self.finetune.epochs is None:
             return self.finetune.steps

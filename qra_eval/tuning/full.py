@@ -139,6 +139,5 @@ class FullTuning(TrainerCallback):
 
     @property
     def checkpoint(self) -> Path:
-        """Path of the checkpoint."""
         assert self.folder is not None
         return self.folder / CHECKPOINT_FILE

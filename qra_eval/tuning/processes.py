@@ -40,7 +40,6 @@ class Processes:
         return [own for some in parts for own in some[self.rank : self.rank + 1]]
 
     def sum_values(self, *own: float) -> list[float]:
-        """Sums over the processes."""
         if self.size == 1:
             return list(own)
         sums = torch.tensor(own, dtype=torch.float64)
@@ -48,7 +47,6 @@ class Processes:
         return sums.tolist()
 
     def any_process(self, flag: bool) -> bool:
-        """Whether any process says so."""
         return self.sum_values(flag)[0] > 0
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -73,12 +73,10 @@ class Training:
 
     @property
     def step(self) -> int:
-        """Steps made."""
         return len(self.losses)
 
     @property
     def seconds(self) -> float:
-        """Spent on it so far."""
         return self.earlier_seconds + time.perf_counter() - self._begun
 
     def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None) -> None:

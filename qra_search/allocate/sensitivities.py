@@ -60,12 +60,10 @@ class Sensitivities:
             raise BadInput(f"the cost of the sensitivities is {self.cost:g}: a number from 0 on is needed")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {**vars(self), "bits_damage": self.bits_damage.tolist(), "rank_gain": self.rank_gain.tolist()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sensitivities:
-        """The inverse of `to_dict`."""
         return cls(**dict(data))
 
 

@@ -70,7 +70,6 @@ class Allocation:
         return min(self.uniform, key=lambda u: (u.gain, u.memory_bytes), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "budget": self.budget_bytes, "plan": self.plan.to_dict(), "memory_bytes": self.memory_bytes,
             "predicted_loss": self.predicted_loss,

@@ -204,7 +204,6 @@ def _compute_median(values: list[float]) -> float | None:
 
 
 def to_markdown(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
-    """The tables as text."""
     made = [row["environment"] for row in rows if "environment" in row]
     commits = ", ".join(sorted({environment["commit"] for environment in made}))
     versions = ", ".join(f"{name} {version}" for name, version in (made[0]["versions"] if made else {}).items())

@@ -41,7 +41,6 @@ class Entry(NamedTuple):
     help: str
 
     def load(self) -> Any:
-        """The command itself."""
         module, _, attribute = self.place.partition(":")
         found = getattr(import_module(f"qra_search.cli.{module}"), attribute)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")

@@ -154,7 +154,6 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
 
 
 def stdout() -> Console:
-    """Where results go."""
     return Console(highlight=False, emoji=False, width=_get_width(sys.stdout))
 
 

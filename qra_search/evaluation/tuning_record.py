@@ -70,7 +70,6 @@ class TuningRecord:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether an adapter was saved."""
         return any(self.plan.ranks) and not self.failed
 
     @property

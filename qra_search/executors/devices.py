@@ -37,7 +37,6 @@ def parse_gpus(device: str) -> list[str]:
 
 
 def uses_gpus(device: str) -> bool:
-    """Whether a device is `cuda` or names GPUs."""
     return device.partition(":")[0] == "cuda"
 
 

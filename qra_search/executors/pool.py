@@ -102,7 +102,6 @@ class WorkerExecutor(Executor):
             self._free.put(slot)
 
     def _start(self, slot: int) -> Worker:
-        """A worker with its evaluator."""
         for _ in range(ATTEMPTS):
             with self._lock:
                 self._check_open()

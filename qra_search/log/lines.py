@@ -138,7 +138,6 @@ def round_trip(value: Any) -> Any:
 
 
 def encode_proposal(trial: Trial) -> dict[str, Any]:
-    """The record of a trial that is proposed."""
     proposal = {name: _encode(value) for name, value in vars(trial.proposal).items() if name != "plan"}
     return {"trial": trial.id, **trial.plan.to_dict(), **proposal, "proposed_at": trial.proposed_at}
 

@@ -73,7 +73,6 @@ class StudyState:
 
     @cached_property
     def pending(self) -> tuple[Trial, ...]:
-        """Trials that are running."""
         return tuple(t for t in self.trials if t.status == "running")
 
     @cached_property

@@ -74,7 +74,6 @@ class TrialLog:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All trials, in order."""
         return tuple(self._contents.trials.values())
 
     def __len__(self) -> int:

@@ -168,7 +168,6 @@ def explain_chance(change: LossChange) -> str:
 
 
 def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
-    """An allocation in one sentence."""
     within, best = f"Within {format_bytes(allocation.budget_bytes)}", allocation.best_uniform
     chosen = f"{within} the sensitivities choose a plan ({format_plan(allocation.plan, space)})"
     if best is None:

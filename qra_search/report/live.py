@@ -76,7 +76,6 @@ class BestSoFar:
         return best
 
     def add(self, trial: Trial) -> None:
-        """Count a finished trial."""
         self.count += 1
         self.spent += trial.fidelity
         self.last = trial
@@ -183,7 +182,6 @@ class _Bars(Progress):
         )  # fmt: skip
 
     def add(self, name: str, total: float, completed: float = 0.0) -> Task:
-        """A new bar."""
         id = self.add_task(name, total=total or None)
         self.update(id, completed=completed)
         return self._tasks[id]

@@ -65,7 +65,6 @@ def write_page(runs: Sequence[RunFolder], path: str | Path | None = None) -> Pat
 
 
 def render_page(runs: Sequence[RunData]) -> str:
-    """The report as a text."""
     if not runs:
         raise ValueError("a report needs at least one run")
     counts = {
@@ -92,7 +91,6 @@ def render_page(runs: Sequence[RunData]) -> str:
 
 @functools.cache
 def _load_templates() -> Environment:
-    """The templates, compiled once."""
     environment = Environment(
         loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -178,7 +178,6 @@ def make_failure_table(run: RunData) -> TextTable:
 
 
 def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
-    """The finding of every run, by its name."""
     rows = []
     for run in runs:
         found = run.finding

@@ -232,7 +232,6 @@ def is_code_trusted(folder: Path) -> bool:
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
-    """The runs at or below a folder, by path."""
     places = {file.parent for name in (LOG_NAME, SENSITIVITIES_NAME) for file in Path(folder).rglob(name)}
     return [run for run in map(RunFolder, sorted(places)) if run.has_run]
 

@@ -24,7 +24,6 @@ class Linear(BaseModel):
 
     @property
     def weights(self) -> int:
-        """Number of weights."""
         return self.out_features * self.in_features
 
 
@@ -50,7 +49,6 @@ class Group(BaseModel):
 
     @property
     def weights(self) -> int:
-        """Number of weights of all its linears."""
         return sum(linear.weights for linear in self.linears)
 
 

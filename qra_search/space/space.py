@@ -92,7 +92,6 @@ class SearchSpace:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the groups, in order."""
         return tuple(group.name for group in self.groups)
 
     @property
@@ -168,7 +167,6 @@ class SearchSpace:
         return code
 
     def decode(self, code: np.ndarray) -> Plan:
-        """The plan of a code (2, G)."""
         b, r = code.tolist()
         return Plan(tuple(self.bits[i] for i in b), tuple(self.ranks[i] for i in r))
 
@@ -229,7 +227,6 @@ class SearchSpace:
 
     @cached_property
     def uniform_ranks(self) -> tuple[int, ...]:
-        """Ranks that uniform plans may have."""
         return tuple(r for i, r in enumerate(self.ranks) if self.ranks_allowed[self._uniform_groups, i].all())
 
     @cached_property

@@ -91,7 +91,6 @@ class TableFit:
         )
 
     def observation_variance(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
-        """Variance of an observation about the table."""
         misfit = (w.misfit * excess) ** 2
         return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
 

@@ -202,7 +202,6 @@ EXHAUSTED = ("one plan in all, tried",)
 
 @cache
 def scenario(name: str) -> StudyState:
-    """One of the `SCENARIOS`, made once."""
     options = {"trials": 12, "pending": 0, "shares": (0.3, 0.6), "space": {}, **SCENARIOS[name]}
     trials, pending, shares, space = (options.pop(key) for key in ("trials", "pending", "shares", "space"))
     evaluator = ToyEvaluator(make_toy_space(**space), **options)

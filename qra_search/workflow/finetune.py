@@ -128,7 +128,6 @@ def tune_missing(
 
 
 def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
-    """Write the record of a tuning, with what identifies it."""
     if not (record.failed or math.isfinite(record.test_loss)):
         record = replace(record, failed=f"diverged: test loss is {record.test_loss}", row_nats=())
     record = replace(record, settings=settings, finished_at=time.time())

@@ -75,7 +75,6 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        """The run's plan."""
         return self.folder.plan()
 
     @property

@@ -43,7 +43,6 @@ class Tunings:
 
     @property
     def plan(self) -> Plan:
-        """The chosen one."""
         return self.plans[0]
 
     def __len__(self) -> int:

@@ -101,7 +101,7 @@ def test_the_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkeypatch
     changed = open_run(tmp_path / "run", model=other.model, tokenizer=other.tokenizer, task=rows)
     with pytest.raises(BadInput, match="weights"):
         changed.choose_plan()
-    with pytest.raises(BadInput, match="is a run of model in-memory:LlamaForCausalLM, not of tiny"):
+    with pytest.raises(BadInput, match="is a run of model in-memory:LlamaForCausalLM, not tiny"):
         open_run(tmp_path / "run", model="tiny")
     with pytest.raises(BadInput, match="in-memory task: pass it to open_run"):
         open_run(tmp_path / "run", model=tiny.model, tokenizer=tiny.tokenizer).choose_plan()

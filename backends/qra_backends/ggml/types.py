@@ -55,7 +55,6 @@ class GGMLType:
 
     @property
     def code_bits(self) -> int:
-        """Bits of a code."""
         return sum(plane.bits for plane in self.planes)
 
     def bytes(self, out_features: int, in_features: int) -> int:

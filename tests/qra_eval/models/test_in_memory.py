@@ -132,7 +132,7 @@ def with_adapters(model: Any) -> Any:
     [
         (quantized, "quantized already"),
         (with_integers, "quantized already"),
-        (in_training, "being trained"),
+        (in_training, "finish its training"),
         (with_adapters, "has adapters"),
         (lambda model: with_adapters(model).base_model.model, "has adapters"),
         (lambda model: model.model, "without a head"),

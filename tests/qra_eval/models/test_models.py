@@ -84,7 +84,7 @@ CANNOT = "cannot be loaded \\(.*save it again, as safetensors"
         (lambda folder: set_config(folder, num_hidden_layers=5), "tensors of a Llama.*, such as model.layers."),
         (remove_tensor, "lacks 1 tensors of a .*layers.1.mlp.up_proj"),
         (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "quantized already"),
-        (bring_code, "runs only with trust_remote_code"),
+        (bring_code, "pass trust_remote_code"),
     ],
 )
 def test_a_damaged_or_unfit_folder_is_refused_in_one_line(folder, damage, why):

@@ -48,12 +48,12 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
     )
     run = tmp_path / "run"
     evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
-    with pytest.raises(ValueError, match="runs only with trust_remote_code"):
+    with pytest.raises(ValueError, match="pass trust_remote_code"):
         qra_eval.load(run)
     loaded, _ = qra_eval.load(run, device="cpu", trust_remote_code=True)
     assert type(loaded.get_base_model()).__name__ == "MineForCausalLM"
     RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust="false"))
-    with pytest.raises(ValueError, match="runs only with trust_remote_code"):
+    with pytest.raises(ValueError, match="pass trust_remote_code"):
         TunedRun(run)
     RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust="true"))
     exported = TunedRun(run)

@@ -107,18 +107,18 @@ def test_sensitivities_are_stored_by_content_and_charged_as_measured(measured, m
     monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: pytest.fail("it was measured again"))
     assert evaluator.sensitivities().to_dict() == sensitivities.to_dict()
     assert evaluator.estimate()["sensitivities_seconds"] == 0.0
-    cache.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
+    cache.get_sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
     monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: sensitivities)
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
-        and cache.sensitivities_file(evaluator.tuner).stat().st_size > 100
+        and cache.get_sensitivities_file(evaluator.tuner).stat().st_size > 100
     )
 
 
 def test_the_same_weights_under_a_config_that_computes_otherwise_have_other_codes_and_another_prior(tmp_path):
     def names(folder):
         made = tiny_evaluator(tmp_path / "bank", model=str(folder))
-        return made.quantized_model.identity, cache.sensitivities_file(made.tuner).name
+        return made.quantized_model.identity, cache.get_sensitivities_file(made.tuner).name
 
     first, second = tmp_path / "first", tmp_path / "second"
     loaded = load_model("tiny")

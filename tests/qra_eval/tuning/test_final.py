@@ -132,7 +132,7 @@ def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
 
 def test_answers_that_are_not_scored_are_said_in_the_terminal_and_in_the_record(evaluator, monkeypatch, caplog):
     monkeypatch.setattr(evaluator.quantized_model, "keeps_dequantized", False)
-    untuned = evaluator.untuned()
+    untuned = evaluator.measure_untuned()
     assert untuned.unscored in caplog.text and "do not fit into memory" in untuned.unscored
     assert untuned.row_scores == {} and len(untuned.row_nats) == 4
 
