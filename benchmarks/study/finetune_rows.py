@@ -70,7 +70,9 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
     if row.is_ours:
         bits = [row.bits] if row.budget is None else plans["bits"]
         ranks = plans["ranks"] if row.rank is None else [row.rank]
-        quantization = QuantizationConfig(backend=plans["backend"], embeddings=plans["embeddings"])
+        quantization = QuantizationConfig(
+            **{name: plans[name] for name in ("backend", "embeddings", "calibration") if name in plans}
+        )
     else:
         bits, ranks = [4, UNQUANTIZED_BITS], [0, row.rank or 0]
         quantization = QuantizationConfig(backend=NF4, embeddings=UNQUANTIZED_BITS)

@@ -19,7 +19,8 @@ Lines = dict[int, dict[str, Any]]
 
 
 def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference: str = REFERENCE) -> list[str]:
-    """A Markdown table of a task and model: each row beside that of a name with the same settings and seeds."""
+    """A Markdown table of a task and model: each row beside that of a name with the same settings and seeds. Rows of
+    the usual settings come first."""
     defaults, _ = read_settings()
     rows: dict[tuple[str, str], Lines] = {}
     for line in lines:
@@ -29,7 +30,10 @@ def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference
     beside = (f"points beside {reference}", "test loss", f"loss beside {reference}")
     return make_markdown_table(
         ("row", "MiB", "seeds", "right", *beside, "minutes"),
-        (row_cells(row + changes, some, rows.get((reference, changes), {})) for (row, changes), some in rows.items()),
+        (
+            row_cells(row + changes, some, rows.get((reference, changes), {}))
+            for (row, changes), some in sorted(rows.items(), key=lambda item: bool(item[0][1]))
+        ),
     )
 
 
