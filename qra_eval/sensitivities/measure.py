@@ -232,7 +232,7 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
 
     On the size of a group (the mean logarithm of its figures), the level beside that size, and the kind. Intercepts of
     kinds are drawn to their common mean, so that a kind with odd probes does not run away, and the ratio of a group's
-    levels to that of its figures, which it nearly is (docs/study.md).
+    levels to that of its figures: on SmolLM2 KL over figure is 1.13 at 1 bit, and 0.96 to 0.85 from 1.5 to 4 bits.
     """
     floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))

@@ -281,7 +281,7 @@ class Run:
             for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
                 place, py, _ = name.partition(".py:")
                 if self.folder.has_run and name.startswith("/") and not Path(place + py.rstrip(":")).exists():
-                    raise BadInput(f"{self.path} is a run of {name}, which is gone: put it back, or plan anew")
+                    raise BadInput(f"{self.path} needs {name}, which no longer exists: restore it, or plan again")
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress

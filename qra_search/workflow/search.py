@@ -88,7 +88,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
     if sensitivities is not None:
-        listener.say("resumed: the sensitivities were measured before")
+        listener.say("resumed: the sensitivities are already measured")
     elif (sensitivities := evaluator.sensitivities()) is None:
         raise BadInput(
             f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
@@ -167,7 +167,7 @@ def _describe_start(study: Study, listener: Listener) -> None:
             + (f"; {running} interrupted evaluation(s) run again" if running else "")
         )
     elif state.sensitivities is not None:
-        listener.say("resumed: the sensitivities were measured before, no plan was evaluated yet")
+        listener.say("resumed: the sensitivities are already measured, no plan was evaluated yet")
     budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
     listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
     report_rows(evaluator, listener)

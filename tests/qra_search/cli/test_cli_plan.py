@@ -49,7 +49,7 @@ def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_p
     on = qra("search", tmp_path / "a", "--evaluations", 8)
     assert on.status == 0, on.err
     assert "what it costs: " in on.err and "what it may gain: " in on.err
-    assert "resumed: the sensitivities were measured before, no plan was evaluated yet" in on.err
+    assert "resumed: the sensitivities are already measured, no plan was evaluated yet" in on.err
     alone = qra("search", *MODULES, "--memory", "uniform3r8", "-n", 8, "--out", tmp_path / "b")
     assert alone.status == 0 and "resumed" not in alone.err
     logs = []

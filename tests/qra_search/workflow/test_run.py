@@ -228,7 +228,7 @@ def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> N
     metric.unlink()
     with (
         Run(tmp_path / "a", config) as made,
-        pytest.raises(BadInput, match="a is a run of .*slots.py:f, which is gone"),
+        pytest.raises(BadInput, match="a needs .*slots.py:f, which no longer exists"),
     ):
         made.search(evaluations=4)
 
