@@ -97,6 +97,11 @@ def unsupported_reason(name: str, family: str) -> str | None:
     return None
 
 
+def advise_replan(name: str) -> str:
+    """What is possible with a run that an engine cannot hold."""
+    return f"export as merged, or plan anew by `qra plan --engine {name}`, which predicts its loss in minutes"
+
+
 def serve_command(engine: str, out: Path) -> str:
     file = out / "adapter" / "adapter_config.json"
     config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}

@@ -14,7 +14,7 @@ from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
 from qra_eval.export.peft import select_unsearched, write_adapter, write_config
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_search.engines import FUSED
+from qra_search.engines import FUSED, advise_replan
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.levels import LevelName
 
@@ -37,15 +37,14 @@ class CompressedTensorsExporter(Exporter):
         uneven, reasons = list_uneven_shards(run), []
         if others:
             reasons.append(
-                f"{len(others)} weights are stored in another way, such as {others[0]}: search with --engine vllm, or "
-                "export as merged"
+                f"{len(others)} weights are stored in another way, such as {others[0]}: {advise_replan('vllm')}"
             )
         if not run.is_plain():
             reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
         if uneven:
             reasons.append(
                 f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
-                "load: search with --engine vllm, which chooses for the shards together"
+                "load: plan anew by `qra plan --engine vllm`, which chooses for the shards together"
             )
         return reasons
 

@@ -14,6 +14,7 @@ from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import add_hyperparameters, find_family, list_family_issues, list_family_notes
+from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"
@@ -37,8 +38,8 @@ class GGUFExporter(Exporter):
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
             reasons.append(
-                f"{len(others)} weights are not stored in llama.cpp's types, such as {others[0]}: search with --engine "
-                "llama.cpp, or export as merged"
+                f"{len(others)} weights are not stored in llama.cpp's types, such as {others[0]}: "
+                + advise_replan("llama.cpp")
             )
         return reasons
 

@@ -21,7 +21,7 @@ from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
-from qra_search.engines import fit_rank, serve_command
+from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.serialization import PLAN_NAME
@@ -92,7 +92,7 @@ class VLLMExporter(PEFTExporter):
         try:
             fit_rank(VLLM, run.largest_rank)
         except ValueError as error:
-            reasons.append(f"{error}: search with --engine {VLLM}, or export as merged")
+            reasons.append(f"{error}: {advise_replan(VLLM)}")
         return reasons
 
     def write(self, run: TunedRun, out: Path) -> Exported:

@@ -222,11 +222,11 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     ranks = np.array(space.ranks, dtype=float)
     damage = _draw_group_damage(space, granularity, layer, layers, rng)
     power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
-    repaired = measured.compute_remaining_damage(ranks[None, :], power[:, None])[:, None, :]
+    repaired = ((1.0 + ranks / measured.REPAIR_RANK) ** -power[:, None])[:, None, :]
     floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
-    gain = (weight / weight.sum())[:, None] * measured.compute_rank_gain(ranks)[None, :]
+    gain = (weight / weight.sum())[:, None] * (measured.GAIN * ranks / (ranks + measured.GAIN_RANK))
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return Tables(
         damage=damage,

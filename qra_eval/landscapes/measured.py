@@ -80,13 +80,3 @@ def compute_kind_shares(bits: int) -> dict[str, float]:
     losses = KIND_LOSS_2 if bits <= 2 else KIND_LOSS_3
     total = sum(losses.values()) - len(losses) * UNTUNED
     return {kind: (loss - UNTUNED) / total for kind, loss in losses.items()}
-
-
-def compute_rank_gain(rank: np.ndarray) -> np.ndarray:
-    """Fall of the loss in nats if every group had this rank and nothing were quantized."""
-    return GAIN * rank / (rank + GAIN_RANK)
-
-
-def compute_remaining_damage(rank: np.ndarray, power: np.ndarray) -> np.ndarray:
-    """Share of the untuned damage that is left after tuning at this rank; 1 without an adapter."""
-    return (1.0 + rank / REPAIR_RANK) ** -power

@@ -161,11 +161,6 @@ def wrap_linears(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLin
     return wrapped
 
 
-def unwrap_linears(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
-    for name, wrapper in wrapped.items():
-        model.set_submodule(name, wrapper.linear)
-
-
 def draw_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int) -> tuple[Tensor, Tensor]:
     """A (max_rank, in), Kaiming-uniform, and B (out, max_rank), zero, both float32.
 
@@ -218,16 +213,6 @@ def get_named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Para
         for side, factor in (("lora_A", w.lora_A), ("lora_B", w.lora_B))
         if factor is not None
     }
-
-
-def list_factors(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
-    return list(get_named_factors(wrapped).values())
-
-
-def round_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
-    """Round the factors to the dtype in which they are saved."""
-    for parameter in list_factors(wrapped):
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
 def cast_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:

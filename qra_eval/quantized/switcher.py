@@ -195,7 +195,7 @@ class PlanSwitcher:
     def release_model(self) -> Iterator[None]:
         """Nothing of the model on the device but adapters; bases are gone afterwards."""
         self._remove_base_weights()
-        own = {id(factor) for factor in adapters.list_factors(self.wrapped)}
+        own = {id(factor) for factor in adapters.get_named_factors(self.wrapped).values()}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
         for tensor, _ in moved:
@@ -223,7 +223,8 @@ class PlanSwitcher:
         if self._wrapped is not None:
             self._remove_base_weights()
             uninstall_tables(self.model)
-            adapters.unwrap_linears(self.model, self._wrapped)
+            for name, wrapper in self._wrapped.items():
+                self.model.set_submodule(name, wrapper.linear)
 
     def _remove_base_weights(self) -> None:
         for base in self._places.values():

@@ -128,7 +128,8 @@ class FineTuner:
                 callback=callback,
                 processes=processes,
             )
-        adapters.round_factors(self.switcher.wrapped, ADAPTER_DTYPE)
+        for factor in adapters.get_named_factors(self.switcher.wrapped).values():
+            factor.data = factor.data.to(ADAPTER_DTYPE).to(factor.dtype)  # as they are saved
         return trained
 
     def measure_loss(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qra_search.bench.cell import build_task, list_task_budgets, parse_strategy, run_cell
-from qra_search.bench.run import Progress, read_rows, run_benchmark
+from qra_search.bench.run import read_rows, run_benchmark
 from qra_search.bench.tables import write_tables
 
 __all__ = [
-    "Progress", "build_task", "parse_strategy", "read_rows", "run_benchmark", "run_cell",
+    "build_task", "parse_strategy", "read_rows", "run_benchmark", "run_cell",
     "list_task_budgets", "write_tables",
 ]  # fmt: skip

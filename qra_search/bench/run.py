@@ -10,10 +10,9 @@ import os
 import platform
 import subprocess
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +26,24 @@ REFERENCES = "references"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", DISTRIBUTION)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a benchmark did: cells run now, of which `failed`, and cells found done."""
-
-    ran: int
-    failed: int
-    skipped: int
-
-
 def run_benchmark(
     tasks: Sequence[str],
     strategies: Sequence[str],
-    seeds: int | Iterable[int],
+    seeds: Sequence[int],
     evaluations: float,
     out: str | Path,
     workers: int = 2,
     *,
     progress: Callable[[str], None] | None = None,
-) -> Progress:
+) -> tuple[int, int]:
     """Run every cell that `out/raw.jsonl` does not hold yet, and those that failed once more.
+
+    Returns how many cells ran, and how many of these failed.
 
     Args:
         tasks: names for `build_task`.
         strategies: texts for `parse_strategy`.
-        seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
+        seeds: each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
         workers: processes, each with one thread.
         progress: is given one line for every finished cell.
@@ -60,16 +52,15 @@ def run_benchmark(
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """
     labels = {text: make_strategy_label(text) for text in strategies if parse_strategy(text)}
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in tasks:
-        build_task(task, chosen[0]).close()
+        build_task(task, seeds[0]).close()
     if not 1 <= evaluations < math.inf:
         raise BadInput(f"evaluations is {evaluations:g}: a finite number of at least 1 is needed")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that its reference is found once and then read.
-    wanted = [(task, s, seed) for task in tasks for seed in chosen for s in strategies]
+    wanted = [(task, s, seed) for task in tasks for seed in seeds for s in strategies]
     todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are finished, {len(todo)} left")
@@ -91,7 +82,7 @@ def run_benchmark(
         finally:
             for future in flying:
                 future.cancel()  # after an interrupt: what was not begun is not waited for
-    return Progress(len(todo), failed, len(wanted) - len(todo))
+    return len(todo), failed
 
 
 def read_rows(out: str | Path) -> list[dict[str, Any]]:

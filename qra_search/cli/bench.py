@@ -44,7 +44,7 @@ def bench(
     console = common.stderr()
     say = (lambda line: None) if as_json else (lambda line: console.print(line, markup=False, soft_wrap=True))
     with convert_to_bad_input():
-        done = run_benchmark(
+        ran, failed = run_benchmark(
             tasks or TASKS, names or STRATEGIES, _read_seeds(seeds), evaluations, out, workers, progress=say
         )
         tables = write_tables(out)
@@ -53,8 +53,8 @@ def bench(
     else:
         print((out / "tables.md").read_text())
         print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
-    if done.failed:
-        raise RunFailed(f"{done.failed} of {done.ran} cells failed (errors above): run the same command to retry them")
+    if failed:
+        raise RunFailed(f"{failed} of {ran} cells failed (errors above): run the same command to retry them")
 
 
 def _read_seeds(text: str) -> list[int]:

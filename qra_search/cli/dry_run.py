@@ -14,11 +14,13 @@ from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import convert_to_bad_input
 from qra_search.report.formatting import format_engine, format_time
+from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import describe_rows, describe_run, format_cost
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
+from qra_search.workflow.finetune import count_recorded
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import check_tracker
 from qra_search.workflow.tunings import Tunings
@@ -34,6 +36,7 @@ def print_dry_run(
     *,
     track: Sequence[str] = (),
     tunings: Tunings | None = None,
+    run: RunFolder | None = None,
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
@@ -42,6 +45,7 @@ def print_dry_run(
     Args:
         track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
+        run: whose plan would be tuned; its records cost nothing.
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     with convert_to_bad_input():
@@ -54,7 +58,9 @@ def print_dry_run(
         facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
         if tunings is not None:
             check_tunes(evaluator, config)
-            facts["tunings"] = {"plans": [plan.to_dict() for plan in tunings.plans], "seeds": len(tunings.seeds)}
+            recorded = 0 if run is None else count_recorded(evaluator, config, run, tunings)
+            plans = [plan.to_dict() for plan in tunings.plans]
+            facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
     if as_json:
         common.print_json(facts)
         return
@@ -122,9 +128,12 @@ def _list_cost_rows(
         each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
         plans, seeds = len(tunings.plans), len(tunings.seeds)
         counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
-        yield "tunings", f"{len(tunings)}, of {each} each: {counts}"
+        recorded = facts["tunings"]["recorded"]
+        done = f"; {recorded} of them are recorded" if recorded else ""
+        yield "tunings", f"{len(tunings)}, of {each} each: {counts}{done}"
         if (seconds := estimate.get("tuning_seconds")) is not None:
-            yield "time", f"about {format_time(len(tunings) * seconds)} ({format_time(seconds)} a tuning)"
+            left = len(tunings) - recorded
+            yield "time", f"about {format_time(left * seconds)} ({format_time(seconds)} a tuning)" if left else "none"
     else:
         if is_search:
             yield "evaluations", format_cost(facts["evaluations"], estimate.get("sensitivities_charge", 0.0))

@@ -8,9 +8,8 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import is_follower
-from qra_search.report.finding import summarize_run
 from qra_search.report.live import make_view
-from qra_search.report.tables import make_tuned_table
+from qra_search.report.tables import render_comparison
 from qra_search.report.terminal import print_next_steps, print_samples
 from qra_search.runs.comparison import Comparison
 from qra_search.space.budgets import check_budget_text
@@ -71,7 +70,7 @@ def finetune(
         if dry_run:
             settings, tunings = change_settings(opened.config, **changes), select_tunings(opened.folder, plan, **asked)
             if not is_follower():
-                print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
+                print_dry_run(settings, view, track=track or (), tunings=tunings, run=opened.folder, as_json=as_json)
             return
         comparison = opened.finetune(
             plan, **asked, **changes, rates=chosen_from, track=track or (), progress=view, check=False
@@ -87,8 +86,7 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next."""
     console = common.stdout()
     console.print()
-    console.print(f"{summarize_run(run.result, comparison)}\n", style="bold", highlight=False, markup=False)
-    console.print(make_tuned_table(comparison))
+    console.print(render_comparison(comparison))
     print_samples(console, comparison.chosen.samples)
     console.print()
     print_next_steps(console, run.folder, run.result, comparison)

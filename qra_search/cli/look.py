@@ -149,7 +149,7 @@ def runs(
 
 def _describe_run(run: RunData) -> dict[str, Any]:
     """How far a run is and what it found, as plain data."""
-    result, found, planned = run.result, run.finding, run.max_evaluations
+    result, found, planned = run.result, run.finding, run.identity.get("evaluations")
     baseline = found.baseline if found else None
     return {
         "run": run.folder,

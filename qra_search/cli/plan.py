@@ -65,7 +65,7 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
             continue
         weight = f"{bits_per_weight(space, budget):.2f} bits a weight"
         console.print(f"\nWithin [bold]{format_bytes(budget)}[/] ({weight})\n")
-        console.print(make_allocation_table(allocation, space))
+        console.print(make_allocation_table(allocation, result))
     if sensitivities is not None and sensitivities.seconds:
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.format_time(sensitivities.seconds)}."

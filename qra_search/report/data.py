@@ -13,7 +13,7 @@ from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.report.finding import Finding, find_result
+from qra_search.report.finding import Finding, find_evaluated
 from qra_search.report.formatting import format_role_label
 from qra_search.report.live import BestSoFar
 from qra_search.runs.comparison import Comparison, classify_record
@@ -69,14 +69,9 @@ class RunData:
         records = tuple(run.records())
         return cls(str(run.path), run.name, result, run.identity(), config, records, run.comparison())
 
-    @property
-    def max_evaluations(self) -> float | None:
-        """Evaluations that the search may spend; None if nothing says it."""
-        return self.identity.get("evaluations")
-
     @cached_property
     def finding(self) -> Finding | None:
-        return find_result(self.result, self.comparison)
+        return self.comparison or find_evaluated(self.result)
 
     @cached_property
     def curves(self) -> list[Curve]:

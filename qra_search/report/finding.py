@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
 from qra_search.report.formatting import (
     format_change,
@@ -31,16 +32,9 @@ Finding = Comparison | UniformComparison
 """A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
 
 
-def find_result(
-    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
-) -> Finding | None:
-    """What was found, on test data if a plan was tuned; None if nothing that fits was evaluated.
-
-    Args:
-        budget_bytes: of what was evaluated; default: the run's largest.
-    """
-    if comparison is not None:
-        return comparison
+def find_evaluated(result: SearchResult, budget_bytes: int | None = None) -> UniformComparison | None:
+    """What was found on validation data within a budget (default: the largest); None if nothing that fits was
+    evaluated."""
     evaluated = result.comparison(budget_bytes)
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
@@ -50,17 +44,19 @@ def summarize_run(result: SearchResult, comparison: Comparison | None = None, bu
 
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
     """
-    found = find_result(result, comparison, budget_bytes)
+    if comparison is not None:
+        return summarize_comparison(comparison)
+    found = find_evaluated(result, budget_bytes)
     if found is not None:
-        text = _describe(found, result.space) if comparison is None else summarize_comparison(comparison)
-        return text + _next_uniform_text(result, found.chosen.plan, found.budget_bytes)
+        text = _describe(found, result.space)
+        return text + _next_uniform_text(result.space, result.sensitivities, found.chosen.plan, found.budget_bytes)
     if result.failures() and not result.candidates:
         return NOTHING
     allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
     if allocation is None:
         return NOTHING
     text = describe_allocation(allocation, result.space)
-    above = _next_uniform_text(result, allocation.plan, allocation.budget_bytes)
+    above = _next_uniform_text(result.space, result.sensitivities, allocation.plan, allocation.budget_bytes)
     return f"{text}{above} {_describe_missing(result).capitalize()}."
 
 
@@ -73,7 +69,7 @@ def write_verdict(result: SearchResult, comparison: Comparison | None = None) ->
         own = _format_figure(comparison.chosen, metric, " right" if metric in RIGHT else "")
         name = "" if metric in RIGHT else f"{format_metric_name(metric) or 'test loss'} ".capitalize()
         return fault or f"{name}{own}{other}"
-    found = find_result(result)
+    found = find_evaluated(result)
     if found is not None:
         return f"Validation loss {format_loss(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
     allocation = result.allocation() if result.has_budget_or_candidates else None
@@ -96,7 +92,9 @@ def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
 
 def summarize_comparison(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
-    return " ".join([*_list_faults(comparison), _describe(comparison, comparison.space), *_judge_shuffle(comparison)])
+    space, plan = comparison.space, comparison.chosen.plan
+    text = " ".join([*_list_faults(comparison), _describe(comparison, space), *_judge_shuffle(comparison)])
+    return text + _next_uniform_text(space, comparison.sensitivities, plan, comparison.budget_bytes)
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -143,16 +141,15 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
 
 
-def _next_uniform_text(result: SearchResult, plan: Plan, budget_bytes: int) -> str:
+def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int) -> str:
     """The cheapest uniform plan above a budget: what a plan gains should not depend on where the budget falls."""
-    space = result.space
     above = space.uniform_plans()[len(space.uniform_plans(budget_bytes)) :]
     if not above:
         return ""
-    (other,) = predict_uniform(space, build_additive_table(space, result.sensitivities), plan, above[:1])
+    (other,) = predict_uniform(space, build_additive_table(space, known), plan, above[:1])
     name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
     text = f" The next uniform plan, {name}, takes {more} more than the budget"
-    if result.sensitivities is None:
+    if known is None:
         return f"{text}."
     low, high = other.interval
     chance = f", {CHANCE}" if low <= 0 <= high else ""

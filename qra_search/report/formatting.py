@@ -75,8 +75,8 @@ def format_pair(low: float, high: float) -> tuple[str, str]:
 
 def format_change(change: LossChange) -> str:
     """A change of a loss with its interval: `−16.4% (−20.1 to −12.7)`."""
-    share = format_percent(change.share, "+")
-    return f"{share}, no interval" if change.interval is None else f"{share} ({format_interval(change.interval)})"
+    share, ends = format_change_parts(change)
+    return f"{share} ({ends})" if ends else f"{share}, no interval"
 
 
 def format_change_cell(change: LossChange | None) -> str:
@@ -87,9 +87,11 @@ def format_change_cell(change: LossChange | None) -> str:
     return f"{text[:-1]}, chance)" if change.may_be_chance else text
 
 
-def format_interval(interval: Interval) -> str:
-    """The ends of a change's interval, in percent: `−20.1 to −12.7`."""
-    return " to ".join(format_percent(end, "+").removesuffix("%") for end in interval)
+def format_change_parts(change: LossChange) -> tuple[str, str]:
+    """A change and its interval, empty if there is none, with the digits that tell a small change from zero."""
+    digits = next((n for n in range(1, 5) if round(100 * change.share, n)), 1)
+    ends = (format_percent(end, "+", digits).removesuffix("%") for end in change.interval or ())
+    return format_percent(change.share, "+", digits), " to ".join(ends)
 
 
 def format_metric_name(name: str) -> str:
@@ -111,9 +113,9 @@ def format_metric_parts(name: str, value: float, interval: Interval | None) -> t
     return f"{value:.4g}", f"{low:.4g} to {high:.4g}" if interval else ""
 
 
-def format_percent(share: float, sign: str = "-") -> str:
+def format_percent(share: float, sign: str = "-", digits: int = 1) -> str:
     """A share as a percentage: `16.4%`, `−0.3%`; `+16.4%` with the sign `+`."""
-    return f"{100 * share:{sign}.1f}%".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * share:{sign}.{digits}f}%".replace("-", "\N{MINUS SIGN}")
 
 
 def format_time(seconds: float) -> str:

@@ -22,12 +22,11 @@ from qra_search.report.figures.canvas import to_svg
 from qra_search.report.figures.charts import draw_figures
 from qra_search.report.finding import summarize_run, write_verdict
 from qra_search.report.formatting import (
+    format_change_parts,
     format_evaluations,
-    format_interval,
     format_metric,
     format_metric_name,
     format_metric_parts,
-    format_percent,
     format_plan,
     format_time,
 )
@@ -104,12 +103,13 @@ def _make_view(run: RunData, key: str) -> dict[str, Any]:
     """A run with its charts and all else that the template cannot get from it."""
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     sentence, result = summarize_run(run.result, run.comparison), run.result
+    verdict = write_verdict(result, run.comparison)
     charts = {name: _render_chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
     return {
         "run": run,
         "where": _describe_model_and_task(run),
-        "verdict": write_verdict(result, run.comparison),
-        "headline": sentence,
+        "verdict": verdict,
+        "finding": sentence.removeprefix(verdict).strip(),
         "allocation": result.allocation() if result.memory_budgets else None,
         "layout": arrange_groups(result.space),
         "facts": _list_key_figures(run),
@@ -153,9 +153,9 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
         share = f"{found.chosen.memory_bytes / whole:.0%} of the model in 16 bits"
         items.append(("Size", format_bytes(found.chosen.memory_bytes), share))
         if found.baseline is not None and found.change is not None:
-            change, name = found.change, format_plan(found.baseline.plan, result.space)
-            interval = "" if change.interval is None else f", {format_interval(change.interval)}"
-            items.append(("Against uniform", format_percent(change.share, "+"), f"{found.data} loss{interval}; {name}"))
+            share, ends = format_change_parts(found.change)
+            name = format_plan(found.baseline.plan, result.space)
+            items.append(("Against uniform", share, f"{found.data} loss{ends and f', {ends}'}; {name}"))
     if result.trials:
         failed = f", {len(result.failures())} failed" if result.failures() else ""
         plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from qra_search.allocate.solve import Allocation
+from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report.data import RunData
 from qra_search.report.finding import summarize_comparison, summarize_run
@@ -26,6 +26,7 @@ from qra_search.report.formatting import (
     format_time,
 )
 from qra_search.report.table import TextTable
+from qra_search.runs.baselines import can_shuffle, shuffle_plan
 from qra_search.runs.comparison import Comparison, compare_losses
 from qra_search.runs.intervals import mean_interval
 from qra_search.space.memory import format_bytes
@@ -97,24 +98,31 @@ def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None
     return f"{name}, seed {record.seed}: {losses}, {format_bytes(record.memory_bytes)}, {format_time(record.seconds)}"
 
 
-def make_allocation_table(allocation: Allocation, space: SearchSpace) -> TextTable:
-    """The allocated plan, and every uniform plan that fits, by predicted loss."""
-    rows = [("plan: " + format_plan(allocation.plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
-    for other in sorted(allocation.uniform, key=lambda u: (u.gain, u.memory_bytes)):
+def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextTable:
+    """The allocated plan, every uniform plan that fits, and the plan shuffled, by predicted loss."""
+    space, plan = result.space, allocation.plan
+    shuffled = [shuffle_plan(space, plan)] if can_shuffle(space, plan) else []
+    others = [*allocation.uniform]
+    others += predict_uniform(space, build_additive_table(space, result.sensitivities), plan, shuffled)
+    rows = [("plan: " + format_plan(plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
+    for other in sorted(others, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
-        same = other.plan == allocation.plan
+        same = other.plan == plan
         rows.append((
-            format_plan(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
+            "shuffled" if other.plan in shuffled else format_plan(other.plan, space),
+            format_bytes(other.memory_bytes), f"{other.gain:.3f}",
             "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.is_certain else "chance",
         ))  # fmt: skip
     notes = []
     if len(rows) > 1:
         notes.append("Gain: by how many nats of loss the plan is predicted to end lower, after a short tuning.")
     if any(row[3] for row in rows):
-        notes.append("These intervals, meant to hold 90%, held 95% of the differences in seventeen recorded searches.")
+        notes.append("These intervals, meant to hold 90%, held 95% of those to uniform plans in seventeen searches.")
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
-    least, of_groups = min(space.ranks), zip(space.groups, allocation.plan.ranks, strict=True)
+    if shuffled:
+        notes.append("Shuffled: the plan's choices on other linears of the same shape; --against shuffled tunes it.")
+    least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
     ranks = [rank for group, rank in of_groups if not group.is_embedding]
     if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
         notes.append(f"Nearly all ranks are {least}: predictions hardly tell ranks apart, so the bytes go to bits.")
@@ -182,7 +190,7 @@ def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str]
     for run in runs:
         found = run.finding
         baseline = found.baseline if found else None
-        planned = "" if run.max_evaluations is None else f" of {format_evaluations(run.max_evaluations)}"
+        planned = f" of {format_evaluations(count)}" if (count := run.identity.get("evaluations")) else ""
         rows.append((
             f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
             format_bytes(found.budget_bytes) if found else "–",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
+from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.baselines import is_shuffled
 from qra_search.runs.intervals import TWO_SIDED, Interval, bootstrap_log_ratio, mean_interval, standard_error
@@ -86,6 +87,7 @@ class Comparison(Shown):
     Attributes:
         budget_bytes: that plans keep to, but for the last two; never less than the plan's own bytes.
         tunings: cheapest first.
+        sensitivities: that predict the next uniform plan above the budget; None: its loss is not predicted.
     """
 
     shown_by = "render_comparison"
@@ -93,6 +95,7 @@ class Comparison(Shown):
     space: SearchSpace
     budget_bytes: int
     tunings: tuple[TunedPlan, ...]
+    sensitivities: Sensitivities | None = None
 
     def find_role(self, role: str) -> TunedPlan | None:
         """The tuning of lowest test loss in a role; None if there is none. A uniform plan is a baseline of itself."""
@@ -143,12 +146,14 @@ def compare(
     plan: Plan,
     budget_bytes: int,
     settings: Mapping[str, Any] | None = None,
+    sensitivities: Sensitivities | None = None,
 ) -> Comparison | None:
     """The comparison of a plan with what was tuned alike; None if the plan was not tuned.
 
     Args:
         budget_bytes: that other plans keep to; at least the plan's own bytes count.
         settings: of the tunings; default: those of the plan's last record.
+        sensitivities: as of `Comparison`.
     """
     own = [record for record in records if record.plan == plan and not record.is_untuned]
     if settings is None:
@@ -166,7 +171,8 @@ def compare(
         role = classify_record(same[0], space, plan)
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
             tunings.append(TunedPlan.from_seeds(role, same))
-    return Comparison(space, budget_bytes, tuple(sorted(tunings, key=lambda t: (t.memory_bytes, t.loss))))
+    tunings.sort(key=lambda t: (t.memory_bytes, t.loss))
+    return Comparison(space, budget_bytes, tuple(tunings), sensitivities)
 
 
 def select_tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> Plan | None:

@@ -199,7 +199,9 @@ class RunFolder:
             plan = select_tuned_plan(records, result.space, self.plan())
         if budget_bytes is None:
             budget_bytes = max(result.memory_budgets, default=0)
-        return None if plan is None else compare(records, result.space, plan, budget_bytes)
+        if plan is None:
+            return None
+        return compare(records, result.space, plan, budget_bytes, sensitivities=result.sensitivities)
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:
         """The folder of a finished tuning with an adapter.

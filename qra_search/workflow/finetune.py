@@ -56,6 +56,14 @@ def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
 
 
+def count_recorded(evaluator: Evaluator, config: RunConfig, folder: RunFolder, tunings: Tunings) -> int:
+    """How many of a run's tunings are finished, by an evaluator that need not have read the model's weights."""
+    settings = collect_tuning_settings(config, evaluator)
+    settings["evaluator"] |= {name: value for name, value in folder.identity().items() if name == "weights"}
+    ids = (tuning_id(plan, seed, settings) for seed, plan in tunings)
+    return sum(folder.tuning(id).record() is not None for id in ids)
+
+
 def tune_missing(
     evaluator: Evaluator,
     config: RunConfig,
@@ -122,7 +130,8 @@ def tune_missing(
     finally:
         if folder.records():
             write_report(folder, result)
-    comparison = compare(folder.records(), result.space, tunings.plan, tunings.budget_bytes, settings)
+    budget = tunings.budget_bytes
+    comparison = compare(folder.records(), result.space, tunings.plan, budget, settings, result.sensitivities)
     assert comparison is not None  # the plan's record is there
     return comparison
 

@@ -64,8 +64,9 @@ def make_settings(
         raise wrong_type("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
     paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data, "task.metrics": task.metrics}
-    absolute = {field: _make_absolute(path) for field, path in paths.items() if path is not None}
-    changed = {field: path for field, path in absolute.items() if path != paths[field]}
+    changed = {field: path for field, given in paths.items() if (path := _make_absolute(given)) != given}
+    if (cache := made.quantization.cache) is not None and not Path(cache).is_absolute():
+        changed["quantization.cache"] = str(Path(cache).absolute())
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
 
 

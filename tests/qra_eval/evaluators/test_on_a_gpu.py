@@ -21,7 +21,7 @@ from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
-from qra_eval.quantized.adapters import list_factors
+from qra_eval.quantized.adapters import get_named_factors
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.passes import sample_labels
 from qra_eval.sensitivities import measure
@@ -67,7 +67,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
         assert all(place(weight) == CPU for weight in own), "beside the plan in place"
         assert evaluator.tuner.model.device == CUDA  # where users send their tokens
         assert not evaluator.tune(plan, folder=tmp_path / "run").reload_error
-        factors = list_factors(evaluator.tuner.switcher.wrapped)
+        factors = list(get_named_factors(evaluator.tuner.switcher.wrapped).values())
         assert held == [sum(p.nbytes for p in factors)], "adapters alone meanwhile"
         reloaded, _ = qra_eval.load(tmp_path / "run")  # which takes a GPU if there is one
         assert {place(tensor) for tensor in [*reloaded.parameters(), *reloaded.buffers()]} <= {

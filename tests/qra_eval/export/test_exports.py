@@ -25,9 +25,9 @@ IDS = torch.arange(40, 64)[None]
 @pytest.mark.parametrize(
     ("run", "format", "why"),
     [
-        (("llama", "compressed-tensors"), "gguf", "search with --engine llama.cpp, or export as merged"),
-        (("llama",), "compressed-tensors", "search with --engine vllm, or export as merged"),
-        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* search with --engine vllm"),
+        (("llama", "compressed-tensors"), "gguf", "merged, or plan anew by `qra plan --engine llama.cpp`"),
+        (("llama",), "compressed-tensors", "merged, or plan anew by `qra plan --engine vllm`"),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* `qra plan --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),

@@ -52,7 +52,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
     assert str(failed.value) == f"out of memory: {FULL}"
     # As it was; without weights kept ready; of 2 rows; of 1; with activations made again.
     assert len(graphs) == 5 and not any(graph() for graph in graphs), "the error keeps the graph of the failed step"
-    assert not adapters.list_factors(evaluator.tuner.switcher.wrapped)
+    assert not adapters.get_named_factors(evaluator.tuner.switcher.wrapped)
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 
 

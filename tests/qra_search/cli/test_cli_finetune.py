@@ -274,6 +274,10 @@ def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
     short = qra(*mixed, "--steps", 5, "--seeds", 3, "--with-16-bit", "--dry-run")
     assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
     assert "about 9 min 00 s (1 min 00 s a tuning)" in short.out
+    for seeds, left in ((1, "none"), (2, "about 2 min 00 s (1 min 00 s a tuning)")):
+        assert qra(*mixed).status == 0
+        again = qra(*mixed, "--seeds", seeds, "--dry-run")
+        assert "2 of them are recorded" in again.out and f"time {left}" in " ".join(again.out.split())
     refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
     assert refused.status == 2 and "none.json does not exist" in refused.err
 

@@ -126,6 +126,13 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     assert "best uniform plan: 40.0%" in text
 
 
+def test_a_sentence_of_the_heading_is_not_said_again_below_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "s", evaluations=8)
+    add_tunings(run, seeds=1, samples=({"prompt": "a", "wanted": "b", "before": "c", "after": ""},))
+    header = render_page([RunData.read(run)]).partition("<header>")[2].partition("</header>")[0]
+    assert header.count("answers nothing") == 1 and "Test loss" in header
+
+
 def test_a_cell_says_on_a_narrow_screen_which_column_it_is_of(text: str) -> None:
     heads = {a.get("data-head") for a in Page(text).all("td")} - {None}
     assert {"Exact match", "Size", "Test loss", "Change"} <= heads

@@ -25,7 +25,7 @@ from qra_search.report.live import BestSoFar
 from qra_search.report.tables import make_allocation_table
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.space.memory import format_bytes
-from qra_search.study.candidates import EvaluatedPlan, UniformComparison
+from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
@@ -175,7 +175,9 @@ def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
     more = f" The next uniform plan, uniform 4 bits, rank 8, takes {format_bytes(four - three)} more than the budget"
     assert f"{more}: its loss is predicted {text} Nothing was tuned yet." in summarize_run(result)
     tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
-    assert summarize_run(replace(result, sensitivities=None), tuned_in_three).endswith(f"{more}.")
+    assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
+    printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
+    assert f"{more}: its loss is predicted 9.000 nats lower than the plan's." in printed, "whose 2 bits cost 9"
     assert summarize_run(result, compared()) == summarize_comparison(compared()), "all uniform plans fit"
 
 
@@ -185,6 +187,24 @@ def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() 
     assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
     assert far is not None and not far.may_be_chance
     assert formatting.format_change(far).startswith("−28.6% (−48.8 to −8.4)")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(-4e-4, "−0.04% (−0.05 to −0.03)"), (3e-6, "+0.0003% (−0.0097 to +0.0103)"), (0.0, "+0.0% (−0.0 to +0.0)")],
+)
+def test_a_small_change_has_the_digits_that_tell_it_from_none(share: float, text: str) -> None:
+    assert formatting.format_change(LossChange(share, (share - 1e-4, share + 1e-4))) == text
+
+
+def test_the_shuffled_plan_stands_beside_the_uniform_ones_by_its_predicted_loss() -> None:
+    """A group's damage at 2 bits is 0.1, another's 0.5: exchanged, the plan would have 0.4 nats more."""
+    damage = Sensitivities(np.array([[0.1, 0.09, 0.0], [0.5, 0.4, 0.0]]), np.zeros((2, 1)), repair=0.0)
+    result = SearchResult(TWO, (), damage, (TWO.memory_bytes(PLAN),), 0, strategy="qra", allocations={})
+    allocation = result.allocation()
+    assert allocation is not None and allocation.plan == PLAN
+    (row,) = (row for row in make_allocation_table(allocation, result).rows if row[0] == "shuffled")
+    assert row[1:3] == (format_bytes(allocation.memory_bytes), "0.400")
 
 
 def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
@@ -290,5 +310,6 @@ def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_tol
         plan = chosen.uniform(chosen.bits[1], rank)
         assert plan is not None
         allocation = Allocation(plan, 1 << 20, chosen.memory_bytes(plan), 0.1, ())
-        notes = " ".join(make_allocation_table(allocation, chosen).notes)
+        result = SearchResult(chosen, (), None, (), 0, strategy="qra", allocations={})
+        notes = " ".join(make_allocation_table(allocation, result).notes)
         assert (f"Nearly all ranks are {rank}" in notes) == is_said

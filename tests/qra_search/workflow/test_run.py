@@ -217,6 +217,8 @@ def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
     config = make_settings({"task": {"name": "text", "data": "rows.jsonl", "metrics": ["slots.py:f", "module:f"]}})
     assert config.task.data == str(tmp_path / "rows.jsonl")
     assert config.task.metrics == (f"{tmp_path / 'slots.py'}:f", "module:f")
+    for cache in ("bank", str(tmp_path / "bank")):
+        assert make_settings({"quantization": {"cache": cache}}).quantization.cache == str(tmp_path / "bank")
 
 
 def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> None:
