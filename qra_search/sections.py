@@ -199,7 +199,7 @@ class TrainingConfig(Section):
         description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
         "those of whole rows, which cost little (not of experts); those of groups make a step up to half as long again",
     )
-    scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
+    scales_rate: float = Field(1e-3, gt=0, description="learning rate of trained scales, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
@@ -233,7 +233,7 @@ class FinetuneConfig(Section):
     )
     monitor: Literal["loss", "task"] = Field(
         "loss",
-        description="what these evaluations go by: the loss, or the task's own measure, as search.metric has it, for "
+        description="what these evaluations compare: the loss, or the task's own measure, as search.metric, for "
         "which all evaluation.validation_rows are answered",
     )
     patience: int = Field(0, ge=0, description="evaluations without a better one after which tuning stops; 0: never")

@@ -286,7 +286,7 @@ class Backend(ABC):
         """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
         self.check_bits(bits)
         if not isinstance(bits, int):
-            raise NotImplementedError(f"backend {self.name} names levels by texts, and has to say their width")
+            raise NotImplementedError(f"backend {self.name} has named levels: define `width` for them")
         return bits
 
     def level_name(self, bits: Level) -> str:

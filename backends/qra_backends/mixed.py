@@ -79,7 +79,7 @@ class MixedBackend(Backend):
         for key, given in (choice or DEFAULT_CHOICE).items():
             width = read_width(key)
             if width is None:
-                raise ValueError(f"a backend for each bit-width has bit-widths as keys, got {key!r}")
+                raise ValueError(f"a mapping of backends must have bit-widths as keys, got {key!r}")
             chosen[width] = given
         for bits, given in sorted(chosen.items(), key=lambda item: item[0]):
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]

@@ -108,7 +108,7 @@ class TemporaryWeight(Tensor):
     @staticmethod
     def _make_read_error() -> RuntimeError:
         return RuntimeError(
-            "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
+            "the stored weight is quantized and cannot take a merge: keep the adapter apart, or merge into dequantize()"
         )
 
 

@@ -31,12 +31,12 @@ def make_backend(spec: Spec) -> Backend:
     if isinstance(spec, str):
         return _build(spec, {})
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(f"a backend is a name, a mapping with `name`, or one from bits to backends, got {spec!r}")
+        raise ValueError(f"a backend must be a name, a mapping with `name`, or one from bits to backends, got {spec!r}")
     if "name" in spec:
         return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     if None not in map(read_width, spec):
         return _build("mixed", {"choice": spec})
-    raise ValueError(f"a backend given as a mapping has the key `name`, or bit-widths as keys, got keys {list(spec)}")
+    raise ValueError(f"a mapping for a backend must have the key `name`, or bit-widths as keys, got {list(spec)}")
 
 
 def backend_names() -> list[str]:

@@ -98,7 +98,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --set options.lairs=4", "did you mean layers"),
     (f"plan {TINY} --set options.layers=4", "it takes none"),
     (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
-    (f"search {LAND} --out new --gpus-per-worker 1", "say with --workers how many there are"),
+    (f"search {LAND} --out new --gpus-per-worker 1", "give the number of workers with --workers"),
     (f"search {LAND} --out new --track tensorbord", "did you mean tensorboard"),
     # configs
     ("search none.yaml", "`qra schema --example` prints one to start from"),

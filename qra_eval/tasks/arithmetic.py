@@ -131,7 +131,7 @@ class ArithmeticTask(Task):
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
-            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
+            raise BadInput(f"kinds must be among {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         return {name: _generate_split(self.seed, name, self.kinds, self.digits) for name in SPLITS}

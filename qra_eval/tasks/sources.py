@@ -184,7 +184,7 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
     chosen: dict[str, str] = dict(splits or {})
     for ours, theirs in chosen.items():
         if ours not in SPLITS:
-            raise BadInput(f"splits are {', '.join(SPLITS)}, got {ours!r}")
+            raise BadInput(f"a split must be one of {', '.join(SPLITS)}, got {ours!r}")
         if theirs not in data:
             raise BadInput(f"{what} has no split {theirs!r} for {ours}: it has {', '.join(data)}")
     found: dict[SplitName, list[Row]] = {}

@@ -116,7 +116,7 @@ def root(
         print(context.get_help())
     elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
         raise BadInput(
-            f"qra {context.invoked_subcommand} is one process, and a launcher started {get_rank_and_size()[1]}: "
+            f"qra {context.invoked_subcommand} runs in one process, and a launcher started {get_rank_and_size()[1]}: "
             "torchrun is for qra finetune, --workers for qra search"
         )
 

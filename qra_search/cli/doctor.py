@@ -61,7 +61,7 @@ def doctor(
         raise BadInput("give qra doctor a FOLDER to check its files, or --model to list the GPUs that it fits")
     if folder is None:
         if given["model"] is None:
-            raise BadInput("--model is missing: the graphics cards are those that a model fits")
+            raise BadInput("--model is missing: name the model to list the GPUs that it fits")
         _print_cards(common.read_settings(given), as_json=as_json)
         return
     checks = check_files(folder)

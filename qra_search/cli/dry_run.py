@@ -19,7 +19,7 @@ from qra_search.space.levels import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import describe_rows, describe_run, format_cost
-from qra_search.workflow.evaluator import build_evaluator, check_tunes
+from qra_search.workflow.evaluator import build_evaluator, check_can_tune
 from qra_search.workflow.finetune import count_recorded
 from qra_search.workflow.settings import check_task
 from qra_search.workflow.tracking import check_tracker
@@ -57,7 +57,7 @@ def print_dry_run(
     with closing(built) as evaluator:
         facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
         if tunings is not None:
-            check_tunes(evaluator, config)
+            check_can_tune(evaluator, config)
             recorded = 0 if run is None else count_recorded(evaluator, config, run, tunings)
             plans = [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}

@@ -76,7 +76,7 @@ def search(
     folder = resumed or RunFolder(out or make_folder_name(settings))
     for name, value in (("--executor", executor), ("--address", address), ("--gpus-per-worker", gpus_per_worker)):
         if value is not None and not workers:
-            raise BadInput(f"{name}: say with --workers how many there are")
+            raise BadInput(f"{name}: give the number of workers with --workers")
     pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
     complete = _Completion()
     try:

@@ -45,7 +45,7 @@ def check_share(gpus: float | None, device: str) -> None:
     if gpus is None:
         return
     if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
-        raise BadInput(f"--gpus-per-worker is {gpus:g}: 0, a share of one GPU such as 0.5, or a whole number is needed")
+        raise BadInput(f"--gpus-per-worker must be 0, a share of one GPU such as 0.5, or a whole number, got {gpus:g}")
     if (device == "cpu") if gpus else uses_gpus(device):
         raise BadInput(f"--gpus-per-worker is {gpus:g} and the device is {device!r}: leave one of them out")
 

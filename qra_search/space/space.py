@@ -266,7 +266,7 @@ class SearchSpace:
         same = same or [level for level in self.levels if level.width == name]
         if len(same) > 1:
             ways = ", ".join(str(level.name) for level in same)
-            raise ValueError(f"{name} bits are stored in several ways: name one of {ways}")
+            raise ValueError(f"several storage formats have {name} bits: choose one of {ways}")
         return same[0] if same else None
 
     def _explain_mismatch(self, plan: Plan) -> str:

@@ -48,7 +48,7 @@ def build_evaluator(
         return evaluator
 
 
-def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
+def check_can_tune(evaluator: Evaluator, config: RunConfig) -> None:
     """Raises BadInput if the evaluator cannot tune a plan in full."""
     if not evaluator.can_tune:
         raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")

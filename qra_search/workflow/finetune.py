@@ -25,7 +25,7 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.workflow.dry_run import report_rows
-from qra_search.workflow.evaluator import check_tunes
+from qra_search.workflow.evaluator import check_can_tune
 from qra_search.workflow.search import write_report
 from qra_search.workflow.tunings import Tunings
 
@@ -79,7 +79,7 @@ def tune_missing(
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
     awaited at the end. Raises TuningFailed if the plan cannot be tuned; of a baseline that is only said.
     """
-    check_tunes(evaluator, config)
+    check_can_tune(evaluator, config)
     folder.records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)

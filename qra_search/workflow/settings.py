@@ -49,7 +49,7 @@ def make_settings(
     """
     if unknown := [name for name in keywords if name not in FIELDS]:
         raise BadInput(
-            f"{unknown[0]!r} is no setting by that name: known are {', '.join(FIELDS)}, and any field of the config as "
+            f"{unknown[0]!r} is not a setting: choose from {', '.join(FIELDS)}, and any field of the config as "
             "settings={'section.field': value}"
         )
     given = {FIELDS[name]: value for name, value in keywords.items() if value is not None} | dict(overrides or {})

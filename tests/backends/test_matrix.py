@@ -54,5 +54,5 @@ def test_an_adapter_on_top_counts_and_trains_and_the_base_stays(name: str, bits:
 @pytest.mark.parametrize(("name", "bits"), CELLS)
 def test_a_merge_into_a_stored_weight_is_refused_with_a_reason(name: str, bits: int):
     _, _, model, _ = adapted(name, bits)
-    with pytest.raises(RuntimeError, match="the stored weight is quantized and takes no merge"):
+    with pytest.raises(RuntimeError, match="the stored weight is quantized and cannot take a merge"):
         model.merge_and_unload()

@@ -68,7 +68,7 @@ class GGUFBackend(Backend):
         names = tuple(chosen) if isinstance(chosen, list | tuple) else (chosen,)
         unknown = [name for name in names if name not in list(TYPES)]
         if unknown or not names or len(set(names)) != len(names):
-            raise ValueError(f"types are distinct names out of {', '.join(TYPES)}, got {', '.join(map(str, names))}")
+            raise ValueError(f"types must be distinct names from {', '.join(TYPES)}, got {', '.join(map(str, names))}")
         check_damping(damping)
         self.bits = tuple(name for name in TYPES if name in names)
         self.damping = damping

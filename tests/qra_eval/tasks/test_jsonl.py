@@ -167,7 +167,7 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
     assert numbers == {"train": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
     with pytest.raises(BadInput, match="has no split 'none' for test: it has train, dev, held"):
         make_task(data, splits={"test": "none"}).split("test")
-    with pytest.raises(BadInput, match="splits are train, validation, test, got 'tset'"):
+    with pytest.raises(BadInput, match="a split must be one of train, validation, test, got 'tset'"):
         make_task(data, splits={"tset": "held"}).split("test")
 
 

@@ -112,13 +112,13 @@ CASES = [
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at least 1"),
     # what workers cannot have
-    (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "say with --workers how many there are"),
+    (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "give the number of workers with --workers"),
     ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, enough for 0 of 2 workers"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown option of the"),
-    ((*SEARCH, "--executor", "ray"), "--executor: say with --workers how many there are"),
+    ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor ray"),
     # what would be left unheard
-    (("doctor", *TASK), "--model is missing: the graphics cards are those that a model fits"),
+    (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
     (("doctor", "a", "--model", "tiny"), "give qra doctor a FOLDER to check its files, or --model"),
     ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': a name is given twice"),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),

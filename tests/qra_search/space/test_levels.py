@@ -53,7 +53,7 @@ def test_the_space_keeps_them_by_width_then_as_given_with_the_bytes_of_each():
 def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():
     space = two_ways()
     assert space.level("nf4").backend == "bitsandbytes" and space.level(8).format == GroupwiseFormat(8)
-    with pytest.raises(ValueError, match="4 bits are stored in several ways: name one of nf4, hqq-4"):
+    with pytest.raises(ValueError, match="several storage formats have 4 bits: choose one of nf4, hqq-4"):
         space.level(4)
     with pytest.raises(ValueError, match="unknown storage level 'nf5': did you mean nf4"):
         space.level("nf5")
@@ -66,7 +66,7 @@ def test_budgets_name_levels():
     space = two_ways()
     assert resolve_budgets(space, "uniformhqq-4r8") == (space.memory_bytes(space.uniform("hqq-4", 8)),)
     assert resolve_budgets(space, "100%") == (space.memory_bytes(space.uniform("nf4", 8)),)  # the first way of 4 bits
-    with pytest.raises(ValueError, match="several ways"):
+    with pytest.raises(ValueError, match="several storage formats"):
         resolve_budgets(space, "uniform4r8")
 
 
