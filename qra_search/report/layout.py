@@ -107,9 +107,9 @@ def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities 
 
 
 def choose_damage_unit(damage: np.ndarray) -> tuple[str, float]:
-    """The unit in which most groups have a damage (G,) of 0.1 or more, and how many of it are a nat."""
-    low = float(np.quantile(damage, LEAST_SHARE))
-    return next((pair for pair in UNITS.items() if low * pair[1] >= 0.1), ("nats", 1.0))
+    """The largest unit in which most groups with a damage (G,) have 0.1 or more, and how many of it are a nat."""
+    low = float(np.quantile(damage[damage > 0], LEAST_SHARE)) if damage.any() else 1.0
+    return next((pair for pair in UNITS.items() if low * pair[1] >= 0.1), [*UNITS.items()][-1])
 
 
 def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

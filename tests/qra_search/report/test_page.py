@@ -126,11 +126,12 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     assert "best uniform plan: 40.0%" in text
 
 
-def test_a_sentence_of_the_heading_is_not_said_again_below_it(tmp_path: Path) -> None:
+def test_an_empty_answer_is_told_once_in_the_heading_and_shown_in_the_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "s", evaluations=8)
     add_tunings(run, seeds=1, samples=({"prompt": "a", "wanted": "b", "before": "c", "after": ""},))
-    header = render_page([RunData.read(run)]).partition("<header>")[2].partition("</header>")[0]
+    header, _, rest = render_page([RunData.read(run)]).partition("<header>")[2].partition("</header>")
     assert header.count("answers nothing") == 1 and "Test loss" in header
+    assert ">(nothing)</td>" in rest
 
 
 def test_a_cell_says_on_a_narrow_screen_which_column_it_is_of(text: str) -> None:

@@ -298,7 +298,7 @@ def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
 ) -> None:
     known = make_toy_space(40, bits=(2, 3), ranks=(8,))
     damage = np.full((40, 2), 0.42) * scale
-    damage[0], damage[-1] = 1e-5 * scale, 130 * scale
+    damage[0], damage[-1], damage[5:12] = 1e-5 * scale, 130 * scale, 0
     sensitivity = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
     assert sensitivity.remark.endswith(f"in {unit}")
     assert [sensitivity.labels[at] for at in (0, 1, -1)] == cells
