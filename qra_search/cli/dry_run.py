@@ -143,7 +143,8 @@ def _list_cost_rows(
             parts = [f"{format_time(estimate['evaluation_seconds'])} an evaluation{answers}"] if is_search else []
             for name, what in (("sensitivities_seconds", "for the sensitivities"), ("setup_seconds", "to quantize")):
                 parts += [f"{format_time(estimate[name])} {what}"] if estimate.get(name) else []
-            yield "time", f"about {format_time(estimate['total_seconds'])} ({', '.join(parts)})"
+            detail = ", ".join(parts) or "all of it is in the cache"
+            yield "time", f"about {format_time(estimate['total_seconds'])} ({detail})"
         else:
             yield "time", "unknown until the first evaluation"
     for name, peak in phases.items():

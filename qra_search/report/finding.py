@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from qra_search.allocate.sensitivities import Sensitivities
@@ -142,13 +143,17 @@ def _describe(found: Finding, space: SearchSpace) -> str:
 
 
 def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int) -> str:
-    """The cheapest uniform plan above a budget: what a plan gains should not depend on where the budget falls."""
-    above = space.uniform_plans()[len(space.uniform_plans(budget_bytes)) :]
-    if not above:
+    """The cheapest uniform plan above a budget that is predicted to be better than those within it.
+
+    What a plan gains should not depend on where the budget falls.
+    """
+    uniform = predict_uniform(space, build_additive_table(space, known), plan, space.uniform_plans())
+    least = min((u.gain for u in uniform if u.memory_bytes <= budget_bytes), default=math.inf)
+    other = next((u for u in uniform if u.memory_bytes > budget_bytes and u.gain < least), None)
+    if other is None:
         return ""
-    (other,) = predict_uniform(space, build_additive_table(space, known), plan, above[:1])
     name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
-    text = f" The next uniform plan, {name}, takes {more} more than the budget"
+    text = f" The next better uniform plan, {name}, takes {more} more than the budget"
     if known is None:
         return f"{text}."
     low, high = other.interval

@@ -32,6 +32,7 @@ def prompts(rows):
         ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4", ""),
         ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4", ""),
         ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes", ""),
+        ({"prompt": "Who?", "answer": {"people": 2, "day": "Sunday"}}, "Who?", ' {"people":2,"day":"Sunday"}', ""),
         ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4", ""),
         ({"prompt": "Hi", "answer": "Arr", "system": "Be a pirate."}, "Be a pirate.\n\nHi", " Arr", "Be a pirate."),
         ({"instruction": "Add.", "input": "2, 2", "output": "4"},

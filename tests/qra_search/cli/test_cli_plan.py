@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from cli_runner import Qra
@@ -81,4 +82,8 @@ def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra
     given, learnt = (line.split(maxsplit=1) for line in shown.out.splitlines() if line[:6] in ("given ", "learnt"))
     assert given[0] == "given" and given[1].endswith("Answer:'")
     assert learnt[0] == "learnt" and learnt[1].endswith("<|end|>'")
-    assert "smallest plan" in shown.out and "will run" in shown.out and "Nothing was run" in shown.out
+    for words in ("smallest plan", "will run", "Nothing was run", "ranks 2, 4, 8, 16, 32"):
+        assert words in shown.out
+    for engine in ("llama.cpp", "transformers", "vllm"):
+        assert re.search(rf"in {engine} +from [\d.]+ KiB: (more than|fits) the budget", shown.out), engine
+    assert "an evaluation" not in shown.out and "()" not in shown.out, "a plan's forecast is its own"
