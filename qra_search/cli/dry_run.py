@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 from typing import Any
@@ -78,19 +78,13 @@ def print_dry_run(
     console.print(grid)
     if facts["example"]:
         console.print("\n[bold]An example, as it is tuned on[/]")
-        for name, text in format_example_rows(facts["example"]):
-            console.print(f"{name:8}{text}", markup=False, style="bold" if name == "learnt" else "")
+        for learnt, parts in groupby(facts["example"], lambda piece: piece["learnt"]):
+            text = "".join(piece["text"] for piece in parts)
+            cut = "... " if len(text) > SHOWN else ""
+            name, style = ("learnt", "bold") if learnt else ("given", "")
+            # As a Python literal, which shows spaces and line ends.
+            console.print(f"{name:8}{cut}{text[-SHOWN:]!r}", markup=False, style=style)
     console.print("\nNothing was run. Leave out --dry-run to go on.")
-
-
-def format_example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The parts of a row that are given and learnt, each as a Python literal, which shows spaces and line ends."""
-    rows = []
-    for learnt, parts in groupby(pieces, lambda piece: piece["learnt"]):
-        text = "".join(piece["text"] for piece in parts)
-        cut = "... " if len(text) > SHOWN else ""
-        rows.append(("learnt" if learnt else "given", cut + repr(text[-SHOWN:])))
-    return rows
 
 
 def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ def finetune(
     ] = 1,
     against: common.Against = "best",
     with_16_bit: Annotated[bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")] = False,
+    discard: Annotated[bool, option("--discard", "Delete the adapters of all plans but the chosen one.")] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     rates: Annotated[
         str | None,
@@ -73,7 +74,7 @@ def finetune(
                 print_dry_run(settings, view, track=track or (), tunings=tunings, run=opened.folder, as_json=as_json)
             return
         comparison = opened.finetune(
-            plan, **asked, **changes, rates=chosen_from, track=track or (), progress=view, check=False
+            plan, **asked, **changes, discard=discard, rates=chosen_from, track=track or (), progress=view, check=False
         )
     if as_json:
         common.print_json(comparison.to_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -72,6 +73,7 @@ def tune_missing(
     result: SearchResult,
     tunings: Tunings,
     *,
+    discard: bool = False,
     on_step: StepListener | None = None,
 ) -> Comparison:
     """Tune what has no record yet, write its record as each tuning ends, and the report at the end.
@@ -114,6 +116,8 @@ def tune_missing(
                     listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
                     return True
                 record = _write(tuning, record, settings)
+            if discard and plan != tunings.plan:
+                shutil.rmtree(tuning.adapter, ignore_errors=True)
         listener.say(summarize_record(record, evaluator.space, tunings.plan))
         if plan == tunings.plan and record.failed:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")

@@ -154,6 +154,7 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
+        discard: bool = False,
         rates: Sequence[float] | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
@@ -175,6 +176,7 @@ class Run:
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
+            discard: delete the adapters of other plans than the chosen one once they are measured.
             rates: learning rates to choose from, by the validation loss of the plan after a short tuning at each.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
@@ -194,7 +196,7 @@ class Run:
                 evaluator.serve_tunings()
             with open_trackers(track, self.path, config) as log:
                 comparison = tune_missing(
-                    evaluator, config, self.folder, listener, self.result, tunings,
+                    evaluator, config, self.folder, listener, self.result, tunings, discard=discard,
                     on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),
                 )  # fmt: skip
         if check:

@@ -148,6 +148,17 @@ def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tu
     assert refused.status == 2 and "no tuning 'shuffled'" in refused.err
 
 
+@pytest.mark.parametrize("discard", [False, True])
+def test_adapters_of_other_plans_are_kept_unless_they_are_to_be_discarded(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], discard: bool
+) -> None:
+    assert qra(*mixed, "--with-16-bit", *(["--discard"] if discard else [])).status == 0
+    kept = {record.plan for record in records(searched) if RunFolder(searched).tuning(record.id).adapter.is_dir()}
+    assert len(records(searched)) == 3 and kept == ({MIXED} if discard else {r.plan for r in records(searched)})
+    refused = qra("export", searched, "--tuning", "uniform")
+    assert refused.status == 2 and "has no adapter: delete this folder and run `qra finetune` again" in refused.err
+
+
 def test_two_processes_tune_different_records_of_one_run(
     qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     verdict, finding = (part.replace("\xa0", " ") for part in heading.groups())
     assert re.fullmatch(r"50\.0% right in \d+\.\d KiB", verdict)
     assert finding.split()[2:6] == ["1.00", "instead", "of", "1.10"]
-    assert "best uniform plan: 40.0%" in text
+    assert "on 1 test row; best uniform plan: 40.0%" in text.replace("\xa0", " ")
 
 
 def test_an_empty_answer_is_told_once_in_the_heading_and_shown_in_the_table(tmp_path: Path) -> None:
