@@ -14,7 +14,6 @@ from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import convert_to_bad_input
 from qra_search.report.formatting import format_engine, format_time
-from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
@@ -36,7 +35,6 @@ def print_dry_run(
     *,
     track: Sequence[str] = (),
     tunings: Tunings | None = None,
-    run: RunFolder | None = None,
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
@@ -45,7 +43,6 @@ def print_dry_run(
     Args:
         track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
-        run: whose plan would be tuned; its records cost nothing.
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     with convert_to_bad_input():
@@ -58,8 +55,7 @@ def print_dry_run(
         facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
         if tunings is not None:
             check_can_tune(evaluator, config)
-            recorded = 0 if run is None else count_recorded(evaluator, config, run, tunings)
-            plans = [plan.to_dict() for plan in tunings.plans]
+            recorded, plans = count_recorded(evaluator, config, tunings), [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
     if as_json:
         common.print_json(facts)

@@ -71,7 +71,7 @@ def finetune(
         if dry_run:
             settings, tunings = change_settings(opened.config, **changes), select_tunings(opened.folder, plan, **asked)
             if not is_follower():
-                print_dry_run(settings, view, track=track or (), tunings=tunings, run=opened.folder, as_json=as_json)
+                print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
             return
         comparison = opened.finetune(
             plan, **asked, **changes, discard=discard, rates=chosen_from, track=track or (), progress=view, check=False

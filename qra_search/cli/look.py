@@ -16,7 +16,7 @@ from qra_search.report.data import RunData
 from qra_search.report.finding import summarize_run
 from qra_search.report.layout import make_heat_maps
 from qra_search.report.table import TextTable
-from qra_search.report.tables import make_overview_table, make_record_table
+from qra_search.report.tables import make_allocation_table, make_overview_table, make_record_table
 from qra_search.report.terminal import make_strip
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
@@ -90,6 +90,8 @@ def show(
     limit = None if budget is None else resolve_budget(space, budget)
     comparison = folder.comparison(None if limit is None else plan, limit)
     console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
+    if comparison is None and not result.candidates and (allocation := result.allocation(limit)) is not None:
+        console.print(make_allocation_table(allocation, result), "")
     console.print(f"{formatting.format_plan(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
     console.print(f"{formatting.format_level_counts(plan, space)}\n")
     for heat in make_heat_maps(space, plan, result.sensitivities):

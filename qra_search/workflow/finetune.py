@@ -57,18 +57,17 @@ def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
 
 
-def count_recorded(evaluator: Evaluator, config: RunConfig, folder: RunFolder, tunings: Tunings) -> int:
-    """How many of a run's tunings are finished, by an evaluator that need not have read the model's weights."""
+def count_recorded(evaluator: Evaluator, config: RunConfig, tunings: Tunings) -> int:
+    """How many tunings are finished, by an evaluator that need not have read the model's weights."""
     settings = collect_tuning_settings(config, evaluator)
-    settings["evaluator"] |= {name: value for name, value in folder.identity().items() if name == "weights"}
+    settings["evaluator"] |= {name: value for name, value in tunings.folder.identity().items() if name == "weights"}
     ids = (tuning_id(plan, seed, settings) for seed, plan in tunings)
-    return sum(folder.tuning(id).record() is not None for id in ids)
+    return sum(tunings.folder.tuning(id).record() is not None for id in ids)
 
 
 def tune_missing(
     evaluator: Evaluator,
     config: RunConfig,
-    folder: RunFolder,
     listener: Listener,
     result: SearchResult,
     tunings: Tunings,
@@ -82,6 +81,7 @@ def tune_missing(
     awaited at the end. Raises TuningFailed if the plan cannot be tuned; of a baseline that is only said.
     """
     check_can_tune(evaluator, config)
+    folder = tunings.folder
     folder.records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)

@@ -196,7 +196,7 @@ class Run:
                 evaluator.serve_tunings()
             with open_trackers(track, self.path, config) as log:
                 comparison = tune_missing(
-                    evaluator, config, self.folder, listener, self.result, tunings, discard=discard,
+                    evaluator, config, listener, self.result, tunings, discard=discard,
                     on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),
                 )  # fmt: skip
         if check:

@@ -30,13 +30,15 @@ TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows
 
 @dataclass(frozen=True)
 class Tunings:
-    """What is to be tuned, each plan with each seed.
+    """What is to be tuned in a run, each plan with each seed.
 
     Attributes:
+        folder: of the run.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
     """
 
+    folder: RunFolder
     plans: tuple[Plan, ...]
     budget_bytes: int
     seeds: tuple[int, ...] = (0,)
@@ -95,7 +97,7 @@ def select_tunings(
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)
-    return Tunings(tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
+    return Tunings(folder, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
 def change_settings(

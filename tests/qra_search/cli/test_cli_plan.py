@@ -42,6 +42,7 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
     assert explained == {"Gain: "} | ({"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set())
     shown = qra("show", tmp_path / "a")
     assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
+    assert "\nshuffled " in shown.out and "\nshuffled " in done.out
     assert "Predicted by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
 
 
