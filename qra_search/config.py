@@ -271,5 +271,5 @@ _ALLOWED = {
     "model_type": "a mapping of fields is needed, such as {name: ...}",
     "dict_type": "a mapping is needed",
     "tuple_type": "a list is needed",
-    "invalid_key": "names of fields are texts",
+    "invalid_key": "names of fields must be strings",
 }

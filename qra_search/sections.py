@@ -40,7 +40,7 @@ def _sort_choices(values: Any, field: ValidationInfo) -> Any:
     if values == "auto":
         return values
     if not values or len(set(values)) != len(values):
-        raise ValueError("give one or more distinct choices")
+        raise ValueError("must be a list of one or more distinct values")
     if not all(least <= value <= most for value in values):
         raise ValueError(f"{field.field_name} must be from {least} to {most} ({note})")
     return tuple(sorted(values))
@@ -103,7 +103,7 @@ def _check_backend_spec(given: Any) -> Any:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{BACKEND_FORMS}; {shorten(given)} is none of these")
     if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
-        raise ValueError(f"options of backend {name!r} are texts, got {shorten(list(given))}")
+        raise ValueError(f"the names of options of backend {name!r} must be strings, got {shorten(list(given))}")
     return given
 
 

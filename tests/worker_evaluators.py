@@ -43,7 +43,7 @@ class Misbehaving(AdditiveEvaluator):
         self.deed, self.notes, self.seconds, self.victims = deed, notes, seconds, victims
         self.note("built")
 
-    def sensitivities_charge(self) -> float:
+    def sensitivity_cost(self) -> float:
         return 1.5
 
     def evaluation_seconds(self) -> float:

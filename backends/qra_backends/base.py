@@ -343,7 +343,8 @@ class Backend(ABC):
             raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first")
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(
-                f"the weight's largest value {max(-low, high):g} is above {self.largest:g}, the most a scale can hold"
+                f"the weight has an absolute value of {max(-low, high):g}, and a scale of this format can represent "
+                f"{self.largest:g} at most: use another backend"
             )
 
     def __repr__(self) -> str:

@@ -180,7 +180,7 @@ class MixedBackend(Backend):
     def _find_backend(self, module: nn.Module) -> Backend:
         bits = getattr(module, _BITS, None)
         if bits is None:
-            raise ValueError(f"expected a layer made by the backend mixed, got an unmarked {type(module).__name__}")
+            raise ValueError(f"no level of the backend 'mixed' made this {type(module).__name__}")
         return self._get_backend_level(bits).backend
 
 

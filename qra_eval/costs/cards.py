@@ -27,15 +27,16 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     """What each card needs: see `Evaluator.cards`."""
-    ways, rows = list(_list_memory_savings(tuner, budget)), []
-    for name, gib in CARDS.items():
-        room = int(gib * USABLE * 2**30)
-        row: dict[str, Any] = {"name": name, "bytes": room, "settings": None}
-        if (way := next((way for way in ways if way[2].device <= room), None)) is not None:
-            settings, phase, peak = way
-            row |= {"settings": settings or "as it is configured", "phase": phase}
-            row |= {"peak_bytes": peak.device, "host_bytes": peak.host}
-        rows.append(row)
+    rows: list[dict[str, Any]] = [
+        {"name": name, "bytes": int(gib * USABLE * 2**30), "settings": None} for name, gib in CARDS.items()
+    ]
+    for settings, phase, peak in _list_memory_savings(tuner, budget):
+        for row in rows:
+            if row["settings"] is None and peak.device <= row["bytes"]:
+                row |= {"settings": settings or "as it is configured", "phase": phase}
+                row |= {"peak_bytes": peak.device, "host_bytes": peak.host}
+        if all(row["settings"] for row in rows):
+            break  # each further estimate takes as long as the first
     return rows
 
 

@@ -218,7 +218,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate_search(self.tuner, self.budget)
 
-    def sensitivities_charge(self) -> float:
+    def sensitivity_cost(self) -> float:
         return count_sensitivities_tokens(self.tuner) / self.tuner.count_evaluation_tokens()
 
     def evaluation_seconds(self) -> float:

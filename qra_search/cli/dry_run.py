@@ -126,7 +126,7 @@ def _list_cost_rows(
             yield "time", f"about {format_time(left * seconds)} ({format_time(seconds)} a tuning)" if left else "none"
     else:
         if is_search:
-            yield "evaluations", format_cost(facts["evaluations"], estimate.get("sensitivities_charge", 0.0))
+            yield "evaluations", format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
             yield "strategy", config.search.strategy
         if "total_seconds" in estimate:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""

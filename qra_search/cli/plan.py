@@ -17,7 +17,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
-from qra_search.workflow.dry_run import estimate_cost, format_gain
+from qra_search.workflow.dry_run import describe_gain, estimate_cost
 from qra_search.workflow.run import Run
 from qra_search.workflow.settings import check_budget, make_folder_name
 
@@ -74,4 +74,4 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     print_next_steps(console, folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")
-    console.print(f"What it may gain: {format_gain(result.allocation())}.")
+    console.print(f"What it may gain: {describe_gain(result.allocation())}.")

@@ -113,7 +113,7 @@ class Evaluator(ABC):
         """
         return {}
 
-    def sensitivities_charge(self) -> float | None:
+    def sensitivity_cost(self) -> float | None:
         """Full evaluations that measuring the sensitivities is charged as, without measuring it; None if unknown."""
         return None
 

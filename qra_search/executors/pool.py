@@ -22,7 +22,7 @@ ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
-DESCRIBING = ("describe", "sensitivities_charge", "evaluation_seconds", "row_counts")
+DESCRIBING = ("describe", "sensitivity_cost", "evaluation_seconds", "row_counts")
 """Methods of an evaluator that a study asks for once."""
 
 
@@ -151,8 +151,8 @@ class RemoteEvaluator(Evaluator):
     def describe(self) -> dict[str, Any]:
         return dict(self._identity["describe"])
 
-    def sensitivities_charge(self) -> float | None:
-        charge: float | None = self._identity["sensitivities_charge"]
+    def sensitivity_cost(self) -> float | None:
+        charge: float | None = self._identity["sensitivity_cost"]
         return charge
 
     def evaluation_seconds(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, make_default_format
+from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, make_groupwise_format
 
 LevelName = int | str
 Converted = TypeVar("Converted")
@@ -39,7 +39,7 @@ class Level:
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
-            object.__setattr__(self, "format", make_default_format(self.width))
+            object.__setattr__(self, "format", make_groupwise_format(self.width))
 
     def __str__(self) -> str:
         words = format_level(self.name)

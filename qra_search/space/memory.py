@@ -38,7 +38,7 @@ class GroupwiseFormat:
         return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
 
 
-def make_default_format(bits: int) -> StorageFormat:
+def make_groupwise_format(bits: int) -> StorageFormat:
     """Group-wise storage; 16 bits and more are unquantized and carry no metadata."""
     return GroupwiseFormat(bits) if bits < UNQUANTIZED_BITS else GroupwiseFormat(bits, metadata_bits=0)
 

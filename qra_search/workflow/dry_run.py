@@ -33,7 +33,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     count = config.search.evaluations if evaluations is None else evaluations
     if "evaluation_seconds" in estimate:
         if estimate.get("sensitivities_seconds"):
-            estimate["sensitivities_charge"] = evaluator.sensitivities_charge() or 0.0
+            estimate["sensitivity_cost"] = evaluator.sensitivity_cost() or 0.0
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
     linears = [group for group in space.groups if not group.is_embedding]
@@ -79,11 +79,11 @@ def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool
     Args:
         is_measured: the sensitivities are there, and cost nothing more.
     """
-    charge = 0.0 if is_measured else evaluator.sensitivities_charge()
+    charge = 0.0 if is_measured else evaluator.sensitivity_cost()
     return None if charge is None else format_cost(evaluations, charge, evaluator.evaluation_seconds())
 
 
-def format_gain(allocation: Allocation | None) -> str:
+def describe_gain(allocation: Allocation | None) -> str:
     """What a search may gain over the allocated plan."""
     best = None if allocation is None else allocation.best_uniform
     if best is not None and best.is_certain:

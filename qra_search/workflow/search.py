@@ -26,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
-from qra_search.workflow.dry_run import estimate_cost, format_gain, report_rows
+from qra_search.workflow.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.workflow.settings import DEFAULT_FOLDER
 
 
@@ -177,7 +177,7 @@ def _describe_start(study: Study, listener: Listener) -> None:
     if cost is not None:
         listener.say(f"what it costs: {cost}")
     if study.sensitivities is not None:
-        listener.say(f"what it may gain: {format_gain(study.result().allocation())}")
+        listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
 
 
 def write_report(folder: RunFolder, result: SearchResult) -> None:

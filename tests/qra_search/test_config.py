@@ -69,7 +69,7 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),
         ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: input should be a finite number"),
         ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
-        ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: give one or more distinct choices"),
+        ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: must be a list of one or more distinct values"),
         ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
         ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
         (
@@ -83,10 +83,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as keys"),
         ({"quantization": {"backend": {4: []}}}, "the list of backends for 4 bits is empty: name one or more"),
         ({"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}}, "{'group_size': 8} is none of these"),
-        ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' are texts"),
+        ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' must be strings"),
         ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),
         ({"model": {"name": ""}}, "model.name is ''"),
-        ({1: 2}, "1 is 1: names of fields are texts"),
+        ({1: 2}, "1 is 1: names of fields must be strings"),
         ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
     ],
 )

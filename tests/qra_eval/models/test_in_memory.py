@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_files import write_gguf
 from tiny_families import save_tiny, tiny_config_model
 
 import qra_eval
@@ -152,10 +153,11 @@ def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
         load_model(tiny)
 
 
-def test_a_model_that_transformers_read_from_gguf_is_plain(smollm2_file: Path) -> None:
+def test_a_model_that_transformers_read_from_gguf_is_plain(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source: Any = {"pretrained_model_name_or_path": smollm2_file.parent, "gguf_file": smollm2_file.name}
+    write_gguf(tmp_path / "tiny.gguf", "llama")
+    source: Any = {"pretrained_model_name_or_path": tmp_path, "gguf_file": "tiny.gguf"}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     given = load_model(model, tokenizer=AutoTokenizer.from_pretrained(**source))
-    assert given.fingerprint == load_model("smollm2").fingerprint
+    assert given.fingerprint == load_model(str(tmp_path / "tiny.gguf")).fingerprint

@@ -98,7 +98,7 @@ def test_figures_follow_the_divergence_of_degraded_groups_and_cost_what_is_foret
 
     monkeypatch.setattr(measure, "scale_damage", scale)
     evaluator = tiny_evaluator(tmp_path)
-    assert evaluator.sensitivities().cost == pytest.approx(evaluator.sensitivities_charge(), rel=0.3)
+    assert evaluator.sensitivities().cost == pytest.approx(evaluator.sensitivity_cost(), rel=0.3)
     assert np.corrcoef(np.log(pairs), rowvar=False)[0, 1] > 0.8
 
 

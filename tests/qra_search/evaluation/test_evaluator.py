@@ -20,13 +20,13 @@ def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
     assert not formula.can_tune and formula.progress is None
     assert formula.render_row() is None
     assert (dict(formula.estimate()), dict(formula.row_counts()), list(formula.cards())) == ({}, {}, [])
-    assert formula.sensitivities_charge() is None and math.isnan(formula.evaluation_seconds())
+    assert formula.sensitivity_cost() is None and math.isnan(formula.evaluation_seconds())
     with pytest.raises(BadInput, match="evaluator ToyEvaluator cannot fine-tune a plan"):
         formula.tune(formula.space.uniform_plans()[0])
 
 
 def test_the_real_evaluator_has_them_all() -> None:
-    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "render_row")
+    able = ("tune", "estimate", "sensitivity_cost", "evaluation_seconds", "row_counts", "cards", "render_row")
     assert all(getattr(QuantizedLoRAEvaluator, name) is not getattr(Evaluator, name) for name in able)
 
 

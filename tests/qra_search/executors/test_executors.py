@@ -183,8 +183,8 @@ def test_an_evaluator_in_a_worker_stands_for_one_here():
         remote, local = RemoteEvaluator(executor), workers.Misbehaving()
         assert remote.space.signature == local.space.signature
         assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
-        assert (remote.row_counts(), remote.sensitivities_charge(), remote.evaluation_seconds()) == (
-            local.row_counts(), local.sensitivities_charge(), local.evaluation_seconds(),
+        assert (remote.row_counts(), remote.sensitivity_cost(), remote.evaluation_seconds()) == (
+            local.row_counts(), local.sensitivity_cost(), local.evaluation_seconds(),
         )  # fmt: skip
         assert remote.sensitivities() is None
         result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)

@@ -87,7 +87,8 @@ def test_nothing_is_fetched(text: str) -> None:
 
 
 def test_a_page_of_a_big_search_stays_light() -> None:
-    result = search(Bits(evil_space(layers=60)), strategy=Guessing(), evaluations=450)
+    space = evil_space(layers=60)
+    result = search(Bits(space), strategy=Guessing(), evaluations=450, memory_budget=space.memory.maximum)
     text = render_page([RunData("big", "big", result, {}, None)])
     assert len(text.encode()) < 700_000
 

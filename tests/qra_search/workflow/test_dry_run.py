@@ -13,11 +13,11 @@ from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import RowCount
 from qra_search.study.listener import Listener
 from qra_search.workflow.dry_run import (
+    describe_gain,
     describe_rows,
     describe_run,
     estimate_cost,
     format_cost,
-    format_gain,
     report_rows,
 )
 
@@ -29,7 +29,7 @@ class Estimating(AdditiveEvaluator):
         super().__init__()
         self.counts = counts
 
-    def sensitivities_charge(self) -> float:
+    def sensitivity_cost(self) -> float:
         return 5.0
 
     def evaluation_seconds(self) -> float:
@@ -46,7 +46,7 @@ class Estimating(AdditiveEvaluator):
 def test_the_time_counts_the_sensitivities_and_all_evaluations(evaluations: float | None, seconds: float) -> None:
     config = make_config({"search": {"evaluations": 12}})
     estimate = describe_run(Estimating(), config, evaluations)["estimate"]
-    assert estimate["total_seconds"] == seconds and estimate["sensitivities_charge"] == 5.0
+    assert estimate["total_seconds"] == seconds and estimate["sensitivity_cost"] == 5.0
 
 
 def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_is_refused() -> None:
@@ -70,8 +70,8 @@ def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
     assert sensitivities is not None
     clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
     assert clear.best_uniform is not None
-    assert ("checks the prediction" in format_gain(clear)) == clear.best_uniform.is_certain
-    assert "measures it" in format_gain(None)
+    assert ("checks the prediction" in describe_gain(clear)) == clear.best_uniform.is_certain
+    assert "measures it" in describe_gain(None)
 
 
 ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
