@@ -6,6 +6,6 @@ from qra_backends.conformance import BackendConformance
 
 
 class TestInt6(BackendConformance):
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def backend(self):
         return make_backend("int6")

@@ -9,6 +9,7 @@ from qra_backends.conformance import BackendConformance
 
 class TestUsualShapes(BackendConformance):
     @pytest.fixture(
+        scope="class",
         params=[
             "reference",
             {"name": "reference", "ranges": "mse"},
@@ -34,10 +35,10 @@ class TestUsualShapes(BackendConformance):
 class TestTrellis(BackendConformance):
     """Shapes are small, as quantizing takes a microsecond a weight."""
 
-    shapes = ((192, 96), (96, 192), (64, 64))
-    shape = (96, 192)
+    shapes = ((96, 64), (64, 96), (32, 32))
+    shape, small = (64, 96), (32, 32)
 
-    @pytest.fixture(params=[{}, {"L": 10, "block": 16}], ids=str)
+    @pytest.fixture(scope="class", params=[{}, {"L": 10, "block": 16}], ids=str)
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend({"name": "trellis", **request.param})
 
@@ -48,7 +49,7 @@ class TestGGUF(BackendConformance):
     shapes = ((64, 32), (32, 64))
     shape, small = (32, 96), (32, 64)
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def backend(self) -> Backend:
         return make_backend({"name": "gguf", "types": ["IQ4_NL", "Q4_1", "Q8_0"]})
 
@@ -59,6 +60,6 @@ class TestGGUFSuperBlocks(BackendConformance):
     shapes = ((16, 256),)
     shape, small = (16, 512), (16, 256)
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def backend(self) -> Backend:
         return make_backend({"name": "gguf", "types": ["Q2_K", "IQ3_XXS", "Q4_K"]})

@@ -123,7 +123,7 @@ class MoreBitsThanSaid(ReferenceBackend):
 
 class AcceptsAnyTensors(ReferenceBackend):
     def from_tensors(self, tensors, *, out_features, in_features, **shape):
-        return super().from_tensors(tensors, out_features=min(out_features, 192), in_features=in_features, **shape)
+        return super().from_tensors(tensors, out_features=min(out_features, 96), in_features=in_features, **shape)
 
 
 class CopiesTensors(ReferenceBackend):
@@ -163,10 +163,10 @@ CASES = [
     (KeepsTheOriginal, "test_every_live_tensor_is_counted_to_the_byte"),
     (KeepsTheOriginal, "test_the_source_linear_is_untouched_and_not_shared"),
     (ForgetsMetadata, "test_every_live_tensor_is_counted_to_the_byte"),
-    (LosesTheGradient, "test_gradient_to_the_input_is_right"),
+    (LosesTheGradient, "test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias"),
     (RoundsActivationsInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
     (SharesItsWork, "test_quantizing_twice_gives_the_same"),
-    (LosesTheBias, "test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias"),
+    (LosesTheBias, "test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias"),
     (KeepsScalesAsFloats, "test_casting_the_whole_model_leaves_the_weight_alone"),
     (ChangesTheSource, "test_the_source_linear_is_untouched_and_not_shared"),
     (Trains, "test_it_is_frozen_copied_deeply_and_not_quantized_again"),
@@ -190,14 +190,14 @@ def test_an_option_that_no_spec_tells_is_caught(monkeypatch: pytest.MonkeyPatch)
         )
 
 
-def test_tensors_taken_without_a_look_are_caught(tmp_path: Path):
-    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        BackendConformance().test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused(
-            AcceptsAnyTensors(), tmp_path
-        )
-
-
-@pytest.mark.parametrize("backend", [CopiesTensors, WritesToTensors])
-def test_a_mapped_file_that_is_copied_or_written_to_is_caught(backend: type[ReferenceBackend], tmp_path: Path):
-    with pytest.raises(AssertionError, match="copied|written to"):
-        BackendConformance().test_tensors_of_a_mapped_file_are_used_as_they_are(backend(), tmp_path)
+@pytest.mark.parametrize(
+    ("backend", "test", "words"),
+    [
+        (AcceptsAnyTensors, "test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused", "DID NOT RAISE"),
+        (CopiesTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "copied"),
+        (WritesToTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "written to"),
+    ],
+)
+def test_a_broken_promise_of_saved_tensors_is_caught(backend: Any, test: str, words: str, tmp_path: Path):
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=words):
+        getattr(BackendConformance(), test)(backend(), tmp_path)
