@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -11,11 +12,10 @@ DRAWS = 10_000
 
 
 @cache
-def draw_counts(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed (DRAWS, seeds) and each row (DRAWS, rows) is in each bootstrap draw."""
+def draw_row_counts(rows: int) -> tuple[np.ndarray, np.random.Generator]:
+    """How often each row (DRAWS, rows) is in each bootstrap draw, and the generator that those of seeds come from."""
     generator = np.random.default_rng(0)
-    row_counts = generator.multinomial(rows, np.full(rows, 1 / rows), DRAWS)
-    return generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS), row_counts
+    return generator.multinomial(rows, np.full(rows, 1 / rows), DRAWS).astype(float), generator
 
 
 def difference(
@@ -31,10 +31,11 @@ def difference(
         level: share of the draws within the interval.
     """
     seeds, rows = own.shape
-    seed_counts, row_counts = draw_counts(seeds, rows)
+    row_counts, generator = draw_row_counts(rows)
+    seed_counts = deepcopy(generator).multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
 
     def compare(seed_counts: np.ndarray, row_counts: np.ndarray) -> np.ndarray:
-        sums = [((seed_counts @ side) * row_counts).sum(-1) for side in (own, other)]
+        sums = [((row_counts @ side.T) * seed_counts).sum(-1) for side in (own, other)]
         if relative:
             return sums[0] / sums[1] - 1
         return (sums[0] - sums[1]) / (seed_counts.sum(-1) * row_counts.sum(-1))
