@@ -25,7 +25,7 @@ from qra_eval.tasks.losses import compute_batch_loss, wrap_head
 
 CPU = torch.device("cpu")
 Work = tuple[tuple[tuple[int, int], int], ...]
-KEPT = 8
+KEPT = 64
 """Number of sketches that are cached, the last used ones."""
 
 

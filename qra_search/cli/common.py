@@ -71,8 +71,8 @@ Against = Annotated[
     AgainstName,
     option(
         f"--against {'|'.join(get_args(AgainstName))}",
-        "Baselines to tune as well. best: the best uniform plan that fits; shuffled: the plan, shuffled over linears of "
-        "the same shape; all: every uniform plan that fits, and the shuffled plan.",
+        "Baselines to tune as well. best: the best uniform plan that fits; shuffled: the plan, shuffled over linears "
+        "of the same shape; all: every uniform plan that fits, and the shuffled plan.",
         show_default=True,
     ),
 ]
