@@ -9,6 +9,7 @@ from collections.abc import Callable
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels then run without a GPU
 
 import pytest
+from cli_runner import Qra
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import SearchSpace
@@ -36,6 +37,11 @@ def space() -> SearchSpace:
 @pytest.fixture
 def evaluator() -> AdditiveEvaluator:
     return AdditiveEvaluator()
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brief_steps import make_brief
 from qra_backends.mixed import CALIBRATED_CHOICE
 
 from qra_search.config import RunConfig
@@ -43,7 +44,10 @@ def shrunk(code: str) -> str:
 
 
 def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluators and runs made in Python train and test as briefly as those of shrunk commands."""
+    """Evaluators and runs made in Python train and test as briefly as those of shrunk commands.
+
+    The default backend is without trellis codes, which take three times as long to make and have tests of their own.
+    """
     from qra_eval import QuantizedLoRAEvaluator
 
     def brief(config: Any = None, overrides: Mapping[str, Any] | None = None, **keywords: Any) -> RunConfig:
@@ -54,11 +58,7 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
     monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
-    cheap_levels(monkeypatch)
-
-
-def cheap_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default backend without trellis codes, which take three times as long to make and have tests of their own."""
+    make_brief(monkeypatch)
     for width in (2, 3, 4, 5):
         monkeypatch.setitem(CALIBRATED_CHOICE, width, "reference-gptq")
 

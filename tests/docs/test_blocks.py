@@ -9,7 +9,6 @@ from pathlib import Path
 import docs_checks as checks
 import docs_world as small
 import pytest
-from brief_answers import write_briefly
 from docs_blocks import ALL, NOTEBOOKS, PAGES, ROOT, Block, blocks_of, cells_of, commands
 
 PARSED = [b for b in ALL if b.how == "parse"]
@@ -62,8 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder.with_name("world-cache")))
         patch.chdir(folder)
-        write_briefly(patch)
-        small.cheap_levels(patch)
+        small.small_training(patch)
         small.build_world(folder)
     return folder
 
@@ -74,7 +72,6 @@ def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytes
     small.copy_world(world, tmp_path, "".join(b.code for b in RUN[page]))
     monkeypatch.chdir(tmp_path)
     small.small_training(monkeypatch)
-    write_briefly(monkeypatch)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in RUN[page]:
         code = small.shrunk(block.code)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brief_answers import write_briefly
+from brief_steps import make_brief
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +38,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def brief_answers() -> Iterator[None]:
-    """No test here needs a whole answer of a random model."""
+@pytest.fixture(scope="module", autouse=True)
+def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        write_briefly(patch)
+        make_brief(patch)
         yield

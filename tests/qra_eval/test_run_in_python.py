@@ -62,14 +62,12 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return folder, runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
-def test_the_commands_leave_the_same_folder(
-    example: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_leave_the_same_folder(example: Any, monkeypatch: pytest.MonkeyPatch, qra: Qra) -> None:
     folder, names = example
     monkeypatch.setenv("QRA_CACHE", str(folder / "cache"))
     model, data = folder / "model", folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in names["rows"]()))
-    qra, run, sets = Qra(capsys), folder / "commands", [part for s in SETTINGS for part in ("--set", s)]
+    run, sets = folder / "commands", [part for s in SETTINGS for part in ("--set", s)]
     for words in (
         ["plan", "--model", model, "--task", data, "--memory", "75%", "--out", run, *sets],
         ["search", run, "--evaluations", 3],

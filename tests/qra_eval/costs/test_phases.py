@@ -168,11 +168,9 @@ def test_every_card_has_the_first_settings_that_fit_it(family: str, tmp_path: Pa
     assert all(card["peak_bytes"] < card["bytes"] for card in found)
 
 
-def test_doctor_and_a_dry_run_say_what_a_model_takes_and_need_no_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_and_a_dry_run_say_what_a_model_takes_and_need_no_weights(tmp_path: Path, qra: Qra) -> None:
     shape_only(tmp_path)
-    qra, brief = Qra(capsys), ("--set", "evaluation.steps=2", "--set", "finetune.steps=2")
+    brief = ("--set", "evaluation.steps=2", "--set", "finetune.steps=2")
     shown = qra("doctor", "--model", tmp_path / "model-4", *brief)
     assert shown.status == 0 and "24 GB" in shown.out and "as it is configured" in shown.out
     rows = qra("doctor", "--model", tmp_path / "model-4", *brief, "--json").json

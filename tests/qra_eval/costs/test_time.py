@@ -93,11 +93,8 @@ def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path
     assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
 
 
-def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Qra, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    qra = Qra(capsys)
     model = ("--model", "tiny", "--task", "arithmetic", "--set", "evaluation.steps=2", "--set", "finetune.steps=2")
     command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)

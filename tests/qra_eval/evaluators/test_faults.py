@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -92,7 +93,9 @@ def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_un
     assert facts(resumed.trials) == facts(search(build(files), **OPTIONS).trials)
 
 
-def test_two_workers_that_begin_at_once_share_one_bank(files):
+def test_two_workers_that_begin_at_once_share_one_bank(files, monkeypatch):
+    # Forked, as spawned ones spend most of the test importing; tests/qra_search/executors is of those.
+    monkeypatch.setattr(multiprocessing, "get_context", {"spawn": multiprocessing.get_context("fork")}.__getitem__)
     with ProcessExecutor(EvaluatorFactory(config(files)), 2, devices=["cpu"]) as executor:
         remote = RemoteEvaluator(executor)
         result = search(remote, **OPTIONS, batch=2, executor=executor)

@@ -29,11 +29,6 @@ SERVED = {
 """What the command that serves an export has in it."""
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 @pytest.fixture(scope="module", params=SERVED)
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "llama.cpp" and library.get_missing_reason() is not None:

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import SEARCHED, Qra
+from cli_runner import SEARCHED
 
 from qra_search import Plan, plugins
 from qra_search.cli.errors import run_safely
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.tuning_record import TuningRecord
-
-
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
 
 
 @pytest.fixture(scope="session")

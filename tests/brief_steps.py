@@ -1,0 +1,29 @@
+"""What tests of a real model can do without: whole answers, bases that lose little, reports nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+TOKENS, CALIBRATION_ROWS = 3, 16
+"""A random model never ends an answer by itself, and each token is a pass through the model."""
+
+
+def make_brief(patch: pytest.MonkeyPatch) -> None:
+    """Answers have at most `TOKENS` tokens, linears are calibrated by `CALIBRATION_ROWS` rows, however short, and no
+    report is written but by `qra report`."""
+    from qra_eval.quantized import model
+    from qra_eval.tasks import base
+    from qra_eval.tasks.generation import generate_answers
+    from qra_search.workflow import finetune, search
+
+    def answer(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, **options: Any) -> list[str]:
+        return generate_answers(model, tokenizer, prompts, min(most, TOKENS), **options)
+
+    patch.setattr(base, "generate_answers", answer)
+    patch.setattr(model, "CALIBRATION_ROWS", CALIBRATION_ROWS)
+    patch.setattr(model, "CALIBRATION_TOKENS", 1)
+    for module in (search, finetune):
+        patch.setattr(module, "write_report", lambda folder, result: None)
