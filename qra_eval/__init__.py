@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from qra_eval.tuning.loading import load
 
 __all__ = ["QuantizedLoRAEvaluator", "load"]
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; kernels that it does without are no news
 _HOMES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
 
 

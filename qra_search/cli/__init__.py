@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -17,7 +16,6 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     # A card's memory is not cut into pieces that fit no later plan; read when torch first takes some.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it does without are no news
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, in the middle of the live view; `python -W` shows them
     sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))

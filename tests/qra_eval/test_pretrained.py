@@ -66,7 +66,7 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
         expected = load(run, device="cpu")[0](input_ids=IDS).logits
     assert done.largest_logit_difference == 0 and torch.equal(found["logits"], expected)
     assert found["bytes"] == json.loads((done.path / "plan.json").read_text())["memory_bytes"]
-    assert "corrupted" not in said and "newly" not in said, said
+    assert not any(word in said for word in ("corrupted", "newly", "kernels")), said
 
 
 @pytest.mark.parametrize(("family", "backend"), [("qwen3_moe", "reference"), ("llama", "bitsandbytes-nf4")])
