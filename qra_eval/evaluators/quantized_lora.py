@@ -229,6 +229,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""
         return self.tuner.row_counts()
 
+    def metric_digests(self) -> Mapping[str, str]:
+        return self.task.metric_digests
+
     def cards(self) -> list[dict[str, Any]]:
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
         return list_cards(self.tuner, self.budget)

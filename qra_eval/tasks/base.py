@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from qra_eval.tasks.encoding import IGNORED, Encoded, encode_example, make_chat_prompt
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.metrics import Metric, score_answers
+from qra_eval.tasks.metrics import Metric, digest_source, score_answers
 from qra_eval.tasks.scoring import measure_choices, score_choices
 from qra_search.errors import BadInput, shorten
 
@@ -89,6 +90,18 @@ class Task(ABC):
             answers = self.answer_examples(model, tokenizer, examples, most, **options)
             scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
         return scores
+
+    def score_commonest(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The mean score by metric if every generated answer were the commonest wanted one; empty without examples."""
+        counts = Counter(example.answer for example in examples)
+        answers = [max(counts, key=counts.__getitem__, default="")] * len(examples)
+        scored = self.metrics.items() if examples else ()
+        return {name: sum(score_answers(name, metric, answers, examples)) / len(examples) for name, metric in scored}
+
+    @property
+    def metric_digests(self) -> dict[str, str]:
+        """Digest of the source of each metric of generated answers."""
+        return {name: digest_source(metric) for name, metric in self.metrics.items()}
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import logging
 import math
@@ -91,6 +93,14 @@ def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: S
         count = f"{len(failures)} of {len(answers)}"
         log.warning("metric %s fails on %s answers, which count as 0 (%s)", name, count, describe(failures[0]))
     return scores
+
+
+def digest_source(metric: Metric) -> str:
+    """Short digest of a function's source; empty if that cannot be read."""
+    try:
+        return hashlib.sha256(inspect.getsource(metric).encode()).hexdigest()[:12]
+    except (OSError, TypeError):  # typed at a prompt, or no plain function
+        return ""
 
 
 def _normalize(text: str) -> str:

@@ -86,7 +86,10 @@ def tune(
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = _select_samples(before, after, samples)
-        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error)
+        scoring = _describe_scoring(tuner)
+        return TuningRecord(
+            plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error, **scoring
+        )
 
     try:
         return retry_with_less_memory(tuner, work)
@@ -190,3 +193,10 @@ def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
     """The task's scores of what is in place, by metric, on the first test rows."""
     scores = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
     return {name: tuple(rows) for name, rows in scores.items()}
+
+
+def _describe_scoring(tuner: FineTuner) -> dict[str, Any]:
+    """What scores are read by: those of one answer to all rows, and the metrics' sources."""
+    task, finetune = tuner.rows.task, tuner.finetune
+    examples = task.split("test")[: min(finetune.scored_rows, finetune.test_rows)]
+    return {"commonest_scores": task.score_commonest(examples), "metric_digests": task.metric_digests}

@@ -125,6 +125,10 @@ class Evaluator(ABC):
         """Rows asked for and had, by split: `train`, `validation` and `test`."""
         return {}
 
+    def metric_digests(self) -> Mapping[str, str]:
+        """Of the source of each metric of generated answers: a record that has another one has old scores."""
+        return {}
+
     def cards(self) -> Sequence[Mapping[str, Any]]:
         """Which graphics cards a run fits; `qra doctor --model` prints it.
 

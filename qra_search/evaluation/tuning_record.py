@@ -29,6 +29,8 @@ class TuningRecord:
         row_nats: summed test loss of each row; empty if the tuning diverged.
         row_tokens: labelled tokens of each row.
         row_scores: the task's metrics by name, one score for each scored row.
+        commonest_scores: by metric, the mean score if every scored row had the commonest wanted answer.
+        metric_digests: of the source of each metric that scored generated answers.
         samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
         failed: why it diverged; empty if it did not.
         reload_error: why the saved adapter does not load back as it was tuned; empty if it does.
@@ -47,6 +49,8 @@ class TuningRecord:
     row_tokens: tuple[int, ...] = field(default=(), repr=False)
     row_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     samples: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
+    commonest_scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    metric_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     failed: str = ""
     reload_error: str = ""
     unscored: str = ""

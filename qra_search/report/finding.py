@@ -103,6 +103,11 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
+    for metric, least in [*tuned.commonest_scores.items()][:1]:
+        interval = tuned.metric_interval(metric)
+        if interval is not None and interval[0] <= least:
+            score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
+            yield f"One answer to every row, the commonest, scores {score}: the tuned model, {own}, may be no better."
     # A choice is judged by its likelihood, not by what is written.
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:
@@ -128,7 +133,9 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     data, within, change = found.data, f"within {format_bytes(found.budget_bytes)}", found.change
     if found.baseline is None:
         loss = f"{data.capitalize()} loss {format_loss(found.chosen.loss)}"
-        return f"{loss} {within}; no uniform plan to compare it with."
+        is_missing = data == "test" and space.uniform_plans(found.budget_bytes)
+        text = "was tuned alike: `--against best` tunes one" if is_missing else "to compare it with"
+        return f"{loss} {within}; no uniform plan {text}."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""

@@ -17,6 +17,7 @@ from qra_search.report.finding import Finding
 from qra_search.report.formatting import format_evaluations
 from qra_search.report.layout import HeatMap, arrange_groups
 from qra_search.report.tables import render_result
+from qra_search.runs.comparison import Comparison
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
@@ -91,14 +92,15 @@ def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None
     """
     # As a shell takes it, and as no option.
     folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
-    is_tested = found is not None and found.data == "test"
     steps = [("look at the plan", f"qra show {quoted}")]
-    if found is not None and is_tested:
+    if isinstance(found, Comparison):
         if found.change is not None and not found.change.is_lower:
             steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
-        steps.append(("export it", f"qra export {quoted}"))
+        own = "" if found.chosen.plan == folder.plan() else f" --tuning {found.chosen.records[0].id}"
+        steps.append(("export it", f"qra export {quoted}{own}"))
     elif (chosen := result.choose_plan()) is None or any(chosen.ranks):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
+        steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3,4e-3"))
     planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

@@ -118,6 +118,12 @@ def tune_missing(
                 record = _write(tuning, record, settings)
             if discard and plan != tunings.plan:
                 shutil.rmtree(tuning.adapter, ignore_errors=True)
+            digests = record.metric_digests
+            if changed := [name for name, own in evaluator.metric_digests().items() if digests.get(name, own) != own]:
+                listener.say(
+                    f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
+                    f"delete {tuning.path} to tune and score it again"
+                )
         listener.say(summarize_record(record, evaluator.space, tunings.plan))
         if plan == tunings.plan and record.failed:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")

@@ -78,6 +78,10 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
     monkeypatch.setattr(evaluator.task, "answer_examples", answers)
     tuned = evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
     assert tuned.metrics == {"long": 0.25, "exact_match": 0.0}
+    wanted = [example.answer for example in evaluator.task.split("test")[:5]]
+    commonest = max(map(wanted.count, wanted)) / 5
+    assert tuned.commonest_scores == {"long": 0.25, "exact_match": pytest.approx(commonest)}
+    assert tuned.metric_digests == evaluator.metric_digests() and all(tuned.metric_digests.values())
     assert {len(scores) for scores in tuned.row_scores.values()} == {5}
     assert asked == {len(" ") + 90 + ANSWER_MARGIN}
     assert evaluator.task.judged_by == "long" and evaluator.config.task.metrics == ("in-memory:long",)

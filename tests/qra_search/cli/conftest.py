@@ -43,7 +43,8 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     from qra_eval.evaluators.landscape import build
 
     load = plugins.load
-    seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "data": "rows", "stops_after": 10**9}
+    seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "stops_after": 10**9}
+    seen |= {"data": "rows", "metric": "its source"}
     seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
@@ -66,13 +67,14 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             (folder / "adapter").mkdir(parents=True, exist_ok=True)
             return TuningRecord(
                 plan, seed, config.finetune.steps, evaluator.space.find_space(plan).memory_bytes(plan), 1.5, (loss,),
-                (1,), {"exact_match": (0.25,)},
+                (1,), {"exact_match": (0.25,)}, metric_digests={"exact_match": seen["metric"]},
                 failed="diverged: training loss is nan" if is_uniform and seen["diverging"] else "",
                 reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
             )  # fmt: skip
 
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         evaluator.estimate = lambda: {"tuning_seconds": 60.0}
+        evaluator.metric_digests = lambda: {"exact_match": seen["metric"]}
         return evaluator
 
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))

@@ -101,6 +101,9 @@ def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
         tuner["tuned"].clear()
         assert qra(*words).status == 0
         assert len(tuner["tuned"]) == jobs, words
+    tuner["metric"] = "another source"
+    done = qra(*mixed)
+    assert done.err.count("exact_match changed since tuning") == 2 and "delete" in done.err
     tuner["data"] = "other rows"
     assert qra(*mixed).status == 0 and len(tuner["tuned"]) == 2
     assert first and all(file.read_bytes() == content for file, content in first.items())
@@ -118,6 +121,8 @@ def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tun
     assert len(sizes) == 2 and max(sizes) <= small
     for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
         assert f"within {format_bytes(small)}" in shown.out
+    tuned = next(record for record in records(planned) if record.plan == tuner["tuned"][0][0])
+    assert f"qra export {planned} --tuning {tuned.id}" in done.out
     comparison = run.comparison()
     assert comparison is not None and comparison.chosen.plan == run.plan()
 
@@ -192,9 +197,9 @@ def test_a_baseline_out_of_memory_leaves_no_record_and_one_that_diverged_does(
     tuner["failing"] = True
     done = qra(*mixed)
     assert done.status == 0 and "has no record: out of memory: 3 GiB more are needed" in " ".join(done.err.split())
-    assert "no uniform plan to compare it with" in done.out and len(records(searched)) == 1
+    assert "no uniform plan was tuned alike" in done.out and len(records(searched)) == 1
     tuner |= {"failing": None, "diverging": True}
-    assert "no uniform plan to compare it with" in qra(*mixed).out
+    assert "no uniform plan was tuned alike" in qra(*mixed).out
     assert [record.failed for record in records(searched)] == ["", "diverged: training loss is nan"]
     count = len(tuner["tuned"])
     assert "diverged" in qra(*mixed).out and len(tuner["tuned"]) == count

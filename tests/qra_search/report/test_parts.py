@@ -124,6 +124,11 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert summarize_comparison(compared(untuned=1.5)) == summarize_comparison(compared())
     empty = ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
     assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
+    right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
+    flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
+    assert summarize_comparison(flattered).startswith("One answer to every row, the commonest, scores 30.0%")
+    learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})
+    assert "commonest" not in summarize_comparison(learnt)
     judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})
     assert not summarize_comparison(judged).startswith("The tuned"), "a choice is judged by its likelihood"
 
@@ -152,7 +157,7 @@ def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> No
 def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
     worse = summarize_comparison(compared([1.1, 1.2] * 6))
     assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
-    assert "no uniform plan to compare" in summarize_comparison(compared(uniform=None))
+    assert "no uniform plan was tuned alike" in summarize_comparison(compared(uniform=None))
     assert "nothing says whether the difference is chance" in summarize_comparison(compared([0.8]))
     assert summarize_comparison(compared([1.2])).endswith("(it may be chance).")
     nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
