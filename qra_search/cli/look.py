@@ -96,7 +96,7 @@ def show(
     console.print(f"{formatting.format_level_counts(plan, space)}\n")
     for heat in make_heat_maps(space, plan, result.sensitivities):
         console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
-        console.print(make_strip(space, heat), soft_wrap=True)
+        console.print(make_strip(space, heat, console.width), soft_wrap=True)
     if any(str(level) != format_level(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
     if records := folder.records():

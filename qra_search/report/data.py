@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ TRACES = 4
 """Most traces that are drawn if no budget was named."""
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
+ID_SHOWN = 4
+"""Digits of a tuning's id that tell it from another of the same plan."""
 CURVE_POINTS = 60
 """Most points of a curve."""
 SMOOTHED = 6
@@ -80,6 +83,8 @@ class RunData:
         names = {r.id: format_role_label(classify_record(r, space, plan), r.plan, space) for r in self.records}
         if any(record.seed != self.records[0].seed for record in self.records):
             names = {record.id: f"{names[record.id]}, seed {record.seed}" for record in self.records}
+        counts = Counter(names.values())
+        names = {id: name if counts[name] == 1 else f"{name} ({id[:ID_SHOWN]})" for id, name in names.items()}
         files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))
         curves = [read_curve(file, names.get(file.parent.name, f"running: {file.parent.name}")) for file in files]
         return [curve for curve in curves if curve.loss][:CURVES_SHOWN]

@@ -29,7 +29,8 @@ def format_plan(plan: Plan, space: SearchSpace) -> str:
     rest = f", embeddings {' and '.join(map(format_level, tables))}" if apart else ""
     if choice is not None:
         return f"uniform {format_level(choice[0])}, rank {choice[1]}{rest}"
-    return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
+    rank = space.mean_rank(plan)
+    return f"mixed, {space.mean_bits(plan):.2f} bits, rank {rank:{'.0f' if rank.is_integer() else '.1f'}}{rest}"
 
 
 def format_role(role: str, plan: Plan, space: SearchSpace) -> str:

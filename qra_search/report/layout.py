@@ -25,7 +25,7 @@ class Layout:
     """A grid of groups.
 
     Attributes:
-        rows, columns: names of the rows (kinds) and of the columns (layers).
+        rows, columns: names of the rows (kinds) and of the columns (layers; `emb` for that of the embeddings).
         cells: for each row, the index of the group at each column; None if there is none.
     """
 
@@ -42,7 +42,9 @@ def arrange_groups(space: SearchSpace) -> Layout:
         depths = sorted({depth for _, depth in places if depth is not None})
         index = {place: i for i, place in enumerate(places)}
         cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
-        return Layout(tuple(kind or "group" for kind in kinds), tuple(map(str, depths)), cells)
+        layers = {group.depth for group in space.groups if not group.is_embedding}
+        heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
+        return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
     count = len(places)
     width = min(WRAP, count)
     starts = range(0, count, width)

@@ -58,12 +58,16 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     titles = [format_metric_name(name) for name in names]
+    titles_by_rows: dict[int, list[str]] = {}
+    for name, title in zip(names, titles, strict=True):
+        if chosen.metric_interval(name):
+            titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
     notes = {
         "Change: of the plan's test loss against this row's.": any(changes),
         f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "(" in "".join(changes),
         **{
-            f"{title.capitalize()}: on {len(chosen.row_scores[name])} test rows.": bool(chosen.metric_interval(name))
-            for name, title in zip(names, titles, strict=True)
+            f"{', '.join(scored).capitalize()}: on {count} test rows.": True
+            for count, scored in titles_by_rows.items()
         },
         CHANCE_NOTE: "chance" in "".join(changes),
         **{f"{t.unscored.capitalize()}.": bool(t.unscored) for t in comparison.tunings},

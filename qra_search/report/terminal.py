@@ -59,29 +59,47 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
             console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
 
 
-def make_strip(space: SearchSpace, heat: HeatMap) -> Text:
-    """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
+def make_strip(space: SearchSpace, heat: HeatMap, room: int) -> Text:
+    """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without.
+
+    Args:
+        room: characters of a line; columns that do not fit are in a grid below.
+    """
     if heat.shared_sentence is not None:
         return Text(f"{heat.shared_sentence}\n")
     grid, colors = arrange_groups(space), make_ramp(heat.ramp, heat.steps, dark=True)
     width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
-    text = Text()
-    if len(grid.columns) > 1:
-        heads = "".join(
-            (c if i % LABEL_EVERY == 0 and len(c) < width else "").rjust(width) for i, c in enumerate(grid.columns)
-        )
-        text.append(" " * margin + heads.rstrip() + "\n", style="dim")
-    for row, cells in zip(grid.rows, grid.cells, strict=True):
-        text.append(row.ljust(margin))
-        for g in cells:
-            if g is None or not heat.labels[g]:
-                text.append(" " * width)
-            else:
-                color = colors[heat.levels[g]]
-                text.append(heat.labels[g].rjust(width), style=f"{choose_text_color(color)} on {color}")
-        text.append("\n")
+    text, columns = Text(), len(grid.columns)
+    fitting = (room - margin) // width
+    if fitting < columns:  # each grid begins with a labelled column
+        fitting = max(1, fitting // LABEL_EVERY) * LABEL_EVERY
+    for start in range(0, columns, fitting):
+        shown = range(start, min(start + fitting, columns))
+        if columns > 1:
+            text.append(_make_heads([grid.columns[i] for i in shown], margin, width) + "\n", style="dim")
+        for row, cells in zip(grid.rows, grid.cells, strict=True):
+            if all(g is None or not heat.labels[g] for g in cells[start : shown.stop]):
+                continue
+            text.append(row.ljust(margin))
+            for g in cells[start : shown.stop]:
+                if g is None or not heat.labels[g]:
+                    text.append(" " * width)
+                else:
+                    color = colors[heat.levels[g]]
+                    text.append(heat.labels[g].rjust(width), style=f"{choose_text_color(color)} on {color}")
+            text.append("\n")
     return text
+
+
+def _make_heads(names: Sequence[str], margin: int, width: int) -> str:
+    """A line of column names, each ending where its column does: every `LABEL_EVERY`th, and what is no number."""
+    line = ""
+    for i, name in enumerate(names):
+        start = margin + (i + 1) * width - len(name)
+        if start > len(line) and (i % LABEL_EVERY == 0 or not name.isdecimal()):
+            line = line.ljust(start) + name
+    return line
 
 
 def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None = None) -> list[tuple[str, str]]:

@@ -22,7 +22,8 @@ from qra_search.report.figures.charts import plot_tunings
 from qra_search.report.finding import summarize_comparison, summarize_run, write_verdict
 from qra_search.report.layout import arrange_groups, compute_damage_steps, make_heat_maps
 from qra_search.report.live import BestSoFar
-from qra_search.report.tables import make_allocation_table
+from qra_search.report.tables import make_allocation_table, make_tuned_table
+from qra_search.report.terminal import make_strip
 from qra_search.runs.comparison import Comparison, Role, TunedPlan
 from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
@@ -147,6 +148,14 @@ def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     assert "nothing says whether" in summarize_comparison(replace(few, tunings=(*few.tunings, control)))
 
 
+def test_metrics_that_score_the_same_rows_share_a_note() -> None:
+    scores = {"slot_f1": (0.0, 1.0) * 16, "exact_match": (1.0, 0.0) * 16, "f1": (0.0, 1.0) * 12}
+    notes = make_tuned_table(compared(uniform=None, row_scores=scores)).notes
+    assert [note for note in notes if ": on " in note] == [
+        "Slot f1, exact match: on 32 test rows.", "F1: on 24 test rows.",
+    ]  # fmt: skip
+
+
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
     for shift in (-0.05, 0.05):
         sentence = summarize_comparison(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
@@ -269,6 +278,12 @@ def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
     write_curve(run.path, "5ead", 3)
     names = {curve.name for curve in RunData.read(run).curves}
     assert names == {"plan", "uniform 2 bits, rank 4", "uniform 3 bits, rank 4", "running: 5ead"}
+    other = replace(run.records()[-1], settings={"learning_rate": 0.1})
+    run.tuning(other.id).path.mkdir()
+    run.tuning(other.id).write(other)
+    write_curve(run.path, other.id, 6)
+    again = [curve.name for curve in RunData.read(run).curves]
+    assert len(set(again)) == 5 and sum(name.startswith("uniform 3 bits, rank 4 (") for name in again) == 2
     (axes,) = plot_tunings(RunData.read(run)).axes
     lines, marks = (
         [line.zorder for line in axes.lines if (line.get_linestyle() == "None") is is_mark] for is_mark in (False, True)
@@ -295,6 +310,24 @@ def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -
     assert sentences == ["3 in all linears, 8 in the embeddings", "8 in all linears"]
     other = next(g for g in range(len(known)) if g != table)
     assert make_heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].shared_sentence is None
+
+
+@pytest.mark.parametrize("room", [80, 100])
+def test_a_strip_numbers_every_fifth_layer_names_the_embeddings_and_fits_the_line(room: int) -> None:
+    known = make_toy_space(30, table=True)
+    plan = Plan((2, *[3] * 29, 16), (16, *[8] * 29, 0))
+    for heat in make_heat_maps(known, plan):
+        lines = make_strip(known, heat, room).plain.splitlines()
+        heads = [name for line in lines if line.startswith(" ") for name in line.split()]
+        assert max(map(len, lines)) <= room
+        assert set(heads) >= {"0", "5", "10", "15", "20", "25", "emb"} and "30" not in heads
+
+
+def test_a_mean_rank_has_a_decimal_only_if_it_is_not_whole() -> None:
+    known = make_toy_space(2)
+    names = [formatting.format_plan(Plan((2, 3), ranks), known) for ranks in ((4, 4), (4, 8), (8, 16))]
+    assert names == [f"mixed, 2.50 bits, rank {rank}" for rank in (4, 6, 12)]
+    assert formatting.format_plan(Plan((2, 2, 3), (4, 4, 8)), make_toy_space(3)).endswith("rank 5.3")
 
 
 @pytest.mark.parametrize(
