@@ -231,13 +231,13 @@ def split_examples(
     return parts
 
 
-def count_conflicting(examples: Iterable[Example]) -> int:
+def select_conflicting(examples: Iterable[Example]) -> list[Example]:
     """Examples whose prompt occurs again with another answer."""
-    answers: dict[str, list[str]] = {}
+    by_prompt: dict[str, list[Example]] = {}
     for example in examples:
         if example.prompt.strip():
-            answers.setdefault(example.key, []).append(example.answer.strip())
-    return sum(len(several) for several in answers.values() if len(set(several)) > 1)
+            by_prompt.setdefault(example.key, []).append(example)
+    return [e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same]
 
 
 def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:

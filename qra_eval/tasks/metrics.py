@@ -56,13 +56,15 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
         functions: in memory.
 
     Raises:
-        BadInput: one cannot be loaded, is in memory and not given, or is no function.
+        BadInput: one cannot be loaded, is in memory and not given, is no function, or has the name of another.
     """
     found: dict[str, Metric] = {}
     for name in names:
         short = name.removeprefix(IN_MEMORY) if name.startswith(IN_MEMORY) else name.rpartition(":")[2]
         if name.startswith(IN_MEMORY) and short not in functions:
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
+        if short in found:
+            raise BadInput(f"metric {short!r} is given twice: give it once, or give one of two another name")
         metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
@@ -75,7 +77,9 @@ def check_metric(name: str, metric: Metric, example: Example) -> None:
     try:
         score = metric(example.answer, example)
     except Exception as error:  # another's code may raise anything
-        raise BadInput(f"metric {name!r} fails on the wanted answer of a test row: {describe(error)}") from error
+        raise BadInput(
+            f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse it"
+        ) from error
     if not isinstance(score, bool | int | float) or not math.isfinite(score):
         raise BadInput(f"metric {name!r} gives {shorten(score)} for the wanted answer of a test row: give a number")
 

@@ -13,7 +13,7 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
-from qra_eval.tasks.base import count_conflicting
+from qra_eval.tasks.base import select_conflicting
 from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import measure_loss
@@ -213,13 +213,14 @@ class FineTuner:
         for split, asked in counts.items():
             if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
-            rows = self.rows(split, asked)
+            rows, conflicting = self.rows(split, asked), select_conflicting(self.rows.task.split(split)[:asked])
             found[split] = RowCount(
                 asked,
                 min(asked, len(rows)),
                 cut=sum(row.cut > 0 for row in rows),
                 longest=max(len(row) + row.cut for row in rows),
-                conflicting=count_conflicting(self.rows.task.split(split)[:asked]),
+                conflicting=len(conflicting),
+                conflicting_prompt=next((example.prompt for example in conflicting), ""),
             )
         return found
 

@@ -55,7 +55,7 @@ class RowCount:
         had: that there are of these.
         cut: of these, rows that are longer than is allowed, and lose a part.
         longest: tokens of the longest one, before it is cut.
-        conflicting: of these, rows whose prompt occurs again with another answer.
+        conflicting: of these, rows whose prompt occurs again with another answer; `conflicting_prompt` is one.
     """
 
     asked: int
@@ -63,6 +63,7 @@ class RowCount:
     cut: int = 0
     longest: int = 0
     conflicting: int = 0
+    conflicting_prompt: str = ""
 
 
 class EvaluationFailed(RunFailed):

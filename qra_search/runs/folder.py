@@ -87,7 +87,7 @@ class RunFolder:
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise RunExists(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
-                    f"give another --out, or resume that run with `qra search {self.path}`"
+                    f"give another --out, or resume that run with `qra search {self.path}`, in Python open_run()"
                 )
             if "search.evaluations" in found and config.search.evaluations < (spent := self.result().spent):
                 raise RunExists(
@@ -96,7 +96,8 @@ class RunFolder:
                 )
         if self.has_run and not resume:
             raise RunExists(
-                f"{self.path} already holds this run: resume it with `qra search {self.path}`, or give another --out"
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
+                f"or give another --out"
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
@@ -223,7 +224,10 @@ class RunFolder:
         if len(found) != 1:
             what = f"no tuning {name!r}" if name else "no tuning of its plan"
             there = ", ".join(record.id for record in records) or "none"
-            raise BadInput(f"{self.path} has {what} (tunings: {there}): run `qra finetune {self.path}`, or give an id")
+            option = {"shuffled": " --against shuffled", "16-bit": " --with-16-bit"}.get(name or "", "")
+            raise BadInput(
+                f"{self.path} has {what} (tunings: {there}): run `qra finetune {self.path}{option}`, or give an id"
+            )
         return self.tuning(found[0].id)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search.allocate.solve import Allocation
 from qra_search.config import RunConfig
-from qra_search.errors import convert_to_bad_input
+from qra_search.errors import convert_to_bad_input, shorten
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
 from qra_search.space.budgets import resolve_budgets
@@ -16,6 +16,8 @@ from qra_search.study.listener import Listener
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
+ROW_FIELDS = {"validation": "evaluation.validation_rows", "test": "finetune.test_rows"}
+"""Fields that say how many rows of a split are measured."""
 
 
 def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
@@ -105,11 +107,18 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
             for name, count in counts.items()
         )
     ]
-    few = [f"{count.had} {name}" for name, count in counts.items() if count.had < FEW_ROWS]
-    if few:
-        lines.append(f"warning: {' and '.join(few)} rows: fewer than {FEW_ROWS} say little of others, give more data")
-    if conflicting := sum(count.conflicting for count in counts.values()):
-        lines.append(f"warning: {conflicting} rows have a prompt that occurs again with another answer: check the data")
+    if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
+        asked = [f"raise {ROW_FIELDS[n]}" for n, count in few.items() if n in ROW_FIELDS and count.asked == count.had]
+        advice = asked + ["give more data"] * (len(asked) < len(few))
+        had = " and ".join(f"{count.had} {name}" for name, count in few.items())
+        lines.append(
+            f"warning: {had} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}"
+        )
+    if conflicting := [count for count in counts.values() if count.conflicting]:
+        lines.append(
+            f"warning: {sum(count.conflicting for count in conflicting)} rows have a prompt that occurs again with "
+            f"another answer, such as {shorten(conflicting[0].conflicting_prompt)}: check the data"
+        )
     if cut := sum(count.cut for count in counts.values()):
         had, longest = sum(count.had for count in counts.values()), max(count.longest for count in counts.values())
         lines.append(

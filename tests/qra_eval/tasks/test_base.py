@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_eval.tasks import SPLITS, Example, Task, make_task
-from qra_eval.tasks.base import count_conflicting, split_examples
+from qra_eval.tasks.base import select_conflicting, split_examples
 from qra_search.errors import BadInput
 
 SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
@@ -41,9 +41,9 @@ def test_distinct_items_are_shared_out_as_asked_whatever_their_order(numbers):
     assert split_examples({"train": examples(sorted(numbers, reverse=True))}, shares=SHARES) == parts
 
 
-def test_rows_of_one_prompt_with_several_answers_are_counted():
+def test_rows_of_one_prompt_with_several_answers_are_selected():
     rows = [Example("a", "x"), Example("A ", "y"), Example("b", "x"), Example("b", " x"), Example("", "z")]
-    assert count_conflicting(rows) == 2
+    assert select_conflicting(rows) == rows[:2]
 
 
 def test_an_unknown_split_names_the_known_ones():

@@ -87,8 +87,13 @@ def test_a_metric_that_cannot_be_used_is_one_line(slots, name, why):
         load_metrics([name.format(slots)], {})
 
 
+def test_two_metrics_of_one_name_are_refused(slots):
+    with pytest.raises(BadInput, match="metric 'people' is given twice: give it once"):
+        load_metrics([f"{slots}:people"] * 2, {})
+
+
 def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
-    with pytest.raises(BadInput, match="metric 'f' fails on the wanted answer of a test row: KeyError"):
+    with pytest.raises(BadInput, match="metric 'f' fails on .* .KeyError: 'x'.: an answer is text, parse it"):
         check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
     with pytest.raises(BadInput, match="metric 'f' gives None .*: give a number"):
         check_metric("f", lambda answer, example: None, Example("a", "b"))

@@ -151,6 +151,7 @@ def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tu
     }  # fmt: skip
     refused = qra("export", searched, "--tuning", "shuffled")
     assert refused.status == 2 and "no tuning 'shuffled'" in refused.err
+    assert f"run `qra finetune {searched} --against shuffled`" in refused.err
 
 
 @pytest.mark.parametrize("discard", [False, True])

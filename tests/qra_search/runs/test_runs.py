@@ -57,9 +57,9 @@ def test_the_plan_of_a_run_is_that_of_its_file_and_without_one_what_the_log_lead
     [
         (config(), config(seed=5), False, "search.seed is 0 there and 5 here"),
         (config(), config(seed=5), True, "search.seed is 0 there and 5 here"),
-        (config(), config(), False, "resume it with"),
+        (config(), config(), False, r"resume it with `qra search .*/a`, in Python open_run\(\), or give another --out"),
         (config(), config(), True, ""),
-        (config(), config(evaluations=12), False, "search.evaluations is 8.0 there and 12.0 here"),
+        (config(), config(evaluations=12), False, r"is 8.0 there and 12.0 here; .* in Python open_run\(\)"),
         (config(), config(evaluations=12), True, ""),
         (config("module"), config(), True, ""),
         (config(), config("module"), True, ""),

@@ -94,9 +94,16 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
              "--set training.max_length=900 keeps them whole"],
         ),
         (
-            {**ENOUGH, "train": RowCount(96, 96, conflicting=4)},
+            {**ENOUGH, "train": RowCount(96, 96, conflicting=4, conflicting_prompt="what " * 40)},
             ["rows: 96 train, 64 validation, 128 test",
-             "warning: 4 rows have a prompt that occurs again with another answer: check the data"],
+             "warning: 4 rows have a prompt that occurs again with another answer, such as "
+             f"'{'what ' * 15}w...: check the data"],
+        ),
+        (
+            {"train": RowCount(96, 24), "validation": RowCount(64, 64), "test": RowCount(8, 8)},
+            ["rows: 24 train (96 asked for), 64 validation, 8 test",
+             "warning: 24 train and 8 test rows: fewer than 32 say little of others, raise finetune.test_rows and give "
+             "more data"],
         ),
     ],
 )  # fmt: skip
