@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,20 +52,16 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
         `engines` (see `qra_eval.costs.engines`).
     """
-    pace, model = measure_pace(tuner).total, tuner.quantized_model
-    setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
-    measuring = 0.0 if get_sensitivities_file(tuner).is_file() else _estimate_probe_seconds(tuner)
-    calibrating = measure_calibration_seconds(tuner) if setup or measuring else 0.0
-    if model.backend.calibrated:
-        setup += calibrating if setup else 0.0
-    else:
-        measuring += calibrating if measuring else 0.0
+    pace, model = sum(measure_pace(tuner)), tuner.quantized_model
+    calibrating, is_calibrated = measure_calibration_seconds(tuner), model.backend.calibrated
+    setup = estimate_quantization_seconds(tuner) + calibrating * is_calibrated
+    measuring = _estimate_probe_seconds(tuner) + calibrating * (not is_calibrated)
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
-        "setup_seconds": setup,
-        "sensitivities_seconds": measuring,
+        "setup_seconds": 0.0 if model.is_quantized() else setup,
+        "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * evaluation,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
@@ -92,13 +89,12 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
         return seconds
     scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
     longest = task.max_answer_tokens(task.split("test")[: finetune.test_rows], tuner.tokenizer)
-    return seconds + scored * longest * measure_pace(tuner, one_by_one=True).total
+    return seconds + scored * longest * sum(measure_pace(tuner, one_by_one=True))
 
 
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = tuner.quantized_model
-
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
@@ -107,22 +103,15 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     )
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """Seconds of a forward pass for each token, of all `layers` and of the `head`."""
 
     layers: float
     head: float
 
-    @property
-    def total(self) -> float:
-        return self.layers + self.head
-
 
 def measure_pace(tuner: FineTuner, *, one_by_one: bool = False, dtype: torch.dtype | None = None) -> Pace:
-    """The pace of one layer, times their number, and of the head.
-
-    If the model has no weights here, the layer is one of made-up weights.
+    """The pace of one layer, times their number, and of the head; of made-up weights if the model has none here.
 
     Args:
         one_by_one: a pass has one token of each row, as in generating.
@@ -167,8 +156,7 @@ def measure_calibration_seconds(tuner: FineTuner) -> float:
 
 def _estimate_probe_seconds(tuner: FineTuner) -> float:
     """Seconds of the passes with a degraded group or table, in float32: each ends in the head."""
-    wide = tuner.quantized_model.compute != torch.float32
-    pace, groups, others = measure_pace(tuner, dtype=torch.float32 if wide else None), *_count_probes(tuner)
+    pace, groups, others = measure_pace(tuner, dtype=torch.float32), *_count_probes(tuner)
     passes = (0.5 * groups + others + 1) * pace.layers + (groups + others + 1) * pace.head
     return passes * sample_probe_batch(tuner).tokens
 
@@ -181,13 +169,24 @@ def _count_probes(tuner: FineTuner) -> tuple[int, int]:
 
 
 def _get_timed_blocks(tuner: FineTuner, dtype: torch.dtype) -> tuple[Blocks, float]:
-    """Layers to time, computing in a dtype, and how many times as large the model's vocabulary is as theirs."""
+    """Layers to time, one of made-up weights if the model has none here, and how many times as large the model's
+    vocabulary is as theirs.
+
+    Args:
+        dtype: of the arithmetic.
+    """
+    from transformers import AutoModelForCausalLM
+
     model = tuner.quantized_model
     if model.loaded.weights:
         return Blocks(model.model, model.device, dtype, model.blocks.devices), 1.0
-    blocks = _make_one_layer_model(tuner, dtype)
-    config = tuner.model.config.get_text_config()
-    return blocks, config.vocab_size / blocks.model.config.get_text_config().vocab_size
+    config = shorten_config(tuner.model.config, 1)
+    text = config.get_text_config()
+    vocabulary, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
+    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, special, None)
+    made: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+    return Blocks(normalise(made).to(model.device), model.device, dtype), vocabulary / text.vocab_size
 
 
 def _embed_batch(blocks: Blocks, batch: Batch) -> Flow:
@@ -209,20 +208,6 @@ def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float
     return best
 
 
-def _make_one_layer_model(tuner: FineTuner, dtype: torch.dtype) -> Blocks:
-    """A model of one layer, of made-up weights."""
-    from transformers import AutoModelForCausalLM
-
-    model = tuner.quantized_model
-    config = shorten_config(tuner.model.config, 1)
-    text = config.get_text_config()
-    text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
-    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, special, None)
-    made: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
-    return Blocks(normalise(made).to(model.device), model.device, dtype)
-
-
 def estimate_quantization_seconds(tuner: FineTuner) -> float:
     """Seconds to quantize everything and estimate damage: one made-up linear of each shape is timed at all levels."""
     model = tuner.quantized_model
@@ -242,7 +227,7 @@ def estimate_quantization_seconds(tuner: FineTuner) -> float:
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
         weight, hessian = (torch.ones(n, columns, device=model.device) for n in (rows, columns))
-        damage = _measure_min_seconds(lambda a=weight, b=hessian: (a @ b).mul_(a).sum(1), model.device)
+        damage = _measure_min_seconds(partial(torch.matmul, weight, hessian), model.device)
         total += count * len(levels) * damage * (out_features / rows) * (in_features / columns) ** 2
     return total
 

@@ -54,7 +54,7 @@ class Landscape(Evaluator):
             raise BadInput(f"noise must be a non-negative number, got {noise!r}")
         self.tables, self.space = tables, space
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
-        self._make_sensitivities = sensitivities
+        self._sensitivities = sensitivities
         self._identity = dict(identity or {})
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -82,7 +82,7 @@ class Landscape(Evaluator):
         return find_reference_front(self.tables, self.space, budgets, cache=cache)
 
     def sensitivities(self) -> Sensitivities | None:
-        return self._make_sensitivities
+        return self._sensitivities
 
     def describe(self) -> dict[str, Any]:
         return dict(self._identity)

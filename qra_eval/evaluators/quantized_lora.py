@@ -223,7 +223,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
-        return measure_pace(self.tuner).total * self.tuner.count_evaluation_tokens()
+        return sum(measure_pace(self.tuner)) * self.tuner.count_evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""

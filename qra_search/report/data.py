@@ -28,8 +28,6 @@ TRACES = 4
 """Most traces that are drawn if no budget was named."""
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
-ID_SHOWN = 4
-"""Digits of a tuning's id that tell it from another of the same plan."""
 CURVE_POINTS = 60
 """Most points of a curve."""
 SMOOTHED = 6
@@ -39,7 +37,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """One full tuning: its training loss, smooth_curve, and its validation loss where it was measured, by step."""
+    """One full tuning: its training loss, smoothed, and its validation loss where it was measured, by step."""
 
     name: str
     loss: tuple[Point, ...]
@@ -84,7 +82,7 @@ class RunData:
         if any(record.seed != self.records[0].seed for record in self.records):
             names = {record.id: f"{names[record.id]}, seed {record.seed}" for record in self.records}
         counts = Counter(names.values())
-        names = {id: name if counts[name] == 1 else f"{name} ({id[:ID_SHOWN]})" for id, name in names.items()}
+        names = {id: name if counts[name] == 1 else f"{name} ({id})" for id, name in names.items()}
         files = sorted(Path(self.folder).glob(f"tunings/*/{CURVE_FILE}"))
         curves = [read_curve(file, names.get(file.parent.name, f"running: {file.parent.name}")) for file in files]
         return [curve for curve in curves if curve.loss][:CURVES_SHOWN]

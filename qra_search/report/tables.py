@@ -66,8 +66,7 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         "Change: of the plan's test loss against this row's.": any(changes),
         f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "(" in "".join(changes),
         **{
-            f"{', '.join(scored).capitalize()}: on {count} test rows.": True
-            for count, scored in titles_by_rows.items()
+            f"{', '.join(scored).capitalize()}: on {count} test rows.": True for count, scored in titles_by_rows.items()
         },
         CHANCE_NOTE: "chance" in "".join(changes),
         **{f"{t.unscored.capitalize()}.": bool(t.unscored) for t in comparison.tunings},

@@ -114,7 +114,8 @@ class QRAStrategy(Strategy):
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
-        space, budgets = state.space, self._select_budgets(state, k)
+        space, step = state.space, -(-len(state.budgets) // AT_ONCE)
+        budgets = list(state.budgets[(len(state.trials) + k) % step :: step])
         believed, _ = fit.predict_rows()
         known, new = self._list_candidates(state, fit, believed, budgets, k)
         n = len(known)
@@ -150,11 +151,6 @@ class QRAStrategy(Strategy):
         plans = (sample_plan(state, rng, budget) for _ in range(ATTEMPTS))
         new = (Proposal(plan, seed=self._pick_seed(state, k), origin="random") for plan in plans if plan not in asked)
         return next(new, None)
-
-    def _select_budgets(self, state: StudyState, k: int) -> list[int]:
-        """The budgets that the next proposal is weighed for."""
-        step = -(-len(state.budgets) // AT_ONCE)
-        return list(state.budgets[(len(state.trials) + k) % step :: step])
 
     def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int

@@ -56,21 +56,19 @@ def make_toy_space(
     groups: list[Group] = []
     for layer in range(layers):
         for kind, members in KINDS[granularity].items():
-            linears = tuple(_linear(f"layers.{layer}.{member}", *SHAPES[member]) for member in members)
+            linears = tuple(
+                Linear(name=f"layers.{layer}.{m}", out_features=SHAPES[m][0], in_features=SHAPES[m][1]) for m in members
+            )
             left_out = int(restricted and len(groups) % 3 == 0)
             choices = {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]} if left_out or table else {}
             groups.append(Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices))
     if table:
-        linears, wide = (_linear("embed", 1024, 256),), (*names[1:], 16)
+        linears, wide = (Linear(name="embed", out_features=1024, in_features=256),), (*names[1:], 16)
         groups.append(
             Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True)
         )
         bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
-
-
-def _linear(name: str, out_features: int, in_features: int) -> Linear:
-    return Linear(name=name, out_features=out_features, in_features=in_features)
 
 
 class ToyEvaluator(Evaluator):

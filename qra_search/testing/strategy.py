@@ -137,14 +137,14 @@ class StrategyContract:
             return Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, memory_budget=budgets,
                          seed=4, **options)  # fmt: skip
 
-        use_nonbreaking_spaces = study(strategy).run()
+        unbroken = study(strategy).run()
         broken = study(strategy, log=path, callbacks=[_StopAfter(7)])
         broken.run()
         broken.log.close()
         resumed = study(pickle.loads(pickle.dumps(strategy)), log=path)
         result = resumed.run()
         resumed.log.close()
-        proposed, expected = ([t.proposal for t in found.trials] for found in (result, use_nonbreaking_spaces))
+        proposed, expected = ([t.proposal for t in found.trials] for found in (result, unbroken))
         assert proposed == expected, "a resumed study must propose the same: keep no state on the object"
         assert len(result.trials) > 7 or self.finite, "the study ended before it was stopped"
 

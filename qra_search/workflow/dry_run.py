@@ -110,10 +110,8 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
         asked = [f"raise {ROW_FIELDS[n]}" for n, count in few.items() if n in ROW_FIELDS and count.asked == count.had]
         advice = asked + ["give more data"] * (len(asked) < len(few))
-        had = " and ".join(f"{count.had} {name}" for name, count in few.items())
-        lines.append(
-            f"warning: {had} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}"
-        )
+        rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
+        lines.append(f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}")
     if conflicting := [count for count in counts.values() if count.conflicting]:
         lines.append(
             f"warning: {sum(count.conflicting for count in conflicting)} rows have a prompt that occurs again with "

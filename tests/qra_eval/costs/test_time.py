@@ -82,7 +82,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     monkeypatch.setattr(module, "_measure_min_seconds", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized_model.settings.batch_size
     tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
-    assert module.measure_pace(evaluator.tuner).total == pytest.approx((4 * 5.0 + 0.25) / tokens)
+    assert sum(module.measure_pace(evaluator.tuner)) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 def test_the_calibration_pass_counts_every_run_of_a_layer_and_the_heads_gradient_and_probes_are_in_float32(
@@ -98,7 +98,6 @@ def test_the_calibration_pass_counts_every_run_of_a_layer_and_the_heads_gradient
     assert len(runs) == 3, "forward, backward, and the head's gradient"
     seen = []
     monkeypatch.setattr(module, "measure_pace", lambda tuner, dtype=None: seen.append(dtype) or module.Pace(2.0, 1.0))
-    monkeypatch.setattr(type(tuner.quantized_model), "compute", torch.bfloat16)
     monkeypatch.setattr(module, "_count_probes", lambda tuner: (4, 3))
     probed = module.sample_probe_batch(tuner).tokens
     assert module._estimate_probe_seconds(tuner) == (6 * 2.0 + 8 * 1.0) * probed
