@@ -99,7 +99,7 @@ def unsupported_reason(name: str, family: str) -> str | None:
 
 def advise_replan(name: str) -> str:
     """What is possible with a run that an engine cannot hold."""
-    return f"export as merged, or plan anew by `qra plan --engine {name}`, which predicts its loss in minutes"
+    return f"export as merged, or plan anew by `qra plan --engine {name}`; its --dry-run says the least bytes"
 
 
 def serve_command(engine: str, out: Path) -> str:

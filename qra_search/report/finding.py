@@ -13,9 +13,11 @@ from qra_search.report.formatting import (
     format_metric,
     format_metric_name,
     format_pair,
+    format_percent,
     format_plan,
 )
 from qra_search.runs.comparison import Comparison, TunedPlan, compare_losses
+from qra_search.runs.intervals import mean_interval
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange, UniformComparison
@@ -94,7 +96,8 @@ def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
 def summarize_comparison(comparison: Comparison) -> str:
     """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
     space, plan = comparison.space, comparison.chosen.plan
-    text = " ".join([*_list_faults(comparison), _describe(comparison, space), *_judge_shuffle(comparison)])
+    found = (_describe(comparison, space), *_compare_scores(comparison), *_judge_shuffle(comparison))
+    text = " ".join([*_list_faults(comparison), *found])
     return text + _next_uniform_text(space, comparison.sensitivities, plan, comparison.budget_bytes)
 
 
@@ -112,6 +115,23 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:
         yield "The tuned model answers nothing to the test rows that are shown."
+
+
+def _compare_scores(comparison: Comparison) -> Iterator[str]:
+    """The first metric of the plan and of its baseline, with their difference over the rows that both answered."""
+    tuned, baseline, name = comparison.chosen, comparison.baseline, next(iter(comparison.metric_names), "")
+    if not name or baseline is None or baseline is tuned:
+        return
+    rows = zip(tuned.row_scores[name], baseline.row_scores[name], strict=False)
+    gains = [own - other for own, other in rows]
+    interval = mean_interval(gains)
+    own, other = (format_metric(name, t.metrics[name]) for t in (tuned, baseline))
+    text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
+    if interval is not None and other.endswith("%"):
+        gain, *ends = (format_percent(share, "+").removesuffix("%") for share in (sum(gains) / len(gains), *interval))
+        chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
+        text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"
+    yield f"{text}."
 
 
 def _judge_shuffle(comparison: Comparison) -> Iterator[str]:

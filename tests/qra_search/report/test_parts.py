@@ -117,6 +117,15 @@ def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_si
     assert sentence.endswith(").") and "+" not in sentence
 
 
+def test_the_first_metric_of_both_stands_beside_the_losses_with_the_interval_of_its_difference() -> None:
+    """By hand: of 100 rows 60 and 50 right, 20 by the plan alone, 10 by the other; deviation of the rows 0.541."""
+    own, other = (1.0,) * 60 + (0.0,) * 40, (1.0,) * 40 + (0.0,) * 50 + (1.0,) * 10
+    fields = [{"row_scores": {"exact_match": scores}} for scores in (own, other)]
+    both = [tuned("plan", PLAN, RATIOS, 108, **fields[0]), tuned("uniform", UNIFORM, RATIOS, **fields[1])]
+    sentence = summarize_comparison(Comparison(TWO, 108 << 20, tuple(both)))
+    assert "Exact match 60.0% instead of 50.0%: +10.0 points (−0.6 to +20.6), too small to tell" in sentence
+
+
 def test_what_makes_a_plan_worthless_is_said_first() -> None:
     """Both worse than the untuned model, or answers that are empty; not where one of both is better."""
     both = summarize_comparison(compared(untuned=1.2))
