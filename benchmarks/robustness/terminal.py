@@ -44,7 +44,6 @@ SCREENS: tuple[tuple[str, str, int], ...] = (
     ("finetune-budget", "qra finetune runs/a --memory uniform3r8", 0),
     ("show", "qra show runs/a", 0),
     ("search-no-plan", f"qra search {TINY} --memory 80% --evaluations 6 --strategy random --out runs/b", 0),
-    ("runs", "qra runs runs", 0),
     ("report", "qra report runs/a", 0),
     ("show-two", "qra show runs/a runs/b", 0),
     ("export", "qra export runs/a --format peft", 0),

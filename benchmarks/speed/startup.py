@@ -36,7 +36,7 @@ def main() -> None:
             run([*SEARCH, *budgets, "--seed", str(ord(name)), "--out", name], folder)
         commands = {
             BARE: [], "--help": ["--help"], "--version": ["--version"], "search --help": ["search", "--help"],
-            "show": ["show", "a"], "report": ["report", "a"], "runs": ["runs", "."],
+            "show": ["show", "a"], "report": ["report", "a"],
             "report of two": ["report", "a", "b"],
             "refused task": ["search", "--model", "tiny", "--task", "none.jsonl"],
             "refused device": ["plan", "--model", "tiny", "--task", "arithmetic", "--device", "gpu", "--memory", "75%"],

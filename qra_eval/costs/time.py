@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +15,7 @@ from qra_eval.costs.engines import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
-from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.calibration import LayerMoments
-from qra_eval.quantized.passes import SEGMENT, compute_head_gradient, pass_backward
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -30,6 +27,9 @@ from qra_search.space.levels import LevelName
 SCALES, ROW_SCALES = 1.5, 0.4
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
 the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
+CALIBRATION = 3.5
+"""Times what its tokens say that the pass of the calibration rows takes: layers are run again backward, and moments and
+the gradient at the head are computed. Measured on SmolLM2 and two cores: 219 s, for 63 s by the tokens."""
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
@@ -46,21 +46,25 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         budget: bytes of the largest plan that the search may put in place.
 
     Returns:
-        `setup_seconds` (quantizing) and `sensitivities_seconds`, both 0 if the cache has them, of which the backend's
-        kind says where the pass of the calibration rows belongs; loading is in neither. `evaluation_seconds`
+        `setup_seconds` (quantizing) and `sensitivities_seconds`, both 0 if the cache has them, `evaluation_seconds`
         (one at full fidelity), `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with
         the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
         `engines` (see `qra_eval.costs.engines`).
     """
-    pace, model = sum(measure_pace(tuner)), tuner.quantized_model
-    calibrating, is_calibrated = measure_calibration_seconds(tuner), model.backend.calibrated
-    setup = estimate_quantization_seconds(tuner) + calibrating * is_calibrated
-    measuring = _estimate_probe_seconds(tuner) + calibrating * (not is_calibrated)
+    pace = measure_seconds_per_token(tuner)
+    model = tuner.quantized_model
+    counted = count_calibration_tokens(tuner)
+    calibrating, measuring = CALIBRATION * pace * counted, pace * (count_sensitivities_tokens(tuner) - counted)
+    setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
+    if model.backend.calibrated:
+        setup += calibrating if setup else 0.0
+    else:
+        measuring += calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
-        "setup_seconds": 0.0 if model.is_quantized() else setup,
+        "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * evaluation,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
@@ -89,12 +93,13 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
         return seconds
     scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
     longest = task.max_answer_tokens(task.split("test")[: finetune.test_rows], tuner.tokenizer)
-    return seconds + scored * longest * sum(measure_pace(tuner, one_by_one=True))
+    return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
 
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = tuner.quantized_model
+
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
@@ -103,98 +108,29 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     )
 
 
-class Pace(NamedTuple):
-    """Seconds of a forward pass for each token, of all `layers` and of the `head`."""
+def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
+    """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
-    layers: float
-    head: float
-
-
-def measure_pace(tuner: FineTuner, *, one_by_one: bool = False, dtype: torch.dtype | None = None) -> Pace:
-    """The pace of one layer, times their number, and of the head; of made-up weights if the model has none here.
+    If the model has no weights here, the layer is one of made-up weights.
 
     Args:
         one_by_one: a pass has one token of each row, as in generating.
-        dtype: of the arithmetic; None: that of evaluations.
     """
-    blocks, scale = _get_timed_blocks(tuner, dtype or tuner.quantized_model.compute)
+    model = tuner.quantized_model
+    vocabulary = tuner.model.config.get_text_config().vocab_size
+    blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_one_layer_model(tuner)
     size = 2 * tuner.settings.batch_size
     batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
+    batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
     if one_by_one:
         first = torch.arange(len(batch.input_ids))
         batch = replace(batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first))
     with blocks.cast_outer_modules(), torch.no_grad():
-        flow = _embed_batch(blocks, batch)
+        flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
-            layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), blocks.device)
-        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, flow.hidden.to(blocks.device)), blocks.device)
-    return Pace(layer * len(tuner.quantized_model.blocks) / batch.tokens, head * scale / batch.tokens)
-
-
-def measure_calibration_seconds(tuner: FineTuner) -> float:
-    """Seconds of the pass of the calibration rows forward and backward, with the moments of what linears read."""
-    model, generator = tuner.quantized_model, torch.Generator().manual_seed(0)
-    batches, (blocks, scale) = model.calibration_batches(), _get_timed_blocks(tuner, model.compute)
-    linears = {name: blocks.model.get_submodule(name) for name, layer in model.layer_of.items() if layer == 0}
-    moments = LayerMoments(linears, model.weighting)
-    with blocks.cast_outer_modules():
-        flow = _embed_batch(blocks, batches[-1])
-        with blocks.place_layer(0):
-            with torch.no_grad():
-                forward = _measure_min_seconds(lambda: blocks.run_layer(0, flow), blocks.device)
-            backward = _measure_min_seconds(
-                lambda: pass_backward(blocks, 0, flow, flow.hidden, flow.hidden, moments, generator), blocks.device
-            )
-        head = _measure_min_seconds(
-            lambda: compute_head_gradient(blocks, flow, model.weighting, generator), blocks.device
-        )
-    # Backward all layers of a segment but one are run again, and each is with gradients.
-    passed = (1 + (SEGMENT - 1) / SEGMENT) * forward + backward
-    tokens = sum(batch.tokens for batch in batches) / batches[-1].tokens
-    return (passed * len(model.blocks) + head * scale) * tokens
-
-
-def _estimate_probe_seconds(tuner: FineTuner) -> float:
-    """Seconds of the passes with a degraded group or table, in float32: each ends in the head."""
-    pace, groups, others = measure_pace(tuner, dtype=torch.float32), *_count_probes(tuner)
-    passes = (0.5 * groups + others + 1) * pace.layers + (groups + others + 1) * pace.head
-    return passes * sample_probe_batch(tuner).tokens
-
-
-def _count_probes(tuner: FineTuner) -> tuple[int, int]:
-    """Groups and tables that are degraded for real, each at so many levels; a group's pass has half of the layers on
-    average."""
-    model = tuner.quantized_model
-    return len(choose_probes(tuner.space)), len(model.tables) * len(model.table_levels)
-
-
-def _get_timed_blocks(tuner: FineTuner, dtype: torch.dtype) -> tuple[Blocks, float]:
-    """Layers to time, one of made-up weights if the model has none here, and how many times as large the model's
-    vocabulary is as theirs.
-
-    Args:
-        dtype: of the arithmetic.
-    """
-    from transformers import AutoModelForCausalLM
-
-    model = tuner.quantized_model
-    if model.loaded.weights:
-        return Blocks(model.model, model.device, dtype, model.blocks.devices), 1.0
-    config = shorten_config(tuner.model.config, 1)
-    text = config.get_text_config()
-    vocabulary, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
-    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, special, None)
-    made: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
-    return Blocks(normalise(made).to(model.device), model.device, dtype), vocabulary / text.vocab_size
-
-
-def _embed_batch(blocks: Blocks, batch: Batch) -> Flow:
-    """A batch at the first layer, its tokens within the vocabulary of a model that may be smaller."""
-    last = blocks.model.config.get_text_config().vocab_size - 1
-    return blocks.embed_batch(
-        replace(batch, input_ids=batch.input_ids.clamp(max=last), targets=batch.targets.clamp(max=last))
-    )
+            layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)
+        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device)
+    return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
 def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -208,8 +144,22 @@ def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float
     return best
 
 
+def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
+    """A model of one layer, of made-up weights; and the size of its vocabulary."""
+    from transformers import AutoModelForCausalLM
+
+    model = tuner.quantized_model
+    config = shorten_config(tuner.model.config, 1)
+    text = config.get_text_config()
+    text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
+    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, special, None)
+    made: Any = AutoModelForCausalLM.from_config(config, dtype=model.compute).requires_grad_(False)
+    return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size
+
+
 def estimate_quantization_seconds(tuner: FineTuner) -> float:
-    """Seconds to quantize everything and estimate damage: one made-up linear of each shape is timed at all levels."""
+    """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
     model = tuner.quantized_model
     counts = _count_shapes(tuner)
     total = 0.0
@@ -226,30 +176,30 @@ def estimate_quantization_seconds(tuner: FineTuner) -> float:
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-        weight, hessian = (torch.ones(n, columns, device=model.device) for n in (rows, columns))
-        damage = _measure_min_seconds(partial(torch.matmul, weight, hessian), model.device)
-        total += count * len(levels) * damage * (out_features / rows) * (in_features / columns) ** 2
     return total
 
 
 def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
-    """Seconds to quantize a made-up linear at some levels, and to decode it."""
+    """Seconds to quantize a made-up linear at some levels."""
     model = tuner.quantized_model
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()
-    modules = model.backend.quantize_levels(linear, levels, hessian=hessian)
-    for module in modules.values():
-        model.backend.dequantize(module)
+    model.backend.quantize_levels(linear, levels, hessian=hessian)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - start
 
 
+def count_calibration_tokens(tuner: FineTuner) -> float:
+    """Tokens of the pass forward and backward of the calibration rows, in units of one forward pass."""
+    return 3 * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
+
+
 def count_sensitivities_tokens(tuner: FineTuner) -> float:
-    """Tokens that the sensitivities take, in units of one forward pass: the calibration rows' pass forward and
-    backward, and the probes."""
-    groups, others = _count_probes(tuner)
-    calibrating = 3 * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
-    return calibrating + (0.5 * groups + others) * sample_probe_batch(tuner).tokens
+    """Tokens that the sensitivities take, in units of one forward pass: the pass of the calibration rows, and the
+    probes, each of which runs the layers above one group: half of them on average."""
+    model = tuner.quantized_model
+    probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
+    return count_calibration_tokens(tuner) + probes * sample_probe_batch(tuner).tokens

@@ -17,7 +17,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import check_fit, list_cards
 from qra_eval.costs.engines import check_engine
-from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_pace
+from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
 from qra_eval.models.load import load_model
@@ -223,7 +223,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
-        return sum(measure_pace(self.tuner)) * self.tuner.count_evaluation_tokens()
+        return measure_seconds_per_token(self.tuner) * self.tuner.count_evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""

@@ -63,7 +63,7 @@ def pass_layers(
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
-        gradients = [compute_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
+        gradients = [_compute_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -76,26 +76,18 @@ def pass_layers(
             inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
         moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
         with blocks.place_layer(layer):
-            for n, (flow, hidden) in enumerate(zip(flows, inputs[layer], strict=True)):
-                gradients[n] = pass_backward(blocks, layer, flow, hidden, gradients[n], moments, generator)
+            for n, flow in enumerate(flows):
+                given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                with moments.gather(flow.batch.width, generator):
+                    output = blocks.run_layer(layer, flow, given)
+                    (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
+                gradients[n] = gradient.cpu()
         del inputs[layer]
         if layer in layers:
             yield layer, moments
 
 
-def pass_backward(
-    blocks: Blocks, layer: int, flow: Flow, hidden: Tensor, gradient: Tensor, moments: LayerMoments,
-    generator: torch.Generator,
-) -> Tensor:  # fmt: skip
-    """Gradient at a placed layer's input by that at its output (N, T, H), and what its linears read into moments."""
-    given = hidden.to(blocks.devices[layer], blocks.compute).requires_grad_(True)
-    with moments.gather(flow.batch.width, generator):
-        output = blocks.run_layer(layer, flow, given)
-        (passed,) = torch.autograd.grad(output, given, gradient.to(output.device))
-    return passed.cpu()
-
-
-def compute_head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
+def _compute_head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
     """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
     total = torch.zeros_like(hidden)

@@ -31,8 +31,6 @@ Share of the possible gain over the best uniform plan that is left, summed over 
 1 the best uniform plan, above 1 loses to it. The plan is the strategy's best one, at its noise-free
 loss. Medians with bootstrap 95% intervals over seeds. A strategy with a failed cell is shown as failed, and loses
 its pairs there; a search that ended early keeps its last value."""
-LEAST, MOST = 0.003, 10.0
-"""Shares beyond are drawn here: the axis is logarithmic."""
 BEST_MARGIN = 1e-9
 FAILED = "failed"
 
@@ -63,7 +61,7 @@ class Setting:
 
 
 def write_tables(out: str | Path) -> dict[str, Any]:
-    """Write a benchmark's `tables.json`, `tables.md` and `anytime.svg`; returns what the first holds."""
+    """Write a benchmark's `tables.json` and `tables.md`; returns what the first holds."""
     folder = Path(out)
     rows = read_rows(folder)
     if not rows:
@@ -72,7 +70,6 @@ def write_tables(out: str | Path) -> dict[str, Any]:
     data = {"rows": len(rows), "settings": [asdict(setting) for setting in settings]}
     (folder / "tables.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     (folder / "tables.md").write_text(to_markdown(rows, settings))
-    draw_medians(settings, folder / "anytime.svg")
     return data
 
 
@@ -223,21 +220,3 @@ def _format_cell(cell: Cell) -> str:
     if isinstance(cell, Interval):
         return f"{cell.median:.3f} ({cell.low:.3f}–{cell.high:.3f})"
     return "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-
-
-def draw_medians(settings: Sequence[Setting], path: Path) -> None:
-    """Median share left against evaluations, a panel for each setting, as SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure = Figure(figsize=(6 * len(settings), 4), layout="constrained")
-        for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-            for name, curve in setting.medians.items():
-                at, shares = np.array(curve).reshape(-1, 2).T
-                axes.plot(at, np.clip(shares, LEAST, MOST), marker="o", label=name)
-            axes.set(xscale="log", yscale="log", title=setting.kind, xlabel="evaluations spent")
-            axes.set_ylabel("share of the possible gain that is left")
-            if setting.medians:
-                axes.legend()
-        figure.savefig(path, format="svg")

@@ -60,7 +60,6 @@ ENTRIES = (
           "differ."),
     Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
     Entry("show", "look:show", LOOK, "Show the plan of a run layer by layer, its tunings, or two plans side by side."),
-    Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
           "devices, and why one cannot be used here."),

@@ -52,7 +52,7 @@ def bench(
         common.print_json({"folder": str(out), **tables})
     else:
         print((out / "tables.md").read_text())
-        print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
+        print(f"Tables: {out}/tables.md.")
     if failed:
         raise RunFailed(f"{failed} of {ran} cells failed (errors above): run the same command to retry them")
 

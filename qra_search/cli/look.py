@@ -1,28 +1,26 @@
-"""Commands that look at runs: the report, the plan and the tunings in the terminal, a folder of runs."""
+"""Commands that look at runs: the report, and the plan and the tunings in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.markup import escape
 
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.errors import BadInput, convert_to_bad_input, describe
+from qra_search.errors import convert_to_bad_input
 from qra_search.report import formatting
-from qra_search.report.data import RunData
 from qra_search.report.finding import summarize_run
 from qra_search.report.layout import make_heat_maps
 from qra_search.report.table import TextTable
-from qra_search.report.tables import make_allocation_table, make_overview_table, make_record_table
+from qra_search.report.tables import make_allocation_table, make_record_table
 from qra_search.report.terminal import make_strip
-from qra_search.runs.folder import RunFolder, find_runs
+from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, format_level
 from qra_search.space.serialization import plan_to_dict, read_choices, read_plan_file
-from qra_search.study.result import finite_or_none
 from qra_search.workflow.tunings import select_plan
 
 Choices = Mapping[str, tuple[LevelName, int]]
@@ -116,55 +114,3 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     texts = [[name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
     print(f"{len(rows)} of {len(names)} groups differ.")
-
-
-def runs(
-    folder: Annotated[Path, argument("FOLDER", "Where to look, at any depth.", show_default=True)] = Path("runs"),
-    as_json: common.Json = False,
-) -> None:
-    """List the runs in a folder: how far each is, and what it found.
-
-    [bold]Example[/]
-
-        qra runs runs
-    """
-    if not folder.is_dir():
-        raise BadInput(f"no folder {folder}: give the one that holds the runs of `qra search --out`")
-    read: list[RunData] = []
-    unreadable: list[dict[str, Any]] = []
-    for run in find_runs(folder):
-        try:
-            read.append(RunData.read(run))
-        except Exception as error:  # one unreadable run must not hide the others
-            unreadable.append({"run": str(run.path), "unreadable": describe(error)})
-    if as_json:
-        common.print_json(sorted([*map(_describe_run, read), *unreadable], key=lambda row: row["run"]))
-        return
-    console = common.stdout()
-    if read:
-        console.print(make_overview_table(read, named=lambda run: run.folder))
-    elif not unreadable:
-        console.print(f"No runs in {folder}.", markup=False)
-    for row in unreadable:
-        console.print(f"{row['run']}: {row['unreadable']}", markup=False)
-
-
-def _describe_run(run: RunData) -> dict[str, Any]:
-    """How far a run is and what it found, as plain data."""
-    result, found, planned = run.result, run.finding, run.identity.get("evaluations")
-    baseline = found.baseline if found else None
-    return {
-        "run": run.folder,
-        "strategy": result.strategy,
-        "seed": result.seed,
-        "spent": result.spent,
-        "evaluations": planned,
-        "complete": planned is not None and result.spent >= planned,
-        "failed": len(result.failures()),
-        "data": found.data if found else None,
-        "budget": found.budget_bytes if found else None,
-        "loss": finite_or_none(found.chosen.loss) if found else None,
-        "memory_bytes": found.chosen.memory_bytes if found else None,
-        "uniform_loss": finite_or_none(baseline.loss) if baseline else None,
-        "loss_change": found.change.share if found and found.change else None,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -188,14 +188,14 @@ def make_failure_table(run: RunData) -> TextTable:
     return TextTable("Failed evaluations", ("trial", "plan", "reason"), rows, left=("plan", "reason"))
 
 
-def make_overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
+def make_overview_table(runs: Sequence[RunData]) -> TextTable:
     rows = []
     for run in runs:
         found = run.finding
         baseline = found.baseline if found else None
         planned = f" of {format_evaluations(count)}" if (count := run.identity.get("evaluations")) else ""
         rows.append((
-            f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
+            f"{run.name}: {run.result.strategy}, seed {run.result.seed}",
             format_bytes(found.budget_bytes) if found else "–",
             f"{format_loss(found.chosen.loss)} ({found.data})" if found else "none yet",
             format_loss(baseline.loss) if baseline else "–",

@@ -237,10 +237,6 @@ def is_code_trusted(folder: Path) -> bool:
     return run.config_file.is_file() and run.config().model.trust_remote_code
 
 
-def find_runs(folder: str | Path) -> list[RunFolder]:
-    places = {file.parent for name in (LOG_NAME, SENSITIVITIES_NAME) for file in Path(folder).rglob(name)}
-    return [run for run in map(RunFolder, sorted(places)) if run.has_run]
-
 
 def _load_strategy(name: str) -> Strategy:
     """The strategy of a log; if it is not installed (it was given as an object), one that believes plain means."""

@@ -44,8 +44,8 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
 def test_a_tuning_is_forecast_by_its_steps_its_looks_its_test_rows_and_the_tokens_of_its_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = {False: module.Pace(0.75, 0.25), True: module.Pace(90.0, 10.0)}
-    monkeypatch.setattr(module, "measure_pace", lambda tuner, *, one_by_one=False, dtype=None: pace[one_by_one])
+    pace = {False: 1.0, True: 100.0}
+    monkeypatch.setattr(module, "measure_seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one])
     looks = {"evaluate_every": 2, "monitor": "task"}
     evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8, "scored_rows": 5, **looks})
     trained, validation, test = (
@@ -82,26 +82,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     monkeypatch.setattr(module, "_measure_min_seconds", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized_model.settings.batch_size
     tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
-    assert sum(module.measure_pace(evaluator.tuner)) == pytest.approx((4 * 5.0 + 0.25) / tokens)
-
-
-def test_the_calibration_pass_counts_every_run_of_a_layer_and_the_heads_gradient_and_probes_are_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tuner = make(tmp_path).tuner
-    runs: list[int] = []
-    monkeypatch.setattr(module, "_measure_min_seconds", lambda work, device: (work(), runs.append(1), 1.0)[2])
-    batches = tuner.quantized_model.calibration_batches()
-    tokens, layers = sum(batch.tokens for batch in batches), len(tuner.quantized_model.blocks)
-    expected = (layers * (1 + 5 / 6 + 1) + 1) * tokens / batches[-1].tokens
-    assert module.measure_calibration_seconds(tuner) == pytest.approx(expected)
-    assert len(runs) == 3, "forward, backward, and the head's gradient"
-    seen = []
-    monkeypatch.setattr(module, "measure_pace", lambda tuner, dtype=None: seen.append(dtype) or module.Pace(2.0, 1.0))
-    monkeypatch.setattr(module, "_count_probes", lambda tuner: (4, 3))
-    probed = module.sample_probe_batch(tuner).tokens
-    assert module._estimate_probe_seconds(tuner) == (6 * 2.0 + 8 * 1.0) * probed
-    assert seen == [torch.float32]
+    assert module.measure_seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

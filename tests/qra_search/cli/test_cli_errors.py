@@ -96,7 +96,6 @@ CASES = [
     (("report", "a", "--out", "empty"), "empty is a folder: say which file to write, such as empty/report.html"),
     (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
-    (("runs", "none"), "no folder none"),
     (("show", "a", "none.json"), "none.json does not exist: give a plan.json or a run"),
     (("show", "a", "torn.json"), "torn.json is not JSON"),
     (("show", "a", "other.json"), "other.json is no plan"),

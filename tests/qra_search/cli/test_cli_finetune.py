@@ -219,8 +219,6 @@ def test_the_plan_failing_is_an_error_and_tried_again_unless_it_diverged(
         done = qra("finetune", searched, "--plan", "uniform2r4")
         assert done.status == 1 and "diverged: training loss is nan" in done.err
         assert qra("show", searched).status == qra("report", searched).status == 0
-        (row,) = qra("runs", searched.parent, "--json").json
-        assert row["loss"] is None and row["loss_change"] is None
     assert len(tuner["tuned"]) == 2
 
 
@@ -304,7 +302,6 @@ def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qr
     done = qra.search(run)
     assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
     assert f"Report: {run}" in qra("report", run).out
-    assert "m [v2]" in qra("runs", tmp_path).out
 
 
 def test_a_folder_of_an_earlier_version_is_refused_in_a_line(qra: Qra, searched: Path) -> None:

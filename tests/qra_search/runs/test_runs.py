@@ -10,7 +10,7 @@ import pytest
 from qra_search import Study
 from qra_search.config import RunConfig, make_config
 from qra_search.files import write_json
-from qra_search.runs.folder import NoRun, RunExists, RunFolder, find_runs
+from qra_search.runs.folder import NoRun, RunExists, RunFolder
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
@@ -101,9 +101,3 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     folder.config_file.unlink()
     with pytest.raises(NoRun, match=r"has no config.yaml"):
         folder.config()
-
-
-def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
-    searched(tmp_path / "a" / "b")
-    searched(tmp_path / "c")
-    assert [run.name for run in find_runs(tmp_path)] == ["b", "c"]
