@@ -65,7 +65,8 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
                 linewidth=2, linestyle="-" if series == "plan" else "none", clip_on=False,
             )  # fmt: skip
             side = "right" if series in SERIES else "left"
-            put_label(axes, taken, label, some[-1], (12, 0), side=side, moves=(0, 14, -14, 28, -28))
+            at = some[0] if series == "plan" else some[-1]  # where one width is not beside it
+            put_label(axes, taken, label, at, (12, 0), side=side, moves=(0, 14, -14, 28, -28))
     return to_svg(figure, theme="screen")
 
 
