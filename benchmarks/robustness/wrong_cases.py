@@ -14,6 +14,8 @@ LAND = "--evaluator landscape --granularity layer --set options.layers=4"
 """A search of a formula."""
 TINY = "--model tiny --task arithmetic --memory 75% --out new"
 """A plan or a search of the smallest real model."""
+OF_A_TASK = TINY.replace("--model tiny ", "")
+OF_A_MODEL = TINY.replace("--task arithmetic ", "")
 
 CASES: tuple[tuple[str, str], ...] = (
     # what is no command
@@ -21,67 +23,68 @@ CASES: tuple[tuple[str, str], ...] = (
     ("search --modle tiny", "No such option: --modle"),
     ("search --seed one", "Invalid value for '--seed'"),
     ("show", "Missing argument 'RUN'"),
-    ("plans dif land land5", "No such command 'dif'"),
+    ("plans dif land land5", "No such command 'plans'"),
     # models
-    (f"plan {TINY} --model smolm2", "did you mean smollm2"),
-    (f"plan {TINY} --model ''", "model.name is '': a text is needed"),
-    (f"plan {TINY} --model ./none", "no file or folder './none'"),
-    (f"plan {TINY} --model none.gguf", "no file or folder 'none.gguf'"),
-    (f"plan {TINY} --model rows.jsonl", "models are folders with safetensors, or GGUF files"),
-    (f"plan {TINY} --model models/empty", "has no config.json"),
-    (f"plan {TINY} --model models/rubbish", "config.json is not JSON"),
-    (f"plan {TINY} --model models/pickled", "save the model again as safetensors"),
-    (f"plan {TINY} --model models/weightless", "has no safetensors file"),
-    (f"plan {TINY} --model models/quantized", "is quantized already"),
-    (f"plan {TINY} --model models/torn", "is cut off"),
-    (f"plan {TINY} --model models/other", "they are of another model"),
-    (f"plan {TINY} --model models/strange --engine llama.cpp", "engine llama.cpp is written for llama"),
-    (f"plan {TINY} --model text.gguf", "is no GGUF file"),
-    (f"plan {TINY} --model nobody/nothing", "the hub does not give it"),
-    (f"plan {TINY} --model nobody/nothing/at-all", "no file or folder"),
+    (f"plan {TINY} --model smollm2", "--model is given twice: give it once"),
+    (f"plan {OF_A_TASK} --model smolm2", "did you mean smollm2"),
+    (f"plan {OF_A_TASK} --model ''", "model.name is '': a text is needed"),
+    (f"plan {OF_A_TASK} --model ./none", "no file or folder './none'"),
+    (f"plan {OF_A_TASK} --model none.gguf", "no file or folder 'none.gguf'"),
+    (f"plan {OF_A_TASK} --model rows.jsonl", "models are folders with safetensors, or GGUF files"),
+    (f"plan {OF_A_TASK} --model models/empty", "cannot be loaded"),
+    (f"plan {OF_A_TASK} --model models/rubbish", "cannot be loaded"),
+    (f"plan {OF_A_TASK} --model models/pickled", "save it again, as safetensors"),
+    (f"plan {OF_A_TASK} --model models/weightless", "cannot be loaded"),
+    (f"plan {OF_A_TASK} --model models/quantized", "is quantized already"),
+    (f"plan {OF_A_TASK} --model models/torn", "is cut off"),
+    (f"plan {OF_A_TASK} --model models/other", "they are of another model"),
+    (f"plan {OF_A_TASK} --model models/strange --engine llama.cpp", "engine llama.cpp is written for llama"),
+    (f"plan {OF_A_TASK} --model text.gguf", "is no GGUF file"),
+    (f"plan {OF_A_TASK} --model nobody/nothing", "the hub does not give it"),
+    (f"plan {OF_A_TASK} --model nobody/nothing/at-all", "no file or folder"),
     (f"plan {TINY} --device cuda", "use --device cpu"),
-    (f"plan {TINY} --device gpu", "auto, cpu, cuda or cuda:1 is needed"),
+    (f"plan {TINY} --device gpu", "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers, is needed"),
     (f"plan {TINY} --set model.dtype=int8", "model.dtype is 'int8'"),
     (f"plan {TINY} --set model.dequantized_cache=lots", "model.dequantized_cache is 'lots'"),
     # tasks and data
     ("plan --model tiny --memory 75% --out new", "say with --task what to tune for"),
-    (f"plan {TINY} --task arithmatic", "did you mean arithmetic"),
-    (f"plan {TINY} --task none.jsonl", "none.jsonl"),
-    (f"plan {TINY} --task columns.csv", "name others by --columns"),
-    (f"plan {TINY} --task columns.csv --columns prompt=quest", "no column 'quest' for prompt, only 'q', 'a'"),
-    (f"plan {TINY} --task columns.csv --columns prompt=q,answer=b", "no column 'b' for answer, only 'q', 'a'"),
-    (f"plan {TINY} --task columns.csv --columns prompt=q,reply=a", "reply"),
-    (f"plan {TINY} --task ragged.csv", "into double quotes"),
-    (f"plan {TINY} --task latin1.csv", "is not UTF-8"),
-    (f"plan {TINY} --task latin1.jsonl", "iconv -f latin1"),
-    (f"plan {TINY} --task array.jsonl", "is a JSON array"),
-    (f"plan {TINY} --task broken.jsonl", "broken.jsonl, line 2"),
-    (f"plan {TINY} --task object.json", "a list of objects is needed"),
-    (f"plan {TINY} --task empty.jsonl", "it is empty"),
-    (f"plan {TINY} --task empty.csv", "it is empty"),
-    (f"plan {TINY} --task few.jsonl", "3 are needed"),
-    (f"plan {TINY} --task turns.jsonl", "turns.jsonl, line 1"),
-    (f"plan {TINY} --task rubbish.parquet", "is no Parquet file"),
-    (f"plan {TINY} --task rows.xlsx", "data files end in .jsonl"),
-    (f"plan {TINY} --task nobody/nothing", "could not be downloaded"),
-    (f"plan {TINY} --task gsm8k --data none", "is not a folder"),
-    (f"plan {TINY} --task text --data blank.txt", "has no text"),
-    (f"plan {TINY} --task arithmetic --data rows.jsonl", "rows.jsonl"),
-    (f"plan {TINY} --task rows.jsonl --data rows.jsonl", "is its own data"),
+    (f"plan {OF_A_MODEL} --task arithmatic", "did you mean arithmetic"),
+    (f"plan {OF_A_MODEL} --task none.jsonl", "none.jsonl"),
+    (f"plan {OF_A_MODEL} --task columns.csv", "name others by --columns"),
+    (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=quest", "no column 'quest' for prompt, only 'q', 'a'"),
+    (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,answer=b", "no column 'b' for answer, only 'q', 'a'"),
+    (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,reply=a", "reply"),
+    (f"plan {OF_A_MODEL} --task ragged.csv", "into double quotes"),
+    (f"plan {OF_A_MODEL} --task latin1.csv", "is not UTF-8"),
+    (f"plan {OF_A_MODEL} --task latin1.jsonl", "iconv -f latin1"),
+    (f"plan {OF_A_MODEL} --task array.jsonl", "is a JSON array"),
+    (f"plan {OF_A_MODEL} --task broken.jsonl", "broken.jsonl, line 2"),
+    (f"plan {OF_A_MODEL} --task object.json", "a list of objects is needed"),
+    (f"plan {OF_A_MODEL} --task empty.jsonl", "it is empty"),
+    (f"plan {OF_A_MODEL} --task empty.csv", "it is empty"),
+    (f"plan {OF_A_MODEL} --task few.jsonl", "give at least 8"),
+    (f"plan {OF_A_MODEL} --task turns.jsonl", "turns.jsonl, line 1"),
+    (f"plan {OF_A_MODEL} --task rubbish.parquet", "is no Parquet file"),
+    (f"plan {OF_A_MODEL} --task rows.xlsx", "data files end in .jsonl"),
+    (f"plan {OF_A_MODEL} --task nobody/nothing", "could not be downloaded"),
+    (f"plan {OF_A_MODEL} --task gsm8k --data none", "is not a folder"),
+    (f"plan {OF_A_MODEL} --task text --data blank.txt", "has no text"),
+    (f"plan {OF_A_MODEL} --task arithmetic --data rows.jsonl", "rows.jsonl"),
+    (f"plan {OF_A_MODEL} --task rows.jsonl --data rows.jsonl", "already holds the data"),
     (f"plan {TINY} --set task.options.digitz=3", "digitz"),
     # bits, ranks, backends, engines
-    (f"plan {TINY} --bits two", "whole numbers with commas between"),
+    (f"plan {TINY} --bits two", "numbers with commas between"),
     (f"plan {TINY} --bits 2,99", "bits must be from 1 to 16"),
     (f"plan {TINY} --bits 4,4", "distinct"),
     (f"plan {TINY} --ranks ' -4'", "ranks must be from 0 to 4096"),
-    (f"plan {TINY} --ranks '4;8'", "whole numbers with commas between"),
+    (f"plan {TINY} --ranks '4;8'", "numbers with commas between"),
     (f"plan {TINY} --granularity heads", "input should be 'auto', 'module'"),
     (f"plan {TINY} --backend hqqq", "unknown backend 'hqqq'"),
     (f"plan {TINY} --backend two=hqq", "one for each bit-width, such as 2=hqq,4=bitsandbytes"),
     (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
-    (f"plan {TINY} --engine tgi", "unknown engine 'tgi'"),
+    (f"plan {TINY} --engine tgi", "engine is 'tgi': known are"),
     (f"plan {TINY} --engine llama.cpp --backend hqq", "or leave the field out"),
-    (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4, and 16 for unquantized"),
+    (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2: engine transformers has 4, 16"),
     (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
     # budgets
     (f"search {LAND} --out new --memory 108", "such as 108MiB or 108GiB"),
@@ -108,8 +111,8 @@ CASES: tuple[tuple[str, str], ...] = (
     ("search bare.yaml", "such as {name: ...}"),
     ("search typo.yaml", "did you mean steps"),
     ("search code.yaml", "cannot be read as YAML"),
-    (f"search {LAND} --set evaluation.steps", "such as evaluation.steps=20"),
-    (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every as well"),
+    (f"search {LAND} --set evaluation.steps", "such as training.learning_rate=0.0005"),
+    (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every too"),
     # where runs go
     (f"search {LAND} --out /proc/x", "give another place with --out"),
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
@@ -121,11 +124,10 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show none", "none is no run"),
     ("show empty", "holds no trials.jsonl"),
     ("show damaged", "is not a readable trial log"),
-    ("show begun", "go on with `qra search begun`"),
+    ("show begun", "resume its search with `qra search begun`"),
     ("show land --memory much", "is not a memory budget"),
     ("report none", "none is no run"),
     ("report land --out rows.jsonl/x.html", "a file is in the way"),
-    ("runs none", "no folder none"),
     # tuning
     ("finetune none", "none is no run"),
     ("finetune begun", "has no plan yet"),
@@ -140,12 +142,12 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune tiny --set finetune.stepz=3", "did you mean steps"),
     ("finetune tiny --set training.rank=3", "training.rank is no known field"),
     ("finetune tiny --set model.name=smollm2", "training"),
-    ("finetune tiny --against some", "is not one of best, all, shuffled, none"),
+    ("finetune tiny --against some", "is not one of 'best', 'all', 'shuffled', 'none'"),
     ("finetune tiny --device cuda", "use --device cpu"),
-    ("finetune tiny --set finetune.patience=3", "set finetune.evaluate_every as well"),
+    ("finetune tiny --set finetune.patience=3", "set finetune.evaluate_every too"),
     ("finetune tiny --track tensorbord", "did you mean tensorboard"),
     # what is tuned, elsewhere
-    ("export", "RUN is missing"),
+    ("export", "Missing argument 'RUN'"),
     ("export tiny --format peft", "run `qra finetune tiny`"),
     ("export tuned --format ggfu", "did you mean gguf"),
     ("export tuned --format peft --option bits", "a name and a value are needed"),
@@ -197,7 +199,7 @@ def _runs(folder: Path) -> None:
         (folder / name).mkdir()
     (folder / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
     _begun(folder / "land", folder / "begun")
-    _begun(folder / "tiny", folder / "unplanned")
+    _begun(folder / "land", folder / "unplanned")
     _torn(folder / "tuned", folder / "torn")
 
 
@@ -219,7 +221,7 @@ def _torn(source: Path, target: Path) -> None:
 
 def _models(folder: Path) -> None:
     """Model folders of which none can be loaded."""
-    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8}
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 1}
     strange = {**config, "model_type": "gpt_neox"}
     quantized = {**config, "quantization_config": {"quant_method": "gptq"}}
     whole = _tensors(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2))

@@ -93,7 +93,7 @@ def tried(command: str, wanted: str, folder: Path, more: dict[str, str], most: f
     began = time.perf_counter()
     status, cpu, out, err = run(command, folder, more)
     seconds = time.perf_counter() - began
-    lines = [line for line in (out + err).splitlines() if line.strip()]
+    lines = [line for line in (out + err).splitlines() if line.strip() and not line.endswith(" ...")]  # a phase begins
     said = lines[-1] if lines else ""
     faults = {
         f"status {status}": status != BAD_INPUT,

@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in about "
+    Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to "
           "ten minutes on two cores."),
     Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
           "no training."),
