@@ -45,7 +45,7 @@ def one_line(text: str, limit: int) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, and the second if the first introduces it; its type if it has none."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])
 
 
 class DamagedLines(UserWarning):

@@ -42,7 +42,7 @@ def test_a_value_of_the_wrong_kind_is_shown_shortened() -> None:
 
 def test_a_first_line_that_introduces_the_next_is_given_with_it() -> None:
     assert first_line(ValueError("no such thing\nmore")) == "no such thing"
-    assert first_line(ValueError("Class validation error:\n    heads do not divide\nmore")) == (
+    assert first_line(ValueError("Class validation error: \n    heads do not divide\nmore")) == (
         "Class validation error: heads do not divide"
     )
     assert first_line(ValueError()) == "ValueError"
