@@ -127,7 +127,7 @@ def _compare_scores(comparison: Comparison) -> Iterator[str]:
     interval = mean_interval(gains)
     own, other = (format_metric(name, t.metrics[name]) for t in (tuned, baseline))
     text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
-    if interval is not None and other.endswith("%"):
+    if interval is not None and any(gains) and other.endswith("%"):
         gain, *ends = (format_percent(share, "+").removesuffix("%") for share in (sum(gains) / len(gains), *interval))
         chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
         text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"

@@ -124,6 +124,8 @@ def test_the_first_metric_of_both_stands_beside_the_losses_with_the_interval_of_
     both = [tuned("plan", PLAN, RATIOS, 108, **fields[0]), tuned("uniform", UNIFORM, RATIOS, **fields[1])]
     sentence = summarize_comparison(Comparison(TWO, 108 << 20, tuple(both)))
     assert "Exact match 60.0% instead of 50.0%: +10.0 points (−0.6 to +20.6), too small to tell" in sentence
+    both[1] = tuned("uniform", UNIFORM, RATIOS, **fields[0])
+    assert "Exact match 60.0% instead of 60.0%." in summarize_comparison(Comparison(TWO, 108 << 20, tuple(both)))
 
 
 def test_what_makes_a_plan_worthless_is_said_first() -> None:
