@@ -95,8 +95,11 @@ class Task(ABC):
         """The mean score by metric if every generated answer were the commonest wanted one; empty without examples."""
         counts = Counter(example.answer for example in examples)
         answers = [max(counts, key=counts.__getitem__, default="")] * len(examples)
-        scored = self.metrics.items() if examples else ()
-        return {name: sum(score_answers(name, metric, answers, examples)) / len(examples) for name, metric in scored}
+        scores = {
+            name: score_answers(f"{name} of the commonest answer", metric, answers, examples)
+            for name, metric in self.metrics.items()
+        }
+        return {name: sum(own) / len(own) for name, own in scores.items() if own}
 
     @property
     def metric_digests(self) -> dict[str, str]:

@@ -86,7 +86,7 @@ def tune(
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = _select_samples(before, after, samples)
-        scoring = _describe_scoring(tuner)
+        scoring = _describe_scoring(tuner) if leads else {}
         return TuningRecord(
             plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error, **scoring
         )

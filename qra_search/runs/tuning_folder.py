@@ -68,8 +68,9 @@ class TuningFolder:
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:
     """A record as plain data, with a digest of itself. Scores that are not finite are left out."""
     scores = {name: row for name, row in record.row_scores.items() if all(map(math.isfinite, row))}
+    commonest = {name: mean for name, mean in record.commonest_scores.items() if math.isfinite(mean)}
     identity = {"format": RECORD_FORMAT, "id": record.id, "plan": record.plan.to_dict()}
-    data = json.loads(json.dumps({**vars(record), **identity, "row_scores": scores}))
+    data = json.loads(json.dumps({**vars(record), **identity, "row_scores": scores, "commonest_scores": commonest}))
     return {**data, "digest": _digest(data)}
 
 

@@ -139,6 +139,8 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
     flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
     assert summarize_comparison(flattered).startswith("One answer to every row, the commonest, scores 30.0%")
+    unscored = compared(commonest_scores={"exact_match": 0.3})  # of scores that are not finite, or of one seed alone
+    assert "commonest" not in summarize_comparison(unscored)
     learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})
     assert "commonest" not in summarize_comparison(learnt)
     judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_a_record_is_read_back_as_it_was_and_the_checkpoint_is_gone(tmp_path: Pa
     again = tuning.record()
     assert again == RECORD and again is not None and again.id == tuning.id
     assert not (tuning.path / CHECKPOINT_FILE).exists()
+
+
+def test_scores_that_are_not_finite_cost_no_record(tmp_path: Path) -> None:
+    tuning, odd = TuningFolder(tmp_path), {"odd": float("nan")}
+    tuning.write(replace(RECORD, row_scores={**RECORD.row_scores, "odd": (1.0, float("inf"))}, commonest_scores=odd))
+    assert tuning.record() == RECORD
 
 
 def test_the_id_tells_plans_seeds_and_settings_apart() -> None:
