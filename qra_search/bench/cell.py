@@ -21,7 +21,7 @@ from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import DEFAULT_RANKS, SearchSpace
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies import Estimates, Strategy, make_strategy
 from qra_search.study.result import SearchResult
@@ -167,7 +167,7 @@ def build_task(name: str, seed: int) -> Any:
         options["noise"] = 0.0 if noise == "less" else float(noise)
     config = make_config(
         {"evaluator": "landscape", "options": options},
-        {"space.granularity": granularity, "search.seed": seed},
+        {"space.granularity": granularity, "space.ranks": DEFAULT_RANKS, "search.seed": seed},
         source=f"task {name}",
     )
     return plugins.load("evaluators", "landscape")(config)
