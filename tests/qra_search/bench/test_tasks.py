@@ -20,6 +20,7 @@ TASK = "interaction-4-layer-measured"
 def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
     evaluator = bench.build_task("uneven-6-module-shuffled", 3)
     assert len(evaluator.space) == 42
+    assert evaluator.space.ranks == (4, 8, 16, 32), "rows of one task compare whatever a run begins with"
     assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
     assert evaluator.sensitivities().source == "shuffled"
 
