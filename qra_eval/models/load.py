@@ -116,18 +116,31 @@ def find_path(name: str) -> Path | None:
     return None
 
 
+def check_model(name: str) -> None:
+    """Raise ModelNotFound if there is no such model, before seconds are spent on importing transformers."""
+    if find_path(name) is None and name not in KNOWN and not hub.is_cached(name):
+        _check_hub(name)
+
+
+def _check_hub(name: str) -> None:
+    if (reason := hub.unavailable_reason("model", name)) is not None:
+        raise _make_unknown_error(name, reason)
+
+
 def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
     """Model and tokenizer from the hub's cache, or else from the hub."""
     try:
         return read(name, local_files_only=True)
     except OSError:
-        reason = hub.unavailable_reason("model", name)
+        _check_hub(name)
     try:
-        if reason is None:
-            return read(name, local_files_only=False)
+        return read(name, local_files_only=False)
     except OSError as error:
-        reason = first_line(error)
-    raise ModelNotFound(
+        raise _make_unknown_error(name, first_line(error)) from error
+
+
+def _make_unknown_error(name: str, reason: str) -> ModelNotFound:
+    return ModelNotFound(
         f"unknown model {name!r}{_suggest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
         f"not give it ({reason}): check its name and the network, or give a folder"
     )

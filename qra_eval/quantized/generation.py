@@ -14,7 +14,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from qra_backends.base import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,6 +85,8 @@ def cache_weights(
 
 def _find_factors(module: nn.Module) -> Factors | None:
     """Factors of the adapters that are active on a linear; None if these are not plain LoRA on frozen weights."""
+    from peft.tuners.lora.layer import LoraLayer  # seconds, which a refusal does without
+
     if not isinstance(module, LoraLayer):
         return []
     a: Any = module.lora_A

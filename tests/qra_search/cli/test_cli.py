@@ -52,6 +52,15 @@ def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [str([2] * len(REFUSED)), "[]"], done.stderr
 
 
+def test_the_evaluator_of_models_imports_them_only_once_settings_and_task_are_looked_at() -> None:
+    code = (
+        "import sys, qra_eval.evaluators.quantized_lora\n"
+        "print([m for m in ('transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Entry) -> None:
     first = (entry.load().help or "").partition("\n\n")[0]
