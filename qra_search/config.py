@@ -123,7 +123,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(
-            f"{path} holds a {type(data).__name__}, a mapping of sections is needed: model, task, search, ..."
+            f"{path} holds a {type(data).__name__}, a mapping of sections is needed, such as model, task and search"
         )
     return make_config(data, overrides, source=str(path))
 

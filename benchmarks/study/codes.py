@@ -25,21 +25,29 @@ from qra_eval.quantized.calibration import WEIGHTINGS, Weighting
 
 FILE = RESULTS / "study" / "codes.jsonl"
 STEPS, TEST_ROWS, VALIDATION_ROWS = 36, 96, 64
+OPTIONS = ("damping", "L")
 HALF = Weighting(mix=0.5, power=1.0)
-SETTINGS: tuple[tuple[Weighting, int, float, bool], ...] = (
-    (HALF, 64, 2, True),
-    (HALF, 64, 3, False),
-    (Weighting(mix=0.5, power=1.0, labels="rows"), 64, 2, False),
-    (HALF, 128, 2, False),
-    (Weighting(mix=1.0, power=0.0), 64, 3, False),
-    (Weighting(mix=1.0, power=1.0), 64, 2, False),
-    (Weighting(mix=0.2, power=1.0), 64, 2, False),
-    (Weighting(mix=0.5, power=0.5), 64, 2, False),
-    (HALF, 64, 4, False),
-    (Weighting(mix=1.0, power=0.0), 128, 4, False),
-    (HALF, 256, 4, False),
+SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
+    (HALF, 64, 2, True, {}),
+    (HALF, 64, 3, False, {}),
+    (Weighting(mix=0.5, power=1.0, labels="rows"), 64, 2, False, {}),
+    (HALF, 128, 2, False, {}),
+    (Weighting(mix=1.0, power=0.0), 64, 3, False, {}),
+    (Weighting(mix=1.0, power=1.0), 64, 2, False, {}),
+    (Weighting(mix=0.2, power=1.0), 64, 2, False, {}),
+    (Weighting(mix=0.5, power=0.5), 64, 2, False, {}),
+    (HALF, 64, 4, False, {}),
+    (Weighting(mix=1.0, power=0.0), 128, 4, False, {}),
+    (HALF, 256, 4, False, {}),
+    (HALF, 128, 2, False, {"damping": 0.01}),
+    (HALF, 128, 2, False, {"damping": 0.1}),
+    (HALF, 256, 2, False, {}),
+    (HALF, 128, 3, False, {}),
+    (HALF, 128, 3, False, {"damping": 0.01}),
+    (HALF, 128, 1, False, {}),
+    (HALF, 128, 1, False, {"L": 14}),
 )
-"""How tokens and outputs count, rows that calibrate, bits, and whether the plan is tuned."""
+"""How tokens and outputs count, rows that calibrate, bits, whether the plan is tuned, and options of the codes."""
 
 
 def main() -> None:
@@ -55,26 +63,32 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for name, key in settings():
-        if re.search(options.only, name) and not any(key.items() <= line.items() for line in read_lines(options.out)):
+        if re.search(options.only, name) and not any(is_line_of(key, line) for line in read_lines(options.out)):
             append_lines(options.out, {**key, **measure(key, options.data, options.cache), "commit": find_commit()})
             print(name, table(read_lines(options.out))[-1], flush=True)
 
 
 def settings() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every setting's name, and what its line is known by."""
-    for weighting, rows, bits, tuned in SETTINGS:
+    for weighting, rows, bits, tuned, own in SETTINGS:
         name = f"{bits} bits, {rows} rows, mix {weighting.mix}, power {weighting.power}, {weighting.labels} labels"
-        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0}
+        name += "".join(f", {option} {value}" for option, value in own.items())
+        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own}
+
+
+def is_line_of(key: dict[str, Any], line: dict[str, Any]) -> bool:
+    return key.items() <= line.items() and not any(option in line for option in OPTIONS if option not in key)
 
 
 def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]:
     """The loss of the uniform plan as quantized, and tuned."""
+    own = {option: key[option] for option in OPTIONS if option in key}
     WEIGHTINGS["loss"] = Weighting(**{name: key[name] for name in ("mix", "power", "labels")})
     model.CALIBRATION_ROWS = model.MOST_CALIBRATION_ROWS = key["rows"]
     evaluator = QuantizedLoRAEvaluator(
         {
             "model": {"name": "smollm2", "compute": "float32"}, "task": {"name": "gsm8k", "data": data},
-            "quantization": {"backend": "trellis", "embeddings": 16, "cache": cache},
+            "quantization": {"backend": {"name": "trellis", **own}, "embeddings": 16, "cache": cache},
             "space": {"bits": (key["bits"],), "ranks": (8,), "granularity": "module"},
             "training": {"batch_size": 4, "max_length": 160, "learning_rate": 2e-3, "scales": True},
             "finetune": {"steps": STEPS, "test_rows": TEST_ROWS},
@@ -100,7 +114,7 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
 
 def table(lines: list[dict[str, Any]]) -> list[str]:
     """A row a setting, in Markdown."""
-    names = ("bits", "rows", "mix", "power", "labels", "untuned_loss", "test_loss", "validation_loss")
+    names = ("bits", "rows", "mix", "power", "labels", *OPTIONS, "untuned_loss", "test_loss", "validation_loss")
     heads = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * len(names) + "|"]
     return heads + [f"| {' | '.join(str(line.get(name, '')) for name in names)} |" for line in lines]
 

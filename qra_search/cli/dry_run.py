@@ -12,7 +12,6 @@ from rich.text import Text
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
-from qra_search.errors import convert_to_bad_input
 from qra_search.report.formatting import format_engine, format_time
 from qra_search.space.levels import format_level_label
 from qra_search.space.memory import format_bytes
@@ -21,7 +20,7 @@ from qra_search.workflow.dry_run import describe_rows, describe_run, format_cost
 from qra_search.workflow.evaluator import build_evaluator, check_can_tune
 from qra_search.workflow.finetune import count_recorded
 from qra_search.workflow.settings import check_task
-from qra_search.workflow.tracking import check_tracker
+from qra_search.workflow.tracking import find_trackers
 from qra_search.workflow.tunings import Tunings
 
 PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune", "reload")
@@ -45,9 +44,7 @@ def print_dry_run(
         tunings: what would be tuned in full, and no plan searched; None: a search.
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
-    with convert_to_bad_input():
-        for name in track:
-            check_tracker(name)
+    find_trackers(track)
     check_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)

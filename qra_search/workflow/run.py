@@ -30,7 +30,7 @@ from qra_search.workflow.evaluator import Workers, build_evaluator, start_worker
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import begin_run, plan_run, search_run
 from qra_search.workflow.settings import check_budget, check_task
-from qra_search.workflow.tracking import SearchTracker, open_trackers
+from qra_search.workflow.tracking import SearchTracker, find_trackers, open_trackers
 from qra_search.workflow.tunings import change_settings, select_export, select_tunings
 
 
@@ -186,6 +186,7 @@ class Run:
             RunFailed: a saved adapter does not load back as it was tuned.
         """
         known = self.folder.check().config()
+        find_trackers(track)  # before a model is loaded for nothing
         config = change_settings(known, steps=steps, epochs=epochs, device=device, settings=settings)
         tunings = select_tunings(self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
@@ -236,12 +237,14 @@ class Run:
         Raises:
             BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
-        found, name, exporter = select_export(self.folder, format, options, tuning)
-        self.write_base(found)
+        found, name = select_export(self.folder, format, tuning)
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
+        given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
+            exporter = plugins.load("exporters", name).with_options(given)
+            self.write_base(found)
             return exporter.export(found.path, path, **self._loaded_objects)
 
     def load(self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False) -> Any:

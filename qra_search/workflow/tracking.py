@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput, convert_to_bad_input, one_line
+from qra_search.errors import BadInput, one_line
 from qra_search.log.trial import Trial
-from qra_search.plugins import UnknownName, describe_unknown
+from qra_search.plugins import describe_unknown
 from qra_search.report.live import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
@@ -60,9 +60,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
     Raises:
         BadInput: no such tracker, its package is not installed, or it cannot begin.
     """
-    with convert_to_bad_input():
-        kinds = {name: check_tracker(name) for name in ([names] if isinstance(names, str) else names)}
-        trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in kinds.items()}
+    trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in find_trackers(names).items()}
 
     def call_all(method: str, *arguments: Any, **options: Any) -> None:
         for name, tracker in list(trackers.items()):
@@ -81,14 +79,18 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
         call_all("finish")
 
 
-def check_tracker(name: str) -> Any:
-    """accelerate's class for a tool; raises UnknownName, or ImportError if its package is not installed."""
+def find_trackers(names: str | Sequence[str]) -> dict[str, Any]:
+    """accelerate's classes by name; raises BadInput if it has no such tracker, or its package is not installed."""
+    return {name: _find_tracker(name) for name in ([names] if isinstance(names, str) else names)}
+
+
+def _find_tracker(name: str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:
-        raise UnknownName(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
+        raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
     if name in TRACKERS and importlib.util.find_spec(name) is None:
-        raise ImportError(f"tracker {name!r} needs the package {name}: pip install {name}")
+        raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
     return LOGGER_TYPE_TO_CLASS[name]
 
 

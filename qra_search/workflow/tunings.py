@@ -126,12 +126,10 @@ def change_settings(
     return config
 
 
-def select_export(
-    folder: RunFolder, format: str | None, options: Mapping[str, Any] | None, tuning: str | None
-) -> tuple[TuningFolder, str, Any]:
-    """The tuning that is exported, whose files are there and whole, and name and exporter of the format.
+def select_export(folder: RunFolder, format: str | None, tuning: str | None) -> tuple[TuningFolder, str]:
+    """The tuning that is exported, whose files are there and whole, and the name of the format.
 
-    Raises BadInput for no such tuning, format or option, or if a file is missing or cut off.
+    Raises BadInput for no such tuning or format, or if a file is missing or cut off.
 
     Args:
         format: name of an exporter; None: that of the engine that the run was searched for, or `peft`.
@@ -148,6 +146,4 @@ def select_export(
     for file in (found.base_file, weights):
         if file.is_file():
             read_tensor_names(file)  # before seconds of loading libraries
-    with convert_to_bad_input():
-        given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
-        return found, name, plugins.load("exporters", name).with_options(given)
+    return found, name
