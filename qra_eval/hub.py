@@ -25,10 +25,3 @@ def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | No
     except Exception as error:  # whatever the network, the hub or its client raises
         return first_line(error)
     return None
-
-
-def is_cached(name: str) -> bool:
-    """Whether the hub's cache has a model, or a part of it."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)

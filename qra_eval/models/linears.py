@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,7 +13,6 @@ from qra_eval.models.experts import Experts, is_stacked, make_linear
 from qra_search.engines import FUSED
 
 Granularity = Literal["module", "expert", "layer", "fused"]
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 EXPERT = re.compile(r"(.*\bexperts\.\d+)\..*")
 """Name of what lies in an expert of a mixture; the first group is the expert's."""

@@ -118,7 +118,9 @@ def find_path(name: str) -> Path | None:
 
 def check_model(name: str) -> None:
     """Raise ModelNotFound if there is no such model, before seconds are spent on importing transformers."""
-    if find_path(name) is None and name not in KNOWN and not hub.is_cached(name):
+    from huggingface_hub import try_to_load_from_cache
+
+    if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
         _check_hub(name)
 
 

@@ -81,7 +81,7 @@ def write_verdict(result: SearchResult, comparison: Comparison | None = None) ->
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
     if best is None or not best.is_certain:
         return f"A plan of {size}; {_describe_missing(result)}"
-    return f"A plan of {size}, predicted {best.gain:.3f} nats below the best uniform plan"
+    return f"A plan of {size}, after a short tuning predicted {best.gain:.3f} nats below the best uniform plan"
 
 
 def _describe_missing(result: SearchResult) -> str:
@@ -185,8 +185,8 @@ def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Pl
         return f"{text}."
     low, high = other.interval
     chance = f", {CHANCE}" if low <= 0 <= high else ""
-    side = "higher" if other.gain >= 0 else "lower"
-    return f"{text}: its loss is predicted {abs(other.gain):.3f} nats {side} than the plan's{chance}."
+    gain = f"{abs(other.gain):.3f} nats {'higher' if other.gain >= 0 else 'lower'}"
+    return f"{text}: after a short tuning its loss is predicted {gain} than the plan's{chance}."
 
 
 def explain_chance(change: LossChange) -> str:
@@ -207,4 +207,4 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
     low, high = best.interval
     by = f"predicted {best.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
-    return f"{chosen}: its loss is {by}{doubt}."
+    return f"{chosen}: after a short tuning its loss is {by}{doubt}."

@@ -237,7 +237,6 @@ def is_code_trusted(folder: Path) -> bool:
     return run.config_file.is_file() and run.config().model.trust_remote_code
 
 
-
 def _load_strategy(name: str) -> Strategy:
     """The strategy of a log; if it is not installed (it was given as an object), one that believes plain means."""
     try:

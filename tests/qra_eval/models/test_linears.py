@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_families import FAMILIES, LAYERS, tiny_config_model
 from torch import nn
 
 from qra_eval.models.linears import (
-    GRANULARITIES,
+    Granularity,
     find_group_kind,
     find_linears,
     group_linears,
@@ -90,7 +91,7 @@ def test_a_model_without_decoder_layers_is_refused(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_groups_hold_every_linear_once_and_never_cross_a_layer(family, granularity):
     found = find_linears(model_of(family))
     groups = group_linears(found, granularity)

@@ -201,11 +201,13 @@ def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
     result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
     size = format_bytes(four - three)
     more = f" The next better uniform plan, uniform 4 bits, rank 8, takes {size} more than the budget"
-    assert f"{more}: its loss is predicted {text} Nothing was tuned yet." in summarize_run(result)
+    assert f"{more}: after a short tuning its loss is predicted {text} Nothing was tuned yet." in summarize_run(result)
     tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
     assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
     printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
-    assert f"{more}: its loss is predicted 9.000 nats lower than the plan's." in printed, "whose 2 bits cost 9"
+    assert f"{more}: after a short tuning its loss is predicted 9.000 nats lower than the plan's." in printed, (
+        "whose 2 bits cost 9"
+    )
     assert "next better" not in summarize_comparison(compared()), "all uniform plans fit"
     worse = replace(by_bits, bits_damage=by_bits.bits_damage * [1, 1, 0] + [0, 0, 1])
     assert "next better" not in summarize_run(replace(result, sensitivities=worse, allocations={}))
