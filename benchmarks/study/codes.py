@@ -44,6 +44,10 @@ SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
     (HALF, 256, 2, False, {}),
     (HALF, 128, 3, False, {}),
     (HALF, 128, 3, False, {"damping": 0.01}),
+    (HALF, 128, 4, False, {}),
+    (Weighting(mix=0.8, power=1.0), 128, 4, False, {}),
+    (Weighting(mix=0.8, power=1.0), 128, 2, False, {}),
+    (Weighting(mix=0.8, power=1.0), 128, 3, False, {}),
     (HALF, 128, 1, False, {}),
     (HALF, 128, 1, False, {"L": 14}),
 )

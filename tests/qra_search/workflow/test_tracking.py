@@ -10,7 +10,7 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from report_runs import Bits, Guessing, evil_space
 
-from qra_search import Study
+from qra_search import Study, plan
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 from qra_search.space.memory import format_bytes
@@ -101,3 +101,12 @@ def test_unknown_and_missing_tools_are_refused_in_a_line(tmp_path: Path, monkeyp
     with pytest.raises(BadInput, match="tracker 'aim' needs the package aim: pip install aim"):
         search(tmp_path, ":memory:", "aim")
     assert set(TRACKERS) <= {str(name) for name in LOGGER_TYPE_TO_CLASS}
+
+
+def test_full_tunings_refuse_an_unknown_tool_before_the_evaluator_is_built(tmp_path: Path) -> None:
+    with plan(memory="75%", evaluator="landscape", out=tmp_path / "run", progress=False) as run:
+        run.close()
+        with pytest.raises(BadInput, match="unknown tracker 'tensorbord'"):
+            run.finetune(track="tensorbord", progress=False)
+        with pytest.raises(BadInput, match="cannot fine-tune a plan"):  # what is said once it is built
+            run.finetune(progress=False)
