@@ -12,7 +12,7 @@ from benchmarks.common import read_lines
 from benchmarks.study import finetunes, finetunes_table
 from benchmarks.study.finetune_plans import widen_first_layers
 from benchmarks.study.finetune_settings import RESULTS, read_settings
-from benchmarks.study.finetunes_picture import draw
+from benchmarks.study.finetunes_picture import draw, draw_lengths
 from qra_search.space.space import Group, Linear, Plan, SearchSpace
 
 SHAPES = [(8, 64), (8, 64), (8, 64), (16, 64), (16, 64)]
@@ -103,6 +103,20 @@ def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_unt
     assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(texts) and "QLoRA" not in texts
     plans = [mark for mark in root.iter(f"{svg}use") if "fill: var(--best)" in mark.get("style", "")]
     assert len(plans) == sum(row.kind == "plan" and row.shuffle is None for row in rows)
+
+
+def test_the_picture_of_lengths_has_a_line_for_each_row_that_has_every_length():
+    settings, _ = read_settings()
+
+    def line(row, steps, loss, **changed):
+        return {"task": "t", "model": "m", "row": row, "seed": 0, "settings": settings | {"steps": steps} | changed,
+                "test_loss": loss}  # fmt: skip
+
+    lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 600)]
+    lines += [line("QLoRA", 600, 1.0), line("plan, other rate", 60, 9.0, learning_rate=0.5)]
+    root = ElementTree.fromstring(draw_lengths(lines, "t", "m"))
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"plan", "uniform"} <= texts and not {"QLoRA", "16-bit LoRA", "plan, other rate"} & texts
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")

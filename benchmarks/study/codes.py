@@ -48,6 +48,8 @@ SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
     (Weighting(mix=0.8, power=1.0), 128, 4, False, {}),
     (Weighting(mix=0.8, power=1.0), 128, 2, False, {}),
     (Weighting(mix=0.8, power=1.0), 128, 3, False, {}),
+    (HALF, 128, 2, True, {}),
+    (Weighting(mix=0.8, power=1.0), 128, 2, True, {}),
     (HALF, 128, 1, False, {}),
     (HALF, 128, 1, False, {"L": 14}),
 )

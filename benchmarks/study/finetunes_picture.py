@@ -1,6 +1,7 @@
-"""The picture of the lines of `finetunes.py`: right answers over memory.
+"""Pictures of the lines of `finetunes.py`: right answers over memory, and losses over the length of tuning.
 
 python -m benchmarks.study.finetunes_picture --task banking77 --out docs/images/finetunes.svg
+python -m benchmarks.study.finetunes_picture --lengths --out docs/images/lengths.svg
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import numpy as np
 
 from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
+from benchmarks.study.finetunes_table import REFERENCE
 from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 SIZE = (760, 420)
+SHORT = RESULTS.with_name("finetunes_other.jsonl")
+"""Lines of other numbers of steps, without answers: `--set steps=60 --set answer_rows=0`."""
 SERIES = {
     "plan": ("plans of qra", "best", "s"),
     "uniform": ("one width", "found", "o"),
@@ -31,9 +35,17 @@ def main() -> None:
     parser.add_argument("--task", default="banking77")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--lines", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--lengths", action="store_true", help="draw losses over the length, also of `finetunes_other.jsonl`"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    options.out.write_text(draw(read_lines(options.lines), options.task, options.model))
+    lines = read_lines(options.lines)
+    if options.lengths:
+        picture = draw_lengths([*lines, *read_lines(SHORT)], options.task, options.model)
+    else:
+        picture = draw(lines, options.task, options.model)
+    options.out.write_text(picture)
 
 
 def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
@@ -67,6 +79,34 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
             side = "right" if series in SERIES else "left"
             at = some[0] if series == "plan" else some[-1]  # where one width is not beside it
             put_label(axes, taken, label, at, (12, 0), side=side, moves=(0, 14, -14, 28, -28))
+    return to_svg(figure, theme="screen")
+
+
+def draw_lengths(lines: Sequence[dict[str, Any]], task: str, model: str, seed: int = 0) -> str:
+    """An SVG: by how much each row's loss is above that of 16-bit LoRA, over the steps of its tuning; one seed."""
+    defaults, _ = read_settings()
+    losses: dict[int, dict[str, float]] = {}
+    for line in lines:
+        usual = all(line["settings"].get(k, v) == v for k, v in defaults.items() if k != "steps")
+        if usual and (line["task"], line["model"], line["seed"]) == (task, model, seed):
+            losses.setdefault(line["settings"]["steps"], {})[line["row"]] = line["test_loss"]
+    above: dict[str, list[tuple[int, float]]] = {}
+    for steps, of_rows in sorted(losses.items()):
+        for row, loss in of_rows.items() if REFERENCE in of_rows else ():
+            above.setdefault(row, []).append((steps, 100 * (loss / of_rows[REFERENCE] - 1)))
+    above = {row: points for row, points in above.items() if row != REFERENCE and len(points) > 1}
+    lengths, shares = zip(*(point for points in above.values() for point in points), strict=True)
+    with use_chart_style() as colors:
+        figure, axes = make_figure("Loss above 16-bit LoRA's, over the length of tuning", SIZE)
+        fit_axis(axes, "x", "steps of 8 rows", [*lengths, 2.5 * max(lengths)], log=True)  # room for names
+        fit_axis(axes, "y", "loss above 16-bit LoRA's, %", [0, *shares])
+        taken: list[Any] = []
+        for row, points in above.items():
+            kind = "shuffled" if "shuffled" in row else "plan" if row.startswith("plan") else "uniform"
+            _, color, marker = SERIES[kind]
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, marker=marker, markersize=9, color=colors[color], linewidth=2, clip_on=False)
+            put_label(axes, taken, row, points[-1], (12, 0), side="right", moves=(0, 14, -14))
     return to_svg(figure, theme="screen")
 
 
