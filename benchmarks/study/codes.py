@@ -1,16 +1,17 @@
 """What codes that see the loss bring: a uniform plan's loss before and after tuning, by how tokens and outputs count.
 
-    python -m benchmarks.study.codes --data DIR [--only REGEX] [--table]
+    python -m benchmarks.study.codes --data DIR [--only REGEX] [--model FILE.gguf] [--table]
 
-SmolLM2 on GSM8K, rank 8, embeddings and head in 16 bits; 36 steps of 4 rows, 96 test rows, seed 0, in float32. A line a
-setting, in results/study/codes.jsonl; what is there is not measured again.
+SmolLM2 on GSM8K, rank 8, embeddings and head in 16 bits; 36 steps of 4 rows, 96 test rows, seed 0, in float32. Another
+model computes in bfloat16, and its loss on ARC's easy questions is measured too: text that codes were not fitted to. A
+line a setting, in results/study/codes.jsonl; what is there is not measured again.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +23,13 @@ from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name,
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import model
 from qra_eval.quantized.calibration import WEIGHTINGS, Weighting
+from qra_eval.tasks.encoding import IGNORED, Encoded
+from qra_eval.tasks.losses import measure_row_losses
+from qra_eval.tasks.sources import read_folder_rows
 
 FILE = RESULTS / "study" / "codes.jsonl"
-STEPS, TEST_ROWS, VALIDATION_ROWS = 36, 96, 64
+MODEL = "smollm2"
+STEPS, TEST_ROWS, VALIDATION_ROWS, TEXT_ROWS = 36, 96, 64, 256
 OPTIONS = ("damping", "L")
 HALF = Weighting(mix=0.5, power=1.0)
 SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
@@ -50,6 +55,7 @@ SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
     (Weighting(mix=0.8, power=1.0), 128, 3, False, {}),
     (HALF, 128, 2, True, {}),
     (Weighting(mix=0.8, power=1.0), 128, 2, True, {}),
+    (Weighting(mix=1.0, power=0.0), 128, 2, False, {}),
     (HALF, 128, 1, False, {}),
     (HALF, 128, 1, False, {"L": 14}),
 )
@@ -60,6 +66,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of gsm8k_train.jsonl")
     parser.add_argument("--cache", help="folder of the bank of quantized weights")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--only", default="", help="settings whose name this regular expression matches")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
@@ -68,33 +75,35 @@ def main() -> None:
         print(*table(read_lines(options.out)), sep="\n")
         return
     torch.set_num_threads(1)
-    for name, key in settings():
+    for name, key in settings(options.model):
         if re.search(options.only, name) and not any(is_line_of(key, line) for line in read_lines(options.out)):
-            append_lines(options.out, {**key, **measure(key, options.data, options.cache), "commit": find_commit()})
+            append_lines(options.out, {**key, **measure(key, options), "commit": find_commit()})
             print(name, table(read_lines(options.out))[-1], flush=True)
 
 
-def settings() -> Iterator[tuple[str, dict[str, Any]]]:
+def settings(model_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every setting's name, and what its line is known by."""
+    other = {} if model_name == MODEL else {"model": Path(model_name).name}
     for weighting, rows, bits, tuned, own in SETTINGS:
         name = f"{bits} bits, {rows} rows, mix {weighting.mix}, power {weighting.power}, {weighting.labels} labels"
         name += "".join(f", {option} {value}" for option, value in own.items())
-        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own}
+        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own} | other
 
 
 def is_line_of(key: dict[str, Any], line: dict[str, Any]) -> bool:
-    return key.items() <= line.items() and not any(option in line for option in OPTIONS if option not in key)
+    return key.items() <= line.items() and not any(name in line for name in (*OPTIONS, "model") if name not in key)
 
 
-def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]:
+def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
     """The loss of the uniform plan as quantized, and tuned."""
     own = {option: key[option] for option in OPTIONS if option in key}
     WEIGHTINGS["loss"] = Weighting(**{name: key[name] for name in ("mix", "power", "labels")})
     model.CALIBRATION_ROWS = model.MOST_CALIBRATION_ROWS = key["rows"]
     evaluator = QuantizedLoRAEvaluator(
         {
-            "model": {"name": "smollm2", "compute": "float32"}, "task": {"name": "gsm8k", "data": data},
-            "quantization": {"backend": {"name": "trellis", **own}, "embeddings": 16, "cache": cache},
+            "model": {"name": options.model, "compute": "bfloat16" if "model" in key else "float32"},
+            "task": {"name": "gsm8k", "data": options.data},
+            "quantization": {"backend": {"name": "trellis", **own}, "embeddings": 16, "cache": options.cache},
             "space": {"bits": (key["bits"],), "ranks": (8,), "granularity": "module"},
             "training": {"batch_size": 4, "max_length": 160, "learning_rate": 2e-3, "scales": True},
             "finetune": {"steps": STEPS, "test_rows": TEST_ROWS},
@@ -109,8 +118,14 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "cpu": find_cpu_name(),
     }
+    if "model" in key:
+        with tuner.switcher.use_unquantized():
+            line["loss_16_bits"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
+            line["text_loss_16_bits"] = round(measure_text_loss(evaluator, options.data), 5)
     tuner.switcher.put_plan(plan, key["seed"])
     line["untuned_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
+    if "model" in key:
+        line["text_loss"] = round(measure_text_loss(evaluator, options.data), 5)
     if key["tuned"]:
         tuner.train(STEPS, key["seed"], batches=tuner.get_final_batches(STEPS, key["seed"]))
         line["test_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
@@ -118,9 +133,22 @@ def measure(key: dict[str, Any], data: str, cache: str | None) -> dict[str, Any]
     return line
 
 
+def measure_text_loss(evaluator: QuantizedLoRAEvaluator, data: str) -> float:
+    """Nats a token on plain questions of ARC."""
+    rows = []
+    for _, line in read_folder_rows(data, "arc_easy", "test")[:TEXT_ROWS]:
+        ids = torch.tensor(evaluator.tuner.tokenizer(line["question"])["input_ids"])
+        labels = ids.clone()
+        labels[0] = IGNORED
+        rows.append(Encoded(ids, labels))
+    losses, tokens = measure_row_losses(evaluator.tuner.model, rows, 4, evaluator.tuner.device)
+    return sum(losses) / sum(tokens)
+
+
 def table(lines: list[dict[str, Any]]) -> list[str]:
     """A row a setting, in Markdown."""
-    names = ("bits", "rows", "mix", "power", "labels", *OPTIONS, "untuned_loss", "test_loss", "validation_loss")
+    losses = ("untuned_loss", "text_loss", "test_loss", "validation_loss")
+    names = ("model", "bits", "rows", "mix", "power", "labels", *OPTIONS, *losses)
     heads = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * len(names) + "|"]
     return heads + [f"| {' | '.join(str(line.get(name, '')) for name in names)} |" for line in lines]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.common import RESULTS, read_lines
 from benchmarks.study.finetune_settings import Row
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.allocate.solve import solve
@@ -21,6 +22,8 @@ def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
         SystemExit: no plan of the space fits.
     """
     space = evaluator.space
+    if row.kind == "peer":
+        return read_peer_plan(space, row)
     if row.budget is None:
         return uniform_plan(space, UNQUANTIZED_BITS if row.kind == "lora" else row.bits, row.rank or 0)
     budget = resolve_budget(space, row.budget)
@@ -38,6 +41,13 @@ def uniform_plan(space: SearchSpace, bits: Any, rank: int) -> Plan:
     plan = space.uniform(bits, rank)
     assert plan is not None
     return plan
+
+
+def read_peer_plan(space: SearchSpace, row: Row) -> Plan:
+    """The plan with the bits that another tool chose for every linear."""
+    lines = read_lines(RESULTS / "study" / "peer_plans.jsonl")
+    (chosen,) = (line["bits"] for line in lines if (line["tool"], line["target"]) == (row.tool, row.bits))
+    return Plan(tuple(chosen[group.linears[0].name] for group in space.groups), (row.rank or 0,) * len(space))
 
 
 def widen_first_layers(space: SearchSpace, budget: int, rank: int) -> Plan | None:

@@ -68,7 +68,7 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
     """The evaluator whose space has the row's plan."""
     plans = settings["plans"]
     if row.is_ours:
-        bits = [row.bits] if row.budget is None else plans["bits"]
+        bits = plans["bits"] if row.budget or row.kind == "peer" else [row.bits]
         ranks = plans["ranks"] if row.rank is None else [row.rank]
         quantization = QuantizationConfig(
             **{name: plans[name] for name in ("backend", "embeddings", "calibration") if name in plans}

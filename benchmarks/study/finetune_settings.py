@@ -23,11 +23,12 @@ class Row:
     """What is tuned for one row.
 
     Attributes:
-        kind: one of `RIVALS`, or `uniform`, `plan` (of the sensitivities) or `first-wider` (a uniform plan, with the
-            next wider bits in the first layers).
+        kind: one of `RIVALS`, or `uniform`, `plan` (of the sensitivities), `first-wider` (a uniform plan, with the
+            next wider bits in the first layers) or `peer` (the bits that another tool chose, in `peer_plans.jsonl`).
         bits: of a uniform plan.
         rank: of all adapters; None: of a plan, which chooses ranks too.
         budget: such as `34.5MiB`.
+        tool: of a peer, such as `autoround`; `bits` are what it was asked for.
         shuffle: seed with which the plan's choices are shuffled over groups of the same shapes.
     """
 
@@ -35,6 +36,7 @@ class Row:
     bits: float | str | None = None
     rank: int | None = None
     budget: str | None = None
+    tool: str | None = None
     shuffle: int | None = None
 
     @property
@@ -42,6 +44,8 @@ class Row:
         """How the row is called in tables."""
         if not self.is_ours:
             return RIVALS[self.kind]
+        if self.kind == "peer":
+            return f"{self.tool} at {self.bits} bits, rank {self.rank}"
         if self.kind == "uniform":
             return f"uniform {self.bits}-bit, rank {self.rank}"
         shuffled = "" if self.shuffle is None else f", shuffled {self.shuffle}"

@@ -14,21 +14,21 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 
 RELATIVE_DEVIATION = 0.4
-"""Deviation of a true difference of losses about the predicted one, as a share of that."""
+"""Deviation of a true difference about the predicted one, as a share of that."""
 LEAST_DEVIATION = 0.012
 """The least such deviation, in nats, from the rows of an evaluation and from interactions of groups."""
 Z_90 = 1.645
-"""Deviations that hold 90% of a normal distribution. With the three numbers 95% of 1,035 differences between mixed and
-uniform plans of seventeen recorded searches lie within, all 133 of those four searches that came after they were chosen
-(`benchmarks/results/study/details.md`)."""
+"""Deviations that hold 90% of a normal distribution. With the three numbers 96 of 98 differences measured before tuning
+lie within (`benchmarks/results/predictions.jsonl`), and 95% of 1,035 after a dozen steps on GSM8K, in seventeen
+searches (`benchmarks/results/study/details.md`). Longer tunings leave far less (docs/study.md)."""
 
 
 @dataclass(frozen=True)
 class UniformPrediction:
-    """A uniform plan, and its predicted loss less that of another plan, as a rule the allocated one.
+    """A uniform plan beside another plan, as a rule the allocated one, by what is predicted before tuning.
 
     Attributes:
-        gain: nats of loss after a short tuning; what the other plan is better by.
+        gain: nats of KL divergence from 16 bits that the other plan has less; ranks count by what adapters learn.
         deviation: of the true difference about it, nats.
     """
 

@@ -81,7 +81,8 @@ def write_verdict(result: SearchResult, comparison: Comparison | None = None) ->
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
     if best is None or not best.is_certain:
         return f"A plan of {size}; {_describe_missing(result)}"
-    return f"A plan of {size}, after a short tuning predicted {best.gain:.3f} nats below the best uniform plan"
+    lead = f"{best.gain:.3f} nats closer to 16 bits than the best uniform plan"
+    return f"A plan of {size}, before tuning predicted {lead}"
 
 
 def _describe_missing(result: SearchResult) -> str:
@@ -185,8 +186,8 @@ def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Pl
         return f"{text}."
     low, high = other.interval
     chance = f", {CHANCE}" if low <= 0 <= high else ""
-    gain = f"{abs(other.gain):.3f} nats {'higher' if other.gain >= 0 else 'lower'}"
-    return f"{text}: after a short tuning its loss is predicted {gain} than the plan's{chance}."
+    gain = f"{abs(other.gain):.3f} nats {'farther from' if other.gain >= 0 else 'closer to'} 16 bits"
+    return f"{text}: before tuning it is predicted {gain} than the plan{chance}."
 
 
 def explain_chance(change: LossChange) -> str:
@@ -205,6 +206,6 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
     if best.plan == allocation.plan:
         return f"{chosen} that is uniform: no other plan is predicted to be better."
     low, high = best.interval
-    by = f"predicted {best.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
+    by = f"predicted {best.gain:.3f} nats closer to 16 bits than {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
-    return f"{chosen}: after a short tuning its loss is {by}{doubt}."
+    return f"{chosen}: before tuning it is {by}{doubt}."

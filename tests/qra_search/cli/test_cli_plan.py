@@ -38,8 +38,8 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
                  "What a search takes: ", "What it may gain: "):  # fmt: skip
         assert text in done.out, text
     assert "Runs in Python, by qra_eval.load" in done.out
-    explained = {word for word in ("Gain: ", "Chance: ") if word in done.out}
-    assert explained == {"Gain: "} | ({"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set())
+    explained = {word for word in ("Lead: ", "Chance: ") if word in done.out}
+    assert explained == {"Lead: "} | ({"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set())
     shown = qra("show", tmp_path / "a")
     assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
     assert "\nshuffled " in shown.out and "\nshuffled " in done.out
