@@ -118,7 +118,7 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "cpu": find_cpu_name(),
     }
-    if "model" in key:
+    if "model" in key and not any(line.get("model") == key["model"] for line in read_lines(options.out)):
         with tuner.switcher.use_unquantized():
             line["loss_16_bits"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
             line["text_loss_16_bits"] = round(measure_text_loss(evaluator, options.data), 5)
