@@ -3,8 +3,9 @@
     python -m benchmarks.agreement.predictions --data DIR [--tasks banking77 gsm8k] [--table]
 
 SmolLM2. For every budget the allocated plan, three shuffles of it, and uniform plans of every width; each is a line of
-`results/predictions.jsonl`: the damage that the sensitivities predict, and the mean KL divergence of its predictions
-from those of the model in 16 bits, nats a labelled token of validation rows. The table has differences to the plan.
+`results/predictions.jsonl`, and is not measured again: the damage that the sensitivities predict, and the mean KL
+divergence of its predictions from those of the model in 16 bits, nats a labelled token of validation rows. The table
+has differences to the plan.
 """
 
 from __future__ import annotations
@@ -53,13 +54,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for task in [] if options.table else options.tasks:
-        for line in measure(task, options.data):
+        known = {(line["budget_mib"], line["plan"]) for line in read_lines(options.out) if line["task"] == task}
+        for line in measure(task, options.data, known):
             append_lines(options.out, line)
     print(*make_table(read_lines(options.out)), sep="\n")
 
 
-def measure(task: str, data: str) -> Iterator[dict[str, Any]]:
-    """A line for every plan: what it is beside, predicted damage and measured divergence."""
+def measure(task: str, data: str, known: set[tuple[float, str]]) -> Iterator[dict[str, Any]]:
+    """A line for every plan, known ones left out: its budget, predicted damage and measured divergence."""
     changes, plans = SETTINGS[task]
     settings, _ = read_settings(changes)
     settings["plans"] |= plans
@@ -77,7 +79,7 @@ def measure(task: str, data: str) -> Iterator[dict[str, Any]]:
         reference = compute_logits(evaluator, ROWS[task])
     likely, machine = reference.softmax(-1), {"commit": find_commit(), "cpu": find_cpu_name()}
     damage = sensitivities.bits_damage
-    for budget, name, plan in plans:
+    for budget, name, plan in (plan for plan in plans if plan[:2] not in known):
         tuner.switcher.put_plan(plan, 0)
         divergence = compute_divergence(reference, likely, compute_logits(evaluator, ROWS[task]))
         yield {

@@ -20,16 +20,15 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
+from benchmarks.study.finetune_rows import measure_text_loss
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import model
 from qra_eval.quantized.calibration import WEIGHTINGS, Weighting
-from qra_eval.tasks.encoding import IGNORED, Encoded
-from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tasks.sources import read_folder_rows
 
 FILE = RESULTS / "study" / "codes.jsonl"
 MODEL = "smollm2"
-STEPS, TEST_ROWS, VALIDATION_ROWS, TEXT_ROWS = 36, 96, 64, 256
+STEPS, TEST_ROWS, VALIDATION_ROWS, TEXT_ROWS, MAX_LENGTH, BATCH = 36, 96, 64, 256, 160, 4
 OPTIONS = ("damping", "L")
 HALF = Weighting(mix=0.5, power=1.0)
 SETTINGS: tuple[tuple[Weighting, int, float, bool, dict[str, Any]], ...] = (
@@ -86,7 +85,7 @@ def settings(model_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     other = {} if model_name == MODEL else {"model": Path(model_name).name}
     for weighting, rows, bits, tuned, own in SETTINGS:
         name = f"{bits} bits, {rows} rows, mix {weighting.mix}, power {weighting.power}, {weighting.labels} labels"
-        name += "".join(f", {option} {value}" for option, value in own.items())
+        name += "".join(f", {option} {value}" for option, value in own.items()) + (", tuned" if tuned else "")
         yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own} | other
 
 
@@ -105,7 +104,7 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
             "task": {"name": "gsm8k", "data": options.data},
             "quantization": {"backend": {"name": "trellis", **own}, "embeddings": 16, "cache": options.cache},
             "space": {"bits": (key["bits"],), "ranks": (8,), "granularity": "module"},
-            "training": {"batch_size": 4, "max_length": 160, "learning_rate": 2e-3, "scales": True},
+            "training": {"batch_size": BATCH, "max_length": MAX_LENGTH, "learning_rate": 2e-3, "scales": True},
             "finetune": {"steps": STEPS, "test_rows": TEST_ROWS},
         }
     )  # fmt: skip
@@ -118,31 +117,20 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "cpu": find_cpu_name(),
     }
+    texts = [line["question"] for _, line in read_folder_rows(options.data, "arc_easy", "test")[:TEXT_ROWS]]
     if "model" in key and not any(line.get("model") == key["model"] for line in read_lines(options.out)):
         with tuner.switcher.use_unquantized():
             line["loss_16_bits"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
-            line["text_loss_16_bits"] = round(measure_text_loss(evaluator, options.data), 5)
+            line["text_loss_16_bits"] = round(measure_text_loss(evaluator, tuner.model, texts, MAX_LENGTH, BATCH), 5)
     tuner.switcher.put_plan(plan, key["seed"])
     line["untuned_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
     if "model" in key:
-        line["text_loss"] = round(measure_text_loss(evaluator, options.data), 5)
+        line["text_loss"] = round(measure_text_loss(evaluator, tuner.model, texts, MAX_LENGTH, BATCH), 5)
     if key["tuned"]:
         tuner.train(STEPS, key["seed"], batches=tuner.get_final_batches(STEPS, key["seed"]))
         line["test_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
         line["validation_loss"] = round(tuner.measure_loss("validation", VALIDATION_ROWS), 5)
     return line
-
-
-def measure_text_loss(evaluator: QuantizedLoRAEvaluator, data: str) -> float:
-    """Nats a token on plain questions of ARC."""
-    rows = []
-    for _, line in read_folder_rows(data, "arc_easy", "test")[:TEXT_ROWS]:
-        ids = torch.tensor(evaluator.tuner.tokenizer(line["question"])["input_ids"])
-        labels = ids.clone()
-        labels[0] = IGNORED
-        rows.append(Encoded(ids, labels))
-    losses, tokens = measure_row_losses(evaluator.tuner.model, rows, 4, evaluator.tuner.device)
-    return sum(losses) / sum(tokens)
 
 
 def table(lines: list[dict[str, Any]]) -> list[str]:

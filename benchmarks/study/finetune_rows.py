@@ -50,7 +50,8 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
-    general = measure_text_loss(evaluator, model, options.data, settings)
+    questions = [line["question"] for _, line in read_folder_rows(options.data, "gsm8k", "test")[:TEXT_ROWS]]
+    general = measure_text_loss(evaluator, model, questions, settings["max_length"], settings["batch_size"])
     if row.kind == "qlora":
         model = dequantize_model(model, evaluator.quantized_model.compute)
     return {
@@ -90,16 +91,18 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
     })  # fmt: skip
 
 
-def measure_text_loss(evaluator: QuantizedLoRAEvaluator, model: Any, data: str, settings: dict[str, Any]) -> float:
-    """Nats a token on plain text that nothing is tuned on, questions of GSM8K: what tuning makes a model forget."""
+def measure_text_loss(
+    evaluator: QuantizedLoRAEvaluator, model: Any, texts: Sequence[str], max_length: int, batch_size: int
+) -> float:
+    """Nats a token on plain texts that nothing is fitted to: what a model forgets."""
     tokenizer = evaluator.tuner.tokenizer
     rows = []
-    for _, line in read_folder_rows(data, "gsm8k", "test")[:TEXT_ROWS]:
-        ids = torch.tensor(tokenizer(line["question"])["input_ids"][: settings["max_length"]])
+    for text in texts:
+        ids = torch.tensor(tokenizer(text)["input_ids"][:max_length])
         labels = ids.clone()
         labels[0] = IGNORED
         rows.append(Encoded(ids, labels))
-    losses, tokens = measure_row_losses(model, rows, settings["batch_size"], evaluator.tuner.device)
+    losses, tokens = measure_row_losses(model, rows, batch_size, evaluator.tuner.device)
     return sum(losses) / sum(tokens)
 
 

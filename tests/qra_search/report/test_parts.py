@@ -202,6 +202,11 @@ def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
     size = format_bytes(four - three)
     more = f" The next better uniform plan, uniform 4 bits, rank 8, takes {size} more than the budget"
     assert f"{more}: before tuning it is predicted {text} Nothing was tuned yet." in summarize_run(result)
+    mixed = replace(result, memory_budgets=((three + four) // 2,))
+    is_certain = damage > 0.1
+    lead = f"{damage:.3f} nats closer to 16 bits than"
+    assert f"): before tuning it is predicted {lead} uniform 3 bits, rank 8" in summarize_run(mixed)
+    assert (f"before tuning predicted {lead} the best uniform plan" in write_verdict(mixed)) is is_certain
     tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
     assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
     printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
