@@ -24,7 +24,7 @@ def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference
     defaults, _ = read_settings()
     rows: dict[tuple[str, str], Lines] = {}
     for line in lines:
-        if (line["task"], line["model"]) == (task, model):
+        if (line.get("task"), line.get("model")) == (task, model):
             changes = "".join(f", {k} {v}" for k, v in line["settings"].items() if v != defaults.get(k))
             rows.setdefault((line["row"], changes), {})[line["seed"]] = line
     beside = (f"points beside {reference}", "test loss", f"loss beside {reference}")
@@ -52,9 +52,10 @@ def row_cells(name: str, lines: Lines, reference: Lines) -> list[str]:
     points = losses = ""
     if both and lines is not reference:
         own, other = ([side[seed] for seed in both] for side in (lines, reference))
-        points = "{1:+.1f} [{0:+.1f}, {2:+.1f}]".format(
-            *(100 * end for end in difference(read_right(own), read_right(other), relative=False))
-        )
+        if all(line["row_right"] for line in own):  # a setting may ask for no answers
+            points = "{1:+.1f} [{0:+.1f}, {2:+.1f}]".format(
+                *(100 * end for end in difference(read_right(own), read_right(other), relative=False))
+            )
         losses = "{1:+.1%} [{0:+.1%}, {2:+.1%}]".format(*difference(read_losses(own), read_losses(other)))
 
     def mean(figure: str) -> float:
