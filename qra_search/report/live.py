@@ -199,8 +199,9 @@ class _Bars(Progress):
 
 
 def format_time_left(task: Task) -> str:
-    """The time that a task still takes at its pace since the first step, which may include work that is done once."""
-    return "" if task.time_remaining is None else f"about {format_time(task.time_remaining)} left"
+    """The time that a task still takes at its pace, after a twentieth of it: first steps include work done once."""
+    left = task.time_remaining
+    return "" if left is None or task.percentage < 5 else f"about {format_time(left)} left"
 
 
 def format_trial(trial: Trial, space: SearchSpace) -> str:

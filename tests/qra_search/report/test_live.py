@@ -57,13 +57,15 @@ def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_qu
                                                  "90 of 100, about 5.0 s left", "done in 50 s"]),
         ([(0, 0.0), (1, 60.0), (2, 61.0), (30, 89.0)], 200, ["0 of 200", "1 of 200",
                                                               "30 of 200, about 2 min 50 s left"]),
+        ([(0, 0.0), (1, 1.0), (2, 50.0), (20, 68.0)], 200, ["0 of 200", "2 of 200",
+                                                            "20 of 200, about 10 min 35 s left"]),
     ],
-    ids=["even", "slow first step"],
+    ids=["even", "slow first step", "slow second step"],
 )  # fmt: skip
 def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
     clock: list[float], ticks: list[tuple[int, float]], total: int, expected: list[str]
 ) -> None:
-    """The first step may include work that is done once: the pace is that of the others."""
+    """First steps may include work that is done once: the pace leaves out one, and is told after a twentieth."""
     on = console()
     view = ConsoleView(on)
     for done, clock[0] in ticks:
