@@ -26,7 +26,7 @@ ANSWERS_TOGETHER = 64
 """Prompts in a batch of generation."""
 TEXT_ROWS = 128
 """Questions of GSM8K whose loss is measured."""
-TRAINING = ("batch_size", "learning_rate", "schedule", "warmup", "alpha", "scales", "max_length")
+TRAINING = ("batch_size", "learning_rate", "schedule", "warmup", "alpha", "scales", "scales_rate", "max_length")
 
 
 def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
         "task": {"name": options.task, "data": options.data},
         "quantization": quantization,
         "space": {"bits": bits, "ranks": sorted(set(ranks))},
-        "training": {name: settings[name] for name in TRAINING},
+        "training": {name: settings[name] for name in TRAINING if name in settings},
         "search": {"memory": [] if row.budget is None else [row.budget]},
         "finetune": {
             "steps": settings["steps"], "test_rows": settings["loss_rows"], "scored_rows": 0, "sample_answers": 0,
