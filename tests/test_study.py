@@ -87,6 +87,8 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     cells = [cell.strip() for cell in table[-1].strip("|").split("|")]
     assert cells[:4] == ["uniform", "1.0", "2", "25.0%"]
     assert cells[4].startswith("-50.0 [") and cells[6] == "+100.0% [+100.0%, +100.0%]"
+    table = finetunes_table.make_table([{**line, "f1": 0.5} for line in lines], "t", "m")
+    assert "| right | F1 | points" in table[0] and "| 25.0% | 0.500 | -50.0" in table[-1]
 
 
 def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_untuned_model():

@@ -28,10 +28,11 @@ def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference
             changes = "".join(f", {k} {v}" for k, v in line["settings"].items() if v != defaults.get(k))
             rows.setdefault((line["row"], changes), {})[line["seed"]] = line
     beside = (f"points beside {reference}", "test loss", f"loss beside {reference}")
+    f1 = ("F1",) if any("f1" in line for some in rows.values() for line in some.values()) else ()
     return make_markdown_table(
-        ("row", "MiB", "seeds", "right", *beside, "minutes"),
+        ("row", "MiB", "seeds", "right", *f1, *beside, "minutes"),
         (
-            row_cells(row + changes, some, rows.get((reference, changes), {}))
+            row_cells(row + changes, some, rows.get((reference, changes), {}), f1=bool(f1))
             for (row, changes), some in sorted(rows.items(), key=lambda item: bool(item[0][1]))
         ),
     )
@@ -46,7 +47,7 @@ def fill_page(page: Path, name: str, table: Sequence[str]) -> None:
     page.write_text("\n".join([before + mark, *table, "", end + after]))
 
 
-def row_cells(name: str, lines: Lines, reference: Lines) -> list[str]:
+def row_cells(name: str, lines: Lines, reference: Lines, *, f1: bool) -> list[str]:
     """The cells of a row; intervals hold 95% of resampled questions and seeds."""
     both = [seed for seed in lines if seed in reference]
     points = losses = ""
@@ -63,7 +64,8 @@ def row_cells(name: str, lines: Lines, reference: Lines) -> list[str]:
 
     size = next(iter(lines.values()))["memory_bytes"] / MIB
     loss, minutes = f"{mean('test_loss'):.4f}", f"{mean('seconds') / 60:.0f}"
-    return [name, f"{size:.1f}", str(len(lines)), f"{mean('right'):.1%}", points, loss, losses, minutes]
+    answers = [f"{mean('right'):.1%}", *([f"{mean('f1'):.3f}"] if f1 else [])]
+    return [name, f"{size:.1f}", str(len(lines)), *answers, points, loss, losses, minutes]
 
 
 def read_right(lines: Sequence[dict[str, Any]]) -> np.ndarray:
