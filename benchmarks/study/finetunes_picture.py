@@ -55,7 +55,7 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         tuned = line["spec"]["kind"] != "untuned"
-        usual = all(value == defaults[name] for name, value in line["settings"].items())
+        usual = all(value == defaults.get(name) for name, value in line["settings"].items())
         if tuned and usual and (line["task"], line["model"]) == (task, model):
             rows.setdefault(line["row"], []).append(line)
     for name, some in rows.items():
@@ -76,7 +76,7 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
                 *zip(*some, strict=True), marker=marker, markersize=9, color=colors[color],
                 linewidth=2, linestyle="-" if series == "plan" else "none", clip_on=False,
             )  # fmt: skip
-            side = "right" if series in SERIES else "left"
+            side = "left" if series == "first-wider" or series not in SERIES else "right"
             at = some[0] if series == "plan" else some[-1]  # where one width is not beside it
             put_label(axes, taken, label, at, (12, 0), side=side, moves=(0, 14, -14, 28, -28))
     return to_svg(figure, theme="screen")
@@ -87,7 +87,7 @@ def draw_lengths(lines: Sequence[dict[str, Any]], task: str, model: str, seed: i
     defaults, _ = read_settings()
     losses: dict[int, dict[str, float]] = {}
     for line in lines:
-        usual = all(line["settings"].get(k, v) == v for k, v in defaults.items() if k != "steps")
+        usual = all(v == defaults.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
         if usual and (line["task"], line["model"], line["seed"]) == (task, model, seed):
             losses.setdefault(line["settings"]["steps"], {})[line["row"]] = line["test_loss"]
     above: dict[str, list[tuple[int, float]]] = {}
@@ -102,11 +102,11 @@ def draw_lengths(lines: Sequence[dict[str, Any]], task: str, model: str, seed: i
         fit_axis(axes, "y", "loss above 16-bit LoRA's, %", [0, *shares])
         taken: list[Any] = []
         for row, points in above.items():
-            kind = "shuffled" if "shuffled" in row else "plan" if row.startswith("plan") else "uniform"
-            _, color, marker = SERIES[kind]
+            kind = {"plan": "plan", "first": "first-wider"}.get(row.split()[0], "uniform")
+            _, color, marker = SERIES["shuffled" if "shuffled" in row else kind]
             x, y = zip(*points, strict=True)
             axes.plot(x, y, marker=marker, markersize=9, color=colors[color], linewidth=2, clip_on=False)
-            put_label(axes, taken, row, points[-1], (12, 0), side="right", moves=(0, 14, -14))
+            put_label(axes, taken, row, points[-1], (12, 0), side="right", moves=(0, 14, -14, 28, -28, 42))
     return to_svg(figure, theme="screen")
 
 
