@@ -54,10 +54,11 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")
     options = parser.parse_args()
     if options.table or options.page:
-        table = make_table(read_lines(options.out), options.task, options.model, options.beside)
+        model = Path(options.model).stem
+        table = make_table(read_lines(options.out), options.task, model, options.beside)
         print(*table, sep="\n")
         if options.page:
-            fill_page(options.page, f"{options.task} {options.model}", table)
+            fill_page(options.page, f"{options.task} {model}", table)
         return
     if options.data is None:
         parser.error("--data is needed")
@@ -72,13 +73,14 @@ def main() -> None:
 def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -> None:
     """Measure a row and append its line, unless there is one."""
     own = {name: value for name, value in settings.items() if row.is_ours or name != "plans"}
-    key = {"task": options.task, "model": options.model, "row": row.name, "seed": seed}
+    model = Path(options.model).stem  # of a file too, wherever it lies
+    key = {"task": options.task, "model": model, "row": row.name, "seed": seed}
     key |= {"spec": row.to_dict(), "settings": own}
     if any(key.items() <= line.items() for line in read_lines(options.out)):
         return
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = options.work / f"{options.task}-{options.model}-{seed}-{digest}"
-    print(f"{options.task} {options.model} seed {seed}: {row.name}, in {folder}", flush=True)
+    folder = options.work / f"{options.task}-{model}-{seed}-{digest}"
+    print(f"{options.task} {model} seed {seed}: {row.name}, in {folder}", flush=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         line = pool.submit(measure_apart, options, row, seed, settings, folder).result()
     machine = {"commit": find_commit(), "cpu": find_cpu_name(), "threads": options.threads}
