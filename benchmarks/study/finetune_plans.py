@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, read_lines
@@ -13,10 +14,15 @@ from qra_search.runs.baselines import shuffle_plan
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
+from qra_search.workflow.search import search
 
 
-def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
+def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row, log: Path, **options: Any) -> Plan:
     """The plan of a row that is tuned by this package.
+
+    Args:
+        log: of a search, which is resumed from it.
+        options: of a search.
 
     Raises:
         SystemExit: no plan of the space fits.
@@ -29,6 +35,8 @@ def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row) -> Plan:
     budget = resolve_budget(space, row.budget)
     if row.kind == "first-wider":
         plan = widen_first_layers(space, budget, row.rank or 0)
+    elif row.kind == "search":
+        plan = search(evaluator, memory_budget=budget, log=log, progress=True, **options).choose_plan()
     else:
         plan = solve(space, evaluator.sensitivities(), budget).plan
     if plan is None:

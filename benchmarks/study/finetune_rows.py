@@ -17,6 +17,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tasks.sources import read_folder_rows
+from qra_search.log.trial_log import TrialLog
 from qra_search.sections import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
@@ -46,7 +47,11 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         test_rows = tuner.rows("test", settings["loss_rows"])
         losses, tokens = measure_row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
     else:
-        plan = choose_plan(evaluator, row)
+        searched = {"evaluations": settings["search"]["evaluations"]} if row.kind == "search" else {}
+        log = folder / "trials.jsonl"
+        plan = choose_plan(evaluator, row, log, **searched)
+        if searched:
+            line["trials"] = [[t.plan.key, t.fidelity, round(t.loss, 5)] for t in TrialLog(log).trials if t.done]
         tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
@@ -84,6 +89,7 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
         "space": {"bits": bits, "ranks": sorted(set(ranks))},
         "training": {name: settings[name] for name in TRAINING if name in settings},
         "search": {"memory": [] if row.budget is None else [row.budget]},
+        "evaluation": {name: value for name, value in settings.get("search", {}).items() if name != "evaluations"},
         "finetune": {
             "steps": settings["steps"], "test_rows": settings["loss_rows"], "scored_rows": 0, "sample_answers": 0,
             "checkpoint_minutes": 3.0,

@@ -24,7 +24,8 @@ class Row:
 
     Attributes:
         kind: one of `RIVALS`, or `uniform`, `plan` (of the sensitivities), `first-wider` (a uniform plan, with the
-            next wider bits in the first layers) or `peer` (the bits that another tool chose, in `peer_plans.jsonl`).
+            next wider bits in the first layers), `search` (the plan of a search, whose evaluations are those of the
+            setting `search`) or `peer` (the bits that another tool chose, in `peer_plans.jsonl`).
         bits: of a uniform plan.
         rank: of all adapters; None: of a plan, which chooses ranks too.
         budget: such as `34.5MiB`.
@@ -49,7 +50,7 @@ class Row:
         if self.kind == "uniform":
             return f"uniform {self.bits}-bit, rank {self.rank}"
         shuffled = "" if self.shuffle is None else f", shuffled {self.shuffle}"
-        return f"{'plan' if self.kind == 'plan' else 'first layers wider'} within {self.budget}{shuffled}"
+        return f"{self.kind.replace('first-wider', 'first layers wider')} within {self.budget}{shuffled}"
 
     @property
     def is_ours(self) -> bool:
