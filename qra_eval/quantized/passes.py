@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import LayerMoments, Weighting
@@ -87,25 +88,26 @@ def pass_layers(
 
 
 def _compute_head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
-    """Gradient at the last layer's output (N, T, H) of the negative log-likelihood of the labels."""
+    """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
     total = torch.zeros_like(hidden)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
     for positions, targets in parts:
-        logits = blocks.compute_logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden)
-        likely = logits.detach().float().softmax(-1)
-        labels = targets if weighting.labels == "rows" else sample_labels(likely, generator)
-        likely[torch.arange(len(labels), device=labels.device), labels] -= 1  # now the gradient by the logits
-        total += torch.autograd.grad(logits, hidden, likely.to(logits.dtype))[0]
+        logits = blocks.compute_logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
+        labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
+        total += torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), hidden)[0]
     return total.cpu()
 
 
-def sample_labels(likely: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels (M,) sampled from probabilities (M, V) by a generator of the host.
+def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels (M,) sampled from logits (M, V) by a generator of the host.
 
-    One uniform number a row, by which the distribution is inverted: probabilities of a large vocabulary are not brought
-    to the host, and `torch.multinomial` would draw a number for each.
+    On a GPU one uniform number a row is sent there and the distribution inverted: logits of a large vocabulary are
+    not brought to the host.
     """
+    likely = logits.softmax(-1)
+    if likely.device.type == "cpu":
+        return torch.multinomial(likely, 1, generator=generator).squeeze(1)
     uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
     below = likely.cumsum(-1)
     return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1)  # by the sum: it is 1 but for rounding

@@ -165,11 +165,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
 
 
 def test_labels_are_sampled_on_the_card_by_one_number_a_row():
-    likely = torch.randn(64, 50, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(64, 1, generator=torch.Generator().manual_seed(0)).numpy()
-    expected = (np.cumsum(likely.double().numpy(), 1) < uniform).sum(1)
+    expected = (np.cumsum(logits.double().softmax(-1).numpy(), 1) < uniform).sum(1)
     with pretended_gpu():
-        found = sample_labels(likely.to("cuda"), torch.Generator().manual_seed(0))
+        found = sample_labels(logits.to("cuda"), torch.Generator().manual_seed(0))
         assert found.tolist() == expected.tolist() and place(found) == CUDA
 
 
