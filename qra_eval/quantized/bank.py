@@ -49,6 +49,7 @@ class Bank:
         calibration: identifies the calibration data.
         layers: decoder layer of each linear.
         levels: those of layers that have others than `bits`.
+        calibrations: those of layers that are calibrated in another way.
         devices: where modules and weights of a layer are given; default: where the linears are.
     """
 
@@ -63,11 +64,13 @@ class Bank:
         calibration: str = "",
         layers: Mapping[str, int],
         levels: Mapping[int, Sequence[LevelName]] | None = None,
+        calibrations: Mapping[int, str] | None = None,
         devices: Mapping[int, torch.device] | None = None,
     ):
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
         self.devices, self._levels = dict(devices or {}), dict(levels or {})
+        self._calibrations = dict(calibrations or {})
         # Layers that pass in float32 have float32 weights meanwhile.
         self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
         self.layer_of = {name: layers[name] for name in self.linears}
@@ -103,7 +106,8 @@ class Bank:
     # -- files ---------------------------------------------------------------------------------
     def get_path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
-        calibration = self.calibration if self.backend.is_calibrated(bits) else ""
+        own = self._calibrations.get(layer, self.calibration)
+        calibration = own if self.backend.is_calibrated(bits) else ""
         digest = self._digest(calibration, [self.backend.identity(bits), self.list_storable(layer, bits)])
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,10 @@ def pass_layers(
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
-        gradients = [_compute_head_gradient(blocks, flow, weighting, generator) for flow in flows if first < depth]
+        made = [_compute_head_gradients(blocks, flow, weighting, generator) for flow in flows]
+        gradients = [gradient for gradient, _ in made]
+        if depth in layers:
+            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack([squares for _, squares in made]).sum(0))
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -87,16 +91,21 @@ def pass_layers(
             yield layer, moments
 
 
-def _compute_head_gradient(blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator) -> Tensor:
-    """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels."""
+def _compute_head_gradients(
+    blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels, and the squares of that at the
+    logits, summed over positions, (vocabulary,)."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
-    total = torch.zeros_like(hidden)
+    total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
     for positions, targets in parts:
         logits = blocks.compute_logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
         labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
-        total += torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), hidden)[0]
-    return total.cpu()
+        of_logits, own = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden])
+        total += own
+        squares = squares + of_logits.square().sum(0)
+    return total.cpu(), squares.cpu()
 
 
 def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,6 +136,18 @@ def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, nam
                 moments.update(name, reader.hidden, torch.zeros(len(reader.hidden), device=blocks.device))
     finally:
         model.set_submodule(place, own)
+
+
+def _weigh_tokens(
+    tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
+) -> None:
+    """Say how much each token's row of a table counts: by how often rows have it, and by its logit's gradients."""
+    ids = torch.cat([flow.batch.input_ids.flatten() for flow in flows]).cpu()
+    for name, table in tables.items():
+        uses = [squares] if name == head else []
+        if name != head or len(tables) == 1:
+            uses.append(ids.bincount(minlength=table.out_features).float())
+        moments.weigh_tokens(name, uses)
 
 
 class _Reader(nn.Module):
