@@ -14,7 +14,7 @@ from torch import Tensor, nn
 SHRINK_TOKENS = 256
 """An expert's figures are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
 the router rarely chose, and little beside the thousands that others see."""
-TOKEN_FLOOR = 0.1
+TOKEN_FLOOR = 0.3
 """How much the row of a token counts that calibration rows never use, beside the square root of its mean use."""
 SKETCH = 48
 """Width of the random sketch from which a gradient's leading singular values are read."""
