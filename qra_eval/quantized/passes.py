@@ -142,7 +142,7 @@ def _weigh_tokens(
     tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
 ) -> None:
     """Say how much each token's row of a table counts: by how often rows have it, and by its logit's gradients."""
-    ids = torch.cat([flow.batch.input_ids.flatten() for flow in flows]).cpu()
+    ids = torch.cat([flow.batch.input_ids[:, : flow.batch.width or None].flatten() for flow in flows]).cpu()
     for name, table in tables.items():
         uses = [squares] if name == head else []
         if name != head or len(tables) == 1:

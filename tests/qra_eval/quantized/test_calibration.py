@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from qra_eval.models.embeddings import find_tables
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import (
     SHRINK_TOKENS,
+    TOKEN_FLOOR,
     WEIGHTINGS,
     LayerMoments,
     Weighting,
@@ -93,6 +95,30 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
         change = torch.randn(found[name].module.weight.shape, generator=generator)
         expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
         assert moments.estimate_damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tables_count_by_how_often_their_token_is_read_and_by_its_logits_gradients(tied):
+    model = tiny_model(dtype=torch.float32).model
+    if not tied:
+        model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
+    tables = find_tables(model)
+    generator = torch.Generator().manual_seed(0)
+    ids, at = torch.randint(3, 90, (2, 12), generator=generator), torch.tensor([4, 5, 9, 15, 20])
+    labels = torch.randint(3, 90, (5,), generator=generator)
+    with torch.no_grad():
+        likely = model(input_ids=ids).logits.flatten(0, 1)[at].softmax(-1)
+    squares = (likely - nn.functional.one_hot(labels, 320)).square().sum(0)
+    counts = ids.flatten().bincount(minlength=320).float()
+    batch = Batch(nn.functional.pad(ids, (0, 4)), at // 12 * 16 + at % 12, labels, ids.numel(), 12)
+    blocks, head = Blocks(model, CPU, torch.float32), next(reversed(tables))
+    weighting = Weighting(mix=0.5, power=1.0, labels="rows")
+    ((_, moments),) = pass_layers(blocks, [batch], lambda _: tables, weighting, [len(blocks)], head)
+    uses = {head: [squares, counts] if tied else [squares], next(iter(tables)): [squares, counts] if tied else [counts]}
+    for name in tables:
+        expected = sum(use / use.mean() for use in uses[name]).div(len(uses[name])).sqrt() + TOKEN_FLOOR
+        torch.testing.assert_close(moments.compute_output_weights(name), expected, rtol=1e-4, atol=0)
+    assert len(tables) == 2 - tied
 
 
 def test_leading_singular_values_are_those_of_the_product():
