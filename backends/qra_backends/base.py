@@ -95,12 +95,7 @@ class Backend(ABC):
         return _Summed(self, bits)
 
     def quantize(
-        self,
-        linear: nn.Linear,
-        bits: Level,
-        *,
-        hessian: Tensor | None = None,
-        output_weights: Tensor | None = None,
+        self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None, output_weights: Tensor | None = None
     ) -> nn.Module:
         """A frozen module that computes what `linear` does, with its weight stored at the level `bits`.
 

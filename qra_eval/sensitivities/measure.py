@@ -172,11 +172,7 @@ def compute_divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> flo
 
 
 def measure_divergence(
-    tuner: FineTuner,
-    blocks: Blocks,
-    bits: Sequence[LevelName],
-    pairs: Sequence[tuple[int, int]],
-    batch: Batch,
+    tuner: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
 ) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
     with one table alone degraded, at each of its levels.

@@ -14,16 +14,7 @@ from qra_search import plugins
 from qra_search.config import IN_MEMORY
 from qra_search.errors import BadInput, shorten
 
-__all__ = [
-    "SPLITS",
-    "Encoded",
-    "Example",
-    "SplitName",
-    "Task",
-    "encode_example",
-    "make_task",
-    "render_example",
-]
+__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode_example", "make_task", "render_example"]
 
 
 def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:

@@ -37,8 +37,7 @@ def finetune(
     discard: Annotated[bool, option("--discard", "Delete the adapters of all plans but the chosen one.")] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     rates: Annotated[
-        str | None,
-        option("--rates 5e-4,1e-3,2e-3", "Choose the rate of lowest validation loss after short tunings."),
+        str | None, option("--rates 5e-4,1e-3,2e-3", "Choose the rate of lowest validation loss after short tunings.")
     ] = None,
     sets: Annotated[
         list[str] | None,

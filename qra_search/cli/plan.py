@@ -24,10 +24,7 @@ from qra_search.workflow.settings import check_budget, make_folder_name
 
 @common.with_settings(*common.OF_SEARCH)
 def plan(
-    given: Mapping[str, Any],
-    out: common.OutRun = None,
-    dry_run: common.DryRun = False,
-    as_json: common.Json = False,
+    given: Mapping[str, Any], out: common.OutRun = None, dry_run: common.DryRun = False, as_json: common.Json = False
 ) -> None:
     """Choose bits and ranks for a budget from measured sensitivities alone: minutes, no training.
 

@@ -40,11 +40,7 @@ class RandomStrategy(Strategy):
 
 
 def propose_new(
-    state: StudyState,
-    n: int,
-    draw: Callable[[int, np.random.Generator], tuple[Plan, str]],
-    *,
-    fidelity: float = 1.0,
+    state: StudyState, n: int, draw: Callable[[int, np.random.Generator], tuple[Plan, str]], *, fidelity: float = 1.0
 ) -> list[Proposal]:
     """At most `n` proposals of plans that the log does not hold.
 

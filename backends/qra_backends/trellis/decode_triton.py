@@ -17,13 +17,7 @@ TILE = 2048
 
 
 def decode_rows(
-    codes: Tensor,
-    scale: Tensor,
-    unit: float,
-    at: Tensor | None,
-    code: TrellisCode,
-    block: int,
-    dtype: torch.dtype,
+    codes: Tensor, scale: Tensor, unit: float, at: Tensor | None, code: TrellisCode, block: int, dtype: torch.dtype
 ) -> Tensor:
     """As `linear.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
     in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
