@@ -141,13 +141,12 @@ def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, nam
 def _weigh_tokens(
     tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
 ) -> None:
-    """Say how much each token's row of a table counts: by how often rows have it, and by its logit's gradients."""
+    """Say how much each token's row of a table counts: by how often rows have it, which a tuned head will write, and
+    in the head by its logit's gradients."""
     ids = torch.cat([flow.batch.input_ids[:, : flow.batch.width or None].flatten() for flow in flows]).cpu()
     for name, table in tables.items():
-        uses = [squares] if name == head else []
-        if name != head or len(tables) == 1:
-            uses.append(ids.bincount(minlength=table.out_features).float())
-        moments.weigh_tokens(name, uses)
+        counts = ids.bincount(minlength=table.out_features).float()
+        moments.weigh_tokens(name, [counts, squares] if name == head else [counts])
 
 
 class _Reader(nn.Module):

@@ -114,9 +114,9 @@ def test_rows_of_tables_count_by_how_often_their_token_is_read_and_by_its_logits
     blocks, head = Blocks(model, CPU, torch.float32), next(reversed(tables))
     weighting = Weighting(mix=0.5, power=1.0, labels="rows")
     ((_, moments),) = pass_layers(blocks, [batch], lambda _: tables, weighting, [len(blocks)], head)
-    uses = {head: [squares, counts] if tied else [squares], next(iter(tables)): [squares, counts] if tied else [counts]}
     for name in tables:
-        expected = sum(use / use.mean() for use in uses[name]).div(len(uses[name])).sqrt() + TOKEN_FLOOR
+        uses = [counts, squares] if name == head else [counts]
+        expected = sum(use / use.mean() for use in uses).div(len(uses)).sqrt() + TOKEN_FLOOR
         torch.testing.assert_close(moments.compute_output_weights(name), expected, rtol=1e-4, atol=0)
     assert len(tables) == 2 - tied
 
