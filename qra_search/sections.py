@@ -129,8 +129,8 @@ class QuantizationConfig(Section):
     embeddings: Literal["auto"] | tuple[Width, ...] = Field(
         "auto",
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
-        "they are; auto: 3, 4, 5, 6 and 16, or, if bits are auto and a budget is small, 2, 2.5, 3, 4 and 16, as far as "
-        "the backend can store them",
+        "they are; auto: 3, 4, 5, 6 and 16, or, if bits are auto and a budget is small, 1, 1.5, 2, 3 and 16, as far "
+        "as the backend can store them",
     )
     calibration: Literal["outputs", "loss"] = Field(
         "loss",

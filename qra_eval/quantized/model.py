@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Default bit-widths of embeddings and head: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
-SMALL_TABLE_BITS = (1, 1.5, 2, 2.5, 3, 4, UNQUANTIZED_BITS)
+SMALL_TABLE_BITS = (1, 1.5, 2, 3, UNQUANTIZED_BITS)
 """The same under a budget that is small enough for `SMALL_BITS`."""
 CALIBRATION_ROWS, MOST_CALIBRATION_ROWS = 128, 1024
 """Train rows whose activations and gradients calibrated backends see, at least and at most."""

@@ -25,7 +25,7 @@ DEMO: dict[str, Any] = {
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
     "finetune": {"steps": 36, "test_rows": 96},
-    "search": {"evaluations": 16, "memory": ["30MiB"]},
+    "search": {"evaluations": 16, "memory": ["25MiB"]},
 }
 """Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes midway between uniform plans of 1
 and of 1.5 bits. States of 10 bits quantize four times as fast as the usual 12."""
@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to ten minutes on two cores.
 
-    Chooses a plan of 30 MiB, tunes it, and compares it on test data with the best uniform plan that fits, with the plan
+    Chooses a plan of 25 MiB, tunes it, and compares it on test data with the best uniform plan that fits, with the plan
     itself shuffled over linears of the same shape, and with 16-bit LoRA. A demo that was interrupted is resumed.
 
     [bold]Example[/]
