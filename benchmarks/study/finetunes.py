@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.table or options.page:
         model = Path(options.model).stem
-        table = make_table(read_lines(options.out), options.task, model, options.beside)
+        table = make_table(read_lines(options.out), options.task, model, options.beside, read_lines(RESULTS))
         print(*table, sep="\n")
         if options.page:
             fill_page(options.page, f"{options.task} {model}", table)

@@ -18,24 +18,51 @@ Lines = dict[int, dict[str, Any]]
 """Of one row, by seed."""
 
 
-def make_table(lines: Sequence[dict[str, Any]], task: str, model: str, reference: str = REFERENCE) -> list[str]:
-    """A Markdown table of a task and model: each row beside that of a name with the same settings and seeds. Rows of
-    the usual settings come first."""
-    defaults, _ = read_settings()
+def make_table(
+    lines: Sequence[dict[str, Any]],
+    task: str,
+    model: str,
+    reference: str = REFERENCE,
+    others: Sequence[dict[str, Any]] = (),
+) -> list[str]:
+    """A Markdown table of a task and model: each row beside that of a name with the same seeds and settings, but for
+    those of plans. Rows of the usual settings come first.
+
+    Args:
+        others: lines that rows may stand beside, and that have no rows of their own.
+    """
     rows: dict[tuple[str, str], Lines] = {}
+    beside: dict[tuple[str, str], tuple[str, str]] = {}
+    references: dict[tuple[str, str], Lines] = {}
+    for line in (*others, *lines):
+        if (line.get("task"), line.get("model")) == (task, model):
+            changed, of_plans = find_changes(line["settings"])
+            references.setdefault((line["row"], changed), {})[line["seed"]] = line
+            beside[line["row"], changed + of_plans] = (reference, changed)
     for line in lines:
         if (line.get("task"), line.get("model")) == (task, model):
-            changes = "".join(f", {k} {v}" for k, v in line["settings"].items() if v != defaults.get(k))
-            rows.setdefault((line["row"], changes), {})[line["seed"]] = line
-    beside = (f"points beside {reference}", "test loss", f"loss beside {reference}")
+            rows.setdefault((line["row"], "".join(find_changes(line["settings"]))), {})[line["seed"]] = line
+    columns = (f"points beside {reference}", "test loss", f"loss beside {reference}")
     f1 = ("F1",) if any("f1" in line for some in rows.values() for line in some.values()) else ()
     return make_markdown_table(
-        ("row", "MiB", "seeds", "right", *f1, *beside, "minutes"),
+        ("row", "MiB", "seeds", "right", *f1, *columns, "minutes"),
         (
-            row_cells(row + changes, some, rows.get((reference, changes), {}), f1=bool(f1))
+            row_cells(row + changes, some, references.get(beside[row, changes], {}), f1=bool(f1))
             for (row, changes), some in sorted(rows.items(), key=lambda item: bool(item[0][1]))
         ),
     )
+
+
+def find_changes(settings: dict[str, Any]) -> tuple[str, str]:
+    """In words, the settings that are not the usual ones: those of all rows, and those of plans."""
+    usual, _ = read_settings()
+    own = {name: value for name, value in settings.items() if name not in ("plans", "search")}
+    pairs = [(own, usual), (settings.get("plans", {}), usual["plans"])]
+    changed, of_plans = (
+        "".join(f", {name} {value}" for name, value in given.items() if value != known.get(name))
+        for given, known in pairs
+    )
+    return changed, of_plans
 
 
 def fill_page(page: Path, name: str, table: Sequence[str]) -> None:
@@ -51,7 +78,7 @@ def row_cells(name: str, lines: Lines, reference: Lines, *, f1: bool) -> list[st
     """The cells of a row; intervals hold 95% of resampled questions and seeds."""
     both = [seed for seed in lines if seed in reference]
     points = losses = ""
-    if both and lines is not reference:
+    if both and lines != reference:
         own, other = ([side[seed] for seed in both] for side in (lines, reference))
         if all(line["row_right"] for line in own):  # a setting may ask for no answers
             points = "{1:+.1f} [{0:+.1f}, {2:+.1f}]".format(
@@ -64,7 +91,8 @@ def row_cells(name: str, lines: Lines, reference: Lines, *, f1: bool) -> list[st
 
     size = next(iter(lines.values()))["memory_bytes"] / MIB
     loss, minutes = f"{mean('test_loss'):.4f}", f"{mean('seconds') / 60:.0f}"
-    answers = [f"{mean('right'):.1%}", *([f"{mean('f1'):.3f}"] if f1 else [])]
+    right = f"{mean('right'):.1%}" if all(line["row_right"] for line in lines.values()) else ""
+    answers = [right, *([f"{mean('f1'):.3f}"] if f1 else [])]
     return [name, f"{size:.1f}", str(len(lines)), *answers, points, loss, losses, minutes]
 
 
