@@ -126,11 +126,8 @@ class LayerMoments:
         self._moments.setdefault(owner, SecondMoment()).update(x, weights)
 
     def weigh_tokens(self, name: str, uses: Sequence[Tensor]) -> None:
-        """Let a table's rows count by what calibration rows use of them: some figures (vocabulary,), alike in sum.
-
-        Few tokens make up a task: with their rows weighted so, and no more bytes, SmolLM2's table of 2 bits changes its
-        predictions on test rows by a tenth (docs/trellis.md). The square root and the floor spare the others.
-        """
+        """Let a table's rows count by the mean of some figures of their tokens' use, (vocabulary,), alike in sum; the
+        square root and the floor spare what a task's few tokens leave out (docs/trellis.md)."""
         mean = torch.stack([use / use.mean().clamp(min=1e-30) for use in uses]).mean(0)
         self._token_weights[name] = mean.sqrt() + TOKEN_FLOOR
 

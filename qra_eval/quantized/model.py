@@ -33,8 +33,7 @@ from qra_search.space.space import Group, SearchSpace
 log = logging.getLogger(__name__)
 
 AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
-"""Default bit-widths of embeddings and head: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
-0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
+"""Default bit-widths of embeddings and head; wider ones below 16 bits are no better (benchmarks/results/README.md)."""
 SMALL_TABLE_BITS = (1, 1.5, 2, 3, UNQUANTIZED_BITS)
 """The same under a budget that is small enough for `SMALL_BITS`."""
 CALIBRATION_ROWS, MOST_CALIBRATION_ROWS = 128, 1024
@@ -44,10 +43,9 @@ CALIBRATION_TOKENS = 16384
 that they do not lose with these (benchmarks/results/study/codes.jsonl). Their pass is charged to the sensitivities."""
 MEASURED_ROWS = 32
 """The same for the sensitivities alone, if no backend calibrates."""
-SHARE = 0.4
-"""Share of free GPU memory for dequantized weights; the rest is for the plan, adapters, activations and logits."""
-HOST_SHARE = 0.25
-"""The same share on a CPU, whose memory other processes use too."""
+SHARE, HOST_SHARE = 0.4, 0.25
+"""Share of free memory for dequantized weights, of a GPU and of the host: the rest is for the plan, adapters,
+activations and logits, and on a host for other processes."""
 
 
 class QuantizedModel:

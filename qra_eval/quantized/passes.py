@@ -94,8 +94,7 @@ def pass_layers(
 def _compute_head_gradients(
     blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Gradient at the last layer's output (N, T, H) of the log-likelihood of the labels, and the squares of that at the
-    logits, summed over positions, (vocabulary,)."""
+    """Gradient of the likelihood of the labels at the last layer, (N, T, H), and its squares at the logits, (V,)."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
     total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
@@ -141,8 +140,7 @@ def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, nam
 def _weigh_tokens(
     tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
 ) -> None:
-    """Say how much each token's row of a table counts: by how often rows have it, which a tuned head will write, and
-    in the head by its logit's gradients."""
+    """Let each token's row count by how often it is read, as a tuned head writes it, and by its logit's gradients."""
     ids = torch.cat([flow.batch.input_ids[:, : flow.batch.width or None].flatten() for flow in flows]).cpu()
     for name, table in tables.items():
         counts = ids.bincount(minlength=table.out_features).float()
