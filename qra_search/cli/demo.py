@@ -20,7 +20,7 @@ from qra_search.workflow.run import Run
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic", "options": {"kinds": ["total"], "digits": [1, 2]}},
-    "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": 3},
+    "quantization": {"backend": {"name": "trellis", "L": 10}, "embeddings": 1.5},
     "space": {"granularity": "module", "bits": [1, 1.5, 2], "ranks": [4, 8, 16]},
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
