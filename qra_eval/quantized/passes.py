@@ -67,7 +67,7 @@ def pass_layers(
         made = [_compute_head_gradients(blocks, flow, weighting, generator) for flow in flows]
         gradients = [gradient for gradient, _ in made]
         if depth in layers:
-            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack([squares for _, squares in made]).sum(0))
+            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack([own for _, own in made]).sum(0).cpu())
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -104,7 +104,7 @@ def _compute_head_gradients(
         of_logits, own = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden])
         total += own
         squares = squares + of_logits.square().sum(0)
-    return total.cpu(), squares.cpu()
+    return total.cpu(), squares
 
 
 def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
