@@ -15,7 +15,7 @@ SHRINK_TOKENS = 256
 """An expert's figures are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
 the router rarely chose, and little beside the thousands that others see."""
 TOKEN_FLOOR = 0.3
-"""How much the row of a token counts that calibration rows never use, beside the square root of its mean use."""
+"""What the row of a token counts that no calibration row has; a token of mean use counts one more (docs/trellis.md)."""
 SKETCH = 48
 """Width of the random sketch from which a gradient's leading singular values are read."""
 

@@ -94,7 +94,7 @@ def pass_layers(
 def _compute_head_gradients(
     blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the likelihood of the labels at the last layer, (N, T, H), and its squares at the logits, (V,)."""
+    """Gradient of the labels' log-likelihood at the last layer, (N, T, H), and its squares at the logits, (V,)."""
     hidden = flow.hidden.to(blocks.device).requires_grad_(True)
     total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
