@@ -89,6 +89,12 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     assert cells[4].startswith("-50.0 [") and cells[6] == "+100.0% [+100.0%, +100.0%]"
     table = finetunes_table.make_table([{**line, "f1": 0.5} for line in lines], "t", "m")
     assert "| right | F1 | points" in table[0] and "| 25.0% | 0.500 | -50.0" in table[-1]
+    others = lines[1]["settings"] | {"plans": {"embeddings": 1}}
+    narrow = {**lines[1], "settings": others, "row_losses": "3 3 3 3"}
+    table = finetunes_table.make_table([narrow], "t", "m", others=lines)
+    assert len(table) == 3 and table[-1].startswith("| uniform, embeddings 1 |") and "+200.0%" in table[-1]
+    table = finetunes_table.make_table([*lines[:2], narrow], "t", "m", "uniform")
+    assert [row.startswith("| 16-bit LoRA") for row in table if "-50.0%" in row] == [True]
 
 
 def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_untuned_model():

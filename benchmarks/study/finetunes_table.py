@@ -25,37 +25,40 @@ def make_table(
     reference: str = REFERENCE,
     others: Sequence[dict[str, Any]] = (),
 ) -> list[str]:
-    """A Markdown table of a task and model: each row beside that of a name with the same seeds and settings, but for
-    those of plans. Rows of the usual settings come first.
+    """A Markdown table of a task and model: each row beside that of a name with the same seeds and settings, or, if
+    there is none, with the same but for those of plans. Rows of the usual settings come first.
 
     Args:
         others: lines that rows may stand beside, and that have no rows of their own.
     """
-    rows: dict[tuple[str, str], Lines] = {}
-    beside: dict[tuple[str, str], tuple[str, str]] = {}
+    usual, _ = read_settings()
+    rows: dict[tuple[str, str, str], Lines] = {}
     references: dict[tuple[str, str], Lines] = {}
     for line in (*others, *lines):
         if (line.get("task"), line.get("model")) == (task, model):
-            changed, of_plans = find_changes(line["settings"])
-            references.setdefault((line["row"], changed), {})[line["seed"]] = line
-            beside[line["row"], changed + of_plans] = (reference, changed)
+            changed, of_plans = find_changes(line["settings"], usual)
+            references.setdefault((line["row"], changed + of_plans), {})[line["seed"]] = line
     for line in lines:
         if (line.get("task"), line.get("model")) == (task, model):
-            rows.setdefault((line["row"], "".join(find_changes(line["settings"]))), {})[line["seed"]] = line
+            rows.setdefault((line["row"], *find_changes(line["settings"], usual)), {})[line["seed"]] = line
+
+    def find_reference(changed: str, of_plans: str) -> Lines:
+        same = references.get((reference, changed + of_plans))
+        return references.get((reference, changed), {}) if same is None else same
+
     columns = (f"points beside {reference}", "test loss", f"loss beside {reference}")
     f1 = ("F1",) if any("f1" in line for some in rows.values() for line in some.values()) else ()
     return make_markdown_table(
         ("row", "MiB", "seeds", "right", *f1, *columns, "minutes"),
         (
-            row_cells(row + changes, some, references.get(beside[row, changes], {}), f1=bool(f1))
-            for (row, changes), some in sorted(rows.items(), key=lambda item: bool(item[0][1]))
+            row_cells(row + changed + of_plans, some, find_reference(changed, of_plans), f1=bool(f1))
+            for (row, changed, of_plans), some in sorted(rows.items(), key=lambda item: bool("".join(item[0][1:])))
         ),
     )
 
 
-def find_changes(settings: dict[str, Any]) -> tuple[str, str]:
+def find_changes(settings: dict[str, Any], usual: dict[str, Any]) -> tuple[str, str]:
     """In words, the settings that are not the usual ones: those of all rows, and those of plans."""
-    usual, _ = read_settings()
     own = {name: value for name, value in settings.items() if name not in ("plans", "search")}
     pairs = [(own, usual), (settings.get("plans", {}), usual["plans"])]
     changed, of_plans = (
