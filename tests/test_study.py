@@ -106,7 +106,7 @@ def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_unt
         for i, row in enumerate(rows)
     ]  # fmt: skip
     svg = "{http://www.w3.org/2000/svg}"
-    root = ElementTree.fromstring(draw(lines, "t", "m"))
+    root = ElementTree.fromstring(draw(lines, "t", "m", settings))
     texts = [text.text for text in root.iter(f"{svg}text")]
     assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(texts) and "QLoRA" not in texts
     plans = [mark for mark in root.iter(f"{svg}use") if "fill: var(--best)" in mark.get("style", "")]
@@ -122,7 +122,7 @@ def test_the_picture_of_lengths_has_a_line_for_each_row_that_has_every_length():
 
     lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 600)]
     lines += [line("QLoRA", 600, 1.0), line("plan, other rate", 60, 9.0, learning_rate=0.5)]
-    root = ElementTree.fromstring(draw_lengths(lines, "t", "m"))
+    root = ElementTree.fromstring(draw_lengths(lines, "t", "m", settings))
     texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"plan", "uniform"} <= texts and not {"QLoRA", "16-bit LoRA", "plan, other rate"} & texts
 

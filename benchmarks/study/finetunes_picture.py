@@ -1,7 +1,8 @@
-"""Pictures of the lines of `finetunes.py`: right answers over memory, and losses over the length of tuning.
+r"""Pictures of the lines of `finetunes.py`: right answers over memory, and losses over the length of tuning.
 
 python -m benchmarks.study.finetunes_picture --task banking77 --out docs/images/finetunes.svg
-python -m benchmarks.study.finetunes_picture --lengths --out docs/images/lengths.svg
+python -m benchmarks.study.finetunes_picture --lengths --out docs/images/lengths.svg \
+    --set 'plans={backend: mixed-calibrated, embeddings: 3, bits: auto, ranks: [2, 4, 8, 16]}'
 """
 
 from __future__ import annotations
@@ -38,25 +39,26 @@ def main() -> None:
     parser.add_argument(
         "--lengths", action="store_true", help="draw losses over the length, also of `finetunes_other.jsonl`"
     )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="draw rows of other settings")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    settings, _ = read_settings(options.set)
     lines = read_lines(options.lines)
     if options.lengths:
-        picture = draw_lengths([*lines, *read_lines(SHORT)], options.task, options.model)
+        picture = draw_lengths([*lines, *read_lines(SHORT)], options.task, options.model, settings)
     else:
-        picture = draw(lines, options.task, options.model)
+        picture = draw(lines, options.task, options.model, settings)
     options.out.write_text(picture)
 
 
-def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
+def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[str, Any]) -> str:
     """An SVG: each row is a point, the mean of its seeds; rows of other settings and the untuned model are left out."""
-    defaults, _ = read_settings()
     points: dict[str, list[tuple[float, float]]] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         tuned = line["spec"]["kind"] != "untuned"
-        usual = all(value == defaults.get(name) for name, value in line["settings"].items())
-        if tuned and usual and (line["task"], line["model"]) == (task, model):
+        same = all(value == settings.get(name) for name, value in line["settings"].items())
+        if tuned and same and (line["task"], line["model"]) == (task, model):
             rows.setdefault(line["row"], []).append(line)
     for name, some in rows.items():
         spec = some[0]["spec"]
@@ -82,13 +84,14 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str) -> str:
     return to_svg(figure, theme="screen")
 
 
-def draw_lengths(lines: Sequence[dict[str, Any]], task: str, model: str, seed: int = 0) -> str:
+def draw_lengths(
+    lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[str, Any], seed: int = 0
+) -> str:
     """An SVG: by how much each row's loss is above that of 16-bit LoRA, over the steps of its tuning; one seed."""
-    defaults, _ = read_settings()
     losses: dict[int, dict[str, float]] = {}
     for line in lines:
-        usual = all(v == defaults.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
-        if usual and (line["task"], line["model"], line["seed"]) == (task, model, seed):
+        same = all(v == settings.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
+        if same and (line["task"], line["model"], line["seed"]) == (task, model, seed):
             losses.setdefault(line["settings"]["steps"], {})[line["row"]] = line["test_loss"]
     above: dict[str, list[tuple[int, float]]] = {}
     for steps, of_rows in sorted(losses.items()):
