@@ -99,10 +99,9 @@ def load_base(
     folder, devices = find_tuning(Path(folder)), resolve_devices(device)
     device = str(devices[0])
     data = read_tuned_plan(folder)
-    dtype = getattr(torch, data["dtype"])
     loaded = load_model(
-        data["model"] if model is None else model, tokenizer=tokenizer, dtype=dtype, device=device,
-        trust_remote_code=trust_remote_code, stream=True,
+        data["model"] if model is None else model, tokenizer=tokenizer, dtype=getattr(torch, data["dtype"]),
+        device=device, trust_remote_code=trust_remote_code, stream=True,
     )  # fmt: skip
     if loaded.fingerprint != data["weights"]:
         raise ValueError(

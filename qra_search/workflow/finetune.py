@@ -116,6 +116,8 @@ def tune_missing(
                     listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
                     return True
                 record = _write(tuning, record, settings)
+            elif plan == tunings.plan and tuning.adapter.is_dir() and not tuning.base_file.is_file():
+                evaluator.write_base(plan, tuning.path)  # it was tuned as a baseline, which is saved without it
             if discard and plan != tunings.plan:
                 shutil.rmtree(tuning.adapter, ignore_errors=True)
             digests = record.metric_digests
@@ -140,10 +142,9 @@ def tune_missing(
     finally:
         if folder.records():
             write_report(folder, result)
-    budget = tunings.budget_bytes
-    comparison = compare(folder.records(), result.space, tunings.plan, budget, settings, result.sensitivities)
-    assert comparison is not None  # the plan's record is there
-    return comparison
+    found = compare(folder.records(), result.space, tunings.plan, tunings.budget_bytes, settings, result.sensitivities)
+    assert found is not None  # the plan's record is there
+    return found
 
 
 def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:

@@ -272,3 +272,17 @@ def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: py
         assert run_safely(["export", str(damaged), "--format", "peft"]) == 2 and message in capsys.readouterr().err
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
+
+
+def test_a_baseline_that_becomes_the_plan_gets_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
+    settings = {"finetune.steps": 2, "finetune.test_rows": 4}
+    tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", device="cpu", settings=settings)
+    tuned.finetune(against="best")
+    baseline = tuned.folder.find_tuning("uniform")
+    record = baseline.record()
+    assert record is not None and not baseline.base_file.exists()
+    tuned.finetune(record.plan, against="none")
+    assert baseline.record() == record
+    load(baseline.path, device="cpu")
+    tuned.close()
