@@ -22,6 +22,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.sections import FinetuneConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import PLAN_NAME
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
@@ -81,8 +82,7 @@ def tune_missing(
     awaited at the end. Raises TuningFailed if the plan cannot be tuned; of a baseline that is only said.
     """
     check_can_tune(evaluator, config)
-    folder = tunings.folder
-    folder.records()  # a damaged one is refused before the hours begin
+    (folder := tunings.folder).records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
     if get_rank_and_size()[1] > 1:
@@ -116,7 +116,7 @@ def tune_missing(
                     listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
                     return True
                 record = _write(tuning, record, settings)
-            elif plan == tunings.plan and tuning.adapter.is_dir() and not tuning.base_file.is_file():
+            elif plan == tunings.plan and (tuning.path / PLAN_NAME).is_file() and not tuning.base_file.is_file():
                 evaluator.write_base(plan, tuning.path)  # it was tuned as a baseline, which is saved without it
             if discard and plan != tunings.plan:
                 shutil.rmtree(tuning.adapter, ignore_errors=True)
