@@ -78,7 +78,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)
     if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != read_plan_file(folder).get(BASE_DIGEST):
-        raise RunFailed(f"the quantized weights differ from those that {folder} was tuned on: run `qra finetune` again")
+        raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and run `qra finetune`")
     write_tensors(tensors, folder / BASE_FILE)
 
 
