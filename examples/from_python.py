@@ -1,4 +1,4 @@
-"""Plan, search, fine-tune, report, export and load, with a model and rows that are at hand in Python.
+"""Plan, search, fine-tune, report, export and load, with a model and rows that are in memory.
 
 python examples/from_python.py path/to/model runs/from-python
 """
@@ -25,12 +25,12 @@ def main(folder: str, out: str) -> None:
         model, rows(), tokenizer=tokenizer, memory="75%", out=out,
         settings={"evaluation.steps": 3, "finetune.steps": 6, "finetune.test_rows": 16},
     )  # fmt: skip
-    print(run)  # what is foretold
+    print(run)  # what is predicted
 
     run.search(evaluations=3)  # optional: check the plan by short fine-tunings
     print(run.result.best())
 
-    tuned = run.finetune()  # beside the best uniform plan of no more bytes
+    tuned = run.finetune()  # and the best uniform plan of no more bytes
     print(tuned)
 
     print(run.report())
