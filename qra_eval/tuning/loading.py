@@ -49,7 +49,7 @@ def load(
         folder: of a run, or of one tuning.
         tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, or `cuda:0,cuda:1` for layers on both.
         dequantized_cache: bytes (`2GiB`, 0) for the dequantized weights that `generate` keeps from its first call on;
             `auto`: a share of what is free. If they do not hold all, each token dequantizes the weights anew.
         trust_remote_code: run code that comes with the model.

@@ -108,8 +108,8 @@ def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
 def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:
     """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
 
-    The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project, or
-    none, PEFT would ask the hub, in vain and for half a minute where there is no network.
+    In place of the model's name the config has `NO_ADDRESS`: PEFT alone would put the adapter on the unquantized model,
+    for which it was not tuned, and without any name it would ask the hub, in vain.
 
     Args:
         base: digest of the quantized base.

@@ -35,7 +35,7 @@ def finetune(
     against: common.Against = "best",
     with_16_bit: Annotated[bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")] = False,
     discard: Annotated[bool, option("--discard", "Delete the adapters of all plans but the chosen one.")] = False,
-    device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
+    device: Annotated[str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")] = None,
     rates: Annotated[
         str | None, option("--rates 5e-4,1e-3,2e-3", "Choose the rate of lowest validation loss after short tunings.")
     ] = None,
