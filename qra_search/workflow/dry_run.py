@@ -90,8 +90,8 @@ def describe_gain(allocation: Allocation | None) -> str:
     best = None if allocation is None else allocation.best_uniform
     if best is not None and best.is_certain:
         return (
-            "it checks the prediction, and insures against sensitivities that are wrong; on SmolLM2-135M, tuned to the "
-            "end, its plans and these differed by less than 1% (docs/study.md)"
+            "it checks the prediction, and insures against sensitivities that are wrong; on SmolLM2-135M a search "
+            "added little to the plan of the sensitivities (docs/study.md)"
         )
     return "the predicted difference to uniform plans is too small to rely on: a search measures it"
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from docs_blocks import NOTEBOOKS, ROOT
+import yaml
+from docs_blocks import NOTEBOOKS, ROOT, blocks_of
 
 from qra_search.config import load_config
 
@@ -38,6 +39,11 @@ def test_what_a_config_names_is_installed(file: Path) -> None:
     assert set(config.space.bits) <= set(make_backend(config.quantization.backend).bits)
     assert config.search.strategy in plugins.list_names("strategies")
     assert config.task.name.endswith(".jsonl") or config.task.name in plugins.list_names("tasks")
+
+
+def test_the_page_on_models_shows_the_settings_of_an_example() -> None:
+    shown = [b.code for b in blocks_of(ROOT / "docs" / "your-own-model.md") if b.language == "yaml"]
+    assert [yaml.safe_load(code) for code in shown] == [yaml.safe_load((EXAMPLES / "qwen3-4b.yaml").read_text())]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)
