@@ -13,7 +13,7 @@ from benchmarks.study.finetune_settings import read_settings
 from benchmarks.study.intervals import difference, make_markdown_table
 
 REFERENCE = "16-bit LoRA"
-"""The row that others stand beside, if no other is asked for."""
+"""The row that others are compared with, if no other is asked for."""
 Lines = dict[int, dict[str, Any]]
 """Of one row, by seed."""
 
@@ -25,11 +25,11 @@ def make_table(
     reference: str = REFERENCE,
     others: Sequence[dict[str, Any]] = (),
 ) -> list[str]:
-    """A Markdown table of a task and model: each row beside that of a name with the same seeds and settings, or, if
+    """A Markdown table of a task and model: each row against that of a name with the same seeds and settings, or, if
     there is none, with the same but for those of plans. Rows of the usual settings come first.
 
     Args:
-        others: lines that rows may stand beside, and that have no rows of their own.
+        others: lines that rows may be compared with, and that have no rows of their own.
     """
     usual, _ = read_settings()
     rows: dict[tuple[str, str, str], Lines] = {}
@@ -46,7 +46,7 @@ def make_table(
         same = references.get((reference, changed + of_plans))
         return references.get((reference, changed), {}) if same is None else same
 
-    columns = (f"points beside {reference}", "test loss", f"loss beside {reference}")
+    columns = (f"points against {reference}", "test loss", f"loss against {reference}")
     f1 = ("F1",) if any("f1" in line for some in rows.values() for line in some.values()) else ()
     return make_markdown_table(
         ("row", "MiB", "seeds", "right", *f1, *columns, "minutes"),
