@@ -25,7 +25,7 @@ def strict_match(answer: str, example: Example) -> float:
 
 
 class GSM8KTask(Task):
-    """Prompts as lm-evaluation-harness has them: `Question: ...`, then `Answer:`.
+    """Grade-school math problems with worked answers, prompted as by lm-evaluation-harness.
 
     Args:
         data: folder with gsm8k_train.jsonl and gsm8k_test.jsonl; None: openai/gsm8k from the hub.

@@ -33,7 +33,9 @@ class _UtteranceTask(Task):
 
 
 class Banking77Task(_UtteranceTask):
-    """Prompts `Customer: ...`, then `Intent:`; the answer is the intent's name with spaces for underscores.
+    """Messages of bank customers, each answered with one of 77 intents.
+
+    Prompts are `Customer: ...`, then `Intent:`; the answer is the intent's name with spaces for underscores.
 
     Args:
         data: folder with banking77_train.jsonl and banking77_test.jsonl, rows of `{"text", "label"}`; None: the hub.
@@ -50,7 +52,9 @@ class Banking77Task(_UtteranceTask):
 
 
 class Restaurant8kTask(_UtteranceTask):
-    """Prompts give what the guest was asked for and what the guest says; the answer is a JSON object of text spans.
+    """Messages of restaurant guests, each answered with its slots as a JSON object.
+
+    Prompts give what the guest was asked for and what the guest says; values are spans of what was said.
 
     Args:
         data: folder with restaurant8k_train.jsonl and restaurant8k_test.jsonl, rows of `{"text", "asked", "slots"}`.

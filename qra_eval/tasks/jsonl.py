@@ -17,7 +17,7 @@ LEAST_ROWS = 8
 
 
 class JSONLTask(Task):
-    """Rows of one file, split by the hash of their prompts, or of separate files, or of a data set's splits.
+    """Your own rows: one file, split by the hash of prompts, or a file per split, or a data set's splits.
 
     A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
     chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Rows with

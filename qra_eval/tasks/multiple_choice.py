@@ -74,8 +74,10 @@ def _read_boolq(row: Row) -> Parts:
     return f"{row['passage']}\nQuestion: {row['question']}?", ["no", "yes"], int(row["label"])
 
 
-def _make_task(*fields: Any) -> Callable[..., MultipleChoiceTask]:
-    return partial(MultipleChoiceTask, *fields)
+def _make_task(name: str, hub: tuple[str, str | None], *fields: Any) -> Callable[..., MultipleChoiceTask]:
+    task = partial(MultipleChoiceTask, name, hub, *fields)
+    task.__doc__ = f"Multiple-choice questions of {hub[0]}, prompted and scored as by lm-evaluation-harness."
+    return task
 
 
 ARC = "allenai/ai2_arc"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -102,13 +101,8 @@ def _describe_backend(factory: Any) -> dict[str, Any]:
 
 
 def _summarize(plugin: Any) -> str:
-    """First paragraph of the documentation of a plug-in; of a partial, that of what it completes, and its data."""
-    given = ""
-    if isinstance(plugin, functools.partial):
-        values = (*plugin.args, *plugin.keywords.values())
-        given, plugin = ", ".join(str(getattr(value, "dataset", value)) for value in values), plugin.func
-    text = " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
-    return f"{text} ({given})" if given else text
+    """First paragraph of the documentation of a plug-in."""
+    return " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
 
 
 def _describe_strategy(factory: Any) -> dict[str, Any]:

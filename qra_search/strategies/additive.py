@@ -19,7 +19,7 @@ LEARN_FROM = 10
 
 
 class AdditiveStrategy(Strategy):
-    """The multiple-choice knapsack over the sensitivities for a sweep of budgets.
+    """The best plans by the sensitivities alone: a multiple-choice knapsack at each of several budgets.
 
     First the named budgets; then a little under each of them, further and further. Without named budgets, ever finer
     grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the table is the

@@ -56,7 +56,7 @@ PRIOR = "prior"
 
 
 class QRAStrategy(Strategy):
-    """Proposes the evaluation of greatest worth under a Bayesian table of the loss.
+    """Bayesian optimization of a table of losses, one entry per group and level, that begins with the sensitivities.
 
     Args:
         draws: tables drawn for a proposal.

@@ -17,7 +17,7 @@ ATTEMPTS = 100
 
 
 class UniformStrategy(Strategy):
-    """Every uniform plan that fits, largest first (the largest is the one most likely to be wanted)."""
+    """Every uniform plan that fits the budget, largest first."""
 
     name = "uniform"
 
@@ -27,8 +27,9 @@ class UniformStrategy(Strategy):
 
 
 class RandomStrategy(Strategy):
-    """Plans drawn uniformly, then brought under the budget in turn by random steps down; under the largest budget once
-    nothing new is found under that one."""
+    """Random plans, brought under the budget by random steps down.
+
+    Budgets take turns; once one has nothing new, the largest is taken."""
 
     name = "random"
 

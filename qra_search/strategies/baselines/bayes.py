@@ -23,7 +23,9 @@ RANDOM_STARTS = 8
 
 
 class BayesStrategy(Strategy):
-    """A `SingleTaskGP` whose mean is affine in the additive loss, and the sum over budgets of expected improvements.
+    """Bayesian optimization by BoTorch: a Gaussian process and the expected improvement.
+
+    The mean of the `SingleTaskGP` is affine in the additive loss. Expected improvements are summed over the budgets.
 
     Pending trials, and the proposals of one call, are fantasized at their posterior mean.
 

@@ -26,7 +26,7 @@ UNIFORM_SHARE = 0.15
 
 
 class NSGA2Strategy(Strategy):
-    """NSGA-II over (loss, exact bytes).
+    """NSGA-II of pymoo over loss and bytes.
 
     Generations are counted, not stored: proposal number i belongs to generation i // population. Generation 0 is a mix
     of uniform, random and (with sensitivities) additive plans; the parents of a later one are the survivors among the
