@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -104,9 +105,10 @@ def read_tensor_names(path: Path) -> list[str]:
 def make_encoding_error(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
     at = error.object.count(b"\n", 0, error.start) + 1
+    encoding = "utf-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
     return ValueError(
         f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
-        f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"
+        f"`iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name}`"
     )
 
 

@@ -17,10 +17,10 @@ from qra_search.report.layout import make_heat_maps
 from qra_search.report.table import TextTable
 from qra_search.report.tables import make_allocation_table, make_record_table
 from qra_search.report.terminal import make_strip
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import RunFolder, read_plan_data
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, format_level
-from qra_search.space.serialization import plan_to_dict, read_choices, read_plan_file
+from qra_search.space.serialization import plan_to_dict, read_choices
 from qra_search.workflow.tunings import select_plan
 
 Choices = Mapping[str, tuple[LevelName, int]]
@@ -78,7 +78,7 @@ def show(
         plan = select_plan(folder, budget)
     if other is not None:
         with convert_to_bad_input():
-            choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_file(other))
+            choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_data(other))
         _print_differences(*choices, as_json=as_json)
         return
     if as_json:

@@ -48,7 +48,11 @@ def summarize_run(result: SearchResult, comparison: Comparison | None = None, bu
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
     """
     if comparison is not None:
-        return summarize_comparison(comparison)
+        text = summarize_comparison(comparison)
+        if not comparison.is_of_another:
+            return text
+        searched = f"{summarize_run(result)} " if result.candidates else ""
+        return f"{searched}The run's plan is not tuned yet; another was: {text}"
     found = find_evaluated(result, budget_bytes)
     if found is not None:
         text = _describe(found, result.space)

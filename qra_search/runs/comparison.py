@@ -88,6 +88,7 @@ class Comparison(Shown):
         budget_bytes: that plans keep to, but for the last two; never less than the plan's own bytes.
         tunings: cheapest first.
         sensitivities: that predict the next uniform plan above the budget; None: its loss is not predicted.
+        is_of_another: whether another plan was tuned than that of the run, which is not tuned yet.
     """
 
     shown_by = "render_comparison"
@@ -96,6 +97,7 @@ class Comparison(Shown):
     budget_bytes: int
     tunings: tuple[TunedPlan, ...]
     sensitivities: Sensitivities | None = None
+    is_of_another: bool = False
 
     def find_role(self, role: str) -> TunedPlan | None:
         """The tuning of lowest test loss in a role; None if there is none. A uniform plan is a baseline of itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,7 +21,7 @@ from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import Comparison, compare, select_tuned_plan
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import PLAN_NAME, read_plan
+from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan, read_plan_file
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.simple import RandomStrategy
@@ -63,7 +64,8 @@ class RunFolder:
     @property
     def has_run(self) -> bool:
         """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them."""
-        return self.log_file.is_file() or (self.config_file.is_file() and self.sensitivities_file.is_file())
+        begun = self.log_file.is_file() and self.log_file.stat().st_size > 0  # not one that could not be written
+        return begun or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
     def check(self) -> RunFolder:
         """The folder itself; raises NoRun if it holds no run."""
@@ -122,13 +124,17 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
-            raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
+            raise NoRun(
+                f"{self.path} has no {self.config_file.name}: `qra plan` or `qra search` did not begin it; continue it "
+                f"in Python, with the same Study"
+            )
         return load_config(self.config_file)
 
     def result(self) -> SearchResult:
         """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
         state, identity = self._state()
-        return SearchResult.from_state(state, _load_strategy(identity.get("strategy", "")))
+        options = self.config().search.options if self.config_file.is_file() else {}
+        return SearchResult.from_state(state, _load_strategy(identity.get("strategy", ""), options))
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
@@ -153,11 +159,15 @@ class RunFolder:
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                state = read_state(log)
-                identity = {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
-            if state.sensitivities is None and not state.trials and planned:
-                state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
-            return state, identity
+                # With its first line damaged, the other files have what that said; a search writes it again.
+                is_lost = planned and not log.get_meta("space_data")
+                if not is_lost:
+                    state = read_state(log)
+                    identity = {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
+            if not is_lost:
+                if state.sensitivities is None and not state.trials and planned:
+                    state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
+                return state, identity
         (space, sensitivities, evaluator), search = read_sensitivities(self.sensitivities_file), self.config().search
         budgets = resolve_budgets(space, search.memory)
         state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
@@ -196,13 +206,16 @@ class RunFolder:
         if not records:
             return None
         result = self.result()
+        own = None
         if plan is None:
-            plan = select_tuned_plan(records, result.space, self.plan())
+            own = self.plan()
+            plan = select_tuned_plan(records, result.space, own)
         if budget_bytes is None:
             budget_bytes = max(result.memory_budgets, default=0)
         if plan is None:
             return None
-        return compare(records, result.space, plan, budget_bytes, sensitivities=result.sensitivities)
+        found = compare(records, result.space, plan, budget_bytes, sensitivities=result.sensitivities)
+        return replace(found, is_of_another=True) if found and own not in (None, plan) else found
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:
         """The folder of a finished tuning with an adapter.
@@ -237,10 +250,18 @@ def is_code_trusted(folder: Path) -> bool:
     return run.config_file.is_file() and run.config().model.trust_remote_code
 
 
-def _load_strategy(name: str) -> Strategy:
+def read_plan_data(path: Path) -> dict[str, Any]:
+    """What a `plan.json` holds, or would if the search of a folder ended now; raises BadInput without one."""
+    folder = RunFolder(path)
+    if folder.has_run and not folder.plan_file.is_file():
+        return plan_to_dict(folder.result().space, folder.plan())
+    return read_plan_file(path)
+
+
+def _load_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """The strategy of a log; if it is not installed (it was given as an object), one that believes plain means."""
     try:
-        return make_strategy(name)
+        return make_strategy(name, **options)
     except UnknownName:
         stand_in = RandomStrategy()
         stand_in.name = name

@@ -25,7 +25,7 @@ def bootstrap_log_ratio(nats: Sequence[float], other_nats: Sequence[float]) -> I
         nats, other_nats: summed losses (N,) of the same rows; those of the same labels, so that tokens cancel.
 
     Returns:
-        None with fewer than `LEAST_ROWS` rows, or a loss that is not positive.
+        None with fewer than `LEAST_ROWS` rows, a loss that is not positive, or too few rows that have any.
     """
     one, two = np.asarray(nats, dtype=float), np.asarray(other_nats, dtype=float)
     if len(one) < LEAST_ROWS or len(one) != len(two) or min(one.sum(), two.sum()) <= 0:
@@ -34,9 +34,10 @@ def bootstrap_log_ratio(nats: Sequence[float], other_nats: Sequence[float]) -> I
     ratios = np.empty((RESAMPLES // 100, 100))
     for some in ratios:
         rows = rng.integers(len(one), size=(len(some), len(one)))
-        some[:] = one[rows].sum(1) / two[rows].sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            some[:] = one[rows].sum(1) / two[rows].sum(1)
     low, high = np.quantile(ratios, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return math.log(low), math.log(high)
+    return (math.log(low), math.log(high)) if low > 0 and math.isfinite(high) else None
 
 
 def share_interval(share: float, rows: int) -> Interval:

@@ -19,7 +19,7 @@ LEAST_BARE = 1 << 20
 
 _PER_WEIGHT = re.compile(rf"\s*{NUMBER}\s*bpw\s*", re.IGNORECASE)
 _PERCENT = re.compile(rf"\s*{NUMBER}\s*%\s*")
-_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
+_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+(?:\.5)?|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
 
 
 def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) -> str:
@@ -93,7 +93,10 @@ def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan 
     match = _UNIFORM.fullmatch(text)
     if match is None:
         return None
-    return _find_uniform(space, read_name(match.group(1)), int(match.group(2)), f"{what} {text!r}")
+    level = match.group(1)
+    of_width = [known.name for known in space.levels if "." in level and str(known.width) == level]  # 2 is a name
+    name = of_width[0] if of_width else read_name(level)
+    return _find_uniform(space, name, int(match.group(2)), f"{what} {text!r}")
 
 
 def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:

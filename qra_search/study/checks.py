@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from qra_search.errors import RunFailed, wrong_type
+from qra_search.errors import RunFailed, shorten, wrong_type
 from qra_search.evaluation.evaluator import MAX_INT, Evaluator
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
@@ -17,10 +17,20 @@ class StudyFailed(RunFailed):
     """The search cannot continue."""
 
 
-def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
-    """Raises StudyFailed if a strategy breaks its contract: over the budget, or a repeated evaluation."""
+def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Proposal]:
+    """The proposals themselves; raises StudyFailed if a strategy breaks its contract: what is no proposal, is over the
+    budget, or repeats an evaluation."""
+    if not isinstance(proposals, Sequence):
+        raise StudyFailed(f"the strategy proposed {shorten(proposals)}: a list of Proposal is needed")
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
+        if not isinstance(proposal, Proposal):
+            raise StudyFailed(f"the strategy proposed {shorten(proposal)}: a Proposal is needed")
+        if not (isinstance(proposal.seed, Integral) and isinstance(proposal.origin, str)):
+            raise StudyFailed(
+                f"the strategy proposed seed {proposal.seed!r} and origin {proposal.origin!r}: a whole number and a "
+                f"text are needed"
+            )
         size = state.space.memory_bytes(proposal.plan)
         if size > state.memory_limit:
             raise StudyFailed(
@@ -38,6 +48,7 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
                 f"{state.fidelities}"
             )
         known.add(proposal.key)
+    return list(proposals)
 
 
 def check_evaluator(evaluator: Any) -> Evaluator:

@@ -209,9 +209,7 @@ class Study:
         due = [p for p in self.design if p not in state.seen]
         if due:
             return [Proposal(plan, seed=self.seed, origin="uniform") for plan in due[:room]]
-        proposals = self.strategy.propose(state, room)[:room]
-        check_proposals(proposals, state)
-        return proposals
+        return check_proposals(self.strategy.propose(state, room), state)[:room]
 
     def _record(self, trial: Trial, outcome: Evaluation | BaseException) -> Trial:
         """Write what came of a trial: whatever an evaluator returns or raises, the search continues."""
@@ -229,6 +227,7 @@ class Study:
         return trial
 
     def _measure_sensitivities(self) -> None:
+        self.log.bind()  # reads what others may have written since `close`
         # If lines of the log are damaged, the sensitivities may have been in one of them.
         if self.log.get_meta("prior") is None and (len(self.log) == 0 or self.log.damage):
             sensitivities = self._given_sensitivities or self.evaluator.sensitivities()

@@ -123,12 +123,17 @@ class Run:
             StudyFailed: the search cannot go on, or nothing came of it.
         """
         check_task(self.config)
+        known = self.config
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with make_listener(progress) as listener, ExitStack() as stack:
-            stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.has_run))
+            try:
+                stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.has_run))
+            except BadInput:
+                self.config = known  # a refused number is no setting
+                raise
             log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if workers is None:

@@ -65,13 +65,15 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
 
     Raises RunExists or BadInput if what was given cannot be used; nothing was spent.
     """
+    made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
     folder.begin(config, resume=resume)
     try:
         yield
     finally:
         if not folder.has_run:  # a run that was refused leaves no folder that a second try would trip over
-            folder.log_file.with_name(folder.log_file.name + ".lock").unlink(missing_ok=True)
-            for path in (folder.path, DEFAULT_FOLDER):
+            for file in (folder.log_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
+                file.unlink(missing_ok=True)
+            for path in made:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
 
@@ -142,6 +144,7 @@ def search_run(
             study.stop()
             listener.say("stopping after the running evaluations, which are saved; press Ctrl-C again to stop now")
 
+        folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         with on_interrupt(stop):
             result = study.run()
     result.write(folder.path, evaluator=evaluator.describe())

@@ -15,11 +15,11 @@ from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.files import read_tensor_names
 from qra_search.runs.baselines import Against, select_baselines
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import RunFolder, read_plan_data
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import read_plan
+from qra_search.space.serialization import plan_from_dict
 from qra_search.space.space import Plan
 
 DEFAULT_FORMAT = "peft"
@@ -87,7 +87,7 @@ def select_tunings(
         if plan is None:
             plan = select_plan(folder, memory)
         elif not isinstance(plan, Plan):
-            plan = parse_uniform(space, str(plan)) or read_plan(space, Path(plan))
+            plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     if memory is not None:

@@ -87,7 +87,7 @@ CASES = [
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
     (("search", "a", "--evaluations", "-3"), "qra: options: search.evaluations is -3"),
-    (("search", "damaged"), "damaged has no config.yaml: only a run of `qra search` can be resumed"),
+    (("search", "damaged"), "damaged has no config.yaml: `qra plan` or `qra search` did not begin it"),
     (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is no run: it is not a folder"),

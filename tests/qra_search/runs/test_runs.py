@@ -12,8 +12,11 @@ from qra_search.config import RunConfig, make_config
 from qra_search.files import write_json
 from qra_search.runs.folder import NoRun, RunExists, RunFolder
 from qra_search.space.serialization import plan_to_dict
+from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
+from qra_search.workflow.run import Run
+from qra_search.workflow.search import begin_run
 
 
 def config(granularity: str = "auto", **search: object) -> RunConfig:
@@ -84,6 +87,44 @@ def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None
     folder.write_config(config())
     folder.begin(config(seed=5))
     assert not folder.has_run
+
+
+def test_a_log_that_could_not_be_written_does_not_hold_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    with begin_run(config(), folder):
+        folder.log_file.touch()
+    assert not folder.path.exists()
+    folder.path.mkdir()
+    with begin_run(config(), folder):
+        pass
+    assert folder.path.is_dir(), "it was the user's"
+
+
+def test_options_of_a_strategy_reach_the_one_that_reads_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    def make(name: str, **options: object) -> Strategy:
+        made.append(options)
+        return make_strategy(name)
+
+    folder, _ = searched(tmp_path / "a", settings=config(options={"population": 8}))
+    monkeypatch.setattr("qra_search.runs.folder.make_strategy", make)
+    folder.result()
+    assert made == [{"population": 8}]
+
+
+def test_without_its_first_line_a_log_is_searched_on_with_what_the_other_files_say(tmp_path: Path) -> None:
+    settings = make_config({"evaluator": "landscape", "options": {"layers": 4}, "search": {"evaluations": 6}})
+    with Run(tmp_path / "a", settings) as run:
+        known = run.search()
+    lines = run.folder.log_file.read_bytes().splitlines(keepends=True)
+    run.folder.log_file.write_bytes(lines[0].replace(b"space", b"spice", 1) + b"".join(lines[1:]))
+    with pytest.warns(UserWarning, match="line 1 was skipped"), Run(tmp_path / "a", settings) as run:
+        assert run.plan == known.choose_plan()
+        assert [t.plan for t in run.search(evaluations=8).trials[: len(known.trials)]] == [t.plan for t in known.trials]
+        assert run.result.spent == 8
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qra_search import BudgetTooSmall, Group, Linear, SearchSpace
-from qra_search.space.budgets import check_budget_text, describe_size, resolve_budgets
+from qra_search import BudgetTooSmall, Group, Level, Linear, SearchSpace
+from qra_search.space.budgets import check_budget_text, describe_size, parse_uniform, resolve_budgets
 
 
 def space(**options: object) -> SearchSpace:
@@ -32,6 +32,13 @@ def space(**options: object) -> SearchSpace:
 def test_every_form_means_bytes(text: str, expected: float) -> None:
     assert check_budget_text(text) == str(text)
     assert resolve_budgets(space(), text) == (int(expected),)
+
+
+def test_a_uniform_plan_of_half_bits_is_named_by_its_bits() -> None:
+    made = space(bits=(2, Level("trellis-2.5", 2.5)))
+    wanted = made.uniform("trellis-2.5", 8)
+    assert wanted is not None
+    assert parse_uniform(made, "uniform2.5r8") == parse_uniform(made, "uniformtrellis-2.5r8") == wanted
 
 
 def test_several_budgets_come_in_order_and_once_and_none_means_the_whole_front() -> None:

@@ -40,6 +40,16 @@ def test_a_proposal_that_was_not_told_is_asked_again_by_the_next_process(tmp_pat
     assert second.ask() == open_one
 
 
+def test_a_study_that_was_closed_asks_on_from_what_others_have_told(tmp_path: Path) -> None:
+    first = Study(ToyEvaluator(), log=tmp_path / "trials.jsonl", evaluations=12)
+    first.close()
+    second = Study(ToyEvaluator(), log=tmp_path / "trials.jsonl", evaluations=12)
+    assert evaluate_all(second, ToyEvaluator(), 3) == 3
+    second.close()
+    next_one = first.ask()
+    assert next_one is not None and next_one.plan not in {trial.plan for trial in second.log}
+
+
 def test_two_may_be_open_and_are_told_in_any_order() -> None:
     study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
     one, two = study.ask(), study.ask()

@@ -87,6 +87,20 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
         search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
 
 
+@pytest.mark.parametrize(("proposed", "message"), [
+    (None, "a list of Proposal is needed"), (["uniform"], "a Proposal is needed"), ([0.5], "seed 0.5 and origin ''"),
+])  # fmt: skip
+def test_what_is_no_proposal_is_refused_before_it_is_evaluated(evaluator, proposed, message):
+    class Odd(Strategy):
+        def propose(self, state, n):
+            return [Proposal(state.space.uniform(4, 4), seed=0.5)] if proposed == [0.5] else proposed
+
+    study = Study(evaluator, strategy=Odd(), evaluations=9, memory_budget=budget_of(evaluator))
+    with pytest.raises(StudyFailed, match=message):
+        study.run()
+    assert len(study.log) == len(study.design)
+
+
 def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
     search(evaluator, evaluations=3, log=tmp_path / "log")
     with pytest.raises(LogError, match="space"):

@@ -15,7 +15,9 @@ from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import RowCount
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.runs.folder import RunFolder
+from qra_search.files import write_json
+from qra_search.runs.folder import RunFolder, read_plan_data
+from qra_search.space.serialization import plan_to_dict
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
@@ -144,6 +146,43 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
     folder.tuning(record.id).write(record)
     run(SETTINGS, tmp_path / "a", resume=True)
     assert "On test data" in folder.report_file.read_text()
+
+
+def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp_path: Path) -> None:
+    run(SETTINGS, tmp_path / "a")
+    folder = RunFolder(tmp_path / "a")
+    space = folder.result().space
+    other = next(plan for plan in space.uniform_plans() if plan != folder.plan())
+    record = TuningRecord(other, 0, 3, space.memory_bytes(other), 1.0, (1.5,), (1,))
+    folder.tuning(record.id).path.mkdir(parents=True)
+    folder.tuning(record.id).write(record)
+    text = repr(Run(tmp_path / "a", make_settings(SETTINGS)))
+    assert "whose validation loss" in text.partition("The run's plan is not tuned yet; another was: ")[0]
+    assert "whose test loss is 1.500" in text
+
+
+def test_a_search_that_was_killed_has_the_plan_of_its_log(tmp_path: Path) -> None:
+    class Killed(Callback):
+        def on_result(self, study: Any, trial: Any) -> None:
+            if len(study.log) == 9:
+                raise KeyboardInterrupt
+
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.choose_plan()
+        before = min(made.result.space.uniform_plans(), key=made.result.space.memory_bytes)
+        write_json(made.folder.plan_file, plan_to_dict(made.result.space, before))
+        with pytest.raises(KeyboardInterrupt):
+            made.search(callbacks=[Killed()])
+        assert made.plan == made.result.choose_plan() != before
+        assert read_plan_data(made.path) == plan_to_dict(made.result.space, made.plan)
+
+
+def test_a_number_that_was_refused_is_no_setting(tmp_path: Path) -> None:
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.search(evaluations=6)
+        with pytest.raises(BadInput, match="has spent 6 evaluations"):
+            made.search(evaluations=3)
+        assert made.search().spent == 6
 
 
 def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:
