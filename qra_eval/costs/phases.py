@@ -19,7 +19,7 @@ from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tasks.batches import make_batches
+from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
@@ -61,13 +61,17 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(
             run.count_training_bytes(
-                evaluation.steps, *looked_at, scored=0 if tuner.metric == "loss" else evaluation.validation_rows
+                tuner.get_batches(evaluation.steps, 0),
+                *looked_at,
+                scored=0 if tuner.metric == "loss" else evaluation.validation_rows,
             )
         ),
         "tune": run.make_peak(
             max(
-                run.count_training_bytes(finetune.steps, *tested, scored=finetune.scored_rows),
-                0 if finetune.monitor == "loss" else run.count_training_bytes(0, *looked_at, scored=looked_at[1]),
+                run.count_training_bytes(
+                    tuner.get_final_batches(tuner.finetune_steps, 0), *tested, scored=finetune.scored_rows
+                ),
+                0 if finetune.monitor == "loss" else run.count_training_bytes([], *looked_at, scored=looked_at[1]),
                 run.count_untuned_bytes(*tested),
             )
         ),
@@ -178,13 +182,13 @@ class _Run(Sizes):
         )
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def count_training_bytes(self, steps: int, split: SplitName, held_out: int, *, scored: int) -> int:
-        """Training a plan, measuring it, or generating the answers of so many rows."""
+    def count_training_bytes(self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int) -> int:
+        """Training a plan on batches, measuring it, or generating the answers of so many rows."""
         trained = 0
-        if steps and self.rank:
-            trained = self.count_batch_bytes(self.tuner.get_batches(steps, 0), training=True)
-        if steps:
-            trained += self.count_scale_bytes(steps)
+        if batches and self.rank:
+            trained = self.count_batch_bytes(batches, training=True)
+        if batches:
+            trained += self.count_scale_bytes(batches)
         rows = self.tuner.rows(split, held_out)
         measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))

@@ -69,7 +69,7 @@ class Sizes:
         adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
         return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
 
-    def count_scale_bytes(self, steps: int) -> int:
+    def count_scale_bytes(self, batches: list[Batch]) -> int:
         """Scales and offsets of all linears, and the gradient of a whole weight.
 
         Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
@@ -80,7 +80,7 @@ class Sizes:
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
-            count, tokens = find_largest_batch(self.tuner.get_batches(steps, 0))
+            count, tokens = find_largest_batch(batches)
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed

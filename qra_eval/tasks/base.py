@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from qra_eval.tasks.encoding import IGNORED, Encoded, encode_example, make_chat_prompt
+from qra_eval.tasks.encoding import (
+    IGNORED,
+    Encoded,
+    count_fixed_tokens,
+    encode_example,
+    find_answer_prefix,
+    make_chat_prompt,
+)
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, digest_source, score_answers
@@ -69,8 +76,9 @@ class Task(ABC):
             yield encode_example(example, tokenizer, max_length, chat=self.is_chat(example, tokenizer))
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
-        """Score answers by these functions as well; a search by the task's own measure goes by the first."""
-        self.metrics = {**metrics, **self.metrics}
+        """Score answers by these functions as well; a search by the task's own measure goes by the first. One with the
+        name of the task's own takes its place."""
+        self.metrics = {**metrics, **{name: own for name, own in self.metrics.items() if name not in metrics}}
         self.judged_by = next(iter(metrics), self.judged_by)
 
     def score_rows(
@@ -108,7 +116,8 @@ class Task(ABC):
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
-        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=0)
+        texts = (self.find_answer_prefix(example, tokenizer) + example.answer for example in examples)
+        longest = max((len(tokenizer(text)["input_ids"]) for text in texts), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
     def answer_examples(
@@ -131,8 +140,14 @@ class Task(ABC):
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
             prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
-            texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
-            answers.update(zip(some, texts, strict=True))
+            heads = [count_fixed_tokens(examples[i], tokenizer) if chat else 0 for i in some]
+            texts = generate_answers(
+                model, tokenizer, prompts, max_new_tokens, special=not chat, heads=heads, **options
+            )
+            for i, text in zip(some, texts, strict=True):
+                prefix = self.find_answer_prefix(examples[i], tokenizer).strip()
+                found = text.lstrip()
+                answers[i] = found.removeprefix(prefix).lstrip() if prefix and found.startswith(prefix) else text
         return [answers[i] for i in range(len(examples))]
 
     def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
@@ -142,6 +157,13 @@ class Task(ABC):
             room: tokens; a conversation is cut to fit, see `make_chat_prompt`.
         """
         return make_chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
+
+    def find_answer_prefix(self, example: Example, tokenizer: Any) -> str:
+        """What a chat template puts before the answer, such as an empty thought: the model learns to say it, and it is
+        no part of the answer. Special tokens are left out; empty outside of chats."""
+        text = find_answer_prefix(example, tokenizer) if self.is_chat(example, tokenizer) else ""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
@@ -215,13 +237,16 @@ def split_examples(
             held += parts[name]
     missing = {name: share for name, share in shares.items() if name not in parts}
     groups: dict[str, list[Example]] = {}
-    for example in exclude_known(given["train"], held):
+    free = exclude_known(given["train"], held)
+    for example in free:
         groups.setdefault(hash_parts(seed, example.key), []).append(example)
     needed = len(missing) if parts else max(least, len(missing))
     if len(groups) < needed:
+        lost = len(given["train"]) - len(free)
+        others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
         raise BadInput(
-            f"{len(groups)} different prompts are too few for {', '.join(missing)} splits: give at least {needed}, or "
-            "a folder with a file for each split"
+            f"{len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at least "
+            f"{needed}, or a folder with a file for each split"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
     total, whole, later = sum(map(len, ordered)), sum(missing.values()), len(missing)

@@ -53,8 +53,7 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     import torch  # seconds, which a task that is refused does without
 
     if chat:
-        answer = {"role": "assistant", "content": example.answer.strip()}
-        ids, labelled, head, tokens = encode_chat([*_list_turns(example), answer], tokenizer, max_length)
+        ids, labelled, head, tokens = encode_chat(_add_answer(example), tokenizer, max_length)
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
         ids = [*prompt, *learnt] if tokenizer.eos_token_id is None else [*prompt, *learnt, tokenizer.eos_token_id]
@@ -99,12 +98,14 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     return Encoded(ids, labels)
 
 
-def truncate_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
-    """The last `room` ids at most; a start token before them is kept in place of one."""
+def truncate_left(ids: list[int], room: int, tokenizer: Any, *, head: int = 0) -> list[int]:
+    """The last `room` ids at most; the first `head` (no more than half of the room), or a start token before them, are
+    kept in place of as many."""
     if len(ids) <= room:
         return ids
-    head = ids[: int(room > 1 and ids[0] == getattr(tokenizer, "bos_token_id", None))]
-    return [*head, *ids[len(ids) - room + len(head) :]]
+    starts = int(room > 1 and ids[0] == getattr(tokenizer, "bos_token_id", None))
+    kept = max(min(head, room // 2), starts)
+    return [*ids[:kept], *ids[len(ids) - room + kept :]]
 
 
 def encode_prompt(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
@@ -200,14 +201,34 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
         if not any(labelled):
             raise BadInput("the tokenizer's chat template marks no assistant tokens: fix its generation block")
         return ids, labelled
-    prompt, answer = render_chat(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
-    whole = render_chat(turns, tokenizer).rstrip()
-    # What a template adds before and after the answer is learnt with it, such as an empty thought and the turn's end.
-    text = whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
+    prompt, text = _split_chat(turns, tokenizer)
     before, after = _split_ids(tokenizer, prompt, text, special=False)
-    if not text.partition(answer)[2] and tokenizer.eos_token_id is not None:
+    if not text.partition(turns[-1]["content"].strip())[2] and tokenizer.eos_token_id is not None:
         after = [*after, tokenizer.eos_token_id]  # the template ends no turn
     return [*before, *after], [False] * len(before) + [True] * len(after)
+
+
+def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
+    """A conversation up to its last answer, and that answer with what the template adds before and after it, such as an
+    empty thought and the turn's end, which are learnt with it."""
+    prompt, answer = render_chat(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
+    whole = render_chat(turns, tokenizer).rstrip()
+    return prompt, whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
+
+
+def find_answer_prefix(example: Example, tokenizer: Any) -> str:
+    """What the tokenizer's chat template puts between a prompt and its answer."""
+    turns = _add_answer(example)
+    return _split_chat(turns, tokenizer)[1].partition(turns[-1]["content"])[0]
+
+
+def count_fixed_tokens(example: Example, tokenizer: Any) -> int:
+    """Tokens at the left of an example's chat prompt that are in every prompt, the system's turn among them."""
+    return _count_fixed_tokens(_add_answer(example), tokenizer)
+
+
+def _add_answer(example: Example) -> list[Mapping[str, str]]:
+    return [*_list_turns(example), {"role": "assistant", "content": example.answer.strip()}]
 
 
 def _drop_oldest_exchange(turns: Turns) -> Turns | None:

@@ -74,16 +74,17 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
     asked, answered = _find_field(row, PROMPTS), _find_field(row, ANSWERS)
     if asked is not None and _find_field(row, CHOICES) is not None:
         question, choices, label = read_choices(row, where)
-        prompt, spaced = question if asked == "prompt" else format_question(question), tuple(f" {c}" for c in choices)
+        prompt = question if asked == "prompt" else format_question(question)
+        spaced = tuple(_join_answer(prompt, choice) for choice in choices)
         messages = (*_list_system_turns(row), {"role": "user", "content": prompt})
         return Example(_write_system_text(row) + prompt, spaced[label], spaced, label, messages=messages)
     if asked is not None and answered is not None:
         prompt, answer = _read_text(row, asked, where), _read_answer(row, answered, where)
-        apart = not prompt[-1].isspace() and not answer[0].isspace()
         messages = (*_list_system_turns(row), {"role": "user", "content": prompt.strip()})
-        return Example(_write_system_text(row) + prompt, f" {answer}" if apart else answer, messages=messages)
+        return Example(_write_system_text(row) + prompt, _join_answer(prompt, answer), messages=messages)
+    empty = f" ({', '.join(map(repr, sorted(nothing)))} null)" if nothing else ""
     raise BadInput(
-        f"{where}: fields are {_list_fields(row)}; allowed are {FORMS}; name others by --columns "
+        f"{where}: fields are {_list_fields(row)}{empty}; allowed are {FORMS}; name others by --columns "
         'prompt=...,answer=..., and for {"text"} use --task text'
     )
 
@@ -123,6 +124,11 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
 def format_question(text: str) -> str:
     """A question as lm-evaluation-harness puts those of ARC and PIQA."""
     return f"Question: {text}\nAnswer:"
+
+
+def _join_answer(prompt: str, answer: str) -> str:
+    """An answer as it continues its prompt: after a space, unless there is white space."""
+    return answer if prompt[-1].isspace() or answer[0].isspace() else f" {answer}"
 
 
 def _make_instruction(row: Mapping[str, Any], where: str) -> Example:

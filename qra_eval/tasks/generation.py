@@ -18,6 +18,7 @@ def generate_answers(
     stop: Sequence[str] = (),
     room: int | None = None,
     special: bool = True,
+    heads: Sequence[int] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily until the end token, a stop text, or `max_new_tokens`.
 
@@ -27,6 +28,7 @@ def generate_answers(
         stop: texts that end an answer.
         room: tokens of a prompt, at least one; a longer one loses its left.
         special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
+        heads: tokens at the left of each prompt that it keeps, such as the system's turn; at most half of `room`.
     """
     import torch  # seconds, which a task that is refused does without
     from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
@@ -34,7 +36,9 @@ def generate_answers(
     from qra_eval.tasks.batches import group_by_length
 
     ids = [encode_prompt(tokenizer, prompt, special=special) for prompt in prompts]
-    ids = ids if room is None else [truncate_left(some, max(1, room), tokenizer) for some in ids]
+    if room is not None:
+        room, heads = max(1, room), heads or [0] * len(ids)
+        ids = [truncate_left(some, room, tokenizer, head=head) for some, head in zip(ids, heads, strict=True)]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qra_eval.tasks.example import Example
@@ -18,7 +19,7 @@ from qra_search.errors import BadInput, describe, shorten
 log = logging.getLogger(__name__)
 
 Metric = Callable[[str, Example], float]
-"""The score of an answer to an example; higher is better."""
+"""The score of an answer to an example, both without white space around the answer; higher is better."""
 
 
 def exact_match(answer: str, example: Example) -> float:
@@ -26,7 +27,7 @@ def exact_match(answer: str, example: Example) -> float:
     around and between words."""
     wanted = parse_json(example.answer)
     if isinstance(wanted, dict | list):
-        return float(parse_json(answer) == wanted)
+        return float(_are_equal(parse_json(answer), wanted))
     return float(_normalize(answer) == _normalize(example.answer))
 
 
@@ -35,7 +36,7 @@ def json_f1(answer: str, example: Example) -> float:
     found, wanted = parse_json(answer), parse_json(example.answer)
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return 0.0
-    right = sum(1 for name, value in wanted.items() if name in found and found[name] == value)
+    right = sum(1 for name, value in wanted.items() if name in found and _are_equal(found[name], value))
     total = len(found) + len(wanted)
     return 2 * right / total if total else 1.0
 
@@ -75,7 +76,7 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
 def check_metric(name: str, metric: Metric, example: Example) -> None:
     """Raises BadInput if a function does not give a number for an example's own answer."""
     try:
-        score = metric(example.answer, example)
+        score = _score(metric, example.answer, example)
     except Exception as error:  # another's code may raise anything
         raise BadInput(
             f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse it"
@@ -89,7 +90,10 @@ def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: S
     scores, failures = [], []
     for answer, example in zip(answers, examples, strict=True):
         try:
-            scores.append(float(metric(answer, example)))
+            score = float(_score(metric, answer, example))
+            if not math.isfinite(score):
+                raise ValueError(f"it gives {score}")
+            scores.append(score)
         except Exception as error:  # another's code may raise anything
             failures.append(error)
             scores.append(0.0)
@@ -105,6 +109,20 @@ def digest_source(metric: Metric) -> str:
         return hashlib.sha256(inspect.getsource(metric).encode()).hexdigest()[:12]
     except (OSError, TypeError):  # typed at a prompt, or no plain function
         return ""
+
+
+def _score(metric: Metric, answer: str, example: Example) -> float:
+    """A function's score of an answer; a chat's answers have no space before them, those of other rows one."""
+    return metric(answer.strip(), replace(example, answer=example.answer.strip()))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same; `true` is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _normalize(text: str) -> str:

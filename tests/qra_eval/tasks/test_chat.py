@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, encode_example, make_chat_prompt
+from qra_eval.tasks.encoding import IGNORED, encode_example, make_chat_prompt, truncate_left
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.forms import make_example
 from qra_eval.tasks.jsonl import JSONLTask
@@ -100,6 +100,39 @@ def test_a_long_chat_is_asked_as_it_is_learnt():
     asked = make_chat_prompt(example, made, room=len(made(make_chat_prompt(example, made))["input_ids"]) - 1)
     assert asked == made.apply_chat_template([TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True)
     assert make_chat_prompt(example, made, room=5) == asked  # of one exchange nothing is left out
+
+
+@pytest.mark.parametrize("said", ["<think></think>No", "No"])
+def test_an_empty_thought_is_no_part_of_an_answer(monkeypatch, said):
+    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
+    example = make_example({"messages": TURNS}, "")
+    monkeypatch.setattr(
+        "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [said] * len(prompts)
+    )
+    assert task.answer_examples(None, made, [example], 9, max_length=200) == ["No"]
+    thought = len(made("<think></think>")["input_ids"])
+    assert task.max_answer_tokens([example], made) >= thought + len(made("No")["input_ids"])
+
+
+def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(monkeypatch):
+    turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "?"}, TURNS[-1]]
+    made, asked = tokenizer(CHATML), []
+
+    def keep(model, t, prompts, n, *, heads, room, **rest):
+        asked.extend(
+            truncate_left(made(text)["input_ids"], room, made, head=h) for text, h in zip(prompts, heads, strict=True)
+        )
+        return [""] * len(prompts)
+
+    monkeypatch.setattr("qra_eval.tasks.base.generate_answers", keep)
+    task, example = JSONLTask([{"messages": turns}] * 3, chat=True), make_example({"messages": turns}, "")
+    task.answer_examples(None, made, [example], 20, max_length=120)
+    text = made.decode(asked[0])
+    assert (
+        len(asked[0]) == 100
+        and text.startswith("<|system|>\nBe brief.")
+        and text.endswith("x?<|end|>\n<|assistant|>\n")
+    )
 
 
 def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():

@@ -44,6 +44,7 @@ def prompts(rows):
         ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho", ""),
         ({"messages": [*HI, {"role": "assistant", "content": "Arr"}], "system": "Be a pirate."},
          "System: Be a pirate.\nUser: Hi\nAssistant:", " Arr", "Be a pirate."),
+        ({"prompt": "Pick:\n", "choices": ["x", "y"], "answer": 1}, "Pick:\n", "y", ""),
         ({"question": "Why?", "choices": ["x", "y"], "answer": 1, "system": "Be brief."},
          "Be brief.\n\nQuestion: Why?\nAnswer:", " y", "Be brief."),
     ],
@@ -95,7 +96,6 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
         ({}, "fields are none"),
         ({"prompt": "a"}, "fields are 'prompt'; allowed"),
-        ({"prompt": "a", "answer": None}, "fields are 'prompt'; allowed"),
         ({"prompt": "a", "answer": ""}, "'answer' is blank"),
         ({"prompt": " ", "answer": "b"}, "'prompt' is blank"),
         ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\], a str or int or float is needed"),
@@ -111,7 +111,8 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": HI}, "must end with a message"),
         ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
         ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "'content' has an incomplete"),
-        ({"prompt": "p", "answer": float("nan")}, "fields are 'prompt'; allowed are"),
+        ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
+        ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
         ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "two or more"),
@@ -219,6 +220,13 @@ def test_separate_files_are_kept_apart(tmp_path):
     task = make_task("jsonl", data=tmp_path)
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
     assert numbers == {"test": {*range(20, 26)}, "validation": {*range(26, 40)}, "train": {*range(20)}}
+
+
+def test_rows_that_are_all_in_the_test_file_as_well_are_said_to_be(tmp_path):
+    write(tmp_path / "train.jsonl", prompts(range(9)))
+    write(tmp_path / "test.jsonl", prompts(range(9)))
+    with pytest.raises(BadInput, match="0 different prompts .beside 9 rows of train that are in another split as well"):
+        make_task("jsonl", data=tmp_path).split("train")
 
 
 def test_a_test_file_alone_leaves_validation_to_be_split_off(tmp_path):

@@ -21,6 +21,8 @@ from qra_search.errors import BadInput
         ("{a: 1}", '{"a":1}', 0.0),
         ("{}", "{}", 1.0),
         ("4.0", "4", 0.0),  # a number alone is a text
+        ('{"veg":1,"n":[2.0]}', '{"veg":true,"n":[2]}', 0.0),  # true is no number
+        ('{"n":[2.0]}', '{"n":[2]}', 1.0),
     ],
 )
 def test_exact_match_forgives_case_white_space_and_the_order_of_fields(answer, wanted, score):
@@ -32,6 +34,7 @@ def test_exact_match_forgives_case_white_space_and_the_order_of_fields(answer, w
     [
         ('{"a":1,"b":2}', '{"a":1,"b":3}', 0.5),  # precision 1/2, recall 1/2
         ('{"a":1}', '{"a":1,"b":2,"c":3}', 0.5),  # precision 1, recall 1/3
+        ('{"a":0,"b":2.0}', '{"a":false,"b":2}', 0.5),
         ("{}", "{}", 1.0),
         ("{}", '{"a":1}', 0.0),
         ("no JSON", '{"a":1}', 0.0),
@@ -85,6 +88,20 @@ def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slot
 def test_a_metric_that_cannot_be_used_is_one_line(slots, name, why):
     with pytest.raises(BadInput, match=why):
         load_metrics([name.format(slots)], {})
+
+
+def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_at_their_ends(caplog):
+    wanted = [Example("", " yes"), Example("", "yes")]
+    assert score_answers("same", lambda answer, example: answer == example.answer, ["yes", " yes"], wanted) == [1, 1]
+    assert score_answers("odd", lambda answer, example: float("nan"), ["a", "b"], wanted) == [0, 0]
+    assert "metric odd fails on 2 of 2 answers" in caplog.text and "it gives nan" in caplog.text
+
+
+def test_a_function_with_the_name_of_the_tasks_own_metric_takes_its_place():
+    task = make_task([{"prompt": f"q{i}", "answer": "yes"} for i in range(30)])
+    own = {"exact_match": lambda answer, example: 0.5}
+    task.add_metrics(own)
+    assert task.metrics["exact_match"] is own["exact_match"] and task.judged_by == "exact_match"
 
 
 def test_two_metrics_of_one_name_are_refused(slots):

@@ -99,6 +99,7 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
     [
         ("x.jsonl", "[" + SAY + "]", "is a JSON array, and .jsonl has one object a line: rename it to x.json"),
         ("x.jsonl", SAY + '{"prompt": "c", \n', "x.jsonl, line 2: .* is not JSON"),
+        ("x.jsonl", SAY.encode("utf-16"), r"line 1: is not UTF-8 \(byte 0xff\).*iconv -f utf-16"),
         ("x.jsonl", SAY.encode() + b'{"prompt": "caf\xe9"}\n', r"line 2: is not UTF-8 \(byte 0xe9\).*iconv -f latin1"),
         ("x.jsonl", "", "x.jsonl has no rows: it is empty"),
         ("x.jsonl", "\n\n", "x.jsonl has no rows: it is empty"),
