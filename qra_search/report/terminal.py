@@ -111,14 +111,17 @@ def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None
     # As a shell takes it, and as no option.
     folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
     steps = [("look at the plan", f"qra show {quoted}")]
+    if not folder.config_file.is_file():
+        return steps  # of a Study in Python: the commands that go on need settings
     if isinstance(found, Comparison):
         if found.change is not None and not found.change.is_lower:
             steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
         own = "" if found.chosen.plan == folder.plan() else f" --tuning {found.chosen.records[0].id}"
         steps.append(("export it", f"qra export {quoted}{own}"))
-    elif (chosen := result.choose_plan()) is None or any(chosen.ranks):
+    is_tuned = isinstance(found, Comparison) and not found.is_of_another
+    if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
         steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3,4e-3"))
-    planned = folder.config().search.evaluations if folder.config_file.is_file() else result.spent
+    planned = folder.config().search.evaluations
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]
