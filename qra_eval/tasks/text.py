@@ -38,7 +38,7 @@ class Text(NamedTuple):
 
 
 class TextTask(Task):
-    """Blocks of running text, from your own file.
+    """Blocks of running text: your own, or WikiText-2.
 
     Args:
         data: a .txt file, which is taken as it is, rows of `{"text"}` in a file (.jsonl, .json, .csv, .tsv, .parquet)

@@ -159,15 +159,12 @@ class RunFolder:
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                # With its first line damaged, the other files have what that said; a search writes it again.
-                is_lost = planned and not log.get_meta("space_data")
-                if not is_lost:
+                if not planned or log.get_meta("space_data"):
                     state = read_state(log)
-                    identity = {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
-            if not is_lost:
-                if state.sensitivities is None and not state.trials and planned:
-                    state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
-                return state, identity
+                    if state.sensitivities is None and not state.trials and planned:
+                        state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
+                    return state, {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
+            # Its first line is damaged, and the other files have what that said; a search writes it again.
         (space, sensitivities, evaluator), search = read_sensitivities(self.sensitivities_file), self.config().search
         budgets = resolve_budgets(space, search.memory)
         state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)

@@ -29,7 +29,8 @@ class UniformStrategy(Strategy):
 class RandomStrategy(Strategy):
     """Random plans, brought under the budget by random steps down.
 
-    Budgets take turns; once one has nothing new, the largest is taken."""
+    Budgets take turns; once one has nothing new, the largest is taken.
+    """
 
     name = "random"
 
