@@ -116,7 +116,8 @@ class Task(ABC):
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
-        texts = (self.find_answer_prefix(example, tokenizer) + example.answer for example in examples)
+        chats = (find_answer_prefix(e, tokenizer) if self.is_chat(e, tokenizer) else "" for e in examples)
+        texts = (prefix + example.answer for prefix, example in zip(chats, examples, strict=True))
         longest = max((len(tokenizer(text)["input_ids"]) for text in texts), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
@@ -145,7 +146,7 @@ class Task(ABC):
                 model, tokenizer, prompts, max_new_tokens, special=not chat, heads=heads, **options
             )
             for i, text in zip(some, texts, strict=True):
-                prefix = self.find_answer_prefix(examples[i], tokenizer).strip()
+                prefix = find_answer_prefix(examples[i], tokenizer).strip() if chat else ""
                 found = text.lstrip()
                 answers[i] = found.removeprefix(prefix).lstrip() if prefix and found.startswith(prefix) else text
         return [answers[i] for i in range(len(examples))]
@@ -157,13 +158,6 @@ class Task(ABC):
             room: tokens; a conversation is cut to fit, see `make_chat_prompt`.
         """
         return make_chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
-
-    def find_answer_prefix(self, example: Example, tokenizer: Any) -> str:
-        """What a chat template puts before the answer, such as an empty thought: the model learns to say it, and it is
-        no part of the answer. Special tokens are left out; empty outside of chats."""
-        text = find_answer_prefix(example, tokenizer) if self.is_chat(example, tokenizer) else ""
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        return tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""

@@ -217,9 +217,14 @@ def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
 
 
 def find_answer_prefix(example: Example, tokenizer: Any) -> str:
-    """What the tokenizer's chat template puts between a prompt and its answer."""
+    """What the chat template puts between a prompt and its answer, such as an empty thought; without special tokens.
+
+    The model learns to say it, and it is no part of the answer.
+    """
     turns = _add_answer(example)
-    return _split_chat(turns, tokenizer)[1].partition(turns[-1]["content"])[0]
+    text = _split_chat(turns, tokenizer)[1].partition(turns[-1]["content"])[0]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
 
 def count_fixed_tokens(example: Example, tokenizer: Any) -> int:

@@ -76,7 +76,7 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
 def check_metric(name: str, metric: Metric, example: Example) -> None:
     """Raises BadInput if a function does not give a number for an example's own answer."""
     try:
-        score = _score(metric, example.answer, example)
+        score = _score_answer(metric, example.answer, example)
     except Exception as error:  # another's code may raise anything
         raise BadInput(
             f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse it"
@@ -90,9 +90,9 @@ def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: S
     scores, failures = [], []
     for answer, example in zip(answers, examples, strict=True):
         try:
-            score = float(_score(metric, answer, example))
+            score = float(_score_answer(metric, answer, example))
             if not math.isfinite(score):
-                raise ValueError(f"it gives {score}")
+                raise ValueError(f"the score is {score}, a finite number is needed")
             scores.append(score)
         except Exception as error:  # another's code may raise anything
             failures.append(error)
@@ -111,7 +111,7 @@ def digest_source(metric: Metric) -> str:
         return ""
 
 
-def _score(metric: Metric, answer: str, example: Example) -> float:
+def _score_answer(metric: Metric, answer: str, example: Example) -> float:
     """A function's score of an answer; a chat's answers have no space before them, those of other rows one."""
     return metric(answer.strip(), replace(example, answer=example.answer.strip()))
 

@@ -248,7 +248,7 @@ def is_code_trusted(folder: Path) -> bool:
 
 
 def read_plan_data(path: Path) -> dict[str, Any]:
-    """What a `plan.json` holds, or would if the search of a folder ended now; raises BadInput without one."""
+    """The data of a `plan.json`, or of the best plan so far of a run without one; raises BadInput if there is none."""
     folder = RunFolder(path)
     if folder.has_run and not folder.plan_file.is_file():
         return plan_to_dict(folder.result().space, folder.plan())

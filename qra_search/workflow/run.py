@@ -93,7 +93,7 @@ class Run:
         check_task(self.config)
         exists = self.folder.has_run
         if exists and self.folder.config_file.is_file() and "evaluations" not in self.config.search.model_fields_set:
-            self._set("search.evaluations", self.folder.config().search.evaluations)  # of the search that has begun
+            self.config = self._change_evaluations(self.folder.config().search.evaluations)  # as its search has them
         with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
@@ -123,17 +123,12 @@ class Run:
             StudyFailed: the search cannot go on, or nothing came of it.
         """
         check_task(self.config)
-        known = self.config
-        if evaluations is not None:
-            self._set("search.evaluations", evaluations)
+        config = self.config if evaluations is None else self._change_evaluations(evaluations)
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths, or leave workers out")
         with make_listener(progress) as listener, ExitStack() as stack:
-            try:
-                stack.enter_context(begin_run(self.config, self.folder, resume=resume and self.folder.has_run))
-            except BadInput:
-                self.config = known  # a refused number is no setting
-                raise
+            stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
+            self.config = config  # a number that was refused is no setting
             log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if workers is None:
@@ -301,5 +296,5 @@ class Run:
         text = f": {summarize_run(self.result, self.comparison)}" if self.folder.has_run else ""
         return f"Run({str(self.path)!r}){text}"
 
-    def _set(self, field: str, value: Any) -> None:
-        self.config = make_config(self.config.model_dump(mode="json"), {field: value}, source="options")
+    def _change_evaluations(self, count: float) -> RunConfig:
+        return make_config(self.config.model_dump(mode="json"), {"search.evaluations": count}, source="options")

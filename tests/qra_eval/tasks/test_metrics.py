@@ -94,7 +94,7 @@ def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_
     wanted = [Example("", " yes"), Example("", "yes")]
     assert score_answers("same", lambda answer, example: answer == example.answer, ["yes", " yes"], wanted) == [1, 1]
     assert score_answers("odd", lambda answer, example: float("nan"), ["a", "b"], wanted) == [0, 0]
-    assert "metric odd fails on 2 of 2 answers" in caplog.text and "it gives nan" in caplog.text
+    assert "metric odd fails on 2 of 2 answers" in caplog.text and "the score is nan" in caplog.text
 
 
 def test_a_function_with_the_name_of_the_tasks_own_metric_takes_its_place():
