@@ -41,6 +41,8 @@ MAX_DEVIATIONS = 3.0
 """The scale of gain starts at most so many of its deviations from 1."""
 ROUNDING = 1e-9
 """Sums that differ by less than this share of their size do so by rounding."""
+LEAST_VARIANCE = 1e-13
+"""Of a row, as a share of the largest: that of losses far below the sensitivities' is lost in rounding."""
 UNFORESEEN = 2.0
 """A loss so many times as far above the best as predicted counts as what was observed: a plan that broke against all
 expectation must not bend the table."""
@@ -142,7 +144,8 @@ class TableFit:
             SJ = self._multiply_covariances(J)
             grams = self._compute_gram_matrices(J)
             target = rows.loss - self.best - f + _multiply_blocks(J, self.theta)
-            L = np.linalg.cholesky(np.tensordot(list(self.variances), grams, 1) + np.diag(self.V))
+            total = np.tensordot(list(self.variances), grams, 1)
+            L = np.linalg.cholesky(total + np.diag(np.maximum(self.V, LEAST_VARIANCE * total.max())))
             alpha = cho_solve((L, True), target)
             step = Blocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
             size = max(float(np.abs(self._compute_eta(step)).max()), abs(float(step.units[0])))

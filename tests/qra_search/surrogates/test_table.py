@@ -83,6 +83,14 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
     assert errors[1] < 1.2 * errors[0] < 0.2
 
 
+def test_losses_far_below_the_sensitivities_can_be_fitted_where_a_plan_is_repeated():
+    world = World()
+    codes = world.plans(8)[[0, *range(8)]]
+    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9), np.zeros((9, 0)))
+    mean, cov = refine(TableFit(world.basis, rows, Widths())).predict(world.plans(20))
+    assert np.isfinite(mean).all() and (np.diag(cov) >= 0).all()
+
+
 def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
     world = World()
     rows = world.rows(40)
