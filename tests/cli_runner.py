@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
+from qra_search import Plan
 from qra_search.cli.errors import run_safely
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.runs.folder import RunFolder
+from qra_search.space.serialization import plan_to_dict
 
 LANDSCAPE = ("--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=4")
 SEARCHED = ("search", *LANDSCAPE, "--strategy", "random", "-n", 12, "--memory", "uniform3r8")
 """What `Qra.search` does, if nothing else is said."""
+MIXED = Plan((2, 3, 3, 3), (8,) * 4)
+"""A plan of its space."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,14 @@ class Qra:
         """A search of a small landscape."""
         words = ("search", *LANDSCAPE, "--strategy", strategy, "-n", evaluations, "--memory", "uniform3r8")
         return self(*words, "--out", out, *more)
+
+
+def write_plan(run: Path, plan: Plan, name: str = "mixed.json") -> Path:
+    """The file of a plan, beside a run of the same space."""
+    file = run.parent / name
+    file.write_text(json.dumps(plan_to_dict(RunFolder(run).result().space, plan)))
+    return file
+
+
+def read_records(run: Path) -> list[TuningRecord]:
+    return RunFolder(run).records()

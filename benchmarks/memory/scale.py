@@ -96,9 +96,7 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
         if phase in missing and before and not made_by(before, options, size, backend).exists():
             missing.add(before)
     foretold = child(options, "estimate", size, backend)["phases"] if missing else {}
-    for phase in PHASES:
-        if phase not in missing:
-            continue
+    for phase in sorted(missing, key=PHASES.index):
         if made_by(phase, options, size, backend) != options.bank:
             shutil.rmtree(made_by(phase, options, size, backend), ignore_errors=True)
         if phase == "sensitivities":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -96,17 +97,12 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
 def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
     """Milliseconds to put another plan in place, once every weight was dequantized."""
     space = evaluator.space
-    generator = torch.Generator().manual_seed(0)
-
-    def draw() -> Plan:
-        pick = lambda some: tuple(some[i] for i in torch.randint(len(some), (len(space),), generator=generator))  # noqa: E731
-        return Plan(pick(space.bits), pick(space.ranks))
-
+    rng = random.Random(0)
     for bits in space.bits:
         evaluator.tuner.switcher.put_plan(space.uniform(bits, space.ranks[0]), 0)
     bases, whole = [], []
     for _ in range(repeats):
-        plan = draw()
+        plan = Plan(*(tuple(rng.choices(some, k=len(space))) for some in (space.bits, space.ranks)))
         start = time.perf_counter()
         evaluator.tuner.switcher.put_plan(plan, 0, keep_trained=True)
         bases.append(time.perf_counter() - start)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import SEARCHED
+from cli_runner import MIXED, SEARCHED, write_plan
 
 from qra_search import Plan, plugins
 from qra_search.cli.errors import run_safely
@@ -32,6 +32,12 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(made_once: Path, tmp_path: Path) -> Path:
     """A run of `Qra.search` in `tmp_path / "a"`."""
     return Path(shutil.copytree(made_once, tmp_path / "a"))
+
+
+@pytest.fixture
+def mixed(searched: Path) -> tuple[str | Path, ...]:
+    """The command that tunes a mixed plan of a run in `searched`."""
+    return ("finetune", searched, "--plan", write_plan(searched, MIXED))
 
 
 @pytest.fixture

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Qra
+from cli_runner import MIXED, Qra, read_records, write_plan
 
 from qra_search import Plan
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import plan_to_dict
 
 pytestmark = pytest.mark.usefixtures("tuner")
-MIXED = Plan((2, 3, 3, 3), (8,) * 4)
-
-
-def write_plan(run: Path, plan: Plan, name: str = "mixed.json") -> Path:
-    file = run.parent / name
-    file.write_text(json.dumps(plan_to_dict(RunFolder(run).result().space, plan)))
-    return file
-
-
-@pytest.fixture
-def mixed(searched: Path) -> tuple[str | Path, ...]:
-    """The command that tunes a mixed plan of a run in `searched`."""
-    return ("finetune", searched, "--plan", write_plan(searched, MIXED))
 
 
 @pytest.fixture
@@ -42,10 +26,6 @@ def planned(qra: Qra, tmp_path: Path) -> Path:
     return out
 
 
-def records(run: Path) -> list[TuningRecord]:
-    return RunFolder(run).records()
-
-
 def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
     qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
 ) -> None:
@@ -54,7 +34,7 @@ def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
     run = RunFolder(searched)
     comparison = run.comparison(MIXED)
     assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", "uniform"]
-    assert all(run.tuning(record.id).adapter.is_dir() for record in records(searched))
+    assert all(run.tuning(record.id).adapter.is_dir() for record in read_records(searched))
     assert "whose test loss is" in done.out and "exact match" in done.out and "25.0%" in done.out
     assert "On test data" in run.report_file.read_text()
 
@@ -107,7 +87,7 @@ def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
     tuner["data"] = "other rows"
     assert qra(*mixed).status == 0 and len(tuner["tuned"]) == 2
     assert first and all(file.read_bytes() == content for file, content in first.items())
-    assert len(records(searched)) == len(first) + 9 == len({record.id for record in records(searched)})
+    assert len(read_records(searched)) == len(first) + 9 == len({record.id for record in read_records(searched)})
 
 
 def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
@@ -121,7 +101,7 @@ def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tun
     assert len(sizes) == 2 and max(sizes) <= small
     for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
         assert f"within {format_bytes(small)}" in shown.out
-    tuned = next(record for record in records(planned) if record.plan == tuner["tuned"][0][0])
+    tuned = next(record for record in read_records(planned) if record.plan == tuner["tuned"][0][0])
     assert f"qra export {planned} --tuning {tuned.id}" in done.out
     comparison = run.comparison()
     assert comparison is not None and comparison.chosen.plan == run.plan()
@@ -144,7 +124,7 @@ def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tu
     refused = qra("export", searched)
     assert refused.status == 2 and "has no tuning of its plan (tunings: " in refused.err
     run.plan_file.write_text(write_plan(searched, MIXED).read_text())
-    for record in records(searched):
+    for record in read_records(searched):
         assert run.find_tuning(record.id[:6]).id == record.id
     assert {name: run.find_tuning(name).record().plan for name in (None, "16-bit")} == {  # type: ignore[union-attr]
         None: MIXED, "16-bit": Plan((16,) * 4, (32,) * 4),
@@ -159,8 +139,9 @@ def test_adapters_of_other_plans_are_kept_unless_they_are_to_be_discarded(
     qra: Qra, searched: Path, mixed: tuple[str | Path, ...], discard: bool
 ) -> None:
     assert qra(*mixed, "--with-16-bit", *(["--discard"] if discard else [])).status == 0
-    kept = {record.plan for record in records(searched) if RunFolder(searched).tuning(record.id).adapter.is_dir()}
-    assert len(records(searched)) == 3 and kept == ({MIXED} if discard else {r.plan for r in records(searched)})
+    records = read_records(searched)
+    kept = {record.plan for record in records if RunFolder(searched).tuning(record.id).adapter.is_dir()}
+    assert len(records) == 3 and kept == ({MIXED} if discard else {record.plan for record in records})
     refused = qra("export", searched, "--tuning", "uniform")
     assert refused.status == 2 and "has no adapter: delete this folder and run `qra finetune` again" in refused.err
 
@@ -170,7 +151,7 @@ def test_two_processes_tune_different_records_of_one_run(
 ) -> None:
     """What another process is at is left for the end, and then found done."""
     assert qra(*mixed, "--against", "none").status == 0
-    (record,) = records(searched)
+    (record,) = read_records(searched)
     own = RunFolder(searched).tuning(record.id)
     content = own.record_file.read_bytes()
     own.record_file.unlink()
@@ -192,60 +173,6 @@ def test_two_processes_tune_different_records_of_one_run(
     assert own.record_file.read_bytes() == content
 
 
-def test_a_baseline_out_of_memory_leaves_no_record_and_one_that_diverged_does(
-    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["failing"] = True
-    done = qra(*mixed)
-    assert done.status == 0 and "has no record: out of memory: 3 GiB more are needed" in " ".join(done.err.split())
-    assert "no uniform plan was tuned alike" in done.out and len(records(searched)) == 1
-    tuner |= {"failing": None, "diverging": True}
-    assert "no uniform plan was tuned alike" in qra(*mixed).out
-    assert [record.failed for record in records(searched)] == ["", "diverged: training loss is nan"]
-    count = len(tuner["tuned"])
-    assert "diverged" in qra(*mixed).out and len(tuner["tuned"]) == count
-    assert "diverged" in RunFolder(searched).report_file.read_text()
-
-
-def test_the_plan_failing_is_an_error_and_tried_again_unless_it_diverged(
-    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["failing"] = False
-    done = qra(*mixed)
-    assert done.status == 1 and not records(searched)
-    assert "the plan could not be tuned with seed 0: out of memory: 3 GiB more are needed" in done.err
-    tuner |= {"failing": None, "diverging": True}
-    for _ in range(2):
-        done = qra("finetune", searched, "--plan", "uniform2r4")
-        assert done.status == 1 and "diverged: training loss is nan" in done.err
-        assert qra("show", searched).status == qra("report", searched).status == 0
-    assert len(tuner["tuned"]) == 2
-
-
-def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_and_shown(
-    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["forgetful"] = True
-    for _ in range(2):
-        done = qra(*mixed)
-        assert done.status == 1 and "test loss" in done.out
-        assert "differs from the tuned one when reloaded: logits differ by up to 0.5" in done.err
-        assert len(records(searched)) == 2 == len(tuner["tuned"])
-
-
-def test_ctrl_c_keeps_what_was_tuned_and_says_so(
-    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["stops_after"] = 1
-    stopped = qra(*mixed)
-    assert stopped.status == 130 and "Give the same command again to continue" in stopped.err
-    assert "On test data" in RunFolder(searched).report_file.read_text()
-    tuner["stops_after"] = 9
-    again = qra(*mixed)
-    assert again.status == 0 and "1 of 2 tunings are finished, 1 left" in again.err
-    assert len(tuner["tuned"]) == 2
-
-
 def test_several_seeds_give_an_interval(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     shown = qra("finetune", searched, "--against", "none", "--seeds", 3)
     assert shown.status == 0 and "±" in shown.out
@@ -258,26 +185,9 @@ def test_trackers_hear_of_every_step(qra: Qra, searched: Path, mixed: tuple[str 
     assert qra(*mixed, "--seeds", 2, "--track", "tensorboard").status == 0
     events = EventAccumulator(str(searched / "qra"))
     events.Reload()
-    for record in records(searched):
+    for record in read_records(searched):
         assert [(e.step, e.value) for e in events.Scalars(f"{record.id}/loss")] == [(1, 2.5), (2, 2.0)]
         assert f"{record.id}/validation_loss" not in events.Tags()["scalars"]
-
-
-def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
-    qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    built = tuner["built"]
-    for options, why in (
-        (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--set", "finetune.patience=2"), "finetune.patience is 2: it needs validation measurements"),
-        (("--set", "space.bits=[2]"), "space.bits is 'auto' in this run: only fields of training and finetune"),
-        (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
-        (("--set", "evaluation.steps=200"), "set finetune.steps for a full fine-tuning"),
-        (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
-    ):
-        done = qra(*mixed, *options)
-        assert done.status == 2 and why in done.err and tuner["built"] == built
-    assert qra(*mixed, "--track", "nothing").status == 2 and not tuner["tuned"]
 
 
 def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
@@ -304,32 +214,8 @@ def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qr
     assert f"Report: {run}" in qra("report", run).out
 
 
-def test_a_folder_of_an_earlier_version_is_refused_in_a_line(qra: Qra, searched: Path) -> None:
-    (searched / "test.json").write_text("{}")
-    for command in ("show", "report", "finetune", "export"):
-        done = qra(command, searched)
-        assert done.status == 2 and "was tuned by an earlier version" in done.err and done.err.count("\n") == 1, command
-
-
-@pytest.mark.parametrize(("name", "content"), [
-    ("plan.json", "{"), ("plan.json", "[]"), ("record.json", "{"), ("record.json", "[]"), ("record.json", "{}"),
-])  # fmt: skip
-def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
-    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], name: str, content: str
-) -> None:
-    assert qra(*mixed).status == 0
-    (file,) = [searched / name] if name == "plan.json" else [next(searched.glob("tunings/*/record.json"))]
-    file.write_text(content)
-    for command in ("show", "report"):
-        done = qra(command, searched)
-        assert done.status == 2 and name in done.err and done.err.count("\n") == 1, command
-    report = qra("doctor", searched, "--json")
-    faults = [row["what"] for row in report.json if row["level"] == "fault"]
-    assert report.status == 1 and faults == [str(file.relative_to(searched))]
-
-
 def test_the_full_tuning_has_the_learning_rate_that_was_chosen(qra: Qra, searched: Path) -> None:
     done = qra("finetune", searched, "--rates", "2e-3,4e-3", "--against", "none")
     assert done.status == 0 and "the full tuning has learning rate 0.002" in done.err  # a landscape has no rate
-    assert records(searched)[0].settings["training"]["learning_rate"] == 2e-3
+    assert read_records(searched)[0].settings["training"]["learning_rate"] == 2e-3
     assert qra("finetune", searched, "--rates", "fast").status == 2
