@@ -57,9 +57,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'qra_search' has no attribute {name!r}")
-    value = getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

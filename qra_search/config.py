@@ -63,16 +63,11 @@ class RunConfig(Section):
         self, *, model: Any = None, task: Any = None, metrics: Mapping[str, Any] | None = None
     ) -> RunConfig:
         """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
-        update: dict[str, Any] = {}
-        if model is not None:
-            update["model"] = self.model.model_copy(update={"name": make_in_memory_name(model)})
-        of_task: dict[str, Any] = {} if task is None else {"name": make_in_memory_name(task)}
-        if metrics:
-            named = [IN_MEMORY + name for name in metrics]
-            of_task["metrics"] = (*self.task.metrics, *(name for name in named if name not in self.task.metrics))
-        if of_task:
-            update["task"] = self.task.model_copy(update=of_task)
-        return self.model_copy(update=update)
+        named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
+        of_model = {} if model is None else {"name": make_in_memory_name(model)}
+        of_task = ({} if task is None else {"name": make_in_memory_name(task)}) | {"metrics": tuple(named)}
+        sections = {"model": self.model.model_copy(update=of_model), "task": self.task.model_copy(update=of_task)}
+        return self.model_copy(update=sections)
 
     @model_validator(mode="before")
     @classmethod

@@ -26,11 +26,6 @@ def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     return BadInput(f"{what} is {kind}: {wanted}")
 
 
-def install_hint(extra: str) -> str:
-    """The command that brings an extra: `pip install 'qra-toolkit[ray]'`."""
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
 def shorten(value: object, limit: int = 80) -> str:
     """A value as one line of at most `limit` characters."""
     return one_line(repr(value), limit)

@@ -279,11 +279,6 @@ class SearchConfig(Section):
 
     @field_validator("memory", mode="before")
     @classmethod
-    def _convert_to_texts(cls, values: Any) -> Any:
+    def _check_budgets(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
-        return tuple(map(str, several)) if isinstance(several, (list, tuple)) else several
-
-    @field_validator("memory")
-    @classmethod
-    def _check_budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(check_budget_text, values))
+        return tuple(check_budget_text(str(v)) for v in several) if isinstance(several, (list, tuple)) else several

@@ -86,10 +86,8 @@ def run_benchmark(
 
 
 def read_rows(out: str | Path) -> list[dict[str, Any]]:
-    """Rows of `raw.jsonl` in a folder (or of such a file), the last of each cell; a last line cut short by a kill is
-    left out."""
-    path = Path(out)
-    path = path / RAW if path.is_dir() or not path.suffix else path
+    """Rows of `raw.jsonl` in a folder, the last of each cell; a last line cut short by a kill is left out."""
+    path = Path(out) / RAW
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")
@@ -142,14 +140,9 @@ def _run_cell(task: str, strategy: str, seed: int, evaluations: float, reference
 
 def _read_commit() -> str:
     """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
-
-    def run_git(*arguments: str) -> str:
-        place = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        changed = run_git("status", "-s", "-uno").strip()
-        return run_git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:  # no tag describes it
+        return subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
+from typing import Annotated, Any, TextIO, get_args
 
 import typer
 from rich.console import Console
@@ -18,15 +18,14 @@ from qra_search import plugins
 from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
+from qra_search.report.live import ConsoleView
 from qra_search.report.table import WIDTH
 from qra_search.runs.baselines import Against as AgainstName
 from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
+from qra_search.study.listener import Listener
 from qra_search.workflow.settings import make_settings
 from qra_search.workflow.tracking import TRACKERS
-
-if TYPE_CHECKING:
-    from qra_search.study.listener import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -122,11 +121,8 @@ OF_SEARCH = ("evaluations", "strategy")
 
 
 def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunConfig:
-    """The config of a file (default: the one given, or the defaults) with the options of `SETTINGS`, which win.
-
-    Raises:
-        ConfigError, BadInput: a value that cannot be used.
-    """
+    """The config of a file (default: the one given, or the defaults) with the options of `SETTINGS`, which win; raises
+    BadInput for a value that cannot be used."""
     given = {name: _read(name, value) for name, value in values.items() if value is not None}
     file, sets = given.pop("config", None), given.pop("sets", {})
     return make_settings(config or file, sets, **given)
@@ -162,6 +158,11 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, emoji=False, width=_get_width(sys.stderr))
 
 
+def make_view(*, quiet: bool = False) -> Listener:
+    """The view of a run on standard error, or a listener that shows nothing."""
+    return Listener() if quiet else ConsoleView(stderr())
+
+
 def _get_width(stream: TextIO) -> int | None:
     """Columns of what is printed; None: those of the terminal, or of the variable COLUMNS."""
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
@@ -179,11 +180,7 @@ def print_json(data: Any) -> None:
 
 
 def read_pair(text: str, option: str = "--set", example: str = "training.learning_rate=0.0005") -> tuple[str, Any]:
-    """Name and value of an option that takes both.
-
-    Raises:
-        BadInput: it is no such pair, or the value is not YAML.
-    """
+    """Name and value of an option that takes both; raises BadInput if it is no such pair, or the value not YAML."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
@@ -194,11 +191,7 @@ def read_pair(text: str, option: str = "--set", example: str = "training.learnin
 
 
 def read_numbers(option: str, text: str) -> list[float]:
-    """Numbers that are separated by commas, whole ones as integers.
-
-    Raises:
-        BadInput: something else is among them.
-    """
+    """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them."""
     try:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]

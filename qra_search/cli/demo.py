@@ -11,7 +11,6 @@ from qra_search.cli.common import option
 from qra_search.cli.finetune import print_comparison
 from qra_search.config import make_config
 from qra_search.report.finding import summarize_run
-from qra_search.report.live import make_view
 from qra_search.runs.baselines import can_shuffle
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.finetune import check_reloads
@@ -53,7 +52,7 @@ def demo(
         qra demo --out runs/demo
     """
     config = make_config(DEMO, dict(map(common.read_pair, sets or [])), source="options")
-    view = make_view(common.stderr(), quiet=as_json)
+    view = common.make_view(quiet=as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.has_run)  # before much is said
     if folder.has_run:

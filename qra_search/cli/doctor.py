@@ -19,7 +19,6 @@ from qra_search.errors import BadInput, DamagedLines, describe
 from qra_search.files import is_whole, read_json
 from qra_search.log.lines import NOT_A_LOG
 from qra_search.log.trial_log import TrialLog
-from qra_search.report.live import make_view
 from qra_search.report.table import TextTable
 from qra_search.runs.tuning_folder import TuningFolder
 from qra_search.space.memory import format_bytes
@@ -129,13 +128,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _print_cards(config: RunConfig, *, as_json: bool) -> None:
-    """Print which graphics cards a run fits, and with which settings; weights are neither read nor needed.
-
-    Raises:
-        BadInput: the evaluator cannot say.
-    """
+    """Print which graphics cards a run fits, and with which settings; weights are neither read nor needed;
+    raises BadInput if the evaluator cannot say."""
     with (
-        make_view(common.stderr(), quiet=as_json) as view,
+        common.make_view(quiet=as_json) as view,
         closing(build_evaluator(config, view.progress, weights=False)) as evaluator,
     ):
         cards = list(evaluator.cards())

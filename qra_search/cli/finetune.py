@@ -8,7 +8,6 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.launched import is_follower
-from qra_search.report.live import make_view
 from qra_search.report.tables import render_comparison
 from qra_search.report.terminal import print_next_steps, print_samples
 from qra_search.runs.comparison import Comparison
@@ -65,7 +64,7 @@ def finetune(
     }  # fmt: skip
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
-    view = make_view(common.stderr(), quiet=as_json or is_follower())
+    view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:
         if dry_run:
             settings, tunings = change_settings(opened.config, **changes), select_tunings(opened.folder, plan, **asked)

@@ -10,12 +10,10 @@ from qra_search.cli.dry_run import print_dry_run
 from qra_search.config import RunConfig
 from qra_search.report import formatting
 from qra_search.report.finding import summarize_run
-from qra_search.report.live import make_view
 from qra_search.report.tables import make_allocation_table
 from qra_search.report.terminal import print_next_steps
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import bits_per_weight
-from qra_search.space.memory import format_bytes
+from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
 from qra_search.workflow.dry_run import describe_gain, estimate_cost
 from qra_search.workflow.run import Run
@@ -37,7 +35,7 @@ def plan(
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
     settings = common.read_settings(given)
-    view = make_view(common.stderr(), quiet=as_json)
+    view = common.make_view(quiet=as_json)
     common.report_default_model(settings, view)
     if dry_run:
         check_budget(settings)
@@ -56,12 +54,8 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
     console.print(f"\n[bold]{summarize_run(result)}[/]")
-    for budget in result.memory_budgets:
-        allocation = result.allocation(budget)
-        if allocation is None:
-            continue
-        weight = f"{bits_per_weight(space, budget):.2f} bits a weight"
-        console.print(f"\nWithin [bold]{format_bytes(budget)}[/] ({weight})\n")
+    for allocation in filter(None, map(result.allocation, result.memory_budgets)):
+        console.print(f"\nWithin [bold]{describe_size(space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
     if sensitivities is not None and sensitivities.seconds:
         console.print(

@@ -14,7 +14,6 @@ from qra_search.cli.app import INTERRUPTED
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.errors import BadInput
-from qra_search.report.live import make_view
 from qra_search.report.terminal import print_result
 from qra_search.runs.folder import RunFolder
 from qra_search.study.study import Callback, Study
@@ -67,7 +66,7 @@ def search(
     if resumed is not None:
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
-    view = make_view(common.stderr(), quiet=as_json)
+    view = common.make_view(quiet=as_json)
     common.report_default_model(settings, view)
     if dry_run:
         left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)

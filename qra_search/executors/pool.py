@@ -103,13 +103,10 @@ class WorkerExecutor(Executor):
 
     def _start(self, slot: int) -> Worker:
         for _ in range(ATTEMPTS):
-            with self._lock:
-                self._check_open()
-                try:
-                    worker = self._workers[slot] = self.start_worker(slot)
-                except Exception as error:
-                    raise _make_start_error(error) from error
             try:
+                with self._lock:
+                    self._check_open()
+                    worker = self._workers[slot] = self.start_worker(slot)
                 check_reply(worker.request("build", self.factory))
                 return worker
             except WorkerDied as error:
@@ -118,13 +115,14 @@ class WorkerExecutor(Executor):
             except WorkerUnusable:
                 self._drop(slot)
                 raise
-            except Exception as error:  # the factory cannot be pickled
+            except Exception as error:  # it cannot be started, or the factory cannot be pickled
                 self._drop(slot)
-                raise _make_start_error(error) from error
+                raise WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})") from error
         raise WorkerUnusable(f"{died} while building the evaluator: try fewer workers")
 
     def _drop(self, slot: int) -> None:
-        self._workers.pop(slot).kill()
+        if (worker := self._workers.pop(slot, None)) is not None:
+            worker.kill()
         self._check_open()
 
     def _check_open(self) -> None:
@@ -160,10 +158,6 @@ class RemoteEvaluator(Evaluator):
 
     def row_counts(self) -> Mapping[str, RowCount]:
         return dict(self._identity["row_counts"])
-
-
-def _make_start_error(error: Exception) -> WorkerUnusable:
-    return WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qra_search.errors import install_hint
+from qra_search.errors import DISTRIBUTION
 from qra_search.executors.base import WorkerDied, WorkerUnusable
 from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_device
 from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
@@ -24,7 +24,6 @@ class RayExecutor(WorkerExecutor):
         cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`, two that share
             one have `gpus=0.5`. An actor of none sees none. None: one, if the cluster has any. `QRA_DEVICE` tells an
             actor whether it has GPUs (`cuda`) or not (`cpu`).
-        start_seconds: how long an actor may take to be placed and to build its evaluator.
 
     Raises:
         ImportError: Ray is not installed; the extra `ray` brings it.
@@ -39,20 +38,19 @@ class RayExecutor(WorkerExecutor):
         address: str | None = None,
         cpus: float = 1,
         gpus: float | None = 0,
-        start_seconds: float = START_SECONDS,
     ):
         super().__init__(factory, workers)
         try:
             import ray
         except ImportError as error:
-            raise ImportError(f"Ray is not installed: `{install_hint('ray')}`", name="ray") from error
-        self._ray, self._start_seconds = ray, start_seconds
+            raise ImportError(f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`", name="ray") from error
+        self._ray = ray
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        if gpus:  # an actor that fits nowhere would wait until `start_seconds`
+        if gpus:  # an actor that fits nowhere would wait until `START_SECONDS`
             try:
                 nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
                 check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
@@ -64,7 +62,7 @@ class RayExecutor(WorkerExecutor):
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
     def start_worker(self, slot: int) -> Worker:
-        return _RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing), self._start_seconds)
+        return _RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -74,17 +72,17 @@ class RayExecutor(WorkerExecutor):
 
 
 class _RayWorker(Worker):
-    def __init__(self, ray: Any, actor: Any, start_seconds: float):
-        self._ray, self._actor, self._start_seconds = ray, actor, start_seconds
+    def __init__(self, ray: Any, actor: Any):
+        self._ray, self._actor = ray, actor
 
     def request(self, method: str, *args: Any) -> Any:
         errors = self._ray.exceptions
         reply = getattr(self._actor, method).remote(*args)
         try:
-            return self._ray.get(reply, timeout=self._start_seconds if method == "build" else None)
+            return self._ray.get(reply, timeout=START_SECONDS if method == "build" else None)
         except errors.GetTimeoutError:
             raise WorkerUnusable(
-                f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
+                f"Ray had no worker ready within {START_SECONDS:g} seconds: are there as many CPUs and GPUs "
                 f"free as were asked for?"
             ) from None
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:

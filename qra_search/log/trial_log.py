@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qra_search.errors import DamagedLines
+from qra_search.errors import DamagedLines, RunFailed
 from qra_search.evaluation.evaluator import Evaluation, normalize_evaluation
 from qra_search.files import sync_to_disk
 from qra_search.log.lines import (
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 MEMORY = ":memory:"
 LOCK_SECONDS = 0.2
 """Wait for a lock: a process that asks whether it is free holds it for an instant."""
-
-
-class LogUnwritable(RuntimeError):
-    """Writing failed in the middle of a search: the disk is full, or the file was removed."""
 
 
 class TrialLog:
@@ -223,7 +219,7 @@ class TrialLog:
         except OSError as error:
             with suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, contents.end)
-            raise LogUnwritable(
+            raise RunFailed(
                 f"{self.path} cannot be written ({_format_reason(error)}): make room on its disk and "
                 f"resume with the same log; what was recorded is kept"
             ) from None

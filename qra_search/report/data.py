@@ -58,11 +58,8 @@ class RunData:
 
     @classmethod
     def read(cls, run: RunFolder, result: SearchResult | None = None) -> RunData:
-        """Read a run's folder, but for the result if it is at hand.
-
-        Raises:
-            BadInput: no search has begun there, or one of its files is damaged.
-        """
+        """Read a run's folder, but for the result if it is at hand; raises BadInput if no search has begun there, or
+        one of its files is damaged."""
         config = run.config() if run.config_file.is_file() else None
         result = run.result() if result is None else result
         if run.plan_file.is_file():
@@ -92,7 +89,7 @@ class RunData:
         """The tuned plan, or the run's."""
         if self.finding is not None:
             return self.finding.chosen.plan
-        return self.result.choose_plan() if self.result.has_budget_or_candidates else None
+        return self.result.choose_plan()
 
     @cached_property
     def origins(self) -> tuple[str, ...]:
@@ -120,7 +117,7 @@ class RunData:
             so_far.add(trial)
             for budget, points in traces.items():
                 if (best := so_far.best(budget)) is not None:
-                    points.append((spent, best[1]))
+                    points.append((spent, best))
         return {budget: points for budget, points in traces.items() if points}
 
 

@@ -59,7 +59,7 @@ def summarize_run(result: SearchResult, comparison: Comparison | None = None, bu
         return text + _next_uniform_text(result.space, result.sensitivities, found.chosen.plan, found.budget_bytes)
     if result.failures() and not result.candidates:
         return NOTHING
-    allocation = result.allocation(budget_bytes) if budget_bytes or result.has_budget_or_candidates else None
+    allocation = result.allocation(budget_bytes)
     if allocation is None:
         return NOTHING
     text = describe_allocation(allocation, result.space)
@@ -79,7 +79,7 @@ def write_verdict(result: SearchResult, comparison: Comparison | None = None) ->
     found = find_evaluated(result)
     if found is not None:
         return f"Validation loss {format_loss(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
-    allocation = result.allocation() if result.has_budget_or_candidates else None
+    allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
         return NOTHING
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)

@@ -32,11 +32,7 @@ ProgressArgument = bool | ProgressFunction | Listener | None
 
 
 def make_listener(progress: ProgressArgument) -> Listener:
-    """The listener that a `progress` argument asks for.
-
-    Raises:
-        BadInput: it is not a `ProgressArgument`.
-    """
+    """The listener that a `progress` argument asks for; raises BadInput if it is not a `ProgressArgument`."""
     if isinstance(progress, Listener):
         return progress
     if progress is False:
@@ -51,11 +47,6 @@ def make_listener(progress: ProgressArgument) -> Listener:
     raise wrong_type("progress", progress, "True, False, or a function of a stage, the steps done and all its steps")
 
 
-def make_view(console: Console, *, quiet: bool = False) -> Listener:
-    """The view of a run on a console, or a listener that shows nothing."""
-    return Listener() if quiet else ConsoleView(console)
-
-
 class BestSoFar:
     """Best plan for each budget by the mean of its losses, and what was spent."""
 
@@ -64,12 +55,12 @@ class BestSoFar:
         self.count = self.failed = 0
         self.last: Trial | None = None
         self._losses: dict[Plan, list[float]] = {}
-        self._known: dict[Plan, Trial] = {}
+        self._sizes: dict[Plan, int] = {}
 
     @classmethod
     def from_study(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
         """What a study has found in its trials; default: in all of its log."""
-        best = cls(study.memory_budgets or study.state.budgets, study.state.charge, study.space)
+        best = cls(study.state.budgets, study.state.charge, study.space)
         for trial in study.log.trials if trials is None else trials:
             if trial.status != "running":
                 best.add(trial)
@@ -81,20 +72,17 @@ class BestSoFar:
         self.last = trial
         if not trial.done:
             self.failed += 1
-        elif trial.fidelity >= 1.0:
+        elif trial.evaluation is not None and trial.fidelity >= 1.0:
             self._losses.setdefault(trial.plan, []).append(trial.loss)
-            self._known[trial.plan] = trial
+            self._sizes[trial.plan] = trial.evaluation.memory_bytes
 
-    def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
-        """The best plan within a budget and its mean loss; None if none fits."""
-        fitting = [
-            (trial, sum(self._losses[key]) / len(self._losses[key]))
-            for key, trial in self._known.items()
-            if trial.evaluation is not None
-            and trial.evaluation.memory_bytes <= budget
-            and (not uniform or (self.space is not None and self.space.uniform_choice(trial.plan) is not None))
-        ]
-        return min(fitting, key=lambda pair: pair[1], default=None)
+    def best(self, budget: int, *, uniform: bool = False) -> float | None:
+        """The lowest mean loss of a plan within a budget; None if none fits."""
+        fitting = [plan for plan, size in self._sizes.items() if size <= budget]
+        if uniform:
+            space = self.space
+            fitting = [plan for plan in fitting if space is not None and space.uniform_choice(plan) is not None]
+        return min((sum(self._losses[plan]) / len(self._losses[plan]) for plan in fitting), default=None)
 
 
 class ConsoleView(Listener):
@@ -221,11 +209,11 @@ def format_best_plans(best: BestSoFar) -> list[str]:
     for budget in best.budgets[-BUDGETS_SHOWN:]:
         if (found := best.best(budget)) is None:
             continue
-        text, uniform = f"within {format_bytes(budget)}: lowest seen {found[1]:.4f}", best.best(budget, uniform=True)
+        text, uniform = f"within {format_bytes(budget)}: lowest seen {found:.4f}", best.best(budget, uniform=True)
         if uniform is None:
             lines.append(f"{text}, no uniform plan fits")
             continue
-        lower = uniform[1] - found[1]
-        gain = f"{format_percent(lower / abs(uniform[1]))} lower" if lower > 0 and uniform[1] else "not beaten yet"
-        lines.append(f"{text}, uniform {uniform[1]:.4f}, {gain}")
+        lower = uniform - found
+        gain = f"{format_percent(lower / abs(uniform))} lower" if lower > 0 and uniform else "not beaten yet"
+        lines.append(f"{text}, uniform {uniform:.4f}, {gain}")
     return lines

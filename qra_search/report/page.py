@@ -19,7 +19,7 @@ from qra_search.report import formatting, tables
 from qra_search.report.colors import DAMAGE_STEPS, choose_text_color, get_palette, make_ramp
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
-from qra_search.report.figures.charts import draw_figures
+from qra_search.report.figures.charts import draw_figures, plot_fronts
 from qra_search.report.finding import summarize_run, write_verdict
 from qra_search.report.formatting import (
     format_change_parts,
@@ -64,8 +64,6 @@ def write_page(runs: Sequence[RunFolder], path: str | Path | None = None) -> Pat
 
 
 def render_page(runs: Sequence[RunData]) -> str:
-    if not runs:
-        raise ValueError("a report needs at least one run")
     counts = {
         "bits": max(len(run.result.space.bits) for run in runs),
         "rank": max(len(run.result.space.ranks) for run in runs),
@@ -80,7 +78,7 @@ def render_page(runs: Sequence[RunData]) -> str:
         .render(
             views=[_make_view(run, f"r{i}") for i, run in enumerate(runs)],
             overview=tables.make_overview_table(runs) if len(runs) > 1 else None,
-            fronts=_render_chart(draw_figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
+            fronts=_render_chart(plot_fronts(runs), names, "all") if len(runs) > 1 else None,
             themes=[_list_css_properties(counts, dark=dark) for dark in (False, True)],
             ramps=[(name, i) for name, count in counts.items() for i in range(count)],
             every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
@@ -104,7 +102,7 @@ def _make_view(run: RunData, key: str) -> dict[str, Any]:
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     sentence, result = summarize_run(run.result, run.comparison), run.result
     verdict = write_verdict(result, run.comparison)
-    charts = {name: _render_chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures([run]).items()}
+    charts = {name: _render_chart(figure, sentence, f"{key}-{name}") for name, figure in draw_figures(run).items()}
     return {
         "run": run,
         "where": _describe_model_and_task(run),

@@ -35,9 +35,8 @@ def select_baselines(
     fitting = space.uniform_plans(budget_bytes)
     if against == "all" or not fitting:
         return [*fitting, *([shuffle_plan(space, plan)] if fitting and can_shuffle(space, plan) else [])]
-    evaluated = [c for c in result.uniform if c.memory_bytes <= budget_bytes]
-    if evaluated:
-        return [min(evaluated, key=lambda c: c.loss).plan]
+    if (evaluated := result.best_uniform(budget_bytes)) is not None:
+        return [evaluated.plan]
     allocation = result.allocation(budget_bytes)
     best = None if allocation is None else allocation.best_uniform
     return [fitting[-1] if best is None else best.plan]

@@ -181,11 +181,8 @@ def select_tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan:
     """The plan that a run's records are about: its own if that was tuned, else the last that is no baseline of it, else
     the last uniform one; None if nothing was tuned."""
     roles = {record.plan: classify_record(record, space, plan) for record in records if not record.is_untuned}
-    for role in ("plan", "other", "uniform"):
-        of_role = [tuned for tuned, own in roles.items() if own == role]
-        if of_role:
-            return of_role[-1]
-    return None
+    found = [tuned for role in ("uniform", "other", "plan") for tuned, own in roles.items() if own == role]
+    return found[-1] if found else None
 
 
 def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:

@@ -40,10 +40,6 @@ class NoRun(BadInput):
     """The folder holds no run."""
 
 
-class RunExists(BadInput):
-    """The folder holds another run, or one that has to be resumed explicitly."""
-
-
 class RunFolder:
     """One run on disk: `config.yaml`, `trials.jsonl`, what is made from them, and a folder for each tuning."""
 
@@ -76,10 +72,10 @@ class RunFolder:
         return self
 
     def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
-        """Raises RunExists if the folder holds a run and `resume` is off, or one whose config differs in what may not
+        """Raises BadInput if the folder holds a run and `resume` is off, or one whose config differs in what may not
         change; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
-            raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
+            raise BadInput(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
         if self.has_run and self.config_file.is_file():
             known = load_config(self.config_file)
             found = find_differences(known, config)
@@ -87,17 +83,17 @@ class RunFolder:
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
-                raise RunExists(
+                raise BadInput(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
                     f"give another --out, or resume that run with `qra search {self.path}`, in Python open_run()"
                 )
             if "search.evaluations" in found and config.search.evaluations < (spent := self.result().spent):
-                raise RunExists(
+                raise BadInput(
                     f"{self.path} has spent {spent:g} evaluations already, which is more than "
                     f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
                 )
         if self.has_run and not resume:
-            raise RunExists(
+            raise BadInput(
                 f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
                 f"or give another --out"
             )
@@ -105,7 +101,7 @@ class RunFolder:
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
 
-        Raises RunExists as `check_begin` does, and BadInput if nothing can be written there.
+        Raises BadInput as `check_begin` does, and if nothing can be written there.
         """
         self.check_begin(config, resume=resume)
         try:
@@ -141,14 +137,14 @@ class RunFolder:
         return self._state()[1]
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
-        """The sensitivities of the run, None if none are measured; raises RunExists if it is of another evaluator."""
+        """The sensitivities of the run, None if none are measured; raises BadInput if it is of another evaluator."""
         if not self.has_run:
             return None
         state, identity = self._state()
         known = {**identity, "search space": state.space.signature}
         for key, value in {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}.items():
             if known.get(key) != value:
-                raise RunExists(
+                raise BadInput(
                     f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}: give another --out, or the "
                     f"settings of that run"
                 )
@@ -175,7 +171,7 @@ class RunFolder:
         result = self.result()
         if self.plan_file.is_file():
             return read_plan(result.space, self.plan_file)
-        plan = result.choose_plan() if result.has_budget_or_candidates else None
+        plan = result.choose_plan()
         if plan is None:
             raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan

@@ -94,9 +94,8 @@ def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan 
     if match is None:
         return None
     level = match.group(1)
-    of_width = [known.name for known in space.levels if "." in level and str(known.width) == level]  # 2 is a name
-    name = of_width[0] if of_width else read_name(level)
-    return _find_uniform(space, name, int(match.group(2)), f"{what} {text!r}")
+    of_width = (known.name for known in space.levels if "." in level and str(known.width) == level)  # 2 is a name
+    return _find_uniform(space, next(of_width, None) or read_name(level), int(match.group(2)), f"{what} {text!r}")
 
 
 def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
@@ -110,11 +109,6 @@ def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> 
     return plan
 
 
-def bits_per_weight(space: SearchSpace, count: int) -> float:
-    """Bits that so many bytes of a plan come to for each searched weight."""
-    return (count - space.fixed_bytes) * 8 / space.weights
-
-
 def describe_size(space: SearchSpace, count: int) -> str:
     """Bytes with what they come to for each searched weight: `108.0 MiB (4.21 bits a weight)`."""
-    return f"{format_bytes(count)} ({bits_per_weight(space, count):.2f} bits a weight)"
+    return f"{format_bytes(count)} ({(count - space.fixed_bytes) * 8 / space.weights:.2f} bits a weight)"

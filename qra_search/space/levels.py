@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, make_groupwise_format
+from qra_search.space.memory import METADATA_BITS, UNQUANTIZED_BITS, GroupwiseFormat, StorageFormat
 
 LevelName = int | str
 Converted = TypeVar("Converted")
@@ -39,7 +39,8 @@ class Level:
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
-            object.__setattr__(self, "format", make_groupwise_format(self.width))
+            metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0
+            object.__setattr__(self, "format", GroupwiseFormat(self.width, metadata_bits=metadata_bits))
 
     def __str__(self) -> str:
         words = format_level(self.name)

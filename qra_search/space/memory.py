@@ -38,11 +38,6 @@ class GroupwiseFormat:
         return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
 
 
-def make_groupwise_format(bits: int) -> StorageFormat:
-    """Group-wise storage; 16 bits and more are unquantized and carry no metadata."""
-    return GroupwiseFormat(bits) if bits < UNQUANTIZED_BITS else GroupwiseFormat(bits, metadata_bits=0)
-
-
 def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
     """Exact bytes of the LoRA factors A (rank, in) and B (out, rank)."""
     return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)
@@ -104,7 +99,7 @@ class MemoryModel:
 
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+NUMBER = r"([0-9]{1,18}(?:\.[0-9]*)?|\.[0-9]+)"
 SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re.ASCII)
 
 

@@ -96,11 +96,9 @@ def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The codes (M, 2, G) in order, each once, without those that are among the known (N, 2, G)."""
-    first: dict[bytes, int] = {}
-    for i, code in enumerate(codes):
-        first.setdefault(code.tobytes(), i)
+    places = {code.tobytes(): i for i, code in enumerate(codes)}  # in the order of the first of equal codes
     seen = {code.tobytes() for code in known}
-    return codes[[i for key, i in first.items() if key not in seen]]
+    return codes[[i for key, i in places.items() if key not in seen]]
 
 
 def _stack_choices(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:

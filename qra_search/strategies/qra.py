@@ -88,11 +88,8 @@ class QRAStrategy(Strategy):
         asked = set(state.seen)
         proposals: list[Proposal] = []
         for k in range(n):
-            found = (
-                self._rank_candidates(state, fit.condition_on(state.space.encode_many(waiting)), k)
-                if fit is not None
-                else iter(())
-            )
+            codes = state.space.encode_many(waiting)
+            found = iter(()) if fit is None else self._rank_candidates(state, fit.condition_on(codes), k)
             proposal = next((p for p in found if p.plan not in asked), None) or self._fall_back(state, asked, k)
             if proposal is None:
                 break

@@ -86,22 +86,27 @@ class SearchResult(Shown, StudyState):
         better = predict_better_plan(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed_plans else better
 
+    def best_uniform(self, limit: int) -> EvaluatedPlan | None:
+        """The evaluated uniform plan of lowest loss within so many bytes; None if none was."""
+        return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
+
     def comparison(self, memory_budget: int | str | None = None) -> UniformComparison | None:
         """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
         limit = self._resolve(memory_budget)
         best = self.best(limit)
-        return None if best is None else UniformComparison(limit, best, self._best_uniform(limit))
+        return None if best is None else UniformComparison(limit, best, self.best_uniform(limit))
 
     @property
     def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
         if not self.memory_budgets:
-            return [UniformComparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
+            return [UniformComparison(c.memory_bytes, c, self.best_uniform(c.memory_bytes)) for c in self.front]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
-        """The allocation within a budget (default: the largest), None without sensitivities; raises BudgetTooSmall."""
-        if self.sensitivities is None:
+        """The allocation within a budget (default: the largest, or else the bytes of the largest plan evaluated); None
+        without sensitivities or any bytes to look within; raises BudgetTooSmall."""
+        if self.sensitivities is None or (memory_budget is None and not (self.memory_budgets or self.candidates)):
             return None
         limit = self._resolve(memory_budget)
         if limit not in self.allocations:
@@ -116,11 +121,6 @@ class SearchResult(Shown, StudyState):
             return best.plan
         allocation = None if not self.candidates and self.failures() else self.allocation(memory_budget)
         return None if allocation is None or allocation.plan in self._failed_plans else allocation.plan
-
-    @property
-    def has_budget_or_candidates(self) -> bool:
-        """Whether a plan was looked for within some bytes: a budget, or those of what was evaluated."""
-        return bool(self.memory_budgets or self.candidates)
 
     @property
     def _failed_plans(self) -> set[Plan]:
@@ -179,15 +179,7 @@ class SearchResult(Shown, StudyState):
         """Bytes of a budget; those of the largest without one."""
         return self.memory_limit if memory_budget is None else resolve_budget(self.space, memory_budget)
 
-    def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
-        return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
-
 
 def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:
     known = {**vars(candidate), "plan": candidate.plan.to_dict()}
-    return known | {name: finite_or_none(known[name]) for name in ("loss_std", "observed")}
-
-
-def finite_or_none(value: float) -> float | None:
-    """A figure as JSON has it: a tuning that failed has none."""
-    return value if math.isfinite(value) else None
+    return known | {name: None for name in ("loss_std", "observed") if not math.isfinite(known[name])}

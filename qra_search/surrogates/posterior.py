@@ -119,9 +119,7 @@ def refine(fit: TableFit) -> TableFit:
     The evidence is that of the model linearised at the mode. `SWEEPS` times every hyperparameter is doubled or halved
     for as long as that helps.
     """
-    others = [replace(fit.widths, noise=LOUDER * fit.widths.noise)]
-    if fit.widths.units:
-        others.append(replace(fit.widths, units=ANY_UNITS))
+    others = replace(fit.widths, noise=LOUDER * fit.widths.noise), replace(fit.widths, units=ANY_UNITS)
     starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
     found = [_climb_evidence(start, fit.widths) for start in starts]
     return max(found, key=lambda some: _compute_evidence(some, some.widths, fit.widths))
@@ -131,10 +129,9 @@ def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
     best, at = start, _compute_evidence(fit, start, prior)
-    learnt = [name for name in KNOWN_TO if getattr(start, name) != 0.0]
     for _ in range(SWEEPS):
         before = best
-        for name, factor in itertools.product(learnt, (STEP, 1.0 / STEP)):
+        for name, factor in itertools.product(KNOWN_TO, (STEP, 1.0 / STEP)):
             while True:
                 trial = replace(best, **{name: getattr(best, name) * factor})
                 value = _compute_evidence(fit, trial, prior)
@@ -157,6 +154,5 @@ def _compute_evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
     half = solve_triangular(L, fit.target, lower=True)
     value = -0.5 * float(half @ half) - float(np.log(np.diag(L)).sum())
     for name, deviation in KNOWN_TO.items():
-        if getattr(prior, name):
-            value -= 0.5 * (np.log(getattr(w, name) / getattr(prior, name)) / deviation) ** 2
+        value -= 0.5 * (np.log(getattr(w, name) / getattr(prior, name)) / deviation) ** 2
     return value

@@ -74,9 +74,7 @@ class EvaluatorContract:
         assert evaluator.describe() == description
 
     def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
-        wrong = Plan(
-            (evaluator.space.bits[0],) * (len(evaluator.space) + 1),
-            (evaluator.space.ranks[0],) * (len(evaluator.space) + 1),
-        )
+        space, count = evaluator.space, len(evaluator.space) + 1
+        wrong = Plan((space.bits[0],) * count, (space.ranks[0],) * count)
         with pytest.raises((ValueError, EvaluationFailed)):
             evaluator.evaluate(wrong)

@@ -39,10 +39,6 @@ StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
 
 
-class TuningFailed(RunFailed):
-    """The plan could not be tuned: there is nothing to compare others with."""
-
-
 def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
     """What comparable tunings share, beside plan and seed: settings, model, backend and rows."""
     counts = evaluator.row_counts()
@@ -79,7 +75,7 @@ def tune_missing(
     """Tune what has no record yet, write its record as each tuning ends, and the report at the end.
 
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
-    awaited at the end. Raises TuningFailed if the plan cannot be tuned; of a baseline that is only said.
+    awaited at the end. Raises RunFailed if the plan cannot be tuned; of a baseline that is only said.
     """
     check_can_tune(evaluator, config)
     (folder := tunings.folder).records()  # a damaged one is refused before the hours begin
@@ -112,7 +108,7 @@ def tune_missing(
                     )  # fmt: skip
                 except EvaluationFailed as error:
                     if plan == tunings.plan:
-                        raise TuningFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
+                        raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
                     listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
                     return True
                 record = _write(tuning, record, settings)
@@ -128,7 +124,7 @@ def tune_missing(
                 )
         listener.say(summarize_record(record, evaluator.space, tunings.plan))
         if plan == tunings.plan and record.failed:
-            raise TuningFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")
+            raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})")
         return True
 
     try:

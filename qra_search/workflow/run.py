@@ -182,8 +182,7 @@ class Run:
 
         Raises:
             BadInput: what was given cannot be used.
-            TuningFailed: the plan cannot be tuned.
-            RunFailed: a saved adapter does not load back as it was tuned.
+            RunFailed: the plan cannot be tuned, or a saved adapter does not load back as it was tuned.
         """
         known = self.folder.check().config()
         find_trackers(track)  # before a model is loaded for nothing

@@ -63,7 +63,7 @@ def search(
 def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
     """Make the folder of a run with these settings; it is removed if nothing was begun in it at the end.
 
-    Raises RunExists or BadInput if what was given cannot be used; nothing was spent.
+    Raises BadInput if what was given cannot be used; nothing was spent.
     """
     made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
     folder.begin(config, resume=resume)
@@ -96,10 +96,8 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
         )
     sensitivities.check(space)
-    if folder.log_file.is_file() and (known := folder.result()).trials:
-        result = known
-        folder.write_config(config)
-    else:
+    result = folder.result() if folder.log_file.is_file() else None
+    if result is None or not result.trials:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
         result = SearchResult(
             space, (), sensitivities, budgets, config.search.seed,
@@ -107,7 +105,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         )  # fmt: skip
         if not (folder.has_run and folder.plan_file.is_file()):
             result.write(folder.path, evaluator=evaluator.describe())
-        folder.write_config(config)
+    folder.write_config(config)
     write_report(folder, result)
     return result
 

@@ -47,7 +47,7 @@ class SearchTracker(Callback):
             figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
         for budget in best.budgets:
             if (lowest := best.best(budget)) is not None:
-                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest[1]
+                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
         self.log(figures, best.count)
 
 
@@ -55,10 +55,8 @@ class SearchTracker(Callback):
 def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
     """Begin a run in each tool, with the settings of a config; yields what sends finite figures to all of them.
 
-    A tool that fails after its start gets nothing more, with a warning: the run goes on.
-
-    Raises:
-        BadInput: no such tracker, its package is not installed, or it cannot begin.
+    A tool that fails after its start gets nothing more, with a warning: the run goes on. Raises BadInput for no such
+    tracker, one whose package is not installed, or one that cannot begin.
     """
     trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in find_trackers(names).items()}
 

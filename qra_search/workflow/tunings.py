@@ -90,10 +90,8 @@ def select_tunings(
             plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
-    if memory is not None:
-        budget_bytes = resolve_budget(space, memory)
-    else:
-        budget_bytes = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    least = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    budget_bytes = least if memory is None else resolve_budget(space, memory)
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)

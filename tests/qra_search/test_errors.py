@@ -10,11 +10,11 @@ from qra_search.config import ConfigError
 from qra_search.errors import RunFailed, convert_to_bad_input, first_line, wrong_type
 from qra_search.log.lines import LogError
 from qra_search.plugins import UnknownName
-from qra_search.runs.folder import NoRun, RunExists
+from qra_search.runs.folder import NoRun
 from qra_search.study.checks import StudyFailed
 
 
-@pytest.mark.parametrize("kind", [ConfigError, LogError, NoRun, RunExists, UnknownName])
+@pytest.mark.parametrize("kind", [ConfigError, LogError, NoRun, UnknownName])
 def test_what_the_user_can_mend_ends_with_status_2(kind: type[BadInput]) -> None:
     assert exit_status(kind("wrong")) == 2
     assert exit_status(BudgetTooSmall(1, 2)) == 2

@@ -19,8 +19,8 @@ import worker_evaluators as workers  # noqa: E402
 from logs import run_in_child  # noqa: E402
 
 from qra_search import Callback, TrialLog, search  # noqa: E402
+from qra_search.errors import RunFailed  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
-from qra_search.log.trial_log import LogUnwritable  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
 OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}
@@ -107,7 +107,7 @@ def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, li
             lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
             lambda: search(workers.Misbehaving(), **options, log=log),
         )
-        assert told.startswith(LogUnwritable.__name__) and "make room on its disk and resume with the same log" in told
+        assert told.startswith(RunFailed.__name__) and "make room on its disk and resume with the same log" in told
         assert not TrialLog(log).damage
     resumed = search(workers.Misbehaving(), **options, log=log)
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)

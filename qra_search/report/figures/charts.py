@@ -131,14 +131,8 @@ def plot_fronts(runs: Sequence[RunData]) -> Figure:
     return figure
 
 
-def draw_figures(runs: Sequence[RunData]) -> dict[str, Figure]:
-    """Charts by name: of one run its front, trace and tunings; of several their fronts together.
-
-    What a run has nothing to show for is left out.
-    """
-    if len(runs) > 1:
-        return {"fronts": plot_fronts(runs)}
-    (run,) = runs
+def draw_figures(run: RunData) -> dict[str, Figure]:
+    """Charts of a run by name: its front, trace and tunings, without those that it has nothing to show for."""
     drawn = {
         "front": plot_front if run.result.candidates else None,
         "trace": plot_traces if run.traces else None,

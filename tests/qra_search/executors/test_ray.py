@@ -77,8 +77,9 @@ def test_actors_evaluate_and_are_replaced(notes, session):
         assert workers.count_notes(notes, "deed") == 1 and workers.count_notes(notes, "built") == 3
 
 
-def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(session):
-    with RayExecutor(workers.factory(), 1, cpus=5, start_seconds=0.5) as executor:
+def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(monkeypatch, session):
+    monkeypatch.setattr("qra_search.executors.ray.START_SECONDS", 0.5)
+    with RayExecutor(workers.factory(), 1, cpus=5) as executor:
         error = executor.submit(Proposal(GOOD)).exception(SLOW_START)
     assert isinstance(error, WorkerUnusable) and "had no worker ready within 0.5 seconds" in str(error)
 

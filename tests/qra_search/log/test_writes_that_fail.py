@@ -11,8 +11,8 @@ from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Proposal, TrialLog, search
+from qra_search.errors import RunFailed
 from qra_search.log.lines import LogError
-from qra_search.log.trial_log import LogUnwritable
 
 
 @pytest.mark.parametrize("closed", ["folder", "file"])
@@ -55,7 +55,7 @@ def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(LogUnwritable, match="cannot be written .*make room on its disk and resume with the same log"):
+    with pytest.raises(RunFailed, match="cannot be written .*make room on its disk and resume with the same log"):
         log.propose(Proposal(log.trials[0].plan, seed=5))
     assert path.read_bytes() == before and len(log) == 4
     monkeypatch.undo()
@@ -68,7 +68,7 @@ def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
     log = write_log(tmp_path / "log", 4)
     log.propose(Proposal(log.trials[0].plan, seed=5))
     (tmp_path / "log").unlink()
-    with pytest.raises(LogUnwritable, match="the file was removed"):
+    with pytest.raises(RunFailed, match="the file was removed"):
         log.fail(4, "x")
 
 

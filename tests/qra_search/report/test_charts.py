@@ -55,8 +55,7 @@ def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
 
 
 def test_several_runs_share_their_figures(run: RunData) -> None:
-    assert list(draw_figures([run])) == ["front", "trace"]
-    assert list(draw_figures([run, run])) == ["fronts"]
+    assert list(draw_figures(run)) == ["front", "trace"]
     (axes,) = plot_fronts([run, run]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
     (axes,) = plot_fronts([run, replace(run, name="_under")]).axes
@@ -69,7 +68,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluat
     folders = [make_run(tmp_path / place / "same", evaluations=count) for place, count in (("a", 4), ("b", None))]
     text = write_page(folders, tmp_path / "both.html").read_text()
     assert all(f">{folder.path}</a>" in text for folder in folders)
-    assert draw_figures([RunData.read(folders[1])]) == {}
+    assert draw_figures(RunData.read(folders[1])) == {}
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])

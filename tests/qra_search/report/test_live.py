@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qra_search import Study
 from qra_search.report import live
-from qra_search.report.live import BestSoFar, ConsoleView, make_listener, make_view
+from qra_search.report.live import BestSoFar, ConsoleView, make_listener
 from qra_search.study.listener import Listener
 
 
@@ -40,10 +40,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet() -> None:
     for on, draws in ((console(terminal=True), True), (console(), False), (console(terminal=True, TERM="dumb"), False)):
-        view = make_view(on)
-        assert isinstance(view, ConsoleView) and view.can_draw is draws
+        assert ConsoleView(on).can_draw is draws
     on = console()
-    with make_view(on, quiet=True) as view:
+    with Listener() as view:
         view.say("words")
         view.progress("quantize", 1, 2)
         study(view).run()
@@ -106,7 +105,7 @@ def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(cl
     screen.print(view.bars.get_renderable())
     shown, best = "\n".join(lines(screen)), view.best.best(running.memory_budgets[0])
     assert best is not None
-    for words in ("evaluations", f"iB: lowest seen {best[1]:.4f}, uniform", "3 of 12", "left", "time",
+    for words in ("evaluations", f"iB: lowest seen {best:.4f}, uniform", "3 of 12", "left", "time",
                   f"last: #{running.log.trials[-1].id} "):  # fmt: skip
         assert words in shown
 
@@ -128,8 +127,8 @@ def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() 
     assert comparison is not None and comparison.baseline is not None
     for best in (view.best, BestSoFar.from_study(running)):
         own, uniform = best.best(budget), best.best(budget, uniform=True)
-        assert own is not None and own[1] == pytest.approx(comparison.chosen.observed)
-        assert uniform is not None and uniform[1] == pytest.approx(comparison.baseline.observed)
+        assert own is not None and own == pytest.approx(comparison.chosen.observed)
+        assert uniform is not None and uniform == pytest.approx(comparison.baseline.observed)
         assert best.spent == pytest.approx(result.spent)
         assert (best.count, best.failed) == (len(running.log), len(result.failures()))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qra_search import Study
+from qra_search import BadInput, Study
 from qra_search.config import RunConfig, make_config
 from qra_search.files import write_json
-from qra_search.runs.folder import NoRun, RunExists, RunFolder
+from qra_search.runs.folder import NoRun, RunFolder
 from qra_search.space.serialization import plan_to_dict
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
@@ -74,7 +74,7 @@ def test_another_config_is_refused_with_the_field_and_both_values(
 ) -> None:
     """The same one has to be resumed; more evaluations, and a granularity that was left open, are no other run."""
     folder, _ = searched(tmp_path / "a", settings=known)
-    with pytest.raises(RunExists, match=message) if message else nullcontext():
+    with pytest.raises(BadInput, match=message) if message else nullcontext():
         folder.begin(given, resume=resume)
     assert folder.config() == known, "the log may be another process's"
     folder.write_config(given)

@@ -51,7 +51,9 @@ def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> Non
         resolve_budgets(space(), ["6GiB", "10%"])
 
 
-@pytest.mark.parametrize("text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3", f"{10**400}bpw"]
+)
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
         check_budget_text(text)

@@ -66,6 +66,15 @@ def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
     )
 
 
+def test_a_search_of_the_whole_front_that_evaluated_nothing_has_no_plan(evaluator, tmp_path):
+    study = Study(evaluator)
+    study.stop()
+    result = study.run()
+    assert result.sensitivities is not None and result.choose_plan() is result.allocation() is None
+    result.write(tmp_path)
+    assert not (tmp_path / "plan.json").exists()
+
+
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
 def test_a_budget_is_written_as_for_a_search(result, budget):
     (limit,) = resolve_budgets(result.space, budget)
