@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,6 @@ def check_yaml(block: Block) -> None:
 
 def check_toml(block: Block) -> None:
     """TOML."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # before Python 3.11
-        import tomli as tomllib
     tomllib.loads(block.code)
 
 

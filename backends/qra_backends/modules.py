@@ -29,6 +29,7 @@ class DequantizedLinear(nn.Linear):
             `module.to(dtype)` would round them.
         bias: frozen, or None.
         dtype: what the layer computes in.
+        settings: of a backend's own layer, which become its attributes.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class DequantizedLinear(nn.Linear):
         in_features: int,
         bias: nn.Parameter | None,
         dtype: torch.dtype,
+        **settings: Any,
     ):
         nn.Module.__init__(self)
         self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
+        self._settings = settings
+        vars(self).update(settings)
         self.register_parameter("bias", bias)
         self._store(tensors)
 
@@ -69,6 +73,9 @@ class DequantizedLinear(nn.Linear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize()` with indices `at` (n,); overridden if no others need be decoded."""
         return self.dequantize()[at]
+
+    def extra_repr(self) -> str:
+        return ", ".join([super().extra_repr(), *(f"{name}={value}" for name, value in self._settings.items())])
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_dequantized(x, self.dequantize, self.bias)

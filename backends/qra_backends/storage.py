@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor, by name."""
 
 
-@runtime_checkable
 class StorageFormat(Protocol):
     """How a weight matrix is stored at one bit-width."""
 
@@ -34,7 +33,7 @@ def count_live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
     """Bytes of every tensor reachable from a module, each storage once and whole.
 
     Counts parameters, buffers, and tensors kept in plain attributes, dictionaries and helper objects (libraries
-    hide scales in all of these). `skip` names attributes of `make_module` itself to leave out, such as `bias`.
+    hide scales in all of these). `skip` names attributes of the module itself to leave out, such as `bias`.
     """
     storages = {}
     for tensor in find_live_tensors(module, skip=skip):
@@ -74,17 +73,14 @@ def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from list(vars(value).items())
 
 
-def find_group_size(in_features: int, largest: int, smallest: int, *, multiple: int = 1) -> int | None:
-    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does.
-
-    Args:
-        multiple: of which it has to be.
-    """
+def find_group_size(in_features: int, largest: int, smallest: int) -> int | None:
+    """Of `largest`, its half, and so on, as long as they are multiples of `smallest`: the first that divides
+    `in_features`; None if none does."""
     size = largest
-    while size >= smallest:
-        if in_features % size == 0 and size % multiple == 0:
+    while size and size % smallest == 0:
+        if in_features % size == 0:
             return size
-        size = size // 2 if size % 2 == 0 else 0
+        size //= 2
     return None
 
 

@@ -35,7 +35,7 @@ def float32_weight(run: TunedRun) -> Callable[[str], Tensor]:
     """The weights as they are decoded, without the rounding to the model's dtype."""
 
     def weight(name: str) -> Tensor:
-        module: Any = run.get_linear(name)
+        module: Any = run.base.get_submodule(name)
         decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
         return run.dequantize_weight(name).float() if decode is None else decode(torch.float32)
 

@@ -67,21 +67,16 @@ def count_decoding_bytes(
 ) -> int:
     """Bytes that dequantizing takes beside the weight that it gives, at the level that takes most.
 
-    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none. A backend that cannot be asked
-    without values is taken to make its codes and their floats.
+    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none.
 
     Args:
         rows: of the weight that are asked for at once, as for a table; 0: all of it.
     """
-    unknown = DEQUANTIZE_BYTES * (rows or out_features) * in_features
-    sizes = [0] if levels else [unknown]
+    sizes = [0] if levels else [DEQUANTIZE_BYTES * (rows or out_features) * in_features]
     for bits in levels:
         if backend.unsupported_reason(bits, out_features, in_features) is not None:
             continue
         form = backend.list_tensor_specs(bits, out_features, in_features)
-        if form is None:
-            sizes.append(unknown)
-            continue
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()}
         module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
         with MemoryCounter() as meter, torch.no_grad():

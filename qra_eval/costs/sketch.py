@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
 from qra_backends.modules import apply_dequantized
@@ -135,7 +136,10 @@ class Sketch:
 
     @contextmanager
     def _measure_memory(self) -> Iterator[MemoryCounter]:
-        with self._mode, _ignore_packed_sequences(), MemoryCounter() as meter:
+        # transformers would treat fake tensors as packed sequences, and make a mask, and with it copies of keys and
+        # values, that a real pass does without.
+        whole = mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+        with self._mode, whole, MemoryCounter() as meter:
             meter.exclude(*self.model.parameters(), *self.model.buffers())
             yield meter
 
@@ -144,20 +148,6 @@ class Sketch:
             ids = torch.zeros(rows, tokens, dtype=torch.long)
             at = torch.zeros(labels, dtype=torch.long)
             return Batch(ids, at, at.clone(), rows * tokens)
-
-
-@contextmanager
-def _ignore_packed_sequences() -> Iterator[None]:
-    """Keep transformers from treating fake tensors as packed sequences: it would then make a mask, and with it copies
-    of keys and values, that a real pass does without."""
-    from transformers import masking_utils
-
-    whole = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = whole
 
 
 class Shape(str):

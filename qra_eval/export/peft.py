@@ -22,6 +22,7 @@ from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
 from qra_search.engines import advise_replan, fit_rank, serve_command
+from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.serialization import PLAN_NAME
@@ -36,7 +37,7 @@ tags: [lora, qra]
 # A LoRA adapter on a mixed-precision base
 
 Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. Here is all of it, and
-`transformers` loads it where the package `qra` is installed:
+`transformers` loads it where the package `{package}` is installed:
 
 ```python
 import qra_eval.pretrained
@@ -67,7 +68,7 @@ class PEFTExporter(Exporter):
             shutil.copyfile(run.folder / name, out / name)
         write_digest(out / BASE_FILE)
         write_model_files(run, out)
-        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
+        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name, package=DISTRIBUTION))
         notes = (
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '

@@ -67,19 +67,16 @@ class TunedRun:
         self.base.eval()
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
         levels = loading.read_levels(self.plan)
-        self.levels = {name: level for name, level in levels.items() if self.get_linear(name) not in ends}
+        self.levels = {name: level for name, level in levels.items() if self.base.get_submodule(name) not in ends}
 
     # -- the parts -----------------------------------------------------------------------------
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
-        return {name: self.get_linear(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
-
-    def get_linear(self, name: str) -> nn.Module:
-        return self.base.get_submodule(name)
+        return {name: self.base.get_submodule(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
 
     def dequantize_weight(self, name: str) -> Tensor:
         """The weight that the base multiplies by, dequantized: (out, in), in the dtype that it computes in."""
-        module = self.get_linear(name)
+        module = self.base.get_submodule(name)
         if self.levels.get(name, UNQUANTIZED_BITS) == UNQUANTIZED_BITS:
             return module.get_parameter("weight").detach()
         return self.backend.dequantize(module).detach()

@@ -15,6 +15,8 @@ from qra_backends import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qra_eval.models.experts import make_linear
+
 ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""
 
@@ -31,7 +33,7 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
     real = type(head.weight.data) is Tensor and head.weight.device.type != "meta"  # others lie nowhere
     tied = head.weight is embedding.weight or (real and head.weight.data_ptr() == embedding.weight.data_ptr())
     ends = [embedding] if tied else [embedding, head]
-    return {_find_path(model, end): _make_linear(end.weight) for end in ends}
+    return {_find_path(model, end): make_linear(end.weight) for end in ends}
 
 
 def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
@@ -244,9 +246,3 @@ def _find_path(model: Any, module: nn.Module) -> str:
 
 def _replace_module(model: Any, old: nn.Module, new: nn.Module) -> None:
     model.set_submodule(_find_path(model, old), new)
-
-
-def _make_linear(weight: Any) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = weight
-    return linear

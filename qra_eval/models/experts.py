@@ -118,6 +118,6 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)  # its own draws initial values, which takes seconds for the linears of 6,000 experts
     linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.data, requires_grad=False))
     return linear

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import torch
@@ -22,10 +23,6 @@ from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
-
-
-class BadGGUF(BadInput):
-    """A file that is no GGUF file, or a broken one; the message is one line with the file's name and the fault."""
 
 
 class Header(GGUFReader):
@@ -47,7 +44,7 @@ class Header(GGUFReader):
 
 
 def read_header(path: str | Path) -> Header:
-    """Raises BadGGUF if the file is broken, or none."""
+    """Raises BadInput if the file is broken, or none."""
     with _convert_errors(path):
         return Header(path)
 
@@ -58,8 +55,8 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     Of several processes one converts, and the others wait for it.
 
     Raises:
-        BadGGUF: the file is broken, or holds another model than it says, or one that is not known.
-        BadInput: the cache cannot be written to.
+        BadInput: the file is broken, or holds another model than it says, or one that is not known; or the cache
+            cannot be written to.
     """
     state, models = path.stat(), get_cache_root() / "models"
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {dtype} {CONVERSION}"
@@ -75,12 +72,18 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         if not folder.is_dir():
             header = read_header(path)
             with _reuse_header(header), _convert_errors(path):
-                _convert(path, header, Path(partial) / "model", dtype)
+                model, tokenizer = _read_model(path, header, dtype)
+            try:
+                for part in (model, tokenizer):
+                    part.save_pretrained(Path(partial) / "model")
+            except OSError as error:
+                raise make_cache_error(models, error) from error
             (Path(partial) / "model").rename(folder)
     return folder
 
 
-def _convert(path: Path, header: Header, folder: Path, dtype: torch.dtype) -> None:
+def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
@@ -92,11 +95,10 @@ def _convert(path: Path, header: Header, folder: Path, dtype: torch.dtype) -> No
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
-        raise BadGGUF(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
+        raise BadInput(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
     # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
     model.hf_quantizer.remove_quantization_config(model)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return model, AutoTokenizer.from_pretrained(**source)
 
 
 def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
@@ -107,14 +109,14 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
     claimed = header.get_value(f"{family}.block_count")
     if not isinstance(claimed, int) or claimed != len(blocks):
-        raise BadGGUF(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
+        raise BadInput(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
     config = AutoConfig.from_pretrained(**source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     needed = sum(p.numel() for p in model.parameters())
     stored = sum(t.n_elements for t in header.tensors)
     if needed > stored:
-        raise BadGGUF(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
+        raise BadInput(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
     scaling = header.get_value(f"{family}.rope.scaling.type")
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
         warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
@@ -128,13 +130,9 @@ def _reuse_header(header: Header) -> Iterator[None]:
     Release 5.24 parses the file anew for the config, the weights and the tokenizer, and maps names anew for every
     module: most of the time that a small model with a large vocabulary takes.
     """
-    kept = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = lambda *_: header  # type: ignore[assignment, misc]
-    gguf.get_tensor_name_map = functools.cache(kept[1])
-    try:
+    names = functools.cache(gguf.get_tensor_name_map)
+    with mock.patch.multiple(gguf, GGUFReader=lambda *_: header, get_tensor_name_map=names):
         yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = kept  # type: ignore[misc]
 
 
 @contextmanager
@@ -153,10 +151,10 @@ def _silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def _convert_errors(path: str | Path) -> Iterator[None]:
-    """A library's complaint about the file's content becomes a BadGGUF of one line."""
+    """What a library says of the content becomes BadInput of one line."""
     try:
         yield
-    except BadGGUF:
+    except BadInput:
         raise
     except Exception as error:
-        raise BadGGUF(f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})") from error
+        raise BadInput(f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})") from error

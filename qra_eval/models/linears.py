@@ -35,13 +35,11 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     """The linears of the decoder layers, in the model's order; the head, embeddings and routers are left out.
 
     Raises:
-        ValueError: no decoder layers, no linear in them, or GPT-2's transposed ones, which `normalise` replaces.
+        ValueError: no decoder layers, or no linear in them.
     """
     path = find_decoder_layers(model)
     found = []
     for name, module in model.named_modules():
-        if is_conv1d(module):
-            raise ValueError(f"{name} is a Conv1D, not a linear: call normalise(model) first")
         kind = name.rpartition(".")[2]
         if isinstance(module, nn.Linear) and name.startswith(f"{path}.") and kind not in ROUTERS:
             found.append(FoundLinear(name, int(name[len(path) + 1 :].partition(".")[0]), kind, module))

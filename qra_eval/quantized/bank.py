@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from qra_eval.models.experts import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.evaluation.evaluator import Progress
-from qra_search.files import read_json, write_json, write_text
+from qra_search.files import read_json, write_text
 from qra_search.log.trial_log import describe_process
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -159,10 +159,6 @@ class Bank:
         """
         return read_json(self.get_figures_file(layer))
 
-    def write_figures(self, layer: int, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Keep what `read_figures` returns."""
-        write_json(self.get_figures_file(layer), figures)
-
     def _open(self, layer: int, bits: LevelName) -> tuple[Any, dict[str, list[str]]] | None:
         """The opened file of a layer at a level, and the keys of each linear; None if it is missing or not whole.
 
@@ -181,7 +177,7 @@ class Bank:
                     raise DamagedFile(f"{path} holds other linears")
             except DamagedFile as error:
                 log.warning("%s: quantizing again", error)
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may have found it too
                 return None
             self._files[layer, bits] = file, keys
         return self._files[layer, bits]
@@ -217,10 +213,6 @@ def count_tensor_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def count_weight_bytes(linears: Iterable[nn.Linear]) -> int:
-    return sum(linear.weight.nbytes for linear in linears)
-
-
 @contextmanager
 def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator[None]:
     """Hold a lock, once no other process does; the kernel frees it when its process ends.
@@ -241,7 +233,9 @@ def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator
             lock.acquire(timeout=WAIT_SECONDS)
         except Timeout:
             if progress is not None:
-                owner = holder.read_text() if holder.is_file() else "another process"
+                owner = "another process"
+                with suppress(OSError):  # it may have ended meanwhile
+                    owner = holder.read_text()
                 progress(f"wait for {owner}: it {work}", 0, 1)
     try:
         write_text(holder, describe_process(os.getpid()))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -158,16 +159,10 @@ class Blocks:
     @contextmanager
     def _replace_forwards(self, make: Callable[[int, Forward], Forward]) -> Iterator[None]:
         """Every layer's forward replaced, for as long as the context lasts."""
-        kept = [vars(layer).get("forward") for layer in self.layers]
-        for index, layer in enumerate(self.layers):
-            layer.forward = make(index, layer.forward)
-        try:
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.layers):
+                stack.enter_context(mock.patch.object(layer, "forward", make(index, layer.forward)))
             yield
-        finally:
-            for layer, own in zip(self.layers, kept, strict=True):
-                del layer.forward
-                if own is not None:
-                    layer.forward = own
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, 
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
+from qra_search.files import write_json
 from qra_search.space.levels import LevelName
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | No
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
     if measured is not None:
         spectrum = {name: values.tolist() for name, values in measured.spectrum.items()}
-        bank.write_figures(layer, {"damage": {name: [*damage[name].values()] for name in names}, "spectrum": spectrum})
+        figures = {"damage": {name: [*damage[name].values()] for name in names}, "spectrum": spectrum}
+        write_json(bank.get_figures_file(layer), figures)
 
 
 def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | None) -> list[list[str]]:

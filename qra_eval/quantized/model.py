@@ -16,7 +16,7 @@ from qra_eval.models.device import assign_devices, connect_devices
 from qra_eval.models.embeddings import find_tables, place_tables
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
-from qra_eval.quantized.bank import Bank, count_tensor_bytes, count_weight_bytes, get_bank_folder
+from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS
@@ -107,7 +107,7 @@ class QuantizedModel:
         self.tables = _find_searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
-        dense = count_weight_bytes([*self.linears.values(), *self.tables.values()])
+        dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.keeps_dequantized = compute, True
         layers = assign_devices(self.model, devices or [device])
@@ -156,7 +156,7 @@ class QuantizedModel:
         table_bits: Sequence[float],
     ) -> SearchSpace:  # fmt: skip
         """The space of this model with a backend, with tables in it at some bit-widths."""
-        dense = count_weight_bytes([*self.linears.values(), *tables.values()])
+        dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *tables.values()])
         return make_model_space(
             group_linears(self._found, granularity), granularity, config, backend,
             fixed_bytes=count_tensor_bytes(self.model) - dense, depth=len(self.blocks),

@@ -9,14 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from qra_eval.tasks.encoding import (
-    IGNORED,
-    Encoded,
-    count_fixed_tokens,
-    encode_example,
-    find_answer_prefix,
-    make_chat_prompt,
-)
+from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, digest_source, score_answers
@@ -57,6 +50,7 @@ class Task(ABC):
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
         self.data, self.seed, self.chat = data, seed, chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
+        self._chats: dict[tuple[int, int], Chat] = {}
 
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
@@ -116,8 +110,9 @@ class Task(ABC):
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
-        chats = (find_answer_prefix(e, tokenizer) if self.is_chat(e, tokenizer) else "" for e in examples)
-        texts = (prefix + example.answer for prefix, example in zip(chats, examples, strict=True))
+        chats = (self.read_chat(example, tokenizer) for example in examples)
+        openings = (chat.generated_opening if chat else "" for chat in chats)
+        texts = (opening + example.answer for opening, example in zip(openings, examples, strict=True))
         longest = max((len(tokenizer(text)["input_ids"]) for text in texts), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
@@ -138,26 +133,35 @@ class Task(ABC):
         """
         answers: dict[int, str] = {}
         options: dict[str, Any] = {"stop": self.stop, "batch_size": batch_size, "room": max_length - max_new_tokens}
-        for chat in (False, True):
-            some = [i for i, example in enumerate(examples) if self.is_chat(example, tokenizer) == chat]
+        chats = [self.read_chat(example, tokenizer) for example in examples]
+        for plain in (True, False):
+            some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
             prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
-            heads = [count_fixed_tokens(examples[i], tokenizer) if chat else 0 for i in some]
-            texts = generate_answers(
-                model, tokenizer, prompts, max_new_tokens, special=not chat, heads=heads, **options
-            )
+            heads = [chat.head if (chat := chats[i]) else 0 for i in some]
+            texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=plain, heads=heads, **options)
             for i, text in zip(some, texts, strict=True):
-                prefix = find_answer_prefix(examples[i], tokenizer).strip() if chat else ""
+                opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
                 found = text.lstrip()
-                answers[i] = found.removeprefix(prefix).lstrip() if prefix and found.startswith(prefix) else text
+                answers[i] = found.removeprefix(opening).lstrip() if opening and found.startswith(opening) else text
         return [answers[i] for i in range(len(examples))]
 
     def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
 
         Args:
-            room: tokens; a conversation is cut to fit, see `make_chat_prompt`.
+            room: tokens; a conversation is cut to fit, see `Chat.make_prompt`.
         """
-        return make_chat_prompt(example, tokenizer, room) if self.is_chat(example, tokenizer) else example.prompt
+        chat = self.read_chat(example, tokenizer)
+        return example.prompt if chat is None else chat.make_prompt(room)
+
+    def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
+        """An example's conversation, rendered when it is first asked for; None if it goes through no template."""
+        if not self.is_chat(example, tokenizer):
+            return None
+        key = id(example), id(tokenizer)  # the chat holds both, so that neither id is ever another's
+        if key not in self._chats:
+            self._chats[key] = Chat(example, tokenizer)
+        return self._chats[key]
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -136,32 +137,52 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int
     alone may still be too long.
 
     Returns:
-        ids, labelled, the tokens at the left that are in every prompt, and the tokens of the whole conversation.
+        ids, labelled, of a conversation that was too long the tokens at the left that are in every prompt (else 0), and
+        the tokens of the whole conversation.
 
     Raises:
         BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
     """
     ids, labelled = _encode_turns(turns, tokenizer)
-    tokens = len(ids)
+    if (tokens := len(ids)) <= max_length:
+        return ids, labelled, 0, tokens
     while len(ids) > max_length and (fewer := _drop_oldest_exchange(turns)) is not None:
         turns = fewer
         ids, labelled = _encode_turns(turns, tokenizer)
-    return ids, labelled, _count_fixed_tokens(turns, tokenizer), tokens
+    prompt = render_chat(turns[:-1], tokenizer, prompted=True)
+    return ids, labelled, _count_fixed_tokens(turns, prompt, tokenizer), tokens
 
 
-def make_chat_prompt(example: Example, tokenizer: Any, room: int | None = None) -> str:
-    """The prompt in the tokenizer's chat format, up to where the answer begins.
+class Chat:
+    """An example's conversation in the tokenizer's chat format, rendered once up to its answer and once with it.
 
-    Args:
-        room: tokens; of a conversation that takes more the oldest exchanges are left out, as `encode_chat` does.
+    Attributes:
+        prompt: up to where the answer begins.
+        opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
+            and no part of it.
+        head: tokens at the prompt's left that are in every prompt, the system's turn among them.
     """
-    turns = _list_turns(example)
-    text = render_chat(turns, tokenizer, prompted=True)
-    while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
-        if len(encode_prompt(tokenizer, text, special=False)) <= room:
-            break
-        turns, text = fewer, render_chat(fewer, tokenizer, prompted=True)
-    return text
+
+    def __init__(self, example: Example, tokenizer: Any):
+        self.example, self.tokenizer, self.turns = example, tokenizer, _add_answer(example)
+        self.prompt, answer = _split_chat(self.turns, tokenizer)
+        self.opening = answer.partition(self.turns[-1]["content"])[0]
+        self.head = _count_fixed_tokens(self.turns, self.prompt, tokenizer)
+
+    @cached_property
+    def generated_opening(self) -> str:
+        """The opening as a generated answer begins with it: without special tokens."""
+        ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
+        return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+
+    def make_prompt(self, room: int | None = None) -> str:
+        """The prompt; if it takes more than `room` tokens its oldest exchanges are left out, as `encode_chat` does."""
+        turns, text = self.turns, self.prompt
+        while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
+            if len(encode_prompt(self.tokenizer, text, special=False)) <= room:
+                break
+            turns, text = fewer, render_chat(fewer[:-1], self.tokenizer, prompted=True)
+        return text
 
 
 def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
@@ -182,10 +203,6 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise BadInput(f"the model's chat template rejects a conversation of roles {roles}: {error}") from error
-
-
-def _list_turns(example: Example) -> Turns:
-    return example.messages or ({"role": "user", "content": example.prompt},)
 
 
 def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -216,24 +233,11 @@ def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
     return prompt, whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
 
 
-def find_answer_prefix(example: Example, tokenizer: Any) -> str:
-    """What the chat template puts between a prompt and its answer, such as an empty thought; without special tokens.
-
-    The model learns to say it, and it is no part of the answer.
-    """
-    turns = _add_answer(example)
-    text = _split_chat(turns, tokenizer)[1].partition(turns[-1]["content"])[0]
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    return tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
-
-
-def count_fixed_tokens(example: Example, tokenizer: Any) -> int:
-    """Tokens at the left of an example's chat prompt that are in every prompt, the system's turn among them."""
-    return _count_fixed_tokens(_add_answer(example), tokenizer)
-
-
 def _add_answer(example: Example) -> list[Mapping[str, str]]:
-    return [*_list_turns(example), {"role": "assistant", "content": example.answer.strip()}]
+    asked = example.messages or ({"role": "user", "content": example.prompt},)
+    if not example.answer.strip():
+        raise BadInput(f"the answer to {asked[-1]['content'][:60]!r} is empty")
+    return [*asked, {"role": "assistant", "content": example.answer.strip()}]
 
 
 def _drop_oldest_exchange(turns: Turns) -> Turns | None:
@@ -244,12 +248,12 @@ def _drop_oldest_exchange(turns: Turns) -> Turns | None:
     return None if later is None else [*rules, *rest[later:]]
 
 
-def _count_fixed_tokens(turns: Turns, tokenizer: Any) -> int:
+def _count_fixed_tokens(turns: Turns, prompt: str, tokenizer: Any) -> int:
     """Tokens before the text of the first turn that is not the system's; what stands there is in every prompt."""
-    text, at = render_chat(turns[:-1], tokenizer, prompted=True), 0
+    at = 0
     for turn in turns:
-        place = max(at, text.find(turn["content"].strip(), at))
+        place = max(at, prompt.find(turn["content"].strip(), at))
         if turn["role"] != "system":
-            return len(encode_prompt(tokenizer, text[:place], special=False))
+            return len(encode_prompt(tokenizer, prompt[:place], special=False))
         at = place + len(turn["content"].strip())
     return 0

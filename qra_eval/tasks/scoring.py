@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_eval.tasks.encoding import encode_pair, make_chat_prompt
+from qra_eval.tasks.encoding import Chat, encode_pair
 from qra_eval.tasks.example import Example
 from qra_search.errors import BadInput
 
@@ -42,7 +42,8 @@ def measure_choices(
 
     Args:
         max_length: most tokens of a row, the left is cut.
-        chat: put prompts through the chat template; choices then lose the space before them.
+        chat: put prompts through the chat template; choices then lose the space before them, and follow what the
+            template puts before an answer, as they were learnt.
 
     Raises:
         BadInput: an example has no choices or no label.
@@ -53,11 +54,13 @@ def measure_choices(
     for i, example in enumerate(examples):
         if len(example.choices) < 2 or example.label is None:
             raise BadInput(f"{example.prompt[:60]!r} is not a multiple-choice example: choices or label are missing")
+        prompt = example.prompt
+        if chat:
+            rendered = Chat(example, tokenizer)
+            prompt = rendered.prompt + rendered.opening
         for j, choice in enumerate(example.choices):
-            prompt = example.prompt
-            if chat:
-                prompt, choice = make_chat_prompt(example, tokenizer), choice.strip()
-            rows.append(encode_pair(tokenizer, prompt, choice, max_length, special=not chat))
+            own = choice.strip() if chat else choice
+            rows.append(encode_pair(tokenizer, prompt, own, max_length, special=not chat))
             places.append((i, j))
     was_training = model.training
     losses, _ = measure_row_losses(model, rows, batch_size, next(model.parameters()).device)

@@ -218,7 +218,7 @@ def _label_rows(rows: Any, what: str) -> list[Row]:
 # -- files -------------------------------------------------------------------------------------
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where, shown = f"{path}, line {number}", shorten(line, 60)
+        where, shown = f"{path}, line {number}", shorten(line[:200], 60)
         if number == 1 and line.lstrip().startswith("["):
             name = path.with_suffix(".json").name
             raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")

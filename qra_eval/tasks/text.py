@@ -49,12 +49,8 @@ class TextTask(Task):
 
     name = "text"
 
-    def __init__(
-        self, data: Any = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, chat: bool = False
-    ):
-        super().__init__(data, seed, chat=chat)
-        if self.chat:
-            raise BadInput("running text has no prompts for a chat template: remove `chat`")
+    def __init__(self, data: Any = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS):
+        super().__init__(data, seed)
         if block_characters < 1:
             raise BadInput(f"block_characters must be a positive integer, got {block_characters!r}")
         self.block_characters = block_characters

@@ -18,6 +18,8 @@ from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
 
+MAX_GRADIENT_NORM = 1.0
+"""Of the gradients of a group together; larger ones are scaled down to it."""
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
 
@@ -112,7 +114,7 @@ class Training:
         self.last_rate = settings.learning_rate * share
         for group, options in zip(self.groups, self.optimizer.param_groups, strict=True):
             options["lr"] = self.last_rate * group.rate
-            nn.utils.clip_grad_norm_(options["params"], group.clip)
+            nn.utils.clip_grad_norm_(options["params"], MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         release_freed_memory(self.device)

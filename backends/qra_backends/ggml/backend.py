@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +27,7 @@ class GGMLLinear(DequantizedLinear):
     """y = x Wᵀ + bias, with W decoded anew from `blocks`, uint8 (out, bytes of a row), as a GGUF file holds them."""
 
     blocks: Tensor
-
-    def __init__(self, tensors: Mapping[str, Tensor], kind: GGMLType, **form: Any):
-        super().__init__(tensors, **form)
-        self.kind = kind
+    kind: GGMLType
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), decoded in float32 and rounded once to `dtype`."""
@@ -38,9 +35,6 @@ class GGMLLinear(DequantizedLinear):
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         return decode(self.blocks[at], self.kind, self.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, type={self.kind.name}"
 
 
 class GGUFBackend(Backend):
@@ -138,4 +132,4 @@ class GGUFBackend(Backend):
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
     def make_module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:
-        return GGMLLinear(tensors, TYPES[bits], **form)
+        return GGMLLinear(tensors, kind=TYPES[bits], **form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +27,8 @@ class CompressedIntegers(DequantizedLinear):
     Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
-        super().__init__(tensors, **form)
-        self.bits, self.group_size = bits, group_size
+    bits: int
+    group_size: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in): a scale has 8 bits and a step 9, so the product is exact in float32; rounded once."""
@@ -42,9 +40,6 @@ class CompressedIntegers(DequantizedLinear):
             return kernel(packed, scale, None, *form)
         scale = scale.to(torch.float32)
         return decode_packed(packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
 
 
 class CompressedTensorsBackend(ErrorFeedback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,9 +33,7 @@ class NF4Linear(DequantizedLinear):
     The library's own layer repacks itself in eval mode on CPUs with AVX512-BF16, and gradients are lost from then on.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, blocksize: int, **form: Any):
-        super().__init__(tensors, **form)
-        self.blocksize = blocksize
+    blocksize: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -29,9 +29,8 @@ _PACKING, _SOLVING = {2: 2.69, 3: 6.98, 4: 2.69, 8: 1.25}, 37
 class HQQLinear(DequantizedLinear):
     """A layer of the library's packed codes, and a scale and a zero point of 16 bits for every group."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
-        super().__init__(tensors, **form)
-        self.bits, self.group_size = bits, group_size
+    bits: int
+    group_size: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
@@ -147,7 +146,7 @@ class HQQBackend(Backend):
 
     def _choose_group_size(self, in_features: int) -> int | None:
         """The most that a group can have: the library's are multiples of the smallest."""
-        return find_group_size(in_features, self.group_size, _SMALLEST_GROUP, multiple=_SMALLEST_GROUP)
+        return find_group_size(in_features, self.group_size, _SMALLEST_GROUP)
 
     def _count_groups(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Weights that share a scale, and how many such groups there are."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,10 +23,8 @@ class PackedLinear(DequantizedLinear):
     codes: Tensor
     scale: Tensor
     offset: Tensor
-
-    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
-        super().__init__(tensors, **form)
-        self.bits, self.group_size = bits, group_size
+    bits: int
+    group_size: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
@@ -53,9 +48,6 @@ class PackedLinear(DequantizedLinear):
         packed = self.codes.view(self.out_features, width // 8)[at].reshape(-1)
         codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features).view(len(at), self.in_features)
         return decode(codes, scale[at], offset[at], self.group_size, dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
 
 
 def decode_packed(

@@ -59,16 +59,6 @@ class Layout:
         ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
         return cls(make_backend(config["backend"]), levels, *ends)
 
-    def list_tensor_specs(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
-        """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.
-
-        Args:
-            dtype: that the model computes in.
-        """
-        if name not in self.levels:
-            return {"weight": ((out_features, in_features), dtype)}
-        return self.backend.list_tensor_specs(self.levels[name], out_features, in_features, dtype)
-
 
 class Shards:
     """Weights that an engine runs as one matrix, at levels of their own; the tensors of a name share one buffer.
@@ -84,7 +74,12 @@ class Shards:
 
     def __init__(self, layout: Layout, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype):
         self.layout, self.shapes, self.dtype = layout, shapes, dtype
-        self.parts = [layout.list_tensor_specs(name, *shape, dtype) for name, shape in shapes.items()]
+        self.parts: list[Expected] = [
+            layout.backend.list_tensor_specs(layout.levels[name], *shape, dtype)
+            if name in layout.levels
+            else {"weight": (shape, dtype)}
+            for name, shape in shapes.items()
+        ]
         self.buffers: dict[str, tuple[int, torch.dtype]] = {}
         self._at: dict[tuple[int, str], int] = {}
         for key in dict.fromkeys(key for part in self.parts for key in part):

@@ -8,8 +8,6 @@ once by its row's scale, and rounded once to the dtype asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +31,13 @@ class TrellisLinear(DequantizedLinear):
 
     codes: Tensor
     scale: Tensor
+    code: TrellisCode
+    block: int
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, code: TrellisCode, block: int, **form: Any):
-        super().__init__(tensors, **form)
-        self.code, self.block, self.group_size = code, block, self.in_features
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale: those of a row."""
+        return self.in_features
 
     def scales(self) -> Tensor:
         """Float16 (out,), a view."""
@@ -49,9 +50,6 @@ class TrellisLinear(DequantizedLinear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
         return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bits={self.code.half_bits / 2:g}, L={self.code.L}, block={self.block}"
 
 
 def decode(

@@ -190,7 +190,7 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized_model.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.tuner.switcher.wrapped.values() if w.rank} == {
+    assert {w.scaling * len(w.lora_A) for w in evaluator.tuner.switcher.wrapped.values() if w.lora_A is not None} == {
         evaluator.quantized_model.settings.alpha
     }
     base, _ = load_base(tmp_path)

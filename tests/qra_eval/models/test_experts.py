@@ -61,7 +61,7 @@ def by_hand(made: Experts, given: dict) -> Tensor:
     def linear(x: Tensor, wrapper: adapters.AdaptedLinear) -> Tensor:
         base = wrapper.linear.weight if wrapper.frozen is None else wrapper.frozen
         weight = base if wrapper.base is None else wrapper.base.dequantize(x.dtype)
-        if wrapper.rank:
+        if wrapper.lora_A is not None:
             weight = weight + wrapper.scaling * wrapper.lora_B @ wrapper.lora_A
         return weight @ x
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qra_eval.models import from_gguf
-from qra_eval.models.from_gguf import BadGGUF, convert_gguf, read_header
+from qra_eval.models.from_gguf import convert_gguf, read_header
 from qra_eval.models.load import load_model
+from qra_search import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_weights_are_those_that_gguf_dequantizes(tmp_path, own_cache):
 def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_cache, monkeypatch, capsys):
     write_gguf(tmp_path / "tiny.gguf", "llama")
     first = load_model(str(tmp_path / "tiny.gguf"))
-    monkeypatch.setattr(from_gguf, "_convert", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(from_gguf, "_read_model", lambda *_: pytest.fail("converted twice"))
     second = load_model(str(tmp_path / "tiny.gguf"))
     assert second.fingerprint == first.fingerprint
     assert "de-quantizing" not in capsys.readouterr().err
@@ -74,7 +75,7 @@ def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_c
 )
 def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_built(tmp_path, own_cache, fields, why):
     write_gguf(tmp_path / "tiny.gguf", "llama", **fields)
-    with pytest.raises(BadGGUF, match=why) as caught:
+    with pytest.raises(BadInput, match=why) as caught:
         convert_gguf(tmp_path / "tiny.gguf", torch.float32)
     assert "\n" not in str(caught.value) and list(own_cache.glob("models/gguf-*")) == []
 
@@ -84,7 +85,7 @@ def test_an_unknown_architecture_is_refused_in_one_line(tmp_path, own_cache):
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    with pytest.raises(BadGGUF, match="clip") as caught:
+    with pytest.raises(BadInput, match="clip") as caught:
         convert_gguf(tmp_path / "x.gguf", torch.float32)
     assert "\n" not in str(caught.value)
 
@@ -132,7 +133,7 @@ def test_a_broken_file_is_refused_in_one_line_and_without_memory(tmp_path, conte
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BadGGUF) as caught:
+    with pytest.raises(BadInput) as caught:
         read_header(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
@@ -144,7 +145,7 @@ def test_a_file_cut_anywhere_is_refused(content, tmp_path):
     last = max(t.data_offset + t.n_bytes for t in read_header(cut).tensors)
     for length in [*range(0, 400, 37), *range(400, last, 9973), last - 1]:
         cut.write_bytes(content[:length])
-        with pytest.raises(BadGGUF):
+        with pytest.raises(BadInput):
             read_header(cut)
 
 
@@ -158,7 +159,7 @@ def test_changed_bytes_give_a_file_or_a_refusal(data, content, tmp_path):
     path.write_bytes(changed)
     try:
         found = read_header(path)
-    except BadGGUF as error:
+    except BadInput as error:
         assert "\n" not in str(error)
     else:
         assert all(t.data_offset + t.n_bytes <= len(content) for t in found.tensors)

@@ -14,9 +14,10 @@ from torch import nn
 
 from qra_eval.models import load as models
 from qra_eval.models.linears import find_linears
-from qra_eval.models.load import ModelNotFound, load_model
+from qra_eval.models.load import load_model
 from qra_eval.models.loaded import choose_compute_dtype, compute_fingerprint
 from qra_eval.models.tiny import tiny_model
+from qra_search import BadInput
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     message = refused("smolm2")
     assert "did you mean smollm2?" in message and "no network" in message
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(BadInput):
         load_model("no-such/model")
 
 

@@ -86,7 +86,7 @@ def test_damage_falls_with_bits_gain_rises_with_rank_and_the_model_is_left_as_it
     assert (np.diff(damage, axis=1) <= 0).all() and (damage[:, 0] > 0).all() and not damage[:, -1].any()
     assert not gain[:, 0].any() and (np.diff(gain, axis=1) > 0).all()
     wrapped = evaluator.tuner.switcher.wrapped.values()
-    assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
+    assert all(w.lora_A is None and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
 
 
 def test_figures_follow_the_divergence_of_degraded_groups_and_cost_what_is_foretold(tmp_path, monkeypatch):

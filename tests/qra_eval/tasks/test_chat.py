@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, encode_example, make_chat_prompt, truncate_left
+from qra_eval.tasks.encoding import IGNORED, Chat, encode_example, truncate_left
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.forms import make_example
 from qra_eval.tasks.jsonl import JSONLTask
@@ -97,9 +97,10 @@ def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
 def test_a_long_chat_is_asked_as_it_is_learnt():
     made = tokenizer(CHATML)
     example = Example("", "No", messages=tuple(TURNS[:-1]))
-    asked = make_chat_prompt(example, made, room=len(made(make_chat_prompt(example, made))["input_ids"]) - 1)
+    chat = Chat(example, made)
+    asked = chat.make_prompt(len(made(chat.prompt)["input_ids"]) - 1)
     assert asked == made.apply_chat_template([TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True)
-    assert make_chat_prompt(example, made, room=5) == asked  # of one exchange nothing is left out
+    assert chat.make_prompt(5) == asked  # of one exchange nothing is left out
 
 
 @pytest.mark.parametrize("said", ["<think></think>No", "No"])

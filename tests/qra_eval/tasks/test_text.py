@@ -108,5 +108,5 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
 def test_a_folder_without_train_and_a_chat_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
         make_task("text", data=tmp_path).split("test")
-    with pytest.raises(BadInput, match="remove `chat`"):
+    with pytest.raises(BadInput, match="unknown option of task .text.: .chat."):
         make_task("text", chat=True)
