@@ -32,7 +32,7 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
         return {}
     real = type(head.weight.data) is Tensor and head.weight.device.type != "meta"  # others lie nowhere
     tied = head.weight is embedding.weight or (real and head.weight.data_ptr() == embedding.weight.data_ptr())
-    ends = [embedding] if tied else [embedding, head]
+    ends: list[Any] = [embedding] if tied else [embedding, head]
     return {_find_path(model, end): make_linear(end.weight) for end in ends}
 
 

@@ -164,7 +164,8 @@ class Chat:
     """
 
     def __init__(self, example: Example, tokenizer: Any):
-        self.example, self.tokenizer, self.turns = example, tokenizer, _add_answer(example)
+        self.example, self.tokenizer = example, tokenizer
+        self.turns: Turns = _add_answer(example)
         self.prompt, answer = _split_chat(self.turns, tokenizer)
         self.opening = answer.partition(self.turns[-1]["content"])[0]
         self.head = _count_fixed_tokens(self.turns, self.prompt, tokenizer)
