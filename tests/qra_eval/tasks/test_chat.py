@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks.encoding import IGNORED, Chat, encode_example, truncate_left
 from qra_eval.tasks.example import Example
 from qra_eval.tasks.forms import make_example
 from qra_eval.tasks.jsonl import JSONLTask
+from qra_eval.tasks.scoring import measure_choices
+from qra_search import BadInput
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>' + '\\n' }}{% endfor %}"
@@ -113,6 +116,39 @@ def test_an_empty_thought_is_no_part_of_an_answer(monkeypatch, said):
     assert task.answer_examples(None, made, [example], 9, max_length=200) == ["No"]
     thought = len(made("<think></think>")["input_ids"])
     assert task.max_answer_tokens([example], made) >= thought + len(made("No")["input_ids"])
+
+
+def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
+    made, asked = tokenizer(THINKING), TURNS[3]
+    monkeypatch.setattr("qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None))
+    texts: list[str] = []
+
+    def read(rows):
+        texts.extend(made.decode(row.input_ids) for row in rows)
+        return [1.0] * len(rows)
+
+    choices = Example(asked["content"], " No", (" Yes", " No"), 1)
+    measure_choices(torch.nn.Linear(1, 1), made, [choices], batch_size=2, max_length=200, chat=True)
+    whole = made.apply_chat_template([asked, {"role": "assistant", "content": "No"}], tokenize=False)
+    assert whole.startswith(texts[1]) and texts[1].endswith("<think></think>No")
+
+
+def test_a_row_is_rendered_once_to_its_answer_and_once_with_it_however_often_it_is_asked(monkeypatch):
+    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
+    example, rendered = make_example({"messages": TURNS}, ""), []
+    render = made.apply_chat_template
+    monkeypatch.setattr(made, "apply_chat_template", lambda *turns, **how: rendered.append(1) or render(*turns, **how))
+    monkeypatch.setattr(
+        "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [""] * len(prompts)
+    )
+    for _ in range(2):
+        task.answer_examples(None, made, [example], task.max_answer_tokens([example], made), max_length=200)
+    assert len(rendered) == 2
+
+
+def test_a_blank_answer_is_refused():
+    with pytest.raises(BadInput, match="the answer to 'Hi' is empty"):
+        encode_example(Example("Hi", " "), tokenizer(CHATML), 64, chat=True)
 
 
 def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(monkeypatch):
