@@ -134,14 +134,15 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
 
 
 def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    best = float("inf")
-    for _ in range(1 + PASSES):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(_measure_seconds(work, device) for _ in range(1 + PASSES))
+
+
+def _measure_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
@@ -185,11 +186,7 @@ def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequen
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-    start = time.perf_counter()
-    model.backend.quantize_levels(linear, levels, hessian=hessian)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - start
+    return _measure_seconds(lambda: model.backend.quantize_levels(linear, levels, hessian=hessian), model.device)
 
 
 def count_calibration_tokens(tuner: FineTuner) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+import psutil
 import torch
 from qra_backends import Backend
 from torch import nn
@@ -275,12 +276,7 @@ def count_free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return min(free, total // int(os.environ.get(SHARING, "1")))
-    try:
-        with open("/proc/meminfo") as lines:
-            found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
-        return int(found["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError):  # no Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return int(psutil.virtual_memory().available)
 
 
 def count_cache_bytes(given: int | str, device: torch.device) -> int:

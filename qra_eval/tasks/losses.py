@@ -47,12 +47,11 @@ def wrap_head(model: Any):
         return
     wrapper = LabelledHead(head)
     name = next(name for name, module in model.named_modules() if module is head)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], wrapper)
+    model.set_submodule(name, wrapper)
     try:
         yield wrapper
     finally:
-        setattr(parent, name.rpartition(".")[2], head)
+        model.set_submodule(name, head)
 
 
 class CrossEntropy(torch.autograd.Function):
