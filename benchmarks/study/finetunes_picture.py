@@ -1,8 +1,7 @@
-r"""Pictures of the lines of `finetunes.py`: right answers over memory, and losses over the length of tuning.
+"""Pictures of the lines of `finetunes.py`: right answers over memory, and losses over the length of tuning.
 
 python -m benchmarks.study.finetunes_picture --task banking77 --out docs/images/finetunes.svg
-python -m benchmarks.study.finetunes_picture --lengths --out docs/images/lengths.svg \
-    --set 'plans={backend: mixed-calibrated, embeddings: 3, bits: auto, ranks: [2, 4, 8, 16]}'
+python -m benchmarks.study.finetunes_picture --lengths --out docs/images/lengths.svg
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import numpy as np
 
 from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
-from benchmarks.study.finetunes_table import REFERENCE
+from benchmarks.study.finetunes_table import REFERENCE, read_losses
+from benchmarks.study.intervals import difference
 from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 SIZE = (760, 420)
@@ -87,29 +87,34 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
 def draw_lengths(
     lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[str, Any], seed: int = 0
 ) -> str:
-    """An SVG: by how much each row's loss is above that of 16-bit LoRA, over the steps of its tuning; one seed."""
-    losses: dict[int, dict[str, float]] = {}
+    """An SVG: by how much each row's loss is above that of 16-bit LoRA, over the steps of its tuning; one seed, and 95%
+    intervals over test rows."""
+    known: dict[int, dict[str, dict[str, Any]]] = {}
     for line in lines:
         same = all(v == settings.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
         if same and (line["task"], line["model"], line["seed"]) == (task, model, seed):
-            losses.setdefault(line["settings"]["steps"], {})[line["row"]] = line["test_loss"]
-    above: dict[str, list[tuple[int, float]]] = {}
-    for steps, of_rows in sorted(losses.items()):
-        for row, loss in of_rows.items() if REFERENCE in of_rows else ():
-            above.setdefault(row, []).append((steps, 100 * (loss / of_rows[REFERENCE] - 1)))
+            known.setdefault(line["settings"]["steps"], {})[line["row"]] = line
+    above: dict[str, list[tuple[int, float, float, float]]] = {}
+    for steps, of_rows in sorted(known.items()):
+        for row, line in of_rows.items() if REFERENCE in of_rows else ():
+            low, share, high = difference(read_losses([line]), read_losses([of_rows[REFERENCE]]))
+            above.setdefault(row, []).append((steps, 100 * low, 100 * share, 100 * high))
     above = {row: points for row, points in above.items() if row != REFERENCE and len(points) > 1}
-    lengths, shares = zip(*(point for points in above.values() for point in points), strict=True)
+    lengths = sorted(known)
+    ends = [share for points in above.values() for _, low, _, high in points for share in (low, high)]
     with use_chart_style() as colors:
         figure, axes = make_figure("Loss above 16-bit LoRA's, over the length of tuning", SIZE)
         fit_axis(axes, "x", "steps of 8 rows", [*lengths, 2.5 * max(lengths)], log=True)  # room for names
-        fit_axis(axes, "y", "loss above 16-bit LoRA's, %", [0, *shares])
+        fit_axis(axes, "y", "loss above 16-bit LoRA's, %", [0, *ends])
         taken: list[Any] = []
         for row, points in above.items():
             kind = {"plan": "plan", "first": "first-wider"}.get(row.split()[0], "uniform")
             _, color, marker = SERIES["shuffled" if "shuffled" in row else kind]
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker=marker, markersize=9, color=colors[color], linewidth=2, clip_on=False)
-            put_label(axes, taken, row, points[-1], (12, 0), side="right", moves=(0, 14, -14, 28, -28, 42))
+            x, low, y, high = map(np.array, zip(*points, strict=True))
+            beside = x * 1.03 ** list(above).index(row)  # so that intervals do not lie on each other
+            axes.vlines(beside, low, high, color=colors[color], linewidth=1.5, alpha=0.6)
+            axes.plot(beside, y, marker=marker, markersize=9, color=colors[color], linewidth=2, clip_on=False)
+            put_label(axes, taken, row, (beside[-1], y[-1]), (12, 0), side="right", moves=(0, 14, -14, 28, -28, 42))
     return to_svg(figure, theme="screen")
 
 
