@@ -118,9 +118,9 @@ def test_the_picture_of_lengths_has_a_line_for_each_row_that_has_every_length():
 
     def line(row, steps, loss, **changed):
         return {"task": "t", "model": "m", "row": row, "seed": 0, "settings": settings | {"steps": steps} | changed,
-                "test_loss": loss}  # fmt: skip
+                "row_losses": f"{loss} {2 * loss}"}  # fmt: skip
 
-    lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 600)]
+    lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 200, 600)]
     lines += [line("QLoRA", 600, 1.0), line("plan, other rate", 60, 9.0, learning_rate=0.5)]
     root = ElementTree.fromstring(draw_lengths(lines, "t", "m", settings))
     texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}

@@ -87,8 +87,8 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
 def draw_lengths(
     lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[str, Any], seed: int = 0
 ) -> str:
-    """An SVG: by how much each row's loss is above that of 16-bit LoRA, over the steps of its tuning; one seed, and 95%
-    intervals over test rows."""
+    """An SVG: by how much the loss of rows of three lengths or more is above that of 16-bit LoRA, over the steps of
+    tuning; one seed, with 95% intervals over test rows."""
     known: dict[int, dict[str, dict[str, Any]]] = {}
     for line in lines:
         same = all(v == settings.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
@@ -99,7 +99,7 @@ def draw_lengths(
         for row, line in of_rows.items() if REFERENCE in of_rows else ():
             low, share, high = difference(read_losses([line]), read_losses([of_rows[REFERENCE]]))
             above.setdefault(row, []).append((steps, 100 * low, 100 * share, 100 * high))
-    above = {row: points for row, points in above.items() if row != REFERENCE and len(points) > 1}
+    above = {row: points for row, points in above.items() if row != REFERENCE and len(points) > 2}
     lengths = sorted(known)
     ends = [share for points in above.values() for _, low, _, high in points for share in (low, high)]
     with use_chart_style() as colors:
