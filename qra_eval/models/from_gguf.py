@@ -151,7 +151,7 @@ def _silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def _convert_errors(path: str | Path) -> Iterator[None]:
-    """What a library says of the content becomes BadInput of one line."""
+    """Turn a library's error about the file into BadInput of one line."""
     try:
         yield
     except BadInput:
