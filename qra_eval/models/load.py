@@ -111,7 +111,7 @@ def find_path(name: str) -> Path | None:
 
 
 def check_model(name: str) -> None:
-    """Raise BadInput if there is no such model, before seconds are spent on importing transformers."""
+    """Raise BadInput if there is no such model, without importing transformers, which takes seconds."""
     from huggingface_hub import try_to_load_from_cache
 
     if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:

@@ -116,7 +116,7 @@ class RunData:
         for trial, spent in zip(self.result.trials, self.spent, strict=True):
             so_far.add(trial)
             for budget, points in traces.items():
-                if (best := so_far.best(budget)) is not None:
+                if (best := so_far.find_lowest_loss(budget)) is not None:
                     points.append((spent, best))
         return {budget: points for budget, points in traces.items() if points}
 

@@ -76,7 +76,7 @@ class BestSoFar:
             self._losses.setdefault(trial.plan, []).append(trial.loss)
             self._sizes[trial.plan] = trial.evaluation.memory_bytes
 
-    def best(self, budget: int, *, uniform: bool = False) -> float | None:
+    def find_lowest_loss(self, budget: int, *, uniform: bool = False) -> float | None:
         """The lowest mean loss of a plan within a budget; None if none fits."""
         fitting = [plan for plan, size in self._sizes.items() if size <= budget]
         if uniform:
@@ -207,9 +207,10 @@ def format_best_plans(best: BestSoFar) -> list[str]:
     """The best plan within each of the largest budgets, in one line each; none for a budget that nothing fits yet."""
     lines = []
     for budget in best.budgets[-BUDGETS_SHOWN:]:
-        if (found := best.best(budget)) is None:
+        if (found := best.find_lowest_loss(budget)) is None:
             continue
-        text, uniform = f"within {format_bytes(budget)}: lowest seen {found:.4f}", best.best(budget, uniform=True)
+        text = f"within {format_bytes(budget)}: lowest seen {found:.4f}"
+        uniform = best.find_lowest_loss(budget, uniform=True)
         if uniform is None:
             lines.append(f"{text}, no uniform plan fits")
             continue

@@ -35,7 +35,7 @@ def select_baselines(
     fitting = space.uniform_plans(budget_bytes)
     if against == "all" or not fitting:
         return [*fitting, *([shuffle_plan(space, plan)] if fitting and can_shuffle(space, plan) else [])]
-    if (evaluated := result.best_uniform(budget_bytes)) is not None:
+    if (evaluated := result.find_best_uniform(budget_bytes)) is not None:
         return [evaluated.plan]
     allocation = result.allocation(budget_bytes)
     best = None if allocation is None else allocation.best_uniform

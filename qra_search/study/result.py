@@ -86,7 +86,7 @@ class SearchResult(Shown, StudyState):
         better = predict_better_plan(self.space, self.sensitivities, allocation.plan, best, self.candidates)
         return best if better is None or better.plan in self._failed_plans else better
 
-    def best_uniform(self, limit: int) -> EvaluatedPlan | None:
+    def find_best_uniform(self, limit: int) -> EvaluatedPlan | None:
         """The evaluated uniform plan of lowest loss within so many bytes; None if none was."""
         return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
 
@@ -94,13 +94,13 @@ class SearchResult(Shown, StudyState):
         """The best plan against the best uniform plan under a budget (default: the largest); None if nothing fits."""
         limit = self._resolve(memory_budget)
         best = self.best(limit)
-        return None if best is None else UniformComparison(limit, best, self.best_uniform(limit))
+        return None if best is None else UniformComparison(limit, best, self.find_best_uniform(limit))
 
     @property
     def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
         if not self.memory_budgets:
-            return [UniformComparison(c.memory_bytes, c, self.best_uniform(c.memory_bytes)) for c in self.front]
+            return [UniformComparison(c.memory_bytes, c, self.find_best_uniform(c.memory_bytes)) for c in self.front]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:

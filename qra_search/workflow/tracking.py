@@ -46,7 +46,7 @@ class SearchTracker(Callback):
             figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
             figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
         for budget in best.budgets:
-            if (lowest := best.best(budget)) is not None:
+            if (lowest := best.find_lowest_loss(budget)) is not None:
                 figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
         self.log(figures, best.count)
 

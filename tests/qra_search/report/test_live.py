@@ -9,6 +9,7 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
+from qra_search.cli.common import make_view
 from qra_search.report import live
 from qra_search.report.live import BestSoFar, ConsoleView, make_listener
 from qra_search.study.listener import Listener
@@ -38,15 +39,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet() -> None:
+def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for on, draws in ((console(terminal=True), True), (console(), False), (console(terminal=True, TERM="dumb"), False)):
         assert ConsoleView(on).can_draw is draws
-    on = console()
-    with Listener() as view:
-        view.say("words")
-        view.progress("quantize", 1, 2)
-        study(view).run()
-    assert lines(on) == []
+    for quiet in (False, True):
+        with make_view(quiet=quiet) as view:
+            view.say("words")
+            view.progress("quantize", 1, 2)
+            study(view).run()
+        shown = capsys.readouterr()
+        assert shown.out == "" and ("words" in shown.err) is not quiet and bool(shown.err) is not quiet
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(cl
     view.progress("evaluate", 3, 12)
     screen = console()
     screen.print(view.bars.get_renderable())
-    shown, best = "\n".join(lines(screen)), view.best.best(running.memory_budgets[0])
+    shown, best = "\n".join(lines(screen)), view.best.find_lowest_loss(running.memory_budgets[0])
     assert best is not None
     for words in ("evaluations", f"iB: lowest seen {best:.4f}, uniform", "3 of 12", "left", "time",
                   f"last: #{running.log.trials[-1].id} "):  # fmt: skip
@@ -126,7 +130,7 @@ def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() 
     comparison = result.comparison()
     assert comparison is not None and comparison.baseline is not None
     for best in (view.best, BestSoFar.from_study(running)):
-        own, uniform = best.best(budget), best.best(budget, uniform=True)
+        own, uniform = best.find_lowest_loss(budget), best.find_lowest_loss(budget, uniform=True)
         assert own is not None and own == pytest.approx(comparison.chosen.observed)
         assert uniform is not None and uniform == pytest.approx(comparison.baseline.observed)
         assert best.spent == pytest.approx(result.spent)

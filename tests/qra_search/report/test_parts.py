@@ -90,7 +90,7 @@ def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() 
     for trial in trials:
         other = "uniform" if trial not in uniform else "someone"
         best.add(replace(trial, proposal=replace(trial.proposal, origin=other)))
-    found = best.best(space.memory.maximum, uniform=True)
+    found = best.find_lowest_loss(space.memory.maximum, uniform=True)
     assert found == min(t.loss for t in uniform)
 
 
