@@ -54,8 +54,9 @@ def tune(
     size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.get_final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
 
+    rows = tuner.evaluation.validation_rows
+
     def validate() -> dict[str, float]:
-        rows = tuner.evaluation.validation_rows
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
             found = processes.run_together(lambda: tuner.measure_objective("validation", rows) if leads else 0.0)
@@ -81,15 +82,15 @@ def tune(
         nats, tokens = _measure_test_rows(tuner, processes)
         if not math.isfinite(sum(nats)):
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
+        validation_loss = tuner.measure_loss("validation", rows, processes)
         after = processes.run_together(lambda: sample_answers(tuner, samples))
         scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = _select_samples(before, after, samples)
-        scoring = _describe_scoring(tuner) if leads else {}
-        return TuningRecord(
-            plan, seed, steps, size, seconds, nats, tokens, scores, shown, reload_error=error, **scoring
-        )
+        figures: dict[str, Any] = {"validation_loss": validation_loss, "reload_error": error}
+        figures |= _describe_scoring(tuner) if leads else {}
+        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, **figures)
 
     try:
         return retry_with_less_memory(tuner, work)

@@ -34,6 +34,7 @@ def print_dry_run(
     *,
     track: Sequence[str] = (),
     tunings: Tunings | None = None,
+    rates: Sequence[float] = (),
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
@@ -42,6 +43,7 @@ def print_dry_run(
     Args:
         track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
+        rates: learning rates at which the plan would be tuned first.
         evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     find_trackers(track)
@@ -54,6 +56,7 @@ def print_dry_run(
             check_can_tune(evaluator, config)
             recorded, plans = count_recorded(evaluator, config, tunings), [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
+            facts["tunings"]["rates"] = list(rates)
     if as_json:
         common.print_json(facts)
         return
@@ -115,11 +118,13 @@ def _list_cost_rows(
         each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
         plans, seeds = len(tunings.plans), len(tunings.seeds)
         counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
-        recorded = facts["tunings"]["recorded"]
+        recorded, others = facts["tunings"]["recorded"], max(0, len(facts["tunings"]["rates"]) - 1)
+        count = len(tunings) + others
+        counts += f", and the plan at {others} more learning rate{'s' * (others != 1)}" if others else ""
         done = f"; {recorded} of them are recorded" if recorded else ""
-        yield "tunings", f"{len(tunings)}, of {each} each: {counts}{done}"
+        yield "tunings", f"{count}, of {each} each: {counts}{done}"
         if (seconds := estimate.get("tuning_seconds")) is not None:
-            left = len(tunings) - recorded
+            left = count - recorded
             yield "time", f"about {format_time(left * seconds)} ({format_time(seconds)} a tuning)" if left else "none"
     else:
         if is_search:

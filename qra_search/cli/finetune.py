@@ -36,7 +36,7 @@ def finetune(
     discard: Annotated[bool, option("--discard", "Delete the adapters of all plans but the chosen one.")] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")] = None,
     rates: Annotated[
-        str | None, option("--rates 5e-4,1e-3,2e-3", "Choose the rate of lowest validation loss after short tunings.")
+        str | None, option("--rates 5e-4,1e-3,2e-3", "Tune the plan at each, go on with the lowest validation loss.")
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -69,7 +69,8 @@ def finetune(
         if dry_run:
             settings, tunings = change_settings(opened.config, **changes), select_tunings(opened.folder, plan, **asked)
             if not is_follower():
-                print_dry_run(settings, view, track=track or (), tunings=tunings, as_json=as_json)
+                options: dict[str, Any] = {"track": track or (), "rates": chosen_from or (), "as_json": as_json}
+                print_dry_run(settings, view, tunings=tunings, **options)
             return
         comparison = opened.finetune(
             plan, **asked, **changes, discard=discard, rates=chosen_from, track=track or (), progress=view, check=False

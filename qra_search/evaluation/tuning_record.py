@@ -29,6 +29,7 @@ class TuningRecord:
         row_nats: summed test loss of each row; empty if the tuning diverged.
         row_tokens: labelled tokens of each row.
         row_scores: the task's metrics by name, one score for each scored row.
+        validation_loss: nats a labelled token of the validation rows; None if it diverged, or of older versions.
         commonest_scores: by metric, the mean score if every scored row had the commonest wanted answer.
         metric_digests: of the source of each metric that scored generated answers.
         samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
@@ -49,6 +50,7 @@ class TuningRecord:
     row_tokens: tuple[int, ...] = field(default=(), repr=False)
     row_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     samples: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
+    validation_loss: float | None = None
     commonest_scores: Mapping[str, float] = field(default_factory=dict, repr=False)
     metric_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     failed: str = ""

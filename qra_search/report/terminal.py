@@ -121,7 +121,7 @@ def list_next_steps(run: str | Path, result: SearchResult, found: Finding | None
     is_tuned = isinstance(found, Comparison) and not found.is_of_another
     if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
-        steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3,4e-3"))
+        steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3"))
     planned = folder.config().search.evaluations
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

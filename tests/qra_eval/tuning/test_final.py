@@ -67,6 +67,12 @@ def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_its_
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_record_has_the_loss_on_validation_rows(evaluator):
+    record, tuner = evaluator.tune(evaluator.space.uniform(4, 4), steps=2), evaluator.tuner
+    measured = tuner.measure_loss("validation", tuner.evaluation.validation_rows)
+    assert record.validation_loss == measured != record.test_loss
+
+
 def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_training_again(
     evaluator, monkeypatch, tmp_path
 ):

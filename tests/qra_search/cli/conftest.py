@@ -45,12 +45,12 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
     uniform plans run out of memory (`failing` is True), mixed ones (False), what was saved does not load back
     (`forgetful`), uniform plans diverge (`diverging`), Ctrl-C comes after so many tunings (`stops_after`); `data` are
-    its rows."""
+    its rows, `rates` the validation losses by learning rate, where 9 and more diverged."""
     from qra_eval.evaluators.landscape import build
 
     load = plugins.load
     seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "stops_after": 10**9}
-    seen |= {"data": "rows", "metric": "its source"}
+    seen |= {"data": "rows", "metric": "its source", "rates": {}}
     seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
@@ -63,18 +63,21 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise KeyboardInterrupt
             seen["tuned"].append((plan, seed, config.finetune.steps))
             seen["folders"].append(folder)
-            on_step(1, {"loss": 2.5, "rate": 1e-3})
-            on_step(2, {"loss": 2.0, "validation_loss": float("inf")})
+            if on_step is not None:
+                on_step(1, {"loss": 2.5, "rate": 1e-3})
+                on_step(2, {"loss": 2.0, "validation_loss": float("inf")})
             progress("tune", 1, 1)
             is_uniform = evaluator.space.uniform_choice(plan) is not None
             if is_uniform == seen["failing"]:
                 raise EvaluationFailed("out of memory: 3 GiB more are needed")
             loss = evaluator.true_loss(plan) if evaluator.space.contains(plan) else 0.1
             (folder / "adapter").mkdir(parents=True, exist_ok=True)
+            validation = seen["rates"].get(config.training.learning_rate, 1.0)
+            diverges = validation is not None and validation >= 9 or is_uniform and seen["diverging"]
             return TuningRecord(
                 plan, seed, config.finetune.steps, evaluator.space.find_space(plan).memory_bytes(plan), 1.5, (loss,),
                 (1,), {"exact_match": (0.25,)}, metric_digests={"exact_match": seen["metric"]},
-                failed="diverged: training loss is nan" if is_uniform and seen["diverging"] else "",
+                validation_loss=validation, failed="diverged: training loss is nan" if diverges else "",
                 reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
             )  # fmt: skip
 

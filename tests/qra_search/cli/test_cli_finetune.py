@@ -212,10 +212,3 @@ def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qr
     done = qra.search(run)
     assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
     assert f"Report: {run}" in qra("report", run).out
-
-
-def test_the_full_tuning_has_the_learning_rate_that_was_chosen(qra: Qra, searched: Path) -> None:
-    done = qra("finetune", searched, "--rates", "2e-3,4e-3", "--against", "none")
-    assert done.status == 0 and "the full tuning has learning rate 0.002" in done.err  # a landscape has no rate
-    assert read_records(searched)[0].settings["training"]["learning_rate"] == 2e-3
-    assert qra("finetune", searched, "--rates", "fast").status == 2
