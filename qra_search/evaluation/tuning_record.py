@@ -79,6 +79,11 @@ class TuningRecord:
         return any(self.plan.ranks) and not self.failed
 
     @property
+    def learning_rate(self) -> float | None:
+        """None of the untuned model, or if the settings do not say."""
+        return None if self.is_untuned else self.settings.get("training", {}).get("learning_rate")
+
+    @property
     def is_untuned(self) -> bool:
         """Whether it is of the model as it was loaded."""
         return self.steps == 0

@@ -80,12 +80,13 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     rows = [
         (
             record.id, format_record_role(record, space, plan), str(record.seed), str(record.steps),
-            format_bytes(record.memory_bytes), "diverged" if record.failed else format_loss(record.test_loss),
-            format_time(record.seconds),
+            "" if record.learning_rate is None else f"{record.learning_rate:g}", format_bytes(record.memory_bytes),
+            "diverged" if record.failed else format_loss(record.test_loss), format_time(record.seconds),
         )
         for record in records
     ]  # fmt: skip
-    return TextTable("Tunings", ("id", "plan", "seed", "steps", "size", "test loss", "time"), rows, left=("plan",))
+    heads = ("id", "plan", "seed", "steps", "rate", "size", "test loss", "time")
+    return TextTable("Tunings", heads, rows, left=("plan",))
 
 
 def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:

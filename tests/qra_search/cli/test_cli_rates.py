@@ -25,6 +25,7 @@ def test_the_plan_is_tuned_at_each_rate_and_all_else_at_the_best(
     tuned = len(tuner["tuned"])
     assert list_rates(searched) == [5e-4, *[1e-3] * (tuned - 2), 2e-3], "the other rates have the plan's first seed"
     assert {steps for *_, steps in tuner["tuned"]} == {100}, "each is a tuning in full"
+    assert " 0.002 " in qra("show", searched).out, "tunings are told apart by their rates"
     assert qra("finetune", searched, *RATES, "--against", "all", "--seeds", "2").status == 0
     assert len(tuner["tuned"]) == tuned, "nothing is tuned twice"
 
