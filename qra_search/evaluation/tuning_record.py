@@ -1,4 +1,4 @@
-"""One finished fine-tuning: its plan, seed and settings, and the figures of every test row. It never changes."""
+"""One finished fine-tuning: its plan, seed and settings, and the figures of every test row. None of them changes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TuningRecord:
         unscored: why answers were not scored; empty if they were, or nobody asked.
         settings: all else that the figures follow from, as plain data: training, model, backend, rows. Records whose
             settings are equal can be compared.
-        finished_at: seconds since 1970.
+        finished_at: seconds since 1970; if its learning rate was chosen among several, when it was.
     """
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""The folder of one tuning in a run: its record, written last and never again, and what it leaves beside it."""
+"""The folder of one tuning in a run: its record, written last, whose figures never change, and what it leaves."""
 
 from __future__ import annotations
 

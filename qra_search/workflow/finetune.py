@@ -198,6 +198,7 @@ def choose_rate(
         raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
     first = replace(tunings, plans=tunings.plans[:1], seeds=tunings.seeds[:1])
     losses: dict[float, float] = {}
+    records: dict[float, TuningRecord] = {}
     for n, rate in enumerate(rates, 1):
         listener.say(f"learning rate {rate:g}, {n} of {len(rates)}")
         tried = make_config(config.model_dump(mode="json"), {"training.learning_rate": rate})
@@ -209,12 +210,14 @@ def choose_rate(
         record = next(record for record in chosen.records if record.seed == first.seeds[0])
         if record.validation_loss is None:
             raise BadInput(f"tuning {record.id} is of an older version, without a validation loss: delete its folder")
-        losses[rate] = record.validation_loss
+        losses[rate], records[rate] = record.validation_loss, record
         listener.say(f"learning rate {rate:g}: validation loss {record.validation_loss:.4f}")
     if not losses:
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
     best = min(losses, key=losses.__getitem__)
     listener.say(f"learning rate {best:g} has the lowest validation loss")
+    # A run is compared, reported and exported by the settings of its last tuning.
+    tunings.folder.tuning(records[best].id).write(replace(records[best], finished_at=time.time()))
     return make_config(config.model_dump(mode="json"), {"training.learning_rate": best})
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from cli_runner import Qra, read_records
 
+from qra_search.runs.folder import RunFolder
+
 RATES = ("--rates", "5e-4,1e-3,2e-3")
 
 
@@ -36,6 +38,17 @@ def test_rates_go_on_after_an_interruption(qra: Qra, searched: Path, tuner: dict
     tuner["stops_after"] = 10
     assert qra("finetune", searched, *RATES, "--against", "none").status == 0
     assert len(tuner["tuned"]) == 3 and list_rates(searched) == [5e-4, 1e-3, 2e-3]
+
+
+def test_the_run_is_that_of_the_chosen_rate_even_if_another_was_tuned_last(
+    qra: Qra, searched: Path, tuner: dict[str, Any]
+) -> None:
+    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
+    assert qra("finetune", searched, *RATES, "--against", "none").status == 0
+    folder = RunFolder(searched)
+    comparison, exported = folder.comparison(), folder.find_tuning().record()
+    assert comparison is not None and exported is not None
+    assert comparison.chosen.records == (exported,) and exported.learning_rate == 1e-3
 
 
 def test_a_rate_that_diverges_is_said_and_left_out(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
