@@ -186,7 +186,7 @@ def choose_rate(
 
     Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. A part of the steps would do for
     less, but the best rate falls with their number: Gemma 3 270M is best at 0.002 after 60 steps, and at 0.0005 after
-    600, where 0.002 has half as much loss again (docs/study.md).
+    600, where 0.002 has half as much loss again (docs/tuning.md).
 
     Args:
         build: makes the evaluator of settings.
@@ -199,9 +199,10 @@ def choose_rate(
     first = replace(tunings, plans=tunings.plans[:1], seeds=tunings.seeds[:1])
     losses: dict[float, float] = {}
     records: dict[float, TuningRecord] = {}
-    for n, rate in enumerate(rates, 1):
-        listener.say(f"learning rate {rate:g}, {n} of {len(rates)}")
-        tried = make_config(config.model_dump(mode="json"), {"training.learning_rate": rate})
+    fields = config.model_dump(mode="json")
+    configs = {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}  # before any is tuned
+    for n, (rate, tried) in enumerate(configs.items(), 1):
+        listener.say(f"learning rate {rate:g}, {n} of {len(configs)}")
         try:
             chosen = tune_missing(build(tried), tried, listener, result, first, untuned=False).chosen
         except RunFailed as error:
@@ -218,7 +219,7 @@ def choose_rate(
     listener.say(f"learning rate {best:g} has the lowest validation loss")
     # A run is compared, reported and exported by the settings of its last tuning.
     tunings.folder.tuning(records[best].id).write(replace(records[best], finished_at=time.time()))
-    return make_config(config.model_dump(mode="json"), {"training.learning_rate": best})
+    return configs[best]
 
 
 def check_reloads(comparison: Comparison, folder: RunFolder) -> None:

@@ -65,6 +65,8 @@ def test_rates_that_cannot_be_compared_are_refused(
     qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert qra("finetune", searched, "--rates", "fast").status == 2
+    refused = qra("finetune", searched, "--rates", "1e-3,0")
+    assert refused.status == 2 and "training.learning_rate is 0" in refused.err and not tuner["tuned"]
     tuner["rates"] = {5e-4: None}  # as records of earlier versions
     done = qra("finetune", searched, *RATES)
     assert done.status == 2 and "is of an older version, without a validation loss: delete its folder" in done.err
