@@ -80,7 +80,7 @@ class TuningRecord:
 
     @property
     def learning_rate(self) -> float | None:
-        """None of the untuned model, or if the settings do not say."""
+        """Peak learning rate of the optimizer; None for the untuned model, and if the settings have none."""
         return None if self.is_untuned else self.settings.get("training", {}).get("learning_rate")
 
     @property

@@ -197,8 +197,7 @@ def choose_rate(
     if get_rank_and_size()[1] > 1:
         raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
     first = replace(tunings, plans=tunings.plans[:1], seeds=tunings.seeds[:1])
-    losses: dict[float, float] = {}
-    records: dict[float, TuningRecord] = {}
+    found: list[tuple[float, float, TuningRecord]] = []
     fields = config.model_dump(mode="json")
     configs = {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}  # before any is tuned
     for n, (rate, tried) in enumerate(configs.items(), 1):
@@ -210,15 +209,15 @@ def choose_rate(
             continue
         record = next(record for record in chosen.records if record.seed == first.seeds[0])
         if record.validation_loss is None:
-            raise BadInput(f"tuning {record.id} is of an older version, without a validation loss: delete its folder")
-        losses[rate], records[rate] = record.validation_loss, record
+            raise BadInput(f"tuning {record.id} has no validation loss, as an older version made it: delete its folder")
+        found.append((record.validation_loss, rate, record))
         listener.say(f"learning rate {rate:g}: validation loss {record.validation_loss:.4f}")
-    if not losses:
+    if not found:
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
-    best = min(losses, key=losses.__getitem__)
+    _, best, record = min(found, key=lambda tried: tried[:2])
     listener.say(f"learning rate {best:g} has the lowest validation loss")
     # A run is compared, reported and exported by the settings of its last tuning.
-    tunings.folder.tuning(records[best].id).write(replace(records[best], finished_at=time.time()))
+    tunings.folder.tuning(record.id).write(replace(record, finished_at=time.time()))
     return configs[best]
 
 

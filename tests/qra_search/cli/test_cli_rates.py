@@ -69,7 +69,7 @@ def test_rates_that_cannot_be_compared_are_refused(
     assert refused.status == 2 and "training.learning_rate is 0" in refused.err and not tuner["tuned"]
     tuner["rates"] = {5e-4: None}  # as records of earlier versions
     done = qra("finetune", searched, *RATES)
-    assert done.status == 2 and "is of an older version, without a validation loss: delete its folder" in done.err
+    assert done.status == 2 and "has no validation loss, as an older version made it: delete its folder" in done.err
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = qra("finetune", searched, *RATES)
