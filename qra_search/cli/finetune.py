@@ -33,7 +33,9 @@ def finetune(
     ] = 1,
     against: common.Against = "best",
     with_16_bit: Annotated[bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")] = False,
-    discard: Annotated[bool, option("--discard", "Delete the adapters of all plans but the chosen one.")] = False,
+    discard: Annotated[
+        bool, option("--discard", "Delete the adapters of all plans and rates but the chosen ones.")
+    ] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")] = None,
     rates: Annotated[
         str | None, option("--rates 5e-4,1e-3,2e-3", "Tune the plan at each, go on with the lowest validation loss.")

@@ -181,6 +181,8 @@ def choose_rate(
     result: SearchResult,
     tunings: Tunings,
     rates: Sequence[float],
+    *,
+    discard: bool = False,
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.
 
@@ -190,6 +192,7 @@ def choose_rate(
 
     Args:
         build: makes the evaluator of settings.
+        discard: delete adapters and quantized bases of the other rates.
 
     Raises:
         RunFailed: the plan cannot be tuned at any of the rates.
@@ -218,6 +221,9 @@ def choose_rate(
     listener.say(f"learning rate {best:g} has the lowest validation loss")
     # A run is compared, reported and exported by the settings of its last tuning.
     tunings.folder.tuning(record.id).write(replace(record, finished_at=time.time()))
+    for other in (tunings.folder.tuning(tried.id) for *_, tried in found if discard and tried is not record):
+        shutil.rmtree(other.adapter, ignore_errors=True)
+        other.base_file.unlink(missing_ok=True)
     return configs[best]
 
 

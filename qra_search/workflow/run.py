@@ -176,7 +176,7 @@ class Run:
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            discard: delete the adapters of other plans than the chosen one once they are measured.
+            discard: delete the adapters of other plans and rates than the chosen ones once they are measured.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
@@ -191,7 +191,9 @@ class Run:
         tunings = select_tunings(self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
             if rates:
-                config = choose_rate(partial(self.evaluator, listener), config, listener, self.result, tunings, rates)
+                config = choose_rate(
+                    partial(self.evaluator, listener), config, listener, self.result, tunings, rates, discard=discard
+                )
             evaluator = self.evaluator(listener, config)
             if is_follower():
                 evaluator.serve_tunings()

@@ -51,6 +51,17 @@ def test_the_run_is_that_of_the_chosen_rate_even_if_another_was_tuned_last(
     assert comparison.chosen.records == (exported,) and exported.learning_rate == 1e-3
 
 
+@pytest.mark.parametrize("discard", (True, False))
+def test_discard_keeps_the_files_of_the_chosen_rate_only(
+    qra: Qra, searched: Path, tuner: dict[str, Any], discard: bool
+) -> None:
+    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
+    assert qra("finetune", searched, *RATES, "--against", "none", *["--discard"] * discard).status == 0
+    kept = {path.parent.name for path in searched.glob("tunings/*/adapter")}
+    records = read_records(searched)
+    assert len(records) == 3 and kept == {r.id for r in records if r.learning_rate == 1e-3 or not discard}
+
+
 def test_a_rate_that_diverges_is_said_and_left_out(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 9.0}
     done = qra("finetune", searched, *RATES, "--against", "none")
