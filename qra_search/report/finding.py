@@ -94,7 +94,7 @@ def _describe_missing(result: SearchResult) -> str:
 
 
 def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
-    figure = format_metric(metric, tuned.metrics[metric]) if metric else format_loss(tuned.loss)
+    figure = format_metric(metric, tuned.metrics[metric]) if metric in tuned.metrics else format_loss(tuned.loss)
     return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
 
 

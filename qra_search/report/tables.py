@@ -28,7 +28,7 @@ from qra_search.report.formatting import (
 from qra_search.report.table import TextTable
 from qra_search.runs.baselines import can_shuffle, shuffle_plan
 from qra_search.runs.comparison import Comparison, compare_losses
-from qra_search.runs.intervals import mean_interval
+from qra_search.runs.intervals import score_interval
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -95,7 +95,7 @@ def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
-        f"{format_metric_name(name)} {format_metric(name, mean, mean_interval(record.row_scores[name]))}"
+        f"{format_metric_name(name)} {format_metric(name, mean, score_interval(record.row_scores[name]))}"
         for name, mean in record.metrics.items()
     ]
     losses = ", ".join([f"test loss {format_loss(record.test_loss)}", *metrics])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.runs.baselines import is_shuffled
-from qra_search.runs.intervals import TWO_SIDED, Interval, bootstrap_log_ratio, mean_interval, standard_error
+from qra_search.runs.intervals import Interval, bootstrap_log_ratio, score_interval, seeds_half_width, standard_error
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.candidates import LossChange, Shown
@@ -53,7 +53,7 @@ class TunedPlan(TuningRecord):
 
     def metric_interval(self, name: str) -> Interval | None:
         """95% interval of a metric over its rows; None with too few."""
-        return mean_interval(self.row_scores[name])
+        return score_interval(self.row_scores[name])
 
 
 def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
@@ -68,7 +68,7 @@ def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     share = (loss - other_loss) / abs(other_loss)
     if min(loss, other_loss) <= 0:
         return LossChange(share)
-    seeds = TWO_SIDED * math.hypot(tuned.loss_error / loss, other.loss_error / other_loss)
+    seeds = seeds_half_width(*([record.test_loss / t.loss for record in t.records] for t in (tuned, other)))
     middle = math.log(loss / other_loss)
     same_rows = tuned.row_tokens == other.row_tokens
     rows = bootstrap_log_ratio(tuned.row_nats, other.row_nats) if same_rows else None
@@ -127,9 +127,9 @@ class Comparison(Shown):
 
     @property
     def metric_names(self) -> list[str]:
-        """Metrics of every plan that was tuned; the untuned model may lack some."""
+        """Metrics of the plan and of all beside it; the untuned model, and what diverged, may lack some."""
         whole = [t for t in self.tunings if not t.failed and t.role != "untuned"]
-        return [name for name in (whole[0].metrics if whole else {}) if all(name in t.metrics for t in whole)]
+        return [name for name in self.chosen.metrics if all(name in t.metrics for t in whole)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -171,6 +171,8 @@ def compare(
     tunings = []
     for same in by_plan.values():
         role = classify_record(same[0], space, plan)
+        if role == "uniform" and _is_unquantized(same[0].plan) and same[0].memory_bytes > budget_bytes:
+            role = "16-bit"  # a width of the space, too
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
             tunings.append(TunedPlan.from_seeds(role, same))
     tunings.sort(key=lambda t: (t.memory_bytes, t.loss))
@@ -193,9 +195,13 @@ def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None)
         return "plan"
     if space.contains(record.plan) and space.uniform_choice(record.plan) is not None:
         return "uniform"
-    if set(record.plan.bits) == {UNQUANTIZED_BITS}:
+    if _is_unquantized(record.plan):
         return "16-bit"
     return "shuffled" if plan is not None and is_shuffled(space, plan, record.plan) else "other"
+
+
+def _is_unquantized(plan: Plan) -> bool:
+    return set(plan.bits) == {UNQUANTIZED_BITS}
 
 
 def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:

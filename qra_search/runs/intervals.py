@@ -55,18 +55,39 @@ def share_interval(share: float, rows: int) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mean_interval(scores: Sequence[float]) -> Interval | None:
-    """Interval of a mean over independent rows, within 0 and 1 if all scores are; None with fewer than `LEAST_ROWS`.
+def score_interval(scores: Sequence[float]) -> Interval | None:
+    """Interval of a mean score over independent rows, within 0 and 1 if all scores are; None with fewer than
+    `LEAST_ROWS`.
 
     Scores between 0 and 1 vary at most as much as a share of rows with the same mean.
     """
-    if len(scores) < LEAST_ROWS:
+    if len(scores) >= LEAST_ROWS and min(scores) >= 0 and max(scores) <= 1:
+        return share_interval(float(np.mean(scores)), len(scores))
+    return mean_interval(scores)
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Interval of a mean over independent rows, such as of differences; None with fewer than `LEAST_ROWS`."""
+    if len(values) < LEAST_ROWS:
         return None
-    mean = float(np.mean(scores))
-    if min(scores) >= 0 and max(scores) <= 1:
-        return share_interval(mean, len(scores))
-    half = TWO_SIDED * float(np.std(scores, ddof=1)) / math.sqrt(len(scores))
+    mean, half = float(np.mean(values)), TWO_SIDED * standard_error(values)
     return mean - half, mean + half
+
+
+def seeds_half_width(values: Sequence[float], other_values: Sequence[float]) -> float:
+    """Half the width of the interval of a difference of means by the spread over seeds (Student 1908), which is taken
+    to be the same on both sides; nan if both have a single seed.
+
+    Two seeds say little about their spread: with two on either side the interval is twice as wide as with many.
+    """
+    from scipy.special import stdtrit  # a tenth of a second, which a refused command does without
+
+    sides = [np.asarray(side, dtype=float) for side in (values, other_values)]
+    freedom = sum(map(len, sides)) - 2
+    if freedom < 1:
+        return math.nan
+    variance = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / freedom
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance * sum(1 / len(side) for side in sides))
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ import pytest
 from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.report import formatting
+from qra_search.report.finding import summarize_comparison, write_verdict
 from qra_search.runs.baselines import is_shuffled, select_baselines, shuffle_plan
 from qra_search.runs.comparison import Comparison, TunedPlan, compare, compare_losses, select_tuned_plan
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
@@ -85,6 +86,28 @@ def test_the_baseline_is_the_best_uniform_plan_with_as_many_seeds_if_there_is_on
     assert lost.baseline is None and lost.metric_names == []
 
 
+def test_a_seed_that_diverged_takes_the_plans_metrics_and_no_sentence_fails() -> None:
+    scored = {"row_scores": {"exact_match": (1.0,) * 4}}
+    diverged = {"failed": "diverged: training loss is nan"}
+    lost = compared(record(PLAN, 4.0, **scored), record(PLAN, 0.0, seed=1, **diverged), record(LOW, 6.0, **scored))
+    assert lost.metric_names == [] and "exact_match" not in str(lost)
+    assert "diverged" in str(lost) and summarize_comparison(lost)
+    sixteen = compared(record(PLAN, 4.0, **scored), record(LOW, 6.0, **scored), record(SIXTEEN, 0.0, **diverged))
+    assert sixteen.metric_names == ["exact_match"]
+    assert "16-bit LoRA: diverged" in write_verdict(
+        search(ToyEvaluator(SPACE), evaluations=1, strategy="random"), sixteen
+    )
+
+
+def test_16_bit_lora_has_its_role_if_16_is_a_width_of_the_space() -> None:
+    space = make_toy_space(bits=(2, 16))
+    plan, sixteen = space.uniform_plans()[0], space.uniform(16, space.ranks[-1])
+    assert plan.bits[0] == 2 and sixteen is not None
+    for budget, role in ((space.memory_bytes(plan), "16-bit"), (space.memory_bytes(sixteen), "uniform")):
+        comparison = compare([record(plan, 4.0), record(sixteen, 3.0)], space, plan, budget)
+        assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", role]
+
+
 def test_a_runs_tuned_plan_is_its_own_or_the_last_chosen_in_its_place() -> None:
     other = Plan((8,) * 4 + (2,), (4,) * 5)
     records = [record(UNTUNED, 9.0, steps=0), record(LOW, 6.0), record(other, 3.0), record(SIXTEEN, 1.0)]
@@ -106,9 +129,10 @@ def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_non
     change = compare_losses(of_losses(1.0), of_losses(2.0))
     assert change is not None and (change.share, change.interval, change.may_be_chance) == (-0.5, None, False)
     change = compare_losses(of_losses(1.0, 1.2), of_losses(2.0, 2.0))
-    # Standard error of the mean of two losses that differ by 0.2: 0.1, a share of 1 / 11 of their mean.
+    # Standard error of the mean of two losses that differ by 0.2: 0.1, a share of 1 / 11 of their mean. Student's t of
+    # 2 degrees of freedom is 4.303.
     assert change is not None and change.interval is not None
-    assert np.log1p(change.interval) == pytest.approx(np.log(0.55) + np.array([-1, 1]) * 1.96 / 11)
+    assert np.log1p(change.interval) == pytest.approx(np.log(0.55) + np.array([-1, 1]) * 4.303 / 11, abs=1e-4)
 
 
 def test_rows_and_seeds_widen_the_interval_together_and_it_stays_above_minus_all() -> None:
