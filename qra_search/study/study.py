@@ -203,7 +203,7 @@ class Study:
         """The next proposals, at most as many as are given or there are free slots beside those in flight."""
         state = self.state
         room = most or (self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
-        room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING) - flying)  # each takes one at most
+        room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p not in state.seen]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
@@ -112,3 +115,21 @@ def test_no_more_is_evaluated_than_was_asked_for_with_any_batch_and_number_of_wo
     executor = InProcessExecutor(evaluator)
     executor.slots = slots
     assert search(evaluator, strategy="random", evaluations=asked, batch=batch, executor=executor).spent == asked
+
+
+def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):
+    together = threading.Barrier(4)  # an evaluation with fewer beside it waits, and fails
+
+    class Threads(InProcessExecutor):
+        slots = 4
+
+        def submit(self, proposal):
+            return pool.submit(self.evaluate, proposal)
+
+        def evaluate(self, proposal):
+            together.wait(5)
+            return self.evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+
+    with ThreadPoolExecutor(4) as pool:
+        result = search(evaluator, strategy="random", evaluations=12, executor=Threads(evaluator))
+    assert result.spent == 12 and not result.failures()
