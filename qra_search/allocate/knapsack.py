@@ -131,7 +131,7 @@ def _bisect(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarra
 
     def choose_by_price(price: float) -> tuple[np.ndarray, int, float]:
         priced = cost + price * size
-        choice = priced.argmin(1)
+        choice = np.where(priced == priced.min(1, keepdims=True), size, np.inf).argmin(1)  # of equals the smallest
         return choice, int(size[rows, choice].sum()), float(priced[rows, choice].sum()) - price * budget
 
     choice, total, bound = choose_by_price(0.0)

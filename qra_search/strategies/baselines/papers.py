@@ -59,7 +59,8 @@ class GuidedSteps(AdjacentSteps):
             return np.nanargmin(np.abs(values - wanted[..., None]), -1)
 
         fitting = bisect.bisect_right(range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s))))
-        return start(max(fitting - 1, 0))
+        # Even the first may not fit, if the smaller of two levels of one width is not the first of them.
+        return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
 
     def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
         """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""

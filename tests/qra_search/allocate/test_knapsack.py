@@ -45,6 +45,11 @@ def problems(draw):
     return cost, size, draw(st.integers(0, 120))
 
 
+def test_of_equal_costs_the_smallest_is_taken_where_all_fit():
+    cost, size = np.array([[1.0, 0.0, 0.0]]), np.array([[1, 9, 5]])
+    assert solve(cost, size, 100).tolist() == [2]
+
+
 @given(problems())
 @settings(max_examples=400, deadline=None)
 def test_solve_is_as_good_as_brute_force(problem):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import Sensitivities
+from qra_search.space.levels import Level
+from qra_search.space.memory import GroupwiseFormat
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, measure_importance
 from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
@@ -39,6 +41,15 @@ def test_a_warm_start_spends_the_budget():
     """Not all 2 bits, as an importance that defaults to zero would give, and not beyond what fits."""
     assert min(count_bytes(STEPS.make_warm_start(b)) / b for b in interpolate_budgets(SPACE, 0.3, 0.6, 1.0)) > 0.75
     assert STEPS.make_warm_start(SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
+
+
+def test_a_warm_start_fits_where_the_first_of_two_levels_of_a_width_is_larger():
+    levels = tuple(
+        Level(name, 4, format=GroupwiseFormat(4, metadata_bits=bits)) for name, bits in (("a", 64), ("b", 8))
+    )
+    space = make_toy_space(bits=levels)
+    steps = GuidedSteps(space, np.ones((2, len(space))))
+    assert space.memory.bytes(steps.make_warm_start(space.memory.minimum)) == space.memory.minimum
 
 
 def test_repair_takes_the_step_with_the_least_importance_a_byte_saved():
