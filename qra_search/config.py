@@ -31,7 +31,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 IN_MEMORY = "in-memory:"
 """What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 MAX_CONFIG_BYTES = 1 << 20
-MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
+MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
 MANY_FIELDS = 16
 """More than these are not named in an error."""
 
@@ -137,8 +137,8 @@ def read_yaml(text: str) -> Any:
             problem = ""
             if isinstance(event, yaml.AliasEvent):
                 problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
-                problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > (most := _find_most(event.value)):
+                problem = f"a value has {len(event.value)} characters, at most {most} are read"
             elif depth > MAX_YAML_DEPTH:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
             if problem:
@@ -148,6 +148,11 @@ def read_yaml(text: str) -> Any:
         raise ValueError(one_line(_format_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(one_line(str(error), 500)) from None
+
+
+def _find_most(value: str) -> int:
+    """How long a value may be; what may be a number has no spaces."""
+    return MAX_YAML_TEXT if " " in value else MAX_YAML_WORD
 
 
 class _Loader(yaml.SafeLoader):

@@ -191,9 +191,12 @@ def read_pair(text: str, option: str = "--set", example: str = "training.learnin
 
 
 def read_numbers(option: str, text: str) -> list[float]:
-    """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them."""
+    """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them, or
+    there is none."""
     try:
         parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise ValueError
         return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]
     except ValueError:
         raise BadInput(f"{option} is {text!r}: numbers with commas between are needed, such as 2,3,4") from None

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
-from qra_search.config import RunConfig, dump_config, find_differences, load_config
+from qra_search.config import RunConfig, dump_config, find_differences, load_config, read_yaml
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
@@ -105,6 +105,10 @@ class RunFolder:
         """
         self.check_begin(config, resume=resume)
         try:
+            read_yaml(dump_config(config))
+        except ValueError as error:
+            raise BadInput(f"these settings could not be read back: {error}") from error
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.path).close()
         except OSError as error:
@@ -168,13 +172,13 @@ class RunFolder:
 
     def plan(self) -> Plan:
         """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
-        result = self.result()
-        if self.plan_file.is_file():
-            return read_plan(result.space, self.plan_file)
-        plan = result.choose_plan()
+        plan = self._find_plan(self.result())
         if plan is None:
             raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
         return plan
+
+    def _find_plan(self, result: SearchResult) -> Plan | None:
+        return read_plan(result.space, self.plan_file) if self.plan_file.is_file() else result.choose_plan()
 
     def tuning(self, id: str) -> TuningFolder:
         """The folder of a tuning, which may be yet to be made."""
@@ -201,7 +205,7 @@ class RunFolder:
         result = self.result()
         own = None
         if plan is None:
-            own = self.plan()
+            own = self._find_plan(result)
             plan = select_tuned_plan(records, result.space, own)
         if budget_bytes is None:
             budget_bytes = max(result.memory_budgets, default=0)

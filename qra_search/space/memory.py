@@ -98,6 +98,8 @@ class MemoryModel:
         return int(budget)
 
 
+MOST_BYTES = 2**63
+"""Sums of bytes are 64-bit integers."""
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 NUMBER = r"([0-9]{1,18}(?:\.[0-9]*)?|\.[0-9]+)"
 SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re.ASCII)
@@ -114,7 +116,9 @@ def parse_bytes(text: str | int | float) -> int:
         value, unit = float(match.group(1)), (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"a size in bytes must be positive, got {text!r}")
-    return int(value * _UNITS[unit])
+    if (size := value * _UNITS[unit]) >= MOST_BYTES:
+        raise BadInput(f"{text!r} is more than any machine has: write fewer bytes")
+    return int(size)
 
 
 def format_bytes(count: int | float) -> str:

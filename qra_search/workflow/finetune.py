@@ -149,6 +149,10 @@ def tune_missing(
 def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
     if not (record.failed or math.isfinite(record.test_loss)):
         record = replace(record, failed=f"diverged: test loss is {record.test_loss}", row_nats=())
+    if not math.isfinite(validation := record.validation_loss or 0.0):
+        record = replace(
+            record, failed=record.failed or f"diverged: validation loss is {validation}", validation_loss=None
+        )
     record = replace(record, settings=settings, finished_at=time.time())
     tuning.write(record)
     return record

@@ -96,6 +96,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
             f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
         )
     sensitivities.check(space)
+    folder.check_begin(config, resume=True)  # of another process, perhaps, by now
     result = folder.result() if folder.log_file.is_file() else None
     if result is None or not result.trials:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
@@ -142,9 +143,14 @@ def search_run(
             study.stop()
             listener.say("stopping after the running evaluations, which are saved; press Ctrl-C again to stop now")
 
+        planned = folder.plan_file.read_text() if folder.plan_file.is_file() else None
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
-        with on_interrupt(stop):
-            result = study.run()
+        try:
+            with on_interrupt(stop):
+                result = study.run()
+        finally:
+            if planned is not None and not any(trial.done for trial in log.trials):
+                write_text(folder.plan_file, planned)  # nothing came of it
     result.write(folder.path, evaluator=evaluator.describe())
     write_report(folder, result)
     if not result.candidates and not study.stopping:

@@ -108,6 +108,7 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any
         ("? [a, b]\n: 3", "a key is one word"),
         ("options: {a: " + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
         ("search: {seed: 0x" + "f" * 5000 + "}", "a value has 5002 characters, at most 2000 are read"),
+        ("task: {name: " + "a b " * 6000 + "}", "at most 20000 are read"),
         ("#" * (MAX_CONFIG_BYTES + 1), f"a config has at most {MAX_CONFIG_BYTES}"),
     ],
 )

@@ -67,6 +67,9 @@ def test_a_rate_that_diverges_is_said_and_left_out(qra: Qra, searched: Path, tun
     done = qra("finetune", searched, *RATES, "--against", "none")
     assert done.status == 0 and "learning rate 0.002: the plan could not be tuned with seed 0: diverged" in done.err
     assert "learning rate 0.001 has the lowest validation loss" in done.err
+    tuner["rates"] = {5e-4: 1.2, 4e-3: float("inf")}
+    done = qra("finetune", searched, "--rates", "5e-4,4e-3", "--against", "none")
+    assert done.status == 0 and "learning rate 0.004: the plan could not be tuned with seed 0: diverged" in done.err
     tuner["rates"] = {0.1: 9.0, 0.2: 9.0}
     done = qra("finetune", searched, "--rates", "0.1,0.2", "--against", "none")
     assert done.status == 1 and "the plan cannot be tuned at any of 2 learning rates: give lower ones" in done.err
@@ -76,6 +79,7 @@ def test_rates_that_cannot_be_compared_are_refused(
     qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert qra("finetune", searched, "--rates", "fast").status == 2
+    assert qra("finetune", searched, "--rates", ",").status == 2
     refused = qra("finetune", searched, "--rates", "1e-3,0")
     assert refused.status == 2 and "training.learning_rate is 0" in refused.err and not tuner["tuned"]
     tuner["rates"] = {5e-4: None}  # as records of earlier versions
