@@ -95,8 +95,8 @@ SETTINGS: dict[str, Any] = {
                        "answers, in a file or as module:NAME. May be given several times."),
     "memory": _setting(list[str], "--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or "
                        "uniform3r8. May be given several times; a search without it looks for the whole front."),
-    "bits": _setting(str, "--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a small budget, "
-                     "less."),
+    "bits": _setting(str, "--bits 2,2.5,3", "Bit-widths to choose from; by default 2,3,4,8 or, for a budget below 3 "
+                     "bits, 1,1.5,2,2.5,3,4."),
     "ranks": _setting(str, "--ranks 2,4,8,16,32", "LoRA ranks to choose from; these are the default."),
     "granularity": _setting(str, "--granularity module|expert|layer|fused", "Which weights share one bit-width and "
                             "rank: a linear, an expert, a layer, or fused shards."),
@@ -190,7 +190,7 @@ def read_pair(text: str, option: str = "--set", example: str = "training.learnin
         raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
 
 
-def read_numbers(option: str, text: str) -> list[float]:
+def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
     """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them, or
     there is none."""
     try:
@@ -199,7 +199,7 @@ def read_numbers(option: str, text: str) -> list[float]:
             raise ValueError
         return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]
     except ValueError:
-        raise BadInput(f"{option} is {text!r}: numbers with commas between are needed, such as 2,3,4") from None
+        raise BadInput(f"{option} is {text!r}: numbers with commas between are needed, such as {example}") from None
 
 
 def _read(name: str, value: Any) -> Any:

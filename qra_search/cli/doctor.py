@@ -147,5 +147,5 @@ def _print_cards(config: RunConfig, *, as_json: bool) -> None:
               format_bytes(card["host_bytes"]))
         for card in cards
     ]  # fmt: skip
-    heads = ("card", "settings that fit", "highest peak", "memory beside it")
+    heads = ("card", "settings that fit", "highest peak", "host memory")
     common.stdout().print(TextTable("", heads, rows, left=heads))

@@ -65,7 +65,7 @@ def finetune(
         "steps": steps, "epochs": epochs, "device": device, "settings": dict(map(common.read_pair, sets or [])),
     }  # fmt: skip
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    chosen_from = None if rates is None else common.read_numbers("--rates", rates)
+    chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
     view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:
         if dry_run:

@@ -24,7 +24,7 @@ from qra_search.workflow.settings import check_budget, make_folder_name
 def plan(
     given: Mapping[str, Any], out: common.OutRun = None, dry_run: common.DryRun = False, as_json: common.Json = False
 ) -> None:
-    """Choose bits and ranks for a budget from measured sensitivities alone: minutes, no training.
+    """Choose bits and ranks for a budget from measured sensitivities alone, without training.
 
     Quantizes, measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
     gained over uniform plans of the same bytes. The run it leaves is tuned by `qra finetune` and searched further by

@@ -97,10 +97,12 @@ def make_heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities 
         HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, steps, embeddings),
     ]
     if sensitivities is not None:
-        damage = np.maximum(sensitivities.bits_damage[:, 0], 0.0)
+        fewest = space.bits_allowed.argmax(1)
+        at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
+        damage = np.maximum(np.take_along_axis(sensitivities.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
         unit, scale = choose_damage_unit(damage)
         steps_of_groups, legend = compute_damage_steps(damage * scale)
-        remark = f"rise of the loss with one group alone at {format_level(space.bits[0])}, in {unit}"
+        remark = f"rise of the loss with one group alone at {at}, in {unit}"
         labels = [f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" for value in damage * scale]
         maps.append(
             HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, steps_of_groups.tolist(), labels, legend, embeddings)

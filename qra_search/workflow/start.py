@@ -27,7 +27,7 @@ def plan(
     progress: ProgressArgument = None,
     **keywords: Any,
 ) -> Run:
-    """Choose bits and rank of every layer for a budget from measured sensitivities: minutes, no training.
+    """Choose bits and rank of every layer for a budget from measured sensitivities, without training.
 
     Does what `qra plan` does, and leaves the same folder.
 
