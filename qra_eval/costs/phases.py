@@ -201,7 +201,7 @@ class _Run(Sizes):
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
-        answer = task.max_answer_tokens(task.split(split)[:scored], tuner.tokenizer)
+        answer = tuner.count_answer_tokens(task.split(split)[:scored])
         text = tuner.model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)

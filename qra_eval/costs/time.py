@@ -92,7 +92,7 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     if not task.metrics or tuner.tokenizer is None:
         return seconds
     scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
-    longest = task.max_answer_tokens(task.split("test")[: finetune.test_rows], tuner.tokenizer)
+    longest = tuner.count_answer_tokens(task.split("test")[: finetune.test_rows])
     return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
 

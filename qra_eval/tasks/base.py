@@ -88,7 +88,8 @@ class Task(ABC):
         if examples and examples[0].choices:
             scores = score_choices(measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples)
         if self.metrics:
-            most = self.max_answer_tokens(examples, tokenizer)
+            # Half is the prompt's: a longer answer than a training sees is learnt in part only.
+            most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
             answers = self.answer_examples(model, tokenizer, examples, most, **options)
             scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
         return scores
@@ -138,7 +139,10 @@ class Task(ABC):
             some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
             prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
             heads = [chat.head if (chat := chats[i]) else 0 for i in some]
-            texts = generate_answers(model, tokenizer, prompts, max_new_tokens, special=plain, heads=heads, **options)
+            ends = sorted({end for chat in chats if chat and not plain for end in chat.end_tokens})
+            texts = generate_answers(
+                model, tokenizer, prompts, max_new_tokens, special=plain, heads=heads, ends=ends, **options
+            )
             for i, text in zip(some, texts, strict=True):
                 opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
                 found = text.lstrip()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that has none."""
 Turns = Sequence[Mapping[str, str]]
+TEMPLATE_DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a date alone, that of Llama 3.1's template
+"""What a chat template that prints the date takes for today."""
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 GENERATION_BLOCK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 """Begins the block in which a template marks what the assistant says."""
 
@@ -160,6 +165,7 @@ class Chat:
         prompt: up to where the answer begins.
         opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
             and no part of it.
+        closing: what it puts after the answer.
         head: tokens at the prompt's left that are in every prompt, the system's turn among them.
     """
 
@@ -167,7 +173,14 @@ class Chat:
         self.example, self.tokenizer = example, tokenizer
         self.turns: Turns = _add_answer(example)
         self.prompt, answer = _split_chat(self.turns, tokenizer)
-        self.opening = answer.partition(self.turns[-1]["content"])[0]
+        content = self.turns[-1]["content"].strip()
+        self.opening = answer.partition(content)[0]
+        if answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
+            others = (
+                _split_chat((*self.turns[:-1], {**self.turns[-1], "content": other}), tokenizer) for other in "AB"
+            )
+            self.opening = commonprefix([other for _, other in others])
+        self.closing = answer[len(self.opening) + len(content) :]
         self.head = _count_fixed_tokens(self.turns, self.prompt, tokenizer)
 
     @cached_property
@@ -175,6 +188,12 @@ class Chat:
         """The opening as a generated answer begins with it: without special tokens."""
         ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+
+    @cached_property
+    def end_tokens(self) -> list[int]:
+        """The special token that the template ends a turn with, if it does: the tokenizer may name another."""
+        ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"][:1] if self.closing else []
+        return [id for id in ids if id in self.tokenizer.added_tokens_decoder]
 
     def make_prompt(self, room: int | None = None) -> str:
         """The prompt; if it takes more than `room` tokens its oldest exchanges are left out, as `encode_chat` does."""
@@ -199,11 +218,18 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:
         return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted, **_fix_date(tokenizer)
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise BadInput(f"the model's chat template rejects a conversation of roles {roles}: {error}") from error
+
+
+def _fix_date(tokenizer: Any) -> dict[str, Any]:
+    """The template with one day in place of today's, if it prints that: else rows would differ from day to day."""
+    template = tokenizer.get_chat_template()
+    fixed = TODAY.sub(lambda found: repr(TEMPLATE_DAY.strftime(found[2])), template)
+    return {} if fixed == template else {"chat_template": fixed}
 
 
 def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -213,8 +239,9 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
         if not tokenizer.is_fast:
             raise BadInput(f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not")
         marked = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            **_fix_date(tokenizer),
+        )  # fmt: skip
         ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         if not any(labelled):
             raise BadInput("the tokenizer's chat template marks no assistant tokens: fix its generation block")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from qra_eval.tasks.encoding import encode_prompt, truncate_left
@@ -19,6 +20,7 @@ def generate_answers(
     room: int | None = None,
     special: bool = True,
     heads: Sequence[int] | None = None,
+    ends: Sequence[int] = (),
 ) -> list[str]:
     """Continue each prompt greedily until the end token, a stop text, or `max_new_tokens`.
 
@@ -29,6 +31,7 @@ def generate_answers(
         room: tokens of a prompt, at least one; a longer one loses its left.
         special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
         heads: tokens at the left of each prompt that it keeps, such as the system's turn; at most half of `room`.
+        ends: tokens that end an answer, beside those of the tokenizer and the model.
     """
     import torch  # seconds, which a task that is refused does without
     from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
@@ -42,17 +45,17 @@ def generate_answers(
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
     pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list | tuple) else [of_model])} - {None}
-    # A config of our own: a model's may ask for sampling.
+    known_ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list | tuple) else [of_model]), *ends}
     config = GenerationConfig(
-        do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None, max_new_tokens=max_new_tokens
-    )
+        do_sample=False, pad_token_id=pad, eos_token_id=sorted(known_ends - {None}) or None,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
     criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
     device = next(model.parameters()).device
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _set_generation_config(model, config):
         for batch in group_by_length(list(map(len, ids)), batch_size):
             longest = max(len(ids[i]) for i in batch)
             missing = [longest - len(ids[i]) for i in batch]
@@ -61,7 +64,23 @@ def generate_answers(
             out = model.generate(
                 input_ids=tokens, attention_mask=mask, generation_config=config, stopping_criteria=criteria
             )
-            for i, text in zip(batch, tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True), strict=True):
+            texts = tokenizer.batch_decode(
+                out[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for i, text in zip(batch, texts, strict=True):
                 answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
     model.train(was_training)
     return answers
+
+
+@contextmanager
+def _set_generation_config(model: Any, config: Any) -> Iterator[None]:
+    """A model with this config in place of its own, which `generate` takes all from that is not given, such as sampling
+    or a repetition penalty."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    own = getattr(base, "generation_config", None)
+    base.generation_config = config
+    try:
+        yield
+    finally:
+        base.generation_config = own

@@ -15,7 +15,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import select_conflicting
 from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
-from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
@@ -158,9 +158,13 @@ class FineTuner:
         examples = task.split(split)[:rows]
         if not examples:
             return {}
-        room = self.compute_max_length(task.max_answer_tokens(examples, self.tokenizer))
+        room = self.compute_max_length(self.count_answer_tokens(examples))
         together = SCORED_TOGETHER * self.device_batch_size
         return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
+
+    def count_answer_tokens(self, examples: Sequence[Example]) -> int:
+        """Most tokens of a generated answer; no more than a row has, as longer ones are learnt in part."""
+        return min(self.rows.task.max_answer_tokens(examples, self.tokenizer), self.settings.max_length)
 
     def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""

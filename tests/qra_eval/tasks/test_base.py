@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from evaluators import make_evaluator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,3 +123,23 @@ def task_of(**splits: object) -> Task:
 def test_splits_that_are_no_test_are_refused(splits: dict[str, object], message: str):
     with pytest.raises(BadInput, match=message):
         task_of(**splits).split("test")
+
+
+@pytest.mark.parametrize(("room", "most"), [(200, 12), (16, 8)])
+def test_a_long_wanted_answer_leaves_half_of_the_room_to_the_prompt(monkeypatch, room, most):
+    task, heard = make_task("arithmetic"), []
+    monkeypatch.setattr(task, "max_answer_tokens", lambda examples, tokenizer: 12)
+    monkeypatch.setattr(task, "answer_examples", lambda m, t, examples, n, **rest: heard.append(n) or ["1"])
+    task.score_rows(None, None, [Example("1 + 1 =", " 2")], max_length=room)
+    assert heard == [most]
+
+
+def test_an_answer_is_no_longer_than_a_row_of_the_training():
+    rows = [{"prompt": f"p{i}", "answer": "x" * (500 if i == 3 else 1)} for i in range(40)]
+    tuner = make_evaluator("tiny", rows, training={"max_length": 32}).tuner
+    assert tuner.rows.task.max_answer_tokens(list(map(make_long, "ab")), tuner.tokenizer) > 500
+    assert tuner.count_answer_tokens(list(map(make_long, "ab"))) == 32
+
+
+def make_long(prompt):
+    return Example(prompt, "x" * 500)

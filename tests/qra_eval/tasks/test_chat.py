@@ -118,6 +118,44 @@ def test_an_empty_thought_is_no_part_of_an_answer(monkeypatch, said):
     assert task.max_answer_tokens([example], made) >= thought + len(made("No")["input_ids"])
 
 
+@pytest.mark.parametrize("said", ["k", "think", "n", "yes"])
+def test_an_answer_that_is_a_part_of_what_comes_before_it_is_told_apart(monkeypatch, said):
+    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
+    example = Example("", said, messages=tuple(TURNS[:-1]))
+    chat = Chat(example, made)
+    assert (chat.opening, chat.closing) == ("<think></think>", "<|end|>")
+    monkeypatch.setattr(
+        "qra_eval.tasks.base.generate_answers",
+        lambda m, t, prompts, n, **rest: [f"<think></think>{said}"] * len(prompts),
+    )
+    assert task.answer_examples(None, made, [example], 9, max_length=200) == [said]
+
+
+def test_an_answer_ends_with_the_special_token_that_ends_its_turn(monkeypatch):
+    """As of a base model, whose tokenizer names the end of a text."""
+    heard = {}
+    for template, ends in (
+        (CHATML.replace("<|end|>", "<|im_end|>"), ["<|im_end|>"]),
+        (CHATML.replace("<|end|>", ""), []),
+    ):
+        made = tokenizer(template)
+        made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+        task, example = JSONLTask([{"messages": TURNS}] * 3, chat=True), make_example({"messages": TURNS}, "")
+        monkeypatch.setattr(
+            "qra_eval.tasks.base.generate_answers",
+            lambda m, t, prompts, n, **rest: heard.update(rest) or [""] * len(prompts),
+        )
+        task.answer_examples(None, made, [example], 9, max_length=200)
+        assert made.convert_ids_to_tokens(heard["ends"]) == ends
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(monkeypatch, marked):
+    made = tokenizer("{{ 'Today: ' + strftime_now('%d %b %Y') }}" + (MARKED if marked else CHATML))
+    row = encode(TURNS, made, 512)
+    assert made.decode(row.input_ids).startswith("Today: 26 Jul 2024")
+
+
 def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     made, asked = tokenizer(THINKING), TURNS[3]
     monkeypatch.setattr("qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import tiny_config_model
+from transformers import GenerationConfig
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example
@@ -83,6 +84,26 @@ def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family):
     expected = [text[: min((text.find(end) for end in ends if end in text), default=None)] for text in expected]
     assert len(set(map(len, expected))) > 1
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=4, stop=ends) == expected
+
+
+def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
+    prompts = ["a", "12 + 7 ="]
+    expected = generate_answers(model, TOKENIZER, prompts, 12)
+    own = model.generation_config
+    model.generation_config = asked = GenerationConfig(
+        do_sample=True, temperature=3.0, repetition_penalty=5.0, no_repeat_ngram_size=1, num_beams=2,
+        num_return_sequences=2, stop_strings=["a"],
+    )  # fmt: skip
+    try:
+        assert generate_answers(model, TOKENIZER, prompts, 12) == expected
+        assert model.generation_config is asked
+    finally:
+        model.generation_config = own
+
+
+def test_an_answer_ends_at_the_tokens_that_are_given():
+    script = Scripted(tiny_config_model("llama", vocab_size=258), "abc")
+    assert generate_answers(script.model, TOKENIZER, ["p"], 9, ends=TOKENIZER("b")["input_ids"]) == ["ab"]
 
 
 class Scripted:
