@@ -20,6 +20,7 @@ from qra_eval.models.device import send_tensor
 from qra_eval.models.experts import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Progress
 from qra_search.files import read_json, write_text
 from qra_search.log.trial_log import describe_process
@@ -157,7 +158,12 @@ class Bank:
         `damage`: at each of the layer's levels (`LayerMoments.estimate_damage`); 0 where the linear cannot be stored.
         `spectrum`: see `LayerMoments`.
         """
-        return read_json(self.get_figures_file(layer))
+        try:
+            figures: dict[str, Any] = read_json(self.get_figures_file(layer))
+        except BadInput as error:
+            log.warning("%s: measuring again", error)
+            return None
+        return figures if figures and {*self.list_names(layer)} <= figures.get("damage", {}).keys() else None
 
     def _open(self, layer: int, bits: LevelName) -> tuple[Any, dict[str, list[str]]] | None:
         """The opened file of a layer at a level, and the keys of each linear; None if it is missing or not whole.

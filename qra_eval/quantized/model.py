@@ -20,9 +20,9 @@ from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_confi
 from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
-from qra_eval.quantized.calibration import WEIGHTINGS
+from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
 from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
-from qra_eval.tasks.batches import Batch, make_pass_batches
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
 from qra_eval.tasks.rows import Rows
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
@@ -229,7 +229,9 @@ class QuantizedModel:
         return max(CALIBRATION_ROWS, min(enough, MOST_CALIBRATION_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
-        return make_pass_batches(self.rows("train", self.calibration_rows))
+        # Experts read tokens without their places: what is padding could not be left out of their moments.
+        has_experts = any(get_expert_kind(name) != name for name in self.linears)
+        return make_pass_batches(self.rows("train", self.calibration_rows), 1 if has_experts else PASS_MULTIPLE)
 
     @property
     def compute(self) -> torch.dtype:

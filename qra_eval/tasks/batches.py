@@ -86,15 +86,18 @@ def make_batches(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
     return [collate([rows[i] for i in order[start:end]]) for start, end in itertools.pairwise(ends)]
 
 
-def make_pass_batches(rows: Sequence[Encoded]) -> list[Batch]:
+def make_pass_batches(rows: Sequence[Encoded], multiple: int = PASS_MULTIPLE) -> list[Batch]:
     """Batches for passes that go layer by layer, in order of length: as large as they are quick, whatever a training's.
 
     In memory is one layer's share of them. Few lengths: for bfloat16 on a CPU oneDNN compiles its products anew for
     each, and keeps them: 128 rows of 99 lengths took twice the time and 530 MiB more.
+
+    Args:
+        multiple: that lengths are padded to.
     """
     size = max(1, min(PASS_ROWS, PASS_TOKENS // max(map(len, rows))))
     groups = group_by_length(list(map(len, rows)), size)
-    return [collate([rows[i] for i in group], multiple=PASS_MULTIPLE) for group in groups]
+    return [collate([rows[i] for i in group], multiple=multiple) for group in groups]
 
 
 def schedule_batches(

@@ -36,6 +36,15 @@ def test_the_wrapper_equals_peft_to_the_bit(dtype):
     assert torch.equal(mine(x), theirs(x))
 
 
+@pytest.mark.parametrize(("stored", "passed"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_a_linear_in_16_bits_multiplies_in_the_dtype_of_its_input(stored, passed):
+    """As in a pass in float32, or if a model computes in another dtype than it is stored in."""
+    base, x = linear(stored), torch.randn(3, 24).to(passed)
+    wrapped = adapters.AdaptedLinear(base)
+    wrapped.set_base(module=base)
+    assert torch.equal(wrapped(x), nn.functional.linear(x, base.weight.to(passed), base.bias.to(passed)))
+
+
 def test_the_bias_is_where_the_plain_weight_is():
     """As on a card, where the model's own linears stay on the host; the meta device stands in for one."""
     wrapped = adapters.AdaptedLinear(nn.Linear(8, 4))

@@ -17,6 +17,7 @@ from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build, run_in_threads
 from qra_eval.tasks.batches import Batch
+from qra_search.files import write_json
 
 CPU = torch.device("cpu")
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -103,6 +104,17 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     bank = make(model, tmp_path, backend)
     assert backend.levels == [(3,)] * EACH and torch.equal(bank.load_weight(FIRST, 3), weight)
     assert path.name in caplog.text and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", '{"damage": {"model.lay', "{}", '{"damage": {}, "spectrum": {}}'])
+def test_figures_that_are_cut_off_are_as_none(model, tmp_path, backend, content):
+    bank = make(model, tmp_path, backend)
+    names = bank.list_names(1)
+    whole = {"damage": {name: [1.0] for name in names}, "spectrum": {}}
+    write_json(bank.get_figures_file(1), whole)
+    assert bank.read_figures(1) == whole and bank.read_figures(2) is None
+    bank.get_figures_file(1).write_text(content)
+    assert bank.read_figures(1) is None
 
 
 def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(model, tmp_path):

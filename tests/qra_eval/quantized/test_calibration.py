@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evaluators import make_evaluator
+from tiny_families import save_tiny
 from torch import nn
 
 from qra_eval.models.embeddings import find_tables
@@ -19,7 +21,7 @@ from qra_eval.quantized.calibration import (
     compute_singular_values,
 )
 from qra_eval.quantized.passes import pass_layers
-from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch
 
 CPU = torch.device("cpu")
 
@@ -166,3 +168,13 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
     ]  # fmt: skip
     for name, hessian in gathered(model, padded).items():
         torch.testing.assert_close(hessian, expected[name])
+
+
+@pytest.mark.parametrize(("family", "is_padded"), [("llama", True), ("qwen3_moe", False)])
+def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, family, is_padded):
+    """An expert's tokens come without their places, so that padding would count."""
+    evaluator = make_evaluator(save_tiny(family, tmp_path / "m"), quantization={"cache": str(tmp_path / "bank")})
+    model = evaluator.tuner.quantized_model
+    longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))
+    widest = max(batch.input_ids.shape[1] for batch in model.calibration_batches())
+    assert longest % PASS_MULTIPLE and (widest > longest) == is_padded
