@@ -197,7 +197,7 @@ class TrainingConfig(Section):
     scales: bool | Literal["auto"] = Field(
         "auto",
         description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
-        "those of whole rows, which cost little (not of experts); those of groups make a step up to half as long again",
+        "those of whole rows, which cost little; those of groups make a step up to half as long again",
     )
     scales_rate: float = Field(1e-3, gt=0, description="learning rate of trained scales, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")

@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.sources import read_field
+from qra_eval.tasks.sources import check_characters, read_field
 from qra_search.errors import BadInput, shorten
 
 FORMS = (
@@ -76,12 +76,12 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
         question, choices, label = read_choices(row, where)
         prompt = question if asked == "prompt" else format_question(question)
         spaced = tuple(_join_answer(prompt, choice) for choice in choices)
-        messages = (*_list_system_turns(row), {"role": "user", "content": prompt})
-        return Example(_write_system_text(row) + prompt, spaced[label], spaced, label, messages=messages)
+        messages = (*_list_system_turns(row, where), {"role": "user", "content": prompt})
+        return Example(_write_system_text(row, where) + prompt, spaced[label], spaced, label, messages=messages)
     if asked is not None and answered is not None:
         prompt, answer = _read_text(row, asked, where), _read_answer(row, answered, where)
-        messages = (*_list_system_turns(row), {"role": "user", "content": prompt.strip()})
-        return Example(_write_system_text(row) + prompt, _join_answer(prompt, answer), messages=messages)
+        messages = (*_list_system_turns(row, where), {"role": "user", "content": prompt.strip()})
+        return Example(_write_system_text(row, where) + prompt, _join_answer(prompt, answer), messages=messages)
     empty = f" ({', '.join(map(repr, sorted(nothing)))} null)" if nothing else ""
     raise BadInput(
         f"{where}: fields are {_list_fields(row)}{empty}; allowed are {FORMS}; name others by --columns "
@@ -118,7 +118,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
             f"{where}: answer is {shorten(answer, 60)}: the index of a choice (0 to {len(choices) - 1}), or the text "
             "or label of a single one, is needed; to learn it as a text use --columns prompt=...,answer=..."
         )
-    return question, list(choices), found[0]
+    return question, [check_characters(choice, "choices", where) for choice in choices], found[0]
 
 
 def format_question(text: str) -> str:
@@ -137,19 +137,21 @@ def _make_instruction(row: Mapping[str, Any], where: str) -> Example:
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
     answer = _read_answer(row, "output", where)
-    messages = (*_list_system_turns(row), {"role": "user", "content": asked})
-    return Example(f"{_write_system_text(row)}{prompt}### Response:\n", answer, messages=messages)
+    messages = (*_list_system_turns(row, where), {"role": "user", "content": asked})
+    return Example(f"{_write_system_text(row, where)}{prompt}### Response:\n", answer, messages=messages)
 
 
-def _list_system_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_system_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     """The turn of a row's field `system`, if it has one that is not blank."""
     text = row.get("system")
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
+    if not (isinstance(text, str) and text.strip()):
+        return []
+    return [{"role": "system", "content": check_characters(text, "system", where)}]
 
 
-def _write_system_text(row: Mapping[str, Any]) -> str:
+def _write_system_text(row: Mapping[str, Any], where: str) -> str:
     """What stands before a prompt that goes through no chat template."""
-    return "".join(f"{turn['content']}\n\n" for turn in _list_system_turns(row))
+    return "".join(f"{turn['content']}\n\n" for turn in _list_system_turns(row, where))
 
 
 def _read_turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str]]:
@@ -165,10 +167,10 @@ def _read_turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content, or drop it")
-        content = _check_characters(read_field(message, said, str, place), said, place)
+        content = check_characters(read_field(message, said, str, place), said, place)
         turns.append({"role": roles[role], "content": content})
     own = any(turn["role"] == "system" for turn in turns)
-    return turns if own else [*_list_system_turns(row), *turns]
+    return turns if own else [*_list_system_turns(row, where), *turns]
 
 
 def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
@@ -186,24 +188,15 @@ def _read_text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = read_field(row, name, (str, int, float), where)
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
-    return _check_characters(str(value), name, where)
+    return check_characters(str(value), name, where)
 
 
 def _read_answer(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field; an object or list is taken as its compact JSON text."""
     value = row.get(name)
     if isinstance(value, dict | list):
-        return _check_characters(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
+        return check_characters(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
     return _read_text(row, name, where)
-
-
-def _check_characters(text: str, name: str, where: str) -> str:
-    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix or remove the row") from None
-    return text
 
 
 def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -179,6 +179,15 @@ def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
     return value
 
 
+def check_characters(text: str, name: str, where: str) -> str:
+    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix or remove the row") from None
+    return text
+
+
 def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None) -> dict[SplitName, list[Row]]:
     """The rows of a mapping of splits, by the usual names or by those given."""
     chosen: dict[str, str] = dict(splits or {})

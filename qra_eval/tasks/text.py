@@ -15,6 +15,7 @@ from qra_eval.tasks.sources import (
     READERS,
     STEMS,
     Row,
+    check_characters,
     find_split_files,
     is_file_name,
     read_field,
@@ -114,7 +115,7 @@ def _read(path: Path) -> Text:
 
 def _read_paragraphs(rows: Sequence[Row], what: str) -> Text:
     """Rows of `{"text"}`, each of which is a paragraph."""
-    text = Text([read_field(row, "text", str, where) for where, row in rows])
+    text = Text([check_characters(read_field(row, "text", str, where), "text", where) for where, row in rows])
     if not any(part.strip() for part in text.parts):
         raise BadInput(f"{what} has no text")
     return text

@@ -13,6 +13,7 @@ from evaluators import make_evaluator
 from qra_backends import make_backend
 from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
+from transformers import AutoConfig
 
 from qra_eval.costs.cards import CARDS, list_cards
 from qra_eval.costs.meter import MemoryCounter
@@ -183,6 +184,25 @@ def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
     whole, short, long = (Sketch(config, torch.bfloat16, **options, layers=n) for n in (5, 1, 2))
     taken = [sketch.count_pass_bytes(2, 30, 20, training=True) for sketch in (whole, short, long)]
     assert taken[0] == pytest.approx(taken[2] + 3 * (taken[2] - taken[1]), rel=0.02)
+
+
+EXPERTS: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "own"), [("gpt_oss", {}), ("llama4_text", {"intermediate_size_mlp": 128, "num_experts_per_tok": 1})]
+)
+def test_a_sketch_is_drawn_of_models_that_multiply_experts_at_once_or_read_the_tables_weight(
+    kind: str, own: dict[str, Any], tables: bool
+) -> None:
+    config = AutoConfig.for_model(kind, **EXPERTS | own)
+    config._attn_implementation = "eager"
+    sketch = Sketch(config, torch.float32, tables=tables, rank=4, checkpointing=False, layers=2)
+    assert sketch.count_pass_bytes(2, 16, 8, training=True) > sketch.count_pass_bytes(1, 16, 8, training=True) > 0
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

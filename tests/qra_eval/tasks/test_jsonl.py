@@ -111,6 +111,8 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": HI}, "must end with a message"),
         ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
         ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "'content' has an incomplete"),
+        ({"question": "q", "choices": ["a", "b\ud83d"], "answer": 0}, "'choices' has an incomplete"),
+        ({"instruction": "a", "output": "b", "system": "c\ud83d"}, "'system' has an incomplete"),
         ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
