@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.space import ADAPTER_DTYPE
-from qra_eval.quantized.tensorfile import HEADER, write_tensors
+from qra_eval.quantized.tensorfile import write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.errors import RunFailed
-from qra_search.files import get_digest_file, write_json
+from qra_search.files import write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
@@ -49,13 +49,12 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
     folder.mkdir(parents=True, exist_ok=True)
     if base:
         write_tensors(tensors, folder / BASE_FILE)
-        digest = get_digest_file(folder / BASE_FILE).read_text().split()[0]
     else:
-        digest = hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest()
         stored = read_bank_tensors(bank, space, plan)
         changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
         if changed:
             write_tensors(changed, folder / SCALES_FILE)
+    digest = hash_tensors(tensors)
     if any(plan.ranks):
         write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
     data = plan_to_dict(space, plan)
@@ -77,9 +76,18 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)
-    if hashlib.sha256(serialize(tensors, metadata=HEADER)).hexdigest() != read_plan_file(folder).get(BASE_DIGEST):
+    if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):
         raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and run `qra finetune`")
     write_tensors(tensors, folder / BASE_FILE)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, dtypes, shapes and values; in memory is one tensor at a time."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
