@@ -32,6 +32,7 @@ IN_MEMORY = "in-memory:"
 """What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
+ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
 MANY_FIELDS = 16
 """More than these are not named in an error."""
 
@@ -106,6 +107,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {path / 'config.yaml'}")
     if not path.is_file():
         raise ConfigError(f"no config file {str(path)!r}: `qra schema --example` prints one to start from")
+    if path.suffix in ROWS_ENDS:
+        raise ConfigError(f"{path} holds rows, not a config: give it as --task {path}")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
     try:

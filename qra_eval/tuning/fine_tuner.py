@@ -13,7 +13,7 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
-from qra_eval.tasks.base import select_conflicting
+from qra_eval.tasks.base import Task, select_conflicting
 from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.losses import measure_loss
@@ -217,7 +217,9 @@ class FineTuner:
         for split, asked in counts.items():
             if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
-            rows, conflicting = self.rows(split, asked), select_conflicting(self.rows.task.split(split)[:asked])
+            task = self.rows.task
+            rows, conflicting = self.rows(split, asked), select_conflicting(task.split(split)[:asked])
+            is_row_an_example = type(task).encode is Task.encode  # of running text, none is
             found[split] = RowCount(
                 asked,
                 min(asked, len(rows)),
@@ -225,6 +227,7 @@ class FineTuner:
                 longest=max(len(row) + row.cut for row in rows),
                 conflicting=len(conflicting),
                 conflicting_prompt=next((example.prompt for example in conflicting), ""),
+                available=len(task.split(split)) if is_row_an_example else 0,
             )
         return found
 

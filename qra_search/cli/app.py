@@ -51,8 +51,8 @@ class Entry(NamedTuple):
 ENTRIES = (
     Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to "
           "ten minutes on two cores."),
-    Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
-          "no training."),
+    Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone, without "
+          "training."),
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
     Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run and its baselines in full, save the "
           "adapters, and compare them on test data."),

@@ -58,9 +58,11 @@ def backends(as_json: common.Json = False) -> None:
         reason = row.get("unavailable")
         widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
         what = f"not available: {reason}" if reason else row["summary"]
-        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what))
+        also = f" Also {', '.join(row['variants'])}." if row.get("variants") else ""
+        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what + also))
     heads = ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is")
-    _print(rows, heads, cells, as_json=as_json)
+    default = RunConfig().quantization.backend
+    _print(rows, heads, cells, f"Choose one with --backend; the default is {default}.", as_json=as_json)
 
 
 def schema(
@@ -97,6 +99,7 @@ def _describe_backend(factory: Any) -> dict[str, Any]:
         "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
         "devices": list(backend.devices),
         "unavailable": backend.unavailable_reason(),
+        "variants": [f"{factory.name}-{variant}" for variant in factory.variants],
     }
 
 

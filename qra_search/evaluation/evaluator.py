@@ -56,6 +56,7 @@ class RowCount:
         cut: of these, rows that are longer than is allowed, and lose a part.
         longest: tokens of the longest one, before it is cut.
         conflicting: of these, rows whose prompt occurs again with another answer; `conflicting_prompt` is one.
+        available: rows of the whole split; 0 if they were not counted.
     """
 
     asked: int
@@ -64,6 +65,7 @@ class RowCount:
     longest: int = 0
     conflicting: int = 0
     conflicting_prompt: str = ""
+    available: int = 0
 
 
 class EvaluationFailed(RunFailed):

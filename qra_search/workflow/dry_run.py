@@ -103,7 +103,8 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
         return []
     lines = [
         ", ".join(
-            f"{count.had} {name}" + (f" ({count.asked} asked for)" if count.had < count.asked else "")
+            f"{count.had} {f'of {count.available} ' * (count.available > count.had)}{name}"
+            + (f" ({count.asked} asked for)" if count.had < count.asked else "")
             for name, count in counts.items()
         )
     ]

@@ -118,6 +118,12 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str, messa
         load_config(tmp_path / "c.yaml")
 
 
+def test_rows_in_place_of_a_config_are_refused_with_the_option_that_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    with pytest.raises(ConfigError, match=r"holds rows, not a config: give it as --task .*train\.jsonl"):
+        load_config(tmp_path / "train.jsonl")
+
+
 def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no config file"):
         load_config(tmp_path / "none.yaml")

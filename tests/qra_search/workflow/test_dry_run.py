@@ -100,8 +100,9 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
              f"'{'what ' * 15}w...: check the data"],
         ),
         (
-            {"train": RowCount(96, 24), "validation": RowCount(64, 64), "test": RowCount(8, 8)},
-            ["rows: 24 train (96 asked for), 64 validation, 8 test",
+            {"train": RowCount(96, 24, available=24), "validation": RowCount(64, 64, available=80),
+             "test": RowCount(8, 8)},
+            ["rows: 24 train (96 asked for), 64 of 80 validation, 8 test",
              "warning: 24 train and 8 test rows: fewer than 32 say little of others, raise finetune.test_rows and give "
              "more data"],
         ),
