@@ -86,6 +86,6 @@ def test_rows_asked_for_and_had_and_cut_are_counted(tmp_path):
     }  # fmt: skip
     # A byte is a token: prompt, the answer with a space before it, and the end token.
     lengths = [len(e.prompt) + len(e.answer) + 1 for e in task.split("train")[:16]]
-    assert counts["train"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths))
+    assert counts["train"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths), available=24)
     epochs = build(str(tmp_path / "x.jsonl"), epochs=3)
     assert epochs.row_counts()["train"].asked == len(task.split("train")) == 24
