@@ -51,8 +51,11 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
         `engines` (see `qra_eval.costs.engines`).
     """
-    pace = measure_seconds_per_token(tuner)
     model = tuner.quantized_model
+    report = model.progress or (lambda *_: None)
+    report("time a layer", 0, 1)  # minutes, of a large one on a CPU
+    pace = measure_seconds_per_token(tuner)
+    report("time a layer", 1, 1)
     counted = count_calibration_tokens(tuner)
     calibrating, measuring = CALIBRATION * pace * counted, pace * (count_sensitivities_tokens(tuner) - counted)
     setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
