@@ -140,7 +140,7 @@ def read_yaml(text: str) -> Any:
             problem = ""
             if isinstance(event, yaml.AliasEvent):
                 problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > (most := _find_most(event.value)):
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > (most := _get_length_limit(event.value)):
                 problem = f"a value has {len(event.value)} characters, at most {most} are read"
             elif depth > MAX_YAML_DEPTH:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
@@ -153,7 +153,7 @@ def read_yaml(text: str) -> Any:
         raise ValueError(one_line(str(error), 500)) from None
 
 
-def _find_most(value: str) -> int:
+def _get_length_limit(value: str) -> int:
     """How long a value may be; what may be a number has no spaces."""
     return MAX_YAML_TEXT if " " in value else MAX_YAML_WORD
 

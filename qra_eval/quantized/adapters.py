@@ -75,13 +75,13 @@ class AdaptedLinear(nn.Module):
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
         else:
-            y = self._multiply(x, ratio) if self.frozen is not None else self._apply_base(x)
+            y = self._multiply(x, ratio) if self.frozen is not None else self._multiply_by_base(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
 
-    def _apply_base(self, x: Tensor) -> Tensor:
+    def _multiply_by_base(self, x: Tensor) -> Tensor:
         base = self.base or self.linear
         if type(base) is not nn.Linear or base.weight.dtype == x.dtype:
             return base(x)  # type: ignore[no-any-return]

@@ -218,14 +218,14 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:
         return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted, **_fix_date(tokenizer)
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted, **_replace_date(tokenizer)
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise BadInput(f"the model's chat template rejects a conversation of roles {roles}: {error}") from error
 
 
-def _fix_date(tokenizer: Any) -> dict[str, Any]:
+def _replace_date(tokenizer: Any) -> dict[str, Any]:
     """The template with one day in place of today's, if it prints that: else rows would differ from day to day."""
     template = tokenizer.get_chat_template()
     fixed = TODAY.sub(lambda found: repr(TEMPLATE_DAY.strftime(found[2])), template)
@@ -240,7 +240,7 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
             raise BadInput(f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not")
         marked = tokenizer.apply_chat_template(
             [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
-            **_fix_date(tokenizer),
+            **_replace_date(tokenizer),
         )  # fmt: skip
         ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         if not any(labelled):

@@ -199,7 +199,7 @@ def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
             raise ValueError
         return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]
     except ValueError:
-        raise BadInput(f"{option} is {text!r}: numbers with commas between are needed, such as {example}") from None
+        raise BadInput(f"{option} is {text!r}: expected numbers separated by commas, such as {example}") from None
 
 
 def _read(name: str, value: Any) -> Any:

@@ -107,7 +107,7 @@ class RunFolder:
         try:
             read_yaml(dump_config(config))
         except ValueError as error:
-            raise BadInput(f"these settings could not be read back: {error}") from error
+            raise BadInput(f"these settings cannot be saved: {error}") from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.path).close()

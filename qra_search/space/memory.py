@@ -117,7 +117,7 @@ def parse_bytes(text: str | int | float) -> int:
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"a size in bytes must be positive, got {text!r}")
     if (size := value * _UNITS[unit]) >= MOST_BYTES:
-        raise BadInput(f"{text!r} is more than any machine has: write fewer bytes")
+        raise BadInput(f"{text!r} is too large: a size must be below 2^63 bytes")
     return int(size)
 
 

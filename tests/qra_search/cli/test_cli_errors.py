@@ -68,7 +68,7 @@ CASES = [
     (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
     ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
     # values
-    ((*SEARCH, "--bits", "two"), "--bits is 'two': numbers with commas between"),
+    ((*SEARCH, "--bits", "two"), "--bits is 'two': expected numbers separated by commas"),
     ((*SEARCH, "--backend", "two=hqq"), "--backend is 'two=hqq': a name is needed, or one for each bit-width"),
     ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a name and a value are needed"),
     ((*SEARCH, "--set", "training.lr=3"), "training.lr is no known field: did you mean learning_rate?"),
