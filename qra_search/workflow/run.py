@@ -29,7 +29,7 @@ from qra_search.study.study import Callback
 from qra_search.workflow.evaluator import Workers, build_evaluator, start_workers
 from qra_search.workflow.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.workflow.search import begin_run, plan_run, search_run
-from qra_search.workflow.settings import check_budget, check_task
+from qra_search.workflow.settings import check_budget, check_task, find_missing_file
 from qra_search.workflow.tracking import SearchTracker, find_trackers, open_trackers
 from qra_search.workflow.tunings import change_settings, select_export, select_tunings
 
@@ -285,10 +285,8 @@ class Run:
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
-                place, py, _ = name.partition(".py:")
-                if self.folder.has_run and name.startswith("/") and not Path(place + py.rstrip(":")).exists():
-                    raise BadInput(f"{self.path} needs {name}, which no longer exists: restore it, or plan again")
+            if self.folder.has_run and (gone := find_missing_file(config)):
+                raise BadInput(f"{self.path} needs {gone}, which no longer exists: restore it, or plan again")
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress

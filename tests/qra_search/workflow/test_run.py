@@ -11,20 +11,16 @@ from cli_runner import Qra
 
 import qra_search
 from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
-from qra_search.config import ConfigError, RunConfig, dump_config, make_config
+from qra_search.config import ConfigError, dump_config, make_config
 from qra_search.errors import RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.files import write_json
-from qra_search.runs.folder import NoRun, RunFolder, read_plan_data
-from qra_search.space.serialization import plan_to_dict
+from qra_search.runs.folder import RunFolder
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
 from qra_search.workflow.evaluator import build_evaluator
-from qra_search.workflow.search import begin_run, plan_run, search_run
+from qra_search.workflow.search import begin_run, search_run
 from qra_search.workflow.settings import make_settings
-from qra_search.workflow.tunings import change_settings
 
 SETTINGS: dict[str, Any] = {
     "evaluator": "landscape",
@@ -37,10 +33,6 @@ SETTINGS: dict[str, Any] = {
 def run(config: Any, folder: Path, *, resume: bool = False, **options: Any) -> SearchResult:
     with Run(folder, make_settings(config)) as made:
         return made.search(resume=resume, **options)
-
-
-def fail_to_evaluate(*args: Any, **kwargs: Any) -> Any:
-    raise EvaluationFailed("out of memory")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -63,21 +55,6 @@ def test_a_config_is_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
     for name, config in (("a", make_config(SETTINGS)), ("b", SETTINGS), ("c", file), ("d", str(file))):
         run(config, tmp_path / name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c") == contents(tmp_path / "d")
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (3, r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed"),
-        (RunConfig, "config is the class RunConfig: a RunConfig"),
-        ({"serch": {}}, "serch is no known field: did you mean search"),
-    ],
-    ids=repr,
-)
-def test_a_config_that_cannot_be_used_is_refused_in_words(tmp_path: Path, config: Any, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        run(config, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
@@ -164,79 +141,6 @@ def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp
     assert "whose test loss is 1.500" in text
 
 
-def test_a_search_that_was_killed_has_the_plan_of_its_log(tmp_path: Path) -> None:
-    class Killed(Callback):
-        def on_result(self, study: Any, trial: Any) -> None:
-            if len(study.log) == 9:
-                raise KeyboardInterrupt
-
-    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
-        made.choose_plan()
-        before = min(made.result.space.uniform_plans(), key=made.result.space.memory_bytes)
-        write_json(made.folder.plan_file, plan_to_dict(made.result.space, before))
-        with pytest.raises(KeyboardInterrupt):
-            made.search(callbacks=[Killed()])
-        assert made.plan == made.result.choose_plan() != before
-        assert read_plan_data(made.path) == plan_to_dict(made.result.space, made.plan)
-
-
-def test_a_search_of_which_nothing_came_leaves_the_run_its_plan(tmp_path: Path) -> None:
-    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
-        made.choose_plan()
-        before, space = made.plan, made.result.space
-        record = TuningRecord(before, 0, 3, space.memory_bytes(before), 1.0, (1.5,), (1,))
-        made.folder.tuning(record.id).path.mkdir(parents=True)
-        made.folder.tuning(record.id).write(record)
-        made.evaluator().evaluate = fail_to_evaluate  # type: ignore[method-assign]
-        with pytest.raises(StudyFailed, match="the first 5 evaluations all failed, the last with: .*out of memory"):
-            made.search()
-        assert made.plan == before and made.folder.comparison() is not None
-        made.folder.plan_file.unlink()  # as if killed
-        with pytest.raises(NoRun, match="has no plan yet"):
-            made.folder.plan()
-        assert made.folder.comparison() is not None, "the tuning is shown nevertheless"
-
-
-def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
-    config, other = make_settings(SETTINGS), make_settings(SETTINGS, {"search.memory": ["uniform2r4"]})
-    folder, evaluator = RunFolder(tmp_path / "a"), build_evaluator(config, print)
-    measure = evaluator.sensitivities
-
-    def measure_slowly() -> Any:
-        with begin_run(other, folder):
-            plan_run(build_evaluator(other, print), other, folder, Listener())
-        return measure()
-
-    evaluator.sensitivities = measure_slowly  # type: ignore[method-assign]
-    with begin_run(config, folder), pytest.raises(BadInput, match="holds another run: search.memory is"):
-        plan_run(evaluator, config, folder, Listener())
-    assert (
-        folder.config() == other
-        and folder.result().space.memory_bytes(folder.plan()) <= folder.result().memory_budgets[-1]
-    )
-
-
-def test_settings_that_could_not_be_read_back_are_refused(tmp_path: Path) -> None:
-    config = make_settings(SETTINGS, {"task.options": {"system": "x" * 2500}})
-    with (
-        pytest.raises(BadInput, match="cannot be saved: .* a value has 2500 characters"),
-        begin_run(config, RunFolder(tmp_path / "a")),
-    ):
-        pass
-    with begin_run(
-        make_settings(SETTINGS, {"task.options": {"system": "be brief. " * 250}}), RunFolder(tmp_path / "a")
-    ):
-        pass
-
-
-def test_a_number_that_was_refused_is_no_setting(tmp_path: Path) -> None:
-    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
-        made.search(evaluations=6)
-        with pytest.raises(BadInput, match="has spent 6 evaluations"):
-            made.search(evaluations=3)
-        assert made.search().spent == 6
-
-
 def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:
     with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
         made.search(evaluations=6)
@@ -278,38 +182,6 @@ def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next
     telling.progress = lambda *step: heard.append(step)
     search(telling, **options, progress=True)
     assert len(heard) == 6 and "measure" not in capsys.readouterr().err
-
-
-def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
-    known = make_config({})
-    changes = {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}
-    assert change_settings(known, settings=changes).evaluation.validation_rows == 8
-    with pytest.raises(
-        BadInput, match=r"evaluation\.steps sets the short fine-tunings of a search: .* finetune\.steps"
-    ):
-        change_settings(known, settings={"evaluation.steps": 8})
-
-
-def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("tiny", "models/mine"):
-        Path(folder).mkdir(parents=True)
-    for file in ("rows.jsonl", "slots.py"):
-        Path(file).touch()
-    for given, kept in (
-        ({"model": "models/mine", "task": "rows.jsonl"}, (str(tmp_path / "models/mine"), str(tmp_path / "rows.jsonl"))),
-        ({"model": "tiny", "task": "slots.py:Slots"}, ("tiny", f"{tmp_path / 'slots.py'}:Slots")),
-        ({"model": "owner/name", "task": "arithmetic"}, ("owner/name", "arithmetic")),
-    ):
-        config = make_settings(None, **given)
-        assert (config.model.name, config.task.name) == kept
-    config = make_settings({"task": {"name": "text", "data": "rows.jsonl", "metrics": ["slots.py:f", "module:f"]}})
-    assert config.task.data == str(tmp_path / "rows.jsonl")
-    assert config.task.metrics == (f"{tmp_path / 'slots.py'}:f", "module:f")
-    for cache in ("bank", str(tmp_path / "bank")):
-        assert make_settings({"quantization": {"cache": cache}}).quantization.cache == str(tmp_path / "bank")
 
 
 def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> None:
