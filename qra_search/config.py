@@ -264,7 +264,7 @@ def explain_error(error: ValidationError) -> str:
         allowed = list(section.model_fields)
         near = suggest_names(fault["loc"][-1], allowed, most=1)
         listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
-        return f"{where} is no known field: {near}allowed are {listed}"
+        return f"{where} is not a known field: {near}allowed are {listed}"
     message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
 

@@ -96,7 +96,7 @@ def read_tensor_names(path: Path) -> list[str]:
         tensors = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise BadInput(f"{path} is no safetensors file: download or save it again") from None
+        raise BadInput(f"{path} is not a safetensors file: download or save it again") from None
     if end > (size := path.stat().st_size):
         raise BadInput(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
     return list(tensors)

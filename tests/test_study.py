@@ -75,7 +75,7 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
         shared = {"task": "t", "model": "m", "settings": {"steps": 600}, "memory_bytes": 1 << 20, "seconds": 60.0}
         return shared | {
             "row": row, "seed": seed, "row_right": right, "right": right.count("1") / len(right),
-            "row_losses": losses, "test_loss": 1.0,
+            "row_losses": losses, "test_loss": 1.0, "text_loss": 2.0,
         }  # fmt: skip
 
     lines = [
@@ -86,7 +86,7 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     table = finetunes_table.make_table(lines, "t", "m")
     cells = [cell.strip() for cell in table[-1].strip("|").split("|")]
     assert cells[:4] == ["uniform", "1.0", "2", "25.0%"]
-    assert cells[4].startswith("-50.0 [") and cells[6] == "+100.0% [+100.0%, +100.0%]"
+    assert cells[4].startswith("-50.0 [") and cells[6:] == ["+100.0% [+100.0%, +100.0%]", "2.0"]
     table = finetunes_table.make_table([{**line, "f1": 0.5} for line in lines], "t", "m")
     assert "| right | F1 | points" in table[0] and "| 25.0% | 0.500 | -50.0" in table[-1]
     others = lines[1]["settings"] | {"plans": {"embeddings": 1}}

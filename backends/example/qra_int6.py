@@ -31,7 +31,7 @@ class Int6Backend(Backend):
 
     def unsupported_reason(self, bits, out_features, in_features):
         if bits == 6 and in_features % 4:
-            return f"int6 packs four weights of a row together, and {in_features} is no multiple of 4"
+            return f"int6 packs four weights of a row together, and {in_features} is not a multiple of 4"
         return super().unsupported_reason(bits, out_features, in_features)
 
     def list_tensor_specs(self, bits, out_features, in_features, dtype=None):

@@ -49,7 +49,7 @@ def make_table(
     columns = (f"points against {reference}", "test loss", f"loss against {reference}")
     f1 = ("F1",) if any("f1" in line for some in rows.values() for line in some.values()) else ()
     return make_markdown_table(
-        ("row", "MiB", "seeds", "right", *f1, *columns, "minutes"),
+        ("row", "MiB", "seeds", "right", *f1, *columns, "loss on other text"),
         (
             row_cells(row + changed + of_plans, some, find_reference(changed, of_plans), f1=bool(f1))
             for (row, changed, of_plans), some in sorted(rows.items(), key=lambda item: bool("".join(item[0][1:])))
@@ -93,10 +93,10 @@ def row_cells(name: str, lines: Lines, reference: Lines, *, f1: bool) -> list[st
         return float(np.mean([line[figure] for line in lines.values()]))
 
     size = next(iter(lines.values()))["memory_bytes"] / MIB
-    loss, minutes = f"{mean('test_loss'):.4f}", f"{mean('seconds') / 60:.0f}"
+    loss = f"{mean('test_loss'):.4f}"
     right = f"{mean('right'):.1%}" if all(line["row_right"] for line in lines.values()) else ""
     answers = [right, *([f"{mean('f1'):.3f}"] if f1 else [])]
-    return [name, f"{size:.1f}", str(len(lines)), *answers, points, loss, losses, minutes]
+    return [name, f"{size:.1f}", str(len(lines)), *answers, points, loss, losses, f"{mean('text_loss'):.1f}"]
 
 
 def read_right(lines: Sequence[dict[str, Any]]) -> np.ndarray:

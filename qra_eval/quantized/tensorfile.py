@@ -46,10 +46,10 @@ def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
     """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest.
 
     Raises:
-        DamagedFile: it is no whole safetensors file.
+        DamagedFile: it is not a complete safetensors file.
         OSError: there is no such file.
     """
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
-        raise DamagedFile(f"{path} is no whole tensor file ({error})") from error
+        raise DamagedFile(f"{path} is not a complete tensor file ({error})") from error

@@ -38,7 +38,7 @@ def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     """Columns by the fields that they are read as; raises BadInput for a field that there is not."""
     for field in columns or ():
         if field not in FIELDS:
-            raise BadInput(f"columns: {field!r} is no field of a row, they are {', '.join(FIELDS)}")
+            raise BadInput(f"columns: {field!r} is not a field of a row, they are {', '.join(FIELDS)}")
     return dict(columns or {})
 
 

@@ -101,7 +101,7 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
                 rows[get_cell_key(row)] = row
         except (ValueError, LookupError, TypeError):
-            raise BadInput(f"{path}, line {number} is no row of a benchmark: remove the line") from None
+            raise BadInput(f"{path}, line {number} is not a row of a benchmark: remove the line") from None
     return list(rows.values())
 
 

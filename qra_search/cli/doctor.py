@@ -78,7 +78,7 @@ def doctor(
 def check_files(folder: Path) -> list[FileCheck]:
     """Checks of the tensor files, trial logs and other files of runs in a folder."""
     if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder: give that of a run, or the cache")
+        raise BadInput(f"{folder} is not a folder: give that of a run, or the cache")
     checks = []
     for pattern, read in READERS.items():
         for file in sorted(folder.rglob(pattern)):

@@ -114,7 +114,7 @@ def read_log(content: bytes, name: str = "the log") -> LogContents:
             except LogError as error:
                 raise LogError(f"{name}, line {number}: {error}") from None
             except NOT_A_LOG as error:
-                contents.damage.append((number, f"it is no record of a trial log ({describe_briefly(error)})"))
+                contents.damage.append((number, f"it is not a record of a trial log ({describe_briefly(error)})"))
     begin = b'{"format":"%s"' % FORMAT.encode()
     if not understood and not (content.startswith(begin) or begin.startswith(content)):
         raise LogError(f"{name} is not a readable trial log: it has no valid line")

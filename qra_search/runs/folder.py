@@ -68,7 +68,7 @@ class RunFolder:
         if not self.has_run:
             files = f"{self.log_file.name}, nor {self.config_file.name} with {self.sensitivities_file.name}"
             what = "is not a folder" if not self.path.is_dir() else f"holds no {files}"
-            raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
+            raise NoRun(f"{self.path} is not a run: it {what}; give a folder that `qra plan` or `qra search` wrote")
         return self
 
     def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:

@@ -77,7 +77,7 @@ def record_to_dict(record: TuningRecord) -> dict[str, Any]:
 def record_from_dict(data: Any, file: Path) -> TuningRecord:
     """The inverse of `record_to_dict`; raises BadInput for another format, or damage."""
     if not isinstance(data, Mapping) or data.get("format") != RECORD_FORMAT:
-        raise BadInput(f"{file} is no record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again")
+        raise BadInput(f"{file} is not a record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again")
     fields = dict(data)
     try:
         if fields.pop("digest", None) != _digest(fields):

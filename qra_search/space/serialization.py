@@ -120,7 +120,7 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     with convert_to_bad_input():
         data = read_json(file)
     if not isinstance(data, dict):
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is not a plan'}: give a plan.json or a run")
     if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is no plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+        raise BadInput(f"{file} is not a plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed")
     return data

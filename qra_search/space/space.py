@@ -161,7 +161,7 @@ class SearchSpace:
     def encode(self, plan: Plan) -> np.ndarray:
         """int64 (2, G): the indices of a plan's bits and ranks.
 
-        Raises ValueError, which names the group, if the plan is not of this space, and BadInput if it is no plan.
+        Raises ValueError, which names the group, if the plan is not of this space, and BadInput if it is not a plan.
         """
         code: np.ndarray = self.encode_many([plan])[0]
         return code

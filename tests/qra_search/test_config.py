@@ -63,8 +63,8 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
     ("data", "message"),
     [
         ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': input should be a valid integer"),
-        ({"evaluation": {"stepz": 1}}, "evaluation.stepz is no known field: did you mean steps?"),
-        ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is no known field: allowed are strategy"),
+        ({"evaluation": {"stepz": 1}}, "evaluation.stepz is not a known field: did you mean steps?"),
+        ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is not a known field: allowed are strategy"),
         ({"search": None}, "search is None: a mapping of fields is needed"),
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),
         ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: input should be a finite number"),

@@ -17,7 +17,7 @@ from qra_search.evaluation.evaluator import RowCount
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
-    ({"training": {"alfa": 7}}, "training.alfa is no known field: did you mean alpha?"),
+    ({"training": {"alfa": 7}}, "training.alfa is not a known field: did you mean alpha?"),
     ({"model": {"name": "tiny", "device": "gpu"}}, "device is 'gpu': auto, cpu, cuda, cuda:1, or cuda:0,cuda:1"),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),

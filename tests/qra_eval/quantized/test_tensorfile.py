@@ -48,5 +48,5 @@ def test_a_file_cut_off_or_foreign_is_refused(path, tmp_path):
     content = path.read_bytes()
     for damaged in (b"", content[:7], content[:100], content[:-1], b"x" * 999):
         (tmp_path / "cut").write_bytes(damaged)
-        with pytest.raises(DamagedFile, match="no whole tensor file"):
+        with pytest.raises(DamagedFile, match="not a complete tensor file"):
             open_tensors(tmp_path / "cut")

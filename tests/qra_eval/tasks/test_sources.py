@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
     [
         ({"columns": {"prompt": "question", "answer": "reply"}},
          "line 1: no column 'question' for prompt, only 'q', 'reply', 'id'"),
-        ({"columns": {"reply": "reply"}}, "columns: 'reply' is no field of a row, they are prompt, question"),
+        ({"columns": {"reply": "reply"}}, "columns: 'reply' is not a field of a row, they are prompt, question"),
         ({"columns": "prompt"}, "option 'columns' of task .* is 'prompt': input should be a valid dictionary"),
         ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
         ({"subset": "main"}, "subset and splits apply to data sets on the hub"),

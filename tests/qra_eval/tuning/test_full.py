@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     path = tune(tmp_path)[-1].checkpoint
     path.write_bytes(b"\x00" * 20)
-    with pytest.raises(RunFailed, match=f"{path.name} is no whole tensor file .* delete it"):
+    with pytest.raises(RunFailed, match=f"{path.name} is not a complete tensor file .* delete it"):
         tune(tmp_path)
     for metadata in (None, {"training": "{}"}, {"other": ""}):
         save_file({"losses": torch.ones(1)}, path, metadata=metadata)

@@ -136,7 +136,7 @@ def test_a_row_cut_short_by_a_kill_is_run_again(small: Path, tmp_path: Path) -> 
 def test_a_damaged_row_is_named_by_its_line(line: str, small: Path, tmp_path: Path) -> None:
     whole = (small / "raw.jsonl").read_text()
     (tmp_path / "raw.jsonl").write_text(f"{whole}{line}\n")
-    with pytest.raises(BadInput, match=rf"raw.jsonl, line {whole.count(chr(10)) + 1} is no row of a benchmark"):
+    with pytest.raises(BadInput, match=rf"raw.jsonl, line {whole.count(chr(10)) + 1} is not a row of a benchmark"):
         bench.read_rows(tmp_path)
 
 

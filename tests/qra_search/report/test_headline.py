@@ -71,7 +71,7 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
     right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
     flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
-    assert summarize_comparison(flattered).startswith("One answer to every row, the commonest, scores 30.0%")
+    assert summarize_comparison(flattered).startswith("The most common answer, given to every row, scores 30.0%")
     unscored = compared(commonest_scores={"exact_match": 0.3})  # of scores that are not finite, or of one seed alone
     assert "commonest" not in summarize_comparison(unscored)
     learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})

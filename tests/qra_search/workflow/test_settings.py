@@ -18,7 +18,7 @@ from qra_search.workflow.tunings import change_settings
     [
         (3, r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed"),
         (RunConfig, "config is the class RunConfig: a RunConfig"),
-        ({"serch": {}}, "serch is no known field: did you mean search"),
+        ({"serch": {}}, "serch is not a known field: did you mean search"),
     ],
     ids=repr,
 )
