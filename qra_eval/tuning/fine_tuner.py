@@ -198,6 +198,7 @@ class FineTuner:
             return self.finetune.steps
         whole, part = divmod(self.finetune.epochs, 1)
         rows = len(self.rows("train", None))
+        part = round(part, 9)  # 1.1 epochs are not 0.10000000000000009 more than 1
         batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
         return max(1, math.ceil(batches / settings.accumulation))
 

@@ -60,7 +60,8 @@ def run_benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that its reference is found once and then read.
-    wanted = [(task, s, seed) for task in tasks for seed in seeds for s in strategies]
+    cells = {(task, labels[s], seed): (task, s, seed) for task in tasks for seed in seeds for s in strategies}
+    wanted = list(cells.values())  # one that is named twice runs once
     todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are finished, {len(todo)} left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ Best = dict[tuple[str, int], np.ndarray]
 
 FAILED_SHARE = np.inf
 """Share left of a cell that failed: it is shown as failed, and loses to every score."""
+LEAST_GAIN = 1e-9
+"""Of a plan over the best uniform one, in nats over three budgets; less is rounding, as if there is one group."""
 LARGEST_SHARE = 1e6
 """In paired tests, which take no infinite values."""
 TIE = 0.005
@@ -58,7 +61,8 @@ def find_best_known(rows: Sequence[Row]) -> Best:
 def compute_regret(row: Row, point: float, best: np.ndarray) -> float:
     """Share of the possible gain over the best uniform plan that is left at a checkpoint, summed over three budgets.
 
-    0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform.
+    0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform. nan where there is
+    nothing to gain.
     """
     looks = [look for look in row.get("checkpoints", ()) if look["at"] == point]
     if not looks:
@@ -66,12 +70,12 @@ def compute_regret(row: Row, point: float, best: np.ndarray) -> float:
     at = [row["grid"].index(budget) for budget in row["budgets"]]
     left = np.array(looks[0]["handed"])[at] - best[at]
     possible = np.array(row["uniform"])[at] - best[at]
-    return float(left.sum() / max(possible.sum(), 1e-12))
+    return float(left.sum() / possible.sum()) if possible.sum() > LEAST_GAIN else math.nan
 
 
 def collect_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
     """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
-    cell is missing.
+    cell is missing, or has nothing to gain.
 
     Of several searches of a cell the shortest counts that was looked at there, or failed on the way.
     """
@@ -80,9 +84,10 @@ def collect_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, 
     reached.sort(key=lambda row: -row["evaluations"])
     shares: dict[str, np.ndarray] = {}
     for row in {(row["task"], row["strategy"], row["seed"]): row for row in reached}.values():
-        if (key := (row["task"], row["seed"])) in best:
-            own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
-            own[tasks.index(row["task"]), seeds.index(row["seed"])] = compute_regret(row, point, best[key])
+        own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
+        known = best.get((row["task"], row["seed"]))  # None: every strategy failed there
+        share = FAILED_SHARE if known is None else compute_regret(row, point, known)
+        own[tasks.index(row["task"]), seeds.index(row["seed"])] = share
     return dict(sorted(shares.items()))
 
 
@@ -90,12 +95,15 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     """The median of values (N,) or of all of (seeds, tasks), and its percentile interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
-    out (a seed that one task lacks), and so is a seed that all tasks lack. Infinite if a cell failed.
+    out (a seed that one task lacks), and so is a seed that all tasks lack. Infinite if a cell failed, nan if none is
+    left.
     """
     values = np.asarray(values, dtype=float)
     if np.isinf(values).any():
         return Interval(FAILED_SHARE, FAILED_SHARE, FAILED_SHARE)
     values = values[~np.isnan(values.reshape(len(values), -1)).all(1)]
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
     medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)

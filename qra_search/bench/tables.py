@@ -123,10 +123,10 @@ def _make_summary_table(
     body: list[list[Cell]] = []
     for name in order:
         last = shares[max(medians[name])][name]
-        worst = float(np.nanmax(last))
+        worst = float(np.max(last[~np.isnan(last)], initial=-np.inf))
         body.append([
             name, int((~np.isnan(last)).sum()), *(_make_score_cell(medians[name].get(point)) for point in points),
-            worst if np.isfinite(worst) else FAILED, int((last > 1.0 + TIE).sum()),
+            worst if np.isfinite(worst) else FAILED if worst > 0 else None, int((last > 1.0 + TIE).sum()),
         ])  # fmt: skip
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
@@ -140,7 +140,7 @@ def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.
     for i, task in enumerate(sorted({row["task"] for row in rows})):
         own = [shares[name][i] for name in names]
         if not all(np.isnan(values).all() for values in own):
-            body.append([task, *(_make_score_cell(None if np.isnan(x).all() else bootstrap_median(x)) for x in own)])
+            body.append([task, *(_make_score_cell(bootstrap_median(x)) for x in own)])
     tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
     if pairs := compare_pairs(np.column_stack([own.ravel() for own in shares.values()]), names):
         caption = (
@@ -153,7 +153,9 @@ def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.
 
 def _make_score_cell(interval: Interval | None) -> Cell:
     """An interval as a cell: `failed` if a cell that it is of failed."""
-    return FAILED if interval is not None and np.isinf(interval.median) else interval
+    if interval is None or np.isnan(interval.median):
+        return None
+    return FAILED if np.isinf(interval.median) else interval
 
 
 def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:

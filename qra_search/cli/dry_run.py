@@ -54,9 +54,10 @@ def print_dry_run(
         facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
         if tunings is not None:
             check_can_tune(evaluator, config)
-            recorded, plans = count_recorded(evaluator, config, tunings), [plan.to_dict() for plan in tunings.plans]
+            recorded = count_recorded(evaluator, config, tunings, rates)
+            plans = [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
-            facts["tunings"]["rates"] = list(rates)
+            facts["tunings"]["rates"] = list(dict.fromkeys(rates))
     if as_json:
         common.print_json(facts)
         return

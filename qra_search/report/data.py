@@ -109,9 +109,10 @@ class RunData:
 
     @cached_property
     def traces(self) -> dict[int, list[Point]]:
-        """Best mean loss after each trial against the evaluations spent, by budget, or by a few sizes of the front."""
+        """Best mean loss after each trial against the evaluations spent, by budget, or by a few sizes of the front, the
+        largest among them."""
         front = [c.memory_bytes for c in self.result.front]
-        budgets = self.result.memory_budgets or front[:: math.ceil(len(front) / TRACES) or 1]
+        budgets = self.result.memory_budgets or front[:: -math.ceil(len(front) / TRACES) or -1][::-1]
         so_far, traces = BestSoFar(), {budget: list[Point]() for budget in budgets}
         for trial, spent in zip(self.result.trials, self.spent, strict=True):
             so_far.add(trial)

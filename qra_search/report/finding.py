@@ -115,7 +115,10 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
         interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
         if interval is not None and interval[0] <= least:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
-            yield f"The most common answer, given to every row, scores {score}: the tuned model, at {own}, may be no better."
+            yield (
+                f"The most common answer, given to every row, scores {score}: the tuned model, at {own}, may be no "
+                "better."
+            )
     # A choice is judged by its likelihood, not by what is written.
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:

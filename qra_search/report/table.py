@@ -38,7 +38,7 @@ class TextTable:
         for i, name in enumerate(self.heads):
             short = max((len(row[i]) for row in self.rows), default=0) <= SHORT
             side = "left" if i == 0 or name in self.left else "right"
-            table.add_column(name, justify=side, no_wrap=short, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(Text(name), justify=side, no_wrap=short, overflow="fold")  # type: ignore[arg-type]
         for i, row in enumerate(self.rows):
             table.add_row(*map(Text, row), style="bold" if i in self.marked else "")
         return Group(table, *([Text("\n" + " ".join(self.notes), style="dim")] if self.notes else []))

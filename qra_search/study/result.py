@@ -127,6 +127,11 @@ class SearchResult(Shown, StudyState):
         """Plans that could not be evaluated: none of them is chosen."""
         return {trial.plan for trial in self.failures()}
 
+    @property
+    def ended(self) -> list[Trial]:
+        """Trials with a result, failed ones too; the others are running, or were interrupted."""
+        return [t for t in self.trials if t.status != "running"]
+
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]

@@ -52,8 +52,15 @@ def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
 
 
-def count_recorded(evaluator: Evaluator, config: RunConfig, tunings: Tunings) -> int:
-    """How many tunings are finished, by an evaluator that need not have read the model's weights."""
+def count_recorded(evaluator: Evaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()) -> int:
+    """How many tunings are finished, by an evaluator that need not have read the model's weights.
+
+    Args:
+        rates: learning rates to choose from: only those of the plan at each count, since the rest depend on the choice.
+    """
+    if rates:
+        configs, first = set_rates(config, rates), tunings.first
+        return sum(count_recorded(evaluator, tried, first) for tried in configs.values())
     settings = collect_tuning_settings(config, evaluator)
     settings["evaluator"] |= {name: value for name, value in tunings.folder.identity().items() if name == "weights"}
     ids = (tuning_id(plan, seed, settings) for seed, plan in tunings)
@@ -178,6 +185,12 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
         listener.progress("test the untuned model", 1, 1)
 
 
+def set_rates(config: RunConfig, rates: Sequence[float]) -> dict[float, RunConfig]:
+    """The settings at each learning rate; one that is named twice counts once."""
+    fields = config.model_dump(mode="json")
+    return {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}
+
+
 def choose_rate(
     build: Callable[[RunConfig], Evaluator],
     config: RunConfig,
@@ -203,10 +216,9 @@ def choose_rate(
     """
     if get_rank_and_size()[1] > 1:
         raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
-    first = replace(tunings, plans=tunings.plans[:1], seeds=tunings.seeds[:1])
+    first = tunings.first
     found: list[tuple[float, float, TuningRecord]] = []
-    fields = config.model_dump(mode="json")
-    configs = {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}  # before any is tuned
+    configs = set_rates(config, rates)  # a rate is refused before any is tuned
     for n, (rate, tried) in enumerate(configs.items(), 1):
         listener.say(f"learning rate {rate:g}, {n} of {len(configs)}")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Tunings:
     @property
     def plan(self) -> Plan:
         return self.plans[0]
+
+    @property
+    def first(self) -> Tunings:
+        """The chosen plan with the first seed alone."""
+        return replace(self, plans=self.plans[:1], seeds=self.seeds[:1])
 
     def __len__(self) -> int:
         return len(self.plans) * len(self.seeds)

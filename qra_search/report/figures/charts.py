@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ def plot_front(run: RunData) -> Figure:
 
 def plot_traces(run: RunData) -> Figure:
     """Best loss within each budget against evaluations spent, with the trials behind it by origin."""
-    traces, limit = run.traces, max(run.traces, default=0)
+    traces, limit = run.traces, max(run.result.memory_budgets, default=math.inf)
     uniform = [c.loss for c in run.result.uniform if c.memory_bytes <= limit]
     baselines = [min(uniform)] if uniform and len(traces) == 1 else []
     dots = [

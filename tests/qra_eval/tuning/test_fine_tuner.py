@@ -73,6 +73,8 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=3.0))
     batches = tuner.get_final_batches(tuner.finetune_steps, 1)
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
+    monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=1 + 2 / 9))
+    assert tuner.finetune_steps == 6, "what floats add to a part is no batch"
 
 
 def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(evaluator, monkeypatch, tmp_path):

@@ -95,3 +95,9 @@ def test_a_dry_run_counts_the_tunings_of_all_rates(qra: Qra, searched: Path, tun
     shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
     assert "3, of 100 steps each: 1 plan with 1 seed, and the plan at 2 more learning rates" in shown.out
     assert "about 3 min" in shown.out and not tuner["tuned"]
+    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
+    assert qra("finetune", searched, "--against", "all").status == 0, "at 0.001"
+    shown = qra("finetune", searched, "--rates", "5e-4,2e-3", "--against", "all", "--dry-run")
+    assert "recorded" not in shown.out
+    shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
+    assert "1 of them are recorded" in shown.out and "about 2 min" in " ".join(shown.out.split())

@@ -11,8 +11,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from fakes import AdditiveEvaluator
 from report_runs import EVIL, add_tunings, make_run
 
+from qra_search import search
 from qra_search.report.colors import get_palette
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
@@ -52,6 +54,14 @@ def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
     assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in points]
     marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
     assert marks == sum(t.done and t.evaluation.memory_bytes <= budget for t in run.result.trials if t.evaluation)
+
+
+def test_without_a_budget_the_largest_plan_of_the_front_has_a_trace_and_every_evaluation_a_mark() -> None:
+    result = search(AdditiveEvaluator(), strategy="random", evaluations=14, progress=False)
+    run = RunData("a", "a", result, {}, None)
+    assert max(run.traces) == result.front[-1].memory_bytes and len(run.traces) <= 4
+    (axes,) = plot_traces(run).axes
+    assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None")) == 14
 
 
 def test_several_runs_share_their_figures(run: RunData) -> None:

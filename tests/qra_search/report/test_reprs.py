@@ -51,6 +51,7 @@ def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchR
 
 
 def test_names_are_escaped_in_a_notebook() -> None:
+    assert "f1[/macro]" in str(TextTable("", ("f1[/macro]",), [("1",)]))
     html = render_html(TextTable("", ("name",), [(EVIL,)]))
     assert "<script" not in html and "&lt;/script&gt;" in html
 

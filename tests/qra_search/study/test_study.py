@@ -80,6 +80,25 @@ def test_an_evaluator_that_always_fails_stops_the_study():
         search(Broken(), strategy="random", evaluations=30, memory_budget=None)
 
 
+@pytest.mark.parametrize("slots", [1, 6])
+def test_whether_a_batch_stops_the_study_does_not_depend_on_the_order_of_its_results(slots):
+    class FirstFiveFail(AdditiveEvaluator):
+        def evaluate(self, plan, *, fidelity=1.0, seed=0):
+            if plan in failing:
+                raise EvaluationFailed("out of memory")
+            return super().evaluate(plan, fidelity=fidelity, seed=seed)
+
+    class LastFirst(InProcessExecutor):
+        def wait(self, flying):
+            return {list(flying)[-1]}
+
+    options = {"strategy": "random", "evaluations": 12, "batch": 6}
+    failing = [trial.plan for trial in search(AdditiveEvaluator(), **options).trials[1:6]]
+    executor = LastFirst(FirstFiveFail())
+    executor.slots = slots
+    assert len(search(executor.evaluator, **options, executor=executor).failures()) == 5
+
+
 @pytest.mark.parametrize(("choice", "message"), [((8, 16), "at most .* are allowed"), ((2, 4), "repeated an eval")])
 def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluator, choice, message):
     class Stuck(Strategy):
