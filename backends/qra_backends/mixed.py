@@ -74,6 +74,8 @@ class MixedBackend(Backend):
 
     def __init__(self, *, choice: Mapping[float | str, Spec | Sequence[Spec]] | None = None):
         self._backend_levels: dict[Level, _BackendLevel] = {}
+        if choice is not None and not isinstance(choice, Mapping):
+            raise ValueError(f"choice must be a mapping of bit-widths to backends, got {choice!r}")
         several: dict[str, Any] = {}
         chosen: dict[float, Any] = {}
         for key, given in (choice or DEFAULT_CHOICE).items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor, by name."""
+HALVES = {torch.float16, torch.bfloat16}
 
 
 class StorageFormat(Protocol):
@@ -82,6 +83,12 @@ def find_group_size(in_features: int, largest: int, smallest: int) -> int | None
             return size
         size //= 2
     return None
+
+
+def cast_halves(tensors: dict[str, Tensor], expected: Expected) -> dict[str, Tensor]:
+    """The tensors, those that were stored in the other 16-bit dtype in the expected one."""
+    wanted = {name: expected[name][1] if name in expected else tensor.dtype for name, tensor in tensors.items()}
+    return {name: t.to(wanted[name]) if {t.dtype, wanted[name]} == HALVES else t for name, t in tensors.items()}
 
 
 def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:

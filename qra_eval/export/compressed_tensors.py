@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
-from qra_eval.export.peft import select_unsearched, write_adapter, write_config
+from qra_eval.export.peft import describe_padding, select_unsearched, write_adapter, write_config
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_search.engines import FUSED, advise_replan
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER
@@ -56,11 +56,12 @@ class CompressedTensorsExporter(Exporter):
         rest = select_unsearched(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})
         write_config(run, out, make_quantization_config(run, packed))
-        write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
+        more = write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
             f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
             f"the adapter is apart, in {out / ADAPTER_FOLDER}: put it on top with peft",
+            *describe_padding(more),
         )
         if importlib.util.find_spec(LIBRARY) is None:
             return Exported(out, (*notes, "not compared: compressed-tensors is not installed"))

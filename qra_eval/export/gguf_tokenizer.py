@@ -24,7 +24,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
             came from.
     """
     model, tokenizer = _get_tokenizer_model(run), run.tokenizer
-    count = min(len(tokenizer), run.config.vocab_size)  # a token may have been added that the model has no row for
+    # A token may have been added that the model has no row for, and ids may have gaps.
+    count = min(max(tokenizer.get_vocab().values()) + 1, run.config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
     kinds = [

@@ -25,34 +25,36 @@ from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
 from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
+from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
 
 VLLM = "vllm"
 INDEX_FILE, REST_FILE = "model.safetensors.index.json", "rest.safetensors"
 README = """---
 library_name: peft
-base_model: {model}
-tags: [lora, qra]
+{base}tags: [lora, qra]
 ---
 # A LoRA adapter on a mixed-precision base
 
 Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. Here is all of it, and
-`transformers` loads it where the package `{package}` is installed:
+`transformers` loads it where the package `{package}` is installed, from a folder or from the hub:
 
 ```python
 import qra_eval.pretrained
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{folder}")
-model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dtype=False)
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+where = "{folder}"
+base = AutoModelForCausalLM.from_pretrained(where)
+model = PeftModel.from_pretrained(base, where, subfolder="adapter", autocast_adapter_dtype=False)
+tokenizer = AutoTokenizer.from_pretrained(where)
 ```
 
-gives the very logits that the model had after tuning, at the bytes of the plan. (Without the first line transformers
-warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory. Where its
-ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the unquantized
-model it loads too, but that is another model: the adapter makes up for rounding errors that are then not there.
+gives the very logits that the model had after tuning, from files at the bytes of the plan. (Without the first line
+transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
+Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
+unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
+there.
 """
 
 
@@ -63,16 +65,19 @@ class PEFTExporter(Exporter):
     one_rank = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
+        more = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_digest(out / BASE_FILE)
         write_model_files(run, out)
-        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name, package=DISTRIBUTION))
+        # The hub refuses a folder as the name of a base, and nobody else has it.
+        base_line = "" if Path(run.spec).exists() else f"base_model: {run.spec}\n"
+        (out / "README.md").write_text(README.format(base=base_line, folder=out.name, package=DISTRIBUTION))
         notes = (
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
+            *describe_padding(more),
         )
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
         return Exported(out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))))
@@ -91,6 +96,8 @@ class VLLMExporter(PEFTExporter):
         reasons = []
         if not run.is_plain():
             reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
+        if any(name.endswith(".query_key_value") for name in run.levels):
+            reasons.append("vLLM reorders the rows of query_key_value, but not those of its codes: export as merged")
         try:
             fit_rank(VLLM, run.largest_rank)
         except ValueError as error:
@@ -144,14 +151,22 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
     run.tokenizer.save_pretrained(out)
 
 
-def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
+def describe_padding(added: int) -> tuple[str, ...]:
+    """A note of the bytes that `write_adapter` added, if it did."""
+    return (
+        (f"the adapter takes {format_bytes(added)} more than in the plan: all ranks are the largest",) if added else ()
+    )
+
+
+def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
     """Copy the adapter directory; with `one_rank` zero rows make all ranks the largest, and so all scalings one.
 
-    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
+    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns the bytes
+    that the zeros take.
     """
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
-        return
+        return 0
     rank, padded = run.largest_rank, {}
     config = json.loads((out / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", {**config, "r": rank, "rank_pattern": {}, "alpha_pattern": {}})
@@ -161,3 +176,5 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
         padded[f"base_model.model.{name}.lora_B.weight"] = F.pad(B * (rank / len(A)), (0, more))
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
     write_digest(out / "adapter_model.safetensors")
+    own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
+    return sum(factor.nbytes for factor in padded.values()) - own

@@ -24,6 +24,7 @@ class Family:
         window: layers in a row of which all but the last see a sliding window; 0: llama.cpp knows no window.
         scalars: layers of the size whose attention llama.cpp scales by hidden / heads, and all others by the head's
             width; None: the model does not say otherwise.
+        activation: of the MLP in llama.cpp, whatever the file says; its GELU is that by tanh.
     """
 
     architecture: str
@@ -31,6 +32,7 @@ class Family:
     shifted_norms: bool = False
     window: int = 0
     scalars: int | None = None
+    activation: str = "silu"
 
 
 FAMILIES = {
@@ -39,10 +41,10 @@ FAMILIES = {
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3"),
     "qwen3_moe": Family("qwen3moe"),
-    "gemma": Family("gemma", shifted_norms=True),
-    "gemma2": Family("gemma2", shifted_norms=True, window=2, scalars=46),
-    "gemma3_text": Family("gemma3", shifted_norms=True, window=6, scalars=62),
-    "phi": Family("phi2"),
+    "gemma": Family("gemma", shifted_norms=True, activation="gelu"),
+    "gemma2": Family("gemma2", shifted_norms=True, window=2, scalars=46, activation="gelu"),
+    "gemma3_text": Family("gemma3", shifted_norms=True, window=6, scalars=62, activation="gelu"),
+    "phi": Family("phi2", activation="gelu"),
     "phi3": Family("phi3"),
 }
 """Families by transformers' model type."""
@@ -73,6 +75,9 @@ def list_family_issues(config: Any) -> list[str]:
             f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, this model "
             f"has {wanted}"
         )
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", family.activation)
+    if family.activation not in str(activation):  # the kinds of GELU differ by a thousandth
+        reasons.append(f"llama.cpp computes {family.activation} in this family, this model has {activation}")
     if getattr(config, "norm_topk_prob", True) is False:
         reasons.append(
             "llama.cpp lets the weights of the chosen experts sum to 1, this model does not (norm_topk_prob)"

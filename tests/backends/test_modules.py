@@ -59,3 +59,13 @@ def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch)
         weight.data  # noqa: B018
     with pytest.raises(RuntimeError, match="cannot take a merge"):
         weight.add_(1)
+
+
+def test_scales_of_the_other_half_precision_load_and_no_others() -> None:
+    backend = make_backend("hqq")
+    made = backend.quantize(nn.Linear(64, 8, bias=False).bfloat16(), 3)
+    stored, form = backend.to_tensors(made), {"bits": 3, "out_features": 8, "in_features": 64}
+    loaded = backend.from_tensors(stored, **form, dtype=torch.float16)
+    assert loaded.dequantize().float().allclose(made.dequantize().float(), atol=1e-2)
+    with pytest.raises(ValueError, match="tensor scale must be"):
+        backend.from_tensors(stored | {"scale": stored["scale"].float()}, **form)

@@ -44,6 +44,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({2: "hqr"}, "did you mean hqq"),
         ({"name": "reference", "group_size": 0}, "group_size"),
         ({"name": "reference", "group_size": 1.5}, "group_size"),
+        ({"name": "reference", "group_size": True}, "group_size"),
         ({"name": "reference", "ranges": "best"}, "minmax, mse"),
         *(
             ({"name": name, "damping": damping}, f"damping must be a positive number, got {damping!r}")
@@ -57,7 +58,9 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
+        ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
         *(({"name": "hqq", "group_size": size}, "multiple of 8") for size in (0, 12, -8, 64.0)),
+        ({"name": "mixed", "choice": "hqq"}, "choice must be a mapping of bit-widths to backends, got 'hqq'"),
         ({"name": "mixed", "choice": {"a": "hqq"}}, "a mapping of backends must have bit-widths as keys, got 'a'"),
         ({4: []}, "is empty"),
         ({4: ["hqq", "hqq"]}, "twice"),

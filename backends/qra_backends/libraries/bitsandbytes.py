@@ -100,8 +100,10 @@ class BitsAndBytesBackend(Backend):
             raise ValueError(f"quant_type must be nf4, int8 or None, got {quant_type!r}")
         if blocksize not in BLOCK_SIZES:
             raise ValueError(f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}")
+        if not isinstance(double_quant, bool):
+            raise ValueError(f"double_quant must be true or false, got {double_quant!r}")
         self.bits = {None: (4, 8), "int8": (8,)}.get(quant_type, (4,))
-        self.blocksize, self.double_quant = blocksize, bool(double_quant)
+        self.blocksize, self.double_quant = blocksize, double_quant
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
     def unavailable_reason(self) -> str | None:

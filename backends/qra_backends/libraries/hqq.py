@@ -73,7 +73,7 @@ class HQQBackend(Backend):
     bits = (2, 3, 4, 8)
 
     def __init__(self, *, group_size: int = 64):
-        if not isinstance(group_size, int) or group_size < _SMALLEST_GROUP or group_size % _SMALLEST_GROUP:
+        if type(group_size) is not int or group_size < _SMALLEST_GROUP or group_size % _SMALLEST_GROUP:
             raise ValueError(f"group_size must be a positive multiple of {_SMALLEST_GROUP}, got {group_size!r}")
         self.group_size = group_size
         self.options = {"group_size": group_size}

@@ -39,7 +39,7 @@ class ReferenceBackend(Backend):
     trained = ("scale", "offset")
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
-        if not isinstance(group_size, int) or group_size < 1:
+        if type(group_size) is not int or group_size < 1:
             raise ValueError(f"group_size must be a positive integer, got {group_size!r}")
         if ranges not in groupwise.RANGES:
             raise ValueError(f"ranges must be one of {', '.join(groupwise.RANGES)}, got {ranges!r}")

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
-from qra_backends.storage import Expected
+from qra_backends.storage import HALVES, Expected
 
 METHOD = "qra"
 SEPARATOR = "::"
 """Between the path of a weight and the name of a tensor."""
 _UNQUANTIZED = 16
-HALVES = {torch.float16, torch.bfloat16}
 _ALIGNED = 16
 """Bytes at a multiple of which tensors of different dtypes begin in one buffer."""
 

@@ -52,9 +52,9 @@ class TrellisBackend(Backend):
     bits = tuple(HALF_BITS)
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03):
-        if not isinstance(L, int) or not LEAST_L <= L <= MOST_L:
+        if type(L) is not int or not LEAST_L <= L <= MOST_L:
             raise ValueError(f"L must be a whole number from {LEAST_L} to {MOST_L}, got {L!r}")
-        if not isinstance(block, int) or not 1 <= block <= MOST_BLOCK or block & (block - 1):
+        if type(block) is not int or not 1 <= block <= MOST_BLOCK or block & (block - 1):
             raise ValueError(f"block must be a power of two up to {MOST_BLOCK}, got {block!r}")
         check_damping(damping)
         self.L, self.block, self.damping = L, block, damping

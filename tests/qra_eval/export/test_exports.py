@@ -31,6 +31,7 @@ IDS = torch.arange(40, 64)[None]
         (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* `qra plan --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
+        (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
         (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),
     ],
 )
@@ -108,6 +109,13 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
         assert {check.level for check in check_files(done.path)} == {"ok"}
+        card = (done.path / "README.md").read_text()
+        assert "base_model" not in card, "a folder is no model of the hub"
+        code = card.split("```python\n")[1].split("```")[0].replace(f'"{done.path.name}"', f'"{done.path}"')
+        loaded: dict[str, Any] = {}
+        exec(code, loaded)
+        assert any("lora_A" in name for name, _ in loaded["model"].named_parameters())
+    assert any("more than in the plan: all ranks are the largest" in note for note in done.notes)
     tensors = load_file(tmp_path / "vllm" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
 
