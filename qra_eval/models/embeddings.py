@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from qra_backends import Backend, DequantizedLinear
+from qra_backends import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,12 +83,6 @@ class Table(nn.Module):
             return self.plain_weight
         assert self.module is not None
         return self.backend.dequantize(self.module)
-
-    @property
-    def decodes_rows(self) -> bool:
-        """Whether some rows are had without decoding all others."""
-        own = getattr(type(self.module), "dequantize_rows", None)
-        return self.plain_weight is not None or own is not DequantizedLinear.dequantize_rows
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """Rows (n, H) by index (n,)."""
@@ -177,9 +171,6 @@ class _Logits(torch.autograd.Function):
 
 
 def _iterate_row_chunks(table: Table, like: Tensor):
-    if not table.decodes_rows:  # else the whole would be decoded for every part
-        yield from table.weight.to(like.dtype).split(ROWS)
-        return
     for start in range(0, table.shape[0], ROWS):
         stop = min(start + ROWS, table.shape[0])
         yield table.dequantize_rows(torch.arange(start, stop, device=like.device)).to(like.dtype)

@@ -41,7 +41,7 @@ def make_table(weight, name="reference", bits=8):
     return table
 
 
-@pytest.mark.parametrize("name", ["reference", "trellis", "hqq"])
+@pytest.mark.parametrize("name", ["reference", "trellis"])
 def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, monkeypatch):
     monkeypatch.setattr(embeddings, "ROWS", 20)
     head = nn.Linear(16, 45).requires_grad_(False)
@@ -54,16 +54,6 @@ def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, 
     assert not torch.equal(quantized.weight, head.weight)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient, torch.autograd.grad((expected * pull).sum(), x)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_a_table_that_cannot_decode_some_rows_alone_is_decoded_once_a_pass(monkeypatch):
-    monkeypatch.setattr(embeddings, "ROWS", 16)
-    head = nn.Linear(16, 45, bias=False)
-    table, asked = make_table(head.weight, "hqq"), []
-    dequantize = table.module.dequantize
-    monkeypatch.setattr(table.module, "dequantize", lambda *given: asked.append(1) or dequantize(*given))
-    TableHead(table, head)(torch.randn(3, 16, requires_grad=True)).sum().backward()
-    assert len(asked) == 2, "forward and backward"
 
 
 def test_the_gradient_of_parts_is_summed_in_float32(monkeypatch):
