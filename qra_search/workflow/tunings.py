@@ -144,8 +144,6 @@ def select_export(folder: RunFolder, format: str | None, tuning: str | None) -> 
         plugins.load("exporters", name)  # which says what there is
     found = folder.find_tuning(tuning)
     weights = found.adapter / "adapter_model.safetensors"
-    if (record := found.record()) is not None and not any(record.plan.ranks):
-        raise BadInput(f"{found.path}: {NO_ADAPTER}")
     if not weights.is_file():
         raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
     for file in (found.base_file, weights):
