@@ -153,9 +153,9 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
 
 def describe_padding(added: int) -> tuple[str, ...]:
     """A note of the bytes that `write_adapter` added, if it did."""
-    return (
-        (f"the adapter takes {format_bytes(added)} more than in the plan: all ranks are the largest",) if added else ()
-    )
+    if not added:
+        return ()
+    return (f"the adapter takes {format_bytes(added)} more than in the plan: all ranks are the largest",)
 
 
 def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:

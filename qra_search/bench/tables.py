@@ -12,6 +12,7 @@ import numpy as np
 
 from qra_search.bench.run import read_rows
 from qra_search.bench.scores import (
+    FAILED_SHARE,
     TIE,
     Best,
     Interval,
@@ -123,10 +124,11 @@ def _make_summary_table(
     body: list[list[Cell]] = []
     for name in order:
         last = shares[max(medians[name])][name]
-        worst = float(np.max(last[~np.isnan(last)], initial=-np.inf))
+        known = last[~np.isnan(last)]
+        worst = float(known.max()) if known.size else None
         body.append([
-            name, int((~np.isnan(last)).sum()), *(_make_score_cell(medians[name].get(point)) for point in points),
-            worst if np.isfinite(worst) else FAILED if worst > 0 else None, int((last > 1.0 + TIE).sum()),
+            name, known.size, *(_make_score_cell(medians[name].get(point)) for point in points),
+            FAILED if worst == FAILED_SHARE else worst, int((last > 1.0 + TIE).sum()),
         ])  # fmt: skip
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"

@@ -156,7 +156,7 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
             items.append(("Against uniform", share, f"{found.data} loss{ends and f', {ends}'}; {name}"))
     if result.trials:
         failed = f", {len(result.failures())} failed" if result.failures() else ""
-        running = len(result.trials) - len(result.ended)
+        running = len(result.trials) - len(result.ended_trials)
         failed += f", {running} not finished" if running else ""
         plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), f"{format_time(run.seconds)}; {plans}"))

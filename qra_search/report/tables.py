@@ -210,8 +210,8 @@ def make_overview_table(runs: Sequence[RunData]) -> TextTable:
 
 def render_result(result: SearchResult, comparison: Comparison | None = None) -> Group:
     """The finding in a sentence, and for every budget the best plan beside the best uniform one."""
-    failed, running = len(result.failures()), len(result.trials) - len(result.ended)
-    spent = f"{len(result.ended)} evaluations" + (f", {failed} failed" if failed else "")
+    failed, running = len(result.failures()), len(result.trials) - len(result.ended_trials)
+    spent = f"{len(result.ended_trials)} evaluations" + (f", {failed} failed" if failed else "")
     spent += f", {running} more not finished" if running else ""
     spent += f"; spent {format_evaluations(result.spent)}; strategy {result.strategy}, seed {result.seed}."
     parts: list[Any] = [Text(summarize_run(result, comparison), style="bold"), Text()]

@@ -128,7 +128,7 @@ class SearchResult(Shown, StudyState):
         return {trial.plan for trial in self.failures()}
 
     @property
-    def ended(self) -> list[Trial]:
+    def ended_trials(self) -> list[Trial]:
         """Trials with a result, failed ones too; the others are running, or were interrupted."""
         return [t for t in self.trials if t.status != "running"]
 

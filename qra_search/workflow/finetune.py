@@ -59,7 +59,7 @@ def count_recorded(evaluator: Evaluator, config: RunConfig, tunings: Tunings, ra
         rates: learning rates to choose from: only those of the plan at each count, since the rest depend on the choice.
     """
     if rates:
-        configs, first = set_rates(config, rates), tunings.first
+        configs, first = make_rate_configs(config, rates), tunings.first_tuning
         return sum(count_recorded(evaluator, tried, first) for tried in configs.values())
     settings = collect_tuning_settings(config, evaluator)
     settings["evaluator"] |= {name: value for name, value in tunings.folder.identity().items() if name == "weights"}
@@ -185,7 +185,7 @@ def _measure_untuned(evaluator: Evaluator, folder: RunFolder, settings: Mapping[
         listener.progress("test the untuned model", 1, 1)
 
 
-def set_rates(config: RunConfig, rates: Sequence[float]) -> dict[float, RunConfig]:
+def make_rate_configs(config: RunConfig, rates: Sequence[float]) -> dict[float, RunConfig]:
     """The settings at each learning rate; one that is named twice counts once."""
     fields = config.model_dump(mode="json")
     return {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}
@@ -216,9 +216,9 @@ def choose_rate(
     """
     if get_rank_and_size()[1] > 1:
         raise BadInput("--rates needs a single process: run it without torchrun, then set training.learning_rate")
-    first = tunings.first
+    first = tunings.first_tuning
     found: list[tuple[float, float, TuningRecord]] = []
-    configs = set_rates(config, rates)  # a rate is refused before any is tuned
+    configs = make_rate_configs(config, rates)  # a rate is refused before any is tuned
     for n, (rate, tried) in enumerate(configs.items(), 1):
         listener.say(f"learning rate {rate:g}, {n} of {len(configs)}")
         try:

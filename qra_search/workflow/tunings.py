@@ -48,7 +48,7 @@ class Tunings:
         return self.plans[0]
 
     @property
-    def first(self) -> Tunings:
+    def first_tuning(self) -> Tunings:
         """The chosen plan with the first seed alone."""
         return replace(self, plans=self.plans[:1], seeds=self.seeds[:1])
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import AdditiveEvaluator
 from report_runs import EVIL, make_run
 from rich.console import Console
 
-from qra_search import Plan, SearchResult
+from qra_search import Plan, SearchResult, Study
 from qra_search.report.table import TextTable
-from qra_search.report.tables import render_html
+from qra_search.report.tables import render_html, render_result
 from qra_search.space.memory import format_bytes
 
 
@@ -61,3 +62,13 @@ def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) ->
     assert empty.candidates == ()
     assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by qra, front of 0, nothing fits)"
+
+
+def test_what_was_only_proposed_is_no_evaluation() -> None:
+    study = Study(AdditiveEvaluator(), strategy="random", evaluations=8)
+    for tell in (True, False):
+        proposal = study.ask()
+        assert proposal is not None
+        if tell:
+            study.tell(proposal, study.evaluator.evaluate(proposal.plan))
+    assert "1 evaluations, 1 more not finished" in shown(render_result(study.result()))
