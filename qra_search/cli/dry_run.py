@@ -35,6 +35,7 @@ def print_dry_run(
     track: Sequence[str] = (),
     tunings: Tunings | None = None,
     rates: Sequence[float] = (),
+    is_plan: bool = False,
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
@@ -44,14 +45,16 @@ def print_dry_run(
         track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
         rates: learning rates at which the plan would be tuned first.
-        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
+        is_plan: a plan, without a search.
+        evaluations: full evaluations that a search may still spend; None: as the config says.
     """
     find_trackers(track)
     check_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)
     with closing(built) as evaluator:
-        facts, rows = describe_run(evaluator, config, evaluations), describe_rows(evaluator)
+        facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
+        rows = describe_rows(evaluator)
         if tunings is not None:
             check_can_tune(evaluator, config)
             recorded = count_recorded(evaluator, config, tunings, rates)
@@ -65,7 +68,7 @@ def print_dry_run(
     console.print("[bold]Config, as resolved[/]")
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
-    is_search = tunings is None and evaluations != 0
+    is_search = tunings is None and not is_plan
     for name, text in (
         *_list_space_rows(facts, config),
         *(("rows", line) for line in rows),
@@ -129,7 +132,8 @@ def _list_cost_rows(
             yield "time", f"about {format_time(left * seconds)} ({format_time(seconds)} a tuning)" if left else "none"
     else:
         if is_search:
-            yield "evaluations", format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
+            cost = format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
+            yield "evaluations", cost if facts["evaluations"] else "none left: give more with --evaluations"
             yield "strategy", config.search.strategy
         if "total_seconds" in estimate:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""

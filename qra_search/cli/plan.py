@@ -39,7 +39,7 @@ def plan(
     common.report_default_model(settings, view)
     if dry_run:
         check_budget(settings)
-        print_dry_run(settings, view, evaluations=0, as_json=as_json)
+        print_dry_run(settings, view, is_plan=True, as_json=as_json)
         return
     with Run(out or make_folder_name(settings), settings) as run:
         result = run.choose_plan(progress=view)

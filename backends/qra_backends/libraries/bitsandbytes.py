@@ -37,23 +37,36 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
+        return self._decode(self.tensors()["codes"], self._dequantize_scales()).to(dtype or self.dtype)
+
+    def dequantize_rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
+        codes, scales = (t.view(self.out_features, -1)[at] for t in (self.tensors()["codes"], self._dequantize_scales()))
+        return self._decode(codes.view(-1, 1), scales.flatten())
+
+    def _decode(self, codes: Tensor, scales: Tensor) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        stored = self.tensors()
         state = QuantState(
-            stored["absmax"],
-            shape=torch.Size((self.out_features, self.in_features)),
-            code=stored["quant_map"],
+            scales,
+            shape=torch.Size((2 * codes.numel() // self.in_features, self.in_features)),
+            code=self.tensors()["quant_map"],
             blocksize=self.blocksize,
             quant_type=FOUR_BIT_TYPE,
             dtype=self.dtype,
         )
-        if "nested_absmax" in stored:
-            state.nested, state.offset = True, stored["nested_offset"]
-            state.state2 = QuantState(
-                stored["nested_absmax"], code=stored["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
-            )
-        return dequantize_4bit(stored["codes"], state).to(dtype or self.dtype)
+        return dequantize_4bit(codes, state)
+
+    def _dequantize_scales(self) -> Tensor:
+        from bitsandbytes.functional import QuantState, dequantize_blockwise
+
+        stored = self.tensors()
+        if "nested_absmax" not in stored:
+            return stored["absmax"]
+        state = QuantState(
+            stored["nested_absmax"], code=stored["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
+        )
+        return dequantize_blockwise(stored["absmax"], state) + stored["nested_offset"]
 
 
 class Int8Linear(DequantizedLinear):
