@@ -110,6 +110,15 @@ def test_four_bits_are_what_the_library_dequantizes():
     assert torch.equal(ours, bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
 
 
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_rows_of_a_table_are_decoded_alone(double_quant: bool, monkeypatch: pytest.MonkeyPatch):
+    backend = make_backend({"name": "bitsandbytes", "double_quant": double_quant})
+    module, at = backend.quantize(source(300, 576), 4), torch.tensor([299, 0, 7, 7])
+    whole = backend.dequantize(module)
+    monkeypatch.setattr(bitsandbytes.NF4Linear, "dequantize", None)
+    assert torch.equal(backend.dequantize_rows(module, at), whole[at])
+
+
 def test_its_import_says_nothing():
     code = (
         "import torch; from torch import nn; from qra_backends import make_backend;"

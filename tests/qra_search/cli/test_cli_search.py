@@ -78,6 +78,7 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
     assert f"resumed: {count} trials, " in more.err and " of 14 evaluations spent, " in more.err
     qra.search(tmp_path / "b", evaluations=14)
     assert trials(tmp_path / "a") == trials(tmp_path / "b")
+    assert "none left: give more with --evaluations" in qra("search", tmp_path / "b", "--dry-run").out
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
