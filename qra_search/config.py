@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class RunConfig(Section):
             ("space", "bits", list(engine.bits)), ("space", "granularity", engine.granularity),
         ):  # fmt: skip
             holder = filled.get(section, {})
-            if value is not None and isinstance(holder, dict) and holder.get(key) is None:
+            if value is not None and isinstance(holder, dict) and holder.get(key) in (None, "auto"):
                 filled[section] = {**holder, key: value}
         return filled
 
@@ -254,8 +255,17 @@ def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tupl
 
 def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
+    fault, *others = error.errors()
+    # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
+    field = tuple(takewhile(lambda part: not _is_type(part), fault["loc"]))
+    faults = [fault, *(each for each in others if each["loc"][: len(field)] == field != fault["loc"])]
+    nouns = [_NEEDED.get(each["type"]) or each.get("ctx", {}).get("expected", "") for each in faults]
+    needed = dict.fromkeys(filter(None, nouns))
+    if "a number" in needed:
+        needed.pop("a whole number", None)
+    if len(needed) > 1:
+        fault = min(faults, key=lambda each: len(each["loc"])) | {"loc": field}
+    where = ".".join(str(part) for part in fault["loc"] if not _is_type(part)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shorten(where)
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
@@ -265,14 +275,28 @@ def explain_error(error: ValidationError) -> str:
         near = suggest_names(fault["loc"][-1], allowed, most=1)
         listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
         return f"{where} is not a known field: {near}allowed are {listed}"
-    message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    message = f"{' or '.join(needed)} is needed" if needed else fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
-_ALLOWED = {
-    "string_too_short": "a text is needed",
-    "model_type": "a mapping of fields is needed, such as {name: ...}",
-    "dict_type": "a mapping is needed",
-    "tuple_type": "a list is needed",
-    "invalid_key": "names of fields must be strings",
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a fault's place names one of a field's types."""
+    return part in ("str", "bool", "int", "float") or "[" in str(part)
+
+
+_NEEDED = {
+    "string_too_short": "a text",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "model_type": "a mapping of fields, such as {name: ...},",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "invalid_key": "a text as the name of a field",
 }
+"""What a field wants, by the type of a fault."""

@@ -58,6 +58,11 @@ def convert_to_bad_input() -> Iterator[None]:
         raise BadInput(describe(error)) from error
 
 
+def describe_reason(error: OSError) -> str:
+    """What the system says, without the file's name."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line: its message if it is one of ours, else with its type before it."""
     text = " ".join(str(error).split())
@@ -66,7 +71,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:
         return f"{error.filename}: a file is in the way, a folder is needed there: give another place"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
+        return f"{error.filename}: {describe_reason(error)}"
     if isinstance(error, (ValueError, RuntimeError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

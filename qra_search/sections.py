@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationInfo, field_validator
 
 from qra_search.errors import shorten
 from qra_search.space.budgets import check_budget_text
@@ -91,7 +91,7 @@ class TaskConfig(Section):
 
 
 BackendSpec = str | dict[str, Any]
-Width = int | float
+Width = StrictInt | StrictFloat
 BACKEND_FORMS = (
     "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
 )
@@ -150,6 +150,8 @@ class QuantizationConfig(Section):
         if not given or None in map(_parse_width, given):
             raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
         several = {_parse_width(bits): specs for bits, specs in given.items()}
+        if len(several) < len(given):
+            raise ValueError("a bit-width is given twice")
         for bits, specs in several.items():
             if specs == []:
                 raise ValueError(f"the list of backends for {bits} bits is empty: name one or more")
@@ -166,7 +168,7 @@ class SpaceConfig(Section):
         description="bits to choose from, whole or and a half (16: left unquantized); auto: 2, 3, 4 and 8, or, if a "
         "budget is below the uniform 3-bit plan, 1, 1.5, 2, 2.5, 3 and 4, as far as the backend has them",
     )
-    ranks: tuple[int, ...] = (2, *DEFAULT_RANKS)
+    ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
         "auto",
         description="what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what "

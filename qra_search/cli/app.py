@@ -23,7 +23,8 @@ class OnceCommand(TyperCommand):
     """Refuses an option of one value that is given twice, of which click would take the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = Counter(word.partition("=")[0] for word in args)
+        # `-n5` is `-n 5`.
+        given = Counter(word.partition("=")[0] if word.startswith("--") else word[:2] for word in args)
         for parameter in self.params:
             single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", True)
             if single and sum(given[name] for name in parameter.opts) > 1:

@@ -7,7 +7,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args
 
@@ -24,7 +25,7 @@ from qra_search.runs.baselines import Against as AgainstName
 from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
 from qra_search.study.listener import Listener
-from qra_search.workflow.settings import make_settings
+from qra_search.workflow.settings import FIELDS, make_settings
 from qra_search.workflow.tracking import TRACKERS
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
@@ -125,6 +126,8 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     BadInput for a value that cannot be used."""
     given = {name: _read(name, value) for name, value in values.items() if value is not None}
     file, sets = given.pop("config", None), given.pop("sets", {})
+    if twice := next((name for name in given if FIELDS[name] in sets), None):
+        raise BadInput(f"--{twice} and --set {FIELDS[twice]} are the same field: give one of them")
     return make_settings(config or file, sets, **given)
 
 
@@ -190,6 +193,16 @@ def read_pair(text: str, option: str = "--set", example: str = "training.learnin
         raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
 
 
+def read_pairs(texts: Sequence[str] | None, option: str = "--set", **example: str) -> dict[str, Any]:
+    """The pairs of an option that may be given several times; raises BadInput as `read_pair` does, and for a name that
+    is given twice."""
+    pairs = [read_pair(text, option, **example) for text in texts or ()]
+    if len(given := dict(pairs)) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise BadInput(f"{option} {twice} is given twice: give it once")
+    return given
+
+
 def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
     """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them, or
     there is none."""
@@ -205,7 +218,7 @@ def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
 def _read(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "sets":
-        return dict(map(read_pair, value))
+        return read_pairs(value)
     if name == "memory":
         return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):

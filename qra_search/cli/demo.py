@@ -51,7 +51,7 @@ def demo(
 
         qra demo --out runs/demo
     """
-    config = make_config(DEMO, dict(map(common.read_pair, sets or [])), source="options")
+    config = make_config(DEMO, common.read_pairs(sets), source="options")
     view = common.make_view(quiet=as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.has_run)  # before much is said

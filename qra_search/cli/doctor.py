@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.cli import common
 from qra_search.cli.app import FAILED
 from qra_search.cli.common import argument
@@ -122,7 +123,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "plan.json": lambda file: read_choices(read_plan_file(file)),
     "record.json": lambda file: TuningFolder(file.parent).record(),
     "adapter_config.json": read_json,
-    "sensitivities.json": read_json,
+    "sensitivities.json": read_sensitivities,
 }
 """What reads the files of a pattern; it returns its checks, or raises for a damaged file."""
 

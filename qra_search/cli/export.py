@@ -32,7 +32,7 @@ def export(
 
         qra export runs/a --format gguf
     """
-    given = dict(common.read_pair(text, "--option", "dtype=float32") for text in options or [])
+    given = common.read_pairs(options, "--option", example="dtype=float32")
     with open_run(run) as opened:
         done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
     if as_json:

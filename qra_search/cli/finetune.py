@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
+from qra_search.errors import BadInput
 from qra_search.launched import is_follower
 from qra_search.report.tables import render_comparison
 from qra_search.report.terminal import print_next_steps, print_samples
@@ -62,9 +63,11 @@ def finetune(
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
     changes: dict[str, Any] = {
-        "steps": steps, "epochs": epochs, "device": device, "settings": dict(map(common.read_pair, sets or [])),
+        "steps": steps, "epochs": epochs, "device": device, "settings": common.read_pairs(sets),
     }  # fmt: skip
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
+    if rates is not None and "training.learning_rate" in changes["settings"]:
+        raise BadInput("--rates and --set training.learning_rate are the same field: give one of them")
     chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
     view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:

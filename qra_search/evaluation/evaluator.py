@@ -34,7 +34,7 @@ class Evaluation:
         memory_bytes: exact resident bytes of the plan.
         metrics: further figures by name.
         seconds: wall time of the evaluation.
-        fidelity: share of a full evaluation that was spent, in (0, 1], and that a search is charged.
+        fidelity: share of a full evaluation that was spent, in (0, 1]; a search is charged that of the proposal.
         seed: what initialisation, data order and dropout followed.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
@@ -91,7 +92,8 @@ class StudyState:
 
     def next_seed(self, plan: Plan) -> int:
         """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        return self.seed + sum(t.plan == plan for t in self.trials if t.fidelity >= 1.0)
+        used = {t.seed for t in self.trials if t.plan == plan and t.fidelity >= 1.0}
+        return next(seed for seed in count(self.seed) if seed not in used)
 
 
 def read_state(log: TrialLog) -> StudyState:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
 from qra_search.config import RunConfig, dump_config, find_differences, load_config, read_yaml
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, convert_to_bad_input, describe_reason
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import write_text
@@ -59,9 +59,11 @@ class RunFolder:
 
     @property
     def has_run(self) -> bool:
-        """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them."""
-        begun = self.log_file.is_file() and self.log_file.stat().st_size > 0  # not one that could not be written
-        return begun or (self.config_file.is_file() and self.sensitivities_file.is_file())
+        """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them; raises
+        BadInput if it cannot be looked into."""
+        with convert_to_bad_input():
+            begun = self.log_file.is_file() and self.log_file.stat().st_size > 0  # not one that could not be written
+            return begun or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
     def check(self) -> RunFolder:
         """The folder itself; raises NoRun if it holds no run."""
@@ -74,9 +76,10 @@ class RunFolder:
     def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Raises BadInput if the folder holds a run and `resume` is off, or one whose config differs in what may not
         change; writes nothing."""
+        has_run = self.has_run  # or it cannot be looked into
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
-        if self.has_run and self.config_file.is_file():
+        if has_run and self.config_file.is_file():
             known = load_config(self.config_file)
             found = find_differences(known, config)
             changed = {k: v for k, v in found.items() if not resume or not k.startswith(MAY_CHANGE)}
@@ -92,7 +95,7 @@ class RunFolder:
                     f"{self.path} has spent {spent:g} evaluations already, which is more than "
                     f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
                 )
-        if self.has_run and not resume:
+        if has_run and not resume:
             raise BadInput(
                 f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
                 f"or give another --out"
@@ -113,8 +116,8 @@ class RunFolder:
             TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise BadInput(
-                f"the run's folder {self.path} cannot be written ({(error.strerror or str(error)).lower()}): give "
-                f"another place with --out"
+                f"the run's folder {self.path} cannot be written ({describe_reason(error)}): give another place with "
+                f"--out"
             ) from error
 
     def write_config(self, config: RunConfig) -> None:
@@ -132,20 +135,21 @@ class RunFolder:
 
     def result(self) -> SearchResult:
         """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
-        state, identity = self._state()
+        state, _, study = self._state()
         options = self.config().search.options if self.config_file.is_file() else {}
-        return SearchResult.from_state(state, _load_strategy(identity.get("strategy", ""), options))
+        return SearchResult.from_state(state, _load_strategy(study.get("strategy", ""), options))
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
-        return self._state()[1]
+        _, evaluator, study = self._state()
+        return {**evaluator, **study}
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
         """The sensitivities of the run, None if none are measured; raises BadInput if it is of another evaluator."""
         if not self.has_run:
             return None
-        state, identity = self._state()
-        known = {**identity, "search space": state.space.signature}
+        state, described, _ = self._state()
+        known = {**described, "search space": state.space.signature}
         for key, value in {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}.items():
             if known.get(key) != value:
                 raise BadInput(
@@ -154,8 +158,9 @@ class RunFolder:
                 )
         return state.sensitivities
 
-    def _state(self) -> tuple[StudyState, dict[str, Any]]:
-        """The study and the identity of the run, by its journal, or, before a search, by its other files."""
+    def _state(self) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
+        """What the run knows, what identifies its evaluator, and the study's strategy and evaluations: by its journal,
+        or, before a search, by its other files."""
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
@@ -163,12 +168,12 @@ class RunFolder:
                     state = read_state(log)
                     if state.sensitivities is None and not state.trials and planned:
                         state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
-                    return state, {**(log.get_meta("evaluator") or {}), **(log.get_meta("study") or {})}
+                    return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
             # Its first line is damaged, and the other files have what that said; a search writes it again.
         (space, sensitivities, evaluator), search = read_sensitivities(self.sensitivities_file), self.config().search
         budgets = resolve_budgets(space, search.memory)
         state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
-        return state, {**evaluator, "strategy": search.strategy, "evaluations": search.evaluations}
+        return state, evaluator, {"strategy": search.strategy, "evaluations": search.evaluations}
 
     def plan(self) -> Plan:
         """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""

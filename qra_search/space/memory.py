@@ -108,7 +108,7 @@ SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re
 def parse_bytes(text: str | int | float) -> int:
     """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`; raises BadInput if it is no size."""
     if isinstance(text, (int, float)) and not isinstance(text, bool):
-        value, unit = float(text), "b"
+        value, unit = float(min(text, MOST_BYTES)), "b"  # an int may be above every float
     else:
         match = SIZE.fullmatch(str(text))
         if match is None:

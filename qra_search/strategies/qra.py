@@ -18,6 +18,7 @@ only the optima of the sensitivities are proposed, for the budgets and a sweep b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -139,15 +140,14 @@ class QRAStrategy(Strategy):
         return state.seed + (len(state.trials) + k) % self.seeds
 
     def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
-        """The allocation for the budget in turn; if it is taken, a random plan; None if none is left."""
-        budget = rotate_budgets(state, k)[0]
-        plan = solve(state.space, state.sensitivities, budget).plan
-        if plan not in asked:
-            return Proposal(plan, seed=self._pick_seed(state, k), origin=PRIOR)
-        rng = state.rng(k)
-        plans = (sample_plan(state, rng, budget) for _ in range(ATTEMPTS))
-        new = (Proposal(plan, seed=self._pick_seed(state, k), origin="random") for plan in plans if plan not in asked)
-        return next(new, None)
+        """The allocation for the first budget in turn whose allocation is new, else a random plan, for the budget in
+        turn or, if it has nothing new, the largest; None if none is left."""
+        budgets, rng = rotate_budgets(state, k), state.rng(k)
+        allocated = ((solve(state.space, state.sensitivities, budget).plan, PRIOR) for budget in budgets)
+        limits = [budgets[0]] * ATTEMPTS + [state.memory_limit] * ATTEMPTS
+        drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
+        new = ((plan, origin) for plan, origin in chain(allocated, drawn) if plan not in asked)
+        return next((Proposal(plan, seed=self._pick_seed(state, k), origin=origin) for plan, origin in new), None)
 
     def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int

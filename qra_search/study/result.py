@@ -104,8 +104,8 @@ class SearchResult(Shown, StudyState):
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
-        """The allocation within a budget (default: the largest, or else the bytes of the largest plan evaluated); None
-        without sensitivities or any bytes to look within; raises BudgetTooSmall."""
+        """The allocation within a budget (default: the largest, or else that of the space's largest plan); None without
+        sensitivities, or with neither a budget nor an evaluated plan; raises BudgetTooSmall."""
         if self.sensitivities is None or (memory_budget is None and not (self.memory_budgets or self.candidates)):
             return None
         limit = self._resolve(memory_budget)

@@ -147,15 +147,15 @@ class Study:
                     flying[self.executor.submit(trial.proposal)] = trial
                 if not flying:
                     break
-                for future in sorted(self.executor.wait(flying), key=lambda f: flying[f].id):
-                    trial = self._record(flying.pop(future), future.exception() or future.result())
-                    ended = [t for t in self.log if t.status != "running"]
-                    if self.batch is not None and (flying or waiting):
-                        continue  # what a batch comes to may not depend on the order of its results
-                    if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
-                        raise StudyFailed(
-                            f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
-                        )
+                # All that ended is recorded before anything is raised: an unusable worker comes last.
+                results = {future: future.exception() or future.result() for future in self.executor.wait(flying)}
+                for future in sorted(results, key=lambda f: (isinstance(results[f], WorkerUnusable), flying[f].id)):
+                    trial = self._record(flying.pop(future), results[future])
+                if self.batch is not None and (flying or waiting):
+                    continue  # what a batch comes to may not depend on the order of its results
+                ended = [t for t in self.log if t.status != "running"]
+                if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
+                    raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}")
             self._notify("on_end")
             return self.result()
         finally:
@@ -231,7 +231,8 @@ class Study:
     def _measure_sensitivities(self) -> None:
         self.log.bind()  # reads what others may have written since `close`
         # If lines of the log are damaged, the sensitivities may have been in one of them.
-        if self.log.get_meta("prior") is None and (len(self.log) == 0 or self.log.damage):
+        is_due = len(self.log) == 0 or self.log.damage or self._given_sensitivities is not None
+        if self.log.get_meta("prior") is None and is_due:
             sensitivities = self._given_sensitivities or self.evaluator.sensitivities()
             if sensitivities is not None:
                 sensitivities.check(self.space)

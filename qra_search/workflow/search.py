@@ -65,7 +65,8 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
 
     Raises BadInput if what was given cannot be used; nothing was spent.
     """
-    made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
+    with convert_to_bad_input():  # of a path that cannot be looked into
+        made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
     folder.begin(config, resume=resume)
     try:
         yield
@@ -131,6 +132,8 @@ def search_run(
         log = TrialLog(folder.log_file)
     with log:
         with convert_to_bad_input():
+            log.bind()  # locks it
+            folder.check_begin(config, resume=True)  # of another process, perhaps, by now
             study = Study(
                 evaluator, strategy=make_strategy(settings.strategy, **settings.options),
                 evaluations=settings.evaluations, memory_budget=list(settings.memory) or None, seed=settings.seed,

@@ -64,19 +64,19 @@ def make_settings(
         raise wrong_type("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
     model, task = made.model, made.task
     paths = {"model.name": model.name, "task.name": task.name, "task.data": task.data, "task.metrics": task.metrics}
-    changed = {field: path for field, given in paths.items() if (path := _make_absolute(given)) != given}
+    changed = {field: path for field, given in paths.items() if (path := make_absolute(given)) != given}
     if (cache := made.quantization.cache) is not None and not Path(cache).is_absolute():
         changed["quantization.cache"] = str(Path(cache).absolute())
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
 
 
-def _make_absolute(name: Any) -> Any:
+def make_absolute(name: Any) -> Any:
     """A relative path that exists, or several, from the root, so that a run opens anywhere; anything else as it is.
 
     A bare name of a folder is left: it may be that of a model or a task.
     """
     if isinstance(name, tuple):
-        return tuple(map(_make_absolute, name))
+        return tuple(map(make_absolute, name))
     if not isinstance(name, str) or "://" in name:
         return name
     path, colon, thing = name.partition(".py:")

@@ -11,7 +11,7 @@ from qra_search.errors import BadInput
 from qra_search.report.live import ProgressArgument
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.run import Run
-from qra_search.workflow.settings import make_folder_name, make_settings
+from qra_search.workflow.settings import make_absolute, make_folder_name, make_settings
 
 
 def plan(
@@ -82,7 +82,7 @@ def open_run(
     objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
-        if name is not None and str(name) != known:
+        if name is not None and known not in (str(name), make_absolute(str(name))):
             raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: give that one, or plan again")
     return Run(there.path, config, objects=objects)
 

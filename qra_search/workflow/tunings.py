@@ -115,9 +115,12 @@ def change_settings(
     no tuning of its plan can be given."""
     if steps is not None and epochs is not None:
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    given = dict(settings or {}) | ({} if steps is None else {"finetune.steps": steps, "finetune.epochs": None})
-    given |= {k: v for k, v in {"finetune.epochs": epochs, "model.device": device}.items() if v is not None}
-    config = make_config(known.model_dump(mode="json"), given, source="options")
+    named = {"finetune.steps": steps, "finetune.epochs": epochs, "model.device": device}
+    named = {name: value for name, value in named.items() if value is not None}
+    if twice := next((name for name in named if name in (settings or {})), None):
+        raise BadInput(f"{twice} is given twice, as --{twice.rpartition('.')[2]} and by its name: give it once")
+    given = {"finetune.epochs": None} if steps is not None else {}
+    config = make_config(known.model_dump(mode="json"), {**given, **(settings or {}), **named}, source="options")
     for path, (old, _) in find_differences(known, config).items():
         if path.startswith(TUNABLE):
             continue

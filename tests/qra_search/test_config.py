@@ -62,10 +62,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': input should be a valid integer"),
+        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': a whole number is needed"),
         ({"evaluation": {"stepz": 1}}, "evaluation.stepz is not a known field: did you mean steps?"),
         ({"search": {"learn_from": "runs/a"}}, "config: search.learn_from is not a known field: allowed are strategy"),
-        ({"search": None}, "search is None: a mapping of fields is needed"),
+        ({"search": None}, "search is None: a mapping of fields, such as {name: ...}, is needed"),
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),
         ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: input should be a finite number"),
         ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
@@ -74,7 +74,7 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
         (
             {"space": {"granularity": "head"}},
-            "space.granularity is 'head': input should be 'auto', 'module', 'expert', 'layer'",
+            "space.granularity is 'head': 'auto', 'module', 'expert', 'layer'",
         ),
         (
             {"quantization": {"backend": 3}},
@@ -84,9 +84,14 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"quantization": {"backend": {4: []}}}, "the list of backends for 4 bits is empty: name one or more"),
         ({"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}}, "{'group_size': 8} is none of these"),
         ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' must be strings"),
-        ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),
+        ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields, such as {name: ...}, is needed"),
         ({"model": {"name": ""}}, "model.name is ''"),
-        ({1: 2}, "1 is 1: names of fields must be strings"),
+        ({1: 2}, "1 is 1: a text as the name of a field is needed"),
+        ({"training": {"scales": "maybe"}}, "training.scales is 'maybe': true or false or 'auto' is needed"),
+        ({"space": {"bits": [2, "x"]}}, "space.bits is [2, 'x']: 'auto' or a number is needed"),
+        ({"space": {"bits": [True, 2]}}, "space.bits is [True, 2]: 'auto' or a number is needed"),
+        ({"space": {"ranks": [True, 2]}}, "space.ranks.0 is True: a whole number is needed"),
+        ({"quantization": {"backend": {"2": "hqq", "2.0": "gguf"}}}, "a bit-width is given twice"),
         ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
     ],
 )

@@ -11,6 +11,8 @@ from qra_search.engines import ENGINES, fit_rank, unsupported_reason
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
     config = make_config({"engine": "llama.cpp"})
     assert config.quantization.backend == "gguf" and config.space.bits == ENGINES["llama.cpp"].bits
+    shown = {"engine": "vllm", "quantization": {"embeddings": "auto"}, "space": {"bits": "auto", "granularity": "auto"}}
+    assert make_config(shown) == make_config({"engine": "vllm"}), "auto is nothing said"
     chosen = {
         "engine": "llama.cpp",
         "space": {"bits": [4, 16]},

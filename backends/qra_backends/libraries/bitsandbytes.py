@@ -41,7 +41,8 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
-        codes, scales = (t.view(self.out_features, -1)[at] for t in (self.tensors()["codes"], self._dequantize_scales()))
+        codes = self.tensors()["codes"].view(self.out_features, -1)[at]
+        scales = self._dequantize_scales().view(self.out_features, -1)[at]
         return self._decode(codes.view(-1, 1), scales.flatten())
 
     def _decode(self, codes: Tensor, scales: Tensor) -> Tensor:

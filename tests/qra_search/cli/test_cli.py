@@ -177,11 +177,12 @@ def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_pa
     (tmp_path / "trials.jsonl").write_bytes(b"not a log" * 50)
     (tmp_path / "plan.json").write_text(json.dumps({"format": PLAN_FORMAT}))
     (tmp_path / "record.json").write_text('{"format": "x"}')
+    (tmp_path / "sensitivities.json").write_text("{}")
     report = qra("doctor", tmp_path, "--json")
     assert report.status == 1 and report.err == ""
     faults = {row["what"]: row["advice"] for row in report.json if row["level"] == "fault"}
     assert "is not a readable trial log" in faults["trials.jsonl"] and "groups are not" in faults["plan.json"]
-    assert set(faults) == {"deep/a.safetensors", "trials.jsonl", "plan.json", "record.json"}
+    assert set(faults) == {"deep/a.safetensors", "trials.jsonl", "plan.json", "record.json", "sensitivities.json"}
 
 
 def damage(log: Path, loss: float) -> None:

@@ -75,7 +75,7 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
         (("--set", "finetune.patience=2"), "finetune.patience is 2: it needs validation measurements"),
         (("--set", "space.bits=[2]"), "space.bits is 'auto' in this run: only fields of training and finetune"),
-        (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
+        (("--set", "training.schedule=step"), "training.schedule is 'step': 'linear', 'cosine' or 'constant' is"),
         (("--set", "evaluation.steps=200"), "set finetune.steps for a full fine-tuning"),
         (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):

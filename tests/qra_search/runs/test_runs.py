@@ -139,6 +139,8 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     Study(ToyEvaluator(make_toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
     with pytest.raises(NoRun, match="has no plan yet"):
         begun.plan()
+    with pytest.raises(BadInput, match="file name too long"):
+        RunFolder("x" * 300).check()
     folder.config_file.unlink()
     with pytest.raises(NoRun, match=r"has no config.yaml"):
         folder.config()

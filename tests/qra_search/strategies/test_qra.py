@@ -37,6 +37,13 @@ def replicated(noise, plans=4, seeds=4):
     return StudyState(evaluator.space, trials, evaluator.sensitivities())
 
 
+def test_many_budgets_are_searched_until_no_plan_that_fits_any_is_left():
+    evaluator = AdditiveEvaluator(make_space(groups=2))
+    sizes = sorted(evaluator.space.memory_bytes(plan) for plan in evaluator.space.uniform_plans())
+    found = search(evaluator, strategy="qra", evaluations=40, memory_budget=[*sizes[:4], sizes[-1]])
+    assert len(found.trials) == 40
+
+
 def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
     state = replicated(0.05, plans=6, seeds=6)
     deviations = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from fakes import AdditiveEvaluator, make_space
@@ -17,7 +18,7 @@ from qra_search import (
     TrialLog,
     search,
 )
-from qra_search.executors.base import InProcessExecutor
+from qra_search.executors.base import InProcessExecutor, WorkerUnusable
 from qra_search.log.lines import LogError
 from qra_search.study.checks import StudyFailed
 from qra_search.study.study import list_initial_plans
@@ -78,6 +79,46 @@ def test_an_evaluator_that_always_fails_stops_the_study():
 
     with pytest.raises(StudyFailed, match="the first 5 evaluations all failed.*no such device"):
         search(Broken(), strategy="random", evaluations=30, memory_budget=None)
+
+
+class AtOnce(InProcessExecutor):
+    """Six evaluations of one plan each that end together: the outcomes that are given, else what the evaluator says."""
+
+    slots = 6
+
+    def __init__(self, evaluator, outcomes):
+        super().__init__(evaluator)
+        self.outcomes = iter(outcomes)
+
+    def submit(self, proposal):
+        future = Future()
+        error = next(self.outcomes, None)
+        future.set_exception(error) if error else future.set_result(self.evaluator.evaluate(proposal.plan))
+        return future
+
+    def wait(self, flying):
+        return set(flying)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "ended"),
+    [([EvaluationFailed("no")] * 5, 12), ([WorkerUnusable("gone")], 5), ([None, WorkerUnusable("gone")], 5)],
+)
+def test_all_results_that_ended_together_are_recorded_before_the_study_stops(tmp_path, outcomes, ended):
+    log = tmp_path / "log.jsonl"
+    study = Study(AdditiveEvaluator(), strategy="random", evaluations=12, log=log,
+                  executor=AtOnce(AdditiveEvaluator(), outcomes))  # fmt: skip
+    with pytest.raises(StudyFailed, match="gone") if ended < 12 else nullcontext():
+        study.run()
+    assert sum(trial.status != "running" for trial in TrialLog(log)) == ended
+
+
+def test_sensitivities_that_are_given_to_a_log_without_any_are_in_it_from_then_on(evaluator, tmp_path):
+    log, sensitivities = tmp_path / "log.jsonl", evaluator.sensitivities()
+    evaluator.sensitivities = lambda: None
+    search(evaluator, strategy="random", evaluations=3, log=log)
+    search(evaluator, strategy="random", evaluations=4, log=log, sensitivities=sensitivities)
+    assert TrialLog(log).get_meta("prior") == sensitivities.to_dict()
 
 
 @pytest.mark.parametrize("slots", [1, 6])

@@ -100,8 +100,10 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
         search_run(build_evaluator(config, print), config, folder, Listener())
         raise KeyboardInterrupt
     assert folder.config() == config
-    with pytest.raises(BadInput, match="seed 0, but now it is 5"), begin_run(config, folder, resume=True):
-        search_run(build_evaluator(other, print), other, folder, Listener())
+    for field, value in (("search.seed", 5), ("search.strategy", "nsga2")):
+        other = make_settings(SETTINGS, {field: value})
+        with pytest.raises(BadInput, match=f"holds another run: {field} is"), begin_run(config, folder, resume=True):
+            search_run(build_evaluator(other, print), other, folder, Listener())
     assert folder.config() == config
 
 
