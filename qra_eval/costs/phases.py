@@ -29,7 +29,7 @@ LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
 RELOAD_LIBRARIES = 356 << 20
 """The same where nothing but a saved model is loaded."""
-TOKEN = 800
+TOKEN_BYTES = 800
 """Bytes that a tokenizer takes of a token: Qwen2.5's 656 to 877, SmolLM2's 256."""
 CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
@@ -89,7 +89,7 @@ class _Run(Sizes):
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)  # None: a config is all that is there
-        return Peak(0, libraries + TOKEN * tokens + copied + device + host)
+        return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_quantization_bytes(self) -> tuple[int, int]:
         """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""

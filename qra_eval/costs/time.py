@@ -27,7 +27,7 @@ from qra_search.space.levels import LevelName
 SCALES, ROW_SCALES = 1.5, 0.4
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
 the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
-CALIBRATION = 3.5
+CALIBRATION_FACTOR = 3.5
 """Times what its tokens say that the pass of the calibration rows takes: layers are run again backward, and moments and
 the gradient at the head are computed. Measured on SmolLM2 and two cores: 219 s, for 63 s by the tokens."""
 PASSES = 2
@@ -57,7 +57,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     pace = measure_seconds_per_token(tuner)
     report("time a layer", 1, 1)
     counted = count_calibration_tokens(tuner)
-    calibrating, measuring = CALIBRATION * pace * counted, pace * (count_sensitivities_tokens(tuner) - counted)
+    calibrating, measuring = CALIBRATION_FACTOR * pace * counted, pace * (count_sensitivities_tokens(tuner) - counted)
     setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
     if model.backend.calibrated:
         setup += calibrating if setup else 0.0
@@ -194,7 +194,7 @@ def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequen
 
 def count_calibration_tokens(tuner: FineTuner) -> float:
     """Tokens of the pass forward and backward of the calibration rows, in units of one forward pass."""
-    return 3 * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
+    return (1 + BACKWARD) * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
 
 
 def count_sensitivities_tokens(tuner: FineTuner) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import sys
@@ -130,6 +131,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
+        made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
         for field, value in (("search.metric", search.metric), ("finetune.monitor", self.config.finetune.monitor)):
             if value == "task" and made.judged_by is None:

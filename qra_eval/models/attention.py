@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qra_eval.models.loaded import get_max_positions
+
 NAME = "qra_matmul"
-LONGEST = 512
+LONGEST_ROW = 512
 """Tokens up to which plain products are used."""
 TOLERANCE = 0.05
 """Largest difference of logits from the model's eager attention, in root mean square as a share of their deviation,
@@ -39,7 +41,7 @@ def use_fast_attention(model: Any) -> bool:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    same = True
+    same, tokens = True, min(40, get_max_positions(model) or 40)
     try:
         if NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
             ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
@@ -47,7 +49,7 @@ def use_fast_attention(model: Any) -> bool:
         if place == "meta":
             model.set_attn_implementation(NAME)
         else:
-            probe = torch.randint(0, text.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+            probe = torch.randint(0, text.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(0))
             logits = []
             for implementation in ("eager", NAME):
                 model.set_attn_implementation(implementation)
@@ -87,7 +89,7 @@ def matmul_attention(
         raise ValueError("matmul_attention supports neither soft-capping nor attention sinks")
     n, heads, t, d = query.shape
     kv, s = key.shape[1], key.shape[2]
-    if max(t, s) > LONGEST or value.shape[-1] != d:
+    if max(t, s) > LONGEST_ROW or value.shape[-1] != d:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(

@@ -125,6 +125,11 @@ def limit_onednn_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory did not suffice, by torch or by CUDA's libraries, which allocate by themselves."""
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in ("out of memory", "ALLOC_FAILED"))
+
+
 def release_freed_memory(device: torch.device) -> None:
     """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it.
 

@@ -22,23 +22,27 @@ class DamagedFile(BadInput):
 
 
 def write_tensors(
-    tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None, lasting: bool = True
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    digest: bool = True,
 ) -> None:
     """Write tensors; a reader sees the whole file or none.
 
     Args:
         metadata: texts by name, in the file's header.
-        lasting: False: the file is there for a while, and has no digest beside it.
+        digest: write its digest beside it, which a file that is there for a while does without.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path, durable=not lasting) as partial:
+    with replace_file(path, durable=not digest) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
             save_file(ready, partial, metadata={**HEADER, **(metadata or {})})
         except SafetensorError as error:  # what is written is ours: it is the disk
             raise OSError(f"{path} cannot be written ({error})") from error
-    if lasting:
+    if digest:
         write_digest(path)
 
 

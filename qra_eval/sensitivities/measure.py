@@ -26,6 +26,7 @@ from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.training import BACKWARD
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -81,7 +82,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     for name, by_level in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
     damage = enforce_monotone_damage(interpolate_missing(damage, space.widths), space.widths)
-    tokens = 3 * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
+    tokens = (1 + BACKWARD) * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
     return Sensitivities(
         damage, _estimate_rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
         cost=tokens / tuner.count_evaluation_tokens(), seconds=time.perf_counter() - start,

@@ -147,9 +147,7 @@ def _generate_split(
     barren = 0
     for problem in _generate_problems(draw, kinds, digits):
         barren += 1
-        # A split owns operands, in whatever order or wording they come.
-        owner = OWNERS[int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)]
-        if owner == split and problem.key not in found:
+        if problem is not None and _find_owner(problem) == split and problem.key not in found:
             found[problem.key], barren = problem, 0
         if len(found) == SIZES[split]:
             break
@@ -158,7 +156,15 @@ def _generate_split(
     return tuple(found.values())
 
 
-def _generate_problems(draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]) -> Iterator[Example]:
+def _find_owner(problem: Example) -> SplitName:
+    """The split that owns a problem's operands, in whatever order or wording they come."""
+    return OWNERS[int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)]
+
+
+def _generate_problems(
+    draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]
+) -> Iterator[Example | None]:
+    """Problems without end; None in place of one whose operands do not fit its kind."""
     while True:
         name = draw.choice(kinds)
         kind = KINDS[name]
@@ -166,6 +172,7 @@ def _generate_problems(draw: random.Random, kinds: tuple[str, ...], digits: tupl
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):
+            yield None
             continue
         words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
         text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))

@@ -115,7 +115,10 @@ def schedule_batches(
         need = min(len(rows), (steps - len(batches)) * batch_size)
         order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
         chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
-        span = MIXED * batch_size if drawn else len(chosen)
-        some = [b for at in range(0, len(chosen), span) for b in make_batches(chosen[at : at + span], batch_size)]
+        starts = list(range(0, len(chosen), MIXED * batch_size if drawn else len(chosen)))
+        if len(starts) > 1 and len(chosen) - starts[-1] < batch_size:
+            starts.pop()  # the last rows alone would be a small batch that counts as much as the others
+        spans = itertools.pairwise([*starts, len(chosen)])
+        some = [batch for start, end in spans for batch in make_batches(chosen[start:end], batch_size)]
         batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
     return batches[:steps]

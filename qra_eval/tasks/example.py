@@ -32,5 +32,6 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What makes two examples the same for the splits: the prompt (or else the answer), case and space aside."""
-        return " ".join((self.prompt.strip() or self.answer).split()).casefold()
+        """What makes two examples the same for the splits: the prompt (or else the answer) and its choices, case and
+        space aside."""
+        return " ".join(" ".join((self.prompt.strip() or self.answer, *self.choices)).split()).casefold()

@@ -143,8 +143,7 @@ def _make_instruction(row: Mapping[str, Any], where: str) -> Example:
 
 def _list_system_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     """The turn of a row's field `system`, if it has one that is not blank."""
-    text = row.get("system")
-    if not (isinstance(text, str) and text.strip()):
+    if row.get("system") is None or not (text := read_field(row, "system", str, where)).strip():
         return []
     return [{"role": "system", "content": check_characters(text, "system", where)}]
 

@@ -48,9 +48,9 @@ class GSM8KTask(Task):
 
 
 def extract_answer(text: str) -> str | None:
-    """The first number after `####`, without commas, dollar signs and a final point; None if there is none."""
+    """The first number after `####`, without commas and a final point; None if there is none."""
     found = STRICT.search(text)
-    return found[1].replace(",", "").replace("$", "").removesuffix(".") if found else None
+    return found[1].replace(",", "").removesuffix(".") if found else None
 
 
 def _make_example(row: dict[str, Any], where: str) -> Example:

@@ -11,7 +11,7 @@ from qra_eval.tasks.base import TRAIN_SHARES, Task, split_examples
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.metrics import exact_match, json_f1
 from qra_eval.tasks.sources import load_hub_data, read_field, read_folder_rows, read_hub_rows
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, shorten
 
 BANKING77_HUB = "legacy-datasets/banking77"
 SLOTS = ("date", "time", "people", "first_name", "last_name")
@@ -78,6 +78,8 @@ def _make_intent(text: str, label: str) -> Example:
 
 def _make_booking(row: dict[str, Any], where: str) -> Example:
     text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
+    if not all(isinstance(name, str) for name in asked):
+        raise BadInput(f"{where}: field 'asked' is {shorten(asked, 60)}, a list of names is needed")
     slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
     prompt = (
         f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"

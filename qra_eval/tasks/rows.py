@@ -72,7 +72,7 @@ class LongestRows(Rows):
 
     def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
         ids = torch.zeros(self.max_length, dtype=torch.long)
-        return [Encoded(ids, ids)] * (len(self.task.split(split)) if count is None else count)
+        return [Encoded(ids, ids)] * len(self.task.split(split)[:count])
 
     def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
         return self(split, count)

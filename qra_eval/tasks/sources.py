@@ -285,5 +285,5 @@ READERS: Mapping[str, Callable[[Path], Iterable[Row]]] = {
 def _parse_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
         raise BadInput(f"{what} is not JSON ({first_line(error)})") from None

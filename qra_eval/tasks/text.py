@@ -62,7 +62,11 @@ class TextTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._cut_blocks(text)) for name, text in self._load_texts().items()}
-        splits = split_examples(given, self.seed)
+        try:
+            splits = split_examples(given, self.seed)
+        except BadInput as error:
+            what = self.data if isinstance(self.data, str) else "the text"
+            raise BadInput(f"{what}, cut into blocks of {self.block_characters} characters: {error}") from None
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
 

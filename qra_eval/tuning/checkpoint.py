@@ -39,7 +39,7 @@ def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor],
         "tokens": training.tokens, "stopped": training.stopped, "seconds": training.seconds,
         "model_seconds": training.model_seconds, **more,
     }  # fmt: skip
-    write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, lasting=False)
+    write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, digest=False)
 
 
 def read_checkpoint(

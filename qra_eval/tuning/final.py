@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
-REASON = 500
+REASON_CHARACTERS = 500
 """Characters of why a saved plan could not be loaded back."""
 
 
@@ -131,7 +131,7 @@ def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
         check_reload(tuner, plan, folder)
     except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
         log.warning("the adapter in %s differs from the tuned one when reloaded: %s", folder, describe(error))
-        return one_line(describe(error), REASON)
+        return one_line(describe(error), REASON_CHARACTERS)
     return ""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from qra_eval.models.device import release_freed_memory
+import torch
+
+from qra_eval.models.device import is_out_of_memory, release_freed_memory
 from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
@@ -85,10 +88,15 @@ class FineTuner:
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": self.quantized_model.backend.spec,
             "granularity": self.quantized_model.granularity,
-            **({} if self.metric == "loss" else {"metric": self.metric}),
+            **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
+
+    def _describe_metric(self) -> dict[str, str | None]:
+        """The task's own measure, and a digest of the function's source, of a function that scores answers."""
+        name = self.rows.task.judged_by
+        return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
     def enable_checkpointing(self) -> bool:
         """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
@@ -150,7 +158,7 @@ class FineTuner:
         assert judged_by is not None  # which the evaluator has checked
         scores = self.score_rows(split, rows)[judged_by]
         mean = sum(scores) / len(scores)
-        return mean if judged_by.endswith("loss") else 1.0 - mean
+        return mean if judged_by.endswith("_loss") else 1.0 - mean
 
     def score_rows(self, split: SplitName, rows: int) -> dict[str, list[float]]:
         """The task's scores of the first rows of a split, by what is in place; empty if it has none."""
@@ -160,7 +168,15 @@ class FineTuner:
             return {}
         room = self.compute_max_length(self.count_answer_tokens(examples))
         together = SCORED_TOGETHER * self.device_batch_size
-        return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
+        while True:
+            try:
+                return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
+            except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
+                if not is_out_of_memory(error) or together == 1:
+                    raise
+            together //= 2
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def count_answer_tokens(self, examples: Sequence[Example]) -> int:
         """Most tokens of a generated answer; no more than a row has, as longer ones are learnt in part."""

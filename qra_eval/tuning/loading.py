@@ -153,10 +153,9 @@ def check_adapter(folder: Path) -> Path:
     config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
     if not isinstance(config, dict) or "peft_type" not in config:
         raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
-    if tensors.is_file():
-        read_tensor_names(tensors)
-    elif not tensors.with_suffix(".bin").is_file():
+    if not tensors.is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
+    read_tensor_names(tensors)
     return folder
 
 

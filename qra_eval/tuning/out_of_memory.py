@@ -9,15 +9,13 @@ from typing import TypeVar
 
 import torch
 
+from qra_eval.models.device import is_out_of_memory
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.evaluation.evaluator import EvaluationFailed
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-SIGNS = ("out of memory", "ALLOC_FAILED")
-"""In errors of CUDA's libraries, which allocate by themselves."""
 
 
 def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
@@ -35,7 +33,7 @@ def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, trai
         try:
             return work()
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in SIGNS):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.

@@ -11,6 +11,7 @@ import numpy as np
 
 from qra_search.allocate import knapsack
 from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 
 RELATIVE_DEVIATION = 0.4
@@ -157,6 +158,6 @@ def make_flat_sensitivities(space: SearchSpace) -> Sensitivities:
     are in proportion to a group's weights."""
     share = np.array([g.weights for g in space.groups], dtype=float)
     share /= share.sum()
-    error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.widths])
+    error = np.array([4.0 ** (2 - b) if b < UNQUANTIZED_BITS else 0.0 for b in space.widths])
     gain = np.log2(1.0 + np.asarray(space.ranks, dtype=float)) * 0.01
     return Sensitivities(share[:, None] * error, share[:, None] * gain, source="flat")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.space.steps import select_entries
 
@@ -25,8 +26,6 @@ MIN_FIT = 4
 """Distinct plans that a fit needs."""
 CLIP = 4.0
 """Losses count up to so many times as far above the best as the median is: a broken plan says little of good ones."""
-REFERENCE_BITS = 2
-UNQUANTIZED = 16
 
 Kernel = Literal["rbf", "matern52"]
 CodeMap = Callable[[np.ndarray], np.ndarray]
@@ -200,7 +199,7 @@ def scale_by_error(space: SearchSpace) -> np.ndarray:
     Bits by their round-to-nearest error, 4^-(bits - 2), ranks by log2(1 + rank).
     """
     bits = np.asarray(space.widths, dtype=float)
-    error = np.where(bits >= UNQUANTIZED, 0.0, 4.0 ** (REFERENCE_BITS - bits))
+    error = np.where(bits >= UNQUANTIZED_BITS, 0.0, 4.0 ** (2 - bits))
     return _stack_scales(space, error, np.log2(1.0 + np.asarray(space.ranks, dtype=float)))
 
 

@@ -91,6 +91,8 @@ def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path
     tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
     evaluator = make_evaluator(str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False)
     assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
+    there = len(evaluator.task.split("validation"))
+    assert len(evaluator.rows("validation", there + 1)) == there
 
 
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Qra, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from evaluators import make_evaluator
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks import make_task
 from qra_eval.tasks.base import ANSWER_MARGIN
 from qra_eval.tasks.scoring import measure_choices, score_choices
 
@@ -43,7 +44,7 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
     model, tokenizer = by_loss.tuner.model, by_loss.tuner.tokenizer
     values = measure_choices(model, tokenizer, examples, batch_size=8, max_length=64)
     assert own.loss == pytest.approx(np.mean(score_choices(values, examples)["choice_loss"]), rel=1e-5)
-    assert by_task.describe() == {**by_loss.describe(), "metric": "task"}
+    assert by_task.describe() == {**by_loss.describe(), "metric": {"name": "choice_loss", "source": None}}
 
 
 def test_of_generated_answers_it_is_the_share_that_is_wrong_and_the_final_tuning_scores_them(tmp_path):
@@ -85,6 +86,21 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
     assert {len(scores) for scores in tuned.row_scores.values()} == {5}
     assert asked == {len(" ") + 90 + ANSWER_MARGIN}
     assert evaluator.task.judged_by == "long" and evaluator.config.task.metrics == ("in-memory:long",)
+    other = QuantizedLoRAEvaluator(config, metrics={"long": lambda answer, example: 0.5})
+    assert other.describe() != evaluator.describe(), "losses by another function are not to be compared with these"
+
+
+def test_higher_is_better_unless_a_metric_is_named_a_loss_and_a_users_task_keeps_its_own(tmp_path):
+    task = make_task([{"prompt": f"say {i}", "answer": str(i)} for i in range(60)])
+    config = {
+        "model": {"name": "tiny", "dtype": "float32"}, "quantization": {"backend": "reference", "cache": str(tmp_path)},
+        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"}, "training": {"batch_size": 2},
+        "evaluation": {"steps": 1, "validation_rows": 2}, "search": {"metric": "task"},
+    }  # fmt: skip
+    for name, loss in (("gloss", 0.75), ("own_loss", 0.25)):
+        evaluator = QuantizedLoRAEvaluator(config, task=task, metrics={name: lambda answer, example: 0.25})
+        assert evaluator.evaluate(evaluator.space.uniform(4, 4)).loss == pytest.approx(loss)
+    assert task.judged_by == "exact_match" and list(task.metrics) == ["exact_match"]
 
 
 @pytest.mark.parametrize("options", [{"metric": "task"}, {"finetune": {"evaluate_every": 5, "monitor": "task"}}])

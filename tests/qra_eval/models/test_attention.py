@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qra_eval.models.attention import LONGEST, NAME, matmul_attention, use_fast_attention
+from qra_eval.models.attention import LONGEST_ROW, NAME, matmul_attention, use_fast_attention
 
 
 class Module:
@@ -40,11 +40,18 @@ def test_products_equal_torchs_kernel_with_gradients(mask, kv):
 
 
 def test_long_sequences_go_to_torchs_kernel():
-    q = torch.randn(1, 2, LONGEST + 1, 4)
-    k = torch.randn(1, 1, LONGEST + 1, 4)
+    q = torch.randn(1, 2, LONGEST_ROW + 1, 4)
+    k = torch.randn(1, 1, LONGEST_ROW + 1, 4)
     found, _ = matmul_attention(Module(), q, k, k, None)
     expected = F.scaled_dot_product_attention(q, k.expand_as(q), k.expand_as(q), is_causal=True).transpose(1, 2)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_model_of_few_positions_is_tried_with_as_many():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
+    assert use_fast_attention(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).eval())
 
 
 def config(family):

@@ -64,6 +64,7 @@ def test_problems_are_distinct_and_follow_the_seed(task):
         ({"kinds": ["totals"]}, "kinds must be among total, left, .* got totals"),
         ({"digits": []}, r"one or more positive integers, got \[\]"),
         ({"digits": [0]}, "positive integers"),
+        ({"kinds": ["product"], "digits": [3]}, "only 0 different train problems exist: choose more kinds"),
         ({"kinds": ["product"], "digits": [1]}, "only [0-9]+ different (train|test) problems exist: choose more kinds"),
     ],
 )

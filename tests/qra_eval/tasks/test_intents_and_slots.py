@@ -51,6 +51,13 @@ def test_the_published_data_are_read(data_folder, name, answers):
         assert len({example.answer for example in task.split("test")}) == answers
 
 
+def test_what_is_asked_for_has_names(folder):
+    row = {"text": "two", "asked": [1], "slots": {}}
+    (folder / "restaurant8k_test.jsonl").write_text(json.dumps(row))
+    with pytest.raises(BadInput, match=r"line 1: field 'asked' is \[1\], a list of names is needed"):
+        make_task("restaurant8k", data=str(folder)).split("test")
+
+
 def test_restaurant8k_is_read_from_a_folder_only():
     with pytest.raises(BadInput, match="give --data, a folder with restaurant8k_train.jsonl"):
         make_task("restaurant8k")

@@ -113,6 +113,7 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "'content' has an incomplete"),
         ({"question": "q", "choices": ["a", "b\ud83d"], "answer": 0}, "'choices' has an incomplete"),
         ({"instruction": "a", "output": "b", "system": "c\ud83d"}, "'system' has an incomplete"),
+        ({"instruction": "a", "output": "b", "system": ["c"]}, "field 'system' is .'c'., a str is needed"),
         ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
@@ -207,6 +208,19 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
     assert [len(keys[split]) for split in SPLITS] == [40, 5, 5]
     assert sum(len(task.split(split)) for split in SPLITS) == 100
     assert len(set.union(*keys.values())) == 50
+
+
+def test_questions_of_one_wording_with_other_choices_are_different(tmp_path):
+    rows = [{"question": "Pick the fruit", "choices": [f"a {i}", f"b {i}"], "answer": 0} for i in range(40)]
+    task = make_task(str(write(tmp_path / "x.jsonl", rows)))
+    assert [len(task.split(split)) for split in SPLITS] == [32, 4, 4]
+
+
+def test_a_number_of_more_digits_than_python_reads_is_named_with_its_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": ' + "1" * 5000 + "}\n")
+    with pytest.raises(BadInput, match="x.jsonl, line 2: .* is not JSON"):
+        make_task(str(path)).split("train")
 
 
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):

@@ -56,6 +56,24 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 
 
+def test_answers_are_scored_a_few_at_a_time_as_far_as_memory_goes(evaluator, monkeypatch):
+    sizes, score_rows = [], evaluator.task.score_rows
+
+    def run_out(*args, batch_size, **options):
+        sizes.append(batch_size)
+        if batch_size > least:
+            raise torch.OutOfMemoryError(FULL)
+        return score_rows(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(evaluator.task, "score_rows", run_out)
+    least = 2
+    assert set(evaluator.tuner.score_rows("test", 2)) == {"exact_match"} and sizes == [16, 8, 4, 2]
+    least = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator.tuner.score_rows("test", 2)
+    assert sizes[-1] == 1
+
+
 def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(evaluator, monkeypatch, caplog):
     two, four = (evaluator.space.uniform(bits, 4) for bits in (2, 4))
     evaluator.tuner.switcher.disable_dequantized_cache()  # as it will have to: with weights as they are stored
