@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qra_eval.costs.meter import DEQUANTIZE_BYTES, MemoryCounter
 from qra_eval.models.embeddings import ROWS, install_tables
 from qra_eval.models.linears import find_linears, normalise
+from qra_eval.models.loaded import enable_checkpointing
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, get_expert_kind
@@ -86,7 +87,7 @@ class Sketch:
                     A = torch.zeros(rank, wrapper.in_features)
                     wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0, dropout)
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                enable_checkpointing(model)
 
     @cache  # noqa: B019 - sketches are few, and kept on purpose
     def count_pass_bytes(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:

@@ -84,6 +84,12 @@ def prepare_model(
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
 
 
+def enable_checkpointing(model: Any) -> None:
+    """From here on activations are made again in the backward pass, rather than kept."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # of transformers 5
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def get_max_positions(model: nn.Module) -> int | None:
     """Most tokens of a row that a model with a table of positions takes; None where it computes them."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qra_eval.models.device import is_out_of_memory, release_freed_memory
-from qra_eval.models.loaded import get_max_positions
+from qra_eval.models.loaded import enable_checkpointing, get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -102,7 +102,7 @@ class FineTuner:
         """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
         if self.checkpointing or not self.model.supports_gradient_checkpointing:
             return False
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(self.model)
         self.checkpointing = True
         return True
 
