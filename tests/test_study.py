@@ -102,7 +102,7 @@ def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_unt
     own = {name: value for name, value in settings.items() if name != "plans"}
     lines = [
         {"task": "t", "model": "m", "row": row.name, "spec": row.to_dict(), "memory_bytes": (30 + i) << 20,
-         "settings": own | {"steps": 60} if row.kind == "qlora" else own, "right": i / 100}
+         "settings": own | {"steps": 60} if row.kind == "qlora" else own, "seed": 0, "right": i / 100}
         for i, row in enumerate(rows)
     ]  # fmt: skip
     svg = "{http://www.w3.org/2000/svg}"
