@@ -285,15 +285,10 @@ def _is_type(part: str | int) -> bool:
 
 
 _NEEDED = {
-    "string_too_short": "a text",
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
+    **dict.fromkeys(("string_type", "string_too_short"), "a text"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "model_type": "a mapping of fields, such as {name: ...},",
     "dict_type": "a mapping",
     "tuple_type": "a list",
