@@ -257,7 +257,7 @@ def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     fault, *others = error.errors()
     # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
-    field = tuple(takewhile(lambda part: not _is_type(part), fault["loc"]))
+    field = tuple(takewhile(lambda part: not _is_type_name(part), fault["loc"]))
     faults = [fault, *(each for each in others if each["loc"][: len(field)] == field != fault["loc"])]
     nouns = [_NEEDED.get(each["type"]) or each.get("ctx", {}).get("expected", "") for each in faults]
     needed = dict.fromkeys(filter(None, nouns))
@@ -265,7 +265,7 @@ def explain_error(error: ValidationError) -> str:
         needed.pop("a whole number", None)
     if len(needed) > 1:
         fault = min(faults, key=lambda each: len(each["loc"])) | {"loc": field}
-    where = ".".join(str(part) for part in fault["loc"] if not _is_type(part)) or "config"
+    where = ".".join(str(part) for part in fault["loc"] if not _is_type_name(part)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shorten(where)
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
@@ -279,7 +279,7 @@ def explain_error(error: ValidationError) -> str:
     return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
-def _is_type(part: str | int) -> bool:
+def _is_type_name(part: str | int) -> bool:
     """Whether a part of a fault's place names one of a field's types."""
     return part in ("str", "bool", "int", "float") or "[" in str(part)
 

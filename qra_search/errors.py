@@ -58,7 +58,7 @@ def convert_to_bad_input() -> Iterator[None]:
         raise BadInput(describe(error)) from error
 
 
-def describe_reason(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What the system says, without the file's name."""
     return (error.strerror or str(error) or type(error).__name__).lower()
 
@@ -71,7 +71,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:
         return f"{error.filename}: a file is in the way, a folder is needed there: give another place"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {describe_reason(error)}"
+        return f"{error.filename}: {describe_os_error(error)}"
     if isinstance(error, (ValueError, RuntimeError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -82,13 +82,7 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
             )  # fmt: skip
             side = "left" if series == "first-wider" or series not in SERIES else "right"
             # Where no other series is beside it.
-            at = (
-                some[0]
-                if series == "plan"
-                else min(some, key=lambda point: point[1])
-                if series == "shuffled"
-                else some[-1]
-            )
+            at = some[-1] if series == "uniform" else min(some, key=lambda point: point[1])
             put_label(axes, taken, label, at, (12, 0), side=side, moves=(0, 14, -14, 28, -28))
     return to_svg(figure, theme="screen")
 

@@ -147,7 +147,7 @@ def _generate_split(
     barren = 0
     for problem in _generate_problems(draw, kinds, digits):
         barren += 1
-        if problem is not None and _find_owner(problem) == split and problem.key not in found:
+        if problem is not None and _find_owning_split(problem) == split and problem.key not in found:
             found[problem.key], barren = problem, 0
         if len(found) == SIZES[split]:
             break
@@ -156,7 +156,7 @@ def _generate_split(
     return tuple(found.values())
 
 
-def _find_owner(problem: Example) -> SplitName:
+def _find_owning_split(problem: Example) -> SplitName:
     """The split that owns a problem's operands, in whatever order or wording they come."""
     return OWNERS[int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)]
 

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args
@@ -127,7 +126,7 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     given = {name: _read(name, value) for name, value in values.items() if value is not None}
     file, sets = given.pop("config", None), given.pop("sets", {})
     if twice := next((name for name in given if FIELDS[name] in sets), None):
-        raise BadInput(f"--{twice} and --set {FIELDS[twice]} are the same field: give one of them")
+        raise BadInput(f"give --{twice} or --set {FIELDS[twice]}, not both")
     return make_settings(config or file, sets, **given)
 
 
@@ -182,24 +181,23 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, allow_nan=False))
 
 
-def read_pair(text: str, option: str = "--set", example: str = "training.learning_rate=0.0005") -> tuple[str, Any]:
-    """Name and value of an option that takes both; raises BadInput if it is no such pair, or the value not YAML."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
-    try:
-        return name.strip(), read_yaml(value)
-    except ValueError:
-        raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
-
-
-def read_pairs(texts: Sequence[str] | None, option: str = "--set", **example: str) -> dict[str, Any]:
-    """The pairs of an option that may be given several times; raises BadInput as `read_pair` does, and for a name that
-    is given twice."""
-    pairs = [read_pair(text, option, **example) for text in texts or ()]
-    if len(given := dict(pairs)) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise BadInput(f"{option} {twice} is given twice: give it once")
+def read_pairs(
+    texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
+) -> dict[str, Any]:
+    """Values by name of an option that takes both and may be given several times; raises BadInput for what is no such
+    pair, a value that is not YAML, or a name that is given twice."""
+    given: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
+        if name in given:
+            raise BadInput(f"{option} {name} is given twice: give it once")
+        try:
+            given[name] = read_yaml(value)
+        except ValueError:
+            raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
     return given
 
 

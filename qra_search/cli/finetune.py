@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.errors import BadInput
 from qra_search.launched import is_follower
 from qra_search.report.tables import render_comparison
 from qra_search.report.terminal import print_next_steps, print_samples
@@ -62,13 +61,11 @@ def finetune(
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
+    chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
     changes: dict[str, Any] = {
-        "steps": steps, "epochs": epochs, "device": device, "settings": common.read_pairs(sets),
+        "steps": steps, "epochs": epochs, "device": device, "rates": chosen_from, "settings": common.read_pairs(sets),
     }  # fmt: skip
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    if rates is not None and "training.learning_rate" in changes["settings"]:
-        raise BadInput("--rates and --set training.learning_rate are the same field: give one of them")
-    chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
     view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:
         if dry_run:
@@ -78,7 +75,7 @@ def finetune(
                 print_dry_run(settings, view, tunings=tunings, **options)
             return
         comparison = opened.finetune(
-            plan, **asked, **changes, discard=discard, rates=chosen_from, track=track or (), progress=view, check=False
+            plan, **asked, **changes, discard=discard, track=track or (), progress=view, check=False
         )
     if as_json:
         common.print_json(comparison.to_dict())

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qra_search.errors import DamagedLines, RunFailed, describe_reason
+from qra_search.errors import DamagedLines, RunFailed, describe_os_error
 from qra_search.evaluation.evaluator import Evaluation, normalize_evaluation
 from qra_search.files import sync_to_disk
 from qra_search.log.lines import (
@@ -171,7 +171,7 @@ class TrialLog:
         except FileNotFoundError:
             return LogContents()
         except OSError as error:
-            raise LogError(f"{self.path} cannot be read ({describe_reason(error)})") from None
+            raise LogError(f"{self.path} cannot be read ({describe_os_error(error)})") from None
 
     def _begin_writing(self) -> None:
         """Take the lock unless it is held, and read what others wrote before it was taken."""
@@ -194,7 +194,7 @@ class TrialLog:
         except OSError as error:
             self.close()
             raise LogError(
-                f"{self.path} cannot be written ({describe_reason(error)}): "
+                f"{self.path} cannot be written ({describe_os_error(error)}): "
                 f"give an output folder that can be, or make room on its disk"
             ) from None
         except BaseException:
@@ -220,7 +220,7 @@ class TrialLog:
             with suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, contents.end)
             raise RunFailed(
-                f"{self.path} cannot be written ({describe_reason(error)}): make room on its disk and "
+                f"{self.path} cannot be written ({describe_os_error(error)}): make room on its disk and "
                 f"resume with the same log; what was recorded is kept"
             ) from None
         contents.end += len(data)

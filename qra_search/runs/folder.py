@@ -10,7 +10,7 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
 from qra_search.config import RunConfig, dump_config, find_differences, load_config, read_yaml
-from qra_search.errors import BadInput, convert_to_bad_input, describe_reason
+from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import write_text
@@ -116,7 +116,7 @@ class RunFolder:
             TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise BadInput(
-                f"the run's folder {self.path} cannot be written ({describe_reason(error)}): give another place with "
+                f"the run's folder {self.path} cannot be written ({describe_os_error(error)}): give another place with "
                 f"--out"
             ) from error
 

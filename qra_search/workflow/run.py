@@ -187,7 +187,7 @@ class Run:
         """
         known = self.folder.check().config()
         find_trackers(track)  # before a model is loaded for nothing
-        config = change_settings(known, steps=steps, epochs=epochs, device=device, settings=settings)
+        config = change_settings(known, steps=steps, epochs=epochs, device=device, rates=rates, settings=settings)
         tunings = select_tunings(self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
             if rates:

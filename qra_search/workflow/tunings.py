@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,18 +109,26 @@ def change_settings(
     steps: int | None = None,
     epochs: float | None = None,
     device: str | None = None,
+    rates: Sequence[float] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The settings of a run with those that `Run.finetune` is given, which win; raises BadInput for one that
     no tuning of its plan can be given."""
     if steps is not None and epochs is not None:
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    named = {"finetune.steps": steps, "finetune.epochs": epochs, "model.device": device}
-    named = {name: value for name, value in named.items() if value is not None}
-    if twice := next((name for name in named if name in (settings or {})), None):
-        raise BadInput(f"{twice} is given twice, as --{twice.rpartition('.')[2]} and by its name: give it once")
-    given = {"finetune.epochs": None} if steps is not None else {}
-    config = make_config(known.model_dump(mode="json"), {**given, **(settings or {}), **named}, source="options")
+    given = {
+        "finetune.steps": ("--steps", steps), "finetune.epochs": ("--epochs", epochs),
+        "model.device": ("--device", device), "training.learning_rate": ("--rates", rates),
+    }  # fmt: skip
+    changes = dict(settings or {})
+    for field, (option, value) in given.items():
+        if value is not None and field in changes:
+            raise BadInput(f"give {option} or --set {field}, not both")
+        if value is not None and option != "--rates":  # of which each is a setting of its own
+            changes[field] = value
+    if steps is not None:
+        changes.setdefault("finetune.epochs", None)
+    config = make_config(known.model_dump(mode="json"), changes, source="options")
     for path, (old, _) in find_differences(known, config).items():
         if path.startswith(TUNABLE):
             continue

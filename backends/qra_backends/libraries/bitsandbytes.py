@@ -37,15 +37,15 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
-        return self._decode(self.tensors()["codes"], self._dequantize_scales()).to(dtype or self.dtype)
+        return self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales()).to(dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         codes = self.tensors()["codes"].view(self.out_features, -1)[at]
         scales = self._dequantize_scales().view(self.out_features, -1)[at]
-        return self._decode(codes.view(-1, 1), scales.flatten())
+        return self._dequantize_codes(codes.view(-1, 1), scales.flatten())
 
-    def _decode(self, codes: Tensor, scales: Tensor) -> Tensor:
+    def _dequantize_codes(self, codes: Tensor, scales: Tensor) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         state = QuantState(
