@@ -33,7 +33,9 @@ def find_commit() -> str:
 def find_cpu_name() -> str:
     """The processor, as Linux names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
 
 
 def count_own_bytes() -> int:

@@ -40,11 +40,15 @@ LEFT = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models and few steps")
-    parser.add_argument("--pretended", action="store_true", help="a GPU that is not there: see tests/pretended_gpu.py")
+    parser.add_argument(
+        "--pretended", action="store_true", help="a GPU that is not there: see tests/pretended_gpu.py"
+    )
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=[*SHARES])
     parser.add_argument("--model", help="of the search: a folder; default: SmolLM2 from its package")
     parser.add_argument("--backend", default="reference", help="of the large model")
@@ -64,7 +68,9 @@ def main() -> None:
         options.folder = options.folder or Path(made)
         left = [part for part in options.parts if not ended(options, part) and not start(part, options, end)]
     if left:
-        print(f"left or failed: {', '.join(left)}; {options.out} says why. Run this again with the same --folder")
+        print(
+            f"left or failed: {', '.join(left)}; {options.out} says why. Run this again with the same --folder"
+        )
         sys.exit(LEFT)
     print("all is done")
 
@@ -74,7 +80,16 @@ def start(part: str, options: argparse.Namespace, end: float) -> bool:
     seconds = min(end - time.monotonic(), SHARES[part] * 60 * options.minutes)
     if seconds <= 0:
         return False
-    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--part", part, "--folder", str(options.folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        *sys.argv[1:],
+        "--part",
+        part,
+        "--folder",
+        str(options.folder),
+    ]
     began = time.monotonic()
     with subprocess.Popen(command) as process:
         try:

@@ -22,9 +22,13 @@ def main(folder: str, out: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     run = plan(
-        model, rows(), tokenizer=tokenizer, memory="75%", out=out,
+        model,
+        rows(),
+        tokenizer=tokenizer,
+        memory="75%",
+        out=out,
         settings={"evaluation.steps": 3, "finetune.steps": 6, "finetune.test_rows": 16},
-    )  # fmt: skip
+    )
     print(run)  # what is predicted
 
     run.search(evaluations=3)  # optional: check the plan by short fine-tunings

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from qra_eval.tuning.loading import load
 
 __all__ = ["QuantizedLoRAEvaluator", "load"]
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; kernels that it does without are no news
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # peft imports it; kernels that it does without are no news
 _HOMES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
 
 

@@ -35,7 +35,9 @@ class QRAQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         return False
 
-    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = (), **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Any = (), **kwargs: Any
+    ) -> None:
         normalise(model)
         # transformers would look for either end of a tied table in the files.
         self.tied, model.all_tied_weights_keys = model.all_tied_weights_keys, {}
@@ -45,7 +47,10 @@ class QRAQuantizer(HfQuantizer):
             *(model._keys_to_ignore_on_load_missing or ()),
             *(f"^{n}$" for n in names),
         }
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            SEPARATOR,
+        }
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         model.all_tied_weights_keys, config = self.tied, self.quantization_config

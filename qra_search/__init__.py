@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qra_search.allocate.sensitivities import Sensitivities
+    from qra_search.app.run import Run
+    from qra_search.app.search import search
+    from qra_search.app.start import open_run, plan
     from qra_search.errors import BadInput
     from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
     from qra_search.log.state import StudyState
@@ -20,16 +23,36 @@ if TYPE_CHECKING:
     from qra_search.study.candidates import EvaluatedPlan
     from qra_search.study.result import SearchResult
     from qra_search.study.study import Callback, Study
-    from qra_search.workflow.run import Run
-    from qra_search.workflow.search import search
-    from qra_search.workflow.start import open_run, plan
 
 __all__ = [
-    "BadInput", "BudgetTooSmall", "Callback", "EvaluatedPlan", "Evaluation", "EvaluationFailed", "Evaluator", "Group",
-    "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "Proposal", "Run", "SearchResult", "SearchSpace",
-    "Sensitivities", "StorageFormat", "Strategy", "Study", "StudyState", "Trial", "TrialLog", "open_run", "plan",
+    "BadInput",
+    "BudgetTooSmall",
+    "Callback",
+    "EvaluatedPlan",
+    "Evaluation",
+    "EvaluationFailed",
+    "Evaluator",
+    "Group",
+    "GroupwiseFormat",
+    "Level",
+    "Linear",
+    "MemoryModel",
+    "Plan",
+    "Proposal",
+    "Run",
+    "SearchResult",
+    "SearchSpace",
+    "Sensitivities",
+    "StorageFormat",
+    "Strategy",
+    "Study",
+    "StudyState",
+    "Trial",
+    "TrialLog",
+    "open_run",
+    "plan",
     "search",
-]  # fmt: skip
+]
 
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
@@ -47,9 +70,9 @@ _HOMES = {
     "study.candidates": ("EvaluatedPlan",),
     "study.result": ("SearchResult",),
     "study.study": ("Callback", "Study"),
-    "workflow.run": ("Run",),
-    "workflow.search": ("search",),
-    "workflow.start": ("open_run", "plan"),
+    "app.run": ("Run",),
+    "app.search": ("search",),
+    "app.start": ("open_run", "plan"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

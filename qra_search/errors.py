@@ -22,7 +22,11 @@ class RunFailed(RuntimeError):
 
 def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
-    kind = f"the class {value.__name__}" if isinstance(value, type) else f"{shorten(value)} ({type(value).__name__})"
+    kind = (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"{shorten(value)} ({type(value).__name__})"
+    )
     return BadInput(f"{what} is {kind}: {wanted}")
 
 

@@ -96,7 +96,9 @@ def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     )
 
 
-def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[str, Any], **others: Any) -> Any:
+def call_with_options(
+    factory: Callable[..., Any], what: str, options: Mapping[str, Any], **others: Any
+) -> Any:
     """What a factory makes of options, as the types that its parameters are annotated with: `"8"` is 8 for an `int`.
 
     A factory that takes any keyword is asked itself whether it knows one.
@@ -109,7 +111,11 @@ def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[s
         BadInput: an option that it does not take, or not with this value.
     """
     parameters = inspect.signature(factory).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in others]
+    known = [
+        p.name
+        for p in parameters
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in others
+    ]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in sorted(set(options) - set(known)):
             if not known:
@@ -127,7 +133,9 @@ def call_with_options(factory: Callable[..., Any], what: str, options: Mapping[s
             continue
         except ValidationError as error:
             text = error.errors()[0]["msg"]
-            raise BadInput(f"option {name!r} of {what} is {shorten(value)}: {text[:1].lower()}{text[1:]}") from None
+            raise BadInput(
+                f"option {name!r} of {what} is {shorten(value)}: {text[:1].lower()}{text[1:]}"
+            ) from None
     try:
         return factory(**others, **converted)
     except TypeError as error:

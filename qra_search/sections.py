@@ -49,8 +49,12 @@ def _sort_choices(values: Any, field: ValidationInfo) -> Any:
 class ModelConfig(Section):
     """Which model is tuned."""
 
-    name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both")
+    name: str = Field(
+        "smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id"
+    )
+    device: str = Field(
+        "auto", description="`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="dtype of unquantized parameters; auto: bfloat16"
     )
@@ -77,9 +81,12 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     """What it is tuned on."""
 
-    name: str = Field("arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers")
+    name: str = Field(
+        "arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers"
+    )
     data: str | None = Field(
-        None, description="folder or file with the task's data; default: downloaded from the hub, or generated"
+        None,
+        description="folder or file with the task's data; default: downloaded from the hub, or generated",
     )
     metrics: tuple[str, ...] = Field(
         (),
@@ -93,7 +100,7 @@ class TaskConfig(Section):
 BackendSpec = str | dict[str, Any]
 Width = StrictInt | StrictFloat
 BACKEND_FORMS = (
-    "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
+    "the name of a backend, or one for each bit-width, is needed; with options {name: hqq, group_size: 128}"
 )
 
 
@@ -103,7 +110,9 @@ def _check_backend_spec(given: Any) -> Any:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{BACKEND_FORMS}; {shorten(given)} is none of these")
     if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
-        raise ValueError(f"the names of options of backend {name!r} must be strings, got {shorten(list(given))}")
+        raise ValueError(
+            f"the names of options of backend {name!r} must be strings, got {shorten(list(given))}"
+        )
     return given
 
 
@@ -137,7 +146,9 @@ class QuantizationConfig(Section):
         description="outputs: codes are chosen for the least squared error of a linear's outputs; loss: tokens and "
         "outputs count by their squared gradients, at no bytes",
     )
-    cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+    cache: str | None = Field(
+        None, description="folder of the bank of quantized weights; default: the user's cache"
+    )
 
     _several = field_validator("embeddings", mode="before")(_wrap_single)
     _sorted = field_validator("embeddings")(_sort_choices)
@@ -189,7 +200,8 @@ class TrainingConfig(Section):
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
     schedule: Schedule = Field(
-        "linear", description="how the learning rate goes on after the warm-up: linear or cosine towards 0, or constant"
+        "linear",
+        description="how the learning rate goes on after the warm-up: linear or cosine towards 0, or constant",
     )
     weight_decay: float = Field(0.0, ge=0)
     alpha: float = Field(
@@ -201,7 +213,9 @@ class TrainingConfig(Section):
         description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
         "those of whole rows, which cost little; those of groups make a step up to half as long again",
     )
-    scales_rate: float = Field(1e-3, gt=0, description="learning rate of trained scales, as a share of the scale")
+    scales_rate: float = Field(
+        1e-3, gt=0, description="learning rate of trained scales, as a share of the scale"
+    )
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
@@ -218,7 +232,9 @@ class EvaluationConfig(Section):
 
     steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
     validation_rows: int = Field(
-        64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
+        64,
+        ge=1,
+        description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few",
     )
 
 
@@ -238,14 +254,20 @@ class FinetuneConfig(Section):
         description="what these evaluations compare: the loss, or the task's own measure, as search.metric, for "
         "which all evaluation.validation_rows are answered",
     )
-    patience: int = Field(0, ge=0, description="evaluations without a better one after which tuning stops; 0: never")
+    patience: int = Field(
+        0, ge=0, description="evaluations without a better one after which tuning stops; 0: never"
+    )
     checkpoint_every: int = Field(
-        0, ge=0, description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)"
+        0,
+        ge=0,
+        description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)",
     )
     checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
     sample_answers: int = Field(3, ge=0, description="test rows whose answers by the tuned plan are recorded")
     test_rows: int = Field(128, ge=1, description="test rows of the final comparison")
-    scored_rows: int = Field(64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none")
+    scored_rows: int = Field(
+        64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none"
+    )
 
     beside: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
@@ -283,4 +305,8 @@ class SearchConfig(Section):
     @classmethod
     def _check_budgets(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
-        return tuple(check_budget_text(str(v)) for v in several) if isinstance(several, (list, tuple)) else several
+        return (
+            tuple(check_budget_text(str(v)) for v in several)
+            if isinstance(several, (list, tuple))
+            else several
+        )

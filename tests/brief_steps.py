@@ -17,7 +17,7 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     from qra_eval.quantized import model
     from qra_eval.tasks import base
     from qra_eval.tasks.generation import generate_answers
-    from qra_search.workflow import finetune, search
+    from qra_search.app import finetune, search
 
     def answer(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, **options: Any) -> list[str]:
         return generate_answers(model, tokenizer, prompts, min(most, TOKENS), **options)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qra_search import Plan
-from qra_search.cli.errors import run_safely
+from qra_search.app.cli.errors import run_safely
+from qra_search.app.folder import RunFolder
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_to_dict
 
 LANDSCAPE = ("--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=4")

@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Callable
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels then run without a GPU
+os.environ.setdefault(
+    "TRITON_INTERPRET", "1"
+)  # read when triton is first imported: kernels then run without a GPU
 
 import pytest
 from cli_runner import Qra

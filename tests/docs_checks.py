@@ -56,7 +56,7 @@ def check_yaml(block: Block) -> None:
     """A valid config."""
     import yaml
 
-    from qra_search.config import make_config
+    from qra_search.app.config import make_config
 
     make_config(yaml.safe_load(block.code))
 
@@ -88,7 +88,7 @@ def parse_command(arguments: list[str]) -> None:
     Raises:
         Exception: an unknown command or option, a value of the wrong kind, or one that no config takes.
     """
-    from qra_search.cli.app import app
+    from qra_search.app.cli.app import app
 
     command: Any = typer.main.get_command(app)
     context, name = None, "qra"
@@ -104,7 +104,7 @@ def parse_command(arguments: list[str]) -> None:
 
 def _check_settings(params: dict[str, Any]) -> None:
     """The settings that a command's options make are ones that a config takes."""
-    from qra_search.cli import common
+    from qra_search.app.cli import common
 
     if "sets" not in params or "config" not in params:
         return

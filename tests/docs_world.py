@@ -17,10 +17,10 @@ import pytest
 from brief_steps import make_brief
 from qra_backends.mixed import CALIBRATED_CHOICE
 
-from qra_search.config import RunConfig
+from qra_search.app import start as runs
+from qra_search.app.config import RunConfig
+from qra_search.app.settings import make_settings
 from qra_search.sections import EvaluationConfig, FinetuneConfig
-from qra_search.workflow import start as runs
-from qra_search.workflow.settings import make_settings
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
 FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
@@ -69,7 +69,7 @@ def run_command(words: list[str]) -> None:
     Raises:
         AssertionError: it did not end with status 0.
     """
-    from qra_search.cli.errors import run_safely
+    from qra_search.app.cli.errors import run_safely
 
     if words[1] in TAKES_SETTINGS:
         for section, fields in SMALL.items():

@@ -14,7 +14,12 @@ from qra_search.space.space import SearchSpace
 
 
 def make_evaluator(
-    model: Any = "tiny", task: Any = "arithmetic", *, weights: bool = True, progress: Any = None, **settings: Any
+    model: Any = "tiny",
+    task: Any = "arithmetic",
+    *,
+    weights: bool = True,
+    progress: Any = None,
+    **settings: Any,
 ) -> QuantizedLoRAEvaluator:
     """The evaluator of a model and a task.
 
@@ -27,7 +32,9 @@ def make_evaluator(
     named = {"name": task} if isinstance(task, str) else task if isinstance(task, dict | TaskConfig) else None
     sections = {"model": {"name": str(model), **of_model}, "search": of_search, **settings}
     config = sections if named is None else {**sections, "task": named}
-    return QuantizedLoRAEvaluator(config, task=task if named is None else None, weights=weights, progress=progress)
+    return QuantizedLoRAEvaluator(
+        config, task=task if named is None else None, weights=weights, progress=progress
+    )
 
 
 def mixed_plan(space: SearchSpace) -> Plan:

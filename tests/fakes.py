@@ -42,11 +42,17 @@ class AdditiveEvaluator(Evaluator):
         self.calls += 1
         jitter = np.random.default_rng([seed, *plan.bits, *plan.ranks]).normal() * self.noise
         return Evaluation(
-            self.true_loss(plan) + jitter, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed, seconds=0.01
+            self.true_loss(plan) + jitter,
+            self.space.memory_bytes(plan),
+            fidelity=fidelity,
+            seed=seed,
+            seconds=0.01,
         )
 
     def sensitivities(self) -> Sensitivities | None:
         if not self.with_sensitivities:
             return None
         damage = self.weights[:, None] * 4.0 ** (2 - np.array(self.space.bits, dtype=float))
-        return Sensitivities(damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact")
+        return Sensitivities(
+            damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact"
+        )

@@ -54,7 +54,9 @@ def write_gguf(
         stem, _, suffix = name.rpartition(".")
         array = tensor.float().numpy()
         if family == "llama" and stem.endswith(("q_proj", "k_proj")):
-            array = permute(array, values["attention.head_count" + ("_kv" if stem.endswith("k_proj") else "")])
+            array = permute(
+                array, values["attention.head_count" + ("_kv" if stem.endswith("k_proj") else "")]
+            )
         plain = kind == "F32" or array.ndim == 1
         stored = gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType[kind]
         data = array if plain else gguf.quantize(array, stored)

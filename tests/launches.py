@@ -26,9 +26,18 @@ HIDDEN, RANK = 256, 4  # every type of llama.cpp takes rows of 256
 SAME = ("mixed", "reference-gptq")
 """Backends whose modules are those of others."""
 WITHOUT_KERNEL = {
-    "_has_compatible_shallow_copy_type", "_local_scalar_dense", "_unsafe_view", "empty", "empty_like", "empty_strided",
-    "is_same_size", "lift_fresh", "new_empty", "new_empty_strided", "resize_",
-}  # fmt: skip
+    "_has_compatible_shallow_copy_type",
+    "_local_scalar_dense",
+    "_unsafe_view",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "is_same_size",
+    "lift_fresh",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+}
 """Operations that launch nothing, beside views."""
 
 
@@ -44,7 +53,9 @@ class Launches(TorchDispatchMode):
         self.by_name: Counter[str] = Counter()
         self.bytes = 0
         self._patch = mock.patch.object(
-            GridExecutor, "__call__", lambda executor, *args, **named: self.add(executor.fn.__name__, [args, named])
+            GridExecutor,
+            "__call__",
+            lambda executor, *args, **named: self.add(executor.fn.__name__, [args, named]),
         )
         self._patch.start()
         super().__enter__()
@@ -88,7 +99,9 @@ def module_of(backend: Any, bits: Level, dtype: torch.dtype = torch.bfloat16) ->
         tensors = {name: tensor.to("cuda") for name, tensor in backend.to_tensors(made).items()}
     else:
         form = backend.list_tensor_specs(bits, HIDDEN, HIDDEN, dtype)
-        tensors = {name: torch.zeros(shape, dtype=kind, device="cuda") for name, (shape, kind) in form.items()}
+        tensors = {
+            name: torch.zeros(shape, dtype=kind, device="cuda") for name, (shape, kind) in form.items()
+        }
     return backend.from_tensors(tensors, bits=bits, out_features=HIDDEN, in_features=HIDDEN, dtype=dtype)
 
 
@@ -107,7 +120,13 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
     It takes a backend, a level, and whether scales are trained.
     """
     model = tiny_config_model(
-        "llama", layers=1, hidden=HIDDEN, intermediate_size=HIDDEN, head_dim=64, num_key_value_heads=4, vocabulary=16
+        "llama",
+        layers=1,
+        hidden=HIDDEN,
+        intermediate_size=HIDDEN,
+        head_dim=64,
+        num_key_value_heads=4,
+        vocabulary=16,
     )
     model = model.to(torch.bfloat16)
     layer, calls = model.model.layers[0], []
@@ -115,7 +134,9 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
     wrappers = adapters.wrap_linears(layer, names).values()
     with pretended_gpu(), mock.patch("qra_backends.kernels.choice.is_usable", lambda device: kernels):
         for wrapper in wrappers:
-            wrapper.set_adapter(torch.zeros(RANK, HIDDEN, device="cuda"), torch.zeros(HIDDEN, RANK, device="cuda"), 0.5)
+            wrapper.set_adapter(
+                torch.zeros(RANK, HIDDEN, device="cuda"), torch.zeros(HIDDEN, RANK, device="cuda"), 0.5
+            )
         model.to("cuda").train()
         layer.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)
         with torch.no_grad():

@@ -21,9 +21,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FREE = 8 << 30
 MAKERS = (
-    "empty", "zeros", "ones", "full", "arange", "linspace", "eye", "rand", "randn", "randint", "tensor", "as_tensor",
-    "empty_like", "zeros_like", "ones_like", "full_like",
-)  # fmt: skip
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "linspace",
+    "eye",
+    "rand",
+    "randn",
+    "randint",
+    "tensor",
+    "as_tensor",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+)
 _kind = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
 _send = Tensor.to
 
@@ -54,7 +68,9 @@ class PretendedGpu(TorchDispatchMode):
             self.bytes += size
             if self.bytes > self.room:
                 self.bytes -= size
-                raise torch.OutOfMemoryError(f"the pretended GPU is out of memory: {size} bytes beside {self.bytes}")
+                raise torch.OutOfMemoryError(
+                    f"the pretended GPU is out of memory: {size} bytes beside {self.bytes}"
+                )
             self.peak = max(self.peak, self.bytes)
             self.held[device] += size
             self.most[device] = max(self.most[device], self.held[device])

@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
+from qra_search import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    Group,
+    Linear,
+    Plan,
+    SearchSpace,
+    Sensitivities,
+    Study,
+)
 from qra_search.allocate.sensitivities import write_sensitivities
-from qra_search.config import make_config
+from qra_search.app.config import make_config
+from qra_search.app.folder import RunFolder
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.runs.folder import RunFolder
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 
@@ -31,7 +41,10 @@ class Guessing(RandomStrategy):
         if len(state.trials) % 5 == 4:
             plan = state.full[-1].plan
             return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
-        return [replace(p, origin="guess", predicted_loss=2.0, predicted_std=0.1) for p in super().propose(state, 1)]
+        return [
+            replace(p, origin="guess", predicted_loss=2.0, predicted_std=0.1)
+            for p in super().propose(state, 1)
+        ]
 
 
 class Bits(Evaluator):
@@ -50,7 +63,9 @@ class Bits(Evaluator):
 
     def sensitivities(self) -> Sensitivities:
         groups = np.arange(1.0, len(self.space) + 1)[:, None]
-        return Sensitivities(groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0)
+        return Sensitivities(
+            groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0
+        )
 
     def describe(self) -> dict[str, str]:
         return {"model": f"model {EVIL}", "task": self.name}
@@ -88,9 +103,12 @@ def make_run(
         write_sensitivities(folder.sensitivities_file, evaluator.space, evaluator.sensitivities(), {})
         return folder
     study = Study(
-        evaluator, strategy=strategy or Guessing(), evaluations=evaluations,
-        memory_budget=list(memory) or None, log=folder.log_file,
-    )  # fmt: skip
+        evaluator,
+        strategy=strategy or Guessing(),
+        evaluations=evaluations,
+        memory_budget=list(memory) or None,
+        log=folder.log_file,
+    )
     result = study.run()
     study.log.close()
     result.write(folder.path)
@@ -110,9 +128,17 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
             loss = 1 + i / 10 + seed / 100
             nats = tuple(2 * loss + (row % 2) / 10 for row in range(rows)) if rows > 1 else (loss,)
             record = TuningRecord(
-                tuned, seed, 9, space.memory_bytes(tuned), 2.0, nats, (2 if rows > 1 else 1,) * rows,
-                {"exact_match": (0.5 - i / 10,)}, finished_at=i + seed / 10, **(of_plan if tuned == plan else {}),
-            )  # fmt: skip
+                tuned,
+                seed,
+                9,
+                space.memory_bytes(tuned),
+                2.0,
+                nats,
+                (2 if rows > 1 else 1,) * rows,
+                {"exact_match": (0.5 - i / 10,)},
+                finished_at=i + seed / 10,
+                **(of_plan if tuned == plan else {}),
+            )
             tuning = folder.tuning(record.id)
             tuning.path.mkdir(parents=True)
             tuning.write(record)
@@ -120,8 +146,10 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
 
 def write_curve(folder: Path, name: str, steps: int, *, end: str = "") -> None:
     """The loss curve of a tuning in a run's folder, with a validation loss at every fourth step."""
-    rows = [{"step": s, "loss": 2.0 + 1 / s, **({"validation_loss": 2.5} if s % 4 == 0 else {})}
-            for s in range(1, steps + 1)]  # fmt: skip
+    rows = [
+        {"step": s, "loss": 2.0 + 1 / s, **({"validation_loss": 2.5} if s % 4 == 0 else {})}
+        for s in range(1, steps + 1)
+    ]
     (folder / "tunings" / name).mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows) + end
     (folder / "tunings" / name / "curve.jsonl").write_text(text)

@@ -15,7 +15,9 @@ NOISE = 0.002
 class World:
     """A loss that is a table indeed, its sensitivities, and random plans."""
 
-    def __init__(self, layers: int = 12, prior_error: float = 0.35, shuffled: bool = False, bits=(2, 3, 4, 8)):
+    def __init__(
+        self, layers: int = 12, prior_error: float = 0.35, shuffled: bool = False, bits=(2, 3, 4, 8)
+    ):
         rng = np.random.default_rng(7)
         self.space = make_toy_space(layers, bits=bits)
         G, R = layers, len(self.space.ranks)
@@ -25,7 +27,9 @@ class World:
         self.gain = np.tile(0.05 * np.arange(R) / G, (G, 1))
         self.table = damage[:, :, None] * left - self.gain[:, None, :]
         sensitivities = damage * rng.lognormal(0.0, prior_error, damage.shape)
-        self.sensitivities = Sensitivities(sensitivities[rng.permutation(G)] if shuffled else sensitivities, self.gain)
+        self.sensitivities = Sensitivities(
+            sensitivities[rng.permutation(G)] if shuffled else sensitivities, self.gain
+        )
         self.basis = TableBasis(self.space, self.sensitivities)
         self.rng = rng
 

@@ -31,9 +31,19 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-    "IPython", "bitsandbytes", "datasets", "gguf", "hqq", "huggingface_hub",
-    "llama_cpp_py_sync", "mlflow", "optimum", "ray", "trackio", "wandb",
-}  # fmt: skip
+    "IPython",
+    "bitsandbytes",
+    "datasets",
+    "gguf",
+    "hqq",
+    "huggingface_hub",
+    "llama_cpp_py_sync",
+    "mlflow",
+    "optimum",
+    "ray",
+    "trackio",
+    "wandb",
+}
 BUILT_ON_THESE = (
     "qra_backends.ggml.decode_triton",
     "qra_backends.ggml.types",
@@ -50,7 +60,7 @@ BUILT_ON_THESE = (
     "qra_eval.tasks.batches",
     "qra_eval.tasks.losses",
     "qra_eval.tuning.loading",
-    "qra_search.report.page",
+    "qra_search.app.report.page",
 )
 """Our own modules that import one of them at their top."""
 
@@ -85,7 +95,9 @@ def test_the_search_uses_torch_only_for_gaussian_processes() -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sorted(PACKAGES["qra_search"].rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
-        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")])
+        for name in (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+        )
         if isinstance(node, (ast.Import, ast.ImportFrom)) and str(name).startswith("torch.nn")
     ]
     assert wrong == []

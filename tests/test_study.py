@@ -53,10 +53,23 @@ def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetunes, "measure_row", measure)
     monkeypatch.setattr(finetunes, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr("sys.argv", [
-        "finetunes", "--data", ".", "--only", "^QLoRA$", "--seeds", "0", "1",
-        "--out", str(tmp_path / "lines.jsonl"), "--work", str(tmp_path / "work"),
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "finetunes",
+            "--data",
+            ".",
+            "--only",
+            "^QLoRA$",
+            "--seeds",
+            "0",
+            "1",
+            "--out",
+            str(tmp_path / "lines.jsonl"),
+            "--work",
+            str(tmp_path / "work"),
+        ],
+    )
     finetunes.main()
     finetunes.main()
     assert made == [("QLoRA", 0), ("QLoRA", 1)]
@@ -72,11 +85,22 @@ def test_names_of_rows_are_unique_and_a_setting_can_be_changed():
 
 def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     def line(row, seed, right, losses):
-        shared = {"task": "t", "model": "m", "settings": {"steps": 600}, "memory_bytes": 1 << 20, "seconds": 60.0}
+        shared = {
+            "task": "t",
+            "model": "m",
+            "settings": {"steps": 600},
+            "memory_bytes": 1 << 20,
+            "seconds": 60.0,
+        }
         return shared | {
-            "row": row, "seed": seed, "row_right": right, "right": right.count("1") / len(right),
-            "row_losses": losses, "test_loss": 1.0, "text_loss": 2.0,
-        }  # fmt: skip
+            "row": row,
+            "seed": seed,
+            "row_right": right,
+            "right": right.count("1") / len(right),
+            "row_losses": losses,
+            "test_loss": 1.0,
+            "text_loss": 2.0,
+        }
 
     lines = [
         line("16-bit LoRA", 0, "1111", "1 1 1 1"),
@@ -101,14 +125,24 @@ def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_unt
     settings, rows = read_settings()
     own = {name: value for name, value in settings.items() if name != "plans"}
     lines = [
-        {"task": "t", "model": "m", "row": row.name, "spec": row.to_dict(), "memory_bytes": (30 + i) << 20,
-         "settings": own | {"steps": 60} if row.kind == "qlora" else own, "seed": 0, "right": i / 100}
+        {
+            "task": "t",
+            "model": "m",
+            "row": row.name,
+            "spec": row.to_dict(),
+            "memory_bytes": (30 + i) << 20,
+            "settings": own | {"steps": 60} if row.kind == "qlora" else own,
+            "seed": 0,
+            "right": i / 100,
+        }
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     svg = "{http://www.w3.org/2000/svg}"
     root = ElementTree.fromstring(draw(lines, "t", "m", settings))
     texts = [text.text for text in root.iter(f"{svg}text")]
-    assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(texts) and "QLoRA" not in texts
+    assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(
+        texts
+    ) and "QLoRA" not in texts
     plans = [mark for mark in root.iter(f"{svg}use") if "fill: var(--best)" in mark.get("style", "")]
     assert len(plans) == sum(row.kind == "plan" and row.shuffle is None for row in rows)
 
@@ -117,8 +151,14 @@ def test_the_picture_of_lengths_has_a_line_for_each_row_that_has_every_length():
     settings, _ = read_settings()
 
     def line(row, steps, loss, **changed):
-        return {"task": "t", "model": "m", "row": row, "seed": 0, "settings": settings | {"steps": steps} | changed,
-                "row_losses": f"{loss} {2 * loss}"}  # fmt: skip
+        return {
+            "task": "t",
+            "model": "m",
+            "row": row,
+            "seed": 0,
+            "settings": settings | {"steps": steps} | changed,
+            "row_losses": f"{loss} {2 * loss}",
+        }
 
     lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 200, 600)]
     lines += [line("QLoRA", 600, 1.0), line("plan, other rate", 60, 9.0, learning_rate=0.5)]

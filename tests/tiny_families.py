@@ -17,9 +17,12 @@ HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 128, 2, 4, 2, 32
 _COMMON = {"num_attention_heads": HEADS, "intermediate_size": INTERMEDIATE}
 _GROUPED = {**_COMMON, "num_key_value_heads": KV_HEADS, "head_dim": HIDDEN // HEADS}
 _EXPERTS = {
-    **_COMMON, "num_key_value_heads": KV_HEADS, "num_experts": 4, "num_experts_per_tok": 2,
+    **_COMMON,
+    "num_key_value_heads": KV_HEADS,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
     "moe_intermediate_size": INTERMEDIATE,
-}  # fmt: skip
+}
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_GROUPED, "tie_word_embeddings": True}),
     "mistral": ("mistral", _GROUPED),

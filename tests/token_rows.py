@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
 
 def tiny(family: str = "llama"):
     torch.manual_seed(0)
-    common = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=61)
+    common = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=61
+    )
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=2)).eval()
     if family == "gemma2":  # scales its logits after the head (final_logit_softcapping)

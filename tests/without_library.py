@@ -40,7 +40,10 @@ def modules() -> dict[str, str]:
     for package in ("qra_search", "qra_eval", "qra_backends"):
         folder = importlib.import_module(package).__path__
         for found in pkgutil.walk_packages(folder, f"{package}."):
-            if found.name.endswith("__main__") or found.name in ("qra_backends.conformance", "qra_search.testing"):
+            if found.name.endswith("__main__") or found.name in (
+                "qra_backends.conformance",
+                "qra_search.testing",
+            ):
                 continue
             try:
                 importlib.import_module(found.name)
@@ -53,7 +56,7 @@ def commands() -> dict[str, str]:
     """The commands that list what there is."""
     from typer.testing import CliRunner
 
-    from qra_search.cli.app import app
+    from qra_search.app.cli.app import app
 
     failed = {}
     for command in (["backends"], ["backends", "--json"], ["strategies"], ["tasks"]):

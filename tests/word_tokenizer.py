@@ -24,5 +24,7 @@ def word_tokenizer(texts: Iterable[str], size: int) -> Any:
     learnt = json.loads(learner.to_str())["model"]
     known = [END, PAD, *sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)]
     vocabulary = {token: index for index, token in enumerate(known)}
-    tokenizer.backend_tokenizer.model = BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]])
+    tokenizer.backend_tokenizer.model = BPE(
+        vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]]
+    )
     return tokenizer

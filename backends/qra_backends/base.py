@@ -95,7 +95,12 @@ class Backend(ABC):
         return _Summed(self, bits)
 
     def quantize(
-        self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None, output_weights: Tensor | None = None
+        self,
+        linear: nn.Linear,
+        bits: Level,
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
     ) -> nn.Module:
         """A frozen module that computes what `linear` does, with its weight stored at the level `bits`.
 
@@ -235,7 +240,9 @@ class Backend(ABC):
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
         own = self.check_layer(module)
         tensors = [own.tensors()[name] for name in self.trained]
-        return Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
+        return (
+            Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
+        )
 
     def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
         """Number of scales and offsets that `get_trainable_groups` returns for a weight; 0 if it returns None."""
@@ -251,7 +258,9 @@ class Backend(ABC):
         """
         if not self.trained:
             raise NotImplementedError(f"backend {self.name} has no trainable scales")
-        changed: nn.Module = self.check_layer(module).replace_tensors(**dict(zip(self.trained, groups, strict=False)))
+        changed: nn.Module = self.check_layer(module).replace_tensors(
+            **dict(zip(self.trained, groups, strict=False))
+        )
         return changed
 
     def unavailable_reason(self) -> str | None:
@@ -262,7 +271,9 @@ class Backend(ABC):
         """Why a weight of this shape cannot be stored at `bits`, or None if it can."""
         if bits not in self.bits:
             wanted = bits if isinstance(bits, str) else f"{bits} bits"
-            return f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
+            return (
+                f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
+            )
         return None
 
     def check_bits(self, bits: Level) -> None:
@@ -330,7 +341,9 @@ class Backend(ABC):
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
-            raise ValueError(f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}")
+            raise ValueError(
+                f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}"
+            )
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
@@ -338,7 +351,9 @@ class Backend(ABC):
             raise ValueError(f"the weight {tuple(weight.shape)} is empty")
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
-            raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first")
+            raise ValueError(
+                f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first"
+            )
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(
                 f"the weight has an absolute value of {max(-low, high):g}, and a scale of this format can represent "

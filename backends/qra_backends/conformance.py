@@ -56,7 +56,10 @@ class BackendConformance:
             pytest.skip(reason)
 
     def test_every_live_tensor_is_counted_to_the_byte(self, backend: Backend) -> None:
-        for shape, dtype in [(self.shapes[0], torch.bfloat16), *((shape, torch.float32) for shape in self.shapes)]:
+        for shape, dtype in [
+            (self.shapes[0], torch.bfloat16),
+            *((shape, torch.float32) for shape in self.shapes),
+        ]:
             for bits, _, module in iterate_levels(backend, shape, dtype):
                 expected = backend.storage(bits).bytes(*shape)
                 assert count_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
@@ -72,7 +75,9 @@ class BackendConformance:
     ) -> None:
         widths = [backend.width(bits) for bits in backend.bits]
         assert widths == sorted(widths) and widths[0] >= 1 and widths[-1] < 16
-        assert all(bits == width for bits, width in zip(backend.bits, widths, strict=True) if isinstance(bits, int))
+        assert all(
+            bits == width for bits, width in zip(backend.bits, widths, strict=True) if isinstance(bits, int)
+        )
         names = [backend.level_name(bits) for bits in backend.bits]
         assert len(set(names)) == len(names)
         assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name) for name in names), names
@@ -121,7 +126,9 @@ class BackendConformance:
         for narrow, wide in itertools.pairwise(errors.values()):
             assert min(narrow) >= max(wide), "more bits are closer"
 
-    def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(self, backend: Backend) -> None:
+    def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(
+        self, backend: Backend
+    ) -> None:
         for shape in self.shapes[:2]:
             for bits, _, module in iterate_levels(backend, shape):
                 groups, before = backend.get_trainable_groups(module), backend.dequantize(module)
@@ -138,7 +145,9 @@ class BackendConformance:
                 assert count_bytes(changed) == count_bytes(module)
                 expected = 2 * before.float()
                 if offset is not None:
-                    wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
+                    wide, shift = (
+                        part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset)
+                    )
                     expected += wide - shift
                 assert torch.allclose(backend.dequantize(changed).float(), expected, rtol=1e-2, atol=1e-3)
                 assert torch.equal(backend.dequantize(module), before), "the module given was changed"
@@ -157,11 +166,15 @@ class BackendConformance:
             assert torch.isfinite(module(make_inputs(5, self.small))).all(), f"{bits} bits"
             assert backend.dequantize(module)[0].abs().max() < 1e-3, "a row of zeros"
 
-    def test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias(self, backend: Backend) -> None:
+    def test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias(
+        self, backend: Backend
+    ) -> None:
         for dtype, bias in itertools.product(TOLERANCE, (True, False)):
             for _, source, module in iterate_levels(backend, self.shape, dtype, bias=bias):
                 weight = backend.dequantize(module)
-                assert tuple(weight.shape) == self.shape and weight.dtype == dtype and not weight.requires_grad
+                assert (
+                    tuple(weight.shape) == self.shape and weight.dtype == dtype and not weight.requires_grad
+                )
                 some = torch.tensor([len(weight) - 1, 0, 5, 5], device=weight.device)
                 assert torch.equal(backend.dequantize_rows(module, some), weight[some]), "rows"
                 usual = torch.get_default_dtype()
@@ -172,7 +185,10 @@ class BackendConformance:
                     torch.set_default_dtype(usual)
                 for rows in LEADING:
                     x = make_inputs(math.prod(rows), self.shape, dtype).view(*rows, -1).requires_grad_()
-                    output, seed = module(x), torch.randn(*rows, self.shape[0], generator=make_generator(9)).to(dtype)
+                    output, seed = (
+                        module(x),
+                        torch.randn(*rows, self.shape[0], generator=make_generator(9)).to(dtype),
+                    )
                     assert output.dtype == dtype
                     assert_close(output, F.linear(x, weight, source.bias))
                     (grad,) = torch.autograd.grad(output, x, seed)
@@ -231,7 +247,9 @@ class BackendConformance:
             with safe_open(path, framework="pt") as file:
                 given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
             kept = {name: tensor.clone() for name, tensor in given.items()}
-            module = backend.from_tensors(given, bits=bits, out_features=self.shape[0], in_features=self.shape[1])
+            module = backend.from_tensors(
+                given, bits=bits, out_features=self.shape[0], in_features=self.shape[1]
+            )
             held = {tensor.data_ptr() for tensor in find_live_tensors(module)}
             assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
             for mode in (module.train, module.eval):
@@ -251,7 +269,9 @@ class BackendConformance:
             module, x = quantize_linear(backend, bits, source), make_inputs(4, self.shape, torch.bfloat16)
             assert torch.equal(source.weight, fresh.weight) and torch.equal(source.bias, fresh.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
-            storages, own = ({t.untyped_storage().data_ptr() for t in find_live_tensors(m)} for m in (source, module))
+            storages, own = (
+                {t.untyped_storage().data_ptr() for t in find_live_tensors(m)} for m in (source, module)
+            )
             assert not storages & own
             before = module(x)
             with torch.no_grad():
@@ -296,7 +316,10 @@ class BackendConformance:
         together = backend.quantize_levels(source, backend.bits, hessian=hessian)
         assert tuple(together) == tuple(backend.bits)
         for bits, module in together.items():
-            alone, few = backend.quantize(source, bits, hessian=hessian), make_inputs(2, self.shape, torch.bfloat16)
+            alone, few = (
+                backend.quantize(source, bits, hessian=hessian),
+                make_inputs(2, self.shape, torch.bfloat16),
+            )
             assert are_equal(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
             assert torch.equal(module(few), alone(few))
         assert backend.quantize_levels(source, [], hessian=hessian) == {}
@@ -306,7 +329,9 @@ class BackendConformance:
     def test_output_weights_that_are_all_the_same_change_nothing(self, backend: Backend) -> None:
         for bits, source, module in iterate_levels(backend, self.small):
             hessian = torch.eye(self.small[1])
-            weighted = backend.quantize(source, bits, hessian=hessian, output_weights=torch.full(self.small[:1], 3.0))
+            weighted = backend.quantize(
+                source, bits, hessian=hessian, output_weights=torch.full(self.small[:1], 3.0)
+            )
             assert are_equal(backend.to_tensors(weighted), backend.to_tensors(module)), f"{bits} bits"
 
     def test_spec_and_identities_tell_what_tensors_depend_on(self, backend: Backend) -> None:
@@ -318,7 +343,10 @@ class BackendConformance:
         for bits, source, module in iterate_levels(backend, self.shape):
             identity = backend.identity(bits)
             assert json.loads(json.dumps(identity)) == identity, "the same when read from a file"
-            assert isinstance(identity["revision"], int) and make_backend(identity["spec"]).spec == identity["spec"]
+            assert (
+                isinstance(identity["revision"], int)
+                and make_backend(identity["spec"]).spec == identity["spec"]
+            )
             again = twin.to_tensors(quantize_linear(twin, bits, source))
             assert are_equal(backend.to_tensors(module), again), f"{bits} bits: an option is lost"
 
@@ -341,7 +369,9 @@ def iterate_levels(
         yield bits, source, copy.deepcopy(known[key])
 
 
-def make_linear(shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False) -> nn.Linear:
+def make_linear(
+    shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False
+) -> nn.Linear:
     """Gaussian weights (out, in) of the usual size, the same at every call."""
     layer = nn.Linear(shape[1], shape[0], bias=bias)
     with torch.no_grad():

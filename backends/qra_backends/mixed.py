@@ -95,7 +95,9 @@ class MixedBackend(Backend):
             ]
             whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                self._backend_levels[bits if whole else self._make_name(part.backend.level_name(part.level))] = part
+                self._backend_levels[
+                    bits if whole else self._make_name(part.backend.level_name(part.level))
+                ] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
@@ -103,18 +105,24 @@ class MixedBackend(Backend):
             several[str(bits)] = options if len(options) > 1 else options[0]
         self.bits = tuple(self._backend_levels)
         parts = list(self._backend_levels.values())
-        self.devices = tuple(d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts))
+        self.devices = tuple(
+            d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts)
+        )
         self.calibrated = any(part.backend.calibrated for part in parts)
         self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
     def unavailable_reason(self) -> str | None:
-        reasons = {part.backend.name: part.backend.unavailable_reason() for part in self._backend_levels.values()}
+        reasons = {
+            part.backend.name: part.backend.unavailable_reason() for part in self._backend_levels.values()
+        }
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
     storage, width, list_tensor_specs = map(_delegate_by_level, ("storage", "width", "list_tensor_specs"))
-    is_calibrated, identity, count_trainable = map(_delegate_by_level, ("is_calibrated", "identity", "count_trainable"))
+    is_calibrated, identity, count_trainable = map(
+        _delegate_by_level, ("is_calibrated", "identity", "count_trainable")
+    )
     dequantize, dequantize_rows = map(_delegate_by_module, ("dequantize", "dequantize_rows"))
     to_tensors, get_trainable_groups = map(_delegate_by_module, ("to_tensors", "get_trainable_groups"))
 
@@ -138,7 +146,9 @@ class MixedBackend(Backend):
     ) -> dict[Level, nn.Module]:
         modules: dict[Level, nn.Module] = {}
         for backend, own in self._group_by_backend(levels):
-            made = backend.quantize_levels(linear, list(own.values()), hessian=hessian, output_weights=output_weights)
+            made = backend.quantize_levels(
+                linear, list(own.values()), hessian=hessian, output_weights=output_weights
+            )
             modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
@@ -146,7 +156,9 @@ class MixedBackend(Backend):
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         return max(
-            backend.count_work_bytes(list(own.values()), out_features, in_features, dtype=dtype, device=device)
+            backend.count_work_bytes(
+                list(own.values()), out_features, in_features, dtype=dtype, device=device
+            )
             for backend, own in self._group_by_backend(levels)
         )
 
@@ -190,7 +202,9 @@ def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_Back
     """The ways in which a backend stores so many bits."""
     words = spec if isinstance(spec, str) else backend.name
     if isinstance(spec, Mapping):
-        words = ", ".join([words, *(f"{option} {value}" for option, value in spec.items() if option != "name")])
+        words = ", ".join(
+            [words, *(f"{option} {value}" for option, value in spec.items() if option != "name")]
+        )
     found = [_BackendLevel(backend, level, words) for level in backend.bits if backend.width(level) == bits]
     if not found:
         raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")

@@ -75,7 +75,9 @@ class DequantizedLinear(nn.Linear):
         return self.dequantize()[at]
 
     def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), *(f"{name}={value}" for name, value in self._settings.items())])
+        return ", ".join(
+            [super().extra_repr(), *(f"{name}={value}" for name, value in self._settings.items())]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_dequantized(x, self.dequantize, self.bias)
@@ -146,7 +148,12 @@ class Groups(NamedTuple):
 
 
 def apply_grouped(
-    x: Tensor, groups: Groups, dequantize: Callable[[Groups], Tensor], bias: Tensor | None = None, *, keep: bool = False
+    x: Tensor,
+    groups: Groups,
+    dequantize: Callable[[Groups], Tensor],
+    bias: Tensor | None = None,
+    *,
+    keep: bool = False,
 ) -> Tensor:
     """x Wᵀ + bias for W = dequantize(groups), with gradients by x, and by scale and offset if they ask for them.
 
@@ -163,7 +170,9 @@ def apply_grouped(
         (..., out) in x's dtype.
     """
     frozen = None if bias is None else bias.to(x.dtype)
-    return _Product.apply(x, groups.scale, groups.offset, groups.size, lambda _: dequantize(groups), frozen, keep)
+    return _Product.apply(
+        x, groups.scale, groups.offset, groups.size, lambda _: dequantize(groups), frozen, keep
+    )
 
 
 class _Product(torch.autograd.Function):
@@ -171,9 +180,15 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, size: int, dequantize: Dequantize,
-        bias: Tensor | None, keep: bool,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor | None,
+        offset: Tensor | None,
+        size: int,
+        dequantize: Dequantize,
+        bias: Tensor | None,
+        keep: bool,
+    ) -> Tensor:
         weight = dequantize(x.dtype)
         ctx.save_for_backward(None if scale is None else x, scale, offset, weight if keep else None)
         ctx.size, ctx.dequantize = size, dequantize

@@ -31,12 +31,16 @@ def make_backend(spec: Spec) -> Backend:
     if isinstance(spec, str):
         return _build(spec, {})
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(f"a backend must be a name, a mapping with `name`, or one from bits to backends, got {spec!r}")
+        raise ValueError(
+            f"a backend must be a name, a mapping with `name`, or one from bits to backends, got {spec!r}"
+        )
     if "name" in spec:
         return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     if None not in map(read_width, spec):
         return _build("mixed", {"choice": spec})
-    raise ValueError(f"a mapping for a backend must have the key `name`, or bit-widths as keys, got {list(spec)}")
+    raise ValueError(
+        f"a mapping for a backend must have the key `name`, or bit-widths as keys, got {list(spec)}"
+    )
 
 
 def backend_names() -> list[str]:
@@ -55,7 +59,9 @@ def _build(name: str, options: Mapping[str, Any]) -> Backend:
     known = set(inspect.signature(cls).parameters)
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"backend {name} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"backend {name} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}"
+        )
     return cls(**options)
 
 

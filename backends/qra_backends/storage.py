@@ -52,7 +52,11 @@ def find_live_tensors(module: nn.Module, *, skip: tuple[str, ...] = ()) -> Itera
 
 
 def _collect_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen or value is None or isinstance(value, (str, bytes, int, float, bool, type, torch.dtype)):
+    if (
+        id(value) in seen
+        or value is None
+        or isinstance(value, (str, bytes, int, float, bool, type, torch.dtype))
+    ):
         return
     seen.add(id(value))
     if isinstance(value, Tensor) and value.device.type != "meta":
@@ -65,7 +69,9 @@ def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         for name in ("_parameters", "_buffers", "_modules"):
             yield from list(getattr(value, name).items())
-        yield from [(k, v) for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")]
+        yield from [
+            (k, v) for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")
+        ]
     elif isinstance(value, dict):
         yield from [(str(k), v) for k, v in value.items()]
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -87,8 +93,12 @@ def find_group_size(in_features: int, largest: int, smallest: int) -> int | None
 
 def cast_halves(tensors: dict[str, Tensor], expected: Expected) -> dict[str, Tensor]:
     """The tensors, those that were stored in the other 16-bit dtype in the expected one."""
-    wanted = {name: expected[name][1] if name in expected else tensor.dtype for name, tensor in tensors.items()}
-    return {name: t.to(wanted[name]) if {t.dtype, wanted[name]} == HALVES else t for name, t in tensors.items()}
+    wanted = {
+        name: expected[name][1] if name in expected else tensor.dtype for name, tensor in tensors.items()
+    }
+    return {
+        name: t.to(wanted[name]) if {t.dtype, wanted[name]} == HALVES else t for name, t in tensors.items()
+    }
 
 
 def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:

@@ -37,10 +37,18 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
 
     rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
     engine = LLM(
-        str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=8, max_logprobs=MOST,
-        enable_lora=True, max_lora_rank=max(8, rank), logprobs_mode="raw_logits", enable_prefix_caching=False,
+        str(folder),
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+        max_logprobs=MOST,
+        enable_lora=True,
+        max_lora_rank=max(8, rank),
+        logprobs_mode="raw_logits",
+        enable_prefix_caching=False,
         lora_target_modules=[*LINEARS],
-    )  # fmt: skip
+    )
     adapter = LoRARequest("tuned", 1, str(folder / "adapter"))
     asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=MOST, logprobs=MOST)
     positions: list[list[list[Any]]] = []
@@ -54,7 +62,9 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
     if json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] != "qra":
         return compressed_weights(folder), facts
     with tempfile.TemporaryDirectory() as scratch:
-        (facts["bytes_in_the_engine"],) = engine.apply_model(partial(plugin_weights, file=f"{scratch}/weights"))
+        (facts["bytes_in_the_engine"],) = engine.apply_model(
+            partial(plugin_weights, file=f"{scratch}/weights")
+        )
         return load_file(f"{scratch}/weights"), facts
 
 
@@ -82,7 +92,11 @@ def compressed_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / "model.safetensors")
     weights = {}
     for name, scheme in schemes.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
         weights[f"weight.{name}"] = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
     return weights
 

@@ -32,7 +32,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.tuning.loading import read_levels
-from qra_search.config import make_config
+from qra_search.app.config import make_config
 from qra_search.engines import ENGINES
 from qra_search.space.plan import Plan
 
@@ -76,7 +76,10 @@ def main() -> None:
             print(done.stderr, file=sys.stderr)
             say(given.out, row | {"failed": done.stderr.strip().splitlines()[-1]})
             sys.exit(1)
-    theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
+    theirs, facts = (
+        load_file(found.with_suffix(".safetensors")),
+        json.loads(found.with_suffix(".json").read_text()),
+    )
     model = run_model(run, None)
     mine = logits(model, prompts)
     row["version"] = facts["version"]
@@ -101,14 +104,19 @@ def tune(
         config = make_config({"quantization": OWN, "space": {**space, "granularity": "module"}})
     else:
         config = make_config({"engine": engine, "space": space})
-    evaluator = QuantizedLoRAEvaluator({
-        "model": {"name": model},
-        "task": {"name": "gsm8k", "data": data},
-        "quantization": config.quantization.model_copy(update={"cache": cache}),
-        "space": config.space,
-        "training": {"batch_size": 4, **({"max_length": 160} if engine == PLUGIN else {})},  # the study's, and its bank
-        "finetune": {"test_rows": 4, "sample_answers": 0},
-    })  # fmt: skip
+    evaluator = QuantizedLoRAEvaluator(
+        {
+            "model": {"name": model},
+            "task": {"name": "gsm8k", "data": data},
+            "quantization": config.quantization.model_copy(update={"cache": cache}),
+            "space": config.space,
+            "training": {
+                "batch_size": 4,
+                **({"max_length": 160} if engine == PLUGIN else {}),
+            },  # the study's, and its bank
+            "finetune": {"test_rows": 4, "sample_answers": 0},
+        }
+    )
     groups = list(enumerate(evaluator.space.groups))
     plan = Plan(
         tuple(OWN["embeddings"][0] if group.is_embedding else bits[i % len(bits)] for i, group in groups),
@@ -134,9 +142,13 @@ def file_facts(run: TunedRun, out: Path, theirs: dict[str, Tensor]) -> dict[str,
     return {
         "quantized_linears": len(weights) - len(run.tables),
         **({"quantized_tables": len(run.tables)} if run.tables else {}),
-        "equal_to_the_bit": sum(torch.equal(theirs[f"weight.{n}"].to(run.dtype), own) for n, own in decoded.items()),
+        "equal_to_the_bit": sum(
+            torch.equal(theirs[f"weight.{n}"].to(run.dtype), own) for n, own in decoded.items()
+        ),
         "bytes_in_the_file": stored,
-        "bytes_of_the_plan": sum(run.backend.storage(levels[n]).bytes(*own.shape) for n, own in decoded.items()),
+        "bytes_of_the_plan": sum(
+            run.backend.storage(levels[n]).bytes(*own.shape) for n, own in decoded.items()
+        ),
     }
 
 

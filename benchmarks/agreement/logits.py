@@ -36,7 +36,9 @@ def float32_weight(run: TunedRun) -> Callable[[str], Tensor]:
 
     def weight(name: str) -> Tensor:
         module: Any = run.base.get_submodule(name)
-        decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
+        decode = getattr(
+            module, "dequantize", None
+        )  # unquantized linears have none, nor bitsandbytes' of 4 bits
         return run.dequantize_weight(name).float() if decode is None else decode(torch.float32)
 
     return weight
@@ -47,7 +49,9 @@ def run_model(run: TunedRun, weight: Callable[[str], Tensor] | None) -> Any:
     model, _ = load_base(run.folder, device="cpu", trust_remote_code=run.trusted)
     for name in run.levels:
         bias = model.get_submodule(name).bias
-        model.set_submodule(name, make_linear(run.dequantize_weight(name) if weight is None else weight(name), bias))
+        model.set_submodule(
+            name, make_linear(run.dequantize_weight(name) if weight is None else weight(name), bias)
+        )
     if weight is None:
         return add_adapter(model, run.adapter_folder)
     uninstall_tables(model)

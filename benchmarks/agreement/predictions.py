@@ -26,7 +26,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.sensitivities.measure import compute_divergence
 from qra_eval.tasks.batches import collate
 from qra_search.allocate.solve import Z_90, estimate_gain_std, solve
-from qra_search.runs.baselines import shuffle_plan
+from qra_search.app.baselines import shuffle_plan
 
 FILE = RESULTS / "predictions.jsonl"
 ROWS = {"banking77": 64, "gsm8k": 16}
@@ -35,11 +35,18 @@ BATCH, SHUFFLES, RANK = 8, 3, 8
 SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "banking77": ((), {"embeddings": 3, "bits": [1, 1.5, 2, 2.5, 3, 4]}),
     "gsm8k": (
-        ("max_length=160", "batch_size=4", "learning_rate=0.002", "scales=true", "compute=float32", "steps=36",
-         "loss_rows=96"),
+        (
+            "max_length=160",
+            "batch_size=4",
+            "learning_rate=0.002",
+            "scales=true",
+            "compute=float32",
+            "steps=36",
+            "loss_rows=96",
+        ),
         {"embeddings": [2, 2.5, 3, 4, 5, 6, 8, 16], "bits": [1.5, 2, 2.5, 3, 4, 8]},
     ),
-}  # fmt: skip
+}
 """Settings of the study that differ from its usual ones, and those of this package's plans."""
 BUDGETS = {"banking77": (29, 31, 33, 34.6, 36, 38, 41, 44, 48), "gsm8k": (36, 38, 40, 43, 47, 50, 54, 58, 62)}
 """MiB."""
@@ -50,11 +57,15 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the tasks' files")
     parser.add_argument("--tasks", nargs="+", default=[*BUDGETS], choices=BUDGETS)
     parser.add_argument("--out", type=Path, default=FILE)
-    parser.add_argument("--table", action="store_true", help="print differences of what is there, and measure nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print differences of what is there, and measure nothing"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     for task in [] if options.table else options.tasks:
-        known = {(line["budget_mib"], line["plan"]) for line in read_lines(options.out) if line["task"] == task}
+        known = {
+            (line["budget_mib"], line["plan"]) for line in read_lines(options.out) if line["task"] == task
+        }
         for line in measure(task, options.data, known):
             append_lines(options.out, line)
     print(*make_table(read_lines(options.out)), sep="\n")
@@ -68,7 +79,9 @@ def measure(task: str, data: str, known: set[tuple[float, str]]) -> Iterator[dic
     row = Row(kind="plan", budget=f"{max(BUDGETS[task])}MiB")
     evaluator = make_evaluator(Namespace(model="smollm2", task=task, data=data), row, settings)
     space, sensitivities, tuner = evaluator.space, evaluator.sensitivities(), evaluator.tuner
-    uniform = {f"uniform {space.widths[k]:g}-bit": space.uniform(bits, RANK) for k, bits in enumerate(space.bits)}
+    uniform = {
+        f"uniform {space.widths[k]:g}-bit": space.uniform(bits, RANK) for k, bits in enumerate(space.bits)
+    }
     plans = [(0.0, name, plan) for name, plan in uniform.items() if plan is not None]
     for budget in BUDGETS[task]:
         plan = solve(space, sensitivities, round(budget * MIB)).plan
@@ -83,10 +96,16 @@ def measure(task: str, data: str, known: set[tuple[float, str]]) -> Iterator[dic
         tuner.switcher.put_plan(plan, 0)
         divergence = compute_divergence(reference, likely, compute_logits(evaluator, ROWS[task]))
         yield {
-            "task": task, "budget_mib": budget, "plan": name, "memory_bytes": space.memory_bytes(plan),
-            "predicted": round(float(damage[np.arange(len(space)), space.encode_many([plan])[0, 0]].sum()), 5),
-            "measured": round(divergence, 5), **machine,
-        }  # fmt: skip
+            "task": task,
+            "budget_mib": budget,
+            "plan": name,
+            "memory_bytes": space.memory_bytes(plan),
+            "predicted": round(
+                float(damage[np.arange(len(space)), space.encode_many([plan])[0, 0]].sum()), 5
+            ),
+            "measured": round(divergence, 5),
+            **machine,
+        }
 
 
 def compute_logits(evaluator: QuantizedLoRAEvaluator, count: int) -> Tensor:
@@ -95,7 +114,9 @@ def compute_logits(evaluator: QuantizedLoRAEvaluator, count: int) -> Tensor:
     with torch.no_grad():
         for start in range(0, len(rows), BATCH):
             batch = collate(rows[start : start + BATCH])
-            found.append(evaluator.tuner.model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.positions].float())
+            found.append(
+                evaluator.tuner.model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.positions].float()
+            )
     return torch.cat(found)
 
 

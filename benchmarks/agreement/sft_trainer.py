@@ -37,7 +37,9 @@ LENGTH = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--chats", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -60,25 +62,31 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in chats))
     model = saved(options.model, folder / "model")
     cache = options.cache or str(folder / "bank")
-    evaluator = QuantizedLoRAEvaluator({
-        "model": {"name": str(model), "dtype": "float32", "compute": "float32"},
-        "task": {"name": str(data)},
-        "quantization": {"backend": "bitsandbytes", "embeddings": 16, "cache": cache},
-        "space": {"bits": (4,), "ranks": (8,)},
-        "training": {"batch_size": options.batch_size, "max_length": LENGTH},
-        "evaluation": {"validation_rows": 4}, "finetune": {"test_rows": 4},
-    })  # fmt: skip
+    evaluator = QuantizedLoRAEvaluator(
+        {
+            "model": {"name": str(model), "dtype": "float32", "compute": "float32"},
+            "task": {"name": str(data)},
+            "quantization": {"backend": "bitsandbytes", "embeddings": 16, "cache": cache},
+            "space": {"bits": (4,), "ranks": (8,)},
+            "training": {"batch_size": options.batch_size, "max_length": LENGTH},
+            "evaluation": {"validation_rows": 4},
+            "finetune": {"test_rows": 4},
+        }
+    )
     bench, told = evaluator.tuner, []
-    evaluator.tune(evaluator.space.uniform(4, 8), steps=2, on_step=lambda step, figures: told.append(figures["loss"]))
+    evaluator.tune(
+        evaluator.space.uniform(4, 8), steps=2, on_step=lambda step, figures: told.append(figures["loss"])
+    )
     ours = {as_key(row): row for split in ("train", "validation", "test") for row in bench.rows(split, 10**6)}
     batch = [tuple(ids.tolist()) for ids in bench.get_final_batches(2, 0)[0].input_ids]
     trainer = sft(model, chats, folder)
     theirs = [trainer.data_collator([row]) for row in trainer.train_dataset]
     flat = [(tuple(t["input_ids"][0].tolist()), tuple(t["labels"][0].tolist())) for t in theirs]
     first = [
-        turns for turns, (ids, _) in zip(chats, flat, strict=True)
+        turns
+        for turns, (ids, _) in zip(chats, flat, strict=True)
         if any(known[: len(ids)] == ids and not any(known[len(ids) :]) for known in batch)
-    ]  # fmt: skip
+    ]
     assert len(first) == options.batch_size
     stepping = sft(model, first, folder, batch_size=options.batch_size, rank=8)
     stepping.train()
@@ -89,13 +97,18 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         as_key(r) for s in ("train", "validation", "test") for r in plain.encode(plain.split(s), own, LENGTH)
     }
     return {
-        "commit": find_commit(), "trl": trl.__version__, "model": options.model, "rows": len(flat),
+        "commit": find_commit(),
+        "trl": trl.__version__,
+        "model": options.model,
+        "rows": len(flat),
         "rows_equal": sum(key in ours for key in flat),
         "rows_equal_by_the_models_own_template": sum(key in turn_by_turn for key in flat),
         "labelled_tokens": sum(label >= 0 for _, labels in flat for label in labels),
         "tokens": sum(len(ids) for ids, _ in flat),
-        "first_loss_qra": told[0], "first_loss_trl": their_loss, "loss_difference": abs(told[0] - their_loss),
-    }  # fmt: skip
+        "first_loss_qra": told[0],
+        "first_loss_trl": their_loss,
+        "loss_difference": abs(told[0] - their_loss),
+    }
 
 
 def as_key(row: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,7 +138,9 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
-def sft(model: Path, chats: list[list[dict[str, str]]], folder: Path, batch_size: int = 1, rank: int = 8) -> Any:
+def sft(
+    model: Path, chats: list[list[dict[str, str]]], folder: Path, batch_size: int = 1, rank: int = 8
+) -> Any:
     """TRL's trainer on these chats: nf4 by bitsandbytes, LoRA on every linear of the decoder layers."""
     import transformers
     from datasets import Dataset
@@ -133,20 +148,36 @@ def sft(model: Path, chats: list[list[dict[str, str]]], folder: Path, batch_size
     from trl import SFTConfig, SFTTrainer
 
     nf4 = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
         llm_int8_skip_modules=["lm_head"],
-    )  # fmt: skip
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, quantization_config=nf4, dtype=torch.float32)
+    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        model, quantization_config=nf4, dtype=torch.float32
+    )
     settings = SFTConfig(
-        str(folder / "sft"), max_length=LENGTH, assistant_only_loss=True, max_steps=1, logging_steps=1, bf16=False,
-        per_device_train_batch_size=batch_size, report_to=[], save_strategy="no", use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(folder / "sft"),
+        max_length=LENGTH,
+        assistant_only_loss=True,
+        max_steps=1,
+        logging_steps=1,
+        bf16=False,
+        per_device_train_batch_size=batch_size,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
     return SFTTrainer(
-        model=loaded, args=settings, train_dataset=Dataset.from_list([{"messages": turns} for turns in chats]),
+        model=loaded,
+        args=settings,
+        train_dataset=Dataset.from_list([{"messages": turns} for turns in chats]),
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ BACKENDS: dict[str, Any] = {
     "trellis": "trellis",
     "trellis, L 10": {"name": "trellis", "L": 10},
     "trellis, damping 0.1": {"name": "trellis", "damping": 0.1},
-    "mixed-calibrated": {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"},  # until trellis
+    "mixed-calibrated": {
+        **dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"),
+        8: "bitsandbytes-int8",
+    },  # until trellis
     "reference-gptq, damping 0.03": {"name": "reference-gptq", "damping": 0.03},
 }
 LAYERS = (2, 8, 14)
@@ -33,7 +36,9 @@ LINEARS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl")
     parser.add_argument("--calibration", type=int, default=48, help="rows that are calibrated on")
     parser.add_argument("--held-out", type=int, default=16, help="rows on which the error is measured")
@@ -51,10 +56,14 @@ def main() -> None:
                 lost = error(backend.dequantize(module), linear.weight.detach(), unseen[linear_name])
                 found[level][linear_name] = float(f"{lost:.3g}")
         for level, errors in found.items():
-            stored = sum(backend.storage(level).bytes(m.out_features, m.in_features) for m in linears.values())
+            stored = sum(
+                backend.storage(level).bytes(m.out_features, m.in_features) for m in linears.values()
+            )
             bits = 8 * stored / sum(m.weight.numel() for m in linears.values())
             mean = math.exp(sum(map(math.log, errors.values())) / len(errors))
-            rows.append({"backend": name, "level": level, "bits": round(bits, 3), "error": float(f"{mean:.4g}")})
+            rows.append(
+                {"backend": name, "level": level, "bits": round(bits, 3), "error": float(f"{mean:.4g}")}
+            )
             print(json.dumps(rows[-1]), flush=True)
             rows[-1]["linears"] = errors
     options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +77,8 @@ def examples(
     model: Any = loaded.model
     model.model.layers = model.model.layers[: max(LAYERS) + 1]
     linears = {
-        name: model.get_submodule(name) for name in (f"model.layers.{i}.{linear}" for i in LAYERS for linear in LINEARS)
+        name: model.get_submodule(name)
+        for name in (f"model.layers.{i}.{linear}" for i in LAYERS for linear in LINEARS)
     }
     lines = (data / "gsm8k_train.jsonl").read_text().splitlines()[: calibration + held_out]
     texts = [f"{row['question']} {row['answer']}" for row in map(json.loads, lines)]
@@ -78,7 +88,9 @@ def examples(
 
 
 @torch.no_grad()
-def hessians(model: Any, tokenizer: Any, linears: dict[str, nn.Linear], texts: list[str]) -> dict[str, Tensor]:
+def hessians(
+    model: Any, tokenizer: Any, linears: dict[str, nn.Linear], texts: list[str]
+) -> dict[str, Tensor]:
     """The mean of x xᵀ over the inputs of linears."""
     moments = {name: SecondMoment() for name in linears}
     handles = [

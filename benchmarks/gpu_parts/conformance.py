@@ -48,16 +48,26 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     os.environ["QRA_KIT_DEVICE"] = options.device
     if options.small:
         os.environ["QRA_KIT_SMALL"] = "1"
-    failed, known = [], [row["backend"] for row in options.known if "backend" in row and not row.get("failed")]
+    failed, known = (
+        [],
+        [row["backend"] for row in options.known if "backend" in row and not row.get("failed")],
+    )
     for spec in (*(name for name in backend_names() if name != "gguf"), *VARIANTS):
         if spec in known:
             continue
         os.environ["QRA_KIT_BACKEND"] = json.dumps(spec)
         outcomes, start = Outcomes(), time.perf_counter()
-        pytest.main([str(KIT), "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"], plugins=[outcomes])
+        pytest.main(
+            [str(KIT), "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"], plugins=[outcomes]
+        )
         if not outcomes.counts:
             raise RuntimeError("pytest ran no test of the kit")
-        yield {"backend": spec, **outcomes.counts, "reasons": outcomes.reasons, "seconds": time.perf_counter() - start}
+        yield {
+            "backend": spec,
+            **outcomes.counts,
+            "reasons": outcomes.reasons,
+            "seconds": time.perf_counter() - start,
+        }
         failed += [spec] if outcomes.counts["failed"] else []
     if failed:
         raise RuntimeError(f"tests of {failed} failed, as their rows say")

@@ -92,5 +92,7 @@ def phase(
 def reload(folder: Any, device: str) -> dict[str, Any]:
     """Load what was tuned, and evaluate it once."""
     loaded, _ = qra_eval.load(folder, device=device)
-    logits = loaded(input_ids=torch.ones(1, 32, dtype=torch.long, device=device)).logits.float()  # as it is compared
+    logits = loaded(
+        input_ids=torch.ones(1, 32, dtype=torch.long, device=device)
+    ).logits.float()  # as it is compared
     return {"logits": list(logits.shape)}

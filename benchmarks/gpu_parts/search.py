@@ -29,7 +29,10 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     sections: dict[str, dict[str, int]] = {"training": {"max_length": 512}}
     if options.small:
         sections["training"]["batch_size"] = 4
-        sections |= {"evaluation": {"steps": 2, "validation_rows": 4}, "finetune": {"steps": 2, "test_rows": 4}}
+        sections |= {
+            "evaluation": {"steps": 2, "validation_rows": 4},
+            "finetune": {"steps": 2, "test_rows": 4},
+        }
     with measured(options.device) as found:
         evaluator = make(options, model, BACKEND, sections, embeddings=EMBEDDINGS, dequantized_cache="auto")
     head = {"model": Path(model).name, "backend": BACKEND}
@@ -51,10 +54,21 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if best is None:
         raise RuntimeError("the search evaluated no plan that fits its budget")
     losses = [trial.evaluation.loss for trial in result.trials if trial.evaluation is not None]
-    yield {**head, "phase": "search", "losses": losses, "best": best.loss, "bytes": best.memory_bytes, **found}
+    yield {
+        **head,
+        "phase": "search",
+        "losses": losses,
+        "best": best.loss,
+        "bytes": best.memory_bytes,
+        **found,
+    }
     with measured(options.device) as found:
         tuned = evaluator.tune(best.plan, folder=options.folder / "tuned-search")
     yield {
-        **head, "phase": "tune", "test_loss": tuned.test_loss, **found,
-        "dtype": str(evaluator.quantized_model.compute), "torch_cuda": torch.version.cuda,
-    }  # fmt: skip
+        **head,
+        "phase": "tune",
+        "test_loss": tuned.test_loss,
+        **found,
+        "dtype": str(evaluator.quantized_model.compute),
+        "torch_cuda": torch.version.cuda,
+    }

@@ -20,7 +20,12 @@ from qra_eval.tasks.encoding import Encoded
 from qra_search.sections import TrainingConfig
 
 RANK = 8
-CASES = (("bitsandbytes-nf4", 4, "0"), ("bitsandbytes-nf4", 4, "auto"), ("reference", 3, "0"), ("reference", 3, "auto"))
+CASES = (
+    ("bitsandbytes-nf4", 4, "0"),
+    ("bitsandbytes-nf4", 4, "auto"),
+    ("reference", 3, "0"),
+    ("reference", 3, "auto"),
+)
 WARM_UP = 2
 
 
@@ -32,21 +37,33 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     sections = {"training": training, "evaluation": {"steps": steps, "validation_rows": 4}}
     model, roof = random_model(options, "1B"), 0.0
     for backend, bits, cache in CASES:
-        evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), dequantized_cache=cache)
+        evaluator = make(
+            options, model, backend, sections, bits=(bits,), ranks=(RANK,), dequantized_cache=cache
+        )
         if not roof:
             tokens = max(b.input_ids.numel() for b in evaluator.tuner.get_batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
-            roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
-            yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}
+            roof = rate / (
+                4 * shape.layers * shape.layer_weights
+            )  # a frozen weight: forward, and back to the input
+            yield {
+                "what": "roof",
+                "tflops": rate / 1e12,
+                "tokens_per_second": roof,
+                "tokens_of_a_step": tokens,
+            }
         evaluator.tuner.switcher.put_plan(evaluator.space.uniform(bits, RANK), 0)
         evaluator.tuner.train(WARM_UP, 0)
         with measured(options.device) as found:
             trained = evaluator.tuner.train(steps, 0)
         speed = trained.tokens / found["seconds"]
         yield {
-            "what": f"qra {backend} {bits} bits, dequantized cache {cache}", "tokens_per_second": speed,
-            "of_roof": speed / roof, "kept_dequantized": evaluator.quantized_model.keeps_dequantized, **found,
-        }  # fmt: skip
+            "what": f"qra {backend} {bits} bits, dequantized cache {cache}",
+            "tokens_per_second": speed,
+            "of_roof": speed / roof,
+            "kept_dequantized": evaluator.quantized_model.keeps_dequantized,
+            **found,
+        }
         data = evaluator.rows("train", steps * training.batch_size)
         del evaluator
     if options.pretended:  # which libraries of others do not take for a card
@@ -76,14 +93,18 @@ def peft_and_bitsandbytes(
     )
     place = torch.device(device)  # Trainer compares indices of devices with its own
     base = transformers.AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype, quantization_config=four_bits,
+        model,
+        dtype=dtype,
+        quantization_config=four_bits,
         device_map={"": "cpu" if place.type == "cpu" else place.index or 0},
-    )  # fmt: skip
+    )
     adapted = get_peft_model(
-        base, LoraConfig(r=RANK, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        base,
+        LoraConfig(r=RANK, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     items = [
-        {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in data
+        {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)}
+        for r in data
     ]
 
     def padded(some: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -95,13 +116,21 @@ def peft_and_bitsandbytes(
             trainer = transformers.Trainer(
                 model=adapted,
                 args=transformers.TrainingArguments(
-                    folder, per_device_train_batch_size=training.batch_size, max_steps=steps, report_to=[],
-                    learning_rate=training.learning_rate, save_strategy="no", disable_tqdm=True, logging_steps=10**6,
-                    use_cpu=device == "cpu", bf16=device != "cpu", dataloader_pin_memory=False,
+                    folder,
+                    per_device_train_batch_size=training.batch_size,
+                    max_steps=steps,
+                    report_to=[],
+                    learning_rate=training.learning_rate,
+                    save_strategy="no",
+                    disable_tqdm=True,
+                    logging_steps=10**6,
+                    use_cpu=device == "cpu",
+                    bf16=device != "cpu",
+                    dataloader_pin_memory=False,
                 ),
                 train_dataset=items,
                 data_collator=padded,
-            )  # fmt: skip
+            )
             synchronize(device)
             start = time.perf_counter()
             trainer.train()

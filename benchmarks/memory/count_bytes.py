@@ -16,7 +16,7 @@ from qra_backends import make_backend
 from benchmarks.common import append_lines
 from qra_eval import load
 from qra_eval.quantized.bank import count_tensor_bytes
-from qra_search.runs.folder import RunFolder
+from qra_search.app.folder import RunFolder
 from qra_search.space.serialization import read_plan_file
 
 
@@ -44,7 +44,9 @@ def main() -> None:
                     del table[key]
     adapters = sum(p.nbytes for n, p in model.named_parameters() if ".lora_" in n)
     rest = count_tensor_bytes(model) - adapters
-    sizes = [c["memory_bytes"] for c in result["front"]] + [b["best"]["memory_bytes"] for b in result["budgets"]]
+    sizes = [c["memory_bytes"] for c in result["front"]] + [
+        b["best"]["memory_bytes"] for b in result["budgets"]
+    ]
     report = {
         "quantized": quantized,
         "adapters": adapters,

@@ -24,35 +24,57 @@ def shapes() -> dict[str, PretrainedConfig]:
     """Published shapes: config.json of each model."""
     return {
         "Llama-3.1-8B": LlamaConfig(
-            **LLAMA, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            **LLAMA,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
             num_key_value_heads=8,
         ),
         "Llama-3.1-70B": LlamaConfig(
-            **LLAMA, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+            **LLAMA,
+            hidden_size=8192,
+            intermediate_size=28672,
+            num_hidden_layers=80,
+            num_attention_heads=64,
             num_key_value_heads=8,
         ),
         "Qwen3-30B-A3B": Qwen3MoeConfig(
-            vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
-            num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128,
-            num_experts_per_tok=8, max_position_embeddings=40960, tie_word_embeddings=False,
+            vocab_size=151936,
+            hidden_size=2048,
+            intermediate_size=6144,
+            moe_intermediate_size=768,
+            num_hidden_layers=48,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            max_position_embeddings=40960,
+            tie_word_embeddings=False,
         ),
-    }  # fmt: skip
+    }
 
 
 RANKS = (4, 8, 16, 32)
 CASES: list[tuple[str, str | None, tuple[int, ...], bool, float]] = [
-    ("Llama-3.1-8B", None, RANKS, False, 12), ("Llama-3.1-8B", None, RANKS, True, 12),
+    ("Llama-3.1-8B", None, RANKS, False, 12),
+    ("Llama-3.1-8B", None, RANKS, True, 12),
     ("Llama-3.1-8B", "uniform4r16", RANKS, False, 12),
-    ("Llama-3.1-70B", "uniform3r16", RANKS, False, 44), ("Llama-3.1-70B", "uniform3r16", RANKS, True, 44),
-    ("Qwen3-30B-A3B", "uniform3r4", RANKS, True, 24), ("Qwen3-30B-A3B", "uniform3r4", (4,), False, 24),
+    ("Llama-3.1-70B", "uniform3r16", RANKS, False, 44),
+    ("Llama-3.1-70B", "uniform3r16", RANKS, True, 44),
+    ("Qwen3-30B-A3B", "uniform3r4", RANKS, True, 24),
+    ("Qwen3-30B-A3B", "uniform3r4", (4,), False, 24),
     ("Qwen3-30B-A3B", "uniform3r4", (4,), True, 24),
-]  # fmt: skip
+]
 """Model, budget (None: 8 bits and rank 32 everywhere), ranks to choose from (the estimate takes the highest, whose
 adapters take most in training), gradient checkpointing, and GiB asked for."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=512, help="of a row; a batch is one row")
     parser.add_argument("--scales", action="store_true", help="trained along with the adapters")
     options = parser.parse_args()
@@ -62,13 +84,25 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, budget, ranks, checkpointing, asked in CASES:
-            training = {"gradient_checkpointing": checkpointing, "max_length": options.tokens, "scales": options.scales}
+            training = {
+                "gradient_checkpointing": checkpointing,
+                "max_length": options.tokens,
+                "scales": options.scales,
+            }
             row = foretold(Path(folder) / name, shapes()[name], budget, ranks, training)
-            device, host = ", ".join(f"{row['device'][phase]:.1f}" for phase in PHASES), max(row["host"].values())
+            device, host = (
+                ", ".join(f"{row['device'][phase]:.1f}" for phase in PHASES),
+                max(row["host"].values()),
+            )
             words = f"{budget or '8 bits, rank 32'} | {ranks[-1]} | {'yes' if checkpointing else 'no'}"
             print(f"| {name} | {words} | {device} | {host:.1f} | {asked:g} |", flush=True)
             facts = {"model": name, "budget": budget, "ranks": ranks, "checkpointing": checkpointing, **row}
-            facts |= {"asked": asked, "tokens": options.tokens, "scales": options.scales, "commit": find_commit()}
+            facts |= {
+                "asked": asked,
+                "tokens": options.tokens,
+                "scales": options.scales,
+                "commit": find_commit(),
+            }
             append_lines(RESULTS / "estimates.jsonl", facts)
 
 
@@ -76,7 +110,11 @@ PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
 
 
 def foretold(
-    folder: Path, config: PretrainedConfig, budget: str | None, ranks: tuple[int, ...], training: dict[str, Any]
+    folder: Path,
+    config: PretrainedConfig,
+    budget: str | None,
+    ranks: tuple[int, ...],
+    training: dict[str, Any],
 ) -> dict[str, Any]:
     """Peaks in GiB by phase, of the device and of the host."""
     config.save_pretrained(folder)

@@ -65,10 +65,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         for again in (False, True)
     },
     "weights kept": changed(REFERENCE, model={"dequantized_cache": "auto"}),
-    "weights kept, scales": changed(REFERENCE, model={"dequantized_cache": "auto"}, training={"scales": True}),
+    "weights kept, scales": changed(
+        REFERENCE, model={"dequantized_cache": "auto"}, training={"scales": True}
+    ),
     "scales": changed(REFERENCE, training={"scales": True}),
     "dropout": changed(REFERENCE, training={"dropout": 0.1}),
-    "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}),
+    "accumulation": changed(
+        REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}
+    ),
     "float32": changed(REFERENCE, dtype="float32"),
     "double quantization": changed(
         BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
@@ -76,11 +80,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "hqq": changed(REFERENCE, quantization={"backend": "hqq"}, space={"bits": (3, 4)}),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
     "gguf": changed(
-        REFERENCE, quantization={"backend": {"name": "gguf", "types": ["IQ4_NL", "Q8_0"]}}, space={"bits": (4,)},
+        REFERENCE,
+        quantization={"backend": {"name": "gguf", "types": ["IQ4_NL", "Q8_0"]}},
+        space={"bits": (4,)},
     ),
-    "compressed-tensors": changed(REFERENCE, quantization={"backend": "compressed-tensors"}, space={"bits": (4, 8)}),
+    "compressed-tensors": changed(
+        REFERENCE, quantization={"backend": "compressed-tensors"}, space={"bits": (4, 8)}
+    ),
     "task's measure": changed(REFERENCE, metric="task", task="arithmetic"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -108,11 +116,13 @@ def phases(
         AssertionError: the same evaluation gave two losses.
     """
     given = changed(
-        {"task": {"name": "jsonl", "data": rows}}, training=dict(training),
+        {"task": {"name": "jsonl", "data": rows}},
+        training=dict(training),
         model={"name": model, "device": "cuda", "dequantized_cache": 0},
-        space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4},
+        space={"bits": (3, 4), "ranks": (4, 8)},
+        evaluation={"steps": 1, "validation_rows": 4},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
-    )  # fmt: skip
+    )
     given = changed(given, **sections)
     given = changed(given, quantization={"cache": str(folder / "bank")})
     with pretended_gpu() as gpu:
@@ -132,7 +142,9 @@ def phases(
         found, first = phase("search", evaluator.evaluate, plan)
         yield found
         # As a comparison has it, beside the untuned model; raises if the reload differs.
-        yield phase("tune", lambda: (evaluator.tune(plan, folder=folder / "run"), evaluator.measure_untuned()))[0]
+        yield phase(
+            "tune", lambda: (evaluator.tune(plan, folder=folder / "run"), evaluator.measure_untuned())
+        )[0]
         assert evaluator.evaluate(plan).loss == first.loss
         evaluator = None  # what is reloaded has the device for itself
         gc.collect()
@@ -143,7 +155,9 @@ def phases(
 def largest(space: Any) -> Plan:
     """The quantized plan of the most bits and the highest ranks."""
     levels = [[level for level in group.bits or space.bits if level != 16] for group in space.groups]
-    return Plan(tuple(some[-1] for some in levels), tuple((group.ranks or space.ranks)[-1] for group in space.groups))
+    return Plan(
+        tuple(some[-1] for some in levels), tuple((group.ranks or space.ranks)[-1] for group in space.groups)
+    )
 
 
 @torch.no_grad()
@@ -153,7 +167,9 @@ def reload(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="default: those without a row")
     last = {row["scenario"]: row for row in read_lines(ROWS)}
     names = parser.parse_args().names or [name for name in SCENARIOS if name not in last]

@@ -23,7 +23,21 @@ from qra_eval.models.tiny import byte_tokenizer
 SHARD_BYTES = 1 << 30
 SPREAD = 0.02
 """Standard deviation of the weights."""
-WORDS = ("a", "river", "of", "small", "stones", "ran", "under", "seven", "bridges", "while", "old", "men", "counted")
+WORDS = (
+    "a",
+    "river",
+    "of",
+    "small",
+    "stones",
+    "ran",
+    "under",
+    "seven",
+    "bridges",
+    "while",
+    "old",
+    "men",
+    "counted",
+)
 ROWS = {"train": 160, "validation": 8, "test": 8}
 PROMPT_BYTES, ANSWER_BYTES = (120, 330), (80, 150)
 """Least and most; a byte is a token. Answers are longer than those that a task writes out and scores."""
@@ -80,11 +94,20 @@ def write_model(shape: Shape, folder: Path, *, device: str = "cpu") -> Path:
     index = {"metadata": {"total_size": sum(map(_bytes, _tensors(shape).values()))}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = LlamaConfig(
-        architectures=["LlamaForCausalLM"], dtype="bfloat16", vocab_size=shape.vocabulary, hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv, max_position_embeddings=2048, tie_word_embeddings=False, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config.save_pretrained(str(folder))  # last: a folder that has it is whole
     return folder
 
@@ -113,10 +136,16 @@ def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Shapes of a Llama's tensors by name, layer by layer."""
     hidden, wide, keys = shape.hidden, shape.intermediate, shape.kv * (shape.hidden // shape.heads)
     layer = {
-        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (keys, hidden), "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden),
-        "mlp.down_proj": (hidden, wide), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
-    }  # fmt: skip
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
     made: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, hidden)}
     for n in range(shape.layers):
         made |= {f"model.layers.{n}.{name}.weight": size for name, size in layer.items()}

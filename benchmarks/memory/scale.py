@@ -33,7 +33,15 @@ import numpy as np
 import torch
 
 import qra_eval
-from benchmarks.common import RESULTS, PeakWatch, append_lines, count_own_bytes, find_commit, find_cpu_name, read_lines
+from benchmarks.common import (
+    RESULTS,
+    PeakWatch,
+    append_lines,
+    count_own_bytes,
+    find_commit,
+    find_cpu_name,
+    read_lines,
+)
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
@@ -58,16 +66,22 @@ FILE_SPACE, FILE_TABLES = SpaceConfig(bits=(3, 4, 8), ranks=(4, 8, 16)), (4, 8, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=["0.4B", "1B", "3B"], help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--depths", nargs="+", type=int, help="layers; quantizes with the first backend, and no more")
+    parser.add_argument(
+        "--depths", nargs="+", type=int, help="layers; quantizes with the first backend, and no more"
+    )
     parser.add_argument("--backends", nargs="+", default=["mixed-calibrated", "reference"])
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=[*PHASES])
     parser.add_argument("--dequantized-cache", default="0")
     parser.add_argument("--compute", default="auto")
     parser.add_argument("--data", help="of GSM8K, for a model's file")
     parser.add_argument("--bank", type=Path, help="of a model's file")
-    parser.add_argument("--folder", type=Path, help="of models, banks and tuned plans; default: one that is removed")
+    parser.add_argument(
+        "--folder", type=Path, help="of models, banks and tuned plans; default: one that is removed"
+    )
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.jsonl")
     parser.add_argument("--phase", choices=[*PHASES, "estimate"], help="this one, in this process")
@@ -104,12 +118,19 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
                 kept.unlink()
         found = child(options, phase, size, backend)
         expected = foretold[phase]["host"]
-        row = key(options, size, backend) | {"phase": phase, "cpu": find_cpu_name(), "torch": torch.__version__}
+        row = key(options, size, backend) | {
+            "phase": phase,
+            "cpu": find_cpu_name(),
+            "torch": torch.__version__,
+        }
         row |= {"foretold": expected, "ratio": found["measured"] / expected, **found}
         append_lines(options.out, row)
         known[phase] = row
-        print(f"{size} {backend} {phase}: measured {format_bytes(row['measured'])}, foretold {format_bytes(expected)}, "
-              f"ratio {row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}", flush=True)  # fmt: skip
+        print(
+            f"{size} {backend} {phase}: measured {format_bytes(row['measured'])}, foretold {format_bytes(expected)}, "
+            f"ratio {row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}",
+            flush=True,
+        )
     return [known[phase] for phase in PHASES if phase in known]
 
 
@@ -138,13 +159,22 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
             return {"phases": make(weights=False).estimate()["phases"]}
         found = WORK[options.phase](make, made_by("tune", options, size, backend))
         seconds, processor_seconds = time.perf_counter() - began, time.process_time()
-    measured = {"measured": watch.peak_bytes, "at": watch.peak_stage, "at_start": at_start, "at_end": count_own_bytes()}
+    measured = {
+        "measured": watch.peak_bytes,
+        "at": watch.peak_stage,
+        "at_start": at_start,
+        "at_end": count_own_bytes(),
+    }
     took = {"seconds": seconds, "processor_seconds": round(processor_seconds, 1)}
     return {**found, **measured, **took, "threads": torch.get_num_threads()}
 
 
 def evaluator_of(
-    options: argparse.Namespace, size: str, backend: str, weights: bool, progress: Callable[[str, int, int], None]
+    options: argparse.Namespace,
+    size: str,
+    backend: str,
+    weights: bool,
+    progress: Callable[[str, int, int], None],
 ) -> QuantizedLoRAEvaluator:
     model: dict[str, Any] = {"name": str(options.folder / size), "device": "cpu", "compute": options.compute}
     task: dict[str, Any] = {"name": "jsonl", "data": str(options.folder / "rows")}
@@ -154,9 +184,12 @@ def evaluator_of(
         space, tables, sections = FILE_SPACE, FILE_TABLES, SECTIONS | {"training": FILE_TRAINING}
     bank = str(made_by("quantize", options, size, backend))
     config = {
-        "model": {**model, "dequantized_cache": options.dequantized_cache}, "task": task, "space": space,
-        "quantization": {"backend": backend, "embeddings": tables, "cache": bank}, **sections,
-    }  # fmt: skip
+        "model": {**model, "dequantized_cache": options.dequantized_cache},
+        "task": task,
+        "space": space,
+        "quantization": {"backend": backend, "embeddings": tables, "cache": bank},
+        **sections,
+    }
     return QuantizedLoRAEvaluator(config, weights=weights, progress=progress)
 
 
@@ -237,7 +270,9 @@ def largest(evaluator: QuantizedLoRAEvaluator) -> Plan:
     """The plan of most bytes that the space has."""
     memory = evaluator.space.memory
     most = np.where(memory.allowed, memory.choice_bytes, -1)
-    return evaluator.space.decode(np.stack(np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:])))
+    return evaluator.space.decode(
+        np.stack(np.unravel_index(most.reshape(len(most), -1).argmax(1), most.shape[1:]))
+    )
 
 
 def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -> None:
@@ -293,7 +328,9 @@ def depths(options: argparse.Namespace) -> None:
     for a, b in zip([*rows][:-1], [*rows][1:], strict=True):
         for name in ("measured", "foretold"):
             growth = (rows[b][name] - rows[a][name]) / (b - a)
-            print(f"{a} to {b} layers, {name}: {growth / 2**20:.2f} MiB a layer, {growth / layer:.3f} of its bytes")
+            print(
+                f"{a} to {b} layers, {name}: {growth / 2**20:.2f} MiB a layer, {growth / layer:.3f} of its bytes"
+            )
 
 
 if __name__ == "__main__":

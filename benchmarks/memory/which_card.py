@@ -32,29 +32,48 @@ def models() -> dict[str, PretrainedConfig]:
     known = shapes()
     return {
         "Llama-3.2-1B": LlamaConfig(
-            **LLAMA | {"tie_word_embeddings": True}, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-            num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+            **LLAMA | {"tie_word_embeddings": True},
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=64,
         ),
         "Qwen3-4B": Qwen3Config(
-            **QWEN, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+            **QWEN,
+            hidden_size=2560,
+            intermediate_size=9728,
+            num_hidden_layers=36,
+            num_attention_heads=32,
             tie_word_embeddings=True,
         ),
         "Llama-3.1-8B": known["Llama-3.1-8B"],
         "Qwen3-14B": Qwen3Config(
-            **QWEN, hidden_size=5120, intermediate_size=17408, num_hidden_layers=40, num_attention_heads=40,
+            **QWEN,
+            hidden_size=5120,
+            intermediate_size=17408,
+            num_hidden_layers=40,
+            num_attention_heads=40,
             tie_word_embeddings=False,
         ),
         "Qwen3-30B-A3B": known["Qwen3-30B-A3B"],
         "Qwen3-32B": Qwen3Config(
-            **QWEN, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64, num_attention_heads=64,
+            **QWEN,
+            hidden_size=5120,
+            intermediate_size=25600,
+            num_hidden_layers=64,
+            num_attention_heads=64,
             tie_word_embeddings=False,
         ),
         "Llama-3.1-70B": known["Llama-3.1-70B"],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--anew", action="store_true", help="forget what was estimated before")
     parser.add_argument("names", nargs="*", metavar="MODEL", help="default: all")
     options, order = parser.parse_args(), list(models())

@@ -20,8 +20,8 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.common import RESULTS, append_lines
-from qra_search.report.page import write_page
-from qra_search.runs.folder import RunFolder
+from qra_search.app.folder import RunFolder
+from qra_search.app.report.page import write_page
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = RESULTS / "cli" / "browser.jsonl"
@@ -29,9 +29,14 @@ WIDTHS = (380, 768, 1440)
 HEIGHT = 1000
 THEMES = ("light", "dark")
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 CUT = """() => {
   const holds = (e) => /auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX);
   const held = (e) => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
@@ -58,7 +63,9 @@ AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then((r) => ({ru
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="folders of runs")
     parser.add_argument("--site", type=Path, help="folder of the built documentation")
     parser.add_argument("--screenshots", type=Path, help="folder for PNG files; default: none are made")
@@ -77,7 +84,10 @@ def main() -> None:
                 rows.append(row)
                 record(row, options.pages)
                 if faulty(row):
-                    print(f"{name} {row['width']} {row['theme']}: {json.dumps(faulty(row), indent=1)}", flush=True)
+                    print(
+                        f"{name} {row['width']} {row['theme']}: {json.dumps(faulty(row), indent=1)}",
+                        flush=True,
+                    )
         if options.site is not None and not options.pages:
             rows.append(searched(browser, options.site / "index.html"))
             record(rows[-1], options.pages)
@@ -104,7 +114,9 @@ def faulty(row: dict[str, Any]) -> dict[str, Any]:
 def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
     """The report of each run, and of all together, by name."""
     found = [RunFolder(path).check() for path in runs]
-    pages = {f"report-{run.name}": [run] for run in found} | ({"report-compared": found} if len(found) > 1 else {})
+    pages = {f"report-{run.name}": [run] for run in found} | (
+        {"report-compared": found} if len(found) > 1 else {}
+    )
     return {name: write_page(of, folder / f"{name}.html") for name, of in pages.items()}
 
 
@@ -126,12 +138,21 @@ def looked_at(
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": HEIGHT})
             page.goto(file.resolve().as_uri())
-            page.evaluate("() => { for (const more of document.querySelectorAll('details')) more.open = true; }")
+            page.evaluate(
+                "() => { for (const more of document.querySelectorAll('details')) more.open = true; }"
+            )
             cut = page.evaluate(CUT)
             page.add_script_tag(content=script)
             axe = page.evaluate(AXE)
-            yield {"page": name, "width": width, "theme": theme, **cut, "rules_passed": axe["rules"],
-                   "violations": axe["found"], "faults": list(faults)}  # fmt: skip
+            yield {
+                "page": name,
+                "width": width,
+                "theme": theme,
+                **cut,
+                "rules_passed": axe["rules"],
+                "violations": axe["found"],
+                "faults": list(faults),
+            }
             if screenshots is not None:
                 shoot(page, screenshots / f"{name}-{width}-{theme}.png")
         context.close()
@@ -164,7 +185,10 @@ def chromium() -> str:
 
 def axe_script() -> str:
     """The text of axe-core."""
-    for file in (Path(os.environ.get("QRA_AXE", "axe.min.js")), ROOT / "node_modules" / "axe-core" / "axe.min.js"):
+    for file in (
+        Path(os.environ.get("QRA_AXE", "axe.min.js")),
+        ROOT / "node_modules" / "axe-core" / "axe.min.js",
+    ):
         if file.is_file():
             return file.read_text()
     raise SystemExit("axe-core is needed: `npm install axe-core`, or QRA_AXE names its script")

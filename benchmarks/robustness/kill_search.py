@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 from qra_eval.models.load import load_model
 from qra_search import TrialLog
-from qra_search.runs.folder import RunFolder
+from qra_search.app.folder import RunFolder
 
 QRA = [sys.executable, "-m", "qra_search"]
 
@@ -54,7 +54,9 @@ def main() -> None:
         "best_loss": best["best"]["loss"],
         "best_uniform_loss": best["best_uniform"]["loss"],
         "loss_change": best["loss_change"],
-        "seconds_an_evaluation": sorted(t.evaluation.seconds for t in second if t.evaluation)[len(second) // 2],
+        "seconds_an_evaluation": sorted(t.evaluation.seconds for t in second if t.evaluation)[
+            len(second) // 2
+        ],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -31,7 +31,9 @@ FORK = multiprocessing.get_context("fork")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--kills", type=int, default=20)
@@ -41,7 +43,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = kill(options, Path(folder))
-    row = {"what": "kill", "commit": find_commit(), "model": options.model, "threads": torch.get_num_threads(), **row}
+    row = {
+        "what": "kill",
+        "commit": find_commit(),
+        "model": options.model,
+        "threads": torch.get_num_threads(),
+        **row,
+    }
     print(json.dumps(row, indent=1))
     append_lines(options.out, row)
     raise SystemExit(0 if row["weights_equal_to_the_bit"] and row["curves_equal"] else 1)
@@ -55,13 +63,19 @@ def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for step in sorted(draw.randrange(1, options.steps) for _ in range(options.kills)):
         at.append(run(options, folder / "broken", step))
     run(options, folder / "broken", None)
-    one, two = (load_file(folder / name / "adapter/adapter_model.safetensors") for name in ("whole", "broken"))
+    one, two = (
+        load_file(folder / name / "adapter/adapter_model.safetensors") for name in ("whole", "broken")
+    )
     same = one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     curves = [(folder / name / "curve.jsonl").read_text() for name in ("whole", "broken")]
     return {
-        "steps": options.steps, "kills": len(at), "killed_after_steps": at, "tensors": len(one),
-        "weights_equal_to_the_bit": same, "curves_equal": curves[0] == curves[1],
-    }  # fmt: skip
+        "steps": options.steps,
+        "kills": len(at),
+        "killed_after_steps": at,
+        "tensors": len(one),
+        "weights_equal_to_the_bit": same,
+        "curves_equal": curves[0] == curves[1],
+    }
 
 
 def run(options: argparse.Namespace, folder: Path, kill_at: int | None) -> int:
@@ -86,15 +100,24 @@ def done(folder: Path) -> int:
 
 def tune(options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(1)
-    evaluator = QuantizedLoRAEvaluator({
-        "model": {"name": options.model}, "task": {"name": options.task},
-        "quantization": {"backend": "reference", "cache": str(folder.parent / CACHE)},
-        "space": {"bits": (2, 4), "ranks": (4, 8), "granularity": "layer"},
-        "training": {"batch_size": 2, "accumulation": 2, "dropout": 0.1, "schedule": "cosine", "weight_decay": 0.01,
-                     "max_length": 96},
-        "evaluation": {"validation_rows": 8},
-        "finetune": {"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
-    })  # fmt: skip
+    evaluator = QuantizedLoRAEvaluator(
+        {
+            "model": {"name": options.model},
+            "task": {"name": options.task},
+            "quantization": {"backend": "reference", "cache": str(folder.parent / CACHE)},
+            "space": {"bits": (2, 4), "ranks": (4, 8), "granularity": "layer"},
+            "training": {
+                "batch_size": 2,
+                "accumulation": 2,
+                "dropout": 0.1,
+                "schedule": "cosine",
+                "weight_decay": 0.01,
+                "max_length": 96,
+            },
+            "evaluation": {"validation_rows": 8},
+            "finetune": {"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
+        }
+    )
     plan = evaluator.space.uniform(4, 8)
     evaluator.tune(plan, seed=1, steps=options.steps, folder=folder)
 

@@ -64,9 +64,13 @@ LIVE = ("plan", "search", "finetune")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--screens", type=Path, help="folder for the texts; default: they are not kept")
-    parser.add_argument("--only", nargs="*", help="names of screens whose rows are made anew, in place of all")
+    parser.add_argument(
+        "--only", nargs="*", help="names of screens whose rows are made anew, in place of all"
+    )
     options = parser.parse_args()
     for columns in COLUMNS:
         with tempfile.TemporaryDirectory() as name, Terminal(Path(name), columns) as terminal:
@@ -120,7 +124,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         (self.folder / "bin").mkdir()
         command = self.folder / "bin" / "qra"
-        code = "import sys; sys.argv[0] = 'qra'; from qra_search.cli import main; main()"
+        code = "import sys; sys.argv[0] = 'qra'; from qra_search.app.cli import main; main()"
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{code}" "$@"\n')
         command.chmod(0o755)
         size = ("-x", str(self.columns), "-y", str(LINES))
@@ -158,13 +162,20 @@ class Terminal:
     def tmux(self, *arguments: str) -> str:
         """What a command of a server of our own prints."""
         command = ["tmux", "-L", self.socket, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=self.environment()).stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, env=self.environment()
+        ).stdout
 
     def environment(self) -> dict[str, str]:
         """Variables with which `qra` is the one of this checkout, with a cache of its own."""
         paths = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
-        mine = {"PATH": path, "PYTHONPATH": paths, "QRA_CACHE": str(self.folder / "cache"), "TERM": "xterm-256color"}
+        mine = {
+            "PATH": path,
+            "PYTHONPATH": paths,
+            "QRA_CACHE": str(self.folder / "cache"),
+            "TERM": "xterm-256color",
+        }
         return {**os.environ, **mine, "LC_ALL": "C.UTF-8"}
 
 

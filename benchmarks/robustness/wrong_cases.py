@@ -43,7 +43,10 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {OF_A_TASK} --model nobody/nothing", "the hub does not give it"),
     (f"plan {OF_A_TASK} --model nobody/nothing/at-all", "no file or folder"),
     (f"plan {TINY} --device cuda", "use --device cpu"),
-    (f"plan {TINY} --device gpu", "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers, is needed"),
+    (
+        f"plan {TINY} --device gpu",
+        "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers, is needed",
+    ),
     (f"plan {TINY} --set model.dtype=int8", "model.dtype is 'int8'"),
     (f"plan {TINY} --set model.dequantized_cache=lots", "model.dequantized_cache is 'lots'"),
     # tasks and data
@@ -51,8 +54,14 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {OF_A_MODEL} --task arithmatic", "did you mean arithmetic"),
     (f"plan {OF_A_MODEL} --task none.jsonl", "none.jsonl"),
     (f"plan {OF_A_MODEL} --task columns.csv", "name others by --columns"),
-    (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=quest", "no column 'quest' for prompt, only 'q', 'a'"),
-    (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,answer=b", "no column 'b' for answer, only 'q', 'a'"),
+    (
+        f"plan {OF_A_MODEL} --task columns.csv --columns prompt=quest",
+        "no column 'quest' for prompt, only 'q', 'a'",
+    ),
+    (
+        f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,answer=b",
+        "no column 'b' for answer, only 'q', 'a'",
+    ),
     (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,reply=a", "reply"),
     (f"plan {OF_A_MODEL} --task ragged.csv", "into double quotes"),
     (f"plan {OF_A_MODEL} --task latin1.csv", "is not UTF-8"),
@@ -165,7 +174,10 @@ CASES: tuple[tuple[str, str], ...] = (
 )
 OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
-    (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
+    (
+        f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64",
+        "group_sise",
+    ),
     ("export tuned --format merged --option bits=4", "unknown option of format 'merged': 'bits'"),
 )
 """What only the class of a plug-in knows, which is of torch: its import is added to what they may take."""
@@ -184,11 +196,16 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
     _models(folder / "models")
     _data(folder)
     for name, text in {
-        "unyaml.yaml": "a: [1", "list.yaml": "- 1\n", "bare.yaml": "model: tiny\n",
-        "typo.yaml": "evaluation: {stepz: 3}\n", "code.yaml": "!!python/object/apply:os.system ['true']\n",
-        "torn.json": '{"format":', "list.json": "[1]",
-        "text.gguf": "this is text", "rows.xlsx": "PK\x03\x04",
-    }.items():  # fmt: skip
+        "unyaml.yaml": "a: [1",
+        "list.yaml": "- 1\n",
+        "bare.yaml": "model: tiny\n",
+        "typo.yaml": "evaluation: {stepz: 3}\n",
+        "code.yaml": "!!python/object/apply:os.system ['true']\n",
+        "torn.json": '{"format":',
+        "list.json": "[1]",
+        "text.gguf": "this is text",
+        "rows.xlsx": "PK\x03\x04",
+    }.items():
         (folder / name).write_text(text)
     (folder / "latin1.yaml").write_bytes("model: {name: café}\n".encode("latin-1"))
 
@@ -226,11 +243,13 @@ def _models(folder: Path) -> None:
     quantized = {**config, "quantization_config": {"quant_method": "gptq"}}
     whole = _tensors(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2))
     for name, described, weights in (
-        ("pickled", config, {"pytorch_model.bin": b"pickle"}), ("weightless", config, {}),
-        ("quantized", quantized, {"model.safetensors": whole}), ("strange", strange, {"model.safetensors": whole}),
+        ("pickled", config, {"pytorch_model.bin": b"pickle"}),
+        ("weightless", config, {}),
+        ("quantized", quantized, {"model.safetensors": whole}),
+        ("strange", strange, {"model.safetensors": whole}),
         ("torn", config, {"model.safetensors": whole[:-30]}),
         ("other", config, {"model.safetensors": _tensors(["encoder.layer.0.weight"])}),
-    ):  # fmt: skip
+    ):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(described))
         for file, data in weights.items():
@@ -242,7 +261,9 @@ def _models(folder: Path) -> None:
 
 def _tensors(names: object) -> bytes:
     """A safetensors file with a few numbers under each name."""
-    header = {n: {"dtype": "F32", "shape": [8], "data_offsets": [32 * i, 32 * i + 32]} for i, n in enumerate(names)}  # type: ignore[arg-type, var-annotated]
+    header = {
+        n: {"dtype": "F32", "shape": [8], "data_offsets": [32 * i, 32 * i + 32]} for i, n in enumerate(names)
+    }  # type: ignore[arg-type, var-annotated]
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(32 * len(header))
 
@@ -252,14 +273,22 @@ def _data(folder: Path) -> None:
     rows = [json.dumps({"prompt": f"{i} + {i} =", "answer": str(2 * i)}) + "\n" for i in range(40)]
     row = rows[0].strip()
     texts = {
-        "rows.jsonl": "".join(rows), "few.jsonl": "".join(rows[:2]), "array.jsonl": f"[{row},\n{row}]\n",
-        "broken.jsonl": f'{row}\n{{"prompt": "cut o\n', "object.json": row, "empty.jsonl": "", "empty.csv": "",
+        "rows.jsonl": "".join(rows),
+        "few.jsonl": "".join(rows[:2]),
+        "array.jsonl": f"[{row},\n{row}]\n",
+        "broken.jsonl": f'{row}\n{{"prompt": "cut o\n',
+        "object.json": row,
+        "empty.jsonl": "",
+        "empty.csv": "",
         "columns.csv": "q,a\n" + "".join(f"{i},{i}\n" for i in range(40)),
         "ragged.csv": "prompt,answer\n" + "one, two, three\n" * 40,
         "turns.jsonl": json.dumps({"messages": [{"role": "user", "content": "only a question"}]}) + "\n",
-        "blank.txt": "\n\n", "rubbish.parquet": "PAR1 this is none",
-    }  # fmt: skip
+        "blank.txt": "\n\n",
+        "rubbish.parquet": "PAR1 this is none",
+    }
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "latin1.csv").write_bytes("prompt,answer\ncafé,thé\n".encode("latin-1"))
-    (folder / "latin1.jsonl").write_bytes(json.dumps({"prompt": "café"}, ensure_ascii=False).encode("latin-1"))
+    (folder / "latin1.jsonl").write_bytes(
+        json.dumps({"prompt": "café"}, ensure_ascii=False).encode("latin-1")
+    )

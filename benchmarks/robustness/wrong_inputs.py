@@ -30,13 +30,15 @@ MOST = 2.0
 BAD_INPUT = 2
 HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'backends'}"}
 """The code that is tried is that of this checkout."""
-COMMAND = [sys.executable, "-c", "from qra_search.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from qra_search.app.cli import main; main()"]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """Each input is run as the machine is; those that name the hub are run offline a second time."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="only the inputs that match; the rows of the others stay")
     parser.add_argument("--folder", type=Path, help="keep what the inputs name there, or take what is there")
     options = parser.parse_args()
@@ -55,7 +57,9 @@ def main() -> None:
             for more in ({}, OFFLINE) if "nobody/" in command else ({},):
                 rows.append(tried(command, wanted, folder, more, most))
                 faults = "; ".join(rows[-1]["faults"])
-                print(f"{rows[-1]['cpu_seconds']:.2f} s  qra {command}\n        {rows[-1]['said']}", flush=True)
+                print(
+                    f"{rows[-1]['cpu_seconds']:.2f} s  qra {command}\n        {rows[-1]['said']}", flush=True
+                )
                 print(f"        FAILED {faults}" if faults else "        ok", flush=True)
     failed = sum(bool(row["faults"]) for row in rows)
     slowest = max(row["cpu_seconds"] for row in rows)
@@ -93,7 +97,9 @@ def tried(command: str, wanted: str, folder: Path, more: dict[str, str], most: f
     began = time.perf_counter()
     status, cpu, out, err = run(command, folder, more)
     seconds = time.perf_counter() - began
-    lines = [line for line in (out + err).splitlines() if line.strip() and not line.endswith(" ...")]  # a phase begins
+    lines = [
+        line for line in (out + err).splitlines() if line.strip() and not line.endswith(" ...")
+    ]  # a phase begins
     said = lines[-1] if lines else ""
     faults = {
         f"status {status}": status != BAD_INPUT,
@@ -117,9 +123,11 @@ def run(command: str, folder: Path, more: dict[str, str]) -> tuple[int, float, s
         os.chdir(folder)
         try:
             pid = os.posix_spawn(
-                COMMAND[0], [*COMMAND, *shlex.split(command)], {**os.environ, **HERE, **more},
+                COMMAND[0],
+                [*COMMAND, *shlex.split(command)],
+                {**os.environ, **HERE, **more},
                 file_actions=[(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)],
-            )  # fmt: skip
+            )
         finally:
             os.chdir(place)
         _, status, usage = os.wait4(pid, 0)

@@ -40,11 +40,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--stored", action="store_true", help="only tokens a second in trellis codes, beside nf4's")
+    parser.add_argument(
+        "--stored", action="store_true", help="only tokens a second in trellis codes, beside nf4's"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluator.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    head = {"commit": find_commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
+    head = {
+        "commit": find_commit(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "model": options.model,
+    }
     head |= {"task": options.task, "backend": options.backend, "steps": options.steps}
     with tempfile.TemporaryDirectory() as cold:
         for row in [time_stored(options)] if options.stored else times(options, cold):
@@ -60,7 +67,11 @@ def times(options: argparse.Namespace, cold: str) -> Iterator[dict[str, Any]]:
 
 
 def build(
-    options: argparse.Namespace, cache: str | None, progress: Any = None, backend: str | None = None, **sections: Any
+    options: argparse.Namespace,
+    cache: str | None,
+    progress: Any = None,
+    backend: str | None = None,
+    **sections: Any,
 ) -> QuantizedLoRAEvaluator:
     config = {
         "model": {"name": options.model},
@@ -77,7 +88,9 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
     """Seconds to quantize every linear at every bit-width, and to open the bank again."""
     marks: list[tuple[str, float]] = []
     start = time.perf_counter()
-    evaluator = build(options, folder, progress=lambda stage, done, total: marks.append((stage, time.perf_counter())))
+    evaluator = build(
+        options, folder, progress=lambda stage, done, total: marks.append((stage, time.perf_counter()))
+    )
     bank = evaluator.quantized_model.bank  # made at the first call
     cold = {}
     for stage in dict.fromkeys(stage for stage, _ in marks):
@@ -161,7 +174,9 @@ def time_stored(options: argparse.Namespace) -> dict[str, Any]:
                 rates[name].append(trained.tokens / trained.seconds)
         where = "kept" if room else "decoded"
         nf4 = rates["nf4 4-bit"]
-        row["tokens_per_second"][where] = {name: round(statistics.median(some), 1) for name, some in rates.items()}
+        row["tokens_per_second"][where] = {
+            name: round(statistics.median(some), 1) for name, some in rates.items()
+        }
         row["over_nf4"][where] = {
             name: round(statistics.median(a / b for a, b in zip(some, nf4, strict=True)), 3)
             for name, some in rates.items()
@@ -214,10 +229,13 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     names = list(evaluator.tuner.switcher.wrapped)
     peft_model = get_peft_model(
         model,
-        LoraConfig(r=RANK, lora_alpha=evaluator.tuner.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=RANK, lora_alpha=evaluator.tuner.settings.alpha, target_modules=names, task_type="CAUSAL_LM"
+        ),
     )
     data = [
-        {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in rows
+        {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)}
+        for r in rows
     ]
 
     def collate(some: list[dict]) -> dict:
@@ -255,7 +273,9 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
 
 
 @torch.no_grad()
-def products(evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: torch.dtype, *, attention: bool) -> float:
+def products(
+    evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: torch.dtype, *, attention: bool
+) -> float:
     """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
     the head at labelled positions and, where asked for, those of attention (two forward, four back)."""
     evaluator.tuner.switcher.put_plan(evaluator.space.uniform(BITS, RANK), 0)

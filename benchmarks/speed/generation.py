@@ -25,9 +25,13 @@ PROMPT = "Question: Ines had 695 shells and gave 6 of them to David. How many sh
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp (package llama-cpp-py-sync)")
+    parser.add_argument(
+        "--gguf", type=Path, help="of the same model, for llama.cpp (package llama-cpp-py-sync)"
+    )
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "generation.jsonl")
@@ -57,7 +61,9 @@ def main() -> None:
 
         engine = Llama(str(given.gguf), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
         options = {"max_tokens": given.tokens, "temperature": 0.0, "repeat_penalty": 1.0}
-        ways[f"llama.cpp, {given.gguf.name}"] = lambda: len(tokenizer(engine.generate(PROMPT, **options))["input_ids"])
+        ways[f"llama.cpp, {given.gguf.name}"] = lambda: len(
+            tokenizer(engine.generate(PROMPT, **options))["input_ids"]
+        )
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.repeats):
         for name, write in ways.items():
@@ -66,13 +72,22 @@ def main() -> None:
             rates[name].append(count / (time.process_time() - began))
     for name, found in rates.items():
         row = {
-            "way": name, "model": plan["model"], "dtype": plan["dtype"], "memory_bytes": plan["memory_bytes"],
-            "tokens": given.tokens, "tokens_a_second": round(sorted(found)[len(found) // 2], 2),
-            "slowest": round(min(found), 2), "fastest": round(max(found), 2),
-            "cpu": find_cpu_name(), "commit": find_commit(),
-        }  # fmt: skip
+            "way": name,
+            "model": plan["model"],
+            "dtype": plan["dtype"],
+            "memory_bytes": plan["memory_bytes"],
+            "tokens": given.tokens,
+            "tokens_a_second": round(sorted(found)[len(found) // 2], 2),
+            "slowest": round(min(found), 2),
+            "fastest": round(max(found), 2),
+            "cpu": find_cpu_name(),
+            "commit": find_commit(),
+        }
         append_lines(given.out, row)
-        print(f"{name:40} {row['tokens_a_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})", flush=True)
+        print(
+            f"{name:40} {row['tokens_a_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

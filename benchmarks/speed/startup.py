@@ -26,8 +26,12 @@ SEARCH = ["search", "--evaluator", "landscape", "--strategy", "additive", "-n", 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="the median and the slowest of so many are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="the median and the slowest of so many are kept"
+    )
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -35,14 +39,38 @@ def main() -> None:
             budgets = ["--memory", "uniform3r8", "--memory", "uniform4r8"]
             run([*SEARCH, *budgets, "--seed", str(ord(name)), "--out", name], folder)
         commands = {
-            BARE: [], "--help": ["--help"], "--version": ["--version"], "search --help": ["search", "--help"],
-            "show": ["show", "a"], "report": ["report", "a"],
+            BARE: [],
+            "--help": ["--help"],
+            "--version": ["--version"],
+            "search --help": ["search", "--help"],
+            "show": ["show", "a"],
+            "report": ["report", "a"],
             "report of two": ["report", "a", "b"],
             "refused task": ["search", "--model", "tiny", "--task", "none.jsonl"],
-            "refused device": ["plan", "--model", "tiny", "--task", "arithmetic", "--device", "gpu", "--memory", "75%"],
-            "refused size": ["plan", "--model", "smollm2", "--task", "gsm8k", "--memory", "108", "--out", "x"],
+            "refused device": [
+                "plan",
+                "--model",
+                "tiny",
+                "--task",
+                "arithmetic",
+                "--device",
+                "gpu",
+                "--memory",
+                "75%",
+            ],
+            "refused size": [
+                "plan",
+                "--model",
+                "smollm2",
+                "--task",
+                "gsm8k",
+                "--memory",
+                "108",
+                "--out",
+                "x",
+            ],
             "refused run": ["finetune", "nothing"],
-        }  # fmt: skip
+        }
         for name, arguments in commands.items():
             run(arguments, folder)  # once for the file cache and the compiled modules
             began = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -58,15 +86,21 @@ def main() -> None:
             }
             rows.append(row)
             met = "met" if row["median_seconds"] < row["aim_seconds"] else "MISSED"
-            print(f"{row['command']:20} {row['median_seconds']:.2f} s, slowest {row['slowest_seconds']:.2f} s, "
-                  f"processor {row['cpu_seconds']:.2f} s: aim {row['aim_seconds']:.1f} s {met}")  # fmt: skip
+            print(
+                f"{row['command']:20} {row['median_seconds']:.2f} s, slowest {row['slowest_seconds']:.2f} s, "
+                f"processor {row['cpu_seconds']:.2f} s: aim {row['aim_seconds']:.1f} s {met}"
+            )
     record(rows, options.repeats)
 
 
 def run(arguments: list[str], folder: str) -> float:
     """Seconds of a command in a folder; its output is thrown away."""
-    command = [str(Path(sys.executable).with_name("qra")), *arguments] if arguments else [sys.executable, "-c", "0"]
-    compiled = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}  # as pip does
+    command = (
+        [str(Path(sys.executable).with_name("qra")), *arguments] if arguments else [sys.executable, "-c", "0"]
+    )
+    compiled = {
+        key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+    }  # as pip does
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=compiled)
     elapsed = time.perf_counter() - start
@@ -78,9 +112,13 @@ def run(arguments: list[str], folder: str) -> float:
 def record(rows: list[dict[str, object]], repeats: int) -> None:
     """Append what was measured, with the commit and the load that the machine was under."""
     line = {
-        "commit": find_commit(), "python": platform.python_version(), "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1), "repeats": repeats, "rows": rows,
-    }  # fmt: skip
+        "commit": find_commit(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "repeats": repeats,
+        "rows": rows,
+    }
     append_lines(RESULTS / "cli" / "startup.jsonl", line)
 
 

@@ -31,7 +31,12 @@ from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
 from qra_eval.models.load import load_model
 
 BITS = (2, 3, 4, 8)
-BEFORE: dict[int, str] = {2: "reference-gptq", 3: "reference-gptq", 4: "reference-gptq", 8: "bitsandbytes-int8"}
+BEFORE: dict[int, str] = {
+    2: "reference-gptq",
+    3: "reference-gptq",
+    4: "reference-gptq",
+    8: "bitsandbytes-int8",
+}
 WARM = """
 import time, torch
 from qra_backends import make_backend
@@ -44,7 +49,9 @@ print(time.process_time() - start)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -72,7 +79,9 @@ def main() -> None:
         "levels": list(BITS),
         "cpu_seconds": {name: round(value, 2) for name, value in seconds.items()},
         "trellis_over_today": round(seconds["trellis"] / seconds["today"], 2),
-        "us_a_weight": {bits: round(1e6 * statistics.median(times) / weights, 3) for bits, times in levels.items()},
+        "us_a_weight": {
+            bits: round(1e6 * statistics.median(times) / weights, 3) for bits, times in levels.items()
+        },
         "decode_ns_a_weight": decoding(linears),
         "compile_seconds": compile_seconds(),
     }
@@ -130,7 +139,9 @@ def decoding(linears: dict[str, tuple[nn.Linear, Tensor]]) -> dict[str, float]:
     ways: dict[str, Callable[[], Tensor]] = {
         "packed codes": lambda: today.dequantize(packed),
         "trellis, numba": lambda: backend.dequantize(module),
-        "trellis, torch": lambda: decode_rows(module.codes, factor, rows, module.code, module.block, torch.bfloat16),
+        "trellis, torch": lambda: decode_rows(
+            module.codes, factor, rows, module.code, module.block, torch.bfloat16
+        ),
     }
     found = {}
     for name, way in ways.items():
@@ -145,7 +156,11 @@ def compile_seconds() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
         times = [
-            float(subprocess.run([sys.executable, "-c", WARM], env=environment, capture_output=True, check=True).stdout)
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", WARM], env=environment, capture_output=True, check=True
+                ).stdout
+            )
             for _ in range(2)
         ]
     return {"empty cache": round(times[0], 2), "full cache": round(times[1], 2)}

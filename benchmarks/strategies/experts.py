@@ -11,7 +11,12 @@ from qra_search.space.space import Group, Linear, SearchSpace
 
 LAYERS, EXPERTS = 48, 128
 HIDDEN, INNER = 2048, 768
-ATTENTION = {"q_proj": (4096, HIDDEN), "k_proj": (512, HIDDEN), "v_proj": (512, HIDDEN), "o_proj": (HIDDEN, 4096)}
+ATTENTION = {
+    "q_proj": (4096, HIDDEN),
+    "k_proj": (512, HIDDEN),
+    "v_proj": (512, HIDDEN),
+    "o_proj": (HIDDEN, 4096),
+}
 EXPERT = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
 
 DAMAGE = 2.0
@@ -60,7 +65,10 @@ def expert_landscape(layers: int = LAYERS, experts: int = EXPERTS, seed: int = 0
         bend=0.0,
         cap=18.0,
     )
-    wrong = np.exp(rng.normal(0.0, PRIOR_ERROR, damage.shape)), np.exp(rng.normal(0.0, PRIOR_ERROR, (groups, 1)))
+    wrong = (
+        np.exp(rng.normal(0.0, PRIOR_ERROR, damage.shape)),
+        np.exp(rng.normal(0.0, PRIOR_ERROR, (groups, 1))),
+    )
     return Landscape(
         tables, space, sensitivities=Sensitivities(damage * wrong[0], gain * wrong[1], cost=1.5), seed=seed
     )

@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
-from qra_search.bench.cell import list_task_budgets, parse_strategy
-from qra_search.bench.run import describe_environment
+from qra_search.app.bench.cell import list_task_budgets, parse_strategy
+from qra_search.app.bench.run import describe_environment
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
@@ -66,7 +66,9 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
         plan = space.decode(steps.repair(code, budgets[k], rng))
         if plan not in done:
             done[plan] = finished(landscape, len(done), plan)
-    return StudyState(space, tuple(done.values()), sensitivities, budgets, seed, 10.0 * trials, landscape.fidelities)
+    return StudyState(
+        space, tuple(done.values()), sensitivities, budgets, seed, 10.0 * trials, landscape.fidelities
+    )
 
 
 def finished(landscape: Landscape, number: int, plan) -> Trial:
@@ -92,11 +94,18 @@ def measure(strategy: str, space: str, trials: int, budgets: int) -> dict:
     assert len(proposals) == 1
     peak = memory_mib("VmHWM")
     return {
-        "strategy": strategy, "space": space, "variables": 2 * len(state.space), "trials": trials, "budgets": budgets,
-        "seconds": round(median(wall), 4), "slowest": round(max(wall), 4), "cpu_seconds": round(median(cpu), 4),
-        "peak_mib": round(peak, 1), "peak_mib_before": round(before, 1),
+        "strategy": strategy,
+        "space": space,
+        "variables": 2 * len(state.space),
+        "trials": trials,
+        "budgets": budgets,
+        "seconds": round(median(wall), 4),
+        "slowest": round(max(wall), 4),
+        "cpu_seconds": round(median(cpu), 4),
+        "peak_mib": round(peak, 1),
+        "peak_mib_before": round(before, 1),
         "grown_mib": round(peak - memory_mib("RssFile") - own, 1),
-    }  # fmt: skip
+    }
 
 
 def memory_mib(name: str) -> float:
@@ -121,9 +130,18 @@ def main() -> None:
     for strategy in options.strategy:
         for space in options.spaces:
             for trials in options.trials:
-                command = [sys.executable, "-m", "benchmarks.strategies.proposal_time", "--one", "--strategy", strategy]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.strategies.proposal_time",
+                    "--one",
+                    "--strategy",
+                    strategy,
+                ]
                 command += ["--spaces", space, "--trials", str(trials), "--budgets", str(options.budgets)]
-                row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+                row = json.loads(
+                    subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+                )
                 print(row, flush=True)
                 if options.out:
                     with options.out.open("a") as file:

@@ -42,7 +42,9 @@ def main(old: str, new: str) -> int:
     for key in differing:
         fields = [f for f in before[key] if before[key].get(f) != after[key].get(f)]
         print("differs:", *key, "in", ", ".join(fields))
-    print(f"{len(before.keys() & after.keys()) - len(differing)} of {len(before)} rows are the same to {DIGITS} digits")
+    print(
+        f"{len(before.keys() & after.keys()) - len(differing)} of {len(before)} rows are the same to {DIGITS} digits"
+    )
     return 1 if missing or differing else 0
 
 

@@ -75,7 +75,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for name, key in settings(options.model):
-        if re.search(options.only, name) and not any(is_line_of(key, line) for line in read_lines(options.out)):
+        if re.search(options.only, name) and not any(
+            is_line_of(key, line) for line in read_lines(options.out)
+        ):
             append_lines(options.out, {**key, **measure(key, options), "commit": find_commit()})
             print(name, table(read_lines(options.out))[-1], flush=True)
 
@@ -86,11 +88,16 @@ def settings(model_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for weighting, rows, bits, tuned, own in SETTINGS:
         name = f"{bits} bits, {rows} rows, mix {weighting.mix}, power {weighting.power}, {weighting.labels} labels"
         name += "".join(f", {option} {value}" for option, value in own.items()) + (", tuned" if tuned else "")
-        yield name, {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own} | other
+        yield (
+            name,
+            {"bits": bits, "rows": rows, **asdict(weighting), "tuned": tuned, "seed": 0, **own} | other,
+        )
 
 
 def is_line_of(key: dict[str, Any], line: dict[str, Any]) -> bool:
-    return key.items() <= line.items() and not any(name in line for name in (*OPTIONS, "model") if name not in key)
+    return key.items() <= line.items() and not any(
+        name in line for name in (*OPTIONS, "model") if name not in key
+    )
 
 
 def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
@@ -104,10 +111,15 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
             "task": {"name": "gsm8k", "data": options.data},
             "quantization": {"backend": {"name": "trellis", **own}, "embeddings": 16, "cache": options.cache},
             "space": {"bits": (key["bits"],), "ranks": (8,), "granularity": "module"},
-            "training": {"batch_size": BATCH, "max_length": MAX_LENGTH, "learning_rate": 2e-3, "scales": True},
+            "training": {
+                "batch_size": BATCH,
+                "max_length": MAX_LENGTH,
+                "learning_rate": 2e-3,
+                "scales": True,
+            },
             "finetune": {"steps": STEPS, "test_rows": TEST_ROWS},
         }
-    )  # fmt: skip
+    )
     tuner, plan = evaluator.tuner, evaluator.space.uniform(key["bits"], 8)
     start = time.perf_counter(), time.process_time()
     tuner.switcher.prepare()
@@ -121,7 +133,9 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
     if "model" in key and not any(line.get("model") == key["model"] for line in read_lines(options.out)):
         with tuner.switcher.use_unquantized():
             line["loss_16_bits"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
-            line["text_loss_16_bits"] = round(measure_text_loss(evaluator, tuner.model, texts, MAX_LENGTH, BATCH), 5)
+            line["text_loss_16_bits"] = round(
+                measure_text_loss(evaluator, tuner.model, texts, MAX_LENGTH, BATCH), 5
+            )
     tuner.switcher.put_plan(plan, key["seed"])
     line["untuned_loss"] = round(tuner.measure_loss("test", TEST_ROWS), 5)
     if "model" in key:

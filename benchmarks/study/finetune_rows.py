@@ -27,10 +27,21 @@ ANSWERS_TOGETHER = 64
 """Prompts in a batch of generation."""
 TEXT_ROWS = 128
 """Questions of GSM8K whose loss is measured."""
-TRAINING = ("batch_size", "learning_rate", "schedule", "warmup", "alpha", "scales", "scales_rate", "max_length")
+TRAINING = (
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "alpha",
+    "scales",
+    "scales_rate",
+    "max_length",
+)
 
 
-def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def measure_row(
+    options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     """Figures of a row.
 
     Args:
@@ -51,7 +62,9 @@ def measure_row(options: Namespace, row: Row, seed: int, settings: dict[str, Any
         log = folder / "trials.jsonl"
         plan = choose_plan(evaluator, row, log, **searched)
         if searched:
-            line["trials"] = [[t.plan.key, t.fidelity, round(t.loss, 5)] for t in TrialLog(log).trials if t.done]
+            line["trials"] = [
+                [t.plan.key, t.fidelity, round(t.loss, 5)] for t in TrialLog(log).trials if t.done
+            ]
         tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
@@ -82,19 +95,26 @@ def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> Qu
     else:
         bits, ranks = [4, UNQUANTIZED_BITS], [0, row.rank or 0]
         quantization = QuantizationConfig(backend=NF4, embeddings=UNQUANTIZED_BITS)
-    return QuantizedLoRAEvaluator({
-        "model": {"name": options.model, "compute": settings["compute"]},
-        "task": {"name": options.task, "data": options.data},
-        "quantization": quantization,
-        "space": {"bits": bits, "ranks": sorted(set(ranks))},
-        "training": {name: settings[name] for name in TRAINING if name in settings},
-        "search": {"memory": [] if row.budget is None else [row.budget]},
-        "evaluation": {name: value for name, value in settings.get("search", {}).items() if name != "evaluations"},
-        "finetune": {
-            "steps": settings["steps"], "test_rows": settings["loss_rows"], "scored_rows": 0, "sample_answers": 0,
-            "checkpoint_minutes": 3.0,
-        },
-    })  # fmt: skip
+    return QuantizedLoRAEvaluator(
+        {
+            "model": {"name": options.model, "compute": settings["compute"]},
+            "task": {"name": options.task, "data": options.data},
+            "quantization": quantization,
+            "space": {"bits": bits, "ranks": sorted(set(ranks))},
+            "training": {name: settings[name] for name in TRAINING if name in settings},
+            "search": {"memory": [] if row.budget is None else [row.budget]},
+            "evaluation": {
+                name: value for name, value in settings.get("search", {}).items() if name != "evaluations"
+            },
+            "finetune": {
+                "steps": settings["steps"],
+                "test_rows": settings["loss_rows"],
+                "scored_rows": 0,
+                "sample_answers": 0,
+                "checkpoint_minutes": 3.0,
+            },
+        }
+    )
 
 
 def measure_text_loss(

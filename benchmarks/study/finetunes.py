@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--task", default="banking77")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--only", default="", help="rows whose name this regular expression matches")
-    parser.add_argument("--row", type=yaml.safe_load, help="another row, such as '{kind: plan, budget: 62MiB}'")
+    parser.add_argument(
+        "--row", type=yaml.safe_load, help="another row, such as '{kind: plan, budget: 62MiB}'"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
     parser.add_argument("--threads", type=int, default=1)
@@ -51,7 +53,9 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="print the table of the lines, and tune nothing")
     parser.add_argument("--beside", default=REFERENCE, help="row that the table's others stand beside")
-    parser.add_argument("--page", type=Path, help="put the table into a page, between its marks, and tune nothing")
+    parser.add_argument(
+        "--page", type=Path, help="put the table into a page, between its marks, and tune nothing"
+    )
     options = parser.parse_args()
     if options.table or options.page:
         model = Path(options.model).stem
@@ -88,11 +92,14 @@ def add_row(options: Namespace, settings: dict[str, Any], row: Row, seed: int) -
     shutil.rmtree(folder, ignore_errors=True)
     size, right, asked = line["memory_bytes"] / MIB, line["row_right"].count("1"), len(line["row_right"])
     print(
-        f"  {size:.1f} MiB, loss {line['test_loss']:.4f}, {right} of {asked} right, {line['seconds']:.0f} s", flush=True
+        f"  {size:.1f} MiB, loss {line['test_loss']:.4f}, {right} of {asked} right, {line['seconds']:.0f} s",
+        flush=True,
     )
 
 
-def measure_apart(options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def measure_apart(
+    options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     """A row's figures; seconds are of the whole row, in all processes that it took, but those killed with SIGKILL."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(options.threads)

@@ -17,7 +17,7 @@ from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
 from benchmarks.study.finetunes_table import REFERENCE, read_losses
 from benchmarks.study.intervals import difference
-from qra_search.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
+from qra_search.app.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 SIZE = (760, 420)
 SHORT = RESULTS.with_name("finetunes_other.jsonl")
@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument(
         "--lengths", action="store_true", help="draw losses over the length, also of `finetunes_other.jsonl`"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="draw rows of other settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="draw rows of other settings"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     settings, _ = read_settings(options.set)
@@ -65,7 +67,9 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
     for name, some in rows.items():
         spec = some[0]["spec"]
         series = "shuffled" if "shuffle" in spec else spec["kind"] if spec["kind"] in SERIES else name
-        above = [100 * (line["right"] - reference[line["seed"]]) for line in some if line["seed"] in reference]
+        above = [
+            100 * (line["right"] - reference[line["seed"]]) for line in some if line["seed"] in reference
+        ]
         points.setdefault(series, []).append((some[0]["memory_bytes"] / MIB, float(np.mean(above))))
     with use_chart_style() as colors:
         figure, axes = make_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
@@ -77,9 +81,14 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
             label, color, marker = SERIES.get(series, (series, "soft", "o"))
             some.sort()
             axes.plot(
-                *zip(*some, strict=True), marker=marker, markersize=9, color=colors[color],
-                linewidth=2, linestyle="-" if series == "plan" else "none", clip_on=False,
-            )  # fmt: skip
+                *zip(*some, strict=True),
+                marker=marker,
+                markersize=9,
+                color=colors[color],
+                linewidth=2,
+                linestyle="-" if series == "plan" else "none",
+                clip_on=False,
+            )
             side = "left" if series == "first-wider" or series not in SERIES else "right"
             # Where no other series is beside it.
             at = some[-1] if series == "uniform" else min(some, key=lambda point: point[1])
@@ -94,7 +103,9 @@ def draw_lengths(
     tuning; one seed, with 95% intervals over test rows."""
     known: dict[int, dict[str, dict[str, Any]]] = {}
     for line in lines:
-        same = all(v == settings.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows"))
+        same = all(
+            v == settings.get(k) for k, v in line["settings"].items() if k not in ("steps", "answer_rows")
+        )
         if same and (line["task"], line["model"], line["seed"]) == (task, model, seed):
             known.setdefault(line["settings"]["steps"], {})[line["row"]] = line
     above: dict[str, list[tuple[int, float, float, float]]] = {}
@@ -117,7 +128,9 @@ def draw_lengths(
             beside = x * 1.03 ** list(above).index(row)  # so that intervals do not lie on each other
             axes.vlines(beside, low, high, color=colors[color], linewidth=1.5, alpha=0.6)
             axes.plot(beside, y, marker=marker, markersize=9, color=colors[color], linewidth=2, clip_on=False)
-            put_label(axes, taken, row, (beside[-1], y[-1]), (12, 0), side="right", moves=(0, 14, -14, 28, -28, 42))
+            put_label(
+                axes, taken, row, (beside[-1], y[-1]), (12, 0), side="right", moves=(0, 14, -14, 28, -28, 42)
+            )
     return to_svg(figure, theme="screen")
 
 

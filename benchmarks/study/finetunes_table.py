@@ -52,7 +52,9 @@ def make_table(
         ("row", "MiB", "seeds", "right", *f1, *columns, "loss on other text"),
         (
             row_cells(row + changed + of_plans, some, find_reference(changed, of_plans), f1=bool(f1))
-            for (row, changed, of_plans), some in sorted(rows.items(), key=lambda item: bool("".join(item[0][1:])))
+            for (row, changed, of_plans), some in sorted(
+                rows.items(), key=lambda item: bool("".join(item[0][1:]))
+            )
         ),
     )
 

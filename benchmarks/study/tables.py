@@ -29,8 +29,16 @@ from qra_eval.tasks.sources import read_folder_rows
 
 FILE = RESULTS / "study" / "tables.jsonl"
 SETTINGS: tuple[tuple[float, float | None], ...] = (
-    (3, None), (3, 0.3), (2, None), (2, 0.03), (2, 0.1), (2, 0.3), (2, 1.0), (1, None), (1, 0.3),
-)  # fmt: skip
+    (3, None),
+    (3, 0.3),
+    (2, None),
+    (2, 0.03),
+    (2, 0.1),
+    (2, 0.3),
+    (2, 1.0),
+    (1, None),
+    (1, 0.3),
+)
 """Bits, and the floor of a token's weight; None: all tokens alike."""
 TEST_ROWS, OTHER_ROWS, OTHER_TOKENS = 64, 24, 128
 POSITIONS = 256
@@ -78,7 +86,10 @@ def measure_all(data: str, task: str, out: Path) -> None:
         seconds = time.process_time() - begun
         table.weight.data = backend.dequantize(module).to(whole.dtype)
         model.get_input_embeddings().weight.data = table.weight.data
-        nats = [compare(*pair) for pair in zip(reference, (compute_logits(model, some) for some in texts), strict=True)]
+        nats = [
+            compare(*pair)
+            for pair in zip(reference, (compute_logits(model, some) for some in texts), strict=True)
+        ]
         table.weight.data = model.get_input_embeddings().weight.data = whole
         line = {"task": task, "bits": bits, "floor": floor, "nats": nats[0], "nats_other_text": nats[1]}
         machine = {"quantize_cpu_seconds": round(seconds, 1), "commit": find_commit(), "cpu": find_cpu_name()}

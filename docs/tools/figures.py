@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, get_palette, make_ramp
-from qra_search.report.figures.canvas import SHAPES, fit_axis, make_figure, put_label, to_svg, use_chart_style
+from qra_search.app.report.colors import DAMAGE_STEPS, ORIGINS, get_palette, make_ramp
+from qra_search.app.report.figures.canvas import (
+    SHAPES,
+    fit_axis,
+    make_figure,
+    put_label,
+    to_svg,
+    use_chart_style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +60,9 @@ def sensitivity_figure() -> Figure:
     from matplotlib.patches import Patch
 
     prior = json.loads((RESULTS / "sensitivities.json").read_text())
-    damage = {name: max(row[0], 1e-9) for name, row in zip(prior["groups"], prior["bits_damage"], strict=True)}
+    damage = {
+        name: max(row[0], 1e-9) for name, row in zip(prior["groups"], prior["bits_damage"], strict=True)
+    }
     layers = 1 + max(_layer(name) for name in damage)
     low, high = min(damage.values()), max(damage.values())
     levels: list[list[float]] = [[math.nan] * layers for _ in KINDS]
@@ -67,9 +76,12 @@ def sensitivity_figure() -> Figure:
     edges = [1000 * low * (high / low) ** (step / DAMAGE_STEPS) for step in range(DAMAGE_STEPS + 1)]
     names = [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
     steps = [
-        Patch(color=color, label=name) for color, name in zip(make_ramp("damage", DAMAGE_STEPS), names, strict=True)
+        Patch(color=color, label=name)
+        for color, name in zip(make_ramp("damage", DAMAGE_STEPS), names, strict=True)
     ]
-    figure.legend(handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
+    figure.legend(
+        handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12
+    )
     return figure
 
 
@@ -77,24 +89,41 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) 
     """Lines with marks, named at the right in the order in which they end."""
     lines = []
     for i, (name, points) in enumerate(series.items()):
-        shape = SHAPES[(i + i // len(SHAPES)) % len(SHAPES)]  # the ninth has the first one's colour in another shape
-        lines += axes.plot(*zip(*points, strict=True), color=ORIGINS[i % len(ORIGINS)], linewidth=2, marker=shape,
-                           markersize=7, label=name, clip_on=False)  # fmt: skip
+        shape = SHAPES[
+            (i + i // len(SHAPES)) % len(SHAPES)
+        ]  # the ninth has the first one's colour in another shape
+        lines += axes.plot(
+            *zip(*points, strict=True),
+            color=ORIGINS[i % len(ORIGINS)],
+            linewidth=2,
+            marker=shape,
+            markersize=7,
+            label=name,
+            clip_on=False,
+        )
     by_end = sorted(zip(series.values(), lines, strict=True), key=lambda pair: -pair[0][-1][1])
-    axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
+    axes.legend(
+        handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6
+    )
 
 
 def quantizers_figure() -> Figure:
     """Untuned loss against bits for each backend."""
     rows = _rows("quantizer_loss.jsonl")
     names = list(dict.fromkeys(r["backend"] for r in rows))
-    series = {name: [(r["bits"], r["loss"]) for r in rows if r["backend"] == name and r["bits"] <= 4] for name in names}
+    series = {
+        name: [(r["bits"], r["loss"]) for r in rows if r["backend"] == name and r["bits"] <= 4]
+        for name in names
+    }
     floor = rows[0]["unquantized_loss"]
     figure, axes = make_figure("Untuned loss under three quantizers", SIZE, right=NAMES)
     fit_axis(axes, "x", "bits", [bits for points in series.values() for bits, _ in points], log=False)
     axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
     fit_axis(
-        axes, "y", "loss, nats a token", [loss for points in series.values() for _, loss in points] + [0.8 * floor]
+        axes,
+        "y",
+        "loss, nats a token",
+        [loss for points in series.values() for _, loss in points] + [0.8 * floor],
     )
     axes.axhline(floor, color=get_palette()["soft"], linewidth=1, linestyle=(0, (5, 4)))
     put_label(axes, [], "unquantized", (axes.get_xlim()[0], floor), (4, 9))
@@ -114,13 +143,19 @@ def anytime_figure() -> Figure:
             missed = sum(point["handed"][i] - b for i, b in zip(budgets, best, strict=True))
             left.setdefault(row["strategy"], {}).setdefault(point["at"], []).append(missed / possible)
     series = {
-        name: [(at, median(shares)) for at, shares in sorted(left[name].items())] for name in STRATEGIES if name in left
+        name: [(at, median(shares)) for at, shares in sorted(left[name].items())]
+        for name in STRATEGIES
+        if name in left
     }
     title = "Share of the possible gain that is left, median of the recorded searches"
     figure, axes = make_figure(title, SIZE, right=NAMES)
     fit_axis(axes, "x", "evaluations spent", [at for points in series.values() for at, _ in points], log=True)
     fit_axis(
-        axes, "y", "share of the gain left", [share for points in series.values() for _, share in points], log=False
+        axes,
+        "y",
+        "share of the gain left",
+        [share for points in series.values() for _, share in points],
+        log=False,
     )
     axes.set_ylim(bottom=0.0)
     draw_lines(axes, series)
@@ -134,13 +169,17 @@ def front_figure() -> Figure:
     fit_axis(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
     fit_axis(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
     for color, bits in zip(ORIGINS, (2.0, 3.0), strict=False):
-        uniform = sorted((r["memory_bytes"] / MIB, r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits)
+        uniform = sorted(
+            (r["memory_bytes"] / MIB, r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits
+        )
         axes.plot(*zip(*uniform, strict=True), color=color, linewidth=2)
     taken: list = []
     for r in rows.values():
         at, found = (r["memory_bytes"] / MIB, r["test_loss"]), r["role"] == "found"
         color = ORIGINS[2 if found else int(r["mean_bits"] == 3.0)]
-        axes.plot(*at, linestyle="none", marker="D" if found else "s", markersize=13 if found else 8, color=color)
+        axes.plot(
+            *at, linestyle="none", marker="D" if found else "s", markersize=13 if found else 8, color=color
+        )
         name = f"found, {at[1]:.3f}" if found else f"{r['mean_bits']:.0f} bits, rank {r['mean_rank']:.0f}"
         if found:
             right = bool(axes.transData.transform(at)[0] < SIZE[0] / 2)
@@ -193,14 +232,24 @@ def bytes_figure() -> Figure:
 
 
 def draw_heat(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], levels: Sequence[Sequence[float]], ramp: Sequence[str]
+    axes: Axes,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    levels: Sequence[Sequence[float]],
+    ramp: Sequence[str],
 ) -> None:
     """A grid of cells, coloured by the place of each level on a ramp; nan is left empty."""
     import matplotlib
     from matplotlib.colors import ListedColormap
 
-    axes.pcolormesh(np.asarray(levels, dtype=float), cmap=ListedColormap(ramp), vmin=0, vmax=len(ramp),
-                    edgecolors=matplotlib.rcParams["figure.facecolor"], linewidth=1)  # fmt: skip
+    axes.pcolormesh(
+        np.asarray(levels, dtype=float),
+        cmap=ListedColormap(ramp),
+        vmin=0,
+        vmax=len(ramp),
+        edgecolors=matplotlib.rcParams["figure.facecolor"],
+        linewidth=1,
+    )
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from qra_search.app.folder import RunFolder
 from qra_search.log.trial_log import TrialLog
-from qra_search.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, LINES = 112, 30
@@ -49,7 +49,12 @@ def main() -> None:
             search = SEARCH.format(model=options.model, evaluations=EVALUATIONS)
             terminal = searched(search, folder, RunFolder(folder / "runs" / "first"))
             (folder / "terminal.html").write_text(PAGE.replace("{code}", terminal))
-            shoot(folder / "terminal.html", options.out / "search.png", 960, (terminal.count("\n") + 1) * 19 + 28)
+            shoot(
+                folder / "terminal.html",
+                options.out / "search.png",
+                960,
+                (terminal.count("\n") + 1) * 19 + 28,
+            )
         study = RunFolder(folder / "runs" / "study")
         study.path.mkdir(parents=True)
         shutil.copyfile(RECORDED, study.log_file)
@@ -92,11 +97,25 @@ def shoot(page: Path, picture: Path, width: int, height: int) -> None:
         sys.exit("chromium is not installed")
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={picture}", page.as_uri()],
-            check=True, capture_output=True, timeout=180,
-        )  # fmt: skip
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                f"--user-data-dir={profile}",
+                f"--window-size={width},{height}",
+                f"--screenshot={picture}",
+                page.as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=180,
+        )
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
 
 

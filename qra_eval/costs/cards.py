@@ -16,8 +16,15 @@ from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 
 CARDS = {
-    "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
-}  # fmt: skip
+    "8 GB": 8,
+    "12 GB": 12,
+    "16 GB": 16,
+    "24 GB": 24,
+    "32 GB": 32,
+    "48 GB": 48,
+    "80 GB": 80,
+    "141 GB": 141,
+}
 """Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
 USABLE = 0.97
 SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
@@ -69,8 +76,14 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
-        mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
-        raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
+        mend = (
+            f"take {words} ({format_bytes(least)})"
+            if words
+            else "choose a smaller model, or --bits 2,3 --ranks 4"
+        )
+        raise BadInput(
+            f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}"
+        )
 
 
 def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:

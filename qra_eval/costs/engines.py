@@ -30,7 +30,12 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
     reason = unsupported_reason(name, config.model_type)
     if reason is None and ENGINES[name].format == "gguf":
         reason = "; ".join(list_family_issues(config)) or None
-    if reason is None and ENGINES[name].experts_together and granularity in APART and any(map(EXPERT.match, linears)):
+    if (
+        reason is None
+        and ENGINES[name].experts_together
+        and granularity in APART
+        and any(map(EXPERT.match, linears))
+    ):
         reason = (
             f"engine {name} has the experts of a layer in one tensor, of one type and rank, and granularity "
             f"{granularity} chooses for each: take --granularity fused, or layer"
@@ -50,7 +55,9 @@ def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
         try:
             check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
             tables = find_tables(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
-            space = model.make_space(config, make_backend(engine.backend), granularity, tables, engine.embeddings)
+            space = model.make_space(
+                config, make_backend(engine.backend), granularity, tables, engine.embeddings
+            )
             least[name] = space.memory.minimum
         except (ValueError, ImportError) as error:
             least[name] = str(error)

@@ -77,7 +77,9 @@ def count_decoding_bytes(
         if backend.unsupported_reason(bits, out_features, in_features) is not None:
             continue
         form = backend.list_tensor_specs(bits, out_features, in_features)
-        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()}
+        tensors = {
+            name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()
+        }
         module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
         with MemoryCounter() as meter, torch.no_grad():
             at = torch.empty(rows, dtype=torch.long, device="meta")

@@ -45,7 +45,9 @@ class Peak:
     host: int
 
 
-def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
+def estimate_peaks(
+    tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None
+) -> dict[str, Peak]:
     """The peak of every phase; of layers over several devices, on one that holds them all.
 
     Args:
@@ -71,7 +73,9 @@ def estimate_peaks(tuner: FineTuner, budget: int | None = None, *, gpu: bool | N
                 run.count_training_bytes(
                     tuner.get_final_batches(tuner.finetune_steps, 0), *tested, scored=finetune.scored_rows
                 ),
-                0 if finetune.monitor == "loss" else run.count_training_bytes([], *looked_at, scored=looked_at[1]),
+                0
+                if finetune.monitor == "loss"
+                else run.count_training_bytes([], *looked_at, scored=looked_at[1]),
                 run.count_untuned_bytes(*tested),
             )
         ),
@@ -88,7 +92,9 @@ class _Run(Sizes):
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
-        tokens = self.vocabulary if tokenizer is None else len(tokenizer)  # None: a config is all that is there
+        tokens = (
+            self.vocabulary if tokenizer is None else len(tokenizer)
+        )  # None: a config is all that is there
         return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_quantization_bytes(self) -> tuple[int, int]:
@@ -103,7 +109,8 @@ class _Run(Sizes):
         def count_unit_bytes(unit: list[tuple[int, int]]) -> int:
             # What was made of a linear is on a GPU until all levels are: then it goes to the host.
             work = max(
-                self.count_linear_work_bytes(levels, shape) + (self.count_level_bytes(levels, shape) if self.gpu else 0)
+                self.count_linear_work_bytes(levels, shape)
+                + (self.count_level_bytes(levels, shape) if self.gpu else 0)
                 for shape in unit
             )
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
@@ -112,7 +119,8 @@ class _Run(Sizes):
         made = sum(self.count_level_bytes(levels, shape) for shape in shapes)
         tables = model.tables.values()
         made = max(
-            made, sum(self.count_level_bytes(model.table_levels, (t.out_features, t.in_features)) for t in tables)
+            made,
+            sum(self.count_level_bytes(model.table_levels, (t.out_features, t.in_features)) for t in tables),
         )
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
         table = max(map(self.count_table_work_bytes, tables), default=0)
@@ -143,19 +151,25 @@ class _Run(Sizes):
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
-        experts = 4 * sum(w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}.")
+        experts = 4 * sum(
+            w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}."
+        )
         both = self.bare.count_calibration_bytes(self.layer_sketched, *find_largest_batch(batches))
         both += experts + self.count_placed_layer_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
-        outside = (0 if self.gpu else self.count_cast_bytes(self.passed)) + self.count_cast_table_bytes(self.passed)
+        outside = (0 if self.gpu else self.count_cast_bytes(self.passed)) + self.count_cast_table_bytes(
+            self.passed
+        )
         tokens = sum(batch.input_ids.numel() for batch in batches)
         hidden = tokens * self.width * self.passed
         segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
         return (
             8 * tokens + max(outside + head, both, change),
-            2 * hidden + (segments + within) * hidden * self.stored // self.passed + self.count_pinned_bytes(),
+            2 * hidden
+            + (segments + within) * hidden * self.stored // self.passed
+            + self.count_pinned_bytes(),
         )
 
     def count_sensitivity_bytes(self) -> tuple[int, int]:
@@ -164,7 +178,9 @@ class _Run(Sizes):
         sketched = self.sketch(torch.float32, self.depths[1])
         forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
-        at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0  # a table, dequantized
+        at_level = (
+            self.vocabulary * self.width * self.wide if self.model.tables else 0
+        )  # a table, dequantized
         wider = self.count_cast_bytes(4) + self.count_cast_table_bytes(4) + at_level
         groups = (
             sum(m.out_features * m.in_features for m in group.linears)
@@ -173,16 +189,22 @@ class _Run(Sizes):
         )
         beside = (max(groups) - self.largest) * self.wide  # a group's other linears, dequantized
         probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8 + beside, logits)
-        flows = len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
+        flows = (
+            len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
+        )
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
             waiting += self.count_pinned_bytes()
         passing = (
-            (0, 0) if any(map(self.model.backend.is_calibrated, self.model.levels)) else self.count_calibration_bytes()
+            (0, 0)
+            if any(map(self.model.backend.is_calibrated, self.model.levels))
+            else self.count_calibration_bytes()
         )
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def count_training_bytes(self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int) -> int:
+    def count_training_bytes(
+        self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int
+    ) -> int:
         """Training a plan on batches, measuring it, or generating the answers of so many rows."""
         trained = 0
         if batches and self.rank:
@@ -216,7 +238,9 @@ class _Run(Sizes):
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
         forward = self.bare.count_layer_bytes(self.layer_sketched, *find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        return self.count_cast_table_bytes(self.passed) + max(self.count_placed_layer_bytes() + forward, logits)
+        return self.count_cast_table_bytes(self.passed) + max(
+            self.count_placed_layer_bytes() + forward, logits
+        )
 
     def count_reload_bytes(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.

@@ -31,7 +31,9 @@ class Sizes:
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
-        compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        compute, passing = (
+            (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        )
         self.device = torch.device("cuda" if self.gpu else "cpu")
         self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
         self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
@@ -52,11 +54,15 @@ class Sizes:
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
         tables = {(m.out_features, m.in_features) for m in model.tables.values()}
         work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
-        work |= {s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
+        work |= {
+            s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0]))
+            for s in tables
+        }
         self.decoding = tuple(sorted(work.items())) if self.gpu else ()
         looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
         self.short, self.long = (
-            self.sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
+            self.sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank)
+            for layers in self.depths
         )
         self.bare = self.sketch(passing, self.depths[1])
 
@@ -93,20 +99,29 @@ class Sizes:
 
     def count_pass_bytes(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
         """What the whole model takes of a batch, extrapolated from sketches of two depths."""
-        short, long = (s.count_pass_bytes(rows, tokens, labels, training=training) for s in (self.short, self.long))
+        short, long = (
+            s.count_pass_bytes(rows, tokens, labels, training=training) for s in (self.short, self.long)
+        )
         return int(long + (long - short) * (self.layers - self.depths[1]))
 
     def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         """A sketch of so many layers, of all that dequantizing takes on the device."""
         return make_sketch(
-            Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
-            checkpointing=self.settings.gradient_checkpointing, dropout=self.settings.dropout, layers=layers,
+            Shape(self.tuner.model.config),
+            dtype,
+            tables=tables,
+            rank=rank,
+            checkpointing=self.settings.gradient_checkpointing,
+            dropout=self.settings.dropout,
+            layers=layers,
             work=self.decoding,
-        )  # fmt: skip
+        )
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """Bytes that quantizing one linear takes at its peak."""
-        return self.model.backend.count_work_bytes(levels, *shape, dtype=self.model.dtype, device=self.device.type)
+        return self.model.backend.count_work_bytes(
+            levels, *shape, dtype=self.model.dtype, device=self.device.type
+        )
 
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
@@ -114,7 +129,9 @@ class Sizes:
     def count_table_work_bytes(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
         levels, shape = self.model.table_levels, (table.out_features, table.in_features)
-        work = self.count_linear_work_bytes(levels, shape) + (self.count_level_bytes(levels, shape) if self.gpu else 0)
+        work = self.count_linear_work_bytes(levels, shape) + (
+            self.count_level_bytes(levels, shape) if self.gpu else 0
+        )
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu else 0)
 

@@ -66,7 +66,10 @@ class Sketch:
         except ImportError:  # before transformers 5
             from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined,no-redef]
         self._mode = FakeTensorMode()
-        with self._mode, no_init_weights():  # some are drawn by looking at values, which fake tensors have not
+        with (
+            self._mode,
+            no_init_weights(),
+        ):  # some are drawn by looking at values, which fake tensors have not
             config = shorten_config(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=config._attn_implementation
@@ -140,10 +143,16 @@ class Sketch:
     def _measure_memory(self) -> Iterator[MemoryCounter]:
         # transformers would treat fake tensors as packed sequences, and make a mask, and with it copies of keys and
         # values, that a real pass does without.
-        whole = mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+        whole = mock.patch(
+            "transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None
+        )
         # Experts are multiplied one after another: the products of all at once take no float32 fakes.
         grouped = "transformers.integrations.moe"
-        alone = mock.patch(f"{grouped}._can_use_grouped_mm", lambda *_: False) if find_spec(grouped) else nullcontext()
+        alone = (
+            mock.patch(f"{grouped}._can_use_grouped_mm", lambda *_: False)
+            if find_spec(grouped)
+            else nullcontext()
+        )
         with self._mode, whole, alone, MemoryCounter() as meter:
             meter.exclude(*self.model.parameters(), *self.model.buffers())
             yield meter
@@ -186,7 +195,9 @@ class _Packed(nn.Module):
     """Stands for a quantized weight, and for the backend of a table: holds nothing, and takes what dequantizing takes,
     of a table `ROWS` at a time."""
 
-    def __init__(self, shape: Sequence[int], work: Mapping[tuple[int, int], int], dtype: torch.dtype, rows: int):
+    def __init__(
+        self, shape: Sequence[int], work: Mapping[tuple[int, int], int], dtype: torch.dtype, rows: int
+    ):
         super().__init__()
         self.out_features, self.in_features = shape
         self.at_once, self.dtype = rows, dtype

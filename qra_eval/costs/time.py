@@ -57,7 +57,10 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     pace = measure_seconds_per_token(tuner)
     report("time a layer", 1, 1)
     counted = count_calibration_tokens(tuner)
-    calibrating, measuring = CALIBRATION_FACTOR * pace * counted, pace * (count_sensitivities_tokens(tuner) - counted)
+    calibrating, measuring = (
+        CALIBRATION_FACTOR * pace * counted,
+        pace * (count_sensitivities_tokens(tuner) - counted),
+    )
     setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
     if model.backend.calibrated:
         setup += calibrating if setup else 0.0
@@ -72,7 +75,9 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         "evaluation_seconds": pace * evaluation,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": sum(n * storage(b).bytes(*shape) for (shape, levels), n in shapes.items() for b in levels),
+        "disk_bytes": sum(
+            n * storage(b).bytes(*shape) for (shape, levels), n in shapes.items() for b in levels
+        ),
         "engines": list_engine_bytes(model),
     }
 
@@ -81,7 +86,9 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
     """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
     model = tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
-    most = max((model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
+    most = max(
+        (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0
+    )
     scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
 
@@ -94,7 +101,9 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
     if not task.metrics or tuner.tokenizer is None:
         return seconds
-    scored = min(finetune.scored_rows, finetune.test_rows) + (looks * count if finetune.monitor == "task" else 0)
+    scored = min(finetune.scored_rows, finetune.test_rows) + (
+        looks * count if finetune.monitor == "task" else 0
+    )
     longest = tuner.count_answer_tokens(task.split("test")[: finetune.test_rows])
     return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
@@ -107,7 +116,8 @@ def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[Leve
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
     return Counter(
-        (s, tuple(b for b in levels if model.backend.unsupported_reason(b, *s) is None)) for s, levels in shapes
+        (s, tuple(b for b in levels if model.backend.unsupported_reason(b, *s) is None))
+        for s, levels in shapes
     )
 
 
@@ -123,16 +133,22 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
     vocabulary = tuner.model.config.get_text_config().vocab_size
     blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_one_layer_model(tuner)
     size = 2 * tuner.settings.batch_size
-    batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
+    batch = make_batches(tuner.rows("validation", size), size)[
+        -1
+    ]  # of the longest rows: short ones are all overhead
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
     if one_by_one:
         first = torch.arange(len(batch.input_ids))
-        batch = replace(batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first))
+        batch = replace(
+            batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first)
+        )
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
             layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)
-        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device)
+        head = _measure_min_seconds(
+            lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device
+        )
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
@@ -187,9 +203,13 @@ def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequen
     """Seconds to quantize a made-up linear at some levels."""
     model = tuner.quantized_model
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
-    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
+        False
+    )
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-    return _measure_seconds(lambda: model.backend.quantize_levels(linear, levels, hessian=hessian), model.device)
+    return _measure_seconds(
+        lambda: model.backend.quantize_levels(linear, levels, hessian=hessian), model.device
+    )
 
 
 def count_calibration_tokens(tuner: FineTuner) -> float:

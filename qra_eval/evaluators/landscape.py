@@ -12,7 +12,7 @@ from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, 
 from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.config import RunConfig
+from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
@@ -117,15 +117,23 @@ def make_landscape(
     traits = FAMILIES[family]
     noise = measured.SEED_NOISE if noise is None else noise
     space = make_space(layers, granularity, uneven=traits.uneven, bits=bits, ranks=ranks)
-    tables = draw_tables(traits, space, granularity, make_generator("tables", family, seed, layers, granularity))
+    tables = draw_tables(
+        traits, space, granularity, make_generator("tables", family, seed, layers, granularity)
+    )
     identity = {
-        "landscape": family, "layers": layers, "granularity": granularity, "seed": seed,
-        "sensitivities": sensitivities, "noise": noise,
-    }  # fmt: skip
+        "landscape": family,
+        "layers": layers,
+        "granularity": granularity,
+        "seed": seed,
+        "sensitivities": sensitivities,
+        "noise": noise,
+    }
     return Landscape(
         tables,
         space,
-        sensitivities=_make_sensitivities(sensitivities, traits, tables, space, make_generator("prior", family, seed)),
+        sensitivities=_make_sensitivities(
+            sensitivities, traits, tables, space, make_generator("prior", family, seed)
+        ),
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed=seed,
@@ -138,7 +146,9 @@ def build(config: RunConfig) -> Landscape:
     bits = DEFAULT_BITS if config.space.bits == "auto" else config.space.bits
     granularity = "module" if config.space.granularity == "auto" else config.space.granularity
     given = {"granularity": granularity, "bits": bits, "ranks": config.space.ranks}
-    made: Landscape = plugins.call_with_options(make_landscape, "the landscape evaluator", given | config.options)
+    made: Landscape = plugins.call_with_options(
+        make_landscape, "the landscape evaluator", given | config.options
+    )
     return made
 
 

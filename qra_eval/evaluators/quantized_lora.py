@@ -37,9 +37,16 @@ from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
 from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.config import RunConfig, make_config
+from qra_search.app.config import RunConfig, make_config
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, Progress, RowCount, StepFigures
+from qra_search.evaluation.evaluator import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    Progress,
+    RowCount,
+    StepFigures,
+)
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.launched import get_rank_and_size
 from qra_search.space.budgets import resolve_budgets
@@ -102,10 +109,19 @@ class QuantizedLoRAEvaluator(Evaluator):
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
         self.quantized_model = QuantizedModel(
-            loaded, backend, config.quantization, config.space, self.rows, config.training, device=devices[0],
-            devices=devices, compute=config.model.compute, progress=progress, budgets=search.memory,
+            loaded,
+            backend,
+            config.quantization,
+            config.space,
+            self.rows,
+            config.training,
+            device=devices[0],
+            devices=devices,
+            compute=config.model.compute,
+            progress=progress,
+            budgets=search.memory,
             dequantized_cache=config.model.dequantized_cache,
-        )  # fmt: skip
+        )
         self.tuner = FineTuner(
             self.quantized_model, self.rows, config.evaluation, config.finetune, metric=search.metric
         )
@@ -113,7 +129,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         if config.engine is not None:
             quantized = self.quantized_model
             check_engine(
-                config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
+                config.engine,
+                quantized.model.config,
+                linears=quantized.linears,
+                granularity=quantized.granularity,
             )
         self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
         check_fit(self.tuner, self.budget)
@@ -124,7 +143,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         if isinstance(task, Task):
             made = make_task(task)
         else:
-            made = make_task(given.name if task is None else task, data=given.data, seed=search.seed, **given.options)
+            made = make_task(
+                given.name if task is None else task, data=given.data, seed=search.seed, **given.options
+            )
         for split in SPLITS:
             if not made.split(split):
                 raise BadInput(f"task {made.name!r} has no rows in its {split} split")
@@ -133,9 +154,14 @@ class QuantizedLoRAEvaluator(Evaluator):
             check_metric(name, metric, made.split("test")[0])
         made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
-        for field, value in (("search.metric", search.metric), ("finetune.monitor", self.config.finetune.monitor)):
+        for field, value in (
+            ("search.metric", search.metric),
+            ("finetune.monitor", self.config.finetune.monitor),
+        ):
             if value == "task" and made.judged_by is None:
-                raise BadInput(f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'")
+                raise BadInput(
+                    f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
+                )
         return made
 
     def _load_model(
@@ -188,7 +214,9 @@ class QuantizedLoRAEvaluator(Evaluator):
             trained = self.tuner.train(steps, seed)
             began = time.perf_counter()
             loss = self.tuner.measure_loss("validation", held_out)
-            by_task = None if self.tuner.metric == "loss" else self.tuner.measure_objective("validation", held_out)
+            by_task = (
+                None if self.tuner.metric == "loss" else self.tuner.measure_objective("validation", held_out)
+            )
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         now = time.perf_counter()
@@ -263,7 +291,13 @@ class QuantizedLoRAEvaluator(Evaluator):
         """
         self.space.find_space(plan).encode(plan)
         folder = None if folder is None else Path(folder)
-        shared: dict[str, Any] = {"plan": plan, "seed": seed, "steps": steps, "folder": folder, "save_base": save_base}
+        shared: dict[str, Any] = {
+            "plan": plan,
+            "seed": seed,
+            "steps": steps,
+            "folder": folder,
+            "save_base": save_base,
+        }
         if get_rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
         with self._launched.lead_request(shared, self.tuner.settings.rows_a_step):

@@ -15,9 +15,9 @@ import torch
 
 from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
+from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.errors import BadInput
 from qra_search.files import honour_umask
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 
 Run = TunedRun | str | Path
 
@@ -83,7 +83,9 @@ class Exporter(ABC):
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         reasons = self.check(tuned)
         if getattr(tuned.config, "auto_map", None) and tuned.trusted:
-            reasons = ["the model has code of its own, which no export carries: load the run by qra_eval.load"]
+            reasons = [
+                "the model has code of its own, which no export carries: load the run by qra_eval.load"
+            ]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,9 @@ class Exporter(ABC):
         if adapter.is_file():
             config = {**json.loads(adapter.read_text()), "base_model_name_or_path": str(out.resolve())}
             adapter.write_text(json.dumps(config, indent=2) + "\n")
-        return replace(done, path=out, notes=tuple(note.replace(str(partial), str(out)) for note in done.notes))
+        return replace(
+            done, path=out, notes=tuple(note.replace(str(partial), str(out)) for note in done.notes)
+        )
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:

@@ -14,8 +14,8 @@ from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.merged import load_plain
 from qra_eval.export.peft import describe_padding, select_unsearched, write_adapter, write_config
 from qra_eval.export.tuned import TunedRun, add_adapter
+from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.engines import FUSED, advise_replan
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.levels import LevelName
 
 LIBRARY = "compressed_tensors"
@@ -32,7 +32,11 @@ class CompressedTensorsExporter(Exporter):
     name = "compressed-tensors"
 
     def check(self, run: TunedRun) -> list[str]:
-        others = [name for name, module in run.quantized_linears.items() if not isinstance(module, CompressedIntegers)]
+        others = [
+            name
+            for name, module in run.quantized_linears.items()
+            if not isinstance(module, CompressedIntegers)
+        ]
         others += run.tables
         uneven, reasons = list_uneven_shards(run), []
         if others:
@@ -40,7 +44,9 @@ class CompressedTensorsExporter(Exporter):
                 f"{len(others)} weights are stored in another way, such as {others[0]}: {advise_replan('vllm')}"
             )
         if not run.is_plain():
-            reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
+            reasons.append(
+                f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
+            )
         if uneven:
             reasons.append(
                 f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
@@ -51,7 +57,9 @@ class CompressedTensorsExporter(Exporter):
     def write(self, run: TunedRun, out: Path) -> Exported:
         packed: dict[str, Any] = run.quantized_linears
         stored = {
-            f"{name}.{key}": tensor for name, module in packed.items() for key, tensor in module.tensors().items()
+            f"{name}.{key}": tensor
+            for name, module in packed.items()
+            for key, tensor in module.tensors().items()
         }
         rest = select_unsearched(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -13,7 +13,12 @@ from qra_eval.export import gguf_tensors, llama_cpp
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import add_hyperparameters, find_family, list_family_issues, list_family_notes
+from qra_eval.models.gguf_families import (
+    add_hyperparameters,
+    find_family,
+    list_family_issues,
+    list_family_notes,
+)
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 
@@ -33,7 +38,11 @@ class GGUFExporter(Exporter):
         self.pre = pre
 
     def check(self, run: TunedRun) -> list[str]:
-        reasons = [*list_family_issues(run.config), *gguf_tensors.list_expert_issues(run), *list_tokenizer_issues(run)]
+        reasons = [
+            *list_family_issues(run.config),
+            *gguf_tensors.list_expert_issues(run),
+            *list_tokenizer_issues(run),
+        ]
         searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
@@ -47,7 +56,9 @@ class GGUFExporter(Exporter):
         notes = write_model(run, out / MODEL_FILE, self.pre)
         write_lora(run, out / ADAPTER_FILE)
         # The prompt as it comes, as in tuning.
-        (out / OLLAMA_FILE).write_text(f"FROM ./{MODEL_FILE}\nADAPTER ./{ADAPTER_FILE}\nTEMPLATE {{{{ .Prompt }}}}\n")
+        (out / OLLAMA_FILE).write_text(
+            f"FROM ./{MODEL_FILE}\nADAPTER ./{ADAPTER_FILE}\nTEMPLATE {{{{ .Prompt }}}}\n"
+        )
         notes += [
             f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}",
             f"ollama create NAME -f {out / OLLAMA_FILE}",
@@ -60,7 +71,9 @@ class GGUFExporter(Exporter):
         except RuntimeError as error:
             if self.pre is None:
                 raise
-            raise BadInput(f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?") from error
+            raise BadInput(
+                f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?"
+            ) from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
 

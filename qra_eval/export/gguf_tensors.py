@@ -60,7 +60,10 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
 
     It scales by alpha over the rank of each tensor, as the adapter does.
     """
-    translate_name, in_stack = make_tensor_namer(run.config), {name for names in group_experts(run) for name in names}
+    translate_name, in_stack = (
+        make_tensor_namer(run.config),
+        {name for names in group_experts(run) for name in names},
+    )
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
@@ -121,7 +124,9 @@ def group_experts(run: TunedRun) -> list[list[str]]:
 def list_expert_issues(run: TunedRun) -> list[str]:
     """Why experts do not go into one tensor: their levels or ranks differ."""
     ranks = {name: len(A) for name, (A, _) in run.factors.items()}
-    uneven = [names[0] for names in group_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1]
+    uneven = [
+        names[0] for names in group_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1
+    ]
     if not uneven:
         return []
     return [

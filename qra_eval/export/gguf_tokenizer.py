@@ -29,7 +29,9 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
     kinds = [
-        (CONTROL if added[i].special else USER_DEFINED) if i in added else (UNUSED if token is None else NORMAL)
+        (CONTROL if added[i].special else USER_DEFINED)
+        if i in added
+        else (UNUSED if token is None else NORMAL)
         for i, token in enumerate(tokens)
     ]
     missing = range(count, run.config.vocab_size)
@@ -39,7 +41,9 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     pieces = bool(model.get("byte_fallback"))
     notes = []
     if pieces:
-        kinds = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
+        kinds = [
+            BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)
+        ]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
             kinds[tokenizer.unk_token_id] = UNKNOWN
         writer.add_tokenizer_model("llama")
@@ -63,9 +67,11 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     for kind, add in (
-        ("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id),
-        ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id),
-    ):  # fmt: skip
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("unk", writer.add_unk_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
         index = getattr(tokenizer, f"{kind}_token_id")
         if index is not None and index < count:
             add(index)

@@ -21,10 +21,10 @@ from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.tuning.loading import read_levels
+from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
 
@@ -80,7 +80,9 @@ class PEFTExporter(Exporter):
             *describe_padding(more),
         )
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
-        return Exported(out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))))
+        return Exported(
+            out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER)))
+        )
 
 
 class VLLMExporter(PEFTExporter):
@@ -95,9 +97,13 @@ class VLLMExporter(PEFTExporter):
     def check(self, run: TunedRun) -> list[str]:
         reasons = []
         if not run.is_plain():
-            reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
+            reasons.append(
+                f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
+            )
         if any(name.endswith(".query_key_value") for name in run.levels):
-            reasons.append("vLLM reorders the rows of query_key_value, but not those of its codes: export as merged")
+            reasons.append(
+                "vLLM reorders the rows of query_key_value, but not those of its codes: export as merged"
+            )
         try:
             fit_rank(VLLM, run.largest_rank)
         except ValueError as error:

@@ -17,8 +17,8 @@ from qra_eval.models.embeddings import find_quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
-from qra_search.runs.folder import is_code_trusted
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER
+from qra_search.app.folder import is_code_trusted
+from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENTENCES = (
@@ -59,20 +59,29 @@ class TunedRun:
         self.spec, self.dtype = str(self.plan["model"]), getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
         self._options: Any = {
-            "device": DEVICE, "trust_remote_code": self.trusted, "model": model, "tokenizer": tokenizer
-        }  # fmt: skip
+            "device": DEVICE,
+            "trust_remote_code": self.trusted,
+            "model": model,
+            "tokenizer": tokenizer,
+        }
         self.base, self.tokenizer = loading.load_base(self.folder, **self._options)
         self.config, self.tables = self.base.config, find_quantized_tables(self.base)
         uninstall_tables(self.base)
         self.base.eval()
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
         levels = loading.read_levels(self.plan)
-        self.levels = {name: level for name, level in levels.items() if self.base.get_submodule(name) not in ends}
+        self.levels = {
+            name: level for name, level in levels.items() if self.base.get_submodule(name) not in ends
+        }
 
     # -- the parts -----------------------------------------------------------------------------
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
-        return {name: self.base.get_submodule(name) for name, level in self.levels.items() if level != UNQUANTIZED_BITS}
+        return {
+            name: self.base.get_submodule(name)
+            for name, level in self.levels.items()
+            if level != UNQUANTIZED_BITS
+        }
 
     def dequantize_weight(self, name: str) -> Tensor:
         """The weight that the base multiplies by, dequantized: (out, in), in the dtype that it computes in."""
@@ -135,7 +144,9 @@ class TunedRun:
 
         The vocabulary of the two may be padded differently; the shorter counts.
         """
-        mine, theirs = (torch.cat([each.flatten(0, -2) for each in side]) for side in (self.tuned_logits, logits))
+        mine, theirs = (
+            torch.cat([each.flatten(0, -2) for each in side]) for side in (self.tuned_logits, logits)
+        )
         shorter = min(mine.shape[1], theirs.shape[1])
         mine, theirs = mine[:, :shorter], theirs[:, :shorter]
         gap = (mine - theirs).abs()
@@ -157,7 +168,9 @@ class TunedRun:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=self.trusted)
+            return AutoModelForCausalLM.from_config(
+                self.config, dtype=self.dtype, trust_remote_code=self.trusted
+            )
 
     def build_plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for its linears.
@@ -170,9 +183,14 @@ class TunedRun:
             if is_stacked(module):
                 experts = [f"{name}.{expert}" for expert in range(len(module.gate_up_proj))]
                 state[f"{name}.gate_up_proj"] = torch.stack(
-                    [torch.cat([weight(f"{expert}.gate_proj"), weight(f"{expert}.up_proj")]) for expert in experts]
+                    [
+                        torch.cat([weight(f"{expert}.gate_proj"), weight(f"{expert}.up_proj")])
+                        for expert in experts
+                    ]
                 )
-                state[f"{name}.down_proj"] = torch.stack([weight(f"{expert}.down_proj") for expert in experts])
+                state[f"{name}.down_proj"] = torch.stack(
+                    [weight(f"{expert}.down_proj") for expert in experts]
+                )
             elif is_conv1d(module):
                 state[f"{name}.weight"] = weight(name).t().contiguous()
             elif name in self.levels:

@@ -156,7 +156,9 @@ class Tables:
             return self
         done = np.sqrt(fidelity)
         wrong = np.exp(rng.normal(0.0, LOW_FIDELITY_SPREAD, self.damage.shape))
-        return replace(self, damage=self.damage * wrong, left=1.0 - (1.0 - self.left) * done, gain=self.gain * done)
+        return replace(
+            self, damage=self.damage * wrong, left=1.0 - (1.0 - self.left) * done, gain=self.gain * done
+        )
 
 
 def make_generator(*key: Any) -> np.random.Generator:
@@ -187,7 +189,9 @@ def make_space(
         linears = _make_linears(depth, depth / max(layers - 1, 1) if uneven else None)
         for kind, members in KINDS[granularity].items():
             name = f"layers.{depth}" if granularity == "layer" else f"layers.{depth}.{kind}"
-            groups.append(Group(name=name, linears=tuple(linears[m] for m in members), kind=kind, depth=depth))
+            groups.append(
+                Group(name=name, linears=tuple(linears[m] for m in members), kind=kind, depth=depth)
+            )
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
 
@@ -270,7 +274,9 @@ def _draw_group_damage(
     taken = np.where(depth == real - 1, real - 1, np.clip(moved, 0, real - 2))
     scale = real / layers * np.exp(rng.normal(0.0, LAYER_SPREAD, layers))
     kinds = KINDS[granularity]
-    spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
+    spread = (
+        np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
+    )
     columns = []
     for bits in space.widths.tolist():
         share = measured.compute_kind_shares(bits)

@@ -16,29 +16,93 @@ UNTUNED = 1.6261
 """Loss of the undegraded model without any tuning."""
 
 LAYER_LOSS_2 = (
-    1.8315, 2.0321, 2.5931, 2.1229, 1.8648, 2.0060, 1.8457, 2.2090, 1.9649, 2.2992,
-    2.0708, 2.6966, 2.1299, 2.1916, 2.0799, 1.9438, 2.3680, 2.2923, 2.2267, 2.4456,
-    2.0791, 2.0046, 1.9624, 2.1308, 1.8275, 1.7306, 1.7932, 1.7553, 1.7843, 2.3963,
-)  # fmt: skip
+    1.8315,
+    2.0321,
+    2.5931,
+    2.1229,
+    1.8648,
+    2.0060,
+    1.8457,
+    2.2090,
+    1.9649,
+    2.2992,
+    2.0708,
+    2.6966,
+    2.1299,
+    2.1916,
+    2.0799,
+    1.9438,
+    2.3680,
+    2.2923,
+    2.2267,
+    2.4456,
+    2.0791,
+    2.0046,
+    1.9624,
+    2.1308,
+    1.8275,
+    1.7306,
+    1.7932,
+    1.7553,
+    1.7843,
+    2.3963,
+)
 """Untuned loss with one of the 30 layers at 2 bits."""
 
 LAYER_LOSS_3 = (
-    1.6201, 1.5881, 1.6994, 1.6965, 1.6227, 1.6672, 1.6098, 1.6383, 1.6935, 1.6576,
-    1.6754, 1.7128, 1.6687, 1.6961, 1.6690, 1.6744, 1.7738, 1.6939, 1.6945, 1.6654,
-    1.6674, 1.6817, 1.6619, 1.6687, 1.6371, 1.6437, 1.6470, 1.6468, 1.6447, 1.7372,
-)  # fmt: skip
+    1.6201,
+    1.5881,
+    1.6994,
+    1.6965,
+    1.6227,
+    1.6672,
+    1.6098,
+    1.6383,
+    1.6935,
+    1.6576,
+    1.6754,
+    1.7128,
+    1.6687,
+    1.6961,
+    1.6690,
+    1.6744,
+    1.7738,
+    1.6939,
+    1.6945,
+    1.6654,
+    1.6674,
+    1.6817,
+    1.6619,
+    1.6687,
+    1.6371,
+    1.6437,
+    1.6470,
+    1.6468,
+    1.6447,
+    1.7372,
+)
 """Untuned loss with one layer at 3 bits."""
 
 KIND_LOSS_2 = {
-    "q_proj": 2.3351, "k_proj": 2.1294, "v_proj": 5.8458, "o_proj": 1.9852,
-    "gate_proj": 2.4935, "up_proj": 2.8117, "down_proj": 4.7615,
-}  # fmt: skip
+    "q_proj": 2.3351,
+    "k_proj": 2.1294,
+    "v_proj": 5.8458,
+    "o_proj": 1.9852,
+    "gate_proj": 2.4935,
+    "up_proj": 2.8117,
+    "down_proj": 4.7615,
+}
 """Untuned loss with one kind of module at 2 bits in all layers."""
 
 KIND_LOSS_3 = {
-    "q_proj": 1.7499, "k_proj": 1.7025, "v_proj": 1.9855, "o_proj": 1.6841,
-    "gate_proj": 1.6971, "up_proj": 1.7793, "down_proj": 1.9634,
-}  # fmt: skip
+    "q_proj": 1.7499,
+    "k_proj": 1.7025,
+    "v_proj": 1.9855,
+    "o_proj": 1.6841,
+    "gate_proj": 1.6971,
+    "up_proj": 1.7793,
+    "down_proj": 1.9634,
+}
 """Untuned loss with one kind of module at 3 bits in all layers."""
 
 GAIN = 0.613
@@ -63,7 +127,9 @@ SEED_NOISE = 0.0047
 
 DAMAGE_2 = np.array(LAYER_LOSS_2) - UNTUNED
 _RAW_3 = np.array(LAYER_LOSS_3) - UNTUNED
-DAMAGE_3 = np.maximum(SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum() / DAMAGE_2.sum(), LEAST_DAMAGE)
+DAMAGE_3 = np.maximum(
+    SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum() / DAMAGE_2.sum(), LEAST_DAMAGE
+)
 """Untuned damage (30,) of single layers at 2 and 3 bits."""
 
 

@@ -91,7 +91,9 @@ class Problem:
     def compute_losses(self, codes: np.ndarray) -> np.ndarray:
         """True losses (N,) of plans (N, 2, G)."""
         step = max(1, CHUNK // len(self.table))
-        return np.concatenate([self.tables.compute_losses(codes[i : i + step]) for i in range(0, len(codes), step)])
+        return np.concatenate(
+            [self.tables.compute_losses(codes[i : i + step]) for i in range(0, len(codes), step)]
+        )
 
     def compute_loss(self, code: np.ndarray) -> float:
         return float(self.compute_losses(code[None])[0])
@@ -118,7 +120,9 @@ class Problem:
             improved = False
             for damping in (0.0, 0.5, 1.0):
                 stay = np.zeros_like(change)
-                stay[np.arange(len(stay)), best[0], best[1]] = -damping * np.abs(change[np.isfinite(change)]).mean()
+                stay[np.arange(len(stay)), best[0], best[1]] = (
+                    -damping * np.abs(change[np.isfinite(change)]).mean()
+                )
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
                 if candidate is not None and (new := self.compute_loss(candidate)) < value - 1e-12:
                     best, value, improved = candidate, new, True
@@ -132,7 +136,10 @@ class Problem:
         while True:
             change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left, extra = self.get_slack(best), (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
+            left, extra = (
+                self.get_slack(best),
+                (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel(),
+            )
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
             moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])

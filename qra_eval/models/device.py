@@ -39,7 +39,9 @@ def resolve_devices(text: str) -> list[torch.device]:
     if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
         raise BadInput(f"device is {shorten(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
     if len(found) > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise BadInput(f"device is {shorten(text)}: processes of a launcher have one GPU each: use --device cuda")
+        raise BadInput(
+            f"device is {shorten(text)}: processes of a launcher have one GPU each: use --device cuda"
+        )
     return found
 
 
@@ -53,7 +55,9 @@ def resolve_device(text: str) -> torch.device:
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count and beside > 1 and text in ("auto", "cuda"):
         if beside > count:
-            raise BadInput(f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many")
+            raise BadInput(
+                f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many"
+            )
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     form = _FORM.fullmatch(text)
     if form is None:
@@ -127,7 +131,9 @@ def limit_onednn_cache() -> None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device's memory did not suffice, by torch or by CUDA's libraries, which allocate by themselves."""
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in ("out of memory", "ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        s in str(error) for s in ("out of memory", "ALLOC_FAILED")
+    )
 
 
 def release_freed_memory(device: torch.device) -> None:

@@ -28,7 +28,11 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
     Each is a linear (vocabulary, hidden), with the model's own parameter for a weight and no bias.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
+    if (
+        not isinstance(embedding, nn.Embedding)
+        or embedding.max_norm is not None
+        or type(head) is not nn.Linear
+    ):
         return {}
     real = type(head.weight.data) is Tensor and head.weight.device.type != "meta"  # others lie nowhere
     tied = head.weight is embedding.weight or (real and head.weight.data_ptr() == embedding.weight.data_ptr())

@@ -101,7 +101,11 @@ def keep_expert_names(model: Any) -> None:
 def is_stacked(module: Any) -> bool:
     """Whether this is a plain gated mixture stacked as (E, 2I, H) and (E, H, I), as transformers 5 has it."""
     gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter) and gate_up.ndim == down.ndim == 3):
+    if not (
+        isinstance(gate_up, nn.Parameter)
+        and isinstance(down, nn.Parameter)
+        and gate_up.ndim == down.ndim == 3
+    ):
         return False
     plain = {"has_gate": True, "has_bias": False, "is_transposed": False, "is_concatenated": True}
     plain["has_post_expert_norm"] = False
@@ -116,7 +120,9 @@ def is_stacked(module: Any) -> bool:
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear with this weight (out, in) and bias, neither copied."""
     linear = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(linear)  # its own draws initial values, which takes seconds for the linears of 6,000 experts
+    nn.Module.__init__(
+        linear
+    )  # its own draws initial values, which takes seconds for the linears of 6,000 experts
     linear.out_features, linear.in_features = weight.shape
     linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.data, requires_grad=False))

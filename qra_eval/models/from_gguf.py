@@ -109,7 +109,9 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
     claimed = header.get_value(f"{family}.block_count")
     if not isinstance(claimed, int) or claimed != len(blocks):
-        raise BadInput(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
+        raise BadInput(
+            f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks"
+        )
     config = AutoConfig.from_pretrained(**source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -157,4 +159,6 @@ def _convert_errors(path: str | Path) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})") from error
+        raise BadInput(
+            f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})"
+        ) from error

@@ -59,13 +59,19 @@ def list_family_issues(config: Any) -> list[str]:
     """Why llama.cpp would not compute a model of this transformers config, or why it is not written here."""
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
-        return [f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"]
+        return [
+            f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"
+        ]
     reasons, family = [], find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
     own = getattr(config, "layer_types", None)
-    if family.window and own is not None and list(own) != list_layer_types(config.num_hidden_layers, family.window):
+    if (
+        family.window
+        and own is not None
+        and list(own) != list_layer_types(config.num_hidden_layers, family.window)
+    ):
         reasons.append(
             f"every {family.window}th layer alone attends beyond the window in llama.cpp, this model has {own}"
         )
@@ -75,7 +81,9 @@ def list_family_issues(config: Any) -> list[str]:
             f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, this model "
             f"has {wanted}"
         )
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", family.activation)
+    activation = getattr(config, "hidden_activation", None) or getattr(
+        config, "hidden_act", family.activation
+    )
     if family.activation not in str(activation):  # the kinds of GELU differ by a thousandth
         reasons.append(f"llama.cpp computes {family.activation} in this family, this model has {activation}")
     if getattr(config, "norm_topk_prob", True) is False:
@@ -85,7 +93,9 @@ def list_family_issues(config: Any) -> list[str]:
     if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
         reasons.append("llama.cpp has experts in every layer, this model does not (mlp_only_layers)")
     if getattr(config, "qk_layernorm", False):
-        reasons.append("llama.cpp has no norms of queries and keys in this family, this model does (qk_layernorm)")
+        reasons.append(
+            "llama.cpp has no norms of queries and keys in this family, this model does (qk_layernorm)"
+        )
     return reasons
 
 

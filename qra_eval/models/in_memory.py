@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qra_eval.models.loaded import LoadedModel, prepare_model
-from qra_search.config import make_in_memory_name
+from qra_search.app.config import make_in_memory_name
 from qra_search.errors import BadInput, wrong_type
 
 
@@ -39,12 +39,16 @@ def check_model(model: Any) -> None:
     """Raises BadInput for a model in memory that cannot be searched; see `load_in_memory`."""
     from transformers import PreTrainedModel
 
-    if hasattr(model, "peft_config") or any("lora_" in name for name, _ in getattr(model, "named_parameters", list)()):
+    if hasattr(model, "peft_config") or any(
+        "lora_" in name for name, _ in getattr(model, "named_parameters", list)()
+    ):
         raise BadInput("the model has adapters: give its base model, or model.merge_and_unload()")
     if not isinstance(model, PreTrainedModel):
         raise wrong_type("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
     if model.get_output_embeddings() is None:
-        raise BadInput(f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM")
+        raise BadInput(
+            f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM"
+        )
     tensors = list(model.parameters())
     quantized = getattr(model.config, "quantization_config", None) or getattr(model, "hf_quantizer", None)
     plain = all(type(t) is nn.Parameter and t.is_floating_point() for t in tensors)
@@ -63,7 +67,9 @@ def _is_dequantized(model: Any) -> bool:
 
 def _copy(model: nn.Module, dtype: torch.dtype, device: str | None) -> nn.Module:
     """The tree of modules, without hooks, over the same weights in `dtype`, or over their shapes alone on `meta`."""
-    tensors: dict[int, Any] = {id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()}
+    tensors: dict[int, Any] = {
+        id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()
+    }
     for parameter in model.parameters():
         tensors[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
     twin: Any = copy.deepcopy(model, tensors)

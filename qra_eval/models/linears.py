@@ -48,7 +48,9 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     return found
 
 
-def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> list[tuple[str, list[FoundLinear]]]:
+def group_linears(
+    found: Sequence[FoundLinear], granularity: Granularity
+) -> list[tuple[str, list[FoundLinear]]]:
     """Groups of linears that share one choice, as (name, members), in the order of their first member.
 
     `module`: every linear alone. `expert`: all linears of an expert together, the others alone. `layer`: all linears
@@ -71,7 +73,9 @@ def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Lite
     if wanted == "auto":
         return "expert" if experts else "module"
     if wanted == "expert" and not experts:
-        raise ValueError("granularity 'expert' needs a mixture of experts, and the model is none: use 'module'")
+        raise ValueError(
+            "granularity 'expert' needs a mixture of experts, and the model is none: use 'module'"
+        )
     return wanted
 
 
@@ -116,7 +120,9 @@ def find_decoder_layers(model: nn.Module) -> str:
         if weights > most:
             best, most = name, weights
     if best is None:
-        raise ValueError(f"{type(model).__name__} has no list of decoder layers: a causal language model has one")
+        raise ValueError(
+            f"{type(model).__name__} has no list of decoder layers: a causal language model has one"
+        )
     return best
 
 

@@ -19,7 +19,7 @@ from qra_eval.models.in_memory import load_in_memory
 from qra_eval.models.linears import normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
-from qra_search.config import IN_MEMORY
+from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, first_line
 from qra_search.plugins import suggest_names
 
@@ -103,10 +103,14 @@ def find_path(name: str) -> Path | None:
         return path
     if path.is_file():
         if not is_gguf:
-            raise ValueError(f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files")
+            raise ValueError(
+                f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files"
+            )
         return path
     if is_gguf or not HUB_ID.fullmatch(name):
-        raise BadInput(f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id")
+        raise BadInput(
+            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
+        )
     return None
 
 
@@ -168,13 +172,21 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
     except BadInput:
         raise
     except (
-        SafetensorError, StrictDataclassError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
-    ) as error:  # fmt: skip
+        SafetensorError,
+        StrictDataclassError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(f"{source} needs code from its repository: pass trust_remote_code") from error
         raise _make_load_error(source, error) from error
     if missing:
-        raise BadInput(f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
+        raise BadInput(
+            f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}"
+        )
     return model, tokenizer
 
 
@@ -211,21 +223,29 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
     text = config.get_text_config()
-    if not any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if not any(
+        getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    ):
         return None
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed
         trusted = options.get("trust_remote_code", False)
-        model: Any = normalise(AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted))
+        model: Any = normalise(
+            AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
+        )
     if not any(isinstance(module, Experts) for module in model.modules()):
         return None
     optional = {
-        **options, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False
-    }  # fmt: skip
+        **options,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
     index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **optional)
     shards = (
         [cached_file(source, SAFE_WEIGHTS_NAME, **options)]
         if index is None
-        else get_checkpoint_shard_files(source, index, local_files_only=options.get("local_files_only", False))[0]
+        else get_checkpoint_shard_files(
+            source, index, local_files_only=options.get("local_files_only", False)
+        )[0]
     )
     opened = [safe_open(shard, framework="pt") for shard in shards]
     files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
@@ -252,4 +272,6 @@ def _suggest(name: str) -> str:
 
 
 def _make_load_error(source: str, error: BaseException) -> BadInput:
-    return BadInput(f"{source} cannot be loaded ({first_line(error)}): download it or save it again, as safetensors")
+    return BadInput(
+        f"{source} cannot be loaded ({first_line(error)}): download it or save it again, as safetensors"
+    )

@@ -51,7 +51,13 @@ class LoadedModel:
 
 
 def prepare_model(
-    model: Any, tokenizer: Any, device: str | torch.device, *, stream: bool = False, weights: bool = True, **fields: Any
+    model: Any,
+    tokenizer: Any,
+    device: str | torch.device,
+    *,
+    stream: bool = False,
+    weights: bool = True,
+    **fields: Any,
 ) -> LoadedModel:
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
@@ -126,7 +132,9 @@ def compute_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-NOT_COMPUTED = re.compile(r"_.*|.*token_ids?|architectures|(torch_)?dtype|transformers_version|use_cache|return_dict")
+NOT_COMPUTED = re.compile(
+    r"_.*|.*token_ids?|architectures|(torch_)?dtype|transformers_version|use_cache|return_dict"
+)
 """Fields of a config, wherever they are in it, that no hidden state follows from."""
 
 
@@ -136,7 +144,11 @@ def hash_config(model: nn.Module) -> str:
     def drop_not_computed(part: Any) -> Any:
         if not isinstance(part, dict):
             return part
-        return {name: drop_not_computed(value) for name, value in part.items() if not NOT_COMPUTED.fullmatch(str(name))}
+        return {
+            name: drop_not_computed(value)
+            for name, value in part.items()
+            if not NOT_COMPUTED.fullmatch(str(name))
+        }
 
     said = drop_not_computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -58,7 +58,9 @@ class AdaptedLinear(nn.Module):
         self.base, self.frozen = module, weight
         bias = self.linear.bias
         # Beside a weight on a card the model's own bias may still lie on the host.
-        self.frozen_bias = None if bias is None or weight is None else bias.detach().to(weight.device, weight.dtype)
+        self.frozen_bias = (
+            None if bias is None or weight is None else bias.detach().to(weight.device, weight.dtype)
+        )
 
     def set_adapter(self, A: Tensor | None, B: Tensor | None, scaling: float, dropout: float = 0.0) -> None:
         """Take copies of the factors A (rank, in) and B (out, rank); None: no adapter."""
@@ -69,7 +71,13 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
         ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
-        if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
+        if (
+            adapted
+            and self.frozen is not None
+            and self.training
+            and not self.dropout
+            and torch.is_grad_enabled()
+        ):
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)
         if self.trained is not None and self.base is not None:
@@ -120,9 +128,15 @@ class FusedAdapter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float,
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
         ratio: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x (..., in), weight (out, in), A (rank, in), B (out, rank), ratio float32 (out,) to (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
         low = (flat @ A.t()).mul_(scaling)
@@ -162,7 +176,9 @@ def wrap_linears(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLin
     return wrapped
 
 
-def draw_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int) -> tuple[Tensor, Tensor]:
+def draw_factors(
+    seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int
+) -> tuple[Tensor, Tensor]:
     """A (max_rank, in), Kaiming-uniform, and B (out, max_rank), zero, both float32.
 
     A lower rank takes the leading rows and columns. The numbers depend on the seed and the linear's name alone, so
@@ -188,7 +204,9 @@ class ParameterGroup:
     rate: float = 1.0
 
 
-def make_parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0) -> list[ParameterGroup]:
+def make_parameter_groups(
+    wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0
+) -> list[ParameterGroup]:
     """All that is trained, in groups, in order; empty groups are left out.
 
     Args:
@@ -216,4 +234,6 @@ def get_named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Para
 
 def cast_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, by peft's names."""
-    return {name: factor.detach().to(dtype).contiguous() for name, factor in get_named_factors(wrapped).items()}
+    return {
+        name: factor.detach().to(dtype).contiguous() for name, factor in get_named_factors(wrapped).items()
+    }

@@ -91,9 +91,12 @@ class Bank:
             return make_linear(send_tensor(linear.weight.detach(), device), bias)
         return self.backend.from_tensors(
             {key: send_tensor(tensor, device) for key, tensor in self.load_tensors(name, bits).items()},
-            bits=bits, out_features=linear.out_features, in_features=linear.in_features, bias=bias,
+            bits=bits,
+            out_features=linear.out_features,
+            in_features=linear.in_features,
+            bias=bias,
             dtype=self.dtypes[name],
-        )  # fmt: skip
+        )
 
     def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
         """The dequantized weight (out, in) of a linear at `bits`.
@@ -101,7 +104,11 @@ class Bank:
         Rounded to the linear's dtype, as its module computes with, then cast to `dtype`.
         """
         own = self.linears[name].weight.detach()
-        weight = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.load_module(name, bits)).detach()
+        weight = (
+            own
+            if bits == UNQUANTIZED_BITS
+            else self.backend.dequantize(self.load_module(name, bits)).detach()
+        )
         return weight.to(device=self.get_device(name), dtype=dtype or own.dtype)
 
     # -- files ---------------------------------------------------------------------------------
@@ -142,7 +149,11 @@ class Bank:
         """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
         layers = dict.fromkeys(self.layer_of.values()) if some is None else some
         lacking = {
-            layer: [b for b in self.list_levels(layer) if self.list_storable(layer, b) and self._open(layer, b) is None]
+            layer: [
+                b
+                for b in self.list_levels(layer)
+                if self.list_storable(layer, b) and self._open(layer, b) is None
+            ]
             for layer in layers
         }
         return {layer: levels for layer, levels in lacking.items() if levels}
@@ -208,7 +219,10 @@ def get_bank_folder(given: str | None) -> Path:
 
 def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     """Whether the backend can store a linear of this shape at a level."""
-    return bits == UNQUANTIZED_BITS or backend.unsupported_reason(bits, linear.out_features, linear.in_features) is None
+    return (
+        bits == UNQUANTIZED_BITS
+        or backend.unsupported_reason(bits, linear.out_features, linear.in_features) is None
+    )
 
 
 def count_tensor_bytes(model: nn.Module) -> int:

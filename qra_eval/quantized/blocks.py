@@ -51,7 +51,11 @@ class Blocks:
     """
 
     def __init__(
-        self, model: Any, device: torch.device, compute: torch.dtype, devices: Sequence[torch.device] | None = None
+        self,
+        model: Any,
+        device: torch.device,
+        compute: torch.dtype,
+        devices: Sequence[torch.device] | None = None,
     ):
         path = find_decoder_layers(model)
         self.model, self.device, self.compute = model, device, compute
@@ -80,7 +84,9 @@ class Blocks:
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         own, kind = self.model.dtype, self.device.type
         outside = [p for p in self.model.parameters() if id(p) not in inside]
-        rest = [p for p in outside if p.dtype == own or p.device.type != kind]  # searched tables wait on the host
+        rest = [
+            p for p in outside if p.dtype == own or p.device.type != kind
+        ]  # searched tables wait on the host
         self.model.eval()
         kept = [p.data for p in rest]
         try:
@@ -98,7 +104,9 @@ class Blocks:
 
         def move_inputs(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
-                with move_tensors(self.layers[index], self.devices[index], self.compute):  # for every token written
+                with move_tensors(
+                    self.layers[index], self.devices[index], self.compute
+                ):  # for every token written
                     return forward(*args, **kwargs)
 
             return run
@@ -132,7 +140,9 @@ class Blocks:
     def run_layer(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
-        output = self.layers[index](flow.hidden.to(self.devices[index]) if hidden is None else hidden, *args, **kwargs)
+        output = self.layers[index](
+            flow.hidden.to(self.devices[index]) if hidden is None else hidden, *args, **kwargs
+        )
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
@@ -174,5 +184,7 @@ def move_tensors(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
             wanted = dtype if wide else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = send_tensor(tensor.data, device).to(wanted)  # in its own dtype: half the bytes of float32
+                tensor.data = send_tensor(tensor.data, device).to(
+                    wanted
+                )  # in its own dtype: half the bytes of float32
         yield

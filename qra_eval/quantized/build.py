@@ -90,19 +90,29 @@ def build(
         for layer, moments in passed:
             _quantize(bank, blocks, layer, moments, report)
             if moments is not None:
-                tokens |= {n: moments.count_tokens(n) for n in bank.list_names(layer) if get_expert_kind(n) != n}
+                tokens |= {
+                    n: moments.count_tokens(n) for n in bank.list_names(layer) if get_expert_kind(n) != n
+                }
         few = [name for name, count in tokens.items() if count < FEW_TOKENS]
         if few:
             log.warning(
                 "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
                 "layer's mean",
-                len(few), len(tokens), FEW_TOKENS, few[0], tokens[few[0]],
-            )  # fmt: skip
+                len(few),
+                len(tokens),
+                FEW_TOKENS,
+                few[0],
+                tokens[few[0]],
+            )
         if layers := list_missing():
-            raise RuntimeError(f"layers {layers} of the bank {bank.folder} cannot be read after they were written")
+            raise RuntimeError(
+                f"layers {layers} of the bank {bank.folder} cannot be read after they were written"
+            )
 
 
-def _quantize(bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]) -> None:
+def _quantize(
+    bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]
+) -> None:
     """A layer's linears at the levels that it lacks, on the device, each level written to its file; with moments of a
     decoder layer also the figures of all its levels.
 
@@ -185,7 +195,9 @@ def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], workers:
             yield item
         return
     whole = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, whole // workers),))
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(max(1, whole // workers),)
+    )
     try:
         futures = {pool.submit(work, item): item for item in items}
         for future in as_completed(futures):

@@ -80,7 +80,9 @@ class LayerMoments:
             width: tokens of a row that count; 0: all.
             generator: of the sketches.
         """
-        handles = [linear.register_forward_hook(self._make_hook(n, generator)) for n, linear in self._linears.items()]
+        handles = [
+            linear.register_forward_hook(self._make_hook(n, generator)) for n, linear in self._linears.items()
+        ]
         try:
             yield
         finally:
@@ -147,7 +149,9 @@ class LayerMoments:
             mean = self._shrink_to_mean(owner, self._get_second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
             self._hessians[owner] = (
-                torch.eye(self._linears[owner].in_features) if mean is None or not mean.diagonal().any() else mean
+                torch.eye(self._linears[owner].in_features)
+                if mean is None or not mean.diagonal().any()
+                else mean
             )
         return self._hessians[owner]
 
@@ -187,7 +191,10 @@ class LayerMoments:
         mean, kind = mean_of(name), get_expert_kind(name)
         if kind == name:
             return mean
-        key = (mean_of.__name__, self._owner_kinds.get(kind, kind) if mean_of == self._get_second_moment else kind)
+        key = (
+            mean_of.__name__,
+            self._owner_kinds.get(kind, kind) if mean_of == self._get_second_moment else kind,
+        )
         if key not in self._common:
             self._common[key] = self._average_over_experts(key[1], mean_of)
         common = self._common[key]

@@ -27,7 +27,9 @@ Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
 """Dequantized weights by module, each with what it was made of."""
 
 
-def cache_weights_in_generate(model: Any, backend: Backend, names: Collection[str], cache: int | str = "auto") -> None:
+def cache_weights_in_generate(
+    model: Any, backend: Backend, names: Collection[str], cache: int | str = "auto"
+) -> None:
     """Have `generate` of a loaded model multiply by dequantized weights, which are kept from its first call on.
 
     Args:
@@ -58,11 +60,19 @@ def cache_weights(
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
     replaced = [table for table in tables.values() if table.module is not None and table.plain_weight is None]
-    versions = {module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()}
+    versions = {
+        module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()
+    }
     versions |= {table: _get_version(model.dtype, table) for table in replaced}
-    lacking = [module for module, version in versions.items() if module not in kept or kept[module][0] != version]
-    sizes = [m.shape if m in replaced else (linears[m][0].out_features, linears[m][0].in_features) for m in lacking]
-    if sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize > count_cache_bytes(cache, model.device):
+    lacking = [
+        module for module, version in versions.items() if module not in kept or kept[module][0] != version
+    ]
+    sizes = [
+        m.shape if m in replaced else (linears[m][0].out_features, linears[m][0].in_features) for m in lacking
+    ]
+    if sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize > count_cache_bytes(
+        cache, model.device
+    ):
         yield
         return
     try:

@@ -117,19 +117,27 @@ class QuantizedModel:
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.blocks = Blocks(self.model, device, self.compute, layers)
         self.keeps_dequantized = kept <= room
-        if not self.keeps_dequantized and auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device):
+        if (
+            not self.keeps_dequantized
+            and auto
+            and device.type == "cpu"
+            and 2 * kept <= count_free_bytes(device)
+        ):
             log.warning(
                 "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
                 "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
-                format_bytes(kept), -(-kept >> 20),
-            )  # fmt: skip
+                format_bytes(kept),
+                -(-kept >> 20),
+            )
         self.connections = connect_devices(self.blocks.layers, layers)
         if self.connections:
             searched = {id(p) for linear in self.linears.values() for p in linear.parameters()}
             for layer, place in zip(self.blocks.layers, layers, strict=True):
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
-        widths: Sequence[float] = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
+        widths: Sequence[float] = (
+            AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
+        )
         self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
         if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
             bits = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
@@ -144,25 +152,37 @@ class QuantizedModel:
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self._bank = Bank(
             {**self.linears, **self.tables},
-            backend, own, get_bank_folder(quantization.cache), self.identity,
+            backend,
+            own,
+            get_bank_folder(quantization.cache),
+            self.identity,
             calibration=self.calibration,
-            layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)), levels={len(self.blocks): of_tables},
+            layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)),
+            levels={len(self.blocks): of_tables},
             calibrations={len(self.blocks): f"{self.calibration}-by-token"} if self.weighting.power else None,
             devices=dict(enumerate([*layers, device])),
-        )  # fmt: skip
+        )
         self._whole = False
 
     def make_space(
-        self, config: SpaceConfig, backend: Backend, granularity: Granularity, tables: Mapping[str, nn.Linear],
+        self,
+        config: SpaceConfig,
+        backend: Backend,
+        granularity: Granularity,
+        tables: Mapping[str, nn.Linear],
         table_bits: Sequence[float],
-    ) -> SearchSpace:  # fmt: skip
+    ) -> SearchSpace:
         """The space of this model with a backend, with tables in it at some bit-widths."""
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *tables.values()])
         return make_model_space(
-            group_linears(self._found, granularity), granularity, config, backend,
-            fixed_bytes=count_tensor_bytes(self.model) - dense, depth=len(self.blocks),
+            group_linears(self._found, granularity),
+            granularity,
+            config,
+            backend,
+            fixed_bytes=count_tensor_bytes(self.model) - dense,
+            depth=len(self.blocks),
             tables={name: (t, list_table_levels(table_bits, backend, t)) for name, t in tables.items()},
-        )  # fmt: skip
+        )
 
     @property
     def bank(self) -> Bank:
@@ -190,9 +210,14 @@ class QuantizedModel:
     def _build(self, *, figures: bool) -> None:
         head = next(reversed(self.tables), None)
         build(
-            self._bank, self.blocks, self.calibration_batches(), self.progress,
-            weighting=self.weighting, head=head, figures=figures,
-        )  # fmt: skip
+            self._bank,
+            self.blocks,
+            self.calibration_batches(),
+            self.progress,
+            weighting=self.weighting,
+            head=head,
+            figures=figures,
+        )
 
     def is_quantized(self) -> bool:
         """Whether the cache has every linear at every level."""
@@ -231,7 +256,9 @@ class QuantizedModel:
     def calibration_batches(self) -> list[Batch]:
         # Experts read tokens without their places: what is padding could not be left out of their moments.
         has_experts = any(get_expert_kind(name) != name for name in self.linears)
-        return make_pass_batches(self.rows("train", self.calibration_rows), 1 if has_experts else PASS_MULTIPLE)
+        return make_pass_batches(
+            self.rows("train", self.calibration_rows), 1 if has_experts else PASS_MULTIPLE
+        )
 
     @property
     def compute(self) -> torch.dtype:
@@ -240,7 +267,9 @@ class QuantizedModel:
         if self.asked != "auto":
             return cast(torch.dtype, getattr(torch, self.asked))
         fast = choose_compute_dtype(self.device)
-        if not self.keeps_dequantized or fast.itemsize < self.dtype.itemsize:  # who keeps float32 wants its digits
+        if (
+            not self.keeps_dequantized or fast.itemsize < self.dtype.itemsize
+        ):  # who keeps float32 wants its digits
             return self.dtype
         return fast
 

@@ -60,14 +60,18 @@ def pass_layers(
         advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
         if progress is not None:
             progress("pass calibration rows", layer + 1, depth)
-    with blocks.cast_outer_modules():  # no longer: what is outside of layers leaves the room to their quantizing
+    with (
+        blocks.cast_outer_modules()
+    ):  # no longer: what is outside of layers leaves the room to their quantizing
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
         made = [_compute_head_gradients(blocks, flow, weighting, generator) for flow in flows]
         gradients = [gradient for gradient, _ in made]
         if depth in layers:
-            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack([own for _, own in made]).sum(0).cpu())
+            _weigh_tokens(
+                linears(depth), flows, of_tables, head, torch.stack([own for _, own in made]).sum(0).cpu()
+            )
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -99,9 +103,13 @@ def _compute_head_gradients(
     total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
     for positions, targets in parts:
-        logits = blocks.compute_logits(replace(flow, batch=replace(flow.batch, positions=positions)), hidden).float()
+        logits = blocks.compute_logits(
+            replace(flow, batch=replace(flow.batch, positions=positions)), hidden
+        ).float()
         labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
-        of_logits, own = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden])
+        of_logits, own = torch.autograd.grad(
+            F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden]
+        )
         total += own
         squares = squares + of_logits.square().sum(0)
     return total.cpu(), squares
@@ -118,7 +126,9 @@ def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
         return torch.multinomial(likely, 1, generator=generator).squeeze(1)
     uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
     below = likely.cumsum(-1)
-    return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1)  # by the sum: it is 1 but for rounding
+    return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(
+        1
+    )  # by the sum: it is 1 but for rounding
 
 
 def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, name: str) -> None:

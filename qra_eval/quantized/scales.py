@@ -33,7 +33,9 @@ class TrainedGroups(nn.Module):
         dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
 
         def dequantize(groups: Groups) -> Tensor:
-            return self.backend.dequantize(self.backend.replace_groups(module, self._cast_to_stored(groups))).to(dtype)
+            return self.backend.dequantize(
+                self.backend.replace_groups(module, self._cast_to_stored(groups))
+            ).to(dtype)
 
         bias = module.bias
         return apply_grouped(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
@@ -45,7 +47,9 @@ class TrainedGroups(nn.Module):
     def compute_ratio(self) -> Tensor:
         """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `has_row_scales`."""
         first = self.first.scale.float()
-        return torch.where(first == 0, 1.0, self._compute_groups().scale / torch.where(first == 0, 1.0, first))[:, 0]
+        return torch.where(
+            first == 0, 1.0, self._compute_groups().scale / torch.where(first == 0, 1.0, first)
+        )[:, 0]
 
     @torch.no_grad()
     def get_groups(self) -> Groups:

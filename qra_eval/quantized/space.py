@@ -60,11 +60,16 @@ def make_model_space(
     ]
     of_tables = [
         Group(
-            name=name, linears=(_describe(name, linear),), bits=tuple(some), ranks=(0,),
-            kind=name.rpartition(".")[2], depth=depth, is_embedding=True,
+            name=name,
+            linears=(_describe(name, linear),),
+            bits=tuple(some),
+            ranks=(0,),
+            kind=name.rpartition(".")[2],
+            depth=depth,
+            is_embedding=True,
         )
         for name, (linear, some) in tables.items()
-    ]  # fmt: skip
+    ]
     return SearchSpace(
         groups=(*of_linears, *of_tables),
         bits=[
@@ -86,7 +91,9 @@ def _describe(name: str, linear: nn.Linear) -> Linear:
 def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
     """Whether any memory budget is below the uniform 3-bit plan at a rank; never if the space has no such plan."""
     three = space.uniform(3, rank)
-    return three is not None and any(parse_budget(space, budget) < space.memory_bytes(three) for budget in budgets)
+    return three is not None and any(
+        parse_budget(space, budget) < space.memory_bytes(three) for budget in budgets
+    )
 
 
 def _list_own_levels(
@@ -125,18 +132,26 @@ def list_table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear
     return found
 
 
-def list_levels(bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
+def list_levels(
+    bits: Sequence[float], backend: Backend, linears: Iterable[nn.Linear]
+) -> tuple[LevelName, ...]:
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
-    own = tuple(name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values()))
+    own = tuple(
+        name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values())
+    )
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
         reason = next(
-            backend.unsupported_reason(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost
+            backend.unsupported_reason(name, *next(iter(shapes)))
+            for name in wanted
+            if backend.width(name) in lost
         )
         log.warning(
-            "%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason
+            "%s bits are left out, as no linear can be stored so: %s",
+            ", ".join(map(str, sorted(lost))),
+            reason,
         )
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 

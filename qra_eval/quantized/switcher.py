@@ -63,7 +63,9 @@ class PlanSwitcher:
         return self._wrapped
 
     # -- a plan --------------------------------------------------------------------------------
-    def put_plan(self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False) -> None:
+    def put_plan(
+        self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False
+    ) -> None:
         """Put a plan in place: bases from the bank, adapters as the seed has them start.
 
         Args:
@@ -113,7 +115,9 @@ class PlanSwitcher:
         if not dequantized:
             base.set_base(module=self.get_base_module(name, bits))
         elif trained:
-            base.set_base(weight=quantized.backend.dequantize(self.get_base_module(name, bits)).to(quantized.compute))
+            base.set_base(
+                weight=quantized.backend.dequantize(self.get_base_module(name, bits)).to(quantized.compute)
+            )
         else:
             base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
         if not trained:  # else it is no other plan's
@@ -132,7 +136,8 @@ class PlanSwitcher:
             (linear.name, bits)
             for group, bits in zip(quantized.space.groups, self.applied.bits, strict=True)
             for linear in group.linears
-            if linear.name in self.wrapped and quantized.count_trained(bits, linear.out_features, linear.in_features)
+            if linear.name in self.wrapped
+            and quantized.count_trained(bits, linear.out_features, linear.in_features)
         ]
         for name, bits in placed:
             module = bank.load_module(name, bits)

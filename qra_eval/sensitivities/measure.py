@@ -72,7 +72,9 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     kinds = [g.kind or g.name for g in groups]
     pairs = choose_probes(space)
     with tuner.switcher.use_float32() as blocks:
-        probes, tables, probe_tokens = measure_divergence(tuner, blocks, bits, pairs, sample_probe_batch(tuner))
+        probes, tables, probe_tokens = measure_divergence(
+            tuner, blocks, bits, pairs, sample_probe_batch(tuner)
+        )
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -84,9 +86,13 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     damage = enforce_monotone_damage(interpolate_missing(damage, space.widths), space.widths)
     tokens = (1 + BACKWARD) * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
     return Sensitivities(
-        damage, _estimate_rank_gain(space, figures["spectrum"]), source="fisher, scaled by probes", repair=0.0,
-        cost=tokens / tuner.count_evaluation_tokens(), seconds=time.perf_counter() - start,
-    )  # fmt: skip
+        damage,
+        _estimate_rank_gain(space, figures["spectrum"]),
+        source="fisher, scaled by probes",
+        repair=0.0,
+        cost=tokens / tuner.count_evaluation_tokens(),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -173,7 +179,11 @@ def compute_divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> flo
 
 
 def measure_divergence(
-    tuner: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
+    tuner: FineTuner,
+    blocks: Blocks,
+    bits: Sequence[LevelName],
+    pairs: Sequence[tuple[int, int]],
+    batch: Batch,
 ) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
     with one table alone degraded, at each of its levels.
@@ -224,7 +234,9 @@ def measure_divergence(
     return [(g, k, nats[g, k]) for g, k in pairs], tables, tokens
 
 
-def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
+def scale_damage(
+    raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]
+) -> np.ndarray:
     """Fisher figures (G, B) on the scale of the probes, by ridge regression of log KL - log figure.
 
     On the size of a group (the mean logarithm of its figures), the level beside that size, and the kind. Intercepts of

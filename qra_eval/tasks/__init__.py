@@ -11,10 +11,19 @@ from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
 from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
-from qra_search.config import IN_MEMORY
+from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, shorten
 
-__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode_example", "make_task", "render_example"]
+__all__ = [
+    "SPLITS",
+    "Encoded",
+    "Example",
+    "SplitName",
+    "Task",
+    "encode_example",
+    "make_task",
+    "render_example",
+]
 
 
 def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:
@@ -45,9 +54,13 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task
     elif name.startswith(IN_MEMORY):
-        raise BadInput("this run uses an in-memory task: pass it to open_run(), or save its rows and plan again")
+        raise BadInput(
+            "this run uses an in-memory task: pass it to open_run(), or save its rows and plan again"
+        )
     elif Path(name).is_file():
-        raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
+        raise BadInput(
+            f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE"
+        )
     factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
     data = str(data) if isinstance(data, Path) else data
     made: Task = plugins.call_with_options(factory, f"task {name!r}", options, data=data, seed=seed)

@@ -27,8 +27,11 @@ PATIENCE = 20_000
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
 SIGNS: Mapping[str, Callable[[int, int], int]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv,
-}  # fmt: skip
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.floordiv,
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ class ArithmeticTask(Task):
 
     name = "arithmetic"
     judged_by = "exact_match"
-    metrics = {"exact_match": lambda answer, example: float(extract_answer(answer) == str(example.meta["result"]))}
+    metrics = {
+        "exact_match": lambda answer, example: float(extract_answer(answer) == str(example.meta["result"]))
+    }
     stop = ("Question:",)
 
     def __init__(
@@ -152,7 +157,9 @@ def _generate_split(
         if len(found) == SIZES[split]:
             break
         if barren == PATIENCE:
-            raise BadInput(f"only {len(found)} different {split} problems exist: choose more kinds or more digits")
+            raise BadInput(
+                f"only {len(found)} different {split} problems exist: choose more kinds or more digits"
+            )
     return tuple(found.values())
 
 

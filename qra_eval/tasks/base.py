@@ -76,7 +76,13 @@ class Task(ABC):
         self.judged_by = next(iter(metrics), self.judged_by)
 
     def score_rows(
-        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
+        self,
+        model: Any,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        *,
+        batch_size: int = 8,
+        max_length: int = 1024,
     ) -> dict[str, list[float]]:
         """Scores beside the loss, by name, one for each example: of choices, and of greedy answers by `metrics`.
 
@@ -86,12 +92,16 @@ class Task(ABC):
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
         scores: dict[str, list[float]] = {}
         if examples and examples[0].choices:
-            scores = score_choices(measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples)
+            scores = score_choices(
+                measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples
+            )
         if self.metrics:
             # Half is the prompt's: a longer answer than a training sees is learnt in part only.
             most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
             answers = self.answer_examples(model, tokenizer, examples, most, **options)
-            scores |= {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
+            scores |= {
+                name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()
+            }
         return scores
 
     def score_commonest(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -133,7 +143,11 @@ class Task(ABC):
             max_length: most tokens of prompt and answer.
         """
         answers: dict[int, str] = {}
-        options: dict[str, Any] = {"stop": self.stop, "batch_size": batch_size, "room": max_length - max_new_tokens}
+        options: dict[str, Any] = {
+            "stop": self.stop,
+            "batch_size": batch_size,
+            "room": max_length - max_new_tokens,
+        }
         chats = [self.read_chat(example, tokenizer) for example in examples]
         for plain in (True, False):
             some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
@@ -146,7 +160,9 @@ class Task(ABC):
             for i, text in zip(some, texts, strict=True):
                 opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
                 found = text.lstrip()
-                answers[i] = found.removeprefix(opening).lstrip() if opening and found.startswith(opening) else text
+                answers[i] = (
+                    found.removeprefix(opening).lstrip() if opening and found.startswith(opening) else text
+                )
         return [answers[i] for i in range(len(examples))]
 
     def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
@@ -172,7 +188,9 @@ class Task(ABC):
         return self.chat
 
 
-def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> dict[SplitName, tuple[Example, ...]]:
+def _check_splits(
+    task: str, loaded: Mapping[SplitName, Sequence[Example]]
+) -> dict[SplitName, tuple[Example, ...]]:
     """The splits of a task, which may be a user's own.
 
     Raises:
@@ -182,7 +200,9 @@ def _check_splits(task: str, loaded: Mapping[SplitName, Sequence[Example]]) -> d
     seen: dict[str, SplitName] = {}
     for name in SPLITS:
         if name not in loaded:
-            raise BadInput(f"the task {task!r} gives no {name} examples: its _load returns {', '.join(SPLITS)}")
+            raise BadInput(
+                f"the task {task!r} gives no {name} examples: its _load returns {', '.join(SPLITS)}"
+            )
         splits[name] = tuple(loaded[name])
         for example in splits[name]:
             if not isinstance(example, Example):
@@ -267,7 +287,9 @@ def select_conflicting(examples: Iterable[Example]) -> list[Example]:
     for example in examples:
         if example.prompt.strip():
             by_prompt.setdefault(example.key, []).append(example)
-    return [e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same]
+    return [
+        e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same
+    ]
 
 
 def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:

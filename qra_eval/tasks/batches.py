@@ -38,7 +38,9 @@ class Batch:
     width: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        ids, positions, targets = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
+        ids, positions, targets = (
+            tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets)
+        )
         return Batch(ids, positions, targets, self.tokens, self.width)
 
     def split_rows(self, rows: int) -> list[Batch]:
@@ -113,7 +115,9 @@ def schedule_batches(
     batches: list[Batch] = []
     while len(batches) < steps:
         need = min(len(rows), (steps - len(batches)) * batch_size)
-        order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
+        order = (
+            torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
+        )
         chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
         starts = list(range(0, len(chosen), MIXED * batch_size if drawn else len(chosen)))
         if len(starts) > 1 and len(chosen) - starts[-1] < batch_size:

@@ -62,7 +62,11 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
         ids, labelled, head, tokens = encode_chat(_add_answer(example), tokenizer, max_length)
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
-        ids = [*prompt, *learnt] if tokenizer.eos_token_id is None else [*prompt, *learnt, tokenizer.eos_token_id]
+        ids = (
+            [*prompt, *learnt]
+            if tokenizer.eos_token_id is None
+            else [*prompt, *learnt, tokenizer.eos_token_id]
+        )
         labelled, tokens = [False] * len(prompt) + [True] * (len(ids) - len(prompt)), len(ids)
         head = int(bool(prompt) and prompt[0] == getattr(tokenizer, "bos_token_id", None))
     if True not in labelled:
@@ -79,7 +83,9 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     return Encoded(input_ids, labels, tokens - len(ids))
 
 
-def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True) -> Encoded:
+def encode_pair(
+    tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True
+) -> Encoded:
     """A row for scoring: labels on the continuation, split off the whole text's ids as lm-evaluation-harness does.
 
     White space at the end of the prompt counts to the continuation. A long row loses its left, but for the start token.
@@ -124,7 +130,9 @@ def encode_prompt(tokenizer: Any, prompt: str, *, special: bool = True) -> list[
     return ids
 
 
-def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:
+def _split_ids(
+    tokenizer: Any, prompt: str, answer: str, *, special: bool = True
+) -> tuple[list[int], list[int]]:
     """Ids of prompt and answer: those of the whole text where it splits at their border, else of each alone."""
     before = encode_prompt(tokenizer, prompt, special=special)
     whole = encode_prompt(tokenizer, prompt + answer, special=special)
@@ -177,7 +185,8 @@ class Chat:
         self.opening = answer.partition(content)[0]
         if answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
             others = (
-                _split_chat((*self.turns[:-1], {**self.turns[-1], "content": other}), tokenizer) for other in "AB"
+                _split_chat((*self.turns[:-1], {**self.turns[-1], "content": other}), tokenizer)
+                for other in "AB"
             )
             self.opening = commonprefix([other for _, other in others])
         self.closing = answer[len(self.opening) + len(content) :]
@@ -218,11 +227,16 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:
         return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted, **_replace_date(tokenizer)
+            [dict(turn) for turn in turns],
+            tokenize=False,
+            add_generation_prompt=prompted,
+            **_replace_date(tokenizer),
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise BadInput(f"the model's chat template rejects a conversation of roles {roles}: {error}") from error
+        raise BadInput(
+            f"the model's chat template rejects a conversation of roles {roles}: {error}"
+        ) from error
 
 
 def _replace_date(tokenizer: Any) -> dict[str, Any]:
@@ -237,14 +251,21 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
     template = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
     if template and GENERATION_BLOCK.search(template):
         if not tokenizer.is_fast:
-            raise BadInput(f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not")
+            raise BadInput(
+                f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not"
+            )
         marked = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            [dict(turn) for turn in turns],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
             **_replace_date(tokenizer),
-        )  # fmt: skip
+        )
         ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         if not any(labelled):
-            raise BadInput("the tokenizer's chat template marks no assistant tokens: fix its generation block")
+            raise BadInput(
+                "the tokenizer's chat template marks no assistant tokens: fix its generation block"
+            )
         return ids, labelled
     prompt, text = _split_chat(turns, tokenizer)
     before, after = _split_ids(tokenizer, prompt, text, special=False)
@@ -258,7 +279,9 @@ def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
     empty thought and the turn's end, which are learnt with it."""
     prompt, answer = render_chat(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
     whole = render_chat(turns, tokenizer).rstrip()
-    return prompt, whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer
+    return prompt, whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[
+        len(prompt) :
+    ] else answer
 
 
 def _add_answer(example: Example) -> list[Mapping[str, str]]:

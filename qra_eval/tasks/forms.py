@@ -18,13 +18,32 @@ FORMS = (
 )
 PROMPTS, ANSWERS = ("prompt", "question"), ("answer", "completion", "response")
 CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
-FIELDS = (*PROMPTS, *ANSWERS, *CHOICES, "instruction", "input", "output", "messages", "conversations", "system")
+FIELDS = (
+    *PROMPTS,
+    *ANSWERS,
+    *CHOICES,
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "conversations",
+    "system",
+)
 """What columns of other names can be read as."""
 SPEAKERS = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "tool": "tool", "function": "tool",
-    "function_response": "tool", "observation": "tool",
-}  # fmt: skip
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
 TURNS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "messages": ("role", "content", {role: role for role in ("system", "user", "assistant", "tool")}),
     "conversations": ("from", "value", SPEAKERS),
@@ -64,7 +83,9 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
             raise BadInput(f"{where}: no column {column!r} for {field}, only {_list_fields(row)}")
     row = {field: row[column] for field, column in columns.items()} if columns else row
     # null, or NaN, is what a table has for no field
-    nothing = {field for field, value in row.items() if value is None or (isinstance(value, float) and isnan(value))}
+    nothing = {
+        field for field, value in row.items() if value is None or (isinstance(value, float) and isnan(value))
+    }
     row = {field: value for field, value in row.items() if field not in nothing}
     for field in TURNS:
         if field in row:
@@ -77,11 +98,15 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
         prompt = question if asked == "prompt" else format_question(question)
         spaced = tuple(_join_answer(prompt, choice) for choice in choices)
         messages = (*_list_system_turns(row, where), {"role": "user", "content": prompt})
-        return Example(_write_system_text(row, where) + prompt, spaced[label], spaced, label, messages=messages)
+        return Example(
+            _write_system_text(row, where) + prompt, spaced[label], spaced, label, messages=messages
+        )
     if asked is not None and answered is not None:
         prompt, answer = _read_text(row, asked, where), _read_answer(row, answered, where)
         messages = (*_list_system_turns(row, where), {"role": "user", "content": prompt.strip()})
-        return Example(_write_system_text(row, where) + prompt, _join_answer(prompt, answer), messages=messages)
+        return Example(
+            _write_system_text(row, where) + prompt, _join_answer(prompt, answer), messages=messages
+        )
     empty = f" ({', '.join(map(repr, sorted(nothing)))} null)" if nothing else ""
     raise BadInput(
         f"{where}: fields are {_list_fields(row)}{empty}; allowed are {FORMS}; name others by --columns "
@@ -106,7 +131,9 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     if not _has_texts(choices) or len(choices) < 2:
         raise BadInput(f"{where}: choices must be two or more strings, got {shorten(choices, 60)}")
     if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(f"{where}: there must be one label, a string, for each choice, got {shorten(labels, 60)}")
+        raise BadInput(
+            f"{where}: there must be one label, a string, for each choice, got {shorten(labels, 60)}"
+        )
     answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
@@ -160,12 +187,16 @@ def _read_turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str
     for number, message in enumerate(read_field(row, field, list, where), start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise BadInput(f"{place} is a {type(message).__name__}, an object with {speaker} and {said} is needed")
+            raise BadInput(
+                f"{place} is a {type(message).__name__}, an object with {speaker} and {said} is needed"
+            )
         role = read_field(message, speaker, str, place)
         if role not in roles:
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
-            raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content, or drop it")
+            raise BadInput(
+                f"{place} has tool_calls, which are not trained on: write them as content, or drop it"
+            )
         content = check_characters(read_field(message, said, str, place), said, place)
         turns.append({"role": roles[role], "content": content})
     own = any(turn["role"] == "system" for turn in turns)
@@ -176,7 +207,9 @@ def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
     answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
     if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
-        raise BadInput(f"{where}: messages must end with a message of the assistant that follows another message")
+        raise BadInput(
+            f"{where}: messages must end with a message of the assistant that follows another message"
+        )
     before, answer = turns[: answers[-1]], turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
@@ -204,7 +237,9 @@ def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _has_texts(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, str) and value.strip() for value in values)
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, str) and value.strip() for value in values
+    )
 
 
 def _list_fields(row: Mapping[str, Any]) -> str:

@@ -43,13 +43,21 @@ def generate_answers(
         room, heads = max(1, room), heads or [0] * len(ids)
         ids = [truncate_left(some, room, tokenizer, head=head) for some, head in zip(ids, heads, strict=True)]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
-    pad = next((p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0)
+    pad = next(
+        (p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0
+    )
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    known_ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list | tuple) else [of_model]), *ends}
+    known_ends = {
+        tokenizer.eos_token_id,
+        *(of_model if isinstance(of_model, list | tuple) else [of_model]),
+        *ends,
+    }
     config = GenerationConfig(
-        do_sample=False, pad_token_id=pad, eos_token_id=sorted(known_ends - {None}) or None,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=sorted(known_ends - {None}) or None,
         max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    )
     criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
     device = next(model.parameters()).device
     answers = [""] * len(prompts)
@@ -59,7 +67,9 @@ def generate_answers(
         for batch in group_by_length(list(map(len, ids)), batch_size):
             longest = max(len(ids[i]) for i in batch)
             missing = [longest - len(ids[i]) for i in batch]
-            tokens = torch.tensor([[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device)
+            tokens = torch.tensor(
+                [[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device
+            )
             mask = torch.tensor([[0] * n + [1] * (longest - n) for n in missing], device=device)
             out = model.generate(
                 input_ids=tokens, attention_mask=mask, generation_config=config, stopping_criteria=criteria

@@ -43,7 +43,9 @@ class GSM8KTask(Task):
         return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
     def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
-        rows = read_hub_rows(*HUB, split) if self.data is None else read_folder_rows(self.data, "gsm8k", split)
+        rows = (
+            read_hub_rows(*HUB, split) if self.data is None else read_folder_rows(self.data, "gsm8k", split)
+        )
         return [_make_example(row, where) for where, row in rows]
 
 
@@ -57,4 +59,6 @@ def _make_example(row: dict[str, Any], where: str) -> Example:
     question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
     if extract_answer(answer) is None:
         raise BadInput(f"{where}: the answer has no number after '####'")
-    return Example(f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},))
+    return Example(
+        f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},)
+    )

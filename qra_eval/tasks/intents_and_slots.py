@@ -25,7 +25,10 @@ class _UtteranceTask(Task):
     stop = ("\n",)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        rows: dict[SplitName, list[Example]] = {"test": self._load_rows("test"), "train": self._load_rows("train")}
+        rows: dict[SplitName, list[Example]] = {
+            "test": self._load_rows("test"),
+            "train": self._load_rows("train"),
+        }
         return split_examples(rows, self.seed, shares=TRAIN_SHARES)
 
     @abstractmethod
@@ -46,9 +49,14 @@ class Banking77Task(_UtteranceTask):
     def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
         if self.data is not None:
             rows, fields = read_folder_rows(self.data, "banking77", split), ("text", "label")
-            return [_make_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows]
+            return [
+                _make_intent(*(read_field(row, name, str, where) for name in fields)) for where, row in rows
+            ]
         names = load_hub_data(BANKING77_HUB)[split].features["label"].names
-        return [_make_intent(row["text"], names[row["label"]]) for _, row in read_hub_rows(BANKING77_HUB, None, split)]
+        return [
+            _make_intent(row["text"], names[row["label"]])
+            for _, row in read_hub_rows(BANKING77_HUB, None, split)
+        ]
 
 
 class Restaurant8kTask(_UtteranceTask):
@@ -66,10 +74,14 @@ class Restaurant8kTask(_UtteranceTask):
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
         super().__init__(data, seed, chat=chat)
         if data is None:
-            raise BadInput("the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl")
+            raise BadInput(
+                "the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl"
+            )
 
     def _load_rows(self, split: Literal["train", "test"]) -> list[Example]:
-        return [_make_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)]
+        return [
+            _make_booking(row, where) for where, row in read_folder_rows(self.data, "restaurant8k", split)
+        ]
 
 
 def _make_intent(text: str, label: str) -> Example:

@@ -59,10 +59,14 @@ class JSONLTask(Task):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         what = self.data if isinstance(self.data, str) else self.name
         given = read_splits(self.data, self.subset, self.names)
-        examples = {split: [make_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()}
+        examples = {
+            split: [make_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()
+        }
         choosing = {bool(example.choices) for some in examples.values() for example in some}
         if len(choosing) > 1:
-            raise BadInput(f"{what}: some rows have choices and some have none: put each kind into its own file")
+            raise BadInput(
+                f"{what}: some rows have choices and some have none: put each kind into its own file"
+            )
         if choosing == {True}:
             self.judged_by, self.metrics = "choice_loss", {}
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qra_eval.tasks.example import Example
 from qra_search import plugins
-from qra_search.config import IN_MEMORY
+from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, describe, shorten
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,14 @@ def check_metric(name: str, metric: Metric, example: Example) -> None:
             f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse it"
         ) from error
     if not isinstance(score, bool | int | float) or not math.isfinite(score):
-        raise BadInput(f"metric {name!r} gives {shorten(score)} for the wanted answer of a test row: give a number")
+        raise BadInput(
+            f"metric {name!r} gives {shorten(score)} for the wanted answer of a test row: give a number"
+        )
 
 
-def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+def score_answers(
+    name: str, metric: Metric, answers: Sequence[str], examples: Sequence[Example]
+) -> list[float]:
     """The score of each answer; one on which the function fails counts as 0, and how many these are is logged."""
     scores, failures = [], []
     for answer, example in zip(answers, examples, strict=True):
@@ -99,7 +103,9 @@ def score_answers(name: str, metric: Metric, answers: Sequence[str], examples: S
             scores.append(0.0)
     if failures:
         count = f"{len(failures)} of {len(answers)}"
-        log.warning("metric %s fails on %s answers, which count as 0 (%s)", name, count, describe(failures[0]))
+        log.warning(
+            "metric %s fails on %s answers, which count as 0 (%s)", name, count, describe(failures[0])
+        )
     return scores
 
 

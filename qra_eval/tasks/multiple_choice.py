@@ -32,9 +32,16 @@ class MultipleChoiceTask(Task):
     judged_by = "choice_loss"
 
     def __init__(
-        self, name: str, hub: tuple[str, str | None], test: str, read: Callable[[Row], Parts],
-        write_prompt: Callable[[str], str], data: Any = None, seed: int = 0, chat: bool = False,
-    ):  # fmt: skip
+        self,
+        name: str,
+        hub: tuple[str, str | None],
+        test: str,
+        read: Callable[[Row], Parts],
+        write_prompt: Callable[[str], str],
+        data: Any = None,
+        seed: int = 0,
+        chat: bool = False,
+    ):
         super().__init__(data, seed, chat=chat)
         self.name, self.hub, self.test = name, hub, test
         self.read, self.write_prompt = read, write_prompt
@@ -50,7 +57,9 @@ class MultipleChoiceTask(Task):
             if self.data is None:
                 parts = [self.read(row) for _, row in read_hub_rows(*self.hub, of_hub)]
             else:
-                parts = [read_choices(row, where) for where, row in read_folder_rows(self.data, self.name, split)]
+                parts = [
+                    read_choices(row, where) for where, row in read_folder_rows(self.data, self.name, split)
+                ]
             rows[split] = [self._make_example(*some) for some in parts]
         return split_examples(rows, self.seed, shares=TRAIN_SHARES)
 

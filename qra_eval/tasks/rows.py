@@ -52,8 +52,12 @@ class Rows:
         if seed == 0:
             return self(split, count)
         examples = self.task.split(split)
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(ROWS_SEED + seed)).tolist()
-        return list(islice(self.task.encode((examples[i] for i in order), self.tokenizer, self.max_length), count))
+        order = torch.randperm(
+            len(examples), generator=torch.Generator().manual_seed(ROWS_SEED + seed)
+        ).tolist()
+        return list(
+            islice(self.task.encode((examples[i] for i in order), self.tokenizer, self.max_length), count)
+        )
 
     def hash(self, **counts: int | None) -> str:
         """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""

@@ -36,7 +36,13 @@ def score_choices(log_likelihoods: np.ndarray, examples: Sequence[Example]) -> d
 
 
 def measure_choices(
-    model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int, max_length: int, chat: bool = False
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    max_length: int,
+    chat: bool = False,
 ) -> np.ndarray:
     """Log-likelihood of every choice of every example, as lm-evaluation-harness has it: see `score_choices`.
 
@@ -53,7 +59,9 @@ def measure_choices(
     rows, places = [], []
     for i, example in enumerate(examples):
         if len(example.choices) < 2 or example.label is None:
-            raise BadInput(f"{example.prompt[:60]!r} is not a multiple-choice example: choices or label are missing")
+            raise BadInput(
+                f"{example.prompt[:60]!r} is not a multiple-choice example: choices or label are missing"
+            )
         prompt = example.prompt
         if chat:
             rendered = Chat(example, tokenizer)

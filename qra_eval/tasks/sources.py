@@ -128,7 +128,9 @@ def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder: give the one with {stem}_train.jsonl and {stem}_test.jsonl")
+        raise BadInput(
+            f"{folder} is not a folder: give the one with {stem}_train.jsonl and {stem}_test.jsonl"
+        )
     path = folder / f"{stem}_{split}.jsonl"
     if not path.is_file():
         raise BadInput(f"{folder} has no {path.name}: task data are {stem}_train.jsonl and {stem}_test.jsonl")
@@ -150,7 +152,9 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
     if reason is None:
         try:
             return load_dataset(name, subset)
-        except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
+        except (
+            Exception
+        ) as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
             reason = first_line(error)
     raise BadInput(
         f"data set {name!r} could not be downloaded ({reason}): check its name and the network, or give its folder "
@@ -184,11 +188,15 @@ def check_characters(text: str, name: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix or remove the row") from None
+        raise BadInput(
+            f"{where}: field {name!r} has an incomplete character: fix or remove the row"
+        ) from None
     return text
 
 
-def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None) -> dict[SplitName, list[Row]]:
+def _select_splits(
+    data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None
+) -> dict[SplitName, list[Row]]:
     """The rows of a mapping of splits, by the usual names or by those given."""
     chosen: dict[str, str] = dict(splits or {})
     for ours, theirs in chosen.items():
@@ -213,7 +221,9 @@ def _select_splits(data: Mapping[str, Any], what: str, splits: Mapping[str, str]
 def _label_rows(rows: Any, what: str) -> list[Row]:
     """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
-        raise wrong_type("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
+        raise wrong_type(
+            "task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed"
+        )
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # of a Dataset that gives tensors
     found: list[Row] = []
@@ -241,7 +251,9 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 def _read_json(path: Path) -> list[Row]:
     rows = _parse_json(read_text(path), str(path))
     if not isinstance(rows, list):
-        raise BadInput(f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line")
+        raise BadInput(
+            f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line"
+        )
     return _label_rows(rows, f"{path}, row")
 
 
@@ -276,9 +288,12 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Row]]] = {
-    ".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_table, ".tsv": _read_table,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".parquet": _read_parquet,
-}  # fmt: skip
+}
 """What reads a file, by its ending."""
 
 

@@ -66,14 +66,19 @@ class TextTask(Task):
             splits = split_examples(given, self.seed)
         except BadInput as error:
             what = self.data if isinstance(self.data, str) else "the text"
-            raise BadInput(f"{what}, cut into blocks of {self.block_characters} characters: {error}") from None
+            raise BadInput(
+                f"{what}, cut into blocks of {self.block_characters} characters: {error}"
+            ) from None
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
 
     def _load_texts(self) -> dict[SplitName, Text]:
         if self.data is None:
             names = {split: stems[0] for split, stems in STEMS.items()}
-            return {s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)]) for s, n in names.items()}
+            return {
+                s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)])
+                for s, n in names.items()
+            }
         if isinstance(self.data, str):
             return {split: _read(path) for split, path in find_split_files(Path(self.data), ENDS).items()}
         return {split: _read_paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}

@@ -21,14 +21,19 @@ STATE = "training"
 BEST = "best"
 
 
-def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor], more: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, training: Training, best: Mapping[str, Tensor], more: Mapping[str, Any]
+) -> None:
     """Write parameters, moments, the generators' states, losses, and where the training stands.
 
     Args:
         best: parameters of the best step so far, by name.
         more: plain data of the caller.
     """
-    tensors = {"losses": torch.tensor(training.losses, dtype=torch.float64), "generator::cpu": torch.get_rng_state()}
+    tensors = {
+        "losses": torch.tensor(training.losses, dtype=torch.float64),
+        "generator::cpu": torch.get_rng_state(),
+    }
     tensors |= {f"generator::{card}": torch.cuda.get_rng_state(card) for card in list_cards(training)}
     for name, parameter in named_parameters(training):
         tensors[f"value::{name}"] = parameter.detach()
@@ -36,9 +41,12 @@ def write_checkpoint(path: Path, training: Training, best: Mapping[str, Tensor],
         tensors.update({f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept})
     tensors.update({f"{BEST}::{name}": tensor for name, tensor in best.items()})
     state = {
-        "tokens": training.tokens, "stopped": training.stopped, "seconds": training.seconds,
-        "model_seconds": training.model_seconds, **more,
-    }  # fmt: skip
+        "tokens": training.tokens,
+        "stopped": training.stopped,
+        "seconds": training.seconds,
+        "model_seconds": training.model_seconds,
+        **more,
+    }
     write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, digest=False)
 
 
@@ -63,9 +71,13 @@ def read_checkpoint(
         keys = set(file.keys())
         for name, parameter in named_parameters(training):
             parameter.data.copy_(file.get_tensor(f"value::{name}"))
-            moments = {part: file.get_tensor(f"{part}::{name}") for part in MOMENTS if f"{part}::{name}" in keys}
+            moments = {
+                part: file.get_tensor(f"{part}::{name}") for part in MOMENTS if f"{part}::{name}" in keys
+            }
             if moments:
-                training.optimizer.state[parameter] = {k: t.clone().to(parameter.device) for k, t in moments.items()}
+                training.optimizer.state[parameter] = {
+                    k: t.clone().to(parameter.device) for k, t in moments.items()
+                }
         training.losses = file.get_tensor("losses").tolist()
         training.earlier_seconds = state.pop("seconds")
         for field in ("tokens", "stopped", "model_seconds"):
@@ -74,7 +86,9 @@ def read_checkpoint(
         for card in list_cards(training):
             if f"generator::{card}" in keys:
                 torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
-        best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
+        best = {
+            k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")
+        }
         return best, state
     except DamagedFile as error:
         raise RunFailed(f"{error}: delete it to train from the beginning") from error
@@ -83,7 +97,9 @@ def read_checkpoint(
 
 
 def list_cards(training: Training) -> list[torch.device]:
-    found = {parameter.device for _, parameter in named_parameters(training) if parameter.device.type == "cuda"}
+    found = {
+        parameter.device for _, parameter in named_parameters(training) if parameter.device.type == "cuda"
+    }
     return sorted(found, key=str)
 
 

@@ -59,7 +59,9 @@ def tune(
     def validate() -> dict[str, float]:
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            found = processes.run_together(lambda: tuner.measure_objective("validation", rows) if leads else 0.0)
+            found = processes.run_together(
+                lambda: tuner.measure_objective("validation", rows) if leads else 0.0
+            )
             (figures["validation_objective"],) = processes.sum_values(found)
         tuner.model.train()
         return figures
@@ -114,10 +116,14 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
         wanted, unscored = tuner.finetune.scored_rows and tuner.rows.task.judged_by, ""
         if wanted and not scores:
-            unscored = "answers of the untuned model are not scored: its weights do not fit into memory together"
+            unscored = (
+                "answers of the untuned model are not scored: its weights do not fit into memory together"
+            )
             log.warning(unscored)
         seconds = time.perf_counter() - start
-        return TuningRecord(plan, 0, 0, space.memory_bytes(plan), seconds, nats, tokens, scores, unscored=unscored)
+        return TuningRecord(
+            plan, 0, 0, space.memory_bytes(plan), seconds, nats, tokens, scores, unscored=unscored
+        )
 
     return retry_with_less_memory(tuner, work)
 
@@ -135,7 +141,9 @@ def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
     return ""
 
 
-def _make_identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
+def _make_identity(
+    tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]
+) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint with another identity is of another tuning."""
     finetune, digest = tuner.finetune, hashlib.sha256()
     for batch in batches:
@@ -183,7 +191,10 @@ def _select_samples(
     before: Sequence[dict[str, str]], after: Sequence[dict[str, str]], count: int
 ) -> tuple[dict[str, str], ...]:
     """So many of the sampled rows with the answers of both, half of them answered wrongly after the tuning."""
-    rows = [{**old, "before": old["answer"], "after": new["answer"]} for old, new in zip(before, after, strict=True)]
+    rows = [
+        {**old, "before": old["answer"], "after": new["answer"]}
+        for old, new in zip(before, after, strict=True)
+    ]
     wrong = [row for row in rows if row["after"].strip() != row["wanted"].strip()]
     right = [row for row in rows if row not in wrong]
     shown = (wrong[: max(count // 2, count - len(right))] + right)[:count]

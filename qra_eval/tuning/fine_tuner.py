@@ -56,7 +56,12 @@ class FineTuner:
         *,
         metric: str = "loss",
     ):
-        self.quantized_model, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
+        self.quantized_model, self.rows, self.evaluation, self.finetune = (
+            quantized,
+            rows,
+            evaluation,
+            finetune,
+        )
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.switcher = PlanSwitcher(quantized)
@@ -170,7 +175,9 @@ class FineTuner:
         together = SCORED_TOGETHER * self.device_batch_size
         while True:
             try:
-                return task.score_rows(self.model, self.tokenizer, examples, batch_size=together, max_length=room)
+                return task.score_rows(
+                    self.model, self.tokenizer, examples, batch_size=together, max_length=room
+                )
             except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
                 if not is_out_of_memory(error) or together == 1:
                     raise
@@ -205,7 +212,9 @@ class FineTuner:
         """
         settings = self.settings
         rows = self.rows.shuffle("train", steps * settings.rows_a_step, seed)
-        return schedule_batches(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
+        return schedule_batches(
+            rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0
+        )
 
     @property
     def finetune_steps(self) -> int:

@@ -15,10 +15,10 @@ from torch import Tensor
 from qra_eval.tuning.checkpoint import named_parameters, read_checkpoint, write_checkpoint
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
+from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import StepFigures
 from qra_search.files import write_text
-from qra_search.runs.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.sections import FinetuneConfig
 from qra_search.study.interrupt import on_interrupt
 
@@ -77,10 +77,14 @@ class FullTuning(TrainerCallback):
             self.resumed_after = training.step
         self.earlier_seconds = training.earlier_seconds
         if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
-            raise RunFailed(f"processes read different checkpoints in {self.folder}: all need one shared folder")
+            raise RunFailed(
+                f"processes read different checkpoints in {self.folder}: all need one shared folder"
+            )
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / CURVE_FILE, "".join(self.curve))  # steps after the checkpoint are made again
+            write_text(
+                self.folder / CURVE_FILE, "".join(self.curve)
+            )  # steps after the checkpoint are made again
 
     def on_step_end(self, training: Training) -> bool:
         settings, step, is_last = self.settings, training.step, training.step == training.steps
@@ -91,10 +95,14 @@ class FullTuning(TrainerCallback):
             self.stale += 1
             if value < self.best_value:
                 self.best_value, self.best_step, self.stale = value, step, 0
-                self.best = {name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)}
+                self.best = {
+                    name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)
+                }
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
-        interrupted = self.processes.any_process(self._interrupted)  # what comes while this waits is for the next step
+        interrupted = self.processes.any_process(
+            self._interrupted
+        )  # what comes while this waits is for the next step
         needed = is_last or stop or interrupted
         due = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
         minutes = (time.monotonic() - self._written) / 60

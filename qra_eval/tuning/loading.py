@@ -17,10 +17,10 @@ from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.quantized.generation import cache_weights_in_generate
 from qra_eval.quantized.tensorfile import open_tensors
+from qra_search.app.folder import RunFolder
+from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput, describe
 from qra_search.files import read_json, read_tensor_names
-from qra_search.runs.folder import RunFolder
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, read_plan_file
@@ -66,15 +66,21 @@ def load(
     plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
-        folder, device=device, dequantized_cache=dequantized_cache, trust_remote_code=trust_remote_code, model=model,
+        folder,
+        device=device,
+        dequantized_cache=dequantized_cache,
+        trust_remote_code=trust_remote_code,
+        model=model,
         tokenizer=tokenizer,
-    )  # fmt: skip
+    )
     keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
-        warnings.warn(f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2)
+        warnings.warn(
+            f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2
+        )
     if config.base_model_name_or_path == NO_ADDRESS:
         config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
     # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
@@ -101,9 +107,13 @@ def load_base(
     device = str(devices[0])
     data = read_tuned_plan(folder)
     loaded = load_model(
-        data["model"] if model is None else model, tokenizer=tokenizer, dtype=getattr(torch, data["dtype"]),
-        device=device, trust_remote_code=trust_remote_code, stream=True,
-    )  # fmt: skip
+        data["model"] if model is None else model,
+        tokenizer=tokenizer,
+        dtype=getattr(torch, data["dtype"]),
+        device=device,
+        trust_remote_code=trust_remote_code,
+        stream=True,
+    )
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
@@ -112,7 +122,9 @@ def load_base(
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache)
+    install_weights(
+        model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache
+    )
     return model, loaded.tokenizer
 
 
@@ -133,10 +145,16 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
     missing = [name for name in (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         if (folder / "adapter_config.json").is_file():
-            raise BadInput(f"{folder} is an adapter alone: give the folder above it, which holds its quantized base")
+            raise BadInput(
+                f"{folder} is an adapter alone: give the folder above it, which holds its quantized base"
+            )
         if missing == [BASE_FILE]:
-            raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it")
-        raise BadInput(f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first")
+            raise BadInput(
+                f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it"
+            )
+        raise BadInput(
+            f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"
+        )
     data = read_plan_file(folder)
     try:
         read_levels(data)
@@ -144,7 +162,9 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
         if not is_whole or not isinstance(getattr(torch, data["dtype"]), torch.dtype):
             raise LookupError("it lacks backend, model, weights or a dtype")
     except (LookupError, TypeError, AttributeError) as error:
-        raise BadInput(f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew") from error
+        raise BadInput(
+            f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew"
+        ) from error
     return data
 
 
@@ -152,7 +172,9 @@ def check_adapter(folder: Path) -> Path:
     """A folder that holds an adapter of PEFT. Raises BadInput if it holds none, or one of its files is damaged."""
     config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
     if not isinstance(config, dict) or "peft_type" not in config:
-        raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
+        raise BadInput(
+            f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in"
+        )
     if not tensors.is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
     read_tensor_names(tensors)
@@ -198,7 +220,9 @@ def install_weights(
 
     lacking = [name for name, bits in levels.items() if bits != UNQUANTIZED_BITS and name not in stored]
     if lacking:
-        raise BadInput(f"{files[0]} is damaged, it lacks the tensors of {lacking[0]}: restore it, or tune anew")
+        raise BadInput(
+            f"{files[0]} is damaged, it lacks the tensors of {lacking[0]}: restore it, or tune anew"
+        )
 
     def make_module(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
         tensors = stored.pop(name, None)
@@ -207,7 +231,9 @@ def install_weights(
         if more:
             tensors = {key: tensor.to(places.get(name, device)) for key, tensor in tensors.items()}
         shape = {"out_features": like.out_features, "in_features": like.in_features}
-        return backend.from_tensors(tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype)
+        return backend.from_tensors(
+            tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype
+        )
 
     names = []
     for found in found_linears:

@@ -53,7 +53,9 @@ class Processes:
         """Every gradient becomes its sum over the processes, in one message; None remains where none has one."""
         if self.size == 1:
             return
-        there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+        there = torch.tensor(
+            [p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device
+        )
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         message = parameters_to_vector([*grads, there])
         dist.all_reduce(message)

@@ -17,9 +17,9 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
+from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import RunFailed
 from qra_search.files import write_json
-from qra_search.runs.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
 from qra_search.space.space import Plan, SearchSpace
@@ -77,7 +77,9 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)
     if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):
-        raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and run `qra finetune`")
+        raise RunFailed(
+            f"weights differ from those that {folder} was tuned on: delete it, and run `qra finetune`"
+        )
     write_tensors(tensors, folder / BASE_FILE)
 
 
@@ -109,7 +111,9 @@ def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
         for linear in group.linears:
             if linear.name in switcher.trained_groups:
                 trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
-                tensors |= {f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
+                tensors |= {
+                    f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()
+                }
     return tensors
 
 
@@ -177,5 +181,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         del reloaded
     difference = float((mine - theirs).abs().max())
     if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
-        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
+        raise ReloadMismatch(
+            f"the reloaded adapter's logits differ by up to {difference} from the tuned model's"
+        )
     return difference

@@ -81,7 +81,9 @@ class Training:
     def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self._begun
 
-    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None) -> None:
+    def make_step(
+        self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None
+    ) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
 
         Args:
@@ -95,15 +97,21 @@ class Training:
         def run_passes() -> float:
             value = 0.0
             for batch in (
-                part for own in self.processes.select_own(batches) for part in (own.split_rows(rows) if rows else [own])
+                part
+                for own in self.processes.select_own(batches)
+                for part in (own.split_rows(rows) if rows else [own])
             ):
                 loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
                 loss.backward()
                 value += float(loss.detach())
             return value
 
-        if self.processes.size > 1:  # dropout of its own in each, and none that a checkpoint of the first would lack
-            torch.manual_seed((self.seed * self.steps + self.step) * self.processes.size + self.processes.rank)
+        if (
+            self.processes.size > 1
+        ):  # dropout of its own in each, and none that a checkpoint of the first would lack
+            torch.manual_seed(
+                (self.seed * self.steps + self.step) * self.processes.size + self.processes.rank
+            )
         (value,) = self.processes.sum_values(self.processes.run_together(run_passes))
         self.processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
         self.model_seconds += time.perf_counter() - begun

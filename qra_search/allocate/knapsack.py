@@ -125,13 +125,17 @@ def _find_best_exchange(gain: np.ndarray, extra: np.ndarray, room: int) -> tuple
     return item, rate[np.arange(len(rate)), item]
 
 
-def _bisect(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray) -> tuple[float, np.ndarray, float]:
+def _bisect(
+    cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray
+) -> tuple[float, np.ndarray, float]:
     """Price of a byte, the best feasible choice met, and a lower bound of the optimum, by bisection."""
     rows = np.arange(len(cost))
 
     def choose_by_price(price: float) -> tuple[np.ndarray, int, float]:
         priced = cost + price * size
-        choice = np.where(priced == priced.min(1, keepdims=True), size, np.inf).argmin(1)  # of equals the smallest
+        choice = np.where(priced == priced.min(1, keepdims=True), size, np.inf).argmin(
+            1
+        )  # of equals the smallest
         return choice, int(size[rows, choice].sum()), float(priced[rows, choice].sum()) - price * budget
 
     choice, total, bound = choose_by_price(0.0)
@@ -159,7 +163,13 @@ def _bisect(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarra
 
 
 def _search_exactly(
-    cost: np.ndarray, size: np.ndarray, budget: int, price: float, best: np.ndarray, upper: float, slack: float
+    cost: np.ndarray,
+    size: np.ndarray,
+    budget: int,
+    price: float,
+    best: np.ndarray,
+    upper: float,
+    slack: float,
 ) -> np.ndarray:
     """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""
     priced = cost + price * size

@@ -48,14 +48,18 @@ class Sensitivities:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         if len(self.bits_damage) != len(self.rank_gain):
-            raise ValueError(f"bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}")
+            raise ValueError(
+                f"bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}"
+            )
 
     def check(self, space: SearchSpace) -> None:
         """Raises BadInput if the shapes are not those of the space, or a figure is no number."""
         want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
         got = (self.bits_damage.shape, self.rank_gain.shape)
         if got != want:
-            raise BadInput(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
+            raise BadInput(
+                f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)"
+            )
         if not 0 <= self.cost < np.inf:
             raise BadInput(f"the cost of the sensitivities is {self.cost:g}: a number from 0 on is needed")
 

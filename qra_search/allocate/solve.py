@@ -72,14 +72,20 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "budget": self.budget_bytes, "plan": self.plan.to_dict(), "memory_bytes": self.memory_bytes,
+            "budget": self.budget_bytes,
+            "plan": self.plan.to_dict(),
+            "memory_bytes": self.memory_bytes,
             "predicted_loss": self.predicted_loss,
             "uniform": [
-                {"plan": u.plan.to_dict(), "memory_bytes": u.memory_bytes, "predicted_gain": u.gain,
-                 "interval": list(u.interval)}
+                {
+                    "plan": u.plan.to_dict(),
+                    "memory_bytes": u.memory_bytes,
+                    "predicted_gain": u.gain,
+                    "interval": list(u.interval),
+                }
                 for u in self.uniform
             ],
-        }  # fmt: skip
+        }
 
 
 def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:
@@ -106,7 +112,9 @@ def predict_uniform(
     loss, *values = compute_table_losses(table, space.encode_many([plan, *others])).tolist()
     gains = [value - loss for value in values]
     return [
-        UniformPrediction(other, space.memory_bytes(other), gain, 0.0 if other == plan else estimate_gain_std(gain))
+        UniformPrediction(
+            other, space.memory_bytes(other), gain, 0.0 if other == plan else estimate_gain_std(gain)
+        )
         for other, gain in zip(others, gains, strict=True)
     ]
 

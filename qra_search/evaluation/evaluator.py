@@ -18,7 +18,9 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done, and the number of steps."""
 StepFigures = Mapping[str, float]
 """Figures of a training step: `loss` and, if known, others."""
-NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+NO_ADAPTER = (
+    "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+)
 MAX_INT = 1 << 63
 LARGEST_LOSS = 1e100
 """A larger loss has diverged; its square would be no number."""
@@ -167,7 +169,7 @@ class Evaluator(ABC):
         Args:
             plan: of `space`, or of its `unquantized`.
             steps: of the optimizer; None: as the settings say.
-            folder: of this tuning alone (`qra_search.runs.tuning_folder`): for its curve, the checkpoint that it is
+            folder: of this tuning alone (`qra_search.app.tuning_folder`): for its curve, the checkpoint that it is
                 resumed from, its adapter; None: nothing is written.
             save_base: save the quantized base of the adapter as well, and check that both load back.
             on_step: called with each step, counted from 1, and its figures.

@@ -67,7 +67,11 @@ class TuningRecord:
     @property
     def test_loss(self) -> float:
         """Nats a labelled token; inf if the tuning diverged."""
-        return sum(self.row_nats) / max(1, sum(self.row_tokens)) if self.row_nats and not self.failed else math.inf
+        return (
+            sum(self.row_nats) / max(1, sum(self.row_tokens))
+            if self.row_nats and not self.failed
+            else math.inf
+        )
 
     @property
     def metrics(self) -> dict[str, float]:

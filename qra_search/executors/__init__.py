@@ -6,6 +6,11 @@ from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 
 __all__ = [
-    "Executor", "InProcessExecutor", "ProcessExecutor", "RayExecutor", "RemoteEvaluator", "WorkerDied",
+    "Executor",
+    "InProcessExecutor",
+    "ProcessExecutor",
+    "RayExecutor",
+    "RemoteEvaluator",
+    "WorkerDied",
     "WorkerUnusable",
-]  # fmt: skip
+]

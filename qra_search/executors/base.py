@@ -52,7 +52,9 @@ class InProcessExecutor(Executor):
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
         future: Future[Evaluation] = Future()
         try:
-            evaluation = self.evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+            evaluation = self.evaluator.evaluate(
+                proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed
+            )
         except (Exception, SystemExit) as error:  # the study records it as the reason of a failed trial
             future.set_exception(error)
         else:

@@ -45,7 +45,9 @@ def check_share(gpus: float | None, device: str) -> None:
     if gpus is None:
         return
     if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
-        raise BadInput(f"--gpus-per-worker must be 0, a share of one GPU such as 0.5, or a whole number, got {gpus:g}")
+        raise BadInput(
+            f"--gpus-per-worker must be 0, a share of one GPU such as 0.5, or a whole number, got {gpus:g}"
+        )
     if (device == "cpu") if gpus else uses_gpus(device):
         raise BadInput(f"--gpus-per-worker is {gpus:g} and the device is {device!r}: leave one of them out")
 
@@ -79,7 +81,9 @@ def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
         return ["cpu"] * workers
     visible, named = list_visible_gpus(), parse_gpus(device)
     if missing := [name for name in named if name not in visible]:
-        raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
+        raise BadInput(
+            f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu"
+        )
     if share is None and device == "auto" and not visible:
         return ["cpu"] * workers
     share, gpus = share or max(1, len(named)), named or visible

@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.errors import BadInput, convert_to_bad_input, describe
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, RowCount, check_evaluation
+from qra_search.evaluation.evaluator import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    RowCount,
+    check_evaluation,
+)
 from qra_search.executors.base import Executor, InputUnusable, WorkerDied, WorkerUnusable
 from qra_search.log.trial import Proposal, to_printable
 from qra_search.space.space import Plan

@@ -36,7 +36,9 @@ class ProcessExecutor(WorkerExecutor):
         names = list(devices or ["cpu"])
         super().__init__(factory, workers if workers is not None else len(names))
         self.devices = [names[slot % len(names)] for slot in range(self.slots)]
-        self._variables = [make_environment(name, self.slots, self.devices.count(name)) for name in self.devices]
+        self._variables = [
+            make_environment(name, self.slots, self.devices.count(name)) for name in self.devices
+        ]
 
     def start_worker(self, slot: int) -> Worker:
         return _ProcessWorker(self._variables[slot])
@@ -44,7 +46,9 @@ class ProcessExecutor(WorkerExecutor):
 
 class _ProcessWorker(Worker):
     def __init__(self, variables: dict[str, str]):
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_initialize_worker)
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_initialize_worker
+        )
         with export_variables(variables), _block_interrupts():
             self._pool.submit(os.getpid)  # which starts the process
             (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]

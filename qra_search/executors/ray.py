@@ -43,11 +43,15 @@ class RayExecutor(WorkerExecutor):
         try:
             import ray
         except ImportError as error:
-            raise ImportError(f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`", name="ray") from error
+            raise ImportError(
+                f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`", name="ray"
+            ) from error
         self._ray = ray
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            ray.init(
+                address=address, log_to_driver=False, include_dashboard=False if address is None else None
+            )
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
         if gpus:  # an actor that fits nowhere would wait until `START_SECONDS`
@@ -57,9 +61,14 @@ class RayExecutor(WorkerExecutor):
             except BaseException:
                 self.shutdown()
                 raise
-        self._device, self._sharing = name_device(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
+        self._device, self._sharing = (
+            name_device(gpus) if gpus else "cpu",
+            max(1, int(1 / gpus + 1e-9)) if gpus else 1,
+        )
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
-        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+            _Actor
+        )
 
     def start_worker(self, slot: int) -> Worker:
         return _RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
@@ -97,5 +106,7 @@ class _Actor(WorkerEvaluator):
 
     def __init__(self, device: str, sharing: int):
         os.environ[DEVICE], os.environ[SHARING] = device, str(sharing)
-        if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
+        if (
+            device == "cpu"
+        ):  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
             os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -87,7 +87,9 @@ class LogContents:
         if trial_id not in self.trials:
             if trial_id >= self.next:  # else its proposal has been reported as missing
                 self.next = trial_id + 1
-                self.damage.append((number, f"it is the result of trial {trial_id}, whose proposal is missing"))
+                self.damage.append(
+                    (number, f"it is the result of trial {trial_id}, whose proposal is missing")
+                )
         elif self.trials[trial_id].status != "running":
             raise ValueError(f"trial {trial_id} has a result already")
         else:
@@ -114,7 +116,9 @@ def read_log(content: bytes, name: str = "the log") -> LogContents:
             except LogError as error:
                 raise LogError(f"{name}, line {number}: {error}") from None
             except NOT_A_LOG as error:
-                contents.damage.append((number, f"it is not a record of a trial log ({describe_briefly(error)})"))
+                contents.damage.append(
+                    (number, f"it is not a record of a trial log ({describe_briefly(error)})")
+                )
     begin = b'{"format":"%s"' % FORMAT.encode()
     if not understood and not (content.startswith(begin) or begin.startswith(content)):
         raise LogError(f"{name} is not a readable trial log: it has no valid line")

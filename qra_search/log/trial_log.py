@@ -65,8 +65,10 @@ class TrialLog:
             more = f" (and {len(others)} more)" if others else ""
             warnings.warn(
                 f"{self.path} is damaged, line {number} was skipped: {what}{more}; "
-                f"`qra doctor {Path(self.path).parent}` lists all", DamagedLines, stacklevel=2,
-            )  # fmt: skip
+                f"`qra doctor {Path(self.path).parent}` lists all",
+                DamagedLines,
+                stacklevel=2,
+            )
 
     @property
     def trials(self) -> tuple[Trial, ...]:

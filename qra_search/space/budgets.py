@@ -19,7 +19,9 @@ LEAST_BARE = 1 << 20
 
 _PER_WEIGHT = re.compile(rf"\s*{NUMBER}\s*bpw\s*", re.IGNORECASE)
 _PERCENT = re.compile(rf"\s*{NUMBER}\s*%\s*")
-_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+(?:\.5)?|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
+_UNIFORM = re.compile(
+    r"\s*uniform\s*([0-9]+(?:\.5)?|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII
+)
 
 
 def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) -> str:
@@ -37,7 +39,9 @@ def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) ->
         raise BadInput(f"{shorten(budget)} is not a memory budget: write one such as {FORMS}")
     size = parse_bytes(budget)
     if needs_unit and text.strip().isdecimal() and size < LEAST_BARE:
-        raise BadInput(f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB")
+        raise BadInput(
+            f"memory budget {text} means {size} bytes: write its unit, such as {text}MiB or {text}GiB"
+        )
     return text
 
 
@@ -83,8 +87,12 @@ def _find_reference(space: SearchSpace, text: str) -> Plan:
         )
     rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
     names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
-    allowed = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
-    return _find_uniform(space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}")
+    allowed = (
+        name for name in names if space.uniform(name, rank) is not None
+    )  # not every group may allow each
+    return _find_uniform(
+        space, next(allowed, next(iter(names), REFERENCE_BITS)), rank, f"memory budget {text!r}"
+    )
 
 
 def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan | None:
@@ -94,8 +102,12 @@ def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan 
     if match is None:
         return None
     level = match.group(1)
-    of_width = (known.name for known in space.levels if "." in level and str(known.width) == level)  # 2 is a name
-    return _find_uniform(space, next(of_width, None) or read_name(level), int(match.group(2)), f"{what} {text!r}")
+    of_width = (
+        known.name for known in space.levels if "." in level and str(known.width) == level
+    )  # 2 is a name
+    return _find_uniform(
+        space, next(of_width, None) or read_name(level), int(match.group(2)), f"{what} {text!r}"
+    )
 
 
 def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:

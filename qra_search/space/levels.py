@@ -35,7 +35,9 @@ class Level:
     def __post_init__(self) -> None:
         check_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
-            raise ValueError(f"level {self.name} has width {self.width}: the name of a level is its width, or a text")
+            raise ValueError(
+                f"level {self.name} has width {self.width}: the name of a level is its width, or a text"
+            )
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
@@ -81,7 +83,9 @@ def read_name(text: str) -> LevelName:
     return name
 
 
-def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None) -> tuple[Level, ...]:
+def make_levels(
+    bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None
+) -> tuple[Level, ...]:
     """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
 
     Args:

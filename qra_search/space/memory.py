@@ -35,7 +35,9 @@ class GroupwiseFormat:
 
     def bytes(self, out_features: int, in_features: int) -> int:
         groups = math.ceil(in_features / self.group_size) if self.metadata_bits else 0
-        return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
+        return math.ceil(
+            (out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8
+        )
 
 
 def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
@@ -84,7 +86,9 @@ class MemoryModel:
     @cached_property
     def minimum(self) -> int:
         """Bytes of the smallest plan."""
-        return int(np.where(self.allowed, self.choice_bytes, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed)
+        return int(
+            np.where(self.allowed, self.choice_bytes, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed
+        )
 
     @cached_property
     def maximum(self) -> int:
@@ -112,7 +116,9 @@ def parse_bytes(text: str | int | float) -> int:
     else:
         match = SIZE.fullmatch(str(text))
         if match is None:
-            raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB")
+            raise BadInput(
+                f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
+            )
         value, unit = float(match.group(1)), (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"a size in bytes must be positive, got {text!r}")

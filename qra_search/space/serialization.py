@@ -30,7 +30,9 @@ class TabulatedFormat:
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
     """A space as plain data, with the bytes of every shape at every level in place of its formats."""
     shapes = sorted({(m.out_features, m.in_features) for g in space.groups for m in g.linears})
-    named = {v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)}
+    named = {
+        v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)
+    }
     return {
         "groups": [group.model_dump(exclude_defaults=True) for group in space.groups],
         "bits": list(space.bits),
@@ -49,7 +51,9 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
 
     def level(name: LevelName) -> Level:
         more = {"width": name} if isinstance(name, int) else data["levels"][name]
-        return Level(name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True))))
+        return Level(
+            name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True)))
+        )
 
     return SearchSpace(
         groups=[Group(**group) for group in data["groups"]],
@@ -91,7 +95,9 @@ def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
         raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
     if len(chosen) < len(data["groups"]):
         names = [str(g["name"]) for g in data["groups"]]
-        raise ValueError(f"the plan has the group {next(n for n in names if names.count(n) > 1)} twice: leave one out")
+        raise ValueError(
+            f"the plan has the group {next(n for n in names if names.count(n) > 1)} twice: leave one out"
+        )
     return chosen
 
 
@@ -99,7 +105,9 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups; raises ValueError if it is none of the space."""
     chosen = read_choices(data)
     if different := sorted(set(space.names) ^ set(chosen)):
-        raise ValueError(f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})")
+        raise ValueError(
+            f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})"
+        )
     try:
         plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
     except TypeError as error:
@@ -120,7 +128,11 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     with convert_to_bad_input():
         data = read_json(file)
     if not isinstance(data, dict):
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is not a plan'}: give a plan.json or a run")
+        raise BadInput(
+            f"{file} {'does not exist' if data is None else 'is not a plan'}: give a plan.json or a run"
+        )
     if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is not a plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+        raise BadInput(
+            f"{file} is not a plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed"
+        )
     return data

@@ -134,7 +134,9 @@ class SearchSpace:
         """Exact bytes of any plan, as tables."""
         shapes = [[(m.out_features, m.in_features) for m in group.linears] for group in self.groups]
         weight = [[sum(level.format.bytes(*s) for s in own) for level in self.levels] for own in shapes]
-        adapter = [[sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes]
+        adapter = [
+            [sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes
+        ]
         tables = np.asarray(weight, dtype=np.int64), np.asarray(adapter, dtype=np.int64)
         allowed = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
         return MemoryModel(*tables, self.fixed_bytes, allowed)
@@ -150,9 +152,12 @@ class SearchSpace:
         groups = [group.model_copy(update={"bits": None, "ranks": None}) for group in self.groups]
         ranks = sorted({0, self.ranks[-1]})
         return SearchSpace(
-            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, fixed_bytes=self.fixed_bytes,
+            groups=groups,
+            bits=(UNQUANTIZED_BITS,),
+            ranks=ranks,
+            fixed_bytes=self.fixed_bytes,
             adapter_bits=self.adapter_bits,
-        )  # fmt: skip
+        )
 
     def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
@@ -191,7 +196,9 @@ class SearchSpace:
 
     def contains(self, plan: Plan) -> bool:
         """Whether every choice of the plan is allowed."""
-        return isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
+        return (
+            isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
+        )
 
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
@@ -202,7 +209,9 @@ class SearchSpace:
         if level is None:
             return None
         plan = Plan(
-            tuple(self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups),
+            tuple(
+                self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups
+            ),
             tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
         )
         return plan if self.contains(plan) else None
@@ -217,7 +226,12 @@ class SearchSpace:
 
     def uniform_by_choice(self) -> dict[tuple[LevelName, int], Plan]:
         """Every uniform plan of the space by its level and rank, cheapest first."""
-        choices = [((b, r), p) for b in self.bits for r in self.uniform_ranks if (p := self.uniform(b, r)) is not None]
+        choices = [
+            ((b, r), p)
+            for b in self.bits
+            for r in self.uniform_ranks
+            if (p := self.uniform(b, r)) is not None
+        ]
         return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
 
     def uniform_plans(self, budget_bytes: int | None = None) -> list[Plan]:
@@ -233,7 +247,9 @@ class SearchSpace:
     def signature(self) -> str:
         """Hash of all that makes two spaces the same: groups, choices and bytes of every choice."""
         content = {
-            "groups": [(g.name, [(m.name, m.out_features, m.in_features) for m in g.linears]) for g in self.groups],
+            "groups": [
+                (g.name, [(m.name, m.out_features, m.in_features) for m in g.linears]) for g in self.groups
+            ],
             "bits": self.bits,
             "ranks": self.ranks,
             "bits_allowed": self.bits_allowed.tolist(),
@@ -259,7 +275,9 @@ class SearchSpace:
     def _find_indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
         """int64 (N, G): where N lists of choices lie among the known ones."""
         index = {choice: i for i, choice in enumerate(known)}
-        return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(-1, len(self))
+        return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(
+            -1, len(self)
+        )
 
     def _find_level(self, name: LevelName) -> Level | None:
         same = [level for level in self.levels if level.name == name]
@@ -271,7 +289,10 @@ class SearchSpace:
 
     def _explain_mismatch(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
-            for what, value, allowed in (("bits", b, group.bits or self.bits), ("rank", r, group.ranks or self.ranks)):
+            for what, value, allowed in (
+                ("bits", b, group.bits or self.bits),
+                ("rank", r, group.ranks or self.ranks),
+            ):
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
         return ""

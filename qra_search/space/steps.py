@@ -85,7 +85,9 @@ class AdjacentSteps:
 
     @cached_property
     def _next_larger(self) -> np.ndarray:
-        return np.asarray(self.allowed.shape[-1] - 1 - _find_previous_allowed(self.allowed[..., ::-1])[..., ::-1])
+        return np.asarray(
+            self.allowed.shape[-1] - 1 - _find_previous_allowed(self.allowed[..., ::-1])[..., ::-1]
+        )
 
 
 def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -103,7 +105,9 @@ def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _stack_choices(bits: np.ndarray, ranks: np.ndarray, fill: float) -> np.ndarray:
     width = max(bits.shape[1], ranks.shape[1])
-    return np.stack([np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)])
+    return np.stack(
+        [np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)]
+    )
 
 
 def _find_previous_allowed(allowed: np.ndarray) -> np.ndarray:

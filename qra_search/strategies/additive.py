@@ -36,11 +36,17 @@ class AdditiveStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
-        table = compute_posterior_table(state) if learn else build_additive_table(state.space, state.sensitivities)
+        table = (
+            compute_posterior_table(state)
+            if learn
+            else build_additive_table(state.space, state.sensitivities)
+        )
         return propose_optima(state, table, n, origin="additive")
 
 
-def propose_optima(state: StudyState, table: np.ndarray, n: int, *, origin: str, skip: int = 0) -> list[Proposal]:
+def propose_optima(
+    state: StudyState, table: np.ndarray, n: int, *, origin: str, skip: int = 0
+) -> list[Proposal]:
     """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets.
 
     Args:

@@ -91,7 +91,9 @@ class QRAStrategy(Strategy):
         for k in range(n):
             codes = state.space.encode_many(waiting)
             found = iter(()) if fit is None else self._rank_candidates(state, fit.condition_on(codes), k)
-            proposal = next((p for p in found if p.plan not in asked), None) or self._fall_back(state, asked, k)
+            proposal = next((p for p in found if p.plan not in asked), None) or self._fall_back(
+                state, asked, k
+            )
             if proposal is None:
                 break
             asked.add(proposal.plan)
@@ -147,7 +149,9 @@ class QRAStrategy(Strategy):
         limits = [budgets[0]] * ATTEMPTS + [state.memory_limit] * ATTEMPTS
         drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
         new = ((plan, origin) for plan, origin in chain(allocated, drawn) if plan not in asked)
-        return next((Proposal(plan, seed=self._pick_seed(state, k), origin=origin) for plan, origin in new), None)
+        return next(
+            (Proposal(plan, seed=self._pick_seed(state, k), origin=origin) for plan, origin in new), None
+        )
 
     def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int
@@ -169,12 +173,16 @@ class QRAStrategy(Strategy):
             found.append(solve_many(tables, memory.choice_bytes, budget - fixed))
             if len(best):
                 found.append(
-                    list_neighbours(rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES)
+                    list_neighbours(
+                        rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES
+                    )
                 )
         return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)
 
 
-def list_neighbours(code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int) -> np.ndarray:
+def list_neighbours(
+    code: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int
+) -> np.ndarray:
     """Plans int64 (M, 2, G) one or two changes away from a plan (2, G), within the budget; the most promising by the
     mean table.
 

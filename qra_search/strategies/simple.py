@@ -42,7 +42,11 @@ class RandomStrategy(Strategy):
 
 
 def propose_new(
-    state: StudyState, n: int, draw: Callable[[int, np.random.Generator], tuple[Plan, str]], *, fidelity: float = 1.0
+    state: StudyState,
+    n: int,
+    draw: Callable[[int, np.random.Generator], tuple[Plan, str]],
+    *,
+    fidelity: float = 1.0,
 ) -> list[Proposal]:
     """At most `n` proposals of plans that the log does not hold.
 
@@ -56,7 +60,9 @@ def propose_new(
         rng = state.rng(offset)
         for attempt in range(2 * ATTEMPTS):
             plan, origin = (
-                draw(offset, rng) if attempt < ATTEMPTS else (sample_plan(state, rng, state.memory_limit), "random")
+                draw(offset, rng)
+                if attempt < ATTEMPTS
+                else (sample_plan(state, rng, state.memory_limit), "random")
             )
             if plan not in seen:
                 seen.add(plan)

@@ -14,7 +14,7 @@ from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Z_90, build_additive_table, compute_table_losses, estimate_gain_std
 from qra_search.space.space import Plan, SearchSpace
 
-SHOWN_BY = "qra_search.report.tables"
+SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""
 
 
@@ -88,12 +88,18 @@ class UniformComparison:
         one, two = self.chosen, self.baseline
         if two is None or two.plan == one.plan or not two.loss:
             return None
-        share, noise = (x / abs(two.loss) for x in (one.loss - two.loss, math.hypot(one.loss_std, two.loss_std)))
+        share, noise = (
+            x / abs(two.loss) for x in (one.loss - two.loss, math.hypot(one.loss_std, two.loss_std))
+        )
         return LossChange(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
 
 
 def predict_better_plan(
-    space: SearchSpace, sensitivities: Sensitivities, plan: Plan, best: EvaluatedPlan, known: Sequence[EvaluatedPlan]
+    space: SearchSpace,
+    sensitivities: Sensitivities,
+    plan: Plan,
+    best: EvaluatedPlan,
+    known: Sequence[EvaluatedPlan],
 ) -> EvaluatedPlan | None:
     """The allocated plan with its predicted loss, if it is not evaluated and is predicted to be lower than the best
     evaluated one by more than may be chance; else None.
@@ -104,7 +110,9 @@ def predict_better_plan(
     if any(candidate.plan == plan for candidate in known):
         return None
     plans = [plan, best.plan, *(candidate.plan for candidate in known)]
-    own, least, *others = compute_table_losses(build_additive_table(space, sensitivities), space.encode_many(plans))
+    own, least, *others = compute_table_losses(
+        build_additive_table(space, sensitivities), space.encode_many(plans)
+    )
     predicted, true = np.array(others) - least, np.array([candidate.loss for candidate in known]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)

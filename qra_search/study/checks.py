@@ -55,8 +55,12 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
-    wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
-    raise wrong_type("evaluator", evaluator, "an instance is needed" if isinstance(evaluator, type) else wanted)
+    wanted = (
+        "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
+    )
+    raise wrong_type(
+        "evaluator", evaluator, "an instance is needed" if isinstance(evaluator, type) else wanted
+    )
 
 
 def check_options(evaluations: Any, seed: Any, batch: Any) -> None:

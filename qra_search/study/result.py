@@ -46,7 +46,9 @@ class SearchResult(Shown, StudyState):
         beliefs, observed = strategy.estimate(state), average_losses(state.full)
         count = Counter(trial.plan for trial in state.full)
         candidates = [
-            EvaluatedPlan(plan, float(mean), float(std), state.space.memory_bytes(plan), observed[plan], count[plan])
+            EvaluatedPlan(
+                plan, float(mean), float(std), state.space.memory_bytes(plan), observed[plan], count[plan]
+            )
             for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
         ]
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
@@ -100,13 +102,18 @@ class SearchResult(Shown, StudyState):
     def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
         if not self.memory_budgets:
-            return [UniformComparison(c.memory_bytes, c, self.find_best_uniform(c.memory_bytes)) for c in self.front]
+            return [
+                UniformComparison(c.memory_bytes, c, self.find_best_uniform(c.memory_bytes))
+                for c in self.front
+            ]
         return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
         """The allocation within a budget (default: the largest, or else that of the space's largest plan); None without
         sensitivities, or with neither a budget nor an evaluated plan; raises BudgetTooSmall."""
-        if self.sensitivities is None or (memory_budget is None and not (self.memory_budgets or self.candidates)):
+        if self.sensitivities is None or (
+            memory_budget is None and not (self.memory_budgets or self.candidates)
+        ):
             return None
         limit = self._resolve(memory_budget)
         if limit not in self.allocations:
@@ -139,8 +146,14 @@ class SearchResult(Shown, StudyState):
     def __repr__(self) -> str:
         best = self.best()
         what = "best" if best is None or best.evaluations else "predicted"
-        found = "nothing fits" if best is None else f"{what} loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
-        return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
+        found = (
+            "nothing fits"
+            if best is None
+            else f"{what} loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
+        )
+        return (
+            f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
@@ -160,7 +173,9 @@ class SearchResult(Shown, StudyState):
                 }
                 for c in self.comparisons
             ],
-            "allocations": [a.to_dict() for b in self.memory_budgets if (a := self.allocation(b)) is not None],
+            "allocations": [
+                a.to_dict() for b in self.memory_budgets if (a := self.allocation(b)) is not None
+            ],
             "front": [_to_plain_dict(c) for c in self.front],
             "uniform": [_to_plain_dict(c) for c in self.uniform],
             "candidates": [_to_plain_dict(c) for c in self.candidates],
@@ -175,7 +190,9 @@ class SearchResult(Shown, StudyState):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.sensitivities is not None:
-            write_sensitivities(folder / "sensitivities.json", self.space, self.sensitivities, evaluator or {})
+            write_sensitivities(
+                folder / "sensitivities.json", self.space, self.sensitivities, evaluator or {}
+            )
         plan = self.choose_plan()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))

@@ -119,9 +119,15 @@ class Study:
         sensitivities = self.sensitivities
         charge = sensitivities.cost if self._charged and sensitivities is not None else 0.0
         return StudyState(
-            self.space, self.log.trials, sensitivities, self.memory_budgets, self.seed, self.evaluations,
-            self.evaluator.fidelities, charge,
-        )  # fmt: skip
+            self.space,
+            self.log.trials,
+            sensitivities,
+            self.memory_budgets,
+            self.seed,
+            self.evaluations,
+            self.evaluator.fidelities,
+            charge,
+        )
 
     @property
     def sensitivities(self) -> Sensitivities | None:
@@ -148,14 +154,20 @@ class Study:
                 if not flying:
                     break
                 # All that ended is recorded before anything is raised: an unusable worker comes last.
-                results = {future: future.exception() or future.result() for future in self.executor.wait(flying)}
-                for future in sorted(results, key=lambda f: (isinstance(results[f], WorkerUnusable), flying[f].id)):
+                results = {
+                    future: future.exception() or future.result() for future in self.executor.wait(flying)
+                }
+                for future in sorted(
+                    results, key=lambda f: (isinstance(results[f], WorkerUnusable), flying[f].id)
+                ):
                     trial = self._record(flying.pop(future), results[future])
                 if self.batch is not None and (flying or waiting):
                     continue  # what a batch comes to may not depend on the order of its results
                 ended = [t for t in self.log if t.status != "running"]
                 if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
-                    raise StudyFailed(f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}")
+                    raise StudyFailed(
+                        f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
+                    )
             self._notify("on_end")
             return self.result()
         finally:
@@ -184,7 +196,9 @@ class Study:
         """
         trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
         if trial is None:
-            raise BadInput("unknown or finished proposal: call tell() exactly once for each proposal from ask()")
+            raise BadInput(
+                "unknown or finished proposal: call tell() exactly once for each proposal from ask()"
+            )
         del self._asked[trial.id]
         return self._record(trial, evaluation)
 
@@ -249,7 +263,9 @@ def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
-    uniform = [(plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()]
+    uniform = [
+        (plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()
+    ]
     chosen: list[Plan] = []
     if not budgets and uniform:
         middle = space.uniform_ranks[len(space.uniform_ranks) // 2]

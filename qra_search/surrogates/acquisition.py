@@ -21,7 +21,9 @@ Score = Callable[[np.ndarray], np.ndarray]
 """Codes (M, 2, G) to their acquisition (M,); -inf is never chosen."""
 
 
-def rank_codes(space: SearchSpace, score: Score, codes: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
+def rank_codes(
+    space: SearchSpace, score: Score, codes: np.ndarray, known: np.ndarray, limit: int
+) -> np.ndarray:
     """int (K, 2, G): those of the codes (M, 2, G) that are not known (N, 2, G) and take at most `limit` bytes, each
     once, that of largest score first."""
     codes = np.unique(codes, axis=0)
@@ -54,13 +56,19 @@ def search_locally(score: Score, starts: np.ndarray, allowed: np.ndarray, known:
         return torch.as_tensor(codes.reshape(len(codes), starts[0].size), dtype=torch.double)
 
     choices = [
-        torch.as_tensor(np.flatnonzero(row), dtype=torch.double) for row in allowed.reshape(-1, allowed.shape[-1])
+        torch.as_tensor(np.flatnonzero(row), dtype=torch.double)
+        for row in allowed.reshape(-1, allowed.shape[-1])
     ]
     with torch.no_grad():
         best, _ = optimize_acqf_discrete_local_search(
-            Acquisition(), choices, q=1, num_restarts=len(starts), raw_samples=len(starts),
-            batch_initial_conditions=tensor(starts)[:, None], X_avoid=tensor(known),
-        )  # fmt: skip
+            Acquisition(),
+            choices,
+            q=1,
+            num_restarts=len(starts),
+            raw_samples=len(starts),
+            batch_initial_conditions=tensor(starts)[:, None],
+            X_avoid=tensor(known),
+        )
     return np.asarray(best.numpy().astype(np.int64).reshape(starts.shape[1:]))
 
 
@@ -96,5 +104,7 @@ def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: n
     after = np.zeros(len(new_mean))
     for z, mass in NODES:
         least = (mean[pool] + z * change[:, pool]).min(1)
-        after += mass * np.where(new_fits, np.minimum(least, new_mean + z * change[each, known + each]), least)
+        after += mass * np.where(
+            new_fits, np.minimum(least, new_mean + z * change[each, known + each]), least
+        )
     return np.maximum(mean[pool].min() - after, 0.0)

@@ -114,7 +114,12 @@ class Rows:
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
         """These rows and new ones, each of one replicate with the first seed."""
         first = np.zeros((len(codes), self.seeds.shape[1]))
-        pairs = ((self.codes, codes), (self.loss, loss), (self.weight, np.ones(len(codes))), (self.seeds, first))
+        pairs = (
+            (self.codes, codes),
+            (self.loss, loss),
+            (self.weight, np.ones(len(codes))),
+            (self.seeds, first),
+        )
         return Rows(*map(np.concatenate, pairs))
 
 
@@ -177,7 +182,9 @@ def correlate_groups(space: SearchSpace) -> np.ndarray:
     same = (kinds[:, None] == kinds[None, :]).astype(float)
     if all(g.depth is not None for g in groups):
         depth = np.array([float(g.depth or 0) for g in groups])
-        near = np.exp(-0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2)
+        near = np.exp(
+            -0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2
+        )
         total += DEPTH * near + DEPTH_OF_KIND * near * same
     if len(set(kinds.tolist())) > 1:
         total += KIND * same

@@ -52,7 +52,9 @@ class LossGP:
         with use_one_thread(), torch.no_grad():
             X = torch.as_tensor(np.column_stack([inputs, proxy]))
             parts = [self.model.posterior(part) for part in X.split(BATCH)]
-            mean, variance = (torch.cat([getattr(p, name)[:, 0] for p in parts]) for name in ("mean", "variance"))
+            mean, variance = (
+                torch.cat([getattr(p, name)[:, 0] for p in parts]) for name in ("mean", "variance")
+            )
         std = np.maximum(variance.sqrt().numpy(), LEAST_STD)
         return self.center + self.scale * mean.numpy(), self.scale * std
 
@@ -153,7 +155,9 @@ class PlanGP:
     def fantasize(self, codes: np.ndarray) -> PlanGP:
         """The model once these plans have come out as their posterior mean says."""
         return replace(
-            self, gp=self.gp.fantasize(self.encode(codes), self.proxy(codes)), codes=np.concatenate([self.codes, codes])
+            self,
+            gp=self.gp.fantasize(self.encode(codes), self.proxy(codes)),
+            codes=np.concatenate([self.codes, codes]),
         )
 
 
@@ -174,9 +178,14 @@ def fit_plan_gp(
     if len(losses) < MIN_FIT or np.ptp(values) == 0:
         return None
     codes, best = space.encode_many(losses), values.min()
-    ceiling = float(best + CLIP * (np.median(values) - best)) if np.median(values) > best else float(values.max())
+    ceiling = (
+        float(best + CLIP * (np.median(values) - best)) if np.median(values) > best else float(values.max())
+    )
     gp = fit_loss_gp(encode(codes), proxy(codes), np.minimum(values, ceiling), **options)
-    model, waiting = PlanGP(gp, encode, proxy, codes, ceiling), [plan for plan in pending if plan not in losses]
+    model, waiting = (
+        PlanGP(gp, encode, proxy, codes, ceiling),
+        [plan for plan in pending if plan not in losses],
+    )
     return model.fantasize(space.encode_many(waiting)) if waiting else model
 
 
@@ -205,7 +214,9 @@ def scale_by_error(space: SearchSpace) -> np.ndarray:
 
 def scale_by_order(space: SearchSpace) -> np.ndarray:
     """float (2, G, K): each choice of each variable by its place among them, within [0, 1]."""
-    return _stack_scales(space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float))
+    return _stack_scales(
+        space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float)
+    )
 
 
 def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

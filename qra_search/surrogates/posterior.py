@@ -30,8 +30,15 @@ LEAST_NOISE = 1e-4
 MOST_SEEDS = 16
 """Seeds whose shifts are estimated; a log from elsewhere may have one for every trial."""
 KNOWN_TO = {
-    "noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "shift": 1.5, "units": 4.0,
-}  # fmt: skip
+    "noise": 1.5,
+    "misfit": 0.7,
+    "scale": 0.7,
+    "offset": 0.7,
+    "decay": 0.7,
+    "gain": 0.7,
+    "shift": 1.5,
+    "units": 4.0,
+}
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP, SWEEPS = 2.0, 2
 LOUDER = 30.0
@@ -52,7 +59,11 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, average_observations(state)[1])
-        return build_additive_table(state.space, state.sensitivities) if fit is None else fit.compute_posterior_mode()
+        return (
+            build_additive_table(state.space, state.sensitivities)
+            if fit is None
+            else fit.compute_posterior_mode()
+        )
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
@@ -63,7 +74,9 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     """
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
-    fit = TableFit(TableBasis(state.space, state.sensitivities), rows.select(select_fitted_rows(rows)), Widths())
+    fit = TableFit(
+        TableBasis(state.space, state.sensitivities), rows.select(select_fitted_rows(rows)), Widths()
+    )
     noise = estimate_replicate_noise(state)
     if noise > 0:
         known = replace(fit.widths, noise=max(noise / fit.spread, LEAST_NOISE))
@@ -78,7 +91,9 @@ def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
         by_plan.setdefault(trial.plan, []).append(trial)
     weight = np.array([len(trials) for trials in by_plan.values()], float)
     mean = np.array([float(np.mean([t.loss for t in trials])) for trials in by_plan.values()])
-    seeds = weigh_seeds([[t.seed for t in trials] for trials in by_plan.values()], list_common_seeds(state.full))
+    seeds = weigh_seeds(
+        [[t.seed for t in trials] for trials in by_plan.values()], list_common_seeds(state.full)
+    )
     return list(by_plan), Rows(state.space.encode_many(by_plan), mean, weight, seeds)
 
 

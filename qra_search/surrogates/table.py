@@ -73,7 +73,9 @@ class TableFit:
         self.variances = self.block_variances(widths)
         independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
         self._covariances = replace(independent, cells=basis.cell, scale=basis.alike, decay=basis.alike)
-        self._roots = replace(independent, cells=basis.cell_root, scale=basis.alike_root, decay=basis.alike_root)
+        self._roots = replace(
+            independent, cells=basis.cell_root, scale=basis.alike_root, decay=basis.alike_root
+        )
         self.theta = self._initialize() if theta is None else theta
         self._solve()
 
@@ -92,7 +94,9 @@ class TableFit:
             units=w.units**2,
         )
 
-    def observation_variance(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
+    def observation_variance(
+        self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float
+    ) -> np.ndarray:
         misfit = (w.misfit * excess) ** 2
         return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
 
@@ -166,7 +170,10 @@ class TableFit:
         """(..., G, B, R) from parameters (..., P_k)."""
         G, B, R = self.basis.shape
         lead = theta.cells.shape[:-1]
-        eta = theta.cells.reshape(*lead, 1, B, R) + theta.trust[..., None, None] * self.basis.deviation[:, :, None]
+        eta = (
+            theta.cells.reshape(*lead, 1, B, R)
+            + theta.trust[..., None, None] * self.basis.deviation[:, :, None]
+        )
         eta = eta + theta.scale[..., :, None, None] + theta.offset.reshape(*lead, G, B)[..., None]
         return eta - theta.decay[..., :, None, None] * self.basis.h
 
@@ -210,7 +217,9 @@ class TableFit:
         cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._row_derivatives[1], strict=True)))
         mean = self.best + f - _multiply_blocks(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
-        return mean, sum(s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)) - half.T @ half
+        return mean, sum(
+            s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)
+        ) - half.T @ half
 
     def predict_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each

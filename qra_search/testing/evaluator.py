@@ -51,11 +51,15 @@ class EvaluatorContract:
             again = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
             assert again.loss == evaluation.loss, f"the same seed gives another loss at fidelity {fidelity:g}"
 
-    def test_loss_is_finite_and_bytes_are_those_of_the_space(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+    def test_loss_is_finite_and_bytes_are_those_of_the_space(
+        self, evaluator: Evaluator, plans: list[Plan]
+    ) -> None:
         for plan in plans:
             check_evaluation(evaluator.evaluate(plan), evaluator.space, plan)
 
-    def test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(self, evaluator: Evaluator) -> None:
+    def test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(
+        self, evaluator: Evaluator
+    ) -> None:
         sensitivities = evaluator.sensitivities()
         if sensitivities is None:
             pytest.skip("the evaluator measures no sensitivities")
@@ -66,7 +70,9 @@ class EvaluatorContract:
         assert np.array_equal(again.bits_damage, sensitivities.bits_damage)
         assert np.array_equal(again.rank_gain, sensitivities.rank_gain)
 
-    def test_it_describes_itself_in_plain_data_that_stays(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+    def test_it_describes_itself_in_plain_data_that_stays(
+        self, evaluator: Evaluator, plans: list[Plan]
+    ) -> None:
         """A run is known by it, and resumed only under the same."""
         description = evaluator.describe()
         assert json.loads(json.dumps(description)) == description

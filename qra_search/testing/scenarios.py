@@ -27,9 +27,14 @@ TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
 
 
 SHAPES = {
-    "q": (256, 256), "k": (64, 256), "v": (64, 256), "o": (256, 256),
-    "gate": (512, 256), "up": (512, 256), "down": (256, 512),
-}  # fmt: skip
+    "q": (256, 256),
+    "k": (64, 256),
+    "v": (64, 256),
+    "o": (256, 256),
+    "gate": (512, 256),
+    "up": (512, 256),
+    "down": (256, 512),
+}
 """Linears of a toy layer, out and in."""
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "layer": {"layer": tuple(SHAPES)},
@@ -57,15 +62,30 @@ def make_toy_space(
     for layer in range(layers):
         for kind, members in KINDS[granularity].items():
             linears = tuple(
-                Linear(name=f"layers.{layer}.{m}", out_features=SHAPES[m][0], in_features=SHAPES[m][1]) for m in members
+                Linear(name=f"layers.{layer}.{m}", out_features=SHAPES[m][0], in_features=SHAPES[m][1])
+                for m in members
             )
             left_out = int(restricted and len(groups) % 3 == 0)
-            choices = {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]} if left_out or table else {}
-            groups.append(Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices))
+            choices = (
+                {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]}
+                if left_out or table
+                else {}
+            )
+            groups.append(
+                Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices)
+            )
     if table:
         linears, wide = (Linear(name="embed", out_features=1024, in_features=256),), (*names[1:], 16)
         groups.append(
-            Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True)
+            Group(
+                name="embed",
+                linears=linears,
+                bits=wide,
+                ranks=(0,),
+                kind="embed",
+                depth=layers,
+                is_embedding=True,
+            )
         )
         bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
@@ -98,7 +118,9 @@ class ToyEvaluator(Evaluator):
         widths = self.space.widths.tolist()
         error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])
         self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
-        self.gain = rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
+        self.gain = (
+            rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
+        )
         self._sensitivities = None if sensitivities is None else self._make_sensitivities(sensitivities)
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -141,7 +163,9 @@ def make_logged_state(
         writer: what proposed the trials; default: random plans.
     """
     writer = writer or RandomStrategy()
-    state = StudyState(evaluator.space, (), evaluator.sensitivities(), budgets, seed, 60.0, evaluator.fidelities)
+    state = StudyState(
+        evaluator.space, (), evaluator.sensitivities(), budgets, seed, 60.0, evaluator.fidelities
+    )
     with TrialLog() as log:
         while len(log) < trials + pending:
             proposals = writer.propose(replace(state, trials=log.trials), 1)
@@ -159,7 +183,9 @@ def make_logged_state(
 
 def interpolate_budgets(space: SearchSpace, *shares: float) -> tuple[int, ...]:
     """Bytes at these shares of the way from the smallest to the largest plan."""
-    return tuple(int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares)
+    return tuple(
+        int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares
+    )
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -182,8 +208,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "ninety-six layers": {"space": {"layers": 96}},
     "one allowed bit-width": {"space": {"bits": (4,)}},
     "one allowed rank": {"space": {"ranks": (8,)}},
-    "one plan in all, not yet tried": {"trials": 0, "shares": (), "space": {"layers": 3, "bits": (4,), "ranks": (8,)}},
-    "one plan in all, tried": {"trials": 1, "shares": (), "space": {"layers": 3, "bits": (4,), "ranks": (8,)}},
+    "one plan in all, not yet tried": {
+        "trials": 0,
+        "shares": (),
+        "space": {"layers": 3, "bits": (4,), "ranks": (8,)},
+    },
+    "one plan in all, tried": {
+        "trials": 1,
+        "shares": (),
+        "space": {"layers": 3, "bits": (4,), "ranks": (8,)},
+    },
     "groups with fewer choices": {"space": {"restricted": True}},
     "a table beside the linears": {"space": {"table": True}},
     "granularity module": {"space": {"layers": 4, "granularity": "module"}},
@@ -203,7 +237,9 @@ def scenario(name: str) -> StudyState:
     options = {"trials": 12, "pending": 0, "shares": (0.3, 0.6), "space": {}, **SCENARIOS[name]}
     trials, pending, shares, space = (options.pop(key) for key in ("trials", "pending", "shares", "space"))
     evaluator = ToyEvaluator(make_toy_space(**space), **options)
-    return make_logged_state(evaluator, trials, budgets=interpolate_budgets(evaluator.space, *shares), pending=pending)
+    return make_logged_state(
+        evaluator, trials, budgets=interpolate_budgets(evaluator.space, *shares), pending=pending
+    )
 
 
 def disturb_global_randomness() -> None:

@@ -86,9 +86,13 @@ class StrategyContract:
         for proposal in proposals:
             for trial in state.trials:
                 if trial.plan == proposal.plan:
-                    assert trial.status != "failed", f"trial {trial.id} failed, and its plan is proposed again"
+                    assert trial.status != "failed", (
+                        f"trial {trial.id} failed, and its plan is proposed again"
+                    )
                     again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
-                    assert again, f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
+                    assert again, (
+                        f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
+                    )
         assert _fingerprint(state) == before, "propose changed the state that it was given"
 
     def test_no_more_is_proposed_than_was_asked_for(self, strategy: Strategy) -> None:
@@ -97,11 +101,15 @@ class StrategyContract:
         assert strategy.propose(state, 0) == [], "propose(state, 0) must return []"
 
     @pytest.mark.parametrize("name", [LOGGED, "pending trials", "two fidelities"])
-    def test_the_same_log_gives_the_same_proposals(self, strategy: Strategy, name: str, tmp_path: Path) -> None:
+    def test_the_same_log_gives_the_same_proposals(
+        self, strategy: Strategy, name: str, tmp_path: Path
+    ) -> None:
         state = scenario(name)
         first = strategy.propose(state, PROPOSED)
         disturb_global_randomness()
-        again = pickle.loads(pickle.dumps(strategy)).propose(_read_back(state, tmp_path / "trials.jsonl"), PROPOSED)
+        again = pickle.loads(pickle.dumps(strategy)).propose(
+            _read_back(state, tmp_path / "trials.jsonl"), PROPOSED
+        )
         assert again == first, "the same log must give the same proposals: draw from state.rng() alone"
 
     def test_another_process_gives_the_same_proposals(self, strategy: Strategy) -> None:
@@ -134,8 +142,14 @@ class StrategyContract:
 
         def study(strategy: Strategy, **options: Any) -> Study:
             budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
-            return Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, memory_budget=budgets,
-                         seed=4, **options)  # fmt: skip
+            return Study(
+                evaluator,
+                strategy=strategy,
+                evaluations=self.study_evaluations,
+                memory_budget=budgets,
+                seed=4,
+                **options,
+            )
 
         unbroken = study(strategy).run()
         broken = study(strategy, log=path, callbacks=[_StopAfter(7)])
@@ -153,9 +167,13 @@ class StrategyContract:
         runs = []
         for workers in (1, 3):
             study = Study(
-                evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, seed=2,
+                evaluator,
+                strategy=strategy,
+                evaluations=self.study_evaluations,
+                batch=3,
+                seed=2,
                 executor=_LastFirst(evaluator, workers),
-            )  # fmt: skip
+            )
             runs.append([t.proposal for t in study.run().trials])
         assert runs[0] == runs[1], "in batches the proposals must be the same with any number of workers"
 
@@ -164,11 +182,17 @@ class StrategyContract:
             state = scenario(name)
             estimates = strategy.estimate(state)
             expected = {t.plan for t in state.full}
-            assert set(estimates.plans) == expected, "estimate must return the plans evaluated in full, and no others"
+            assert set(estimates.plans) == expected, (
+                "estimate must return the plans evaluated in full, and no others"
+            )
             shape = (len(expected),)
-            assert np.shape(estimates.mean) == np.shape(estimates.std) == shape, f"mean and std must have shape {shape}"
+            assert np.shape(estimates.mean) == np.shape(estimates.std) == shape, (
+                f"mean and std must have shape {shape}"
+            )
             assert np.isfinite(estimates.mean).all(), "means must be finite"
-            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all(), "deviations must be nan, or 0 or more"
+            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all(), (
+                "deviations must be nan, or 0 or more"
+            )
             disturb_global_randomness()
             again = strategy.estimate(state)
             assert np.array_equal(again.mean, estimates.mean), "the same log gives other estimates"
@@ -212,7 +236,14 @@ def _fingerprint(state: StudyState) -> str:
     """Text that differs when anything a strategy was given has changed."""
     sensitivities = None if state.sensitivities is None else state.sensitivities.to_dict()
     return repr(
-        (state.space.signature, state.trials, sensitivities, state.memory_budgets, state.seed, state.fidelities)
+        (
+            state.space.signature,
+            state.trials,
+            sensitivities,
+            state.memory_budgets,
+            state.seed,
+            state.fidelities,
+        )
     )
 
 

@@ -45,7 +45,9 @@ def write_in_eval(self: PackedLinear, x: Tensor) -> Tensor:
 
 
 LosesTheGradient = with_forward(lambda self, x: forward(self, x.detach()) + 0 * x.sum())
-RoundsActivationsInEval = with_forward(lambda self, x: forward(self, x if self.training else (x * 16).round() / 16))
+RoundsActivationsInEval = with_forward(
+    lambda self, x: forward(self, x if self.training else (x * 16).round() / 16)
+)
 LosesTheBias = with_forward(lambda self, x: F.linear(x, self.dequantize(x.dtype)))
 WritesToTensors = with_forward(write_in_eval)
 
@@ -123,7 +125,9 @@ class MoreBitsThanSaid(ReferenceBackend):
 
 class AcceptsAnyTensors(ReferenceBackend):
     def from_tensors(self, tensors, *, out_features, in_features, **shape):
-        return super().from_tensors(tensors, out_features=min(out_features, 96), in_features=in_features, **shape)
+        return super().from_tensors(
+            tensors, out_features=min(out_features, 96), in_features=in_features, **shape
+        )
 
 
 class CopiesTensors(ReferenceBackend):
@@ -193,7 +197,11 @@ def test_an_option_that_no_spec_tells_is_caught(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("backend", "test", "words"),
     [
-        (AcceptsAnyTensors, "test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused", "DID NOT RAISE"),
+        (
+            AcceptsAnyTensors,
+            "test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused",
+            "DID NOT RAISE",
+        ),
         (CopiesTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "copied"),
         (WritesToTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "written to"),
     ],

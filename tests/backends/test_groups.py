@@ -61,10 +61,14 @@ def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
 def test_every_block_type_has_its_scale_where_it_is_said_to_be(kind):
-    blocks = torch.randint(0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    blocks = torch.randint(
+        0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     blocks = replace_scales(blocks, kind, torch.full((4, 1), 0.25))
     if kind.offset:
         write_float16(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
     before = decode(blocks, kind, torch.float64)
     assert before.isfinite().all() and before.any()
-    assert torch.equal(decode(replace_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before)
+    assert torch.equal(
+        decode(replace_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before
+    )

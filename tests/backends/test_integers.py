@@ -24,7 +24,9 @@ def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
     backend = make_backend("compressed-tensors")
     for bits in backend.bits:
         errors = [
-            damped_error(backend.dequantize(backend.quantize(linear, bits, hessian=seen)), linear, hessian).sum()
+            damped_error(
+                backend.dequantize(backend.quantize(linear, bits, hessian=seen)), linear, hessian
+            ).sum()
             for seen in (hessian, torch.eye(len(hessian)))
         ]
         assert errors[0] < 0.5 * errors[1]

@@ -87,6 +87,8 @@ def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(
 def test_what_is_not_of_the_layout_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="q.codes must be .*, got"):
         shards = Shards(layout(), {"q": (40, IN)}, torch.float32)
-        shards.copy_shard(torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3))
+        shards.copy_shard(
+            torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3)
+        )
     with pytest.raises(ValueError, match="write the folder with `qra export`"):
         layout(quant_method="awq")

@@ -48,12 +48,17 @@ def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():
-    backend = make_backend({2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, "hqq"]})
+    backend = make_backend(
+        {2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, "hqq"]}
+    )
     assert backend.bits == (2, "nf4", "reference-4", "hqq-4")
     assert [backend.width(level) for level in backend.bits] == [2, 4, 4, 4]
     assert [backend.describe(level) for level in backend.bits] == [
-        "reference", "bitsandbytes-nf4", "reference, group_size 32", "hqq",
-    ]  # fmt: skip
+        "reference",
+        "bitsandbytes-nf4",
+        "reference, group_size 32",
+        "hqq",
+    ]
     assert make_backend(backend.spec).spec == backend.spec and make_backend(backend.spec).bits == backend.bits
     linear = nn.Linear(64, 64, bias=False)
     for level, name in (
@@ -65,7 +70,9 @@ def test_several_backends_at_one_width_are_levels_of_their_own():
         assert backend.storage(level).bytes(64, 64) == alone.storage(4).bytes(64, 64)
         assert torch.equal(backend.dequantize(module), alone.dequantize(alone.quantize(linear, 4)))
         tensors = backend.to_tensors(module)
-        loaded = backend.from_tensors(tensors, bits=level, out_features=64, in_features=64, dtype=torch.float32)
+        loaded = backend.from_tensors(
+            tensors, bits=level, out_features=64, in_features=64, dtype=torch.float32
+        )
         assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
     for level, message in (("fp4", "does not store fp4: choose from 2, nf4,"), (4, "does not store 4 bits")):
         with pytest.raises(ValueError, match=message):
@@ -84,7 +91,10 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
 
 
 def test_an_identity_is_that_of_the_part_alone():
-    one, other = make_backend({2: "hqq", 4: "reference"}), make_backend({2: "reference-gptq", 4: ["reference", "hqq"]})
+    one, other = (
+        make_backend({2: "hqq", 4: "reference"}),
+        make_backend({2: "reference-gptq", 4: ["reference", "hqq"]}),
+    )
     assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)
     assert one.identity(2) != other.identity(2)
     assert one.identity(2)["library"] == {"hqq": version("hqq")}

@@ -45,7 +45,9 @@ def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch)
 
     layer = make_backend("reference").quantize(nn.Linear(64, 32, bias=False), 4)
     calls, dequantize = [], type(layer).dequantize
-    monkeypatch.setattr(type(layer), "dequantize", lambda self, dtype=None: calls.append(1) or dequantize(self, dtype))
+    monkeypatch.setattr(
+        type(layer), "dequantize", lambda self, dtype=None: calls.append(1) or dequantize(self, dtype)
+    )
     tuned = get_peft_model(nn.Sequential(layer, nn.Linear(32, 4)), LoraConfig(target_modules=["0"]))
     assert not calls and tuned.base_model.model[0].lora_A["default"].weight.shape == (8, 64)
     weight, x = layer.weight, torch.randn(3, 64, requires_grad=True)

@@ -10,8 +10,15 @@ from qra_backends import backend_names, bits_per_weight, make_backend
 from torch import nn
 
 BUILT_IN = {
-    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "compressed-tensors", "trellis"
-}  # fmt: skip
+    "reference",
+    "reference-gptq",
+    "bitsandbytes",
+    "hqq",
+    "mixed",
+    "gguf",
+    "compressed-tensors",
+    "trellis",
+}
 
 
 def test_the_projects_backends_are_registered():
@@ -61,11 +68,17 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
         *(({"name": "hqq", "group_size": size}, "multiple of 8") for size in (0, 12, -8, 64.0)),
         ({"name": "mixed", "choice": "hqq"}, "choice must be a mapping of bit-widths to backends, got 'hqq'"),
-        ({"name": "mixed", "choice": {"a": "hqq"}}, "a mapping of backends must have bit-widths as keys, got 'a'"),
+        (
+            {"name": "mixed", "choice": {"a": "hqq"}},
+            "a mapping of backends must have bit-widths as keys, got 'a'",
+        ),
         ({4: []}, "is empty"),
         ({4: ["hqq", "hqq"]}, "twice"),
         ({3: ["hqq", "bitsandbytes"]}, "3"),
-        ({3: "bitsandbytes"}, "unsupported backend for 3 bits: .*bitsandbytes does not store 3 bits: choose from 4, 8"),
+        (
+            {3: "bitsandbytes"},
+            "unsupported backend for 3 bits: .*bitsandbytes does not store 3 bits: choose from 4, 8",
+        ),
         ({4: "bitsandbytes-int8"}, "unsupported backend for 4 bits: .*choose from 8"),
     ],
 )
@@ -75,7 +88,9 @@ def test_a_wrong_spec_says_what_is_allowed(spec, message: str):
 
 
 @pytest.mark.parametrize("name", ["hqq", "bitsandbytes"])
-def test_a_backend_without_its_library_says_so_when_used_and_not_before(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_backend_without_its_library_says_so_when_used_and_not_before(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
     backend = make_backend(name)
     reason = backend.unavailable_reason()

@@ -28,9 +28,14 @@ def test_a_block_parses(block: Block, tmp_path: Path) -> None:
         checks.check_json(block) if block.language == "json" else checks.check_jsonl(block, tmp_path)
         return
     check = {
-        "sh": checks.check_sh, "python": checks.check_python, "yaml": checks.check_yaml, "toml": checks.check_toml,
-    }.get(block.language)  # fmt: skip
-    assert check is not None, f"{block.place}: language {block.language!r} cannot be parsed; mark it none, WHY"
+        "sh": checks.check_sh,
+        "python": checks.check_python,
+        "yaml": checks.check_yaml,
+        "toml": checks.check_toml,
+    }.get(block.language)
+    assert check is not None, (
+        f"{block.place}: language {block.language!r} cannot be parsed; mark it none, WHY"
+    )
     check(block)
 
 

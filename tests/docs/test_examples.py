@@ -9,7 +9,7 @@ import pytest
 import yaml
 from docs_blocks import NOTEBOOKS, ROOT, blocks_of
 
-from qra_search.config import load_config
+from qra_search.app.config import load_config
 
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
@@ -43,11 +43,17 @@ def test_what_a_config_names_is_installed(file: Path) -> None:
 
 def test_the_page_on_models_shows_the_settings_of_an_example() -> None:
     shown = [b.code for b in blocks_of(ROOT / "docs" / "your-own-model.md") if b.language == "yaml"]
-    assert [yaml.safe_load(code) for code in shown] == [yaml.safe_load((EXAMPLES / "qwen3-4b.yaml").read_text())]
+    assert [yaml.safe_load(code) for code in shown] == [
+        yaml.safe_load((EXAMPLES / "qwen3-4b.yaml").read_text())
+    ]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)
 def test_a_notebook_is_committed_without_outputs(file: Path) -> None:
     cells = json.loads(file.read_text())["cells"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
+    assert all(
+        not cell["outputs"] and cell["execution_count"] is None
+        for cell in cells
+        if cell["cell_type"] == "code"
+    )
     assert len(file.read_text()) < MOST_OUTPUT

@@ -42,14 +42,20 @@ def test_pages_that_grow_are_kept_short(name: str) -> None:
 
 def test_a_long_sentence_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\nShort one. Word " + "word " * 39 + "end.\n\n```sh\n" + "code " * 50 + "\n```\n")
+    page.write_text(
+        "# Title\n\nShort one. Word " + "word " * 39 + "end.\n\n```sh\n" + "code " * 50 + "\n```\n"
+    )
     assert [len(s.split()) for s in sentences(page)] == [2, 41]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_headings_stand_alone(page: Path) -> None:
     lines = ["", *_FENCED.sub("\n", page.read_text()).splitlines(), ""]
-    crowded = [b for a, b, c in zip(lines, lines[1:], lines[2:], strict=False) if b.startswith("#") and (a + c).strip()]
+    crowded = [
+        b
+        for a, b, c in zip(lines, lines[1:], lines[2:], strict=False)
+        if b.startswith("#") and (a + c).strip()
+    ]
     assert not crowded, f"{page.relative_to(ROOT)}: lines touch these headings: {crowded}"
     long = [line for line in lines if line.startswith("#") and len(line.split()) > MOST_HEADING_WORDS]
     assert not long, f"{page.relative_to(ROOT)}: a paragraph runs into these headings: {long}"

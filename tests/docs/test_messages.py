@@ -36,7 +36,11 @@ def templates(file: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def known() -> list[str]:
-    files = [f for folder in ("qra_search", "qra_eval", "backends/qra_backends") for f in (ROOT / folder).rglob("*.py")]
+    files = [
+        f
+        for folder in ("qra_search", "qra_eval", "backends/qra_backends")
+        for f in (ROOT / folder).rglob("*.py")
+    ]
     return [text for file in files for text in templates(file)]
 
 

@@ -14,7 +14,7 @@ import torch
 import qra_eval
 from qra_eval.models.tiny import tiny_model
 from qra_search import search
-from qra_search.config import make_config
+from qra_search.app.config import make_config
 from qra_search.testing import EvaluatorContract
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -26,7 +26,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import generation
 from qra_eval.tuning.loading import BASE_DIGEST, find_tuning, load_base
 from qra_search import plan
-from qra_search.cli.errors import run_safely
+from qra_search.app.cli.errors import run_safely
 from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]
@@ -111,7 +111,9 @@ def test_moved_cast_copied_or_filled_it_computes_the_same(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_in_another_dtype_it_computes_nearly_the_same(dtype: torch.dtype, model: Any, expected: Tensor) -> None:
+def test_in_another_dtype_it_computes_nearly_the_same(
+    dtype: torch.dtype, model: Any, expected: Tensor
+) -> None:
     other = model.half() if dtype == torch.float16 else model.float()
     assert logits(other).dtype == dtype
     assert (logits(other).float() - expected.float()).abs().max() < ROUNDING
@@ -142,7 +144,9 @@ def test_the_base_saves_every_tensor_once(run: Path, tmp_path: Path) -> None:
     for tensor in other.parameters():
         tensor.data.zero_()
     missing, unexpected = other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
-    assert not unexpected and all(name.startswith("lm_head.table.") for name in missing)  # it is the embedding's
+    assert not unexpected and all(
+        name.startswith("lm_head.table.") for name in missing
+    )  # it is the embedding's
     assert torch.equal(logits(other), logits(base))
 
 
@@ -167,9 +171,15 @@ def trained(trainer: Any, model: Any, run: Path, folder: Path) -> None:
 def test_trainer_goes_on_with_it(checkpointing: bool, model: Any, run: Path, tmp_path: Path) -> None:
     model.set_adapter("default")
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=STEPS, save_steps=STEPS, learning_rate=0.01, report_to=[], use_cpu=True,
-        gradient_checkpointing=checkpointing, disable_tqdm=True,
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=STEPS,
+        save_steps=STEPS,
+        learning_rate=0.01,
+        report_to=[],
+        use_cpu=True,
+        gradient_checkpointing=checkpointing,
+        disable_tqdm=True,
+    )
     rows: Any = [{"input_ids": IDS[0] + i, "labels": IDS[0] + i} for i in range(8)]
     trained(Trainer(model=model, args=arguments, train_dataset=rows), model, run, tmp_path)
 
@@ -181,9 +191,14 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
     model, tokenizer = load(run, device="cpu")
     model.set_adapter("default")
     arguments = SFTConfig(
-        str(tmp_path), max_steps=STEPS, save_steps=STEPS, learning_rate=0.01, report_to=[], use_cpu=True,
+        str(tmp_path),
+        max_steps=STEPS,
+        save_steps=STEPS,
+        learning_rate=0.01,
+        report_to=[],
+        use_cpu=True,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     rows = Dataset.from_list([{"prompt": f"{i} plus {i} is", "completion": f" {2 * i}."} for i in range(8)])
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     trained(trainer, model, run, tmp_path)
@@ -192,8 +207,14 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
 def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:
     """What inductor makes of the graphs after that, in half a minute, is torch's own."""
     base = model.get_base_model()
-    hidden = torch.randn(1, 8, base.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.dtype)
-    given = {base.get_input_embeddings(): IDS, base.model.layers[0].mlp: hidden, base.get_output_embeddings(): hidden}
+    hidden = torch.randn(1, 8, base.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(
+        model.dtype
+    )
+    given = {
+        base.get_input_embeddings(): IDS,
+        base.model.layers[0].mlp: hidden,
+        base.get_output_embeddings(): hidden,
+    }
     with torch.no_grad():
         for module, value in given.items():
             expected = module(value)
@@ -208,7 +229,9 @@ def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_know
     load_model("tiny").model.save_pretrained(tmp_path / "base")
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "base")}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "base")})
+    )
     own = dict(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").named_parameters())
     factors = {name: tensor for name, tensor in model.named_parameters() if ".lora_" in name}
     assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
@@ -229,14 +252,20 @@ def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forwa
     once = len(counts)
     assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
     counts.clear()
-    assert torch.equal(model.generate(IDS, **length), kept) and not counts  # they are there since the first call
+    assert (
+        torch.equal(model.generate(IDS, **length), kept) and not counts
+    )  # they are there since the first call
     twin = copy.deepcopy(model)
     assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) == once
     monkeypatch.setattr(generation, "count_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
     twin = copy.deepcopy(model)
-    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
-    assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
+    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (
+        once - 1
+    )  # a head asks for rows
+    assert torch.equal(logits(model), expected) and not any(
+        "forward" in vars(module) for module in base.modules()
+    )
 
 
 def test_generate_follows_a_change_of_the_adapter(model: Any) -> None:
@@ -255,7 +284,9 @@ def test_generate_follows_a_change_of_the_adapter(model: Any) -> None:
     assert torch.equal(zeroed, without) and not torch.equal(zeroed, first)
 
 
-def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_says_in_a_line_what_is_wrong(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "plan.json").write_text('{"')
     with pytest.raises(BadInput, match="damaged/plan.json is not JSON"):
@@ -269,12 +300,17 @@ def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: py
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(BadInput, match=message):
             load(damaged)
-        assert run_safely(["export", str(damaged), "--format", "peft"]) == 2 and message in capsys.readouterr().err
+        assert (
+            run_safely(["export", str(damaged), "--format", "peft"]) == 2
+            and message in capsys.readouterr().err
+        )
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
 
 
-def test_a_baseline_that_becomes_the_plan_gets_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_becomes_the_plan_gets_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
     settings = {"finetune.steps": 2, "finetune.test_rows": 4}
     tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", device="cpu", settings=settings)

@@ -45,11 +45,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     byte_tokenizer().save_pretrained(folder / "model")
     levels = (2, 3, 8, 16)
     evaluator = make_evaluator(
-        str(folder / "model"), "arithmetic", device="cpu", training={"batch_size": 2}, finetune={"test_rows": 2},
-        quantization={"backend": {2: "trellis", 3: "reference", 8: "bitsandbytes-int8"}, "embeddings": [2],
-                      "cache": str(folder / "bank")},
+        str(folder / "model"),
+        "arithmetic",
+        device="cpu",
+        training={"batch_size": 2},
+        finetune={"test_rows": 2},
+        quantization={
+            "backend": {2: "trellis", 3: "reference", 8: "bitsandbytes-int8"},
+            "embeddings": [2],
+            "cache": str(folder / "bank"),
+        },
         space={"bits": levels, "ranks": (0, 4)},
-    )  # fmt: skip
+    )
     count = len(evaluator.space) - 1
     plan = Plan((*(levels[i % 4] for i in range(count)), 2), (*((4, 0, 4)[i % 3] for i in range(count)), 0))
     evaluator.tune(plan, steps=2, folder=folder / "run")
@@ -70,14 +77,20 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
 
 
 @pytest.mark.parametrize(("family", "backend"), [("qwen3_moe", "reference"), ("llama", "bitsandbytes-nf4")])
-def test_adapters_of_experts_are_found_and_nothing_is_stored_twice(family: str, backend: str, tmp_path: Path) -> None:
+def test_adapters_of_experts_are_found_and_nothing_is_stored_twice(
+    family: str, backend: str, tmp_path: Path
+) -> None:
     tiny_config_model(family, normalised=False).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     evaluator = make_evaluator(
-        str(tmp_path / "model"), "arithmetic", device="cpu", training={"batch_size": 2, "learning_rate": 0.05},
-        finetune={"test_rows": 2, "sample_answers": 0}, space={"bits": (4,), "ranks": (4,)},
+        str(tmp_path / "model"),
+        "arithmetic",
+        device="cpu",
+        training={"batch_size": 2, "learning_rate": 0.05},
+        finetune={"test_rows": 2, "sample_answers": 0},
+        space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": backend, "embeddings": 16, "cache": str(tmp_path / "bank")},
-    )  # fmt: skip
+    )
     plan = evaluator.space.uniform(4, 4)
     assert plan is not None
     evaluator.tune(plan, steps=2, folder=tmp_path / "run")

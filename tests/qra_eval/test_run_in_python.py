@@ -15,7 +15,7 @@ from cli_runner import Qra
 
 from qra_eval.models.load import load_model
 from qra_search import BadInput, open_run, plan
-from qra_search.runs.folder import RunFolder
+from qra_search.app.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_python.py"
@@ -31,7 +31,9 @@ SETTINGS = ["evaluation.steps=3", "finetune.steps=6", "finetune.test_rows=16"]
 def contents(folder: Path, *places: Path) -> dict[str, Any]:
     """The files of a run: JSON and text without times, checksums and the names of model and task; others as bytes."""
     found: dict[str, Any] = {}
-    ids = {record.id: f"tuning-{i}" for i, record in enumerate(RunFolder(folder).records())}  # follow from the names
+    ids = {
+        record.id: f"tuning-{i}" for i, record in enumerate(RunFolder(folder).records())
+    }  # follow from the names
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and "exports" not in f.parts):
         if file.name in OTHER:
             continue

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from qra_search import Study
-from qra_search.cli import common
-from qra_search.cli.app import ENTRIES
-from qra_search.config import RunConfig
-from qra_search.workflow.settings import FIELDS
+from qra_search.app.cli import common
+from qra_search.app.cli.app import ENTRIES
+from qra_search.app.config import RunConfig
+from qra_search.app.settings import FIELDS
 
 CONFIG = RunConfig()
 OF_THE_CONFIG = {
@@ -49,8 +49,8 @@ def test_a_command_without_options_has_the_defaults_of_a_config(name: str) -> No
 
 
 def test_finetune_has_the_defaults_of_a_full_tuning_in_python() -> None:
-    from qra_search.cli.finetune import finetune
-    from qra_search.workflow.run import Run
+    from qra_search.app.cli.finetune import finetune
+    from qra_search.app.run import Run
 
     command, python = defaults(finetune), defaults(Run.finetune)
     shared = python.keys() & command.keys()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from qra_search.config import ConfigError, make_config
+from qra_search.app.config import ConfigError, make_config
 from qra_search.engines import ENGINES, fit_rank, unsupported_reason
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
     config = make_config({"engine": "llama.cpp"})
     assert config.quantization.backend == "gguf" and config.space.bits == ENGINES["llama.cpp"].bits
-    shown = {"engine": "vllm", "quantization": {"embeddings": "auto"}, "space": {"bits": "auto", "granularity": "auto"}}
+    shown = {
+        "engine": "vllm",
+        "quantization": {"embeddings": "auto"},
+        "space": {"bits": "auto", "granularity": "auto"},
+    }
     assert make_config(shown) == make_config({"engine": "vllm"}), "auto is nothing said"
     chosen = {
         "engine": "llama.cpp",
@@ -26,12 +30,18 @@ def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
     "data, said",
     [
         ({"engine": "llama.cp"}, "engine is 'llama.cp': did you mean llama.cpp"),
-        ({"engine": "llama.cpp", "quantization": {"backend": "hqq"}}, "engine llama.cpp runs what backend gguf stores"),
+        (
+            {"engine": "llama.cpp", "quantization": {"backend": "hqq"}},
+            "engine llama.cpp runs what backend gguf stores",
+        ),
         ({"engine": "llama.cpp", "quantization": {"backend": {4: "hqq"}}}, "runs what backend gguf stores"),
         ({"engine": "vllm", "space": {"granularity": "module"}}, "so choose fused or layer"),
         ({"engine": "vllm", "space": {"ranks": [8, 1024]}}, "engine vllm takes at most 512"),
         ({"engine": "vllm", "quantization": {"embeddings": 4}}, "engine vllm has 16"),
-        ({"engine": "llama.cpp", "space": {"bits": [4, 7]}}, "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8"),
+        (
+            {"engine": "llama.cpp", "space": {"bits": [4, 7]}},
+            "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8",
+        ),
     ],
 )
 def test_what_an_engine_has_not_is_refused_in_one_line(data, said):

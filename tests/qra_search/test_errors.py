@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
-from qra_search.cli.errors import exit_status
-from qra_search.config import ConfigError
+from qra_search.app.cli.errors import exit_status
+from qra_search.app.config import ConfigError
+from qra_search.app.folder import NoRun
 from qra_search.errors import RunFailed, convert_to_bad_input, first_line, wrong_type
 from qra_search.log.lines import LogError
 from qra_search.plugins import UnknownName
-from qra_search.runs.folder import NoRun
 from qra_search.study.checks import StudyFailed
 
 
@@ -37,7 +37,9 @@ def test_bad_input_keeps_the_kind_of_what_is_bad_input_already() -> None:
 
 def test_a_value_of_the_wrong_kind_is_shown_shortened() -> None:
     text = str(wrong_type("plan", "x" * 1000, "a Plan is needed"))
-    assert text.startswith("plan is 'xxx") and text.endswith("... (str): a Plan is needed") and len(text) < 150
+    assert (
+        text.startswith("plan is 'xxx") and text.endswith("... (str): a Plan is needed") and len(text) < 150
+    )
 
 
 def test_a_first_line_that_introduces_the_next_is_given_with_it() -> None:

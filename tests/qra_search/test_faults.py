@@ -107,7 +107,10 @@ def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, li
             lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
             lambda: search(workers.Misbehaving(), **options, log=log),
         )
-        assert told.startswith(RunFailed.__name__) and "make room on its disk and resume with the same log" in told
+        assert (
+            told.startswith(RunFailed.__name__)
+            and "make room on its disk and resume with the same log" in told
+        )
         assert not TrialLog(log).damage
     resumed = search(workers.Misbehaving(), **options, log=log)
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
@@ -149,5 +152,7 @@ def test_a_free_worker_gets_the_next_proposal_at_once_and_the_strategy_sees_what
     with ProcessExecutor(workers.factory(notes=notes), 2) as executor:
         search(workers.Misbehaving(), strategy=Watching(), evaluations=12, executor=executor)
     # What is pending is spent already.
-    assert all(n == min(2 - pending, 12 - spent) for pending, n, spent in seen), "a slot stayed empty, or filled twice"
+    assert all(n == min(2 - pending, 12 - spent) for pending, n, spent in seen), (
+        "a slot stayed empty, or filled twice"
+    )
     assert (1, 1) in {(pending, n) for pending, n, _ in seen}

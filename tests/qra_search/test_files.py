@@ -43,7 +43,9 @@ def test_what_is_no_text_is_written_as_a_question_mark(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "runs/bad?"
 
 
-def test_a_durable_file_is_synced_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_durable_file_is_synced_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "a.txt", []
     sync = os.fsync
 

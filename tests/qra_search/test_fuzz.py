@@ -14,19 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qra_search import TrialLog, search
-from qra_search.cli.errors import run_safely
-from qra_search.config import ConfigError, RunConfig, load_config, make_config
+from qra_search.app.cli.errors import run_safely
+from qra_search.app.config import ConfigError, RunConfig, load_config, make_config
 from qra_search.log.lines import LogError, read_log
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_from_dict
 
 QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
-    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3), max_leaves=8
+    scalars,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3),
+    max_leaves=8,
 )
 FIELDS = [name for name in RunConfig.model_fields] + [
     f"{name}.{inner}"
@@ -60,7 +64,11 @@ def test_any_fields_make_a_config_or_one_line(fields):
 
 
 @QUICK
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | values.map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(str.encode)
+    | values.map(lambda v: json.dumps(v).encode())
+)
 def test_any_file_is_a_config_or_one_line(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
@@ -143,7 +151,9 @@ def test_any_change_to_a_log_is_read_truly_or_refused(log_file, changes, kept):
         assert "\n" not in str(error)
     else:
         for number, trial in found.items():
-            assert trial == truth[number] or (trial.status == "running" and trial.proposal == truth[number].proposal)
+            assert trial == truth[number] or (
+                trial.status == "running" and trial.proposal == truth[number].proposal
+            )
 
 
 @QUICK
@@ -182,7 +192,9 @@ def test_any_content_under_a_right_checksum_is_read_or_named(log_file, at, chang
 EVIL = "../../../evil/<script>alert(1)</script>"
 
 
-def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_file, tmp_path, monkeypatch, capsys):
+def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(
+    log_file, tmp_path, monkeypatch, capsys
+):
     home = tmp_path / "a" / "b" / "c" / "d"
     home.mkdir(parents=True)
     monkeypatch.chdir(home)
@@ -204,7 +216,9 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
         assert EVIL in json.dumps(log.get_meta("space_data"))
 
 
-@pytest.mark.parametrize("content", ["[" * 200_000, '{"format": ' * 100_000, "\x00", '{"bits": 1e999}', "9" * 5000])
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"format": ' * 100_000, "\x00", '{"bits": 1e999}', "9" * 5000]
+)
 def test_a_plan_that_no_one_would_write_is_refused_in_one_line(log_file, content, tmp_path, capsys):
     (tmp_path / "plan.json").write_text(content)
     (tmp_path / "trials.jsonl").write_bytes(log_file)

@@ -19,7 +19,19 @@ from qra_backends.modules import DequantizedLinear, Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
-DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
+DEFAULT_TYPES = (
+    "Q2_K",
+    "IQ3_XXS",
+    "Q3_K",
+    "IQ4_XS",
+    "IQ4_NL",
+    "Q4_K",
+    "Q4_1",
+    "Q5_0",
+    "Q5_K",
+    "Q6_K",
+    "Q8_0",
+)
 """Of types of the same size, the one of least error with error feedback; IQ2_* are slow to make."""
 
 
@@ -62,7 +74,9 @@ class GGUFBackend(Backend):
         names = tuple(chosen) if isinstance(chosen, list | tuple) else (chosen,)
         unknown = [name for name in names if name not in list(TYPES)]
         if unknown or not names or len(set(names)) != len(names):
-            raise ValueError(f"types must be distinct names from {', '.join(TYPES)}, got {', '.join(map(str, names))}")
+            raise ValueError(
+                f"types must be distinct names from {', '.join(TYPES)}, got {', '.join(map(str, names))}"
+            )
         check_damping(damping)
         self.bits = tuple(name for name in TYPES if name in names)
         self.damping = damping
@@ -101,7 +115,11 @@ class GGUFBackend(Backend):
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None, output_weights: Tensor | None = None
+        self,
+        weight: Tensor,
+        levels: Sequence[str],
+        hessian: Tensor | None,
+        output_weights: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
@@ -109,7 +127,10 @@ class GGUFBackend(Backend):
             block: factorize(hessian, self.damping, order=order_columns(importance, block))
             for block in {TYPES[bits].block for bits in levels}
         }
-        return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
+        return {
+            bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])}
+            for bits in levels
+        }
 
     def get_trainable_groups(self, module: nn.Module) -> Groups:
         own = self.check_layer(module)
@@ -123,7 +144,9 @@ class GGUFBackend(Backend):
     def replace_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
         own: GGMLLinear = self.check_layer(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
+        changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(
+            own.blocks
+        )
         return own.replace_tensors(blocks=changed)
 
     def list_tensor_specs(

@@ -72,7 +72,12 @@ def _view_as_words(packed: Tensor) -> Tensor:
 
 def _unpack_nibbles(packed: Tensor) -> Tensor:
     """Low and high four bits of each byte in turn, float32 (n, 2 · bytes)."""
-    return (packed[:, :, None] >> make_shifts(4, packed.device)).bitwise_and_(0xF).reshape(len(packed), -1).float()
+    return (
+        (packed[:, :, None] >> make_shifts(4, packed.device))
+        .bitwise_and_(0xF)
+        .reshape(len(packed), -1)
+        .float()
+    )
 
 
 def _look_up_signs(words: Tensor) -> Tensor:

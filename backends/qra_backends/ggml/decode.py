@@ -31,7 +31,9 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         if kind.planes:
             scale, offset = read_scales(some, kind)
             codes = read_codes(some, kind)
-            values = codes.float().sub_(kind.zero) if kind.even else load_iq4_values(some.device)[codes.long()]
+            values = (
+                codes.float().sub_(kind.zero) if kind.even else load_iq4_values(some.device)[codes.long()]
+            )
         else:
             values, scale = CODEBOOKS[kind.name](some)
         grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
@@ -58,7 +60,9 @@ def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     for plane in kind.planes:
         fields = 8 // plane.bits
         part = (codes >> plane.at) & (2**plane.bits - 1)
-        part = part.view(len(blocks), -1, fields, plane.chunk) << make_shifts(plane.bits, blocks.device)[:, None]
+        part = (
+            part.view(len(blocks), -1, fields, plane.chunk) << make_shifts(plane.bits, blocks.device)[:, None]
+        )
         made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
     return made
 

@@ -25,23 +25,57 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         table = load_iq4_values(blocks.device)
     low, high = (*kind.planes, Plane(0, 0, 1, 0), Plane(0, 0, 1, 0))[:2]
     _decode[(triton.cdiv(weight.numel(), WEIGHTS),)](
-        blocks, table, signs, weight, weight.numel(),
-        KIND=kind.name, BLOCK=kind.block, BYTES=kind.block_bytes, SCALE_AT=kind.scale_at, OFFSET=kind.offset,
-        ZERO=kind.zero, FLIP=kind.flip, EVEN=kind.even, PLANES=len(kind.planes),
-        START=low.start, CHUNK=low.chunk, BITS=low.bits,
-        START_2=high.start, CHUNK_2=high.chunk, BITS_2=high.bits, AT_2=high.at, WEIGHTS=WEIGHTS,
-    )  # fmt: skip
+        blocks,
+        table,
+        signs,
+        weight,
+        weight.numel(),
+        KIND=kind.name,
+        BLOCK=kind.block,
+        BYTES=kind.block_bytes,
+        SCALE_AT=kind.scale_at,
+        OFFSET=kind.offset,
+        ZERO=kind.zero,
+        FLIP=kind.flip,
+        EVEN=kind.even,
+        PLANES=len(kind.planes),
+        START=low.start,
+        CHUNK=low.chunk,
+        BITS=low.bits,
+        START_2=high.start,
+        CHUNK_2=high.chunk,
+        BITS_2=high.bits,
+        AT_2=high.at,
+        WEIGHTS=WEIGHTS,
+    )
     return weight
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    blocks, table, signs, weight, count,
-    KIND: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr, SCALE_AT: tl.constexpr, OFFSET: tl.constexpr,
-    ZERO: tl.constexpr, FLIP: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr,
-    START: tl.constexpr, CHUNK: tl.constexpr, BITS: tl.constexpr,
-    START_2: tl.constexpr, CHUNK_2: tl.constexpr, BITS_2: tl.constexpr, AT_2: tl.constexpr, WEIGHTS: tl.constexpr,
-):  # fmt: skip
+    blocks,
+    table,
+    signs,
+    weight,
+    count,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BYTES: tl.constexpr,
+    SCALE_AT: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ZERO: tl.constexpr,
+    FLIP: tl.constexpr,
+    EVEN: tl.constexpr,
+    PLANES: tl.constexpr,
+    START: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BITS: tl.constexpr,
+    START_2: tl.constexpr,
+    CHUNK_2: tl.constexpr,
+    BITS_2: tl.constexpr,
+    AT_2: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+):
     n = tl.program_id(0).to(tl.int64) * WEIGHTS + tl.arange(0, WEIGHTS)
     real = n < count
     block, w = n // BLOCK, (n % BLOCK).to(tl.int32)
@@ -72,7 +106,9 @@ def _decode(  # type: ignore[no-untyped-def]
             scale, least = whole * six.to(tl.float32), -(least * lowest.to(tl.float32))
         elif KIND == "Q3_K":
             group = w // 16
-            six = _load_field(here + 96, group, real, 8, 4) | (_load_field(here + 104, group, real, 4, 2) << 4)
+            six = _load_field(here + 96, group, real, 8, 4) | (
+                _load_field(here + 104, group, real, 4, 2) << 4
+            )
             scale = whole * (six - 32).to(tl.float32)
         elif KIND == "Q6_K":
             scale = whole * ((_load_byte(here + 192 + w // 16, real) ^ 128) - 128).to(tl.float32)
@@ -103,7 +139,9 @@ def _load_vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # typ
         high = (_load_byte(here + 66 + group, real) >> (2 * (eight % 4))) & 3
         sign = _load_byte(here + 34 + eight, real)
         scale = whole * (0.5 + _load_nibble(here + 74, w // 16, real)) * 0.25
-        value = tl.load(table + 8 * (_load_byte(here + 2 + eight, real) | (high << 8)) + lane, mask=real, other=0)
+        value = tl.load(
+            table + 8 * (_load_byte(here + 2 + eight, real) | (high << 8)) + lane, mask=real, other=0
+        )
     elif KIND == "IQ3_XXS":
         word = _load_word(here + 66 + 4 * group, real)
         sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
@@ -114,7 +152,9 @@ def _load_vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # typ
         high = (_load_byte(here + 66 + group, real) >> (w // 4 % 8)) & 1
         sign = _load_byte(here + 74 + eight, real)
         scale = whole * (1 + 2 * _load_nibble(here + 106, group, real))
-        value = tl.load(table + 4 * (_load_byte(here + 2 + w // 4, real) | (high << 8)) + w % 4, mask=real, other=0)
+        value = tl.load(
+            table + 4 * (_load_byte(here + 2 + w // 4, real) | (high << 8)) + w % 4, mask=real, other=0
+        )
     return value * (1 - 2 * ((sign >> lane) & 1)).to(tl.float32) * scale
 
 

@@ -69,16 +69,31 @@ _ALL = (
     GGMLType("Q2_K", 2, 256, 84, 16, (Plane(16, 80, 32, 2),), offset=True, scale_at=80),
     GGMLType("IQ3_XXS", 3, 256, 98, 32, even=False),
     GGMLType("IQ3_S", 3, 256, 110, 32, even=False),
-    GGMLType("Q3_K", 3, 256, 110, 16, (Plane(32, 96, 32, 2), Plane(0, 32, 32, 1, at=2)), zero=4, scale_at=108),
+    GGMLType(
+        "Q3_K", 3, 256, 110, 16, (Plane(32, 96, 32, 2), Plane(0, 32, 32, 1, at=2)), zero=4, scale_at=108
+    ),
     GGMLType("IQ4_XS", 4, 256, 136, 32, (Plane(8, 136, 16, 4),), even=False),
     GGMLType("IQ4_NL", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), even=False),
     GGMLType("Q4_0", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), zero=8, needs_library=False),
     GGMLType("Q4_K", 4, 256, 144, 32, (Plane(16, 144, 32, 4),), offset=True),
     GGMLType("Q4_1", 4, 32, 20, 32, (Plane(4, 20, 16, 4),), offset=True, needs_library=False),
-    GGMLType("Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16, needs_library=False),
+    GGMLType(
+        "Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16, needs_library=False
+    ),
     GGMLType("Q5_K", 5, 256, 176, 32, (Plane(48, 176, 32, 4), Plane(16, 48, 32, 1, at=4)), offset=True),
-    GGMLType("Q5_1", 5, 32, 24, 32, (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)), offset=True, needs_library=False),
-    GGMLType("Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32, scale_at=208),
+    GGMLType(
+        "Q5_1",
+        5,
+        32,
+        24,
+        32,
+        (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)),
+        offset=True,
+        needs_library=False,
+    ),
+    GGMLType(
+        "Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32, scale_at=208
+    ),
     GGMLType("Q8_0", 8, 32, 34, 32, (Plane(2, 34, 32, 8),), zero=128, flip=0x80, needs_library=False),
 )
 TYPES: dict[str, GGMLType] = {kind.name: kind for kind in _ALL}

@@ -39,7 +39,9 @@ class CompressedIntegers(DequantizedLinear):
         if kernel is not None:
             return kernel(packed, scale, None, *form)
         scale = scale.to(torch.float32)
-        return decode_packed(packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form)
+        return decode_packed(
+            packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form
+        )
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -61,7 +63,9 @@ class CompressedTensorsBackend(ErrorFeedback):
 
     def __init__(self, *, group_size: int = 64, damping: float = 0.1):
         if group_size not in GROUP_SIZES:
-            raise ValueError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}")
+            raise ValueError(
+                f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}"
+            )
         check_damping(damping)
         self.group_size, self.damping = group_size, damping
         self.options = {"group_size": group_size, "damping": damping}
@@ -101,7 +105,9 @@ class CompressedTensorsBackend(ErrorFeedback):
         }
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
-        return CompressedIntegers(tensors, bits=bits, group_size=self.choose_group_size(form["in_features"]), **form)
+        return CompressedIntegers(
+            tensors, bits=bits, group_size=self.choose_group_size(form["in_features"]), **form
+        )
 
     def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
         scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()

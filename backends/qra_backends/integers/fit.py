@@ -35,7 +35,9 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
     """
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
-    importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
+    importance = (
+        importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
+    )
     parts = [
         _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
         for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
@@ -61,7 +63,10 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
             torch.mul(steps, scale, out=work).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
-            best_error, best_scale = torch.where(better, error, best_error), torch.where(better, scale, best_scale)
+            best_error, best_scale = (
+                torch.where(better, error, best_error),
+                torch.where(better, scale, best_scale),
+            )
             if refit < _REFITS:
                 pull = torch.mul(steps, weighted, out=work).sum(-1, keepdim=True)
                 power = torch.mul(steps.square_(), importance, out=work).sum(-1, keepdim=True)

@@ -43,7 +43,9 @@ def _can_compile() -> bool:
         except Exception as error:  # whatever a missing compiler, its headers or an old driver come to
             reason = f"Triton cannot compile here ({type(error).__name__}: {error})"
     if reason is not None:
-        log.warning("weights are dequantized by several kernels each instead of one: %s", " ".join(reason.split()))
+        log.warning(
+            "weights are dequantized by several kernels each instead of one: %s", " ".join(reason.split())
+        )
     return reason is None
 
 

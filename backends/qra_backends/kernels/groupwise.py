@@ -40,19 +40,43 @@ def decode(
     groups = triton.cdiv(columns, size)
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
     _decode[grid](
-        codes.view(torch.uint8), scale, scale if offset is None else offset,
-        codes if at is None else at, weight, rows, columns, codes.nbytes, groups,
-        BITS=bits, SIZE=size, SOME=at is not None, OFFSET=offset is not None, ROWS=ROWS, EIGHTS=EIGHTS,
-    )  # fmt: skip
+        codes.view(torch.uint8),
+        scale,
+        scale if offset is None else offset,
+        codes if at is None else at,
+        weight,
+        rows,
+        columns,
+        codes.nbytes,
+        groups,
+        BITS=bits,
+        SIZE=size,
+        SOME=at is not None,
+        OFFSET=offset is not None,
+        ROWS=ROWS,
+        EIGHTS=EIGHTS,
+    )
     return weight
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, scale, offset, at, weight, rows, columns, code_bytes, groups,
-    BITS: tl.constexpr, SIZE: tl.constexpr, SOME: tl.constexpr, OFFSET: tl.constexpr,
-    ROWS: tl.constexpr, EIGHTS: tl.constexpr,
-):  # fmt: skip
+    codes,
+    scale,
+    offset,
+    at,
+    weight,
+    rows,
+    columns,
+    code_bytes,
+    groups,
+    BITS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SOME: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ROWS: tl.constexpr,
+    EIGHTS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     eight = tl.program_id(1) * EIGHTS + tl.arange(0, EIGHTS)
     lane = tl.arange(0, 8)
@@ -64,7 +88,9 @@ def _decode(  # type: ignore[no-untyped-def]
         byte = (first >> 3) + later
         found = tl.load(codes + byte, mask=real & (byte < code_bytes), other=0)
         word |= found.to(tl.int64) << (8 * later)
-    code = ((word >> (first & 7))[:, :, None] >> (BITS * lane)[None, None, :].to(tl.int64)) & ((1 << BITS) - 1)
+    code = ((word >> (first & 7))[:, :, None] >> (BITS * lane)[None, None, :].to(tl.int64)) & (
+        (1 << BITS) - 1
+    )
 
     if SIZE % 8 == 0:  # an eight has one scale
         group = (eight // (SIZE // 8))[None, :, None]
@@ -80,4 +106,8 @@ def _decode(  # type: ignore[no-untyped-def]
         found = (code - (1 << (BITS - 1))).to(tl.float32) * s
     column = 8 * eight[:, None] + lane[None, :]
     inside = real[:, :, None] & (column < columns)[None, :, :]
-    tl.store(weight + row[:, None, None] * columns + column[None, :, :], found.to(weight.dtype.element_ty), mask=inside)
+    tl.store(
+        weight + row[:, None, None] * columns + column[None, :, :],
+        found.to(weight.dtype.element_ty),
+        mask=inside,
+    )

@@ -37,7 +37,9 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
-        return self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales()).to(dtype or self.dtype)
+        return self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales()).to(
+            dtype or self.dtype
+        )
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
@@ -65,7 +67,10 @@ class NF4Linear(DequantizedLinear):
         if "nested_absmax" not in stored:
             return stored["absmax"]
         state = QuantState(
-            stored["nested_absmax"], code=stored["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
+            stored["nested_absmax"],
+            code=stored["nested_quant_map"],
+            blocksize=_NESTED_BLOCK,
+            dtype=torch.float32,
         )
         return dequantize_blockwise(stored["absmax"], state) + stored["nested_offset"]
 
@@ -84,7 +89,9 @@ class Int8Linear(DequantizedLinear):
         codes, scale = self.codes, self.tensors()["scale"][:, None] / 127
         weight = torch.empty(codes.shape, dtype=dtype or self.dtype, device=codes.device)
         at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1]) if codes.device.type == "cpu" else len(codes)
-        for some, scales, into in zip(codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True):
+        for some, scales, into in zip(
+            codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True
+        ):
             torch.mul(some, scales, out=into)
         return weight
 
@@ -107,13 +114,17 @@ class BitsAndBytesBackend(Backend):
     revision: ClassVar[int] = 2
     library: ClassVar[str | None] = "bitsandbytes"
     layer: ClassVar[Any] = NF4Linear | Int8Linear
-    variants: ClassVar[dict[str, dict[str, Any]]] = {kind: {"quant_type": kind} for kind in (FOUR_BIT_TYPE, "int8")}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        kind: {"quant_type": kind} for kind in (FOUR_BIT_TYPE, "int8")
+    }
 
     def __init__(self, *, quant_type: str | None = None, blocksize: int = 64, double_quant: bool = False):
         if quant_type not in (None, FOUR_BIT_TYPE, "int8"):
             raise ValueError(f"quant_type must be nf4, int8 or None, got {quant_type!r}")
         if blocksize not in BLOCK_SIZES:
-            raise ValueError(f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}")
+            raise ValueError(
+                f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}"
+            )
         if not isinstance(double_quant, bool):
             raise ValueError(f"double_quant must be true or false, got {double_quant!r}")
         self.bits = {None: (4, 8), "int8": (8,)}.get(quant_type, (4,))
@@ -125,7 +136,11 @@ class BitsAndBytesBackend(Backend):
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
-        if reason is None and bits == 4 and find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is None:
+        if (
+            reason is None
+            and bits == 4
+            and find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is None
+        ):
             reason = (
                 f"bitsandbytes at 4 bits needs input features that are a multiple of {BLOCK_SIZES[0]}, got "
                 f"{in_features}: use 8 bits, keep this linear at 16 bits or use the backend reference"
@@ -139,9 +154,13 @@ class BitsAndBytesBackend(Backend):
     def count_peak_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        if device != "cpu":  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
+        if (
+            device != "cpu"
+        ):  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
             half = 2 * out_features * in_features * (dtype != torch.float16)
-            return max(half if bits == 8 else self.storage(bits).bytes(out_features, in_features) for bits in levels)
+            return max(
+                half if bits == 8 else self.storage(bits).bytes(out_features, in_features) for bits in levels
+            )
         four = _FOUR_BIT_COPIES + (dtype != torch.float32)  # the library makes a copy in float32
         eight = _INT8_COPIES - 0.5 * (dtype == torch.float16)  # this backend makes one in float16
         copies = max(eight if bits == 8 else four for bits in levels)
@@ -154,7 +173,9 @@ class BitsAndBytesBackend(Backend):
             half = weight.to(torch.float16)
             if not half.isfinite().all():
                 limit = torch.finfo(half.dtype).max
-                raise ValueError(f"a weight is above {limit:g}, the largest value that int8 quantization takes")
+                raise ValueError(
+                    f"a weight is above {limit:g}, the largest value that int8 quantization takes"
+                )
             codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"codes": codes, "scale": row_scale}
         packed, state = quantize_4bit(
@@ -173,7 +194,10 @@ class BitsAndBytesBackend(Backend):
         self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
     ) -> Expected:
         if bits == 8:
-            return {"codes": ((out_features, in_features), torch.int8), "scale": ((out_features,), torch.float32)}
+            return {
+                "codes": ((out_features, in_features), torch.int8),
+                "scale": ((out_features,), torch.float32),
+            }
         count = out_features * in_features
         blocks = ceil_div(count, self._choose_block_size(in_features))
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -193,8 +217,12 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             return Int8Linear(tensors, **form)
         levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["codes"].device)
-        if levels.device.type != "meta" and not torch.equal(tensors["quant_map"], levels):  # else there are no values
-            raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
+        if levels.device.type != "meta" and not torch.equal(
+            tensors["quant_map"], levels
+        ):  # else there are no values
+            raise ValueError(
+                f"{self!r}: the tensors hold another table of levels; were they stored as another type?"
+            )
         return NF4Linear(tensors, blocksize=self._choose_block_size(form["in_features"]), **form)
 
     def _choose_block_size(self, in_features: int) -> int:

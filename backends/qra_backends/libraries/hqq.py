@@ -74,7 +74,9 @@ class HQQBackend(Backend):
 
     def __init__(self, *, group_size: int = 64):
         if type(group_size) is not int or group_size < _SMALLEST_GROUP or group_size % _SMALLEST_GROUP:
-            raise ValueError(f"group_size must be a positive multiple of {_SMALLEST_GROUP}, got {group_size!r}")
+            raise ValueError(
+                f"group_size must be a positive multiple of {_SMALLEST_GROUP}, got {group_size!r}"
+            )
         self.group_size = group_size
         self.options = {"group_size": group_size}
 
@@ -105,7 +107,9 @@ class HQQBackend(Backend):
         size = out_features * in_features
         if device == "cpu":
             return int(max(_COPIES[bits] for bits in levels) * 4 * size)
-        solving = _SOLVING * min(_ROWS_AT_ONCE, out_features) * in_features + size  # the codes of rows that are done
+        solving = (
+            _SOLVING * min(_ROWS_AT_ONCE, out_features) * in_features + size
+        )  # the codes of rows that are done
         return max(solving, *(int(_PACKING[bits] * size) for bits in levels))
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
@@ -113,7 +117,9 @@ class HQQBackend(Backend):
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
         group, _ = self._count_groups(*weight.shape)
-        settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
+        settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)[
+            "weight_quant_params"
+        ]
         parts = []
         # The library limits what it divides by: weights of no size at all would be rounded as with fewer bits.
         largest = float(weight.abs().max())
@@ -124,9 +130,14 @@ class HQQBackend(Backend):
                 codes, meta = Quantizer.quantize(
                     rows.to(torch.float32) * power, device=str(weight.device), bitpack=False, **settings
                 )
-            parts.append((codes.to(torch.uint8), meta["scale"] / power, meta["zero"]))  # the library has them as floats
+            parts.append(
+                (codes.to(torch.uint8), meta["scale"] / power, meta["zero"])
+            )  # the library has them as floats
         codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        codes, dtype = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes), _choose_group_dtype(weight.dtype)
+        codes, dtype = (
+            Quantizer.pack[Quantizer.bit_to_packing[bits]](codes),
+            _choose_group_dtype(weight.dtype),
+        )
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
     def list_tensor_specs(

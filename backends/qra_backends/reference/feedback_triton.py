@@ -16,7 +16,13 @@ ROWS = 32
 
 
 def round_columns(
-    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, divisor: Tensor, highest: Tensor
+    block: Tensor,
+    inverse: Tensor,
+    groups: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    divisor: Tensor,
+    highest: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Codes uint8 and errors float32 (columns, rows) of a block of columns of a weight, float32 (columns, rows).
 
@@ -28,17 +34,41 @@ def round_columns(
     columns, rows = block.shape
     codes, errors = torch.empty_like(block, dtype=torch.uint8), torch.empty_like(block)
     _round[(triton.cdiv(rows, ROWS),)](
-        block, inverse.contiguous(), groups, scale, offset, divisor, highest, codes, errors, rows, columns,
-        COLUMNS=triton.next_power_of_2(columns), ROWS=ROWS, num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
+        block,
+        inverse.contiguous(),
+        groups,
+        scale,
+        offset,
+        divisor,
+        highest,
+        codes,
+        errors,
+        rows,
+        columns,
+        COLUMNS=triton.next_power_of_2(columns),
+        ROWS=ROWS,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
     return codes, errors
 
 
 @triton.jit
 def _round(  # type: ignore[no-untyped-def]
-    block, inverse, groups, scale, offset, divisor, highest, codes, errors, rows, columns,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    block,
+    inverse,
+    groups,
+    scale,
+    offset,
+    divisor,
+    highest,
+    codes,
+    errors,
+    rows,
+    columns,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = row < rows
     at = column[:, None] * rows + row[None, :]

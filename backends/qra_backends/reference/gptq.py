@@ -66,7 +66,10 @@ class ErrorFeedback(Backend):
     def count_peak_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
+        matrix, stored = (
+            4 * in_features**2,
+            sum(self.storage(b).bytes(out_features, in_features) for b in levels),
+        )
         rows = min(out_features, _choose_block_rows(len(levels), device))
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
@@ -83,7 +86,11 @@ class ErrorFeedback(Backend):
         return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None, output_weights: Tensor | None = None
+        self,
+        weight: Tensor,
+        levels: Sequence[int],
+        hessian: Tensor | None,
+        output_weights: Tensor | None = None,
     ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)
@@ -93,7 +100,9 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in choose_codes(rows, grids, self.choose_group_size(rows.shape[1]), factor).items():
+            for bits, codes in choose_codes(
+                rows, grids, self.choose_group_size(rows.shape[1]), factor
+            ).items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
         return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
 
@@ -167,7 +176,9 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))
 
 
-def choose_codes(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor) -> dict[int, Tensor]:
+def choose_codes(
+    weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor
+) -> dict[int, Tensor]:
     """Codes uint8 (out, in) of a float32 weight (out, in) at each bit-width, under its scales and offsets.
 
     Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. Calls for
@@ -177,11 +188,15 @@ def choose_codes(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, f
     in_features, out_features = len(order), len(weight)
     scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
     offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(out_features)
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(
+        out_features
+    )
     chosen = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=weight.device)
     groups = order // group_size
     grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest)
-    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)  # a contiguous row a column
+    columns = (
+        weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
+    )  # a contiguous row a column
     round_block = _round_columns
     if choice.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
@@ -194,7 +209,13 @@ def choose_codes(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, f
 
 
 def _round_columns(
-    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, divisor: Tensor, highest: Tensor
+    block: Tensor,
+    inverse: Tensor,
+    groups: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    divisor: Tensor,
+    highest: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As `feedback_triton.round_columns`; the block is used up."""
     lowest = torch.zeros_like(highest)

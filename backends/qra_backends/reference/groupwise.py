@@ -35,7 +35,10 @@ def fit_groups(
     """
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
-    fits: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {"minmax": _fit_min_max, "mse": _fit_mse}
+    fits: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
+        "minmax": _fit_min_max,
+        "mse": _fit_mse,
+    }
     blocks = []
     for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
         parts = [
@@ -53,7 +56,9 @@ def encode(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size:
     return round_to_codes(weight, scale.float()[:, columns], offset.float()[:, columns], bits).to(torch.uint8)
 
 
-def round_to_codes(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
+def round_to_codes(
+    weight: Tensor, scale: Tensor, offset: Tensor, bits: int, *, out: Tensor | None = None
+) -> Tensor:
     """Nearest codes as floats; 0 where the scale is 0, as in a group of equal weights. All arguments broadcast."""
     codes = torch.sub(weight, offset, out=out).div_(torch.where(scale == 0, 1.0, scale))
     return codes.round_().clamp_(0, 2**bits - 1)
@@ -97,7 +102,10 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Ten
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
-            best_scale, best_offset = torch.where(better, scale, best_scale), torch.where(better, offset, best_offset)
+            best_scale, best_offset = (
+                torch.where(better, scale, best_scale),
+                torch.where(better, offset, best_offset),
+            )
             if refit < _REFITS:
                 mean_code = torch.mul(importance, codes, out=work).sum(-1, keepdim=True) / total
                 weighted = torch.mul(codes.sub_(mean_code), importance, out=work)

@@ -60,7 +60,10 @@ def decode_packed(
     dtype: torch.dtype,
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns, at_once = shape[1], 2 * choose_block_rows(shape[1], packed.device)  # with fewer arrays than fitting has
+    columns, at_once = (
+        shape[1],
+        2 * choose_block_rows(shape[1], packed.device),
+    )  # with fewer arrays than fitting has
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
     for start in range(0, shape[0], at_once):
         rows = weight[start : start + at_once]
@@ -72,7 +75,13 @@ def decode_packed(
 
 
 def decode(
-    codes: Tensor, scale: Tensor, offset: Tensor, group_size: int, dtype: torch.dtype, *, out: Tensor | None = None
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Weights (out, in) in `dtype` from integer codes (out, in), and scale and offset (out, groups), floats.
 

@@ -105,7 +105,9 @@ class QRAMethod(LinearMethodBase):
         **others: Any,
     ) -> None:
         if (input_size_per_partition, sum(output_partition_sizes)) != (input_size, output_size):
-            raise ValueError(f"{self.names[0]}: codes are not split among devices: use --tensor-parallel-size 1")
+            raise ValueError(
+                f"{self.names[0]}: codes are not split among devices: use --tensor-parallel-size 1"
+            )
         is_table = isinstance(layer, VocabParallelEmbedding)
         # vLLM pads a table, and cuts the logits.
         layer.qra_out = layer.org_vocab_size if is_table else output_size
@@ -151,7 +153,9 @@ def _register_layer(name: str, layer: nn.Module) -> str:
     return key
 
 
-def _load(shards: Shards, key: str, buffer: nn.Parameter, tensor: Tensor, shard: int | str | None = None) -> None:
+def _load(
+    shards: Shards, key: str, buffer: nn.Parameter, tensor: Tensor, shard: int | str | None = None
+) -> None:
     """vLLM's loader of a parameter; it tells the shard by the tensor, or by an argument in releases before."""
     told: Any = getattr(tensor, "shard_id", shard)
     shards.copy_shard(buffer.data, key, QKV.get(told, told) or 0, tensor)

@@ -23,8 +23,16 @@ from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
 from qra_backends.trellis.rotation import choose_block
 
 HALF_BITS: dict[Level, int] = {
-    1: 2, "trellis-1.5": 3, 2: 4, "trellis-2.5": 5, 3: 6, "trellis-3.5": 7, 4: 8, "trellis-4.5": 9, 5: 10,
-}  # fmt: skip
+    1: 2,
+    "trellis-1.5": 3,
+    2: 4,
+    "trellis-2.5": 5,
+    3: 6,
+    "trellis-3.5": 7,
+    4: 8,
+    "trellis-4.5": 9,
+    5: 10,
+}
 """Every level with its bits times two."""
 LEAST_L, MOST_L = 10, 16
 MOST_BLOCK = 1024
@@ -77,10 +85,18 @@ class TrellisBackend(Backend):
         return bits if isinstance(bits, int) else HALF_BITS[bits] / 2
 
     def encode_levels(
-        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None = None
+        self,
+        weight: Tensor,
+        levels: Sequence[Level],
+        hessian: Tensor | None,
+        output_weights: Tensor | None = None,
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        from qra_backends.trellis.encode import choose_device, encode, rotate_rows  # brings numba: a second to import
+        from qra_backends.trellis.encode import (  # brings numba: a second to import
+            choose_device,
+            encode,
+            rotate_rows,
+        )
 
         device, weight = weight.device, weight.to(choose_device(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
@@ -90,7 +106,9 @@ class TrellisBackend(Backend):
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
         made = {bits: encode(weight, self.storage(bits), block, hessian, factor, weights) for bits in levels}
-        return {bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()}
+        return {
+            bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()
+        }
 
     def count_peak_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
@@ -102,7 +120,9 @@ class TrellisBackend(Backend):
         if torch.cuda.is_available() and not choice.is_usable(torch.device(device)):
             return 0  # there is no compiler: it is quantized on the host, see `encode.choose_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
-        return max(4 * matrix, 2 * matrix + columns + count_block_bytes(out_features * in_features, device, 5))
+        return max(
+            4 * matrix, 2 * matrix + columns + count_block_bytes(out_features * in_features, device, 5)
+        )
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)

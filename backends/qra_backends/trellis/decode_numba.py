@@ -13,18 +13,32 @@ from qra_backends.trellis.jit import OPTIONS, compile_once
 from qra_backends.trellis.rotation import make_signs
 
 
-def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
+def decode_rows(
+    codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype
+) -> Tensor:
     """As `linear.decode_rows`, on the host."""
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
     step = max(1, choose_block_rows(in_features, codes.device))
-    floats = weight if dtype == torch.float32 else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
+    floats = (
+        weight
+        if dtype == torch.float32
+        else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
+    )
     starts, sign = code.locate_states(at).numpy(), make_signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)
         rows = weight[own]
         work = rows if floats is weight else floats[: len(rows)]
-        _decode(codes.numpy(), starts[own], make_state_values(code.L), factor[own].numpy(), sign, block, work.numpy())
+        _decode(
+            codes.numpy(),
+            starts[own],
+            make_state_values(code.L),
+            factor[own].numpy(),
+            sign,
+            block,
+            work.numpy(),
+        )
         if work is not rows:
             rows.copy_(work)
     return weight
@@ -63,7 +77,9 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
         low, middle, high = codes[first], codes[min(first + 1, last)], codes[min(first + 2, last)]
         weights = out[row]
         for i in range(columns):
-            word = np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
+            word = (
+                np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
+            )
             weights[i] = values[np.uint32(np.uint32(word >> shift) & mask)]
         _apply_hadamard(weights, block)
         for i in range(columns):

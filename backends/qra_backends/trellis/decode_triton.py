@@ -17,7 +17,13 @@ TILE = 2048
 
 
 def decode_rows(
-    codes: Tensor, scale: Tensor, unit: float, at: Tensor | None, code: TrellisCode, block: int, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    unit: float,
+    at: Tensor | None,
+    code: TrellisCode,
+    block: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """As `linear.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
     in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
@@ -27,19 +33,45 @@ def decode_rows(
     table, sign = make_value_table(code.L, codes.device), make_signs(in_features, codes.device)
     grid = (triton.cdiv(rows_out, rows), triton.cdiv(in_features, columns))
     _decode[grid](
-        codes, scale, unit, codes if at is None else at, table, sign, weight, rows_out, in_features, len(codes),
-        HALF_BITS=code.half_bits, L=code.L, LOG_BLOCK=block.bit_length() - 1, SOME=at is not None,
-        ROWS=rows, COLUMNS=columns,
-    )  # fmt: skip
+        codes,
+        scale,
+        unit,
+        codes if at is None else at,
+        table,
+        sign,
+        weight,
+        rows_out,
+        in_features,
+        len(codes),
+        HALF_BITS=code.half_bits,
+        L=code.L,
+        LOG_BLOCK=block.bit_length() - 1,
+        SOME=at is not None,
+        ROWS=rows,
+        COLUMNS=columns,
+    )
     return weight
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, scale, unit, at, table, sign, weight, rows, in_features, stream_bytes,
-    HALF_BITS: tl.constexpr, L: tl.constexpr, LOG_BLOCK: tl.constexpr, SOME: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    codes,
+    scale,
+    unit,
+    at,
+    table,
+    sign,
+    weight,
+    rows,
+    in_features,
+    stream_bytes,
+    HALF_BITS: tl.constexpr,
+    L: tl.constexpr,
+    LOG_BLOCK: tl.constexpr,
+    SOME: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = (row < rows)[:, None] & (column < in_features)[None, :]

@@ -29,7 +29,12 @@ _WIDEST = 1.04
 
 
 def encode(
-    weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, factor: Factor, output_weights: Tensor | None = None
+    weight: Tensor,
+    code: TrellisCode,
+    block: int,
+    hessian: Tensor,
+    factor: Factor,
+    output_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The streams of all columns, and the scale of each row.
 
@@ -61,7 +66,11 @@ def encode(
         codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
-        unscaled = decode_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
+        unscaled = (
+            decode_values(codes, torch.arange(out_features, device=weight.device)[part], code)
+            .float()
+            .mul_(UNIT)
+        )
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
@@ -98,7 +107,9 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     if rows.device.type != "cpu":
         return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(made.numpy(), make_signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block)
+    rotate(
+        made.numpy(), make_signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block
+    )
     return made
 
 

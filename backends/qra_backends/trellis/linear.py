@@ -73,12 +73,16 @@ def decode(
         at = torch.arange(len(factor), device=codes.device)
     if codes.device.type != "cpu":
         return decode_rows(codes, factor, at, code, block, dtype)
-    from qra_backends.trellis.decode_numba import decode_rows as decode_on_host  # numba takes a second to import
+    from qra_backends.trellis.decode_numba import (
+        decode_rows as decode_on_host,  # numba takes a second to import
+    )
 
     return decode_on_host(codes, factor, at, code, block, dtype)
 
 
-def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
+def decode_rows(
+    codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype
+) -> Tensor:
     """Rows (n, in) of a weight by torch's operations, on any device.
 
     Args:

@@ -51,7 +51,9 @@ def make_layout(code: TrellisCode) -> Layout:
     plain = (make_state_values(code.L) * UNIT).astype(np.float32)
     shifts = code.get_state_shifts()
     # Axes: v // lanes, v modulo lanes, j.
-    even, odd = (plain.reshape(-1, _count_lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)
+    even, odd = (
+        plain.reshape(-1, _count_lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts
+    )
     return Layout(plain, even, odd, *shifts, code.L)
 
 
@@ -79,11 +81,15 @@ def _make_step(branches: int) -> Any:
                 start = block * size
                 for lane in range(lanes):
                     for j in range(branches):
-                        spread[np.uint64(start + j * lanes + lane)] = costs[np.uint64(start + lane * branches + j)]
+                        spread[np.uint64(start + j * lanes + lane)] = costs[
+                            np.uint64(start + lane * branches + j)
+                        ]
         else:  # lanes go through them several times
             for lane in range(lanes):
                 for j in range(branches):
-                    spread[np.uint64(j * lanes + lane)] = costs[np.uint64((lane & (turns - 1)) * branches + j)]
+                    spread[np.uint64(j * lanes + lane)] = costs[
+                        np.uint64((lane & (turns - 1)) * branches + j)
+                    ]
         for block in range(after // lanes):
             here, costs_here = block * size, (block & (blocks - 1)) * size
             for lane in range(lanes):

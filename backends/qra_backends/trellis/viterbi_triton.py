@@ -44,7 +44,9 @@ def round_columns(
         x[:out] = columns[i] / unit
         if len(cuts):
             first, last = cuts - MARGIN, (cuts + MARGIN).clamp_max(even)
-            _find_paths(x, relative, table, code, first, last, free.expand(len(cuts)), free.expand(len(cuts)), around)
+            _find_paths(
+                x, relative, table, code, first, last, free.expand(len(cuts)), free.expand(len(cuts)), around
+            )
         joins = torch.cat([free, around[:, MARGIN - 1], free])
         _find_paths(x, relative, table, code, starts, ends, joins[:-1], joins[1:], path)
         states[i] = path[:out]
@@ -53,9 +55,16 @@ def round_columns(
 
 
 def _find_paths(
-    x: Tensor, scale: Tensor, table: Tensor, code: TrellisCode,
-    first: Tensor, last: Tensor, start: Tensor, end: Tensor, states: Tensor,
-) -> None:  # fmt: skip
+    x: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    code: TrellisCode,
+    first: Tensor,
+    last: Tensor,
+    start: Tensor,
+    end: Tensor,
+    states: Tensor,
+) -> None:
     """Fill the states of rows from first to last (n,), of even numbers, from the state before them to their last state.
 
     Args:
@@ -66,16 +75,41 @@ def _find_paths(
     rows = PIECE if states.ndim == 1 else states.shape[1]
     back = torch.empty(len(first), rows << (code.L - even), dtype=torch.uint8, device=x.device)
     _find_path[(len(first),)](
-        x, scale, table, first, last, start.contiguous(), end.contiguous(), back, states,
-        ROWS=rows, APART=states.ndim == 2, L=code.L, EVEN=even, ODD=odd, num_warps=8,
-    )  # fmt: skip
+        x,
+        scale,
+        table,
+        first,
+        last,
+        start.contiguous(),
+        end.contiguous(),
+        back,
+        states,
+        ROWS=rows,
+        APART=states.ndim == 2,
+        L=code.L,
+        EVEN=even,
+        ODD=odd,
+        num_warps=8,
+    )
 
 
 @triton.jit
 def _find_path(  # type: ignore[no-untyped-def]
-    x, scale, table, first, last, start, end, back, states,
-    ROWS: tl.constexpr, APART: tl.constexpr, L: tl.constexpr, EVEN: tl.constexpr, ODD: tl.constexpr,
-):  # fmt: skip
+    x,
+    scale,
+    table,
+    first,
+    last,
+    start,
+    end,
+    back,
+    states,
+    ROWS: tl.constexpr,
+    APART: tl.constexpr,
+    L: tl.constexpr,
+    EVEN: tl.constexpr,
+    ODD: tl.constexpr,
+):
     program = tl.program_id(0)
     row, stop = tl.load(first + program), tl.load(last + program)
     before, after = tl.load(start + program), tl.load(end + program)
@@ -109,7 +143,7 @@ def _find_path(  # type: ignore[no-untyped-def]
 @triton.jit
 def _extend_paths(  # type: ignore[no-untyped-def]
     costs, x, scale, values, back, L: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr
-):  # fmt: skip
+):
     """As `viterbi._make_step`: the cheapest way to each v, the lowest bits of its cost being j."""
     lowest: tl.constexpr = (1 << SHIFT) - 1
     off = tl.load(x) - tl.load(scale) * values

@@ -111,10 +111,16 @@ def unbroken() -> tuple:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, with the kills done by then")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: in the search's own process")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="end earlier, with the kills done by then"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, help="worker processes; 0: in the search's own process"
+    )
     parser.add_argument("--fork", action="store_true", help="fork the worker processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

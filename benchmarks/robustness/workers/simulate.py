@@ -166,7 +166,9 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     log, rng, space = TrialLog(), np.random.default_rng(1), landscape.space
     steps, plans = AdjacentSteps(space), dict[Plan, None]()
     while len(plans) < count:
-        code = np.stack([rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)])
+        code = np.stack(
+            [rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks)]
+        )
         plans[space.decode(steps.repair(code, budget[-1], rng))] = None
     log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans])
     for trial in log.running_trials:
@@ -177,17 +179,23 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["quality", "scale"])
     parser.add_argument("--strategy", default="qra")
     parser.add_argument("--family", default="interaction")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--trials", type=int, default=1000, help="of `scale`")
-    parser.add_argument("--before", type=int, default=0, help="random plans in the log that `scale` begins with")
+    parser.add_argument(
+        "--before", type=int, default=0, help="random plans in the log that `scale` begins with"
+    )
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--granularity", default="layer")
     parser.add_argument("--evaluations", type=int, default=100, help="of the serial search of `quality`")
-    parser.add_argument("--allow", type=float, default=2.0, help="evaluations of the parallel search, as a multiple")
+    parser.add_argument(
+        "--allow", type=float, default=2.0, help="evaluations of the parallel search, as a multiple"
+    )
     parser.add_argument("--tolerance", type=float, default=0.0, help="of the loss, relative")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)

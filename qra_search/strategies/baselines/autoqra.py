@@ -52,11 +52,15 @@ class AutoQRAStrategy(PaperStrategy):
             proposal = self._choose_promotion(state, losses) or self.evolve(state, steps, losses)
         return proposal or self.refine(state, steps, REFINED)
 
-    def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
+    def breed(
+        self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
+    ) -> np.ndarray:
         child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng)[0], budget, rng)
         return steps.repair_by_importance(child, budget)
 
-    def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
+    def list_candidates(
+        self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
+    ) -> np.ndarray:
         center = fitting.codes[fitting.predict(fitting.codes)[0].argmin()]
         return sample_trust_region(steps, center, compute_trust_radius(state, budget), budget, state.rng())
 
@@ -163,4 +167,6 @@ def sample_trust_region(
         code = steps.repair(code, budget, rng)
         if np.abs(code - center).sum() <= radius:
             codes.append(code)
-    return np.concatenate([steps.list_atomic_edits(center), np.array(codes, dtype=int).reshape(-1, *center.shape)])
+    return np.concatenate(
+        [steps.list_atomic_edits(center), np.array(codes, dtype=int).reshape(-1, *center.shape)]
+    )

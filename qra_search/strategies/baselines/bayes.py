@@ -10,7 +10,13 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import Estimates, Strategy, average_losses, average_replicates, find_non_dominated
+from qra_search.strategies.base import (
+    Estimates,
+    Strategy,
+    average_losses,
+    average_replicates,
+    find_non_dominated,
+)
 from qra_search.strategies.simple import propose_new
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
@@ -53,7 +59,9 @@ class BayesStrategy(Strategy):
             code = search_locally(score, starts, AdjacentSteps(state.space).allowed, known)
             (mean,), (std,) = model.predict(code[None])
             seen.append(state.space.decode(code))
-            proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std)))
+            proposals.append(
+                Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std))
+            )
             model = model.fantasize(code[None])
         return proposals or propose_new(state, n, lambda _, rng: (_sample_plan(state, rng), "random"))
 
@@ -64,7 +72,9 @@ class BayesStrategy(Strategy):
             return observed
         mean, std = model.predict(state.space.encode_many(observed.plans))
         modelled = observed.mean <= model.ceiling
-        return Estimates(observed.plans, np.where(modelled, mean, observed.mean), np.where(modelled, std, observed.std))
+        return Estimates(
+            observed.plans, np.where(modelled, mean, observed.mean), np.where(modelled, std, observed.std)
+        )
 
     def _propose_initial(self, state: StudyState, n: int) -> list[Proposal]:
         """Additive optima, that of the largest budget first, then random plans."""

@@ -40,7 +40,9 @@ class NSGA2Strategy(Strategy):
 
     name = "nsga2"
 
-    def __init__(self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None):
+    def __init__(
+        self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None
+    ):
         self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
@@ -51,7 +53,9 @@ class NSGA2Strategy(Strategy):
             generation = (len(state.trials) + offset) // self.population
             if generation not in parents:
                 before = [t for t in state.full if t.id < generation * self.population]
-                parents[generation] = select_survivors(state, average_losses(before), self.population, generation)
+                parents[generation] = select_survivors(
+                    state, average_losses(before), self.population, generation
+                )
             chosen = parents[generation]
             if chosen is None:
                 return self._sample_initial_plan(state, offset, rng)
@@ -61,7 +65,9 @@ class NSGA2Strategy(Strategy):
 
         return propose_new(state, n, draw)
 
-    def _sample_initial_plan(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[Plan, str]:
+    def _sample_initial_plan(
+        self, state: StudyState, offset: int, rng: np.random.Generator
+    ) -> tuple[Plan, str]:
         """A plan of the first generation, and its origin."""
         kind = rng.random()
         budget = rotate_budgets(state, offset)[0]
@@ -82,7 +88,9 @@ def check_population(size: int) -> int:
     return size
 
 
-def select_survivors(state: StudyState, losses: Mapping[Plan, float], size: int, generation: int) -> Population | None:
+def select_survivors(
+    state: StudyState, losses: Mapping[Plan, float], size: int, generation: int
+) -> Population | None:
     """At most `size` of the plans, by rank and crowding in (loss, exact bytes); None if too few to mate."""
     if len(losses) < 2:
         return None
@@ -112,7 +120,9 @@ def breed_child(
     return [steps.repair(code, budget, rng) for code in mutated][0]
 
 
-def cross_parents(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cross_parents(
+    parents: Population, crossover: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Two codes (2, G) by binary tournament and, with this chance, crossover."""
     codes = parents.get("X").astype(int)
     codes = codes.reshape(len(codes), 2, -1)
@@ -123,7 +133,9 @@ def cross_parents(parents: Population, crossover: float, rng: np.random.Generato
     return cross_over_groups(first, second, rng) if rng.random() < crossover else (first, second)
 
 
-def cross_over_groups(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cross_over_groups(
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Uniform crossover of two codes (2, G) in which a group's (bits, rank) is one gene."""
     swap = rng.random(first.shape[1]) < 0.5
     return np.where(swap, second, first), np.where(swap, first, second)

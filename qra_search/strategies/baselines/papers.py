@@ -58,7 +58,9 @@ class GuidedSteps(AdjacentSteps):
             wanted = least + np.minimum(1.0, scale / SCALES * enough * self.importance) * (most - least)
             return np.nanargmin(np.abs(values - wanted[..., None]), -1)
 
-        fitting = bisect.bisect_right(range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s))))
+        fitting = bisect.bisect_right(
+            range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s)))
+        )
         # Even the first may not fit, if the smaller of two levels of one width is not the first of them.
         return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
 
@@ -100,7 +102,9 @@ class GuidedSteps(AdjacentSteps):
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
         """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
-        return np.column_stack([encode_inputs(scale_by_order(self.space), codes), self.compute_coverage(codes)])
+        return np.column_stack(
+            [encode_inputs(scale_by_order(self.space), codes), self.compute_coverage(codes)]
+        )
 
     def list_atomic_edits(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
@@ -141,11 +145,15 @@ class PaperStrategy(Strategy):
         """The next proposal; None if nothing is left."""
 
     @abstractmethod
-    def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
+    def breed(
+        self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
+    ) -> np.ndarray:
         """int (2, G): a child."""
 
     @abstractmethod
-    def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
+    def list_candidates(
+        self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
+    ) -> np.ndarray:
         """int (M, 2, G): where a budget is refined, given the model with its plans within that budget alone."""
 
     def is_evolving(self, state: StudyState) -> bool:
@@ -161,7 +169,9 @@ class PaperStrategy(Strategy):
         proxy, budget = state.fidelities[0], rotate_budgets(state)[0]
         warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
         generation = len(select_trials(state, proxy)) // self.population
-        parents = select_survivors(state, losses, self.population, generation) if warm >= self.population else None
+        parents = (
+            select_survivors(state, losses, self.population, generation) if warm >= self.population else None
+        )
 
         def draw(_: int, rng: np.random.Generator) -> tuple[Plan, str]:
             if parents is not None:
@@ -193,10 +203,14 @@ class PaperStrategy(Strategy):
             def score(codes: np.ndarray, fitting: PlanGP = fitting, best: float = incumbent) -> np.ndarray:
                 return log_expected_improvement(*fitting.predict(codes), np.asarray(best))
 
-            codes = rank_codes(space, score, self.list_candidates(state, steps, fitting, budget), tried, budget)
+            codes = rank_codes(
+                space, score, self.list_candidates(state, steps, fitting, budget), tried, budget
+            )
             if len(codes):
                 return Proposal(space.decode(codes[0]), seed=state.seed, origin=f"{origin} {budget}")
-        starts = propose_new(state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START))
+        starts = propose_new(
+            state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START)
+        )
         return next(iter(starts), None)
 
 
@@ -213,7 +227,9 @@ def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
     pending = [t.plan for t in state.pending]
-    return fit_plan_gp(state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed)
+    return fit_plan_gp(
+        state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed
+    )
 
 
 def select_trials(state: StudyState, fidelity: float) -> list[Trial]:

@@ -36,10 +36,14 @@ class QRAdaptorStrategy(PaperStrategy):
             proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
         return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED)
 
-    def breed(self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator) -> np.ndarray:
+    def breed(
+        self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
+    ) -> np.ndarray:
         return breed_child(steps, parents, budget, rng)
 
-    def list_candidates(self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int) -> np.ndarray:
+    def list_candidates(
+        self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
+    ) -> np.ndarray:
         """The atomic edits of the front, by posterior mean, of the plans within the budget."""
         front = find_non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
         return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])

@@ -13,7 +13,9 @@ from qra_backends.ggml.decode import decode, read_codes, replace_codes
 from qra_backends.ggml.types import TYPES, GGMLType
 from torch import Tensor, nn
 
-needs_library = pytest.mark.skipif(library.get_missing_reason() is not None, reason=str(library.get_missing_reason()))
+needs_library = pytest.mark.skipif(
+    library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
+)
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))

@@ -23,7 +23,9 @@ def source(*shape: int) -> nn.Linear:
 def library_linear4bit(linear: nn.Linear, blocksize: int = 64) -> nn.Module:
     """A Linear4bit as the library's users build it."""
     out_features, in_features = linear.weight.shape
-    layer = bnb.nn.Linear4bit(in_features, out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer = bnb.nn.Linear4bit(
+        in_features, out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
     layer.weight = bnb.nn.Params4bit(
         linear.weight.data.clone(),
         requires_grad=False,
@@ -80,7 +82,9 @@ def test_bytes_are_the_formula_of_blocks_and_tables():
 def test_int8_refuses_a_weight_that_is_no_number_in_half_precision():
     linear = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     linear.weight.data[3, 5] = 70000
-    with pytest.raises(ValueError, match="a weight is above 65504, the largest value that int8 quantization takes"):
+    with pytest.raises(
+        ValueError, match="a weight is above 65504, the largest value that int8 quantization takes"
+    ):
         make_backend("bitsandbytes").quantize(linear, bits=8)
 
 
@@ -94,7 +98,9 @@ def test_int8_is_what_the_library_computes_in_train_mode():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(dtype, monkeypatch: pytest.MonkeyPatch):
+def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(
+    dtype, monkeypatch: pytest.MonkeyPatch
+):
     module = make_backend("bitsandbytes-int8").quantize(source(37, 64), 8)
     stored = module.tensors()
     expected = (stored["codes"].float() * (stored["scale"][:, None] / 127)).to(dtype)

@@ -33,7 +33,10 @@ def test_a_weight_of_one_block_of_rows_is_what_the_library_makes_of_it(bits: int
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_blocks_of_rows_cost_no_accuracy(bits: int):
     linear, backend = source(1536, 192), make_backend("hqq")
-    ours, whole = backend.dequantize(backend.quantize(linear, bits)), library_linear(linear, bits).dequantize()
+    ours, whole = (
+        backend.dequantize(backend.quantize(linear, bits)),
+        library_linear(linear, bits).dequantize(),
+    )
     assert (ours - linear.weight).norm() <= 1.01 * (whole - linear.weight).norm()
 
 
@@ -52,7 +55,9 @@ def test_a_gpu_solves_in_float32_as_a_cpu_does():
     on_cpu = backend.to_tensors(backend.quantize(linear, 3))
     with pretended_gpu():
         linear.weight.data = linear.weight.data.to("cuda")
-        found = {name: tensor.to("cpu") for name, tensor in backend.to_tensors(backend.quantize(linear, 3)).items()}
+        found = {
+            name: tensor.to("cpu") for name, tensor in backend.to_tensors(backend.quantize(linear, 3)).items()
+        }
     assert all(torch.equal(found[name], tensor) for name, tensor in on_cpu.items())
 
 

@@ -11,7 +11,9 @@ from qra_backends.reference import bitpack
 
 @given(st.sampled_from(bitpack.WIDTHS), st.integers(1, 200), st.integers(0, 2**31))
 def test_codes_come_back_and_take_exactly_their_bits(bits: int, count: int, seed: int):
-    codes = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    codes = torch.randint(
+        0, 2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     packed = bitpack.pack(codes, bits)
     assert packed.dtype == torch.uint8 and len(packed) == -(-count * bits // 8)
     assert torch.equal(bitpack.unpack(packed, bits, count), codes)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 
 def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:
-    return float(((x @ (restored - linear.weight.detach()).T) ** 2).sum() / ((x @ linear.weight.detach().T) ** 2).sum())
+    return float(
+        ((x @ (restored - linear.weight.detach()).T) ** 2).sum() / ((x @ linear.weight.detach().T) ** 2).sum()
+    )
 
 
 def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, size: int, factor: Factor) -> Tensor:
@@ -47,7 +49,11 @@ def test_without_correlation_it_is_rounding_with_least_error_ranges():
 def test_codes_are_those_of_the_optimal_brain_step():
     """Against the textbook: round a column, then move the rest by the inverse Hessian of the columns left."""
     linear, _, hessian = setup(5, 12)
-    weight, scale, offset = linear.weight.detach().double(), torch.full((5, 3), 0.1), torch.full((5, 3), -0.15)
+    weight, scale, offset = (
+        linear.weight.detach().double(),
+        torch.full((5, 3), 0.1),
+        torch.full((5, 3), -0.15),
+    )
     damped = hessian.double() + 0.1 * hessian.diagonal().mean().double() * torch.eye(12)
     left, codes = list(range(12)), torch.zeros(5, 12)
     for column in hessian.diagonal().argsort(descending=True).tolist():
@@ -106,7 +112,9 @@ def test_levels_of_a_linear_share_the_factor_of_its_hessian(monkeypatch: pytest.
     monkeypatch.setattr("qra_backends.reference.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
     backend = make_backend({2: "reference-gptq", 3: "reference-gptq", 4: ["reference-gptq", "reference"]})
     modules = backend.quantize_levels(linear, backend.bits, hessian=hessian)
-    assert [backend.identity(bits)["spec"]["name"] for bits in modules] == ["reference-gptq"] * 3 + ["reference"]
+    assert [backend.identity(bits)["spec"]["name"] for bits in modules] == ["reference-gptq"] * 3 + [
+        "reference"
+    ]
     assert len(calls) == 1
 
 

@@ -38,7 +38,9 @@ def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> floa
 def test_it_loses_less_than_rounding_each_weight_by_itself_that_takes_more_bits(bits: int):
     (linear, hessian), backends = case(), [make_backend(name) for name in ("trellis", "reference-gptq")]
     stored = [bits_per_weight(backend.storage(bits), 96, 192) for backend in backends]
-    errors = [output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends]
+    errors = [
+        output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends
+    ]
     assert stored[0] < stored[1] - 0.1 and errors[0] < 0.8 * errors[1]
 
 
@@ -74,7 +76,9 @@ def test_threads_and_the_levels_beside_it_do_not_change_a_code():
     levels = (1, "trellis-2.5", 4)
     alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3)))
+        found = list(
+            pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3))
+        )
     for modules in found:
         assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
 
@@ -125,7 +129,9 @@ def test_trained_scales_get_the_gradient_of_the_weight_written_out():
     (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     module = backend.quantize(linear, 2, hessian=hessian)
     groups, x = backend.get_trainable_groups(module), torch.randn(5, 192)
-    assert groups.scale.shape == (96, 1) and groups.offset is None and backend.count_trainable(2, 96, 192) == 96
+    assert (
+        groups.scale.shape == (96, 1) and groups.offset is None and backend.count_trainable(2, 96, 192) == 96
+    )
     unscaled = backend.dequantize(module) / groups.scale.float()
     scale = groups.scale.float().requires_grad_()
     F.linear(x, unscaled * scale).square().sum().backward()
@@ -143,13 +149,18 @@ def test_trained_scales_get_the_gradient_of_the_weight_written_out():
 def test_what_cannot_be_stored_is_refused():
     linear, hessian = case()
     backend = make_backend("trellis")
-    with pytest.raises(ValueError, match=r"does not store 8 bits: choose from 1, trellis-1.5, 2, trellis-2.5, 3, "):
+    with pytest.raises(
+        ValueError, match=r"does not store 8 bits: choose from 1, trellis-1.5, 2, trellis-2.5, 3, "
+    ):
         backend.quantize(linear, 8, hessian=hessian)
     with pytest.raises(ValueError, match=r"SecondMoment.*torch\.eye\(192\)"):
         backend.quantize(linear, 2)
     with pytest.raises(ValueError, match="positive definite"):
         backend.quantize(linear, 2, hessian=torch.zeros(192, 192))
-    for wrong, message in ((torch.ones(95), r"output_weights must be \(96,\)"), (-torch.ones(96), "not below zero")):
+    for wrong, message in (
+        (torch.ones(95), r"output_weights must be \(96,\)"),
+        (-torch.ones(96), "not below zero"),
+    ):
         with pytest.raises(ValueError, match=message):
             backend.quantize(linear, 2, hessian=hessian, output_weights=wrong)
     with torch.no_grad():

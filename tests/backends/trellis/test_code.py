@@ -37,7 +37,9 @@ def one_after_another(column: bytes, code: TrellisCode, rows: int) -> list[int]:
     shape=st.tuples(st.integers(1, 40), st.integers(1, 9)),
     seed=st.integers(0, 99),
 )
-def test_any_weight_is_read_by_itself_as_it_is_in_sequence(half: int, L: int, shape: tuple[int, int], seed: int):
+def test_any_weight_is_read_by_itself_as_it_is_in_sequence(
+    half: int, L: int, shape: tuple[int, int], seed: int
+):
     code, (rows, columns) = TrellisCode(half, L), shape
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)

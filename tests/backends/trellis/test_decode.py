@@ -47,7 +47,9 @@ def test_the_weight_is_that_of_the_rotation_written_out():
         turn = turn.double() * make_signs(codes.shape[1], codes.device)  # V
         assert torch.allclose(turn @ turn.T, torch.eye(len(turn)).double(), atol=1e-6)
         expected = decode_values(codes, at, code).double() @ turn * (factor * math.sqrt(block))[:, None]
-        assert torch.allclose(decode_plainly(codes, factor, at, code, block, torch.float32).double(), expected)
+        assert torch.allclose(
+            decode_plainly(codes, factor, at, code, block, torch.float32).double(), expected
+        )
 
 
 def test_sums_are_exact_up_to_the_largest_block():
@@ -72,7 +74,9 @@ TURNED = [((5, 96), 32), ((33, 9), 1), ((7, 40), 4), ((3, 2048), 1024), ((0, 64)
 def test_compiled_rotations_are_those_of_torch(shape: tuple[int, int], block: int):
     rows = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).T
     kept = rows.clone()
-    assert torch.allclose(rotate_rows(rows, block), rotate_by_torch(rows, block), atol=1e-5) and torch.equal(rows, kept)
+    assert torch.allclose(rotate_rows(rows, block), rotate_by_torch(rows, block), atol=1e-5) and torch.equal(
+        rows, kept
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

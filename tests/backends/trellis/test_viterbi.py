@@ -45,7 +45,9 @@ def test_no_path_is_nearer(half: int, L: int, rows: int):
     scale = 0.3 + np.abs(gaussian(rows, seed=1))
     states, errors = rounded(x, code, scale)
     assert np.allclose(errors, x - scale * (make_state_values(L) * UNIT)[states], atol=1e-5)
-    for shift, now, then in zip(np.resize(code.get_state_shifts(), rows), states.T[:-1], states.T[1:], strict=False):
+    for shift, now, then in zip(
+        np.resize(code.get_state_shifts(), rows), states.T[:-1], states.T[1:], strict=False
+    ):
         assert (now >> shift == then & ((1 << L - shift) - 1)).all(), "a state follows from the one before"
     for column, error in zip(x, errors, strict=True):
         assert (error.astype(float) ** 2).sum() == pytest.approx(least_error(column, scale, code), rel=1e-3)
@@ -115,4 +117,6 @@ def test_the_kernel_finds_as_near_a_path_in_tritons_interpreter():
         assert costs[0] < 1.003 * costs[1], (half, rows, costs)
         shifts, path = np.resize(code.get_state_shifts(), rows), own.numpy().T
         for shift, now, then in zip(shifts, path[:-1], path[1:], strict=False):
-            assert (now >> shift == then & ((1 << 10 - shift) - 1)).all(), "a state follows from the one before"
+            assert (now >> shift == then & ((1 << 10 - shift) - 1)).all(), (
+                "a state follows from the one before"
+            )

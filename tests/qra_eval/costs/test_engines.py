@@ -10,15 +10,18 @@ from tiny_families import tiny_config
 
 from qra_eval.costs.engines import check_engine, list_engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import make_config
+from qra_search.app.config import make_config
 from qra_search.engines import ENGINES
 
 
 def shape_only(folder: Path, **sections: Any) -> QuantizedLoRAEvaluator:
     brief = {
-        "model": {"name": str(folder)}, "task": {"name": "arithmetic"}, "training": {"max_length": 64},
-        "evaluation": {"steps": 1, "validation_rows": 1}, "finetune": {"steps": 1, "test_rows": 1},
-    }  # fmt: skip
+        "model": {"name": str(folder)},
+        "task": {"name": "arithmetic"},
+        "training": {"max_length": 64},
+        "evaluation": {"steps": 1, "validation_rows": 1},
+        "finetune": {"steps": 1, "test_rows": 1},
+    }
     return QuantizedLoRAEvaluator(make_config({**brief, **sections}), weights=False)
 
 
@@ -41,7 +44,9 @@ EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_p
 @pytest.mark.parametrize("granularity", ["module", "expert"])
 def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) -> None:
     config = tiny_config("qwen3_moe", norm_topk_prob=True)
-    with pytest.raises(ValueError, match=f"granularity {granularity} chooses for each: take --granularity fused"):
+    with pytest.raises(
+        ValueError, match=f"granularity {granularity} chooses for each: take --granularity fused"
+    ):
         check_engine("llama.cpp", config, linears=EXPERTS, granularity=granularity)
     check_engine("llama.cpp", config, linears=EXPERTS, granularity="fused")
     check_engine("llama.cpp", config, linears=EXPERTS[:1], granularity=granularity)
@@ -52,6 +57,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
         check_engine("llama.cpp", tiny_config("qwen3_moe", norm_topk_prob=False), granularity="fused")
     check_engine("transformers", tiny_config("qwen3_moe", norm_topk_prob=False))
     own = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
-    config = tiny_config("gemma3", rope_parameters={**own, "full_attention": {"rope_type": "yarn", "factor": 8.0}})
+    config = tiny_config(
+        "gemma3", rope_parameters={**own, "full_attention": {"rope_type": "yarn", "factor": 8.0}}
+    )
     with pytest.raises(ValueError, match="yarn"):
         check_engine("llama.cpp", config)

@@ -32,19 +32,29 @@ PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
 
 
 def shape_only(
-    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", family: str = "llama",
+    folder: Path,
+    backend: str = "reference-gptq",
+    layers: int = 4,
+    compute: str = "auto",
+    family: str = "llama",
     **training: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """An evaluator of a model of which there is a config.json alone."""
     model = folder / (f"model-{layers}" if family == "llama" else family)
     if not model.exists():
         tiny_config_model(family, layers=layers, vocabulary=320).config.save_pretrained(model)
     return make_evaluator(
-        str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
+        str(model),
+        "arithmetic",
+        quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
-        training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
-        finetune={"steps": 2, "test_rows": 4}, weights=False, dequantized_cache=0, compute=compute,
-    )  # fmt: skip
+        training={"batch_size": 4, "max_length": 64, **training},
+        evaluation={"steps": 2, "validation_rows": 4},
+        finetune={"steps": 2, "test_rows": 4},
+        weights=False,
+        dequantized_cache=0,
+        compute=compute,
+    )
 
 
 def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
@@ -65,7 +75,11 @@ def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
 def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str, dropout: float) -> None:
     model = tiny_config_model(family).requires_grad_(False)
     rank, rows, tokens, labels = 4, 3, 24, 40
-    options = {"tables": False, "checkpointing": False, "layers": model.config.get_text_config().num_hidden_layers}
+    options = {
+        "tables": False,
+        "checkpointing": False,
+        "layers": model.config.get_text_config().num_hidden_layers,
+    }
     sketch = Sketch(model.config, model.dtype, rank=rank, dropout=dropout, **options)
     wrapped = adapters.wrap_linears(model, [f.name for f in find_linears(model)])
     for wrapper in wrapped.values():
@@ -85,17 +99,23 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
 @pytest.mark.parametrize(
     ("name", "levels", "dtype"),
     [
-        ("reference", (3, 4), torch.bfloat16), ("reference", (3, 4), torch.float32), ("hqq", (4, 3), torch.bfloat16),
-        ("reference-gptq", (3, 4, 5, 6), torch.bfloat16), ("reference-gptq", (4,), torch.float32),
+        ("reference", (3, 4), torch.bfloat16),
+        ("reference", (3, 4), torch.float32),
+        ("hqq", (4, 3), torch.bfloat16),
+        ("reference-gptq", (3, 4, 5, 6), torch.bfloat16),
+        ("reference-gptq", (4,), torch.float32),
         ("compressed-tensors", (4,), torch.bfloat16),
     ],
-)  # fmt: skip
+)
 def test_what_quantizing_takes_of_a_card_is_as_counted(
     name: str, levels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "_ELEMENTS", {})  # as many rows at once as on a GPU
     monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", {})
-    backend, linear = make_backend(name), torch.nn.Linear(256, 2048, bias=False).to(dtype).requires_grad_(False)
+    backend, linear = (
+        make_backend(name),
+        torch.nn.Linear(256, 2048, bias=False).to(dtype).requires_grad_(False),
+    )
     hessian = torch.eye(256)
     with MemoryCounter() as meter:
         meter.exclude(linear.weight, hessian)
@@ -118,7 +138,9 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     assert facts["disk_bytes"] == expected and facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
 
 
-def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(tmp_path: Path) -> None:
+def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(
+    tmp_path: Path,
+) -> None:
     # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
     four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
     model = shape_only(tmp_path).quantized_model
@@ -146,11 +168,16 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
 ) -> None:
     tiny_config("llama", layers=1, hidden=512, vocabulary=50_000).save_pretrained(tmp_path / "model")
     tuner = make_evaluator(
-        str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, dequantized_cache=0,
+        str(tmp_path / "model"),
+        "arithmetic",
+        space={"bits": (2,), "ranks": (2,)},
+        weights=False,
+        dequantized_cache=0,
         quantization={"backend": "reference", "embeddings": (2,), "cache": str(tmp_path)},
-        training={"batch_size": 1, "max_length": 16}, evaluation={"steps": 1, "validation_rows": 1},
+        training={"batch_size": 1, "max_length": 16},
+        evaluation={"steps": 1, "validation_rows": 1},
         finetune={"steps": 1, "test_rows": 1},
-    ).tuner  # fmt: skip
+    ).tuner
     peaks = estimate_peaks(tuner, gpu=True)
     loaded = sum(table.weight.nbytes for table in tuner.quantized_model.tables.values())
     assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
@@ -163,12 +190,19 @@ def test_the_longest_row_of_the_epochs_that_are_tuned_is_foretold_wherever_it_is
     prompts = [example.prompt for example in make_task(make_rows("")).split("train")]
 
     def foretell(long: str) -> int:
-        return estimate_peaks(make_evaluator(
-            str(tmp_path / "model"), make_task(make_rows(long)), weights=False, dequantized_cache=0,
-            quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path / "bank")},
-            space={"bits": (2,), "ranks": (4,)}, training={"batch_size": 4, "max_length": 128},
-            evaluation={"steps": 1, "validation_rows": 2}, finetune={"epochs": 1, "test_rows": 2},
-        ).tuner)["tune"].host  # fmt: skip
+        return estimate_peaks(
+            make_evaluator(
+                str(tmp_path / "model"),
+                make_task(make_rows(long)),
+                weights=False,
+                dequantized_cache=0,
+                quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path / "bank")},
+                space={"bits": (2,), "ranks": (4,)},
+                training={"batch_size": 4, "max_length": 128},
+                evaluation={"steps": 1, "validation_rows": 2},
+                finetune={"epochs": 1, "test_rows": 2},
+            ).tuner
+        )["tune"].host
 
     assert foretell(prompts[0]) == foretell(prompts[-1]) > foretell("") + (1 << 20)
 
@@ -187,14 +221,22 @@ def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
 
 
 EXPERTS: dict[str, Any] = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
-}  # fmt: skip
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 
 
 @pytest.mark.parametrize("tables", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "own"), [("gpt_oss", {}), ("llama4_text", {"intermediate_size_mlp": 128, "num_experts_per_tok": 1})]
+    ("kind", "own"),
+    [("gpt_oss", {}), ("llama4_text", {"intermediate_size_mlp": 128, "num_experts_per_tok": 1})],
 )
 def test_a_sketch_is_drawn_of_models_that_multiply_experts_at_once_or_read_the_tables_weight(
     kind: str, own: dict[str, Any], tables: bool
@@ -202,13 +244,19 @@ def test_a_sketch_is_drawn_of_models_that_multiply_experts_at_once_or_read_the_t
     config = AutoConfig.for_model(kind, **EXPERTS | own)
     config._attn_implementation = "eager"
     sketch = Sketch(config, torch.float32, tables=tables, rank=4, checkpointing=False, layers=2)
-    assert sketch.count_pass_bytes(2, 16, 8, training=True) > sketch.count_pass_bytes(1, 16, 8, training=True) > 0
+    assert (
+        sketch.count_pass_bytes(2, 16, 8, training=True)
+        > sketch.count_pass_bytes(1, 16, 8, training=True)
+        > 0
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_every_card_has_the_first_settings_that_fit_it(family: str, tmp_path: Path) -> None:
     found = list_cards(shape_only(tmp_path, family=family).tuner, None)
-    assert [(card["name"], card["settings"]) for card in found] == [(name, "as it is configured") for name in CARDS]
+    assert [(card["name"], card["settings"]) for card in found] == [
+        (name, "as it is configured") for name in CARDS
+    ]
     assert all(card["peak_bytes"] < card["bytes"] for card in found)
 
 

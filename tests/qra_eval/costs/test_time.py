@@ -20,15 +20,22 @@ from qra_search.sections import QuantizationConfig, SpaceConfig
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
     return make_evaluator(
-        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
         training={"batch_size": 4, "scales": False},
-        **({"evaluation": {"steps": 3, "validation_rows": 8}, "finetune": {"steps": 3, "test_rows": 8}} | options),
-    )  # fmt: skip
+        **(
+            {"evaluation": {"steps": 3, "validation_rows": 8}, "finetune": {"steps": 3, "test_rows": 8}}
+            | options
+        ),
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "reference-gptq"])
-def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(tmp_path: Path, backend: str) -> None:
+def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(
+    tmp_path: Path, backend: str
+) -> None:
     evaluator = make(tmp_path / "bank", backend)
     before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
     facts = evaluator.estimate()
@@ -45,11 +52,14 @@ def test_a_tuning_is_forecast_by_its_steps_its_looks_its_test_rows_and_the_token
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pace = {False: 1.0, True: 100.0}
-    monkeypatch.setattr(module, "measure_seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one])
+    monkeypatch.setattr(
+        module, "measure_seconds_per_token", lambda tuner, *, one_by_one=False: pace[one_by_one]
+    )
     looks = {"evaluate_every": 2, "monitor": "task"}
     evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8, "scored_rows": 5, **looks})
     trained, validation, test = (
-        sum(map(len, evaluator.rows(split, count))) for split, count in (("train", 24), ("validation", 8), ("test", 8))
+        sum(map(len, evaluator.rows(split, count)))
+        for split, count in (("train", 24), ("validation", 8), ("test", 8))
     )
     answer = evaluator.task.max_answer_tokens(evaluator.task.split("test")[:8], evaluator.rows.tokenizer)
     expected = 3 * trained + 3 * validation + test + 100 * answer * (5 + 3 * 8)
@@ -89,7 +99,9 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
 def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path: Path, family: str) -> None:
     """transformers makes an empty tokenizer for some families, by which no row would have a token."""
     tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
-    evaluator = make_evaluator(str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False)
+    evaluator = make_evaluator(
+        str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
+    )
     assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
     there = len(evaluator.task.split("validation"))
     assert len(evaluator.rows("validation", there + 1)) == there
@@ -97,11 +109,27 @@ def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path
 
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Qra, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = ("--model", "tiny", "--task", "arithmetic", "--set", "evaluation.steps=2", "--set", "finetune.steps=2")
+    model = (
+        "--model",
+        "tiny",
+        "--task",
+        "arithmetic",
+        "--set",
+        "evaluation.steps=2",
+        "--set",
+        "finetune.steps=2",
+    )
     command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
-    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the sensitivities", "peak of tune"):
+    for words in (
+        "smallest plan",
+        "largest plan",
+        "about",
+        "an evaluation",
+        "for the sensitivities",
+        "peak of tune",
+    ):
         assert words in text.out
     judged = qra(*command, "--set", "search.metric=task")
     assert "an evaluation, but for the answers that it writes" in " ".join(judged.out.split())

@@ -12,10 +12,10 @@ from tiny_families import tiny_config_model
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
-from qra_search.config import make_config
+from qra_search.app.config import make_config
+from qra_search.app.evaluator import EvaluatorFactory
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
 from qra_search.log.lines import LogError
-from qra_search.workflow.evaluator import EvaluatorFactory
 
 OPTIONS = {"strategy": "random", "evaluations": 17, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 14}
@@ -95,7 +95,9 @@ def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_un
 
 def test_two_workers_that_begin_at_once_share_one_bank(files, monkeypatch):
     # Forked, as spawned ones spend most of the test importing; tests/qra_search/executors is of those.
-    monkeypatch.setattr(multiprocessing, "get_context", {"spawn": multiprocessing.get_context("fork")}.__getitem__)
+    monkeypatch.setattr(
+        multiprocessing, "get_context", {"spawn": multiprocessing.get_context("fork")}.__getitem__
+    )
     with ProcessExecutor(EvaluatorFactory(config(files)), 2, devices=["cpu"]) as executor:
         remote = RemoteEvaluator(executor)
         result = search(remote, **OPTIONS, batch=2, executor=executor)

@@ -13,7 +13,7 @@ from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landsca
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES, KINDS
 from qra_search.allocate.solve import compute_table_losses
-from qra_search.config import make_config
+from qra_search.app.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.strategies.simple import sample_plan
@@ -39,7 +39,10 @@ def test_true_losses_of_arrays_equal_those_of_single_plans(family: str, granular
     plans = random_plans(landscape, 8)
     many = landscape.tables.compute_losses(landscape.space.encode_many(plans))
     assert many == pytest.approx([landscape.true_loss(plan) for plan in plans], abs=1e-12)
-    assert np.isfinite(many).all() and (many > landscape.tables.base - landscape.tables.gain.max(1).sum() - 1e-9).all()
+    assert (
+        np.isfinite(many).all()
+        and (many > landscape.tables.base - landscape.tables.gain.max(1).sum() - 1e-9).all()
+    )
 
 
 def test_the_loss_of_a_plan_is_the_formula_written_out() -> None:
@@ -68,15 +71,17 @@ def test_noise_is_a_function_of_landscape_plan_seed_and_fidelity_in_any_process(
         "print([l.evaluate(l.space.uniform(3, 8), fidelity=f, seed=s).loss for f in (0.25, 1.0) for s in (0, 1)]);"
         "import sys; assert not {'torch', 'transformers'} & set(sys.modules), 'a landscape needs no model'"
     )
-    seen = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    seen = eval(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
     landscape = make_landscape("interaction", 4, seed=7)
     plan = landscape.space.uniform(3, 8)
     assert [landscape.evaluate(plan, fidelity=f, seed=s).loss for f in (0.25, 1.0) for s in (0, 1)] == seen
     assert len(set(seen)) == 4
     other = make_landscape("interaction", 4, seed=8)
-    assert other.evaluate(plan).loss - other.true_loss(plan) != landscape.evaluate(plan).loss - landscape.true_loss(
+    assert other.evaluate(plan).loss - other.true_loss(plan) != landscape.evaluate(
         plan
-    )
+    ).loss - landscape.true_loss(plan)
 
 
 @pytest.mark.parametrize("noise", [-1, float("nan"), "much"])
@@ -103,15 +108,24 @@ def test_low_fidelity_is_cheaper_biased_noisier_and_still_tells_something() -> N
     losses = np.array([e.loss for e in low])
     assert (losses - full).mean() > 0.1
     assert np.corrcoef(losses, full)[0, 1] > 0.8
-    spread = [np.std([landscape.evaluate(plans[0], fidelity=f, seed=s).loss for s in range(200)]) for f in (0.25, 1.0)]
+    spread = [
+        np.std([landscape.evaluate(plans[0], fidelity=f, seed=s).loss for s in range(200)])
+        for f in (0.25, 1.0)
+    ]
     assert spread[0] > 1.5 * spread[1]
 
 
 def test_uniform_plans_cost_what_was_measured_on_the_real_model() -> None:
     """30 layers; medians over landscapes against the losses recorded on SmolLM2-135M after tuning."""
     recorded = {
-        (2, 8): 6.734, (3, 4): 1.992, (3, 8): 1.714, (3, 32): 1.410, (4, 4): 1.277, (4, 8): 1.189, (16, 8): 1.118,
-    }  # fmt: skip
+        (2, 8): 6.734,
+        (3, 4): 1.992,
+        (3, 8): 1.714,
+        (3, 32): 1.410,
+        (4, 4): 1.277,
+        (4, 8): 1.189,
+        (16, 8): 1.118,
+    }
     landscapes = [make_landscape("interaction", 30, seed=s, bits=(2, 3, 4, 8, 16)) for s in range(20)]
     for (bits, rank), loss in recorded.items():
         median = np.median([ls.true_loss(ls.space.uniform(bits, rank)) for ls in landscapes])
@@ -167,7 +181,9 @@ def brute_force(landscape: Landscape, budget: int) -> float:
 def test_references_equal_brute_force_on_small_spaces(family: str, seed: int) -> None:
     landscape = make_landscape(family, 5, seed=seed, bits=(2, 3, 4), ranks=(4, 16))
     memory = landscape.space.memory
-    budgets = tuple(int(memory.minimum + share * (memory.maximum - memory.minimum)) for share in (0.0, 0.3, 0.6))
+    budgets = tuple(
+        int(memory.minimum + share * (memory.maximum - memory.minimum)) for share in (0.0, 0.3, 0.6)
+    )
     reference = landscape.find_reference_front(budgets)
     assert reference.losses == pytest.approx([brute_force(landscape, budget) for budget in budgets], abs=1e-9)
     for plan, budget in zip(reference.plans, budgets, strict=True):
@@ -180,19 +196,27 @@ def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     budgets, cache = (landscape.space.memory_bytes(landscape.space.uniform(3, 8)),), str(tmp_path)
     first = landscape.find_reference_front(budgets, cache=cache)
     monkeypatch.setattr(reference, "_solve", None)
-    assert make_landscape("interaction", 4, seed=11, sensitivities="none").find_reference_front(budgets, cache) == first
+    assert (
+        make_landscape("interaction", 4, seed=11, sensitivities="none").find_reference_front(budgets, cache)
+        == first
+    )
     with pytest.raises(TypeError):
         make_landscape("interaction", 4, seed=12).find_reference_front(budgets, cache=cache)
 
 
 def test_a_config_names_a_landscape() -> None:
-    config = make_config({
-        "evaluator": "landscape", "space": {"granularity": "fused", "bits": [2, 4]},
-        "options": {"family": "compensation", "layers": 3, "seed": 5, "sensitivities": "none"},
-    })  # fmt: skip
+    config = make_config(
+        {
+            "evaluator": "landscape",
+            "space": {"granularity": "fused", "bits": [2, 4]},
+            "options": {"family": "compensation", "layers": 3, "seed": 5, "sensitivities": "none"},
+        }
+    )
     landscape = build(config)
     assert len(landscape.space) == 12 and landscape.space.bits == (2, 4) and landscape.sensitivities() is None
     with pytest.raises(ValueError, match="family must be one of additive"):
         build(make_config({"options": {"family": "flat"}}))
-    with pytest.raises(ValueError, match="unknown option of the landscape evaluator: 'layer': did you mean layers"):
+    with pytest.raises(
+        ValueError, match="unknown option of the landscape evaluator: 'layer': did you mean layers"
+    ):
         build(make_config({"options": {"layer": 3}}))

@@ -16,10 +16,14 @@ from qra_eval.tasks.scoring import measure_choices, score_choices
 
 def build(tmp_path, task, **options):
     return make_evaluator(
-        "tiny", task, quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
-        space={"bits": (4,), "ranks": (4,), "granularity": "layer"}, training={"batch_size": 2, "max_length": 64},
-        dtype="float32", **{"evaluation": {"steps": 2, "validation_rows": 8}, "finetune": {"test_rows": 8}, **options},
-    )  # fmt: skip
+        "tiny",
+        task,
+        quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
+        space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        training={"batch_size": 2, "max_length": 64},
+        dtype="float32",
+        **{"evaluation": {"steps": 2, "validation_rows": 8}, "finetune": {"test_rows": 8}, **options},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +53,18 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
 
 def test_of_generated_answers_it_is_the_share_that_is_wrong_and_the_final_tuning_scores_them(tmp_path):
     evaluator = build(
-        tmp_path, "arithmetic", metric="task", evaluation={"steps": 2, "validation_rows": 2},
+        tmp_path,
+        "arithmetic",
+        metric="task",
+        evaluation={"steps": 2, "validation_rows": 2},
         finetune={"test_rows": 2, "evaluate_every": 1, "monitor": "task"},
-    )  # fmt: skip
+    )
     looked = []
     plan = evaluator.space.uniform(4, 4)
     assert evaluator.evaluate(plan, fidelity=0.5).loss == 1.0  # a random model is never right
-    tuned = evaluator.tune(plan, steps=2, on_step=lambda step, figures: looked.append(figures["validation_objective"]))
+    tuned = evaluator.tune(
+        plan, steps=2, on_step=lambda step, figures: looked.append(figures["validation_objective"])
+    )
     assert tuned.metrics == {"exact_match": 0.0} and looked == [1.0, 1.0]
 
 
@@ -65,11 +74,14 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
     rows = [{"prompt": f"say {i}", "answer": str(i % 10) * 90} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
-        "model": {"name": "tiny", "dtype": "float32"}, "task": {"name": str(tmp_path / "rows.jsonl")},
+        "model": {"name": "tiny", "dtype": "float32"},
+        "task": {"name": str(tmp_path / "rows.jsonl")},
         "quantization": {"backend": "reference", "cache": str(tmp_path / "bank")},
-        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"}, "training": {"batch_size": 2},
-        "finetune": {"test_rows": 6, "scored_rows": 5, "sample_answers": 0}, "search": {"metric": "task"},
-    }  # fmt: skip
+        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        "training": {"batch_size": 2},
+        "finetune": {"test_rows": 6, "scored_rows": 5, "sample_answers": 0},
+        "search": {"metric": "task"},
+    }
     evaluator = QuantizedLoRAEvaluator(config, metrics={"long": lambda answer, example: 0.25})
 
     def answers(model, tokenizer, examples, most, **options):
@@ -87,23 +99,30 @@ def test_functions_of_ones_own_score_long_answers_on_the_rows_asked_for(tmp_path
     assert asked == {len(" ") + 90 + ANSWER_MARGIN}
     assert evaluator.task.judged_by == "long" and evaluator.config.task.metrics == ("in-memory:long",)
     other = QuantizedLoRAEvaluator(config, metrics={"long": lambda answer, example: 0.5})
-    assert other.describe() != evaluator.describe(), "losses by another function are not to be compared with these"
+    assert other.describe() != evaluator.describe(), (
+        "losses by another function are not to be compared with these"
+    )
 
 
 def test_higher_is_better_unless_a_metric_is_named_a_loss_and_a_users_task_keeps_its_own(tmp_path):
     task = make_task([{"prompt": f"say {i}", "answer": str(i)} for i in range(60)])
     config = {
-        "model": {"name": "tiny", "dtype": "float32"}, "quantization": {"backend": "reference", "cache": str(tmp_path)},
-        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"}, "training": {"batch_size": 2},
-        "evaluation": {"steps": 1, "validation_rows": 2}, "search": {"metric": "task"},
-    }  # fmt: skip
+        "model": {"name": "tiny", "dtype": "float32"},
+        "quantization": {"backend": "reference", "cache": str(tmp_path)},
+        "space": {"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        "training": {"batch_size": 2},
+        "evaluation": {"steps": 1, "validation_rows": 2},
+        "search": {"metric": "task"},
+    }
     for name, loss in (("gloss", 0.75), ("own_loss", 0.25)):
         evaluator = QuantizedLoRAEvaluator(config, task=task, metrics={name: lambda answer, example: 0.25})
         assert evaluator.evaluate(evaluator.space.uniform(4, 4)).loss == pytest.approx(loss)
     assert task.judged_by == "exact_match" and list(task.metrics) == ["exact_match"]
 
 
-@pytest.mark.parametrize("options", [{"metric": "task"}, {"finetune": {"evaluate_every": 5, "monitor": "task"}}])
+@pytest.mark.parametrize(
+    "options", [{"metric": "task"}, {"finetune": {"evaluate_every": 5, "monitor": "task"}}]
+)
 def test_a_task_without_a_measure_is_refused(tmp_path, options):
     (tmp_path / "text.txt").write_text("\n".join(f"{i} some words " * 40 for i in range(400)))
     with pytest.raises(ValueError, match="the task 'text' has no measure of its own: take 'loss'"):

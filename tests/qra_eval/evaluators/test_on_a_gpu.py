@@ -28,7 +28,7 @@ from qra_eval.sensitivities import measure
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tuning import saved
 from qra_eval.tuning.loading import load
-from qra_search.config import make_config
+from qra_search.app.config import make_config
 from qra_search.errors import BadInput
 
 ROWS = 8
@@ -45,19 +45,24 @@ def folder(tmp_path_factory):
 
 def on_the_card(folder, bank, *, embeddings, **options):
     return make_evaluator(
-        str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
+        str(folder),
+        "arithmetic",
+        space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": "reference", "cache": str(bank), "embeddings": embeddings},
-        training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2},
+        training={"batch_size": 2, "max_length": 64},
+        evaluation={"steps": 1, "validation_rows": 2},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
         **({"device": "cuda", "dequantized_cache": 0} | options),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dequantized_cache", [0, "auto"])
 def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch, dequantized_cache):
     held = []
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
+        monkeypatch.setattr(
+            saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1]
+        )
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
         own = [table.weight for table in evaluator.quantized_model.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
@@ -114,9 +119,14 @@ def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch)
 def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_path, monkeypatch):
     pinned: set[int] = set()
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1])
+        monkeypatch.setattr(
+            torch.Tensor, "pin_memory", lambda tensor: (pinned.add(tensor.data_ptr()), tensor)[1]
+        )
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
-        own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized_model.linears.values()}
+        own = {
+            module.weight.data_ptr(): module.weight.nbytes
+            for module in evaluator.quantized_model.linears.values()
+        }
         sent: Counter[int] = Counter()
         fetched = codes = 0
 
@@ -147,11 +157,14 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
     given = {
-        "model": {"name": str(folder), "device": "cuda", "dequantized_cache": "0"}, "task": {"name": "arithmetic"},
-        "space": {"bits": (4,), "ranks": (4,)}, "training": {"batch_size": 64, "max_length": 64},
+        "model": {"name": str(folder), "device": "cuda", "dequantized_cache": "0"},
+        "task": {"name": "arithmetic"},
+        "space": {"bits": (4,), "ranks": (4,)},
+        "training": {"batch_size": 64, "max_length": 64},
         "quantization": {"backend": "reference", "cache": str(tmp_path / "bank"), "embeddings": 16},
-        "evaluation": {"steps": 1, "validation_rows": 2}, "finetune": {"steps": 1, "test_rows": 2},
-    }  # fmt: skip
+        "evaluation": {"steps": 1, "validation_rows": 2},
+        "finetune": {"steps": 1, "test_rows": 2},
+    }
     config = make_config(given)
     with pretended_gpu():
         peaks = estimate_peaks(QuantizedLoRAEvaluator(config, weights=False).tuner)
@@ -159,7 +172,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     with pretended_gpu(room=most):
         QuantizedLoRAEvaluator(config)
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
-    with pretended_gpu(room=most - 1), pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"):
+    with (
+        pretended_gpu(room=most - 1),
+        pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"),
+    ):
         QuantizedLoRAEvaluator(config)
     assert not (tmp_path / "bank").exists()
 
@@ -174,7 +190,9 @@ def test_labels_are_sampled_on_the_card_by_one_number_a_row():
 
 
 def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one(tmp_path, monkeypatch):
-    tiny_config_model("llama", layers=3, vocabulary=320, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_config_model("llama", layers=3, vocabulary=320, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "model"
+    )
     byte_tokenizer().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(saved, "ROUNDING", 0.0)  # here products are summed in one order
     losses = []
@@ -201,8 +219,14 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
 def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
     rows = import_module(f"benchmarks.gpu_parts.{part}").rows
     options = Namespace(
-        device="cuda", small=True, pretended=True, folder=tmp_path, known=[], model=None, backend="reference",
+        device="cuda",
+        small=True,
+        pretended=True,
+        folder=tmp_path,
+        known=[],
+        model=None,
+        backend="reference",
         dequantized_cache="0",
-    )  # fmt: skip
+    )
     with pretended_gpu():
         assert next(iter(rows(options)))

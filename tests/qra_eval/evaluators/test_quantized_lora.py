@@ -25,9 +25,14 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
     def make(
-        backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto",
-        dequantized_cache="auto", **options,
-    ):  # fmt: skip
+        backend="reference",
+        bits=(2, 3, 4, 8),
+        ranks=(0, 4, 8),
+        granularity="module",
+        compute="auto",
+        dequantized_cache="auto",
+        **options,
+    ):
         return make_evaluator(
             "tiny",
             "arithmetic",
@@ -67,9 +72,12 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
 def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
     told = []
     late = make_evaluator(
-        "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-        training={"batch_size": 4}, evaluation={"steps": 1, "validation_rows": 8},
-    )  # fmt: skip
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
+        training={"batch_size": 4},
+        evaluation={"steps": 1, "validation_rows": 8},
+    )
     late.progress = lambda stage, done, total: told.append((stage, done == total))
     late.sensitivities()
     assert {"quantize", "pass calibration rows", "probe groups"} <= {stage for stage, last in told if last}
@@ -118,7 +126,9 @@ def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_a
     assert ready.quantized_model.keeps_dequantized and not made.quantized_model.keeps_dequantized
     losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
     assert made.quantized_model.compute == torch.float32
-    assert losses[0] == pytest.approx(losses[1], rel=2e-4)  # those kept ready were rounded to the stored dtype
+    assert losses[0] == pytest.approx(
+        losses[1], rel=2e-4
+    )  # those kept ready were rounded to the stored dtype
 
 
 def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
@@ -126,7 +136,9 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
     plan = mixed_plan(half.space)
     assert half.space.signature == whole.space.signature
     name = half.space.groups[0].linears[0].name
-    assert torch.equal(half.quantized_model.bank.load_weight(name, 2), whole.quantized_model.bank.load_weight(name, 2))
+    assert torch.equal(
+        half.quantized_model.bank.load_weight(name, 2), whole.quantized_model.bank.load_weight(name, 2)
+    )
     assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
 
 
@@ -151,7 +163,9 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     assert evaluator.quantized_model.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
     with evaluator.tuner.switcher.use_stored_form(tuned.plan) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
+        assert all(
+            torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before
+        )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +183,9 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
             wrapper = model.get_base_model().get_submodule(linear.name)
             module = getattr(wrapper, "base_layer", wrapper)
             quantized += sum(t.nbytes for t in evaluator.quantized_model.backend.to_tensors(module).values())
-            for name, _ in list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False)):
+            for name, _ in list(module.named_parameters(recurse=False)) + list(
+                module.named_buffers(recurse=False)
+            ):
                 if name != "bias":
                     delattr(module, name) if name not in module._parameters else module._parameters.pop(name)
     # What is left after the quantized tensors are taken out: adapters, and everything that is not searched.
@@ -190,9 +206,9 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized_model.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * len(w.lora_A) for w in evaluator.tuner.switcher.wrapped.values() if w.lora_A is not None} == {
-        evaluator.quantized_model.settings.alpha
-    }
+    assert {
+        w.scaling * len(w.lora_A) for w in evaluator.tuner.switcher.wrapped.values() if w.lora_A is not None
+    } == {evaluator.quantized_model.settings.alpha}
     base, _ = load_base(tmp_path)
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
     with torch.no_grad():

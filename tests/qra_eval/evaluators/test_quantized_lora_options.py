@@ -16,7 +16,9 @@ from qra_search.sections import QuantizationConfig, SpaceConfig
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(backend="reference", bits=(2, 4), cache=folder, dequantized_cache="auto", evaluation=None, **training):
+    def make(
+        backend="reference", bits=(2, 4), cache=folder, dequantized_cache="auto", evaluation=None, **training
+    ):
         return make_evaluator(
             "tiny",
             "arithmetic",
@@ -43,7 +45,9 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
     assert tuned.memory_bytes == frozen.space.memory_bytes(plan)
     saved = load_file(tmp_path / "quantized.safetensors")
-    for name, bits in ((m.name, b) for g, b in zip(evaluator.space.groups, plan.bits, strict=True) for m in g.linears):
+    for name, bits in (
+        (m.name, b) for g, b in zip(evaluator.space.groups, plan.bits, strict=True) for m in g.linears
+    ):
         if bits != 16:
             own = bank.load_tensors(name, bits)
             assert torch.equal(saved[f"{name}::codes"], own["codes"])
@@ -55,7 +59,9 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
 def test_only_scales_of_whole_rows_are_trained_if_nothing_is_said(build):
     numbers = {}
     for scales in ("auto", True, False):
-        model = build({2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales).quantized_model
+        model = build(
+            {2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales
+        ).quantized_model
         numbers[scales] = [model.count_trained(bits, 64, 128) for bits in (2, 4, 16)]
     assert numbers == {"auto": [64, 0, 0], True: [64, 64 * 2 * 2, 0], False: [0, 0, 0]}
 
@@ -99,9 +105,11 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
 
     def build(max_length):
         return make_evaluator(
-            str(tmp_path), space={"bits": (4,), "ranks": (4,)}, quantization={"cache": str(tmp_path / "bank")},
+            str(tmp_path),
+            space={"bits": (4,), "ranks": (4,)},
+            quantization={"cache": str(tmp_path / "bank")},
             training={"max_length": max_length},
-        )  # fmt: skip
+        )
 
     with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):
         build(65)

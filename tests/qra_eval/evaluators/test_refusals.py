@@ -18,10 +18,16 @@ from qra_search.evaluation.evaluator import RowCount
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
     ({"training": {"alfa": 7}}, "training.alfa is not a known field: did you mean alpha?"),
-    ({"model": {"name": "tiny", "device": "gpu"}}, "device is 'gpu': auto, cpu, cuda, cuda:1, or cuda:0,cuda:1"),
+    (
+        {"model": {"name": "tiny", "device": "gpu"}},
+        "device is 'gpu': auto, cpu, cuda, cuda:1, or cuda:0,cuda:1",
+    ),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),
-    ({"model": {"name": "someone/model"}}, "the hub does not give it (no route): check its name and the network"),
+    (
+        {"model": {"name": "someone/model"}},
+        "the hub does not give it (no route): check its name and the network",
+    ),
     ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k", "data": "none"}}, "none is not a folder"),
@@ -47,7 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("fields", "message"), CASES, ids=[message for _, message in CASES])
-def test_a_setting_that_cannot_be_used_is_one_line(folder: Path, fields: dict[str, Any], message: str) -> None:
+def test_a_setting_that_cannot_be_used_is_one_line(
+    folder: Path, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as refused:
         QuantizedLoRAEvaluator({"model": {"name": "tiny"}, **fields})
     assert message in str(refused.value) and "\n" not in str(refused.value)
@@ -55,7 +63,10 @@ def test_a_setting_that_cannot_be_used_is_one_line(folder: Path, fields: dict[st
 
 def test_a_cache_that_cannot_be_written_to_is_one_line(folder: Path) -> None:
     (folder / "file").write_text("in the way")
-    given: dict[str, Any] = {"model": {"name": "tiny"}, "quantization": {"cache": str(folder / "file" / "bank")}}
+    given: dict[str, Any] = {
+        "model": {"name": "tiny"},
+        "quantization": {"cache": str(folder / "file" / "bank")},
+    }
     evaluator = QuantizedLoRAEvaluator({**given, "space": {"bits": (4,), "ranks": (4,)}})
     with pytest.raises(BadInput, match="cannot write to the cache .*file/bank .*: set QRA_CACHE"):
         evaluator.sensitivities()
@@ -63,9 +74,14 @@ def test_a_cache_that_cannot_be_written_to_is_one_line(folder: Path) -> None:
 
 def build(task, **finetune):
     return make_evaluator(
-        "tiny", task, space={"bits": (4,), "ranks": (4,)}, training={"max_length": 40, "batch_size": 8},
-        evaluation={"steps": 1}, finetune=finetune, weights=False,
-    )  # fmt: skip
+        "tiny",
+        task,
+        space={"bits": (4,), "ranks": (4,)},
+        training={"max_length": 40, "batch_size": 8},
+        evaluation={"steps": 1},
+        finetune=finetune,
+        weights=False,
+    )
 
 
 def test_data_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
@@ -82,8 +98,10 @@ def test_rows_asked_for_and_had_and_cut_are_counted(tmp_path):
     counts = evaluator.row_counts()
     task = evaluator.task
     assert {name: (count.asked, count.had) for name, count in counts.items()} == {
-        "train": (16, 16), "validation": (64, 3), "test": (5, 3),
-    }  # fmt: skip
+        "train": (16, 16),
+        "validation": (64, 3),
+        "test": (5, 3),
+    }
     # A byte is a token: prompt, the answer with a space before it, and the end token.
     lengths = [len(e.prompt) + len(e.answer) + 1 for e in task.split("train")[:16]]
     assert counts["train"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths), available=24)

@@ -29,8 +29,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TunedRun]:
         folder = tmp_path_factory.mktemp(f"{family}-{backend}-{granularity}")
         spec, levels, bits = BACKENDS[backend]
         return tune_tiny(
-            save_tiny(family, folder / "model"), folder / "run", levels, (8, 4, 8, 0),
-            quantization={"backend": spec}, space={"bits": bits, "ranks": (0, 4, 8), "granularity": granularity},
-        )  # fmt: skip
+            save_tiny(family, folder / "model"),
+            folder / "run",
+            levels,
+            (8, 4, 8, 0),
+            quantization={"backend": spec},
+            space={"bits": bits, "ranks": (0, 4, 8), "granularity": granularity},
+        )
 
     return tune

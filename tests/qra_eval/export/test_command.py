@@ -13,14 +13,34 @@ from safetensors.torch import load_file
 
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
-from qra_search.cli.errors import run_safely
+from qra_search.app.cli.errors import run_safely
 
 SMALL = (
-    "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "12bpw", "--granularity", "fused",
-    "--set", "evaluation.steps=2", "--set", "training.batch_size=2", "--set", "evaluation.validation_rows=4",
-    "--set", "finetune.test_rows=4", "--set", "finetune.steps=2", "--set", "finetune.sample_answers=0",
-    "--strategy", "random",
-)  # fmt: skip
+    "--model",
+    "tiny",
+    "--task",
+    "arithmetic",
+    "--ranks",
+    "4,8",
+    "--memory",
+    "12bpw",
+    "--granularity",
+    "fused",
+    "--set",
+    "evaluation.steps=2",
+    "--set",
+    "training.batch_size=2",
+    "--set",
+    "evaluation.validation_rows=4",
+    "--set",
+    "finetune.test_rows=4",
+    "--set",
+    "finetune.steps=2",
+    "--set",
+    "finetune.sample_answers=0",
+    "--strategy",
+    "random",
+)
 SERVED = {
     "vllm": "--enable-lora --lora-modules tuned=",
     "llama.cpp": "llama-server -m",
@@ -57,7 +77,9 @@ ONE_RUN = pytest.mark.parametrize("engine", ["vllm"], indirect=True)
 
 
 @ONE_RUN
-def test_the_difference_of_logits_is_printed_and_json_is_only_json(engine: str, folder: Path, qra: Qra, tmp_path: Path):
+def test_the_difference_of_logits_is_printed_and_json_is_only_json(
+    engine: str, folder: Path, qra: Qra, tmp_path: Path
+):
     command = ("export", folder, "--format", "peft", "--out")
     assert "the same logits as the tuned model's, exactly" in qra(*command, tmp_path / "text").out
     shown = qra(*command, tmp_path / "json", "--json")
@@ -80,11 +102,17 @@ def test_what_cannot_be_exported_is_told_in_the_last_line_with_status_2(argument
 
 
 @ONE_RUN
-def test_the_files_tensors_are_the_plans_in_bytes_and_to_the_bit(engine: str, folder: Path, tmp_path: Path) -> None:
+def test_the_files_tensors_are_the_plans_in_bytes_and_to_the_bit(
+    engine: str, folder: Path, tmp_path: Path
+) -> None:
     run, out = TunedRun(folder), export(folder, "compressed-tensors", tmp_path / "out").path
     tensors, stored, wanted = load_file(out / "model.safetensors"), 0, 0
     for name, level in run.levels.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
         weight = run.dequantize_weight(name)
         assert torch.equal(compressed_by_hand(own, run.backend.width(level)).to(run.dtype), weight)
         stored += sum(tensor.nbytes for tensor in own.values())

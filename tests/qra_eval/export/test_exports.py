@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import qra_eval
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_search.cli.doctor import check_files
+from qra_search.app.cli.doctor import check_files
 from qra_search.errors import BadInput
 
 Runs = Callable[..., TunedRun]
@@ -28,7 +28,11 @@ IDS = torch.arange(40, 64)[None]
     [
         (("llama", "compressed-tensors"), "gguf", "merged, or plan anew by `qra plan --engine llama.cpp`"),
         (("llama",), "compressed-tensors", "merged, or plan anew by `qra plan --engine vllm`"),
-        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* `qra plan --engine vllm`"),
+        (
+            ("llama", "compressed-tensors", "module"),
+            "compressed-tensors",
+            "qkv_proj .* `qra plan --engine vllm`",
+        ),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
@@ -50,7 +54,11 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
         ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': it takes none"),
         ("vllm", {"pre": "x"}, "unknown option of format 'vllm': 'pre': it takes none"),
         ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
-        ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be 'bfloat16'"),
+        (
+            "merged",
+            {"dtype": "int8"},
+            "option 'dtype' of format 'merged' is 'int8': input should be 'bfloat16'",
+        ),
     ],
 )
 def test_an_unknown_format_or_option_is_one_clear_line(
@@ -98,7 +106,10 @@ def test_transformers_reads_a_gguf_file_as_the_tuned_base(family: str, runs: Run
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, gguf_file="model.gguf", dtype=torch.float32)
     model.hf_quantizer.remove_quantization_config(model)
     assert (
-        run.compare_logits(run.compute_logits(add_adapter(model, run.adapter_folder)))["largest_logit_difference"] == 0
+        run.compare_logits(run.compute_logits(add_adapter(model, run.adapter_folder)))[
+            "largest_logit_difference"
+        ]
+        == 0
     )
 
 
@@ -126,13 +137,18 @@ def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that
     run = runs("llama", "compressed-tensors")
     config, own = (
         json.loads((folder / "adapter_config.json").read_text())
-        for folder in (export(run, "compressed-tensors", tmp_path / "out").path / "adapter", run.adapter_folder)
+        for folder in (
+            export(run, "compressed-tensors", tmp_path / "out").path / "adapter",
+            run.adapter_folder,
+        )
     )
     assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
     assert config["lora_alpha"] == own["lora_alpha"]
 
 
-def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(runs: Runs, tmp_path: Path) -> None:
+def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(
+    runs: Runs, tmp_path: Path
+) -> None:
     """Why the export and docs/serve.md load it packed; once this fails they need not."""
     pytest.importorskip("compressed_tensors")
     from transformers import CompressedTensorsConfig
@@ -150,7 +166,9 @@ def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(r
 def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path: Path) -> None:
     with pretended_gpu():
         done = export(TunedRun(runs("llama").folder), format, tmp_path / format)
-    assert format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
+    assert (
+        format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
+    )
 
 
 def test_exports_leave_the_global_generator_alone(runs: Runs, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def runs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tu
 def tuned(kind: str, folder: Path, granularity: Any = "fused") -> dict[str, TunedRun]:
     """A run with every second group in another type and with another rank, and one that is not quantized."""
     family, more = CASES[kind]
-    model: Any = AutoModelForCausalLM.from_pretrained(save_tiny(family, folder / "model", **more), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        save_tiny(family, folder / "model", **more), dtype=torch.float32
+    )
     random = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms and biases are all ones and zeros
@@ -66,7 +68,9 @@ def tuned(kind: str, folder: Path, granularity: Any = "fused") -> dict[str, Tune
     }
 
 
-def test_llama_cpp_computes_the_same_logits_from_the_same_numbers(runs: dict[str, TunedRun], tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_same_logits_from_the_same_numbers(
+    runs: dict[str, TunedRun], tmp_path: Path
+) -> None:
     """Weights in float32, which its kernels do not round; factors are in bfloat16, and GELU comes from a table."""
     done = export(runs["floats"], "gguf", tmp_path / "gguf")
     mine, theirs, alone = logits_in_llama_cpp(runs["floats"], done.path)
@@ -75,7 +79,9 @@ def test_llama_cpp_computes_the_same_logits_from_the_same_numbers(runs: dict[str
     assert apart.mean() < 0.05 * untuned.mean(), "the adapter"
 
 
-def test_every_searched_tensor_of_the_file_is_the_plans_own(runs: dict[str, TunedRun], tmp_path: Path) -> None:
+def test_every_searched_tensor_of_the_file_is_the_plans_own(
+    runs: dict[str, TunedRun], tmp_path: Path
+) -> None:
     run = runs["typed"]
     exported = export(run, "gguf", tmp_path / "gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
@@ -94,9 +100,15 @@ def test_a_quantized_head_keeps_its_bias(tmp_path: Path) -> None:
     torch.nn.init.normal_(model.lm_head.bias)
     model.save_pretrained(tmp_path / "model")
     run = tune_tiny(
-        tmp_path / "model", tmp_path / "run", ["Q8_0"], [4], steps=1, dtype="bfloat16",
-        quantization={"backend": "gguf", "embeddings": [8]}, space={"bits": (8,), "ranks": (4,)},
-    )  # fmt: skip
+        tmp_path / "model",
+        tmp_path / "run",
+        ["Q8_0"],
+        [4],
+        steps=1,
+        dtype="bfloat16",
+        quantization={"backend": "gguf", "embeddings": [8]},
+        space={"bits": (8,), "ranks": (4,)},
+    )
     done = export(run, "gguf", tmp_path / "gguf")
     (bias,) = [t for t in gguf.GGUFReader(done.path / "model.gguf").tensors if t.name == "output.bias"]
     assert bias.data == pytest.approx(model.lm_head.bias.detach().to(torch.bfloat16).float().numpy())

@@ -19,12 +19,18 @@ from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES
 from qra_search.engines import ENGINES
 
-pytestmark = pytest.mark.skipif(library.get_missing_reason() is not None, reason=str(library.get_missing_reason()))
+pytestmark = pytest.mark.skipif(
+    library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
+)
 TYPES = ["Q3_K", "Q4_K", "Q4_0", "Q8_0"]
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}  # fmt: skip
+}
 
 
 SETTINGS: dict[str, Any] = {

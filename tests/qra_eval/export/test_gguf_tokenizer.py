@@ -17,8 +17,28 @@ from qra_eval.export import llama_cpp
 from qra_eval.export.gguf_tokenizer import add_tokenizer, compute_piece_scores, list_tokenizer_issues
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-WORDS = ("▁the", "▁then", "▁there", "▁a", "ing", "▁thing", "er", "▁banana", "▁ba", "nan", "ana", "▁an", "and", "▁and")
-TEXTS = ("the thing and then there", "a banana, an ananas and anything", "  two  spaces ", "Zürich 12\n\tπ = 3.14")
+WORDS = (
+    "▁the",
+    "▁then",
+    "▁there",
+    "▁a",
+    "ing",
+    "▁thing",
+    "er",
+    "▁banana",
+    "▁ba",
+    "nan",
+    "ana",
+    "▁an",
+    "and",
+    "▁and",
+)
+TEXTS = (
+    "the thing and then there",
+    "a banana, an ananas and anything",
+    "  two  spaces ",
+    "Zürich 12\n\tπ = 3.14",
+)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["gemma", "phi3"])
@@ -35,7 +55,9 @@ def tokenizer(request: Any) -> Any:
         for cut in range(1, len(piece))
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     ]
-    made = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made = Tokenizer(
+        BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     spaces = [normalizers.Replace(" ", "▁")]
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if request.param else spaces)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -44,7 +66,11 @@ def tokenizer(request: Any) -> Any:
 
 
 def test_the_sooner_a_piece_is_merged_the_higher_is_its_score() -> None:
-    assert compute_piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [-3.0, 0.0, -1.0]
+    assert compute_piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [
+        -3.0,
+        0.0,
+        -1.0,
+    ]
 
 
 def written(tokenizer: Any, file: Path, rows: int) -> Path:
@@ -52,7 +78,9 @@ def written(tokenizer: Any, file: Path, rows: int) -> Path:
     import gguf
 
     writer = gguf.GGUFWriter(file, "gemma")
-    run: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=rows), spec=str(file.parent))
+    run: Any = SimpleNamespace(
+        tokenizer=tokenizer, config=SimpleNamespace(vocab_size=rows), spec=str(file.parent)
+    )
     assert list_tokenizer_issues(run) == [] and add_tokenizer(writer, run, None) == []
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -81,7 +109,9 @@ def test_a_token_that_the_table_lacks_is_left_out_and_each_chat_template_is_writ
     longer.add_special_tokens({"pad_token": "<image>"})
     longer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     fields = gguf.GGUFReader(written(longer, tmp_path / "tokens.gguf", rows)).fields
-    assert len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
+    assert (
+        len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
+    )
     assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
     assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
 
@@ -91,7 +121,9 @@ def test_tokens_past_a_gap_in_the_ids_are_kept(tokenizer: Any, tmp_path: Path) -
 
     other, rows = json.loads(tokenizer.backend_tokenizer.to_str()), len(tokenizer) + 8
     other["model"]["vocab"]["<|im_end|>"] = rows - 1
-    gappy = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(other)), eos_token="<|im_end|>")
+    gappy = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(other)), eos_token="<|im_end|>"
+    )
     fields = gguf.GGUFReader(written(gappy, tmp_path / "tokens.gguf", rows)).fields
     assert fields["tokenizer.ggml.tokens"].contents()[-1] == "<|im_end|>"
     assert fields["tokenizer.ggml.eos_token_id"].contents() == rows - 1

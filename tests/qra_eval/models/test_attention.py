@@ -30,7 +30,9 @@ def test_products_equal_torchs_kernel_with_gradients(mask, kv):
     found, _ = matmul_attention(Module(), q, k, v, given, 0.3)
     repeat = lambda x: x.repeat_interleave(heads // kv, 1)  # noqa: E731
     reference = given if given is not None else torch.ones(t, s, dtype=torch.bool).tril(s - t)
-    expected = F.scaled_dot_product_attention(q, repeat(k), repeat(v), attn_mask=reference, scale=0.3).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(
+        q, repeat(k), repeat(v), attn_mask=reference, scale=0.3
+    ).transpose(1, 2)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
     torch.testing.assert_close(
@@ -43,7 +45,9 @@ def test_long_sequences_go_to_torchs_kernel():
     q = torch.randn(1, 2, LONGEST_ROW + 1, 4)
     k = torch.randn(1, 1, LONGEST_ROW + 1, 4)
     found, _ = matmul_attention(Module(), q, k, k, None)
-    expected = F.scaled_dot_product_attention(q, k.expand_as(q), k.expand_as(q), is_causal=True).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(q, k.expand_as(q), k.expand_as(q), is_causal=True).transpose(
+        1, 2
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -57,7 +61,9 @@ def test_a_model_of_few_positions_is_tried_with_as_many():
 def config(family):
     from transformers import AutoConfig
 
-    common = dict(vocab_size=61, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=64)
+    common = dict(
+        vocab_size=61, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=64
+    )
     if family == "gemma2":
         common |= dict(head_dim=8, num_key_value_heads=2, attn_logit_softcapping=0.5)
     if family in ("llama", "mistral"):

@@ -17,7 +17,14 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models import embeddings
-from qra_eval.models.embeddings import Table, TableEmbedding, TableHead, find_tables, install_tables, uninstall_tables
+from qra_eval.models.embeddings import (
+    Table,
+    TableEmbedding,
+    TableHead,
+    find_tables,
+    install_tables,
+    uninstall_tables,
+)
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.sensitivities.measure import interpolate_missing
@@ -53,7 +60,9 @@ def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, 
     expected = nn.functional.linear(x, quantized.weight, head.bias)
     assert not torch.equal(quantized.weight, head.weight)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradient, torch.autograd.grad((expected * pull).sum(), x)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad((expected * pull).sum(), x)[0], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_gradient_of_parts_is_summed_in_float32(monkeypatch):
@@ -92,7 +101,9 @@ def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_n
     assert 0 < (before - after).abs().max() < 0.05 * before.abs().max()
     uninstall_tables(model)
     assert type(model.get_output_embeddings()) is nn.Linear
-    assert torch.allclose(model(input_ids=ids, use_cache=False).logits.float(), after, atol=0.02 * before.abs().max())
+    assert torch.allclose(
+        model(input_ids=ids, use_cache=False).logits.float(), after, atol=0.02 * before.abs().max()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +140,9 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     narrow, rows = space.uniform(3, 4), tables[0].linears[0]
     wide = Plan((*narrow.bits[:-1], 8), narrow.ranks)
     storage = evaluator.quantized_model.backend.storage
-    less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(rows.out_features, rows.in_features)
+    less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(
+        rows.out_features, rows.in_features
+    )
     assert space.memory_bytes(wide) - space.memory_bytes(narrow) == less
     assert evaluator.evaluate(narrow).loss != evaluator.evaluate(wide).loss
     damage = evaluator.sensitivities().bits_damage[-1]
@@ -158,11 +171,15 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     for evaluator in (rounded, calibrated):
         name = evaluator.space.names[-1]
         own = evaluator.quantized_model.tables[name].weight.float()
-        errors.append(((evaluator.quantized_model.bank.load_weight(name, 4).float() - own) @ inputs.T).square().sum())
+        errors.append(
+            ((evaluator.quantized_model.bank.load_weight(name, 4).float() - own) @ inputs.T).square().sum()
+        )
     assert errors[1] < errors[0]
 
 
-def test_tables_and_linears_in_trellis_codes_are_trained_with_their_scales_and_reload(folder_of, options, tmp_path):
+def test_tables_and_linears_in_trellis_codes_are_trained_with_their_scales_and_reload(
+    folder_of, options, tmp_path
+):
     backend = {3: "trellis", 8: "reference"}
     along = {**options, "training": {**options["training"], "scales": True}}
     evaluator = evaluator_of(folder_of("llama"), along, [3, 8], backend=backend)

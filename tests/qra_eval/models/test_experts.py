@@ -36,7 +36,11 @@ def layer(base="plain", *, ranks=RANKS, dtype=torch.float32, unused=0) -> tuple[
         if rank:
             wrapper.set_adapter(random(rank, wrapper.in_features), random(wrapper.out_features, rank), 0.3)
     chosen = torch.rand(TOKENS, EXPERTS - unused, generator=generator).argsort(1)[:, :CHOSEN]
-    return made, {"hidden": random(TOKENS, HIDDEN).to(dtype), "chosen": chosen, "weights": random(TOKENS, CHOSEN)}
+    return made, {
+        "hidden": random(TOKENS, HIDDEN).to(dtype),
+        "chosen": chosen,
+        "weights": random(TOKENS, CHOSEN),
+    }
 
 
 def gradients(made: Experts, given: dict, run=None) -> dict[str, Tensor]:
@@ -72,7 +76,8 @@ def by_hand(made: Experts, given: dict) -> Tensor:
             if at < EXPERTS:
                 expert = made[at]
                 out = out + weight * linear(
-                    nn.functional.silu(linear(x, expert.gate_proj)) * linear(x, expert.up_proj), expert.down_proj
+                    nn.functional.silu(linear(x, expert.gate_proj)) * linear(x, expert.up_proj),
+                    expert.down_proj,
                 )
         rows.append(out)
     return torch.stack(rows)

@@ -50,8 +50,15 @@ def test_experts_that_differ_in_bits_and_rank_are_tuned_together_and_loaded_back
     several = range(len(evaluator.space))
     plan = Plan(tuple((2, 4)[i % 2] for i in several), tuple((0, 4)[i // 2 % 2] for i in several))
     assert not evaluator.tune(plan, folder=tmp_path / "run").reload_error
-    trained = {name for name, w in evaluator.tuner.switcher.wrapped.items() if w.lora_A is not None and w.lora_B.any()}
+    trained = {
+        name
+        for name, w in evaluator.tuner.switcher.wrapped.items()
+        if w.lora_A is not None and w.lora_B.any()
+    }
     assert trained == {
-        linear.name for g, rank in zip(evaluator.space.groups, plan.ranks, strict=True) if rank for linear in g.linears
+        linear.name
+        for g, rank in zip(evaluator.space.groups, plan.ranks, strict=True)
+        if rank
+        for linear in g.linears
     }
     evaluator.close()

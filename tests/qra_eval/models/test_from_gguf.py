@@ -46,7 +46,9 @@ def test_weights_are_those_that_gguf_dequantizes(tmp_path, own_cache):
     for name, tensor in state.items():
         stem, _, suffix = name.rpartition(".")
         stored = tensors[f"{names.get_name(stem)}.{suffix}"]
-        assert torch.equal(tensor, torch.tensor(gguf.dequantize(stored.data, stored.tensor_type)).bfloat16()), name
+        assert torch.equal(
+            tensor, torch.tensor(gguf.dequantize(stored.data, stored.tensor_type)).bfloat16()
+        ), name
 
 
 def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_cache, monkeypatch, capsys):
@@ -73,7 +75,9 @@ def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_c
         ({"vocab_size": 64}, "another shape, such as .*embed"),
     ],
 )
-def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_built(tmp_path, own_cache, fields, why):
+def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_built(
+    tmp_path, own_cache, fields, why
+):
     write_gguf(tmp_path / "tiny.gguf", "llama", **fields)
     with pytest.raises(BadInput, match=why) as caught:
         convert_gguf(tmp_path / "tiny.gguf", torch.float32)
@@ -169,7 +173,9 @@ SMOLLM2 = "ab41ae2f971da3e2"
 """Fingerprint of its weights in bfloat16, made by a reader of our own that stood here before this one."""
 
 
-def test_transformers_still_parses_a_file_several_times_which_a_conversion_spares(tmp_path, own_cache, monkeypatch):
+def test_transformers_still_parses_a_file_several_times_which_a_conversion_spares(
+    tmp_path, own_cache, monkeypatch
+):
     from transformers import AutoConfig, AutoTokenizer
 
     write_gguf(tmp_path / "tiny.gguf", "llama")

@@ -100,7 +100,9 @@ def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any
     assert tuned(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all()
     run = TunedRun(tmp_path / "run", model=tiny, tokenizer=tokenizer)
     assert export(run, "merged", tmp_path / "out", dtype="float32").same_next_token == 1
-    with pytest.raises(BadInput, match="in-memory model: give it as model= with its tokenizer= to qra_eval.load"):
+    with pytest.raises(
+        BadInput, match="in-memory model: give it as model= with its tokenizer= to qra_eval.load"
+    ):
         qra_eval.load(tmp_path / "run")
     assert "in-memory:" not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()
     assert not called

@@ -36,7 +36,9 @@ IDS = torch.randint(0, 320, (2, 17), generator=torch.Generator().manual_seed(0))
 def test_every_linear_of_every_layer_is_found_but_routers_and_head(family):
     model = model_of(family)
     found = find_linears(model)
-    assert Counter(linear.layer for linear in found) == dict.fromkeys(range(LAYERS), ATTENTION_AND_FEED_FORWARD[family])
+    assert Counter(linear.layer for linear in found) == dict.fromkeys(
+        range(LAYERS), ATTENTION_AND_FEED_FORWARD[family]
+    )
     matrices = {name.removesuffix(".weight") for name, p in model.named_parameters() if p.ndim > 1}
     rest = {name: model.get_submodule(name) for name in matrices - {linear.name for linear in found}}
     head = model.get_output_embeddings()
@@ -59,7 +61,9 @@ def test_a_mixture_of_experts_passes_gradients_to_its_input_and_its_experts():
         hidden = model.get_input_embeddings()(IDS).detach().requires_grad_()
         model(inputs_embeds=hidden).logits.square().sum().backward()
         gradients.append(hidden.grad)
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max()))
+    torch.testing.assert_close(
+        gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max())
+    )
     expert = after.model.layers[0].mlp.experts[1].down_proj
     expert.weight.requires_grad_()
     after(input_ids=IDS).logits.sum().backward()
@@ -127,7 +131,9 @@ def test_an_expert_is_a_group_and_the_linears_around_it_are_groups_of_their_own(
     assert experts == [f"model.layers.{i}.mlp.experts.{e}" for i in range(LAYERS) for e in range(EXPERTS)]
     for name in experts:
         assert [member.kind for member in groups[name]] == ["gate_proj", "up_proj", "down_proj"]
-    assert all(len(groups[name]) == 1 and name.endswith(kinds[name]) for name in groups if name not in experts)
+    assert all(
+        len(groups[name]) == 1 and name.endswith(kinds[name]) for name in groups if name not in experts
+    )
 
 
 def test_a_dense_model_is_grouped_by_module_unless_told_otherwise():

@@ -21,7 +21,9 @@ def saved(tmp_path):
 
 
 def test_end_tokens_and_sampling_of_the_checkpoint_are_kept(saved):
-    (saved / "generation_config.json").write_text('{"eos_token_id": [0, 1], "do_sample": true, "temperature": 0.6}')
+    (saved / "generation_config.json").write_text(
+        '{"eos_token_id": [0, 1], "do_sample": true, "temperature": 0.6}'
+    )
     mixture = read_mixture(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
     assert mixture.generation_config.eos_token_id == [0, 1] and mixture.generation_config.temperature == 0.6
 
@@ -30,7 +32,11 @@ def test_weights_in_several_files_are_found_by_the_index(saved):
     tensors = load_file(saved / "model.safetensors")
     names, index = sorted(tensors), {}
     for part, some in enumerate((names[::2], names[1::2])):
-        save_file({name: tensors[name] for name in some}, saved / f"part-{part}.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: tensors[name] for name in some},
+            saved / f"part-{part}.safetensors",
+            metadata={"format": "pt"},
+        )
         index |= dict.fromkeys(some, f"part-{part}.safetensors")
     (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))

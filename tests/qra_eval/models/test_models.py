@@ -82,7 +82,10 @@ CANNOT = "cannot be loaded \\(.*save it again, as safetensors"
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: set_config(folder, hidden_size=65), "cannot be loaded"),
-        (lambda folder: set_config(folder, num_hidden_layers=5), "tensors of a Llama.*, such as model.layers."),
+        (
+            lambda folder: set_config(folder, num_hidden_layers=5),
+            "tensors of a Llama.*, such as model.layers.",
+        ),
         (remove_tensor, "lacks 1 tensors of a .*layers.1.mlp.up_proj"),
         (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "quantized already"),
         (bring_code, "pass trust_remote_code"),
@@ -144,7 +147,9 @@ def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypa
 
 
 @pytest.mark.parametrize("half, whole, expected", [(1.0, 2.0, torch.bfloat16), (2.0, 1.0, torch.float32)])
-def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, fresh_dtype, half, whole, expected):
+def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(
+    monkeypatch, fresh_dtype, half, whole, expected
+):
     seconds = {torch.bfloat16: half, torch.float32: whole}
     clock = [0.0]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
@@ -159,7 +164,9 @@ def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, f
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog, fresh_dtype, has, expected):
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(
+    monkeypatch, caplog, fresh_dtype, has, expected
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     assert choose_compute_dtype("cuda") == expected and ("no bfloat16" in caplog.text) != has
@@ -175,7 +182,9 @@ def test_the_head_is_given_the_last_positions_side_by_side(folder):
     model = load_model(str(folder), dtype=torch.float32).model
     ids = torch.randint(3, 50, (3, 5), generator=torch.Generator().manual_seed(0))
     whole, seen = model(input_ids=ids).logits[:, -1:], []
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous())
+    )
     last = model(input_ids=ids, logits_to_keep=1).logits
     assert seen == [True]
     torch.testing.assert_close(last, whole)

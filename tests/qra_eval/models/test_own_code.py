@@ -11,7 +11,7 @@ from tiny_families import save_tiny
 
 import qra_eval
 from qra_eval.export.tuned import TunedRun
-from qra_search.runs.folder import RunFolder, is_code_trusted
+from qra_search.app.folder import RunFolder, is_code_trusted
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,7 +31,10 @@ def model(tmp_path, monkeypatch):
     folder = save_tiny("llama", tmp_path / "mine", dtype=torch.bfloat16)
     (folder / "modeling_mine.py").write_text(CODE)
     config = json.loads((folder / "config.json").read_text())
-    names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    names = {
+        "AutoConfig": "modeling_mine.MineConfig",
+        "AutoModelForCausalLM": "modeling_mine.MineForCausalLM",
+    }
     config |= {"auto_map": names, "architectures": ["MineForCausalLM"], "model_type": "mine"}
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)

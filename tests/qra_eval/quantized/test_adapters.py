@@ -36,7 +36,9 @@ def test_the_wrapper_equals_peft_to_the_bit(dtype):
     assert torch.equal(mine(x), theirs(x))
 
 
-@pytest.mark.parametrize(("stored", "passed"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("stored", "passed"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
 def test_a_linear_in_16_bits_multiplies_in_the_dtype_of_its_input(stored, passed):
     """As in a pass in float32, or if a model computes in another dtype than it is stored in."""
     base, x = linear(stored), torch.randn(3, 24).to(passed)
@@ -54,7 +56,9 @@ def test_the_bias_is_where_the_plain_weight_is():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("needs_input_gradient", [True, False])
-def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operations(bias, needs_input_gradient):
+def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operations(
+    bias, needs_input_gradient
+):
     base = linear(torch.float64, bias)
     A, B = torch.randn(4, 24).double(), torch.randn(40, 4).double()
     found = []
@@ -67,7 +71,9 @@ def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operatio
         x = torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=needs_input_gradient)
         y = wrapper(x)
         (y * torch.randn(3, 5, 40, dtype=torch.float64)).sum().backward()
-        found.append([y, wrapper.lora_A.grad, wrapper.lora_B.grad, *([x.grad] if needs_input_gradient else [])])
+        found.append(
+            [y, wrapper.lora_A.grad, wrapper.lora_B.grad, *([x.grad] if needs_input_gradient else [])]
+        )
     assert "FusedAdapter" in type(found[0][0].grad_fn).__name__ + str(found[0][0].grad_fn.next_functions)
     for fused, composed in zip(*found, strict=True):
         assert torch.allclose(fused, composed, rtol=1e-12, atol=1e-12)
@@ -81,7 +87,9 @@ def test_outputs_are_scaled_with_no_more_error_than_rounding_them_once(dtype):
     scaled = adapters.scale_outputs(y, adapters.make_scale_factor(ratio, dtype))
     error = (scaled.double() - exact).abs() / exact.abs()
     assert scaled.dtype == dtype
-    assert float(error.max()) < 1.2 * torch.finfo(dtype).eps / 2  # half a unit, and the rounding of the change
+    assert (
+        float(error.max()) < 1.2 * torch.finfo(dtype).eps / 2
+    )  # half a unit, and the rounding of the change
 
 
 def test_what_a_trained_linear_gives_can_be_added_to_in_place():
@@ -107,7 +115,9 @@ def test_initial_factors_follow_from_the_seed_and_the_name_and_are_spread_as_pef
 
 
 def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
-    with pytest.raises(BadInput, match="reads the weights of its linears instead of calling them, as those of Mamba"):
+    with pytest.raises(
+        BadInput, match="reads the weights of its linears instead of calling them, as those of Mamba"
+    ):
         _ = AdaptedLinear(nn.Linear(8, 8)).weight
     assert not hasattr(AdaptedLinear(nn.Linear(8, 8)), "weight")
 
@@ -124,7 +134,9 @@ def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias,
         assert trained.has_row_scales()
         trained.scale_change.data.copy_(torch.linspace(-0.1, 0.1, 40)[:, None])
         if rank:
-            wrapper.set_adapter(torch.ones(rank, 24) / 9, torch.linspace(-1, 1, 40 * rank).view(40, rank), 2.0)
+            wrapper.set_adapter(
+                torch.ones(rank, 24) / 9, torch.linspace(-1, 1, 40 * rank).view(40, rank), 2.0
+            )
         x = torch.linspace(-1, 1, 5 * 24).sin().view(5, 24).requires_grad_()
         y = wrapper(x)
         y.square().sum().backward()
@@ -139,7 +151,9 @@ def test_a_linear_whose_scales_are_trained_holds_its_input_only_as_saved():
     module = backend.quantize(linear(torch.float32), 4)
     trained, x = TrainedGroups(backend, backend.get_trainable_groups(module), keep=False), torch.ones(5, 24)
     held = weakref.ref(x.untyped_storage())
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):  # as checkpoints do
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: None, lambda nothing: nothing
+    ):  # as checkpoints do
         y = trained(x, module)
     del x
     assert held() is None and y.requires_grad

@@ -14,10 +14,14 @@ from qra_search.sections import QuantizationConfig, SpaceConfig
 
 def make(folder, bits, backend):
     return make_evaluator(
-        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
-        space=SpaceConfig(bits=bits, ranks=(0, 4), granularity="layer"), training={"batch_size": 2},
-        evaluation={"steps": 2, "validation_rows": 4}, finetune={"test_rows": 4, "steps": 2},
-    )  # fmt: skip
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
+        space=SpaceConfig(bits=bits, ranks=(0, 4), granularity="layer"),
+        training={"batch_size": 2},
+        evaluation={"steps": 2, "validation_rows": 4},
+        finetune={"test_rows": 4, "steps": 2},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,11 @@ def evaluator(tmp_path_factory):
 def test_the_space_has_a_level_for_each_backend(evaluator):
     assert evaluator.space.bits == (2, "reference-4", "nf4", 16)
     assert list(map(str, evaluator.space.levels)) == [
-        "2 bits", "reference-4 (4 bits, reference)", "nf4 (4 bits, bitsandbytes-nf4)", "16 bits",
-    ]  # fmt: skip
+        "2 bits",
+        "reference-4 (4 bits, reference)",
+        "nf4 (4 bits, bitsandbytes-nf4)",
+        "16 bits",
+    ]
     uniform = [evaluator.space.uniform(name, 0) for name in ("reference-4", "nf4")]
     losses = [evaluator.evaluate(plan).loss for plan in uniform]
     assert losses[0] != losses[1]
@@ -53,7 +60,9 @@ def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
     """The LoRA that everyone compares with: nothing is quantized, so nothing is damaged, and rank is all there is."""
     evaluator = make(tmp_path, (16,), "reference")
     sensitivities = evaluator.sensitivities()
-    assert sensitivities.bits_damage.shape == (len(evaluator.space), 1) and not sensitivities.bits_damage.any()
+    assert (
+        sensitivities.bits_damage.shape == (len(evaluator.space), 1) and not sensitivities.bits_damage.any()
+    )
     assert (sensitivities.rank_gain[:, 1] > 0).all()
     result = search(evaluator, evaluations=3, seed=0)
     assert len(result.trials) >= 2 and not result.failures()

@@ -59,9 +59,14 @@ def batches():
 def make(model, folder, backend, bits=(3, 4), fingerprint="f", built=True, told=None, **options):
     found = find_linears(model)
     bank = Bank(
-        {f.name: f.module for f in found}, backend, bits, folder, fingerprint,
-        layers={f.name: f.layer for f in found}, **options,
-    )  # fmt: skip
+        {f.name: f.module for f in found},
+        backend,
+        bits,
+        folder,
+        fingerprint,
+        layers={f.name: f.layer for f in found},
+        **options,
+    )
     if built:
         build(bank, Blocks(model, CPU, model.dtype), batches(), told)
     return bank
@@ -97,7 +102,12 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     path, weight = first.get_path(0, 3), first.load_weight(FIRST, 3).clone()
     content = path.read_bytes()
     foreign = save({"other::codes": torch.zeros(3)})
-    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "foreign": foreign}
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "emptied": b"",
+        "overwritten": b"x" * 999,
+        "foreign": foreign,
+    }
     path.unlink()  # without touching the old file, which is mapped into memory
     path.write_bytes(damaged[damage])
     backend.levels.clear()
@@ -117,15 +127,19 @@ def test_figures_that_are_cut_off_are_as_none(model, tmp_path, backend, content)
     assert bank.read_figures(1) is None
 
 
-def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(model, tmp_path):
+def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(
+    model, tmp_path
+):
     def paths(spec="reference", **options):
         bank = make(model, tmp_path, make_backend(spec), (3, 8), built=False, **options)
         return bank.get_path(0, 3).name, bank.get_path(0, 8).name
 
     others = [
-        paths(), paths({"name": "reference", "group_size": 32}), paths(fingerprint="other"),
+        paths(),
+        paths({"name": "reference", "group_size": 32}),
+        paths(fingerprint="other"),
         paths(devices={0: torch.device("cuda", 1)}),
-    ]  # fmt: skip
+    ]
     assert len({name for names in others for name in names}) == 8
     assert paths(devices={0: CPU}) == paths() and paths(devices={0: torch.device("cuda")}) == others[3]
     mixed = {"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}}
@@ -155,7 +169,9 @@ def test_a_layers_linears_are_the_same_by_one_thread_and_by_several(model, tmp_p
         for threads in (1, 3):
             torch.set_num_threads(threads)
             made, told = make_backend("reference-gptq"), []
-            banks.append(make(model, tmp_path / str(threads), made, told=lambda *figures, to=told: to.append(figures)))
+            banks.append(
+                make(model, tmp_path / str(threads), made, told=lambda *figures, to=told: to.append(figures))
+            )
             assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
             done = [done for stage, done, _ in told if stage == "quantize"]
             assert done == sorted(done)
@@ -164,7 +180,8 @@ def test_a_layers_linears_are_the_same_by_one_thread_and_by_several(model, tmp_p
     one, three = banks
     for name in one.linears:
         assert all(
-            torch.equal(tensor, three.load_tensors(name, 3)[key]) for key, tensor in one.load_tensors(name, 3).items()
+            torch.equal(tensor, three.load_tensors(name, 3)[key])
+            for key, tensor in one.load_tensors(name, 3).items()
         )
 
 
@@ -185,7 +202,10 @@ def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_pa
     assert backend.count == 2 * EACH
     whole = make(model, tmp_path / "whole", backend)
     for name in whole.linears:
-        assert all(torch.equal(t, whole.load_tensors(name, 3)[key]) for key, t in resumed.load_tensors(name, 3).items())
+        assert all(
+            torch.equal(t, whole.load_tensors(name, 3)[key])
+            for key, t in resumed.load_tensors(name, 3).items()
+        )
 
 
 def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(model, tmp_path, backend):
@@ -206,7 +226,10 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
     thread = threading.Thread(target=make, args=(model, tmp_path, second), kwargs={"told": listen})
     thread.start()
     assert waiting.wait(30) and not second.count
-    assert "wait for process 7 on there, since now (qra plan --out runs/a)" in stages[0] and "QRA_CACHE" in stages[0]
+    assert (
+        "wait for process 7 on there, since now (qra plan --out runs/a)" in stages[0]
+        and "QRA_CACHE" in stages[0]
+    )
     killed = make(model, tmp_path, backend, built=False)
     quantized = {name: backend.quantize(killed.linears[name], 3) for name in killed.list_names(0)}
     killed.write(0, 3, {name: backend.to_tensors(module) for name, module in quantized.items()})

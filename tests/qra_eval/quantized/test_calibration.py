@@ -41,7 +41,9 @@ def gather_moments(model, batches, weighting=WEIGHTINGS["outputs"]):
         return {f.name: f.module for f in found if f.layer == layer}
 
     layers = range(found[-1].layer + 1)
-    for layer, moments in pass_layers(Blocks(model, CPU, torch.float32), batches, of_layer, weighting, layers):
+    for layer, moments in pass_layers(
+        Blocks(model, CPU, torch.float32), batches, of_layer, weighting, layers
+    ):
         yield from ((name, moments) for name in of_layer(layer))
 
 
@@ -86,7 +88,11 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
     batch = Batch(ids, at, labels, ids.numel())
     for name, moments in gather_moments(model, [batch], weighting):
         x = read[name]
-        cost = sum(square.sum(1) for n, square in squares.items() if moments.find_owner(n) == moments.find_owner(name))
+        cost = sum(
+            square.sum(1)
+            for n, square in squares.items()
+            if moments.find_owner(n) == moments.find_owner(name)
+        )
         norms = x.square().sum(1)
         weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
         hessian = (x * weights[:, None]).T @ x
@@ -128,7 +134,10 @@ def test_leading_singular_values_are_those_of_the_product():
     # A gradient of rank 6, so that a sketch of 48 holds all of it.
     g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
     torch.testing.assert_close(
-        compute_singular_values(g, x, torch.randn(40, 40))[:6], torch.linalg.svdvals(g.T @ x)[:6], rtol=1e-3, atol=0
+        compute_singular_values(g, x, torch.randn(40, 40))[:6],
+        torch.linalg.svdvals(g.T @ x)[:6],
+        rtol=1e-3,
+        atol=0,
     )
 
 
@@ -162,10 +171,15 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
     model = tiny_model(dtype=torch.float32).model
     expected = gathered(model, batches)
     padded = [
-        Batch(torch.nn.functional.pad(b.input_ids, (0, 32 - b.input_ids.shape[1])), b.positions, b.targets, b.tokens,
-              b.input_ids.shape[1])
+        Batch(
+            torch.nn.functional.pad(b.input_ids, (0, 32 - b.input_ids.shape[1])),
+            b.positions,
+            b.targets,
+            b.tokens,
+            b.input_ids.shape[1],
+        )
         for b in batches
-    ]  # fmt: skip
+    ]
     for name, hessian in gathered(model, padded).items():
         torch.testing.assert_close(hessian, expected[name])
 
@@ -173,7 +187,9 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
 @pytest.mark.parametrize(("family", "is_padded"), [("llama", True), ("qwen3_moe", False)])
 def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, family, is_padded):
     """An expert's tokens come without their places, so that padding would count."""
-    evaluator = make_evaluator(save_tiny(family, tmp_path / "m"), quantization={"cache": str(tmp_path / "bank")})
+    evaluator = make_evaluator(
+        save_tiny(family, tmp_path / "m"), quantization={"cache": str(tmp_path / "bank")}
+    )
     model = evaluator.tuner.quantized_model
     longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))
     widest = max(batch.input_ids.shape[1] for batch in model.calibration_batches())

@@ -12,14 +12,17 @@ from evaluators import make_evaluator
 from pretended_gpu import pretended_gpu
 
 from qra_eval.quantized.model import HOST_SHARE, count_cache_bytes, count_free_bytes
-from qra_search.config import ConfigError, make_config
+from qra_search.app.config import ConfigError, make_config
 from qra_search.sections import TaskConfig
 
 CPU = torch.device("cpu")
 
 
 def test_it_is_as_given_or_a_share_of_what_is_free():
-    assert count_cache_bytes("2GiB", CPU) == 2 << 30 and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
+    assert (
+        count_cache_bytes("2GiB", CPU) == 2 << 30
+        and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
+    )
     assert count_cache_bytes(1000, CPU) == 1000
     assert count_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * count_free_bytes(CPU), rel=0.2)
 
@@ -38,7 +41,9 @@ def test_what_is_no_size_is_refused_by_the_config():
         make_config({"model": {"dequantized_cache": "much"}})
 
 
-def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps_them(monkeypatch, caplog, tmp_path):
+def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps_them(
+    monkeypatch, caplog, tmp_path
+):
     """By a tiny model, of which a quarter of the memory is said to be less than its weights."""
 
     def made(**options):

@@ -50,8 +50,10 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
 )
 def test_bits_that_are_left_open_follow_from_the_smallest_budget(tmp_path, memory, bits, tables):
     evaluator = make_evaluator(
-        "tiny", quantization=QuantizationConfig(cache=str(tmp_path)), space=SpaceConfig(ranks=(4,)),
+        "tiny",
+        quantization=QuantizationConfig(cache=str(tmp_path)),
+        space=SpaceConfig(ranks=(4,)),
         memory=memory,
-    )  # fmt: skip
+    )
     assert evaluator.quantized_model.levels == bits
     assert {group.bits for group in evaluator.space.groups if group.is_embedding} == {tables}

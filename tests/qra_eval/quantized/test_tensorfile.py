@@ -28,7 +28,9 @@ def path(tmp_path):
 def test_what_was_written_comes_back_with_a_digest_that_sha256sum_reads(path):
     file = open_tensors(path)
     assert set(file.keys()) == set(TENSORS)
-    assert all(file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items())
+    assert all(
+        file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items()
+    )
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.name + ".sha256"]
     line = path.with_name(path.name + ".sha256").read_text()
     assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"

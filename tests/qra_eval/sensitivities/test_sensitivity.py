@@ -60,17 +60,24 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
     kinds = {group.kind for group in many.groups if not group.is_embedding}
     chosen = choose_probes(many)
     assert len(chosen) == DEPTHS * len(kinds) < MANY_PROBES < PROBED_BITS * len(chosen)
-    assert len({g for g, _ in chosen}) == len(chosen) and not any(many.groups[g].is_embedding for g, _ in chosen)
+    assert len({g for g, _ in chosen}) == len(chosen) and not any(
+        many.groups[g].is_embedding for g, _ in chosen
+    )
     for kind in kinds:
         assert {k for g, k in chosen if many.groups[g].kind == kind} == set(range(PROBED_BITS))
 
 
 def tiny_evaluator(cache, model="tiny", **options):
     return make_evaluator(
-        model, "arithmetic", quantization={"backend": "reference", "embeddings": 16, "cache": str(cache)},
-        space={"bits": (2, 3, 4, 16), "ranks": (0, 4, 8)}, training={"batch_size": 4},
-        evaluation={"steps": 2, "validation_rows": 8}, finetune={"test_rows": 4}, **options,
-    )  # fmt: skip
+        model,
+        "arithmetic",
+        quantization={"backend": "reference", "embeddings": 16, "cache": str(cache)},
+        space={"bits": (2, 3, 4, 16), "ranks": (0, 4, 8)},
+        training={"batch_size": 4},
+        evaluation={"steps": 2, "validation_rows": 8},
+        finetune={"test_rows": 4},
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")

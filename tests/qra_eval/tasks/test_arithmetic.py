@@ -65,7 +65,10 @@ def test_problems_are_distinct_and_follow_the_seed(task):
         ({"digits": []}, r"one or more positive integers, got \[\]"),
         ({"digits": [0]}, "positive integers"),
         ({"kinds": ["product"], "digits": [3]}, "only 0 different train problems exist: choose more kinds"),
-        ({"kinds": ["product"], "digits": [1]}, "only [0-9]+ different (train|test) problems exist: choose more kinds"),
+        (
+            {"kinds": ["product"], "digits": [1]},
+            "only [0-9]+ different (train|test) problems exist: choose more kinds",
+        ),
     ],
 )
 def test_options_that_nothing_can_be_drawn_by_are_refused(options, why):
@@ -98,6 +101,8 @@ def test_the_number_of_an_answer(text, number):
 def test_a_right_answer_is_not_cut(task, monkeypatch):
     """By a tokenizer of letters, and a model that writes what is wanted until it may write no more."""
     examples = task.split("test")
-    monkeypatch.setattr(task, "answer_examples", lambda m, t, some, most, **_: [e.answer[:most] for e in some])
+    monkeypatch.setattr(
+        task, "answer_examples", lambda m, t, some, most, **_: [e.answer[:most] for e in some]
+    )
     scores = task.score_rows(None, lambda text: {"input_ids": list(text)}, examples)
     assert scores == {"exact_match": [1.0] * len(examples)}

@@ -55,7 +55,7 @@ def test_an_unknown_split_names_the_known_ones():
 @pytest.mark.parametrize(
     "name",
     ["arithmetic", "gsm8k", "banking77", "arc_easy", "arc_challenge", "openbookqa", "piqa", "boolq", "text"],
-)  # fmt: skip
+)
 def test_every_task_is_found_by_its_name(name):
     task = make_task(name, seed=3)
     assert (task.name, task.seed) == (name, 3) and make_task(task) is task

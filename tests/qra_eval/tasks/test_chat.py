@@ -62,7 +62,9 @@ def learnt(row, made):
     return texts
 
 
-@pytest.mark.parametrize(("template", "learns"), [(CHATML, ["No<|end|>"]), (MARKED, ["Ho<|end|>", "No<|end|>"])])
+@pytest.mark.parametrize(
+    ("template", "learns"), [(CHATML, ["No<|end|>"]), (MARKED, ["Ho<|end|>", "No<|end|>"])]
+)
 def test_marked_answers_are_learnt_or_the_last_with_what_ends_it_and_nothing_else(template, learns):
     made = tokenizer(template)
     row = encode(TURNS, made, 512)
@@ -84,8 +86,10 @@ def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
 
 
 def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
-    made = tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
-                     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
+    made = tokenizer(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     assert learnt(encode(TURNS[1:3], made, 512), made)[-1].endswith("<|end|>")
 
 
@@ -93,7 +97,10 @@ def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
     made = tokenizer(CHATML)
     whole = encode(TURNS, made, 512)
     row = encode(TURNS, made, len(whole) - 1)
-    assert made.decode(row.input_ids) == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False).rstrip()
+    assert (
+        made.decode(row.input_ids)
+        == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False).rstrip()
+    )
     assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
 
 
@@ -102,7 +109,9 @@ def test_a_long_chat_is_asked_as_it_is_learnt():
     example = Example("", "No", messages=tuple(TURNS[:-1]))
     chat = Chat(example, made)
     asked = chat.make_prompt(len(made(chat.prompt)["input_ids"]) - 1)
-    assert asked == made.apply_chat_template([TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True)
+    assert asked == made.apply_chat_template(
+        [TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True
+    )
     assert chat.make_prompt(5) == asked  # of one exchange nothing is left out
 
 
@@ -158,7 +167,9 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(monkeyp
 
 def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     made, asked = tokenizer(THINKING), TURNS[3]
-    monkeypatch.setattr("qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None))
+    monkeypatch.setattr(
+        "qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
+    )
     texts: list[str] = []
 
     def read(rows):
@@ -175,7 +186,9 @@ def test_a_row_is_rendered_once_to_its_answer_and_once_with_it_however_often_it_
     task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
     example, rendered = make_example({"messages": TURNS}, ""), []
     render = made.apply_chat_template
-    monkeypatch.setattr(made, "apply_chat_template", lambda *turns, **how: rendered.append(1) or render(*turns, **how))
+    monkeypatch.setattr(
+        made, "apply_chat_template", lambda *turns, **how: rendered.append(1) or render(*turns, **how)
+    )
     monkeypatch.setattr(
         "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [""] * len(prompts)
     )
@@ -195,7 +208,8 @@ def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(
 
     def keep(model, t, prompts, n, *, heads, room, **rest):
         asked.extend(
-            truncate_left(made(text)["input_ids"], room, made, head=h) for text, h in zip(prompts, heads, strict=True)
+            truncate_left(made(text)["input_ids"], room, made, head=h)
+            for text, h in zip(prompts, heads, strict=True)
         )
         return [""] * len(prompts)
 
@@ -222,7 +236,10 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
     ("template", "why"),
     [
         (None, "has no chat template"),
-        ("{{ raise_exception('only users here') }}", "rejects a conversation of roles system, user.*only users here"),
+        (
+            "{{ raise_exception('only users here') }}",
+            "rejects a conversation of roles system, user.*only users here",
+        ),
         (
             "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
             "marks no assistant tokens",
@@ -259,8 +276,12 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
 )
 def test_conversations_use_the_template_where_there_is_one(tmp_path, chat, template, learns):
     path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps({"messages": [*TURNS[:3], {"role": "user", "content": f"{i}"}, TURNS[4]]}) + "\n"
-                            for i in range(9)))  # fmt: skip
+    path.write_text(
+        "".join(
+            json.dumps({"messages": [*TURNS[:3], {"role": "user", "content": f"{i}"}, TURNS[4]]}) + "\n"
+            for i in range(9)
+        )
+    )
     task, made = JSONLTask(str(path), chat=chat), tokenizer(template)
     (row,) = task.encode(task.split("test")[:1], made, 512)
     assert learnt(row, made) == learns

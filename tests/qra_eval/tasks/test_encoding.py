@@ -64,7 +64,10 @@ def test_tokens_are_split_where_the_prompt_ends_even_where_the_tokenizer_would_j
 def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only():
     tokenizer = with_bos()
     row = encode_example(Example("ab", "cd"), tokenizer, 64)
-    assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
+    assert (
+        row.input_ids.tolist().count(tokenizer.bos_token_id) == 1
+        and row.input_ids[0] == tokenizer.bos_token_id
+    )
     assert row.input_ids.tolist().count(END) == 1 and row.input_ids[-1] == END
     assert int((row.labels != IGNORED).sum()) == 3
     assert encode_prompt(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
@@ -86,7 +89,9 @@ CHAT = (
     ],
     ids=["ended", "trimmed", "endless", "changed"],
 )
-def test_a_chats_answer_follows_the_template_and_ends_as_a_turn_does_or_with_the_end_token(template, answer, learnt):
+def test_a_chats_answer_follows_the_template_and_ends_as_a_turn_does_or_with_the_end_token(
+    template, answer, learnt
+):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     user = {"role": "user", "content": "Hi"}

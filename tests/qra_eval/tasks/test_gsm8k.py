@@ -13,7 +13,10 @@ from qra_search.errors import BadInput
 
 
 def row(number: int) -> dict[str, str]:
-    return {"question": f"How much is {number}?", "answer": f"It is <<{number}={number}>>{number}.\n#### {number}"}
+    return {
+        "question": f"How much is {number}?",
+        "answer": f"It is <<{number}={number}>>{number}.\n#### {number}",
+    }
 
 
 @pytest.fixture
@@ -56,7 +59,9 @@ def test_an_answer_without_a_number_is_named_by_file_and_line(folder):
 def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
     splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
     monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr("datasets.load_dataset", lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *asked: splits if asked == ("openai/gsm8k", "main") else {}
+    )
     task = make_task("gsm8k")
     assert len(task.split("test")) == 10
     assert len(task.split("train")) + len(task.split("validation")) == 40 - APART

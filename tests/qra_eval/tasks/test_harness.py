@@ -22,7 +22,16 @@ EXAMPLES = [
     Example("two\n\n", "lines", ("lines", " more lines\nthan one"), 0),
     Example("", " sun", (" moon", " sun"), 1),
 ]
-TEXTS = ["so 5\n#### 1,234.", "#### $-5", "costs $1,200.50, or 7", "#### -5.\n#### 4", "none", "-", "12-7", ""]
+TEXTS = [
+    "so 5\n#### 1,234.",
+    "#### $-5",
+    "costs $1,200.50, or 7",
+    "#### -5.\n#### 4",
+    "none",
+    "-",
+    "12-7",
+    "",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,8 @@ def test_greedy_answers_agree(loaded, harness):
 def test_numbers_agree():
     from lm_eval.filters.extraction import RegexFilter
 
-    found = RegexFilter(STRICT.pattern, group_select=0, fallback="").apply([[text] for text in TEXTS], [{}] * 8)
+    found = RegexFilter(STRICT.pattern, group_select=0, fallback="").apply(
+        [[text] for text in TEXTS], [{}] * 8
+    )
     plain = [re.sub(r"\.$", "", re.sub(r"[,$]", "", text)) or None for (text,) in found]
     assert [extract_answer(text) for text in TEXTS] == plain

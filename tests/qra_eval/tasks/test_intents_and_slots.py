@@ -11,7 +11,9 @@ from qra_search.errors import BadInput
 
 ROWS = {
     "banking77": [{"text": f"Where is card {i}? ", "label": "card_arrival"} for i in range(40)],
-    "restaurant8k": [{"text": f"{i} of us", "asked": ["people"] * 2, "slots": {"people": f"{i}"}} for i in range(40)],
+    "restaurant8k": [
+        {"text": f"{i} of us", "asked": ["people"] * 2, "slots": {"people": f"{i}"}} for i in range(40)
+    ],
 }
 
 

@@ -32,27 +32,60 @@ def prompts(rows):
         ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4", ""),
         ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4", ""),
         ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes", ""),
-        ({"prompt": "Who?", "answer": {"people": 2, "day": "Sunday"}}, "Who?", ' {"people":2,"day":"Sunday"}', ""),
+        (
+            {"prompt": "Who?", "answer": {"people": 2, "day": "Sunday"}},
+            "Who?",
+            ' {"people":2,"day":"Sunday"}',
+            "",
+        ),
         ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4", ""),
-        ({"prompt": "Hi", "answer": "Arr", "system": "Be a pirate."}, "Be a pirate.\n\nHi", " Arr", "Be a pirate."),
-        ({"instruction": "Add.", "input": "2, 2", "output": "4"},
-         "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n", "4", ""),
+        (
+            {"prompt": "Hi", "answer": "Arr", "system": "Be a pirate."},
+            "Be a pirate.\n\nHi",
+            " Arr",
+            "Be a pirate.",
+        ),
+        (
+            {"instruction": "Add.", "input": "2, 2", "output": "4"},
+            "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n",
+            "4",
+            "",
+        ),
         ({"instruction": "Sing.", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La", ""),
-        ({"instruction": "Sing.", "input": "", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La", ""),
-        ({"instruction": "Hi", "output": "Arr", "system": "Be a pirate."},
-         "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n", "Arr", "Be a pirate."),
+        (
+            {"instruction": "Sing.", "input": "", "output": "La"},
+            "### Instruction:\nSing.\n\n### Response:\n",
+            "La",
+            "",
+        ),
+        (
+            {"instruction": "Hi", "output": "Arr", "system": "Be a pirate."},
+            "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n",
+            "Arr",
+            "Be a pirate.",
+        ),
         ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho", ""),
-        ({"messages": [*HI, {"role": "assistant", "content": "Arr"}], "system": "Be a pirate."},
-         "System: Be a pirate.\nUser: Hi\nAssistant:", " Arr", "Be a pirate."),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": "Arr"}], "system": "Be a pirate."},
+            "System: Be a pirate.\nUser: Hi\nAssistant:",
+            " Arr",
+            "Be a pirate.",
+        ),
         ({"prompt": "Pick:\n", "choices": ["x", "y"], "answer": 1}, "Pick:\n", "y", ""),
-        ({"question": "Why?", "choices": ["x", "y"], "answer": 1, "system": "Be brief."},
-         "Be brief.\n\nQuestion: Why?\nAnswer:", " y", "Be brief."),
+        (
+            {"question": "Why?", "choices": ["x", "y"], "answer": 1, "system": "Be brief."},
+            "Be brief.\n\nQuestion: Why?\nAnswer:",
+            " y",
+            "Be brief.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_forms_of_a_row(row, prompt, answer, before):
     example = make_example(row, "x")
     assert (example.prompt, example.answer) == (prompt, answer)
-    assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(before)
+    assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(
+        before
+    )
     assert len(make_example({**row, "system": " "}, "x").messages) == 1
 
 
@@ -105,8 +138,10 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": []}, "must end with a message of the assistant"),
         ({"messages": ["hi"]}, "message 1 is a str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
-        ({"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
-         "message 2 has tool_calls, which are not trained on"),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "message 2 has tool_calls, which are not trained on",
+        ),
         ({"messages": [{"role": "user"}]}, "no field 'content'"),
         ({"messages": HI}, "must end with a message"),
         ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
@@ -116,22 +151,36 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"instruction": "a", "output": "b", "system": ["c"]}, "field 'system' is .'c'., a str is needed"),
         ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
-        ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
+        (
+            {"conversations": [{"from": "bot2", "value": "x"}]},
+            "message 1: from is 'bot2', allowed are system, human",
+        ),
         ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "two or more"),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more strings"),
-        ({"question": "q", "choices": "a, b", "answer": 0}, "field 'choices' is 'a, b', a list or dict is needed"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2},
-         r"answer is 2: the index of a choice \(0 to 1\), .* is needed; to learn it as a text use --columns"),
+        (
+            {"question": "q", "choices": "a, b", "answer": 0},
+            "field 'choices' is 'a, b', a list or dict is needed",
+        ),
+        (
+            {"question": "q", "choices": ["a", "b"], "answer": 2},
+            r"answer is 2: the index of a choice \(0 to 1\), .* is needed; to learn it as a text use --columns",
+        ),
         ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0': the index"),
         ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "text or label of a single one"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
         ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
-        ({**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1}, "answer is 1"),  # which of both?
-        ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}, "one label, a string, for each"),
+        (
+            {**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1},
+            "answer is 1",
+        ),  # which of both?
+        (
+            {**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"},
+            "one label, a string, for each",
+        ),
         ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_gives_file_line_what_was_found_and_what_is_allowed(tmp_path, row, why):
     path = write(tmp_path / "x.jsonl", [{"prompt": "a", "answer": "b"}, "", row])
     with pytest.raises(BadInput, match=why) as caught:
@@ -241,7 +290,9 @@ def test_separate_files_are_kept_apart(tmp_path):
 def test_rows_that_are_all_in_the_test_file_as_well_are_said_to_be(tmp_path):
     write(tmp_path / "train.jsonl", prompts(range(9)))
     write(tmp_path / "test.jsonl", prompts(range(9)))
-    with pytest.raises(BadInput, match="0 different prompts .beside 9 rows of train that are in another split as well"):
+    with pytest.raises(
+        BadInput, match="0 different prompts .beside 9 rows of train that are in another split as well"
+    ):
         make_task("jsonl", data=tmp_path).split("train")
 
 

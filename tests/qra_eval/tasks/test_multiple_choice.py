@@ -12,7 +12,11 @@ from qra_eval import hub
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 
-LETTERED = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "B"}
+LETTERED = {
+    "question": "Why?",
+    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
 HUB_ROWS = {
     "arc_easy": (LETTERED, "Question: Why?\nAnswer:", (" a", " b", " c"), 1),
     "arc_challenge": (
@@ -22,7 +26,12 @@ HUB_ROWS = {
         0,
     ),
     "openbookqa": ({**LETTERED, "question_stem": "Since", "question": None}, "Since", (" a", " b", " c"), 1),
-    "piqa": ({"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1}, "Question: Fly\nAnswer:", (" x", " y"), 1),
+    "piqa": (
+        {"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1},
+        "Question: Fly\nAnswer:",
+        (" x", " y"),
+        1,
+    ),
     "boolq": (
         {"passage": "Water is wet.", "question": "is water wet", "label": 1},
         "Water is wet.\nQuestion: is water wet?\nAnswer:",
@@ -63,7 +72,10 @@ def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
 @pytest.fixture
 def folder(tmp_path):
     for split, start in (("train", 0), ("test", 50)):
-        rows = [{"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(start, start + 30)]
+        rows = [
+            {"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2}
+            for i in range(start, start + 30)
+        ]
         for name in ("piqa", "boolq"):
             (tmp_path / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path

@@ -22,10 +22,13 @@ CHATML = (
             CHATML,
             [("<user>Hi {}<|end|><assistant>", False), ("Ho<|end|>", True)],
         ),
-        ({"question": "{}?", "choices": ["no", "yes"], "answer": 1}, None,
-         [("Question: {}?\nAnswer:", False), (" yes<|end|>", True)]),
+        (
+            {"question": "{}?", "choices": ["no", "yes"], "answer": 1},
+            None,
+            [("Question: {}?\nAnswer:", False), (" yes<|end|>", True)],
+        ),
     ],
-)  # fmt: skip
+)
 def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template

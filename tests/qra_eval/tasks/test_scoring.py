@@ -81,7 +81,9 @@ def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family):
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=1) == expected
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=3) == expected
     ends = sorted(set(expected[0]) - {"\ufffd"})
-    expected = [text[: min((text.find(end) for end in ends if end in text), default=None)] for text in expected]
+    expected = [
+        text[: min((text.find(end) for end in ends if end in text), default=None)] for text in expected
+    ]
     assert len(set(map(len, expected))) > 1
     assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=4, stop=ends) == expected
 
@@ -91,9 +93,14 @@ def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
     expected = generate_answers(model, TOKENIZER, prompts, 12)
     own = model.generation_config
     model.generation_config = asked = GenerationConfig(
-        do_sample=True, temperature=3.0, repetition_penalty=5.0, no_repeat_ngram_size=1, num_beams=2,
-        num_return_sequences=2, stop_strings=["a"],
-    )  # fmt: skip
+        do_sample=True,
+        temperature=3.0,
+        repetition_penalty=5.0,
+        no_repeat_ngram_size=1,
+        num_beams=2,
+        num_return_sequences=2,
+        stop_strings=["a"],
+    )
     try:
         assert generate_answers(model, TOKENIZER, prompts, 12) == expected
         assert model.generation_config is asked
@@ -123,7 +130,9 @@ class Scripted:
 
 def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     script = Scripted(tiny_config_model("llama", vocab_size=258), " 12\n#### 12\n\nQuestion: next" + "x" * 50)
-    answers = generate_answers(script.model, TOKENIZER, ["p", "q"], 60, batch_size=2, stop=("Question:", "\n\n\n"))
+    answers = generate_answers(
+        script.model, TOKENIZER, ["p", "q"], 60, batch_size=2, stop=("Question:", "\n\n\n")
+    )
     assert answers == [" 12\n#### 12\n\n"] * 2
     assert script.steps == len(" 12\n#### 12\n\nQuestion:")
     script = Scripted(tiny_config_model("llama", vocab_size=258), "ab<|end|>cd")
@@ -151,7 +160,12 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     ids = [tokenizer.bos_token_id, *range(10, 20)]
     assert truncate_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
-    assert truncate_left(ids, 11, tokenizer) == ids and truncate_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
+    assert truncate_left(ids, 11, tokenizer) == ids and truncate_left(ids[1:], 4, tokenizer) == [
+        16,
+        17,
+        18,
+        19,
+    ]
     assert truncate_left(ids, 1, tokenizer) == [19]
 
 

@@ -68,7 +68,9 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
     write(folder / "test.csv", ROWS[8:])
     load = datasets.load_dataset
     monkeypatch.setattr("qra_eval.hub.unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", lambda _, subset: load(str(folder), subset, cache_dir=tmp_path / "c"))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda _, subset: load(str(folder), subset, cache_dir=tmp_path / "c")
+    )
     found = read_splits("someone/questions")
     assert [row["prompt"] for _, row in found["train"]] == [row["prompt"] for row in ROWS[:8]]
     assert found.keys() == {"train", "test"} and found["test"][0][0].endswith("test row 1")
@@ -81,14 +83,18 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
 
 def test_a_data_set_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr("qra_eval.hub.unavailable_reason", lambda *_: "no network")
-    with pytest.raises(BadInput, match=r"could not be downloaded \(no network\): check its name and the") as caught:
+    with pytest.raises(
+        BadInput, match=r"could not be downloaded \(no network\): check its name and the"
+    ) as caught:
         make_task("no/thing").split("test")
     assert "\n" not in str(caught.value)
 
 
 def test_a_name_on_the_hub_is_no_path():
     assert is_hub_name("HuggingFaceH4/no_robots") and is_hub_name("a/b")
-    assert not any(map(is_hub_name, ("rows.jsonl", "data/rows.csv", "squad", "a/b/c", "/data/x", "tests/qra_eval")))
+    assert not any(
+        map(is_hub_name, ("rows.jsonl", "data/rows.csv", "squad", "a/b/c", "/data/x", "tests/qra_eval"))
+    )
 
 
 SAY = '{"prompt": "a", "answer": "b"}\n'
@@ -97,10 +103,18 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("x.jsonl", "[" + SAY + "]", "is a JSON array, and .jsonl has one object a line: rename it to x.json"),
+        (
+            "x.jsonl",
+            "[" + SAY + "]",
+            "is a JSON array, and .jsonl has one object a line: rename it to x.json",
+        ),
         ("x.jsonl", SAY + '{"prompt": "c", \n', "x.jsonl, line 2: .* is not JSON"),
         ("x.jsonl", SAY.encode("utf-16"), r"line 1: is not UTF-8 \(byte 0xff\).*iconv -f utf-16"),
-        ("x.jsonl", SAY.encode() + b'{"prompt": "caf\xe9"}\n', r"line 2: is not UTF-8 \(byte 0xe9\).*iconv -f latin1"),
+        (
+            "x.jsonl",
+            SAY.encode() + b'{"prompt": "caf\xe9"}\n',
+            r"line 2: is not UTF-8 \(byte 0xe9\).*iconv -f latin1",
+        ),
         ("x.jsonl", "", "x.jsonl has no rows: it is empty"),
         ("x.jsonl", "\n\n", "x.jsonl has no rows: it is empty"),
         ("x.json", "", "x.json has no rows: it is empty"),
@@ -110,15 +124,23 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.json", b'["\xe9"]', "x.json, line 1: is not UTF-8"),
         ("x.csv", "", "x.csv has no rows: it is empty"),
         ("x.csv", "prompt,answer\n", "x.csv has no rows: it is empty"),
-        ("x.csv", "prompt,answer\na,b,c\n", "x.csv, line 2: 3 fields, the first line names 2 columns: put texts"),
+        (
+            "x.csv",
+            "prompt,answer\na,b,c\n",
+            "x.csv, line 2: 3 fields, the first line names 2 columns: put texts",
+        ),
         ("x.csv", "prompt;answer\na;b\n", "line 2: fields are 'prompt;answer'; allowed are"),
         ("x.csv", "prompt,answer,answer\na,b,c\n", "x.csv: the first line names the column 'answer' twice"),
-        ("x.csv", "q,a\nb,c\n", "line 2: fields are 'q', 'a'; allowed are .*; name others by --columns prompt="),
+        (
+            "x.csv",
+            "q,a\nb,c\n",
+            "line 2: fields are 'q', 'a'; allowed are .*; name others by --columns prompt=",
+        ),
         ("x.csv", b"prompt,answer\na,b\nc,\xe9\n", "x.csv, line 3: is not UTF-8"),
         ("x.parquet", "nothing", "x.parquet is no Parquet file"),
         ("x.parquet", "", "x.parquet has no rows"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name, content, why):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput, match=why) as caught:
@@ -129,14 +151,22 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"columns": {"prompt": "question", "answer": "reply"}},
-         "line 1: no column 'question' for prompt, only 'q', 'reply', 'id'"),
-        ({"columns": {"reply": "reply"}}, "columns: 'reply' is not a field of a row, they are prompt, question"),
-        ({"columns": "prompt"}, "option 'columns' of task .* is 'prompt': input should be a valid dictionary"),
+        (
+            {"columns": {"prompt": "question", "answer": "reply"}},
+            "line 1: no column 'question' for prompt, only 'q', 'reply', 'id'",
+        ),
+        (
+            {"columns": {"reply": "reply"}},
+            "columns: 'reply' is not a field of a row, they are prompt, question",
+        ),
+        (
+            {"columns": "prompt"},
+            "option 'columns' of task .* is 'prompt': input should be a valid dictionary",
+        ),
         ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
         ({"subset": "main"}, "subset and splits apply to data sets on the hub"),
     ],
-)  # fmt: skip
+)
 def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, options, why):
     path = write(tmp_path / "x.jsonl", ALIEN)
     with pytest.raises(BadInput, match=why):

@@ -30,7 +30,9 @@ def test_a_file_is_split_by_blocks_of_whole_paragraphs(file):
     task = make_task("text", data=file, block_characters=200)
     found = {split: [p for e in task.split(split) for p in e.answer.split("\n\n")] for split in SPLITS}
     assert sorted(p for part in found.values() for p in part) == sorted(paragraphs(0, 400))
-    assert len(found["test"]) == pytest.approx(40, abs=6) and len(found["validation"]) == pytest.approx(40, abs=6)
+    assert len(found["test"]) == pytest.approx(40, abs=6) and len(found["validation"]) == pytest.approx(
+        40, abs=6
+    )
     lengths = [len(example.answer) for split in SPLITS for example in task.split(split)]
     assert sum(length < 200 for length in lengths) <= 1 and max(lengths) < 300
 
@@ -55,7 +57,9 @@ def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
 
 
 def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
-    code = "".join(f"def f{i}(x):\n    if x:\n        return {i}\n\n    return -{i}\n\n\n" for i in range(120))
+    code = "".join(
+        f"def f{i}(x):\n    if x:\n        return {i}\n\n    return -{i}\n\n\n" for i in range(120)
+    )
     path = tmp_path / "code.txt"
     path.write_text(code)
     task = make_task("text", data=path, block_characters=200)
@@ -64,7 +68,9 @@ def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
     assert sum(answer.count("def ") for answer in answers) == 120
     assert max(map(len, answers)) < 400
     path.write_text("\n".join(paragraphs(0, 300)))  # with no blank line at all
-    answers = [e.answer for split in SPLITS for e in make_task("text", data=path, block_characters=200).split(split)]
+    answers = [
+        e.answer for split in SPLITS for e in make_task("text", data=path, block_characters=200).split(split)
+    ]
     assert sorted(line for answer in answers for line in answer.split("\n")) == sorted(paragraphs(0, 300))
     assert 200 < max(map(len, answers)) < 500
 
@@ -97,7 +103,8 @@ def test_rows_of_json_are_paragraphs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "x.txt, line 1: is not UTF-8")]
+    ("content", "why"),
+    [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "x.txt, line 1: is not UTF-8")],
 )
 def test_a_file_without_text_is_refused(tmp_path, content, why):
     (tmp_path / "x.txt").write_bytes(content)

@@ -15,9 +15,9 @@ from qra_eval.tuning import final
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.saved import ReloadMismatch, check_reload
 from qra_eval.tuning.training import Diverged
+from qra_search.app.tuning_folder import CHECKPOINT_FILE
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.runs.tuning_folder import CHECKPOINT_FILE
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,17 @@ def raising(error):
     return act
 
 
-def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(evaluator, monkeypatch, tmp_path):
+def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has_none(
+    evaluator, monkeypatch, tmp_path
+):
     plan = evaluator.space.uniform(4, 4)
     with monkeypatch.context() as last:
         last.setattr(final, "_measure_test_rows", lambda *_: ([math.nan], [3]))
         record = evaluator.tune(plan, steps=1, folder=tmp_path)
-    assert record.failed == "diverged: test loss is nan after step 1 of 1" and not (tmp_path / "adapter").exists()
+    assert (
+        record.failed == "diverged: test loss is nan after step 1 of 1"
+        and not (tmp_path / "adapter").exists()
+    )
     monkeypatch.setattr(evaluator.tuner, "train", raising(Diverged("training loss is nan at step 3 of 5")))
     record = evaluator.tune(plan, steps=1)
     assert record.failed == "diverged: training loss is nan at step 3 of 5" and record.test_loss == math.inf
@@ -54,7 +59,11 @@ def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has
 
 
 @pytest.mark.parametrize(
-    "error", [ReloadMismatch("logits differ by up to 0.5"), torch.cuda.OutOfMemoryError("no room\nfor a second model")]
+    "error",
+    [
+        ReloadMismatch("logits differ by up to 0.5"),
+        torch.cuda.OutOfMemoryError("no room\nfor a second model"),
+    ],
 )
 def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_its_record_says_it(
     evaluator, monkeypatch, tmp_path, error
@@ -63,7 +72,10 @@ def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_its_
     loss = evaluator.tune(plan, steps=1).test_loss
     monkeypatch.setattr(final, "check_reload", raising(error))
     record = evaluator.tune(plan, steps=1, folder=tmp_path)
-    assert " ".join(str(error).split()) in record.reload_error and (record.plan, record.test_loss) == (plan, loss)
+    assert " ".join(str(error).split()) in record.reload_error and (record.plan, record.test_loss) == (
+        plan,
+        loss,
+    )
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -108,7 +120,9 @@ def test_half_of_the_samples_are_answers_that_are_wrong_after_the_tuning():
 
 
 @pytest.mark.parametrize("scales", [False, True])
-def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(evaluator, monkeypatch, tmp_path, scales):
+def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(
+    evaluator, monkeypatch, tmp_path, scales
+):
     settings = evaluator.quantized_model.settings.model_copy(update={"scales": scales})
     monkeypatch.setattr(evaluator.quantized_model, "settings", settings)
     plan, (one, two) = evaluator.space.uniform(2, 4), (tmp_path / name for name in ("whole", "adapter-alone"))
@@ -132,11 +146,16 @@ def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
     evaluator.write_base(sixteen, tmp_path)
     assert check_reload(evaluator.tuner, sixteen, tmp_path) == 0.0
     untuned = evaluator.measure_untuned()
-    assert untuned.is_untuned and untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
+    assert (
+        untuned.is_untuned
+        and untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
+    )
     assert record.metrics.keys() == {"exact_match"} and len(untuned.row_nats) == len(record.row_nats) == 4
 
 
-def test_answers_that_are_not_scored_are_said_in_the_terminal_and_in_the_record(evaluator, monkeypatch, caplog):
+def test_answers_that_are_not_scored_are_said_in_the_terminal_and_in_the_record(
+    evaluator, monkeypatch, caplog
+):
     monkeypatch.setattr(evaluator.quantized_model, "keeps_dequantized", False)
     untuned = evaluator.measure_untuned()
     assert untuned.unscored in caplog.text and "do not fit into memory" in untuned.unscored
@@ -151,7 +170,13 @@ def test_the_tasks_own_measure_ends_a_tuning_and_one_that_was_killed_is_resumed_
     evaluator, monkeypatch, tmp_path
 ):
     scores, made, asked = (0.0, 0.5, 0.0, 0.25, 1.0), [0], set()
-    finetune = {"checkpoint_every": 1, "evaluate_every": 1, "patience": 2, "monitor": "task", "scored_rows": 0}
+    finetune = {
+        "checkpoint_every": 1,
+        "evaluate_every": 1,
+        "patience": 2,
+        "monitor": "task",
+        "scored_rows": 0,
+    }
     for name, changed in (("evaluation", {"validation_rows": 3}), ("finetune", finetune)):
         monkeypatch.setattr(evaluator.tuner, name, getattr(evaluator.tuner, name).model_copy(update=changed))
 

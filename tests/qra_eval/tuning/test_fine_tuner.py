@@ -64,7 +64,9 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(steps=33))
     assert tuner.finetune_steps == 33
     with monkeypatch.context() as accumulated:
-        accumulated.setattr(evaluator.quantized_model, "settings", settings.model_copy(update={"accumulation": 2}))
+        accumulated.setattr(
+            evaluator.quantized_model, "settings", settings.model_copy(update={"accumulation": 2})
+        )
         accumulated.setattr(tuner, "finetune", FinetuneConfig(epochs=0.5))
         assert tuner.finetune_steps == len(tuner.rows.task.split("train")) // 2 // 4
     task = make_task([{"prompt": f"{i}", "answer": "x"} for i in range(11)])
@@ -77,9 +79,13 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     assert tuner.finetune_steps == 6, "what floats add to a part is no batch"
 
 
-def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(evaluator, monkeypatch, tmp_path):
+def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(
+    evaluator, monkeypatch, tmp_path
+):
     bench = evaluator.tuner
-    (tmp_path / "t.txt").write_text("\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200)))
+    (tmp_path / "t.txt").write_text(
+        "\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200))
+    )
     task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))

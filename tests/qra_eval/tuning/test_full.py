@@ -98,7 +98,9 @@ def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
     assert str(caught.value) == ""
 
 
-def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_step_is_made_again(whole, tmp_path):
+def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_step_is_made_again(
+    whole, tmp_path
+):
     with pytest.raises(Killed):
         tune(tmp_path, kill_at=5, identity="b")
     for steps in (STEPS, 0):
@@ -128,13 +130,18 @@ def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkey
     monkeypatch.setattr(full, "write_checkpoint", failing)
     with pytest.raises(OSError, match="No space left"):
         tune(tmp_path)
-    assert len(writes) == STEPS // 2 and "could not write the checkpoint at step 2; training continues" in caplog.text
+    assert (
+        len(writes) == STEPS // 2
+        and "could not write the checkpoint at step 2; training continues" in caplog.text
+    )
     monkeypatch.undo()
     assert same(tune(tmp_path)[0], whole[0])
 
 
 @pytest.mark.parametrize("beside", [{}, {"validation_loss": 1.0}])
-def test_the_adapters_of_the_lowest_value_on_validation_rows_are_kept_and_patience_ends_the_tuning(tmp_path, beside):
+def test_the_adapters_of_the_lowest_value_on_validation_rows_are_kept_and_patience_ends_the_tuning(
+    tmp_path, beside
+):
     values = iter([5.0, 3.0, 4.0, 3.5, 1.0])
     states = []
 
@@ -155,5 +162,7 @@ def test_the_adapters_of_the_lowest_value_on_validation_rows_are_kept_and_patien
 def test_the_curve_has_a_line_for_every_step(whole):
     lines = [json.loads(line) for line in whole[4].splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [("validation_loss" in line) for line in lines] == [s % 3 == 0 or s == STEPS for s in range(1, STEPS + 1)]
+    assert [("validation_loss" in line) for line in lines] == [
+        s % 3 == 0 or s == STEPS for s in range(1, STEPS + 1)
+    ]
     assert all({"loss", "rate", "tokens"} <= line.keys() for line in lines)

@@ -20,7 +20,11 @@ FULL = "CUDA out of memory. Tried"
 def evaluator(tmp_path_factory):
     return make_evaluator(
         "tiny",
-        quantization={"backend": "reference", "cache": str(tmp_path_factory.getbasetemp() / "bank"), "embeddings": 16},
+        quantization={
+            "backend": "reference",
+            "cache": str(tmp_path_factory.getbasetemp() / "bank"),
+            "embeddings": 16,
+        },
         space={"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
         training={"batch_size": 4, "max_length": 64},
         evaluation={"steps": 2, "validation_rows": 2},
@@ -51,7 +55,9 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
         getattr(evaluator, act)(plan)
     assert str(failed.value) == f"out of memory: {FULL}"
     # As it was; without weights kept ready; of 2 rows; of 1; with activations made again.
-    assert len(graphs) == 5 and not any(graph() for graph in graphs), "the error keeps the graph of the failed step"
+    assert len(graphs) == 5 and not any(graph() for graph in graphs), (
+        "the error keeps the graph of the failed step"
+    )
     assert not adapters.get_named_factors(evaluator.tuner.switcher.wrapped)
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 
@@ -74,7 +80,9 @@ def test_answers_are_scored_a_few_at_a_time_as_far_as_memory_goes(evaluator, mon
     assert sizes[-1] == 1
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(evaluator, monkeypatch, caplog):
+def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(
+    evaluator, monkeypatch, caplog
+):
     two, four = (evaluator.space.uniform(bits, 4) for bits in (2, 4))
     evaluator.tuner.switcher.disable_dequantized_cache()  # as it will have to: with weights as they are stored
     before = [evaluator.evaluate(plan).loss for plan in (two, four)]

@@ -16,11 +16,13 @@ import qra_search
 from qra_eval.quantized import adapters
 from qra_eval.tuning.full import CURVE_FILE
 from qra_eval.tuning.processes import LaunchedProcesses
-from qra_search.cli import errors
+from qra_search.app.cli import errors
 from qra_search.errors import RunFailed
 from qra_search.launched import is_follower
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked: another import takes seconds")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="processes are forked: another import takes seconds"
+)
 
 
 def launched(rank, port, work, arguments, options):
@@ -42,7 +44,9 @@ def in_two(work, *arguments, **options):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    both = [context.Process(target=launched, args=(rank, port, work, arguments, options)) for rank in range(2)]
+    both = [
+        context.Process(target=launched, args=(rank, port, work, arguments, options)) for rank in range(2)
+    ]
     for process in both:
         process.start()
     for process in both:
@@ -54,12 +58,15 @@ def in_two(work, *arguments, **options):
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
     made = make_evaluator(
-        "tiny", device="cpu", compute="float32", space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        "tiny",
+        device="cpu",
+        compute="float32",
+        space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         training={"batch_size": 4, "max_length": 48, "learning_rate": 0.01, "scales": True},
         evaluation={"validation_rows": 3},
         finetune={"steps": 4, "test_rows": 3, "evaluate_every": 2, "checkpoint_every": 2, "scored_rows": 0},
-    )  # fmt: skip
+    )
     made.tuner.switcher.prepare()
     return made
 
@@ -74,7 +81,9 @@ def tune(evaluator, place, kill_at=0, **changed):
         if stage.startswith("tune") and done == kill_at:
             os._exit(7)
 
-    done = evaluator.tune(evaluator.space.uniform(4, 4), folder=place / "run", save_base=False, progress=heard)
+    done = evaluator.tune(
+        evaluator.space.uniform(4, 4), folder=place / "run", save_base=False, progress=heard
+    )
     tensors = adapters.cast_factors(evaluator.tuner.switcher.wrapped, torch.float32)
     for name, groups in evaluator.tuner.switcher.trained_groups.items():
         tensors[f"{name}.scale"] = groups.scale.float()
@@ -127,7 +136,9 @@ def test_memory_that_runs_out_in_one_process_fails_the_tuning_in_both(tmp_path):
 
 def test_bad_input_is_one_line_of_the_first_process(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(errors, "GRACE", 0.0)
-    monkeypatch.setattr(errors.time, "sleep", lambda seconds: os._exit(0))  # by then the launcher has ended it
+    monkeypatch.setattr(
+        errors.time, "sleep", lambda seconds: os._exit(0)
+    )  # by then the launcher has ended it
     assert in_two(errors.run_safely, ["finetune", str(tmp_path)]) == [2, 0]
     assert len(capfd.readouterr().err.splitlines()) == 1
     assert in_two(errors.run_safely, ["plan"]) == [2, 0]

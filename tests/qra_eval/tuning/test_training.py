@@ -16,8 +16,9 @@ from qra_search.sections import TrainingConfig
 
 
 def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():
-    linear, cosine, constant = ([schedule_rate(s, 20, 0.1, kind) for s in range(20)] for kind in
-                                ("linear", "cosine", "constant"))  # fmt: skip
+    linear, cosine, constant = (
+        [schedule_rate(s, 20, 0.1, kind) for s in range(20)] for kind in ("linear", "cosine", "constant")
+    )
     assert linear[:2] == cosine[:2] == constant[:2] == [0.5, 1.0] and set(constant[1:]) == {1.0}
     assert linear[2:] == pytest.approx([n / 19 for n in range(18, 0, -1)])
     assert cosine[10] == pytest.approx((1 + math.cos(math.pi * 9 / 19)) / 2)

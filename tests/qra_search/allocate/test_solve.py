@@ -28,7 +28,10 @@ def sensitivities(space: SearchSpace) -> Sensitivities:
 
 def loss(space: SearchSpace, sensitivities: Sensitivities, plan: Plan) -> float:
     b, r = space.encode(plan)
-    return sum(float(sensitivities.bits_damage[g, b[g]] - sensitivities.rank_gain[g, r[g]]) for g in range(len(space)))
+    return sum(
+        float(sensitivities.bits_damage[g, b[g]] - sensitivities.rank_gain[g, r[g]])
+        for g in range(len(space))
+    )
 
 
 def test_the_plan_is_the_best_of_all_that_fit(space: SearchSpace, sensitivities: Sensitivities) -> None:
@@ -49,7 +52,9 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
 ) -> None:
     budget = space.memory_bytes(Plan((3, 3, 3), (8, 8, 8)))
     found = solve(space, sensitivities, budget)
-    assert {u.plan for u in found.uniform} == {p for p in space.uniform_plans() if space.memory_bytes(p) <= budget}
+    assert {u.plan for u in found.uniform} == {
+        p for p in space.uniform_plans() if space.memory_bytes(p) <= budget
+    }
     assert found.predicted_loss == pytest.approx(loss(space, sensitivities, found.plan))
     for other in found.uniform:
         gain = loss(space, sensitivities, other.plan) - loss(space, sensitivities, found.plan)

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from qra_search import BadInput
-from qra_search.config import RunConfig, make_config
+from qra_search.app import evaluator
+from qra_search.app.config import RunConfig, make_config
+from qra_search.app.evaluator import EvaluatorFactory, Workers, make_executor
 from qra_search.executors import ProcessExecutor, devices
-from qra_search.workflow import evaluator
-from qra_search.workflow.evaluator import EvaluatorFactory, Workers, make_executor
 
 
 def config(device: str) -> RunConfig:
@@ -44,20 +44,32 @@ def assign(device, workers, share=None):
         ("auto", 2, 0, ["cpu", "cpu"]),
     ],
 )
-def test_worker_processes_get_the_gpus_that_their_run_names_or_leaves_open(four, device, workers, share, expected):
+def test_worker_processes_get_the_gpus_that_their_run_names_or_leaves_open(
+    four, device, workers, share, expected
+):
     assert assign(device, workers, share) == expected
 
 
 @pytest.mark.parametrize(
     ("device", "workers", "share", "message"),
     [
-        ("auto", 5, None, "this machine has 4 GPUs, enough for 4 of 5 workers with 1 each: ask for fewer workers"),
+        (
+            "auto",
+            5,
+            None,
+            "this machine has 4 GPUs, enough for 4 of 5 workers with 1 each: ask for fewer workers",
+        ),
         ("cuda", 3, 2, "this machine has 4 GPUs, enough for 2 of 3 workers with 2 each"),
         ("auto", 1, 8, "this machine has 4 GPUs, enough for 0 of 1 workers with 8 each"),
         ("cuda", 9, 0.5, "this machine has 4 GPUs, enough for 8 of 9 workers with 0.5 each"),
         ("cuda:1", 2, None, "device 'cuda:1' has 1 GPU, enough for 1 of 2 workers with 1 each"),
         ("cuda:7", 1, None, "device 'cuda:7': torch sees 4 GPUs here"),
-        ("auto", 1, 1.5, "--gpus-per-worker must be 0, a share of one GPU such as 0.5, or a whole number, got 1.5"),
+        (
+            "auto",
+            1,
+            1.5,
+            "--gpus-per-worker must be 0, a share of one GPU such as 0.5, or a whole number, got 1.5",
+        ),
         ("auto", 1, -1, "or a whole number, got -1"),
         ("auto", 1, float("nan"), "or a whole number, got nan"),
         ("cpu", 1, 1, "--gpus-per-worker is 1 and the device is 'cpu'"),
@@ -72,7 +84,9 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(devices, "list_visible_gpus", list)
-    with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"):
+    with pytest.raises(
+        BadInput, match="this machine has 0 GPUs, enough for 0 of 2 workers .* use --device cpu"
+    ):
         make_executor(config("cuda"), Workers(2))
     with pytest.raises(BadInput, match="this machine has 0 GPUs, enough for 0 of 1 workers with 1 each"):
         make_executor(config("auto"), Workers(1, gpus=1))
@@ -80,7 +94,9 @@ def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
-    with pytest.raises(BadInput, match="--device cuda:1 cannot be used with --executor ray, which assigns GPUs itself"):
+    with pytest.raises(
+        BadInput, match="--device cuda:1 cannot be used with --executor ray, which assigns GPUs itself"
+    ):
         make_executor(config("cuda:1"), Workers(1, "ray"))
 
 

@@ -28,7 +28,10 @@ from qra_search.study.checks import StudyFailed  # noqa: E402
 
 
 def pids(notes: Path, what: str = "built") -> list[int]:
-    return [int(f.name.split("-")[-2]) for f in sorted(notes.glob(f"{what}-*"), key=lambda f: f.name.split("-")[-1])]
+    return [
+        int(f.name.split("-")[-2])
+        for f in sorted(notes.glob(f"{what}-*"), key=lambda f: f.name.split("-")[-1])
+    ]
 
 
 def test_a_worker_builds_its_evaluator_once_and_keeps_it(notes):
@@ -76,7 +79,9 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
         (workers.doomed, "SIGKILL.* while building the evaluator: try fewer workers"),
     ],
 )
-def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(tmp_path, factory, reason):
+def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(
+    tmp_path, factory, reason
+):
     with ProcessExecutor(factory, 2) as executor:
         study = Study(workers.Misbehaving(), strategy="random", executor=executor, log=tmp_path / "log")
         with pytest.raises(StudyFailed, match=reason):
@@ -150,7 +155,9 @@ def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process_and_the_lo
     ("deed", "reason"),
     [
         pytest.param(
-            "exhaust", "MemoryError", marks=pytest.mark.skipif(sys.platform != "linux", reason="sets RLIMIT_AS")
+            "exhaust",
+            "MemoryError",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="sets RLIMIT_AS"),
         ),
         ("exit_python", "wants to leave"),
         ("unpicklable", "returned function"),
@@ -184,8 +191,10 @@ def test_an_evaluator_in_a_worker_stands_for_one_here():
         assert remote.space.signature == local.space.signature
         assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
         assert (remote.row_counts(), remote.sensitivity_cost(), remote.evaluation_seconds()) == (
-            local.row_counts(), local.sensitivity_cost(), local.evaluation_seconds(),
-        )  # fmt: skip
+            local.row_counts(),
+            local.sensitivity_cost(),
+            local.evaluation_seconds(),
+        )
         assert remote.sensitivities() is None
         result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)
     assert [t.loss for t in result.trials] == [local.evaluate(t.plan).loss for t in result.trials]

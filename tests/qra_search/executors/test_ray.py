@@ -12,10 +12,10 @@ import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import GOOD, SLOW_START  # noqa: E402
 
 from qra_search import BadInput, Proposal, search  # noqa: E402
-from qra_search.config import make_config  # noqa: E402
+from qra_search.app.config import make_config  # noqa: E402
+from qra_search.app.evaluator import Workers, make_executor  # noqa: E402
 from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
 from qra_search.executors.pool import identify  # noqa: E402
-from qra_search.workflow.evaluator import Workers, make_executor  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -28,7 +28,9 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
-        patch.setenv("RAY_prestart_worker_first_driver", "0")  # each that is made ahead takes a second, and waits
+        patch.setenv(
+            "RAY_prestart_worker_first_driver", "0"
+        )  # each that is made ahead takes a second, and waits
         head = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
         made = Cluster(initialize_head=True, head_node_args=head)
         yield made

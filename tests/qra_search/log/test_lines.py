@@ -124,7 +124,9 @@ def test_a_lost_header_is_bound_and_measured_again(tmp_path):
     path = tmp_path / "log"
     truth = write_log(path).trials
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'"space"', b'"spice"', 1).replace(b'{"header":{"prior"', b'{"header":{"prier"'))
+    path.write_bytes(
+        content.replace(b'"space"', b'"spice"', 1).replace(b'{"header":{"prior"', b'{"header":{"prier"')
+    )
     with pytest.warns(DamagedLines):
         study = Study(AdditiveEvaluator(), **OPTIONS, log=path)
     assert study.sensitivities is None
@@ -174,5 +176,7 @@ def test_a_log_of_a_later_version_and_a_second_log_in_the_file_are_refused(conte
     with pytest.raises(LogError, match="log version 'qra-log/4', this qra reads 'qra-log/3'"):
         read_log(resealed({"format": "qra-log/4"}))
     line = content.count(b"\n") + 1
-    with pytest.raises(LogError, match=f"line {line}: a second log starts here: write each log to its own file"):
+    with pytest.raises(
+        LogError, match=f"line {line}: a second log starts here: write each log to its own file"
+    ):
         read_log(content + content)

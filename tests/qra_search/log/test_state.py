@@ -27,21 +27,29 @@ from qra_search.space.serialization import space_from_dict, space_to_dict
 
 def odd_space() -> SearchSpace:
     def group(i: int) -> Group:
-        linears = tuple(Linear(name=f"layers.{i}.{k}", out_features=32 + k, in_features=100) for k in range(2))
+        linears = tuple(
+            Linear(name=f"layers.{i}.{k}", out_features=32 + k, in_features=100) for k in range(2)
+        )
         return Group(name=f"layers.{i}", linears=linears, bits=(3, 16) if i else None, kind="layer", depth=i)
 
     formats = {3: GroupwiseFormat(3, group_size=50), 4: GroupwiseFormat(4, metadata_bits=12)}
     return SearchSpace(
-        groups=tuple(map(group, range(3))), bits=(3, 4, 16), ranks=(0, 5), formats=formats, fixed_bytes=7,
+        groups=tuple(map(group, range(3))),
+        bits=(3, 4, 16),
+        ranks=(0, 5),
+        formats=formats,
+        fixed_bytes=7,
         adapter_bits=32,
-    )  # fmt: skip
+    )
 
 
 class Squares(Evaluator):
     space = odd_space()
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        return Evaluation(sum(1 / b for b in plan.bits), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+        return Evaluation(
+            sum(1 / b for b in plan.bits), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed
+        )
 
 
 def test_a_space_comes_back_with_the_same_groups_and_bytes() -> None:
@@ -88,7 +96,9 @@ def test_an_empty_log_has_no_space() -> None:
         (Plan((3, 3), (5, 5)), 1, "trial 6 does not belong to its search space"),
     ],
 )
-def test_a_trial_that_cannot_be_of_the_space_is_named(tmp_path: Path, plan: Plan, size: int, says: str) -> None:
+def test_a_trial_that_cannot_be_of_the_space_is_named(
+    tmp_path: Path, plan: Plan, size: int, says: str
+) -> None:
     Study(Squares(), strategy="random", evaluations=6, log=tmp_path / "log").run()
     with TrialLog(tmp_path / "log") as log:
         log.finish(log.propose(Proposal(plan)).id, Evaluation(1.0, size))

@@ -45,9 +45,15 @@ def test_a_log_reads_back_what_was_written(tmp_path):
 def test_a_search_writes_its_header_first_and_says_who_writes(tmp_path):
     write_log(tmp_path / "log", 3)
     first, second, *others = rows(tmp_path / "log")
-    assert first["format"] == "qra-log/3" and {"space", "space_data", "evaluator", "budgets", "seed"} <= set(first)
+    assert first["format"] == "qra-log/3" and {"space", "space_data", "evaluator", "budgets", "seed"} <= set(
+        first
+    )
     assert second["writer"].startswith(f"process {os.getpid()} on ")
-    assert [r["trial"] for r in others if "bits" in r] == [r["trial"] for r in others if "status" in r] == [0, 1, 2]
+    assert (
+        [r["trial"] for r in others if "bits" in r]
+        == [r["trial"] for r in others if "status" in r]
+        == [0, 1, 2]
+    )
     assert all(list(r)[-1] == "crc" for r in rows(tmp_path / "log"))
 
 
@@ -98,14 +104,18 @@ def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(LogError, match=f"being written by process {process.pid} on .*, since .*: wait for it"):
+        with pytest.raises(
+            LogError, match=f"being written by process {process.pid} on .*, since .*: wait for it"
+        ):
             Study(AdditiveEvaluator(), strategy="random", log=path)
         with TrialLog(path) as log:
             assert len(log) == 0, "reading is open to everyone"
     finally:
         process.kill()
         process.wait()
-    assert search(AdditiveEvaluator(), **OPTIONS, log=path).trials, "the kernel frees the lock of a killed process"
+    assert search(AdditiveEvaluator(), **OPTIONS, log=path).trials, (
+        "the kernel frees the lock of a killed process"
+    )
 
 
 def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):

@@ -39,7 +39,10 @@ def test_a_log_that_cannot_be_written_is_read_whole(closed):
         folder.chmod(0o755)
         assert path.read_bytes() == before
     assert whole == "12 done" and len(refusals) == (2 if closed == "folder" else 1)
-    assert all("cannot be written (permission denied): give an output folder that can be" in text for text in refusals)
+    assert all(
+        "cannot be written (permission denied): give an output folder that can be" in text
+        for text in refusals
+    )
 
 
 @pytest.mark.parametrize("short", [True, False])
@@ -55,7 +58,9 @@ def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(RunFailed, match="cannot be written .*make room on its disk and resume with the same log"):
+    with pytest.raises(
+        RunFailed, match="cannot be written .*make room on its disk and resume with the same log"
+    ):
         log.propose(Proposal(log.trials[0].plan, seed=5))
     assert path.read_bytes() == before and len(log) == 4
     monkeypatch.undo()

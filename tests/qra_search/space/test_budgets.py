@@ -9,7 +9,10 @@ from qra_search.space.budgets import check_budget_text, describe_size, parse_uni
 
 
 def space(**options: object) -> SearchSpace:
-    groups = [Group(name=f"g{i}", linears=(Linear(name=f"g{i}", out_features=64, in_features=128),)) for i in range(3)]
+    groups = [
+        Group(name=f"g{i}", linears=(Linear(name=f"g{i}", out_features=64, in_features=128),))
+        for i in range(3)
+    ]
     return SearchSpace(groups=tuple(groups), fixed_bytes=1000, **options)  # type: ignore[arg-type]
 
 
@@ -52,7 +55,8 @@ def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3", f"{10**400}bpw"]
+    "text",
+    ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3", f"{10**400}bpw"],
 )
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
@@ -66,7 +70,9 @@ def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
 
 
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
-    with pytest.raises(ValueError, match=r"5 bits and rank 8.*its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"):
+    with pytest.raises(
+        ValueError, match=r"5 bits and rank 8.*its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
+    ):
         resolve_budgets(space(), "uniform5r8")
     with pytest.raises(ValueError, match="4 bits and rank 16"):
         resolve_budgets(space(bits=(2, 3)), "75%")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
-from qra_search.report import formatting
+from qra_search.app.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
@@ -23,8 +23,12 @@ def two_ways() -> SearchSpace:
 
 def test_names_are_numbers_or_texts_that_fit_in_lists():
     assert [read_name(text) for text in ("4", " nf4 ", "gptq-3", "Q4_K", "IQ2_XXS")] == [
-        4, "nf4", "gptq-3", "Q4_K", "IQ2_XXS",
-    ]  # fmt: skip
+        4,
+        "nf4",
+        "gptq-3",
+        "Q4_K",
+        "IQ2_XXS",
+    ]
     for text in ("", "4b", "-4", "nf4,hqq", "a|b", "a:b", "nf 4", "٤"):
         with pytest.raises(ValueError, match="names no level"):
             read_name(text)
@@ -34,8 +38,11 @@ def test_names_are_numbers_or_texts_that_fit_in_lists():
 
 def test_a_level_says_what_it_is():
     assert [str(level) for level in two_ways().levels] == [
-        "2 bits", "nf4 (4 bits, bitsandbytes)", "hqq-4 (4 bits, hqq)", "8 bits",
-    ]  # fmt: skip
+        "2 bits",
+        "nf4 (4 bits, bitsandbytes)",
+        "hqq-4 (4 bits, hqq)",
+        "8 bits",
+    ]
     assert str(Level("Q4_K", 4)) == "Q4_K (4 bits)"
 
 
@@ -47,7 +54,9 @@ def test_the_space_keeps_them_by_width_then_as_given_with_the_bytes_of_each():
     first, second = (space.memory_bytes(space.uniform(name, 4)) for name in ("nf4", "hqq-4"))
     weights = sum(group.weights for group in space.groups)
     assert second - first == weights * 32 // 64 // 8  # groups of 32 have twice the metadata
-    assert space.decode(space.encode(PLAN)) == PLAN and space.mean_bits(PLAN) == pytest.approx((2 + 4 + 4 + 8 + 4) / 5)
+    assert space.decode(space.encode(PLAN)) == PLAN and space.mean_bits(PLAN) == pytest.approx(
+        (2 + 4 + 4 + 8 + 4) / 5
+    )
 
 
 def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():
@@ -65,7 +74,9 @@ def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():
 def test_budgets_name_levels():
     space = two_ways()
     assert resolve_budgets(space, "uniformhqq-4r8") == (space.memory_bytes(space.uniform("hqq-4", 8)),)
-    assert resolve_budgets(space, "100%") == (space.memory_bytes(space.uniform("nf4", 8)),)  # the first way of 4 bits
+    assert resolve_budgets(space, "100%") == (
+        space.memory_bytes(space.uniform("nf4", 8)),
+    )  # the first way of 4 bits
     with pytest.raises(ValueError, match="several storage formats"):
         resolve_budgets(space, "uniform4r8")
 
@@ -88,8 +99,12 @@ def test_a_plan_on_disk_names_its_levels_and_comes_back():
     space = two_ways()
     data = json.loads(json.dumps(plan_to_dict(space, PLAN)))
     assert [(g["bits"], g.get("width"), g.get("backend")) for g in data["groups"]] == [
-        (2, None, None), ("hqq-4", 4, "hqq"), ("nf4", 4, "bitsandbytes"), (8, None, None), ("hqq-4", 4, "hqq"),
-    ]  # fmt: skip
+        (2, None, None),
+        ("hqq-4", 4, "hqq"),
+        ("nf4", 4, "bitsandbytes"),
+        (8, None, None),
+        ("hqq-4", 4, "hqq"),
+    ]
     assert plan_from_dict(space, data) == PLAN
 
 

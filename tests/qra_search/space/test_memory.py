@@ -52,7 +52,14 @@ def test_sixteen_bits_carry_no_metadata():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("108MiB", 108 * 2**20), ("6 GiB", 6 * 2**30), ("90MB", 90_000_000), ("1.5kb", 1500), ("77", 77), (12, 12)],
+    [
+        ("108MiB", 108 * 2**20),
+        ("6 GiB", 6 * 2**30),
+        ("90MB", 90_000_000),
+        ("1.5kb", 1500),
+        ("77", 77),
+        (12, 12),
+    ],
 )
 def test_sizes_are_read(text, expected):
     assert parse_bytes(text) == expected
@@ -65,4 +72,9 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_sizes_are_written():
-    assert [format_bytes(x) for x in (12, 2048, 108 * 2**20, 6 * 2**30)] == ["12 B", "2.0 KiB", "108.0 MiB", "6.0 GiB"]
+    assert [format_bytes(x) for x in (12, 2048, 108 * 2**20, 6 * 2**30)] == [
+        "12 B",
+        "2.0 KiB",
+        "108.0 MiB",
+        "6.0 GiB",
+    ]

@@ -43,7 +43,9 @@ def test_a_choice_outside_the_space_is_refused_with_the_groups_name(space):
 
 def test_a_group_may_narrow_its_choices():
     linear = Linear(name="a", out_features=8, in_features=8)
-    space = SearchSpace(groups=(Group(name="a", linears=(linear,), bits=(8,), ranks=(0,)),), bits=(4, 8), ranks=(0, 4))
+    space = SearchSpace(
+        groups=(Group(name="a", linears=(linear,), bits=(8,), ranks=(0,)),), bits=(4, 8), ranks=(0, 4)
+    )
     assert space.uniform(8, 0) == Plan((8,), (0,))
     assert space.uniform(4, 0) is None
     assert space.uniform_plans() == [Plan((8,), (0,))]
@@ -89,8 +91,10 @@ def test_a_plan_is_uniform_if_every_group_has_the_same_choice():
 
 @pytest.fixture
 def with_a_table() -> SearchSpace:
-    groups = [Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),), bits=(2, 4), ranks=(4, 8))
-              for n in "ab"]  # fmt: skip
+    groups = [
+        Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),), bits=(2, 4), ranks=(4, 8))
+        for n in "ab"
+    ]
     table = Linear(name="table", out_features=64, in_features=8)
     groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), is_embedding=True))
     return SearchSpace(groups=groups, bits=(2, 4, 16), ranks=(0, 4, 8))
@@ -113,12 +117,14 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
 @pytest.mark.parametrize(
     ("bits", "ranks", "error", "message"),
     [
-        *((bits, (4, 4), TypeError, "a plan's bits are a list of numbers or names of levels, got")
-          for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))),
+        *(
+            (bits, (4, 4), TypeError, "a plan's bits are a list of numbers or names of levels, got")
+            for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))
+        ),
         *(((name,), (4,), ValueError, "names no level") for name in ("", "a,b", "a|b", "4")),
         ((2, 3), (4,), ValueError, "got 2 bits, 1 ranks"),
     ],
-)  # fmt: skip
+)
 def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error, message):
     with pytest.raises(error, match=message):
         Plan(bits, ranks)
@@ -126,7 +132,9 @@ def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error
 
 def test_what_is_no_plan_is_refused_with_what_to_pass(space):
     candidate = SimpleNamespace(plan=space.uniform(4, 4))
-    with pytest.raises(ValueError, match="SimpleNamespace.*: a Plan is needed; that of a candidate is its `plan`"):
+    with pytest.raises(
+        ValueError, match="SimpleNamespace.*: a Plan is needed; that of a candidate is its `plan`"
+    ):
         space.memory_bytes(candidate)
     with pytest.raises(ValueError, match=r"plan is .*\(dict\): a Plan is needed"):
         space.encode_many([{"bits": [4], "ranks": [4]}])
@@ -138,19 +146,31 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        *(({"groups": groups}, TypeError, "groups are a list of Group")
-          for groups in ("a", {"a": GROUP}, [{"name": "a"}])),
+        *(
+            ({"groups": groups}, TypeError, "groups are a list of Group")
+            for groups in ("a", {"a": GROUP}, [{"name": "a"}])
+        ),
         ({"groups": []}, ValueError, "at least one group"),
         ({"groups": [GROUP, GROUP]}, ValueError, "occur twice: a"),
-        ({"groups": [GROUP.model_copy(update={"is_embedding": True})]}, ValueError, "that is not an embedding"),
+        (
+            {"groups": [GROUP.model_copy(update={"is_embedding": True})]},
+            ValueError,
+            "that is not an embedding",
+        ),
         *(({"ranks": ranks}, TypeError, "ranks are whole numbers") for ranks in ("48", 4, (4.5,), ("4",))),
         ({"ranks": (-1, 4)}, ValueError, "non-negative"),
-        *(({"bits": bits}, TypeError, "bits are numbers or Levels")
-          for bits in ("234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,))),
+        *(
+            ({"bits": bits}, TypeError, "bits are numbers or Levels")
+            for bits in ("234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,))
+        ),
         ({"bits": (2, 2)}, ValueError, "distinct"),
-        ({"bits": (2, 3, 16), "formats": {2: GroupwiseFormat(2)}}, ValueError, r"for 3 bits: formats has \[2\]"),
+        (
+            {"bits": (2, 3, 16), "formats": {2: GroupwiseFormat(2)}},
+            ValueError,
+            r"for 3 bits: formats has \[2\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_options_that_make_no_space_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         SearchSpace(**{"groups": [GROUP], **options})

@@ -37,7 +37,10 @@ def test_adjacent_choices_skip_those_a_group_may_not_take():
         groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
     )
     steps, least, most = AdjacentSteps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
-    assert steps.increase_choices(least).tolist() == [[3], [1]] and steps.decrease_choices(most).tolist() == [[0], [0]]
+    assert steps.increase_choices(least).tolist() == [[3], [1]] and steps.decrease_choices(most).tolist() == [
+        [0],
+        [0],
+    ]
     assert (
         steps.increase_choices(most).tolist() == most.tolist()
         and steps.decrease_choices(least).tolist() == least.tolist()

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 
 from qra_search import Evaluation, Sensitivities
-from qra_search.allocate.solve import build_additive_table, compute_table_losses, make_flat_sensitivities, solve_table
+from qra_search.allocate.solve import (
+    build_additive_table,
+    compute_table_losses,
+    make_flat_sensitivities,
+    solve_table,
+)
 from qra_search.log.state import StudyState
 from qra_search.strategies.additive import AdditiveStrategy
 from qra_search.surrogates.posterior import compute_posterior_table
-from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space, scenario
+from qra_search.testing.scenarios import (
+    ToyEvaluator,
+    interpolate_budgets,
+    make_logged_state,
+    make_toy_space,
+    scenario,
+)
 
 
 class TableEvaluator(ToyEvaluator):

@@ -28,10 +28,14 @@ def load_printed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("study", ["an empty log", "no sensitivities", "two fidelities and an empty log"])
-def test_the_strategy_on_top_of_the_posterior_table_works_from_the_first_proposal_on(study, tmp_path, monkeypatch):
+def test_the_strategy_on_top_of_the_posterior_table_works_from_the_first_proposal_on(
+    study, tmp_path, monkeypatch
+):
     strategy, state = load_printed("Greedy", tmp_path, monkeypatch), scenario(study)
     proposals = strategy.propose(state, 2)
-    assert len(proposals) == 2 and all(state.space.memory_bytes(p.plan) <= state.memory_limit for p in proposals)
+    assert len(proposals) == 2 and all(
+        state.space.memory_bytes(p.plan) <= state.memory_limit for p in proposals
+    )
     assert strategy.propose(state, 0) == []
 
 

@@ -29,7 +29,13 @@ def test_a_search_takes_options_of_its_strategy():
     assert isinstance(study.strategy, NSGA2Strategy)
     assert (study.strategy.population, study.strategy.crossover) == (8, 1.0)
     few, many = (
-        search(AdditiveEvaluator(), "nsga2", options={"population": n}, evaluations=12, memory_budget="uniform3r8")
+        search(
+            AdditiveEvaluator(),
+            "nsga2",
+            options={"population": n},
+            evaluations=12,
+            memory_budget="uniform3r8",
+        )
         for n in (4, 16)
     )
     assert [t.plan for t in few.trials] != [t.plan for t in many.trials]
@@ -38,10 +44,22 @@ def test_a_search_takes_options_of_its_strategy():
 @pytest.mark.parametrize(
     ("strategy", "options", "said"),
     [
-        ("nsga2", {"population": "many"}, "option 'population' of strategy 'nsga2' is 'many': input should be a valid"),
-        ("nsga2", {"crossover": [1]}, "option 'crossover' of strategy 'nsga2' is [1]: input should be a valid number"),
+        (
+            "nsga2",
+            {"population": "many"},
+            "option 'population' of strategy 'nsga2' is 'many': input should be a valid",
+        ),
+        (
+            "nsga2",
+            {"crossover": [1]},
+            "option 'crossover' of strategy 'nsga2' is [1]: input should be a valid number",
+        ),
         ("qra", {"draws": 1.5}, "option 'draws' of strategy 'qra' is 1.5: input should be a valid integer"),
-        ("nsga2", {"populaton": 3}, "unknown option of strategy 'nsga2': 'populaton': did you mean population"),
+        (
+            "nsga2",
+            {"populaton": 3},
+            "unknown option of strategy 'nsga2': 'populaton': did you mean population",
+        ),
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': it takes none"),
         ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
         ("qr_adaptor", {"evolution": 1.5}, "evolution is a share and must be from 0 to 1, got 1.5"),

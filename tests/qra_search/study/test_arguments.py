@@ -15,7 +15,10 @@ EVALUATOR = AdditiveEvaluator()
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [
-        ("tiny", r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `plan\(model, task\)` or `qra search`"),
+        (
+            "tiny",
+            r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `plan\(model, task\)` or `qra search`",
+        ),
         (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance is needed"),
         (EVALUATOR.space, "an Evaluator is needed"),
     ],
@@ -42,7 +45,9 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_an_option_of_another_kind_is_refused_before_anything_is_spent(options: dict[str, Any], message: str) -> None:
+def test_an_option_of_another_kind_is_refused_before_anything_is_spent(
+    options: dict[str, Any], message: str
+) -> None:
     evaluator = AdditiveEvaluator()
     with pytest.raises(BadInput, match=message):
         Study(evaluator, **options)

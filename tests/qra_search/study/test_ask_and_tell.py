@@ -15,7 +15,9 @@ def evaluate_all(study: Study, evaluator: ToyEvaluator, count: int | None = None
     """Ask and tell until nothing is left, or so many times; how many there were."""
     done = 0
     while (count is None or done < count) and (proposal := study.ask()) is not None:
-        study.tell(proposal, evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed))
+        study.tell(
+            proposal, evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+        )
         done += 1
     return done
 

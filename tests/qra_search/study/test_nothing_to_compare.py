@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from qra_search import Plan, search
+from qra_search.app.report.finding import summarize_run
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.report.finding import summarize_run
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.plan import Group, Linear
 from qra_search.space.space import SearchSpace
@@ -34,11 +34,15 @@ class Accuracy(ToyEvaluator):
     """Lowers what is negative."""
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        return Evaluation(loss=-sum(plan.bits) - 0.01 * plan.ranks[0], memory_bytes=self.space.memory_bytes(plan))
+        return Evaluation(
+            loss=-sum(plan.bits) - 0.01 * plan.ranks[0], memory_bytes=self.space.memory_bytes(plan)
+        )
 
 
 def test_a_negative_loss_that_is_lower_is_a_gain():
-    result = search(Accuracy(make_toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8")
+    result = search(
+        Accuracy(make_toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8"
+    )
     (comparison,) = result.comparisons
     assert comparison.change is not None and comparison.baseline is not None and comparison.change.is_lower
     lower = comparison.baseline.loss - comparison.chosen.loss
@@ -56,10 +60,13 @@ def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
     table = Group(name="e", linears=linears[:1], bits=(8, 16), ranks=(0,), is_embedding=True)
     groups = [Group(name=linear.name, linears=[linear]) for linear in linears[1:]]
     orders = [
-        SearchSpace(groups=some, bits=(2, 3, 8, 16), ranks=(0, 4, 16)) for some in ([table, *groups], [*groups, table])
+        SearchSpace(groups=some, bits=(2, 3, 8, 16), ranks=(0, 4, 16))
+        for some in ([table, *groups], [*groups, table])
     ]
     for budgets in ([], [orders[0].memory.maximum]):
-        first, last = ([space.uniform_choice(plan) for plan in list_initial_plans(space, budgets)] for space in orders)
+        first, last = (
+            [space.uniform_choice(plan) for plan in list_initial_plans(space, budgets)] for space in orders
+        )
         assert first == last and first
 
 

@@ -11,8 +11,8 @@ from fakes import AdditiveEvaluator
 from qra_search import BudgetTooSmall, Evaluation, Proposal, Study, TrialLog, search
 from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.allocate.solve import solve
+from qra_search.app.report.finding import summarize_run
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.report.finding import summarize_run
 from qra_search.space.budgets import resolve_budget, resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 
@@ -35,13 +35,19 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     middle = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
     result = search(evaluator, evaluations=1, memory_budget=middle)
     best, allocation = result.best(), result.allocation()
-    assert result.spent == 1 and best.plan == allocation.plan == result.choose_plan() and best.evaluations == 0
+    assert (
+        result.spent == 1 and best.plan == allocation.plan == result.choose_plan() and best.evaluations == 0
+    )
     assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the sensitivities are exact here
-    assert summarize_run(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
+    assert summarize_run(result).endswith("It was not evaluated.") and json.dumps(
+        result.to_dict(), allow_nan=False
+    )
     more = search(evaluator, "random", evaluations=12, memory_budget=middle)
     assert more.best().plan == allocation.plan  # what random plans found is worse, and as was predicted
     losses = [c.loss for c in sorted(more.candidates, key=lambda c: -c.loss)]
-    other = [replace(c, loss=x) for c, x in zip(sorted(more.candidates, key=lambda c: c.loss), losses, strict=True)]
+    other = [
+        replace(c, loss=x) for c, x in zip(sorted(more.candidates, key=lambda c: c.loss), losses, strict=True)
+    ]
     assert replace(more, candidates=tuple(other)).best() in other  # nothing that was predicted came true
 
 
@@ -62,7 +68,9 @@ def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
     tight = result.space.memory_bytes(allocated)
     larger = replace(result, candidates=tuple(replace(c, memory_bytes=tight + 1) for c in result.candidates))
     assert (
-        larger.allocation(tight).plan == allocated and larger.best(tight) is None and larger.choose_plan(tight) is None
+        larger.allocation(tight).plan == allocated
+        and larger.best(tight) is None
+        and larger.choose_plan(tight) is None
     )
 
 
@@ -79,7 +87,9 @@ def test_a_search_of_the_whole_front_that_evaluated_nothing_has_no_plan(evaluato
 def test_a_budget_is_written_as_for_a_search(result, budget):
     (limit,) = resolve_budgets(result.space, budget)
     assert result.best(budget) == result.best(limit)
-    assert result.comparison(budget).budget_bytes == limit and result.allocation(budget) == result.allocation(limit)
+    assert result.comparison(budget).budget_bytes == limit and result.allocation(budget) == result.allocation(
+        limit
+    )
     for ask in (result.best, result.comparison, result.allocation):
         with pytest.raises(BudgetTooSmall, match="below the smallest plan"):
             ask("1KiB")

@@ -32,9 +32,13 @@ def test_evaluations_are_of_plans_and_the_prior_is_measured_once_and_charged_whe
     evaluator, tmp_path
 ):
     log = tmp_path / "log.jsonl"
-    result = search(evaluator, strategy="additive", evaluations=4, memory_budget=budget_of(evaluator), log=log)
+    result = search(
+        evaluator, strategy="additive", evaluations=4, memory_budget=budget_of(evaluator), log=log
+    )
     assert result.spent == 4 and len(result.trials) == 4
-    charged = Study(evaluator, strategy="additive", evaluations=4.5, memory_budget=budget_of(evaluator), charged=True)
+    charged = Study(
+        evaluator, strategy="additive", evaluations=4.5, memory_budget=budget_of(evaluator), charged=True
+    )
     assert charged.run().spent == 4.5 and len(charged.log) == 4
     assert TrialLog(log).get_meta("prior")["source"] == "exact"
 
@@ -106,8 +110,13 @@ class AtOnce(InProcessExecutor):
 )
 def test_all_results_that_ended_together_are_recorded_before_the_study_stops(tmp_path, outcomes, ended):
     log = tmp_path / "log.jsonl"
-    study = Study(AdditiveEvaluator(), strategy="random", evaluations=12, log=log,
-                  executor=AtOnce(AdditiveEvaluator(), outcomes))  # fmt: skip
+    study = Study(
+        AdditiveEvaluator(),
+        strategy="random",
+        evaluations=12,
+        log=log,
+        executor=AtOnce(AdditiveEvaluator(), outcomes),
+    )
     with pytest.raises(StudyFailed, match="gone") if ended < 12 else nullcontext():
         study.run()
     assert sum(trial.status != "running" for trial in TrialLog(log)) == ended
@@ -140,7 +149,9 @@ def test_whether_a_batch_stops_the_study_does_not_depend_on_the_order_of_its_res
     assert len(search(executor.evaluator, **options, executor=executor).failures()) == 5
 
 
-@pytest.mark.parametrize(("choice", "message"), [((8, 16), "at most .* are allowed"), ((2, 4), "repeated an eval")])
+@pytest.mark.parametrize(
+    ("choice", "message"), [((8, 16), "at most .* are allowed"), ((2, 4), "repeated an eval")]
+)
 def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluator, choice, message):
     class Stuck(Strategy):
         def propose(self, state, n):
@@ -150,9 +161,14 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
         search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
 
 
-@pytest.mark.parametrize(("proposed", "message"), [
-    (None, "a list of Proposal is needed"), (["uniform"], "a Proposal is needed"), ([0.5], "seed 0.5 and origin ''"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("proposed", "message"),
+    [
+        (None, "a list of Proposal is needed"),
+        (["uniform"], "a Proposal is needed"),
+        ([0.5], "seed 0.5 and origin ''"),
+    ],
+)
 def test_what_is_no_proposal_is_refused_before_it_is_evaluated(evaluator, proposed, message):
     class Odd(Strategy):
         def propose(self, state, n):
@@ -171,10 +187,14 @@ def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "batch", "slots"), [(16, 4, 1), (21, 6, 3), (3, None, 4)])
-def test_no_more_is_evaluated_than_was_asked_for_with_any_batch_and_number_of_workers(evaluator, asked, batch, slots):
+def test_no_more_is_evaluated_than_was_asked_for_with_any_batch_and_number_of_workers(
+    evaluator, asked, batch, slots
+):
     executor = InProcessExecutor(evaluator)
     executor.slots = slots
-    assert search(evaluator, strategy="random", evaluations=asked, batch=batch, executor=executor).spent == asked
+    assert (
+        search(evaluator, strategy="random", evaluations=asked, batch=batch, executor=executor).spent == asked
+    )
 
 
 def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from qra_search.surrogates.gp import encode_inputs, fit_loss_gp, scale_by_error, scale_by_order, use_one_thread
+from qra_search.surrogates.gp import (
+    encode_inputs,
+    fit_loss_gp,
+    scale_by_error,
+    scale_by_order,
+    use_one_thread,
+)
 from qra_search.testing.scenarios import make_toy_space
 
 RNG = np.random.default_rng(0)
@@ -61,6 +67,8 @@ def test_choices_are_scaled_to_the_error_of_their_bits_and_the_log_of_their_rank
     values = scale_by_error(space)
     assert values[0, 0] == pytest.approx([1.0, 0.25, 0.0625, 0.0])
     assert values[1, 0, :3] == pytest.approx([0.0, 0.5, 1.0])
-    assert encode_inputs(values, np.array([[[3, 0], [1, 2]]])) == pytest.approx(np.array([[0.0, 1.0, 0.5, 1.0]]))
+    assert encode_inputs(values, np.array([[[3, 0], [1, 2]]])) == pytest.approx(
+        np.array([[0.0, 1.0, 0.5, 1.0]])
+    )
     assert scale_by_order(space)[0, 0] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
     assert not scale_by_error(make_toy_space(1, bits=(4,), ranks=(8,))).any()

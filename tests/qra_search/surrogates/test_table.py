@@ -30,7 +30,9 @@ def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries_with_hone
     world = World()
     codes = world.plans(300)
     truth = world.loss(codes)
-    few, many = (refine(TableFit(world.basis, world.rows(count), Widths())).predict(codes) for count in (10, 60))
+    few, many = (
+        refine(TableFit(world.basis, world.rows(count), Widths())).predict(codes) for count in (10, 60)
+    )
     errors = [float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.std()) for mean, _ in (few, many)]
     assert errors[1] < 0.15 and errors[1] < errors[0] / 2
     scores = (many[0] - truth) / np.sqrt(np.diag(many[1]))

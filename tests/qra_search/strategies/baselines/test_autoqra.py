@@ -36,7 +36,9 @@ def run(evaluations, fidelities, evaluator=ToyEvaluator, **options):
 
 
 def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(rough):
-    stage = [t for t in run(24, (0.25, 1.0)).trials if t.proposal.origin in (WARM_START, "offspring", PROMOTED)]
+    stage = [
+        t for t in run(24, (0.25, 1.0)).trials if t.proposal.origin in (WARM_START, "offspring", PROMOTED)
+    ]
     screened = promoted = 0
     for trial in stage:
         if trial.proposal.origin == PROMOTED:
@@ -72,7 +74,9 @@ def test_screening_ends_once_it_was_seen_to_mislead(rough):
 
 def test_the_best_plans_are_promoted_and_none_of_them_twice():
     evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
-    state = make_logged_state(evaluator, 6, writer=STRATEGY, budgets=interpolate_budgets(evaluator.space, 0.5))
+    state = make_logged_state(
+        evaluator, 6, writer=STRATEGY, budgets=interpolate_budgets(evaluator.space, 0.5)
+    )
     proposals = STRATEGY.propose(state, 3)
     assert [p.origin for p in proposals] == [PROMOTED, PROMOTED, "offspring"]
     assert proposals[0].plan == min(state.trials, key=lambda t: t.loss).plan
@@ -85,7 +89,11 @@ def screened_state(pairs: int) -> StudyState:
     evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
     state = replace(make_logged_state(evaluator, 20), fidelities=(0.25, 1.0))
     low = [
-        replace(t, proposal=replace(t.proposal, fidelity=0.25), evaluation=evaluator.evaluate(t.plan, fidelity=0.25))
+        replace(
+            t,
+            proposal=replace(t.proposal, fidelity=0.25),
+            evaluation=evaluator.evaluate(t.plan, fidelity=0.25),
+        )
         for t in state.trials
     ]
     full = [replace(t, id=20 + i) for i, t in enumerate(state.trials[:pairs])]
@@ -94,7 +102,9 @@ def screened_state(pairs: int) -> StudyState:
 
 def predict(state: StudyState):
     """Predicted, cheap and true losses of the plans that were screened alone."""
-    predicted = predict_losses(state, GuidedSteps(state.space, measure_importance(state.space, state.sensitivities)))
+    predicted = predict_losses(
+        state, GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+    )
     full = {t.plan: t.loss for t in state.full}
     assert all(predicted[plan] == loss for plan, loss in full.items())
     cheap = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}

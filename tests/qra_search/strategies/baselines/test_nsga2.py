@@ -51,7 +51,9 @@ def test_the_tournament_prefers_what_pymoos_prefers():
     state = make_logged_state(ToyEvaluator(), 12)
     pop = select_survivors(state, average_losses(state.full), 12, 0)
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
-    algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
+    algorithm = SimpleNamespace(
+        tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0)
+    )
     theirs = binary_tournament(pop, pairs, algorithm).ravel()
     ours = nsga2.select_fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
     rank, crowding = pop.get("rank"), pop.get("crowding")
@@ -73,7 +75,9 @@ def test_the_running_generation_does_not_mate():
     evaluator, strategy = ToyEvaluator(make_toy_space(8)), NSGA2Strategy(population=4)
     state = make_logged_state(evaluator, 11, writer=strategy)
     worse = [replace(t, evaluation=replace(t.evaluation, loss=9.0)) for t in state.trials[8:]]
-    assert strategy.propose(state, 1) == strategy.propose(replace(state, trials=(*state.trials[:8], *worse)), 1)
+    assert strategy.propose(state, 1) == strategy.propose(
+        replace(state, trials=(*state.trials[:8], *worse)), 1
+    )
 
 
 def test_the_first_generation_is_mixed_and_the_next_are_offspring():

@@ -39,7 +39,10 @@ def test_a_warm_start_fits_the_budget_and_gives_more_to_what_matters_more(share)
 
 def test_a_warm_start_spends_the_budget():
     """Not all 2 bits, as an importance that defaults to zero would give, and not beyond what fits."""
-    assert min(count_bytes(STEPS.make_warm_start(b)) / b for b in interpolate_budgets(SPACE, 0.3, 0.6, 1.0)) > 0.75
+    assert (
+        min(count_bytes(STEPS.make_warm_start(b)) / b for b in interpolate_budgets(SPACE, 0.3, 0.6, 1.0))
+        > 0.75
+    )
     assert STEPS.make_warm_start(SPACE.memory.maximum).tolist() == [[3] * 6, [2] * 6]
 
 
@@ -91,7 +94,9 @@ def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     for edit in edits:
         changed = edit != code
         assert changed.sum() in (1, 2) and changed.any(0).sum() == 1
-        assert (((edit == steps.increase_choices(code)) | (edit == steps.decrease_choices(code)))[changed]).all()
+        assert (
+            ((edit == steps.increase_choices(code)) | (edit == steps.decrease_choices(code)))[changed]
+        ).all()
     assert sum((edit != code).sum() == 1 for edit in edits) == len(steps.list_neighbours(code))
 
 

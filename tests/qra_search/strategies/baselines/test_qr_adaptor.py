@@ -45,7 +45,13 @@ def test_the_three_phases_follow_each_other_within_the_budget_and_without_repeat
 def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rough):
     result, budgets = run(evaluations=20, fidelities=(0.25, 1.0))
     fidelities = {p: {t.fidelity for t in result.trials if phase(t) == p} for p in map(phase, result.trials)}
-    assert fidelities == {"uniform": {1.0}, WARM_START: {0.25}, "offspring": {0.25}, PROMOTED: {1.0}, REFINED: {1.0}}
+    assert fidelities == {
+        "uniform": {1.0},
+        WARM_START: {0.25},
+        "offspring": {0.25},
+        PROMOTED: {1.0},
+        REFINED: {1.0},
+    }
     promoted = [t for t in result.trials if t.proposal.origin == PROMOTED]
     proxy = [t for t in result.trials if t.fidelity == 0.25]
     for budget, trial in zip(budgets, promoted[: len(budgets)], strict=True):
@@ -57,7 +63,9 @@ def test_proxy_and_full_losses_are_never_ranked_together():
     """Full losses that are absurdly good change nothing in the next proxy-tuned generation."""
     evaluator = ToyEvaluator(make_toy_space(6), fidelities=(0.25, 1.0))
     strategy = QRAdaptorStrategy(population=4)
-    state = make_logged_state(evaluator, 10, writer=strategy, budgets=interpolate_budgets(evaluator.space, 0.5))
+    state = make_logged_state(
+        evaluator, 10, writer=strategy, budgets=interpolate_budgets(evaluator.space, 0.5)
+    )
     extra = make_logged_state(evaluator, 2, seed=9, budgets=state.memory_budgets).trials
     lucky, plain = (
         [replace(t, id=10 + i, evaluation=replace(t.evaluation, loss=loss)) for i, t in enumerate(extra)]

@@ -1,0 +1,166 @@
+"""Puts the commands together: what `qra --help` lists, and the module of each, imported when the command is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from importlib import import_module
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from qra_search.errors import DISTRIBUTION, BadInput
+from qra_search.launched import get_rank_and_size
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
+
+
+class OnceCommand(TyperCommand):
+    """Refuses an option of one value that is given twice, of which click would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # `-n5` is `-n 5`.
+        given = Counter(word.partition("=")[0] if word.startswith("--") else word[:2] for word in args)
+        for parameter in self.params:
+            single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", True)
+            if single and sum(given[name] for name in parameter.opts) > 1:
+                raise BadInput(f"{parameter.opts[0]} is given twice: give it once")
+        return super().parse_args(ctx, args)
+
+
+class Entry(NamedTuple):
+    """A command: its name, the module of this folder with its function, the panel it is listed in, and the first line
+    of its documentation."""
+
+    name: str
+    place: str
+    panel: str
+    help: str
+
+    def load(self) -> Any:
+        module, _, attribute = self.place.partition(":")
+        found = getattr(import_module(f"qra_search.app.cli.{module}"), attribute)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(self.name, cls=OnceCommand, help=join_paragraph_lines(found.__doc__ or ""))(found)
+        return typer.main.get_command(alone)
+
+
+ENTRIES = (
+    Entry(
+        "demo",
+        "demo:demo",
+        SEARCH,
+        "Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to "
+        "ten minutes on two cores.",
+    ),
+    Entry(
+        "plan",
+        "plan:plan",
+        SEARCH,
+        "Choose bits and ranks for a budget from measured sensitivities alone, without training.",
+    ),
+    Entry(
+        "search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."
+    ),
+    Entry(
+        "finetune",
+        "finetune:finetune",
+        SEARCH,
+        "Tune the plan of a run and its baselines in full, save the adapters, and compare them on test data.",
+    ),
+    Entry(
+        "export",
+        "export:export",
+        SEARCH,
+        "Write a tuned run for another tool, and say by how much its logits differ.",
+    ),
+    Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
+    Entry(
+        "show",
+        "look:show",
+        LOOK,
+        "Show the plan of a run layer by layer, its tunings, or two plans side by side.",
+    ),
+    Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
+    Entry(
+        "backends",
+        "lists:backends",
+        TOOLS,
+        "List the quantization backends: bit-widths, exact bits a weight, "
+        "devices, and why one cannot be used here.",
+    ),
+    Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
+    Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
+    Entry(
+        "doctor",
+        "doctor:doctor",
+        TOOLS,
+        "Check that the files in a folder are whole, or say which graphics cards a model fits.",
+    ),
+    Entry(
+        "bench",
+        "bench:bench",
+        TOOLS,
+        "Compare search strategies on tasks whose best is known, and write tables with statistics.",
+    ),
+)
+_BY_NAME = {entry.name: entry for entry in ENTRIES}
+
+
+def join_paragraph_lines(text: str) -> str:
+    """A docstring whose paragraphs flow into the width of a terminal; what is indented stays as it is."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would end without a word
+            raise typer.Abort from None
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the bit-width and the LoRA rank of every layer, together, under an exact memory budget.",
+    epilog="Start with [bold]qra demo[/], or [bold]qra plan --model smollm2 --task arithmetic --memory 95MiB[/].",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"qra {installed_version(DISTRIBUTION)}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+    elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
+        raise BadInput(
+            f"qra {context.invoked_subcommand} runs in one process, and a launcher started {get_rank_and_size()[1]}: "
+            "torchrun is for qra finetune, --workers for qra search"
+        )
+
+
+def _run_placeholder() -> None:
+    """Stands for a command in the list of commands."""
+
+
+for _entry in ENTRIES:
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_run_placeholder)

@@ -1,0 +1,86 @@
+"""The one place that turns exceptions into an exit status and one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
+from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
+from qra_search.launched import is_follower
+
+TRACEBACK = "QRA_TRACEBACK"
+GRACE = 30.0
+
+
+def run_safely(arguments: list[str]) -> int:
+    """Run the command line; every exception becomes an exit status and, on stderr, one line.
+
+    With the variable QRA_TRACEBACK set, the traceback comes before that line.
+    """
+    # Typer does not export the base of its own errors, which is click's or a copy of it.
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        with _report_damage():
+            status = app(arguments, standalone_mode=False, prog_name="qra")
+    except usage_error as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        return _print_line(error.format_message().rstrip(".") + hint, BAD_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        return _print_line("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`qra show RUN | head`): nothing is wrong, and nothing may be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
+        return _print_line(describe(error) + ("" if explained else _HINT), exit_status(error))
+    return status if isinstance(status, int) else OK
+
+
+def exit_status(error: BaseException) -> int:
+    """2 if the user can mend it by giving something else, 1 if the run failed."""
+    return BAD_INPUT if isinstance(error, BadInput) else FAILED
+
+
+@contextmanager
+def _report_damage() -> Iterator[None]:
+    """Report lines of a log that were skipped once, in one line on stderr; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedLines)
+        show, said = warnings.showwarning, set()
+
+        def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, DamagedLines):
+                if str(message) not in said:
+                    _print_line(str(message), OK)
+                said.add(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_warning
+        yield
+
+
+_HINT = f" (set {TRACEBACK}=1 to see where)"
+
+
+def _print_line(message: str, status: int) -> int:
+    if is_follower() and status == BAD_INPUT:
+        time.sleep(
+            GRACE
+        )  # the first process refuses it as well, in one line, and the launcher then ends this one
+    if status in (FAILED, BAD_INPUT) or not is_follower():
+        print(f"qra: {' '.join(message.split())}", file=sys.stderr)
+    return status

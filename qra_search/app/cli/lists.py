@@ -1,0 +1,139 @@
+"""What is installed and what may be said: strategies, backends, tasks, and the schema of a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from qra_search import plugins
+from qra_search.app.cli import common
+from qra_search.app.cli.common import option
+from qra_search.app.config import RunConfig, dump_config
+from qra_search.app.report.table import TextTable
+from qra_search.errors import describe
+
+SHAPE = (1024, 1024)
+"""Weight whose bytes stand for a backend's bits a weight."""
+
+
+def strategies(as_json: common.Json = False) -> None:
+    """List the search strategies with their options.
+
+    [bold]Example[/]
+
+        qra strategies
+    """
+    rows = _describe_all("strategies", _describe_strategy)
+    cells = [
+        (
+            row["name"],
+            row["summary"],
+            ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items()),
+        )
+        for row in rows
+    ]
+    note = "Choose one with --strategy; options with --set search.options.NAME=VALUE."
+    _print(rows, ("strategy", "what it does", "options"), cells, note, as_json=as_json)
+
+
+def tasks(as_json: common.Json = False) -> None:
+    """List the tasks that come with qra or with installed packages.
+
+    [bold]Example[/]
+
+        qra tasks
+    """
+    rows = _describe_all("tasks", lambda task: {})
+    note = "Your own data: --task rows.jsonl, one object with `prompt` and `answer` a line."
+    _print(rows, ("task", "what it is"), [(r["name"], r["summary"]) for r in rows], note, as_json=as_json)
+
+
+def backends(as_json: common.Json = False) -> None:
+    """List the quantization backends: bit-widths, exact bits a weight, devices, and why one cannot be used here.
+
+    [bold]Example[/]
+
+        qra backends
+    """
+    rows = _describe_all("backends", _describe_backend)
+    cells = []
+    for row in rows:
+        reason = row.get("unavailable")
+        widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
+        what = f"not available: {reason}" if reason else row["summary"]
+        also = f" Also {', '.join(row['variants'])}." if row.get("variants") else ""
+        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what + also))
+    heads = ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is")
+    default = RunConfig().quantization.backend
+    _print(rows, heads, cells, f"Choose one with --backend; the default is {default}.", as_json=as_json)
+
+
+def schema(
+    example: Annotated[bool, option("--example", "Print a config with every default, as YAML.")] = False,
+) -> None:
+    """Print the JSON schema of a config, or an example to start from.
+
+    [bold]Example[/]
+
+        qra schema --example > my-run.yaml
+    """
+    if example:
+        print(dump_config(RunConfig()), end="")
+    else:
+        common.print_json(RunConfig.model_json_schema())
+
+
+def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, summary and more of every plug-in of a kind; one that cannot be loaded says so in its summary."""
+    rows = []
+    for name in plugins.list_names(kind):
+        try:
+            plugin = plugins.load(kind, name)
+            rows.append({"name": name, "summary": _summarize(plugin), **describe_one(plugin)})
+        except (
+            Exception
+        ) as error:  # another's code may raise anything, and the others are listed all the same
+            reason = str(error) if isinstance(error, ImportError) else describe(error)
+            rows.append({"name": name, "summary": f"not available: {reason}"})
+    return rows
+
+
+def _describe_backend(factory: Any) -> dict[str, Any]:
+    backend = factory()
+    return {
+        "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
+        "devices": list(backend.devices),
+        "unavailable": backend.unavailable_reason(),
+        "variants": [f"{factory.name}-{variant}" for variant in factory.variants],
+    }
+
+
+def _summarize(plugin: Any) -> str:
+    """First paragraph of the documentation of a plug-in."""
+    return " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
+
+
+def _describe_strategy(factory: Any) -> dict[str, Any]:
+    given = {
+        p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty
+    }
+    return {
+        "options": {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in given.items()}
+    }
+
+
+def _print(
+    rows: Sequence[dict[str, Any]],
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        common.print_json(rows)
+        return
+    common.stdout().print(TextTable("", heads, cells, left=heads))
+    if note:
+        print(f"\n{note}")

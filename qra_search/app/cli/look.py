@@ -1,0 +1,123 @@
+"""Commands that look at runs: the report, and the plan and the tunings in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from rich.markup import escape
+
+from qra_search.app.cli import common
+from qra_search.app.cli.common import argument, option
+from qra_search.app.folder import RunFolder, read_plan_data
+from qra_search.app.report import formatting
+from qra_search.app.report.finding import summarize_run
+from qra_search.app.report.layout import make_heat_maps
+from qra_search.app.report.table import TextTable
+from qra_search.app.report.tables import make_allocation_table, make_record_table
+from qra_search.app.report.terminal import make_strip
+from qra_search.app.tunings import select_plan
+from qra_search.errors import convert_to_bad_input
+from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
+from qra_search.space.levels import LevelName, format_level
+from qra_search.space.serialization import plan_to_dict, read_choices
+
+Choices = Mapping[str, tuple[LevelName, int]]
+"""Level and rank by the name of a group."""
+
+
+def report(
+    runs: Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")],
+    out: Annotated[
+        Path | None,
+        option(
+            "--out -o FILE",
+            "Where to write it; default: report.html in the run's folder, or compare.html for several.",
+        ),
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Write the HTML report of a run, or one that compares several.
+
+    It is one file that needs no network, and can be made anew at any time, also while a search is running.
+
+    [bold]Example[/]
+
+        qra report runs/a runs/b --out compare.html
+    """
+    from qra_search.app.report.page import (
+        write_page,  # a sixth of what loads, which the other commands do without
+    )
+
+    with convert_to_bad_input():
+        path = write_page([RunFolder(run) for run in runs], out)
+    if as_json:
+        common.print_json({"report": str(path)})
+    else:
+        common.stdout().print(f"Report: [bold]{escape(str(path))}[/]", soft_wrap=True)
+
+
+def show(
+    run: common.RunPath,
+    other: Annotated[
+        Path | None, argument("[OTHER]", "Another run or plan.json: show how the plans differ.")
+    ] = None,
+    memory: Annotated[
+        str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Show the plan of a run layer by layer, its tunings, or two plans side by side.
+
+    [bold]Examples[/]
+
+        qra show runs/a
+
+        qra show runs/a runs/b
+    """
+    budget = None if memory is None else check_budget_text(memory, needs_unit=True)
+    folder = RunFolder(run).check()
+    with convert_to_bad_input():
+        result = folder.result()
+        plan = select_plan(folder, budget)
+    if other is not None:
+        with convert_to_bad_input():
+            choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_data(other))
+        _print_differences(*choices, as_json=as_json)
+        return
+    if as_json:
+        common.print_json(plan_to_dict(result.space, plan))
+        return
+    console, space = common.stdout(), result.space
+    limit = None if budget is None else resolve_budget(space, budget)
+    comparison = folder.comparison(None if limit is None else plan, limit)
+    console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
+    if comparison is None and not result.candidates and (allocation := result.allocation(limit)) is not None:
+        console.print(make_allocation_table(allocation, result), "")
+    console.print(f"{formatting.format_plan(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
+    console.print(f"{formatting.format_level_counts(plan, space)}\n")
+    for heat in make_heat_maps(space, plan, result.sensitivities):
+        console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
+        console.print(make_strip(space, heat, console.width), soft_wrap=True)
+    if any(str(level) != format_level(level.name) for level in space.levels):
+        console.print("; ".join(map(str, space.levels)))
+    if records := folder.records():
+        console.print("\n[bold]tunings[/]")
+        console.print(make_record_table(records, space, plan))
+    if folder.config_file.is_file():
+        console.print(f"\nRuns {formatting.format_engine(folder.config())}.", soft_wrap=True)
+
+
+def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
+    """Groups for which two plans choose differently."""
+    names = dict.fromkeys([*one, *two])
+    rows = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    if as_json:
+        common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
+        return
+    texts = [
+        [name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows
+    ]
+    common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
+    print(f"{len(rows)} of {len(names)} groups differ.")

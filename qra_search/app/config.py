@@ -1,0 +1,316 @@
+"""The schema of a whole run: what a config file may say, with its defaults."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from qra_search.engines import ENGINES
+from qra_search.errors import BadInput, one_line, shorten
+from qra_search.files import make_encoding_error
+from qra_search.plugins import suggest_names
+from qra_search.sections import (
+    DEFAULT_EVALUATOR,
+    EvaluationConfig,
+    FinetuneConfig,
+    ModelConfig,
+    QuantizationConfig,
+    SearchConfig,
+    Section,
+    SpaceConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+IN_MEMORY = "in-memory:"
+"""What stands in a config for a model or rows that were given as an object begins so; its type follows."""
+MAX_CONFIG_BYTES = 1 << 20
+MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
+ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
+MANY_FIELDS = 16
+"""More than these are not named in an error."""
+
+
+class ConfigError(BadInput):
+    """A config that cannot be used; the message gives the field's path, what was given and what is allowed."""
+
+
+class RunConfig(Section):
+    """One whole run."""
+
+    evaluator: str = Field(DEFAULT_EVALUATOR, description="name of an installed evaluator")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    space: SpaceConfig = SpaceConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    search: SearchConfig = SearchConfig()
+    engine: str | None = Field(
+        None,
+        description="where the result will run (llama.cpp, transformers, vllm): decides the backend, which "
+        "bits there are, and what `qra export` writes",
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
+
+    def with_objects(
+        self, *, model: Any = None, task: Any = None, metrics: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
+        named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
+        of_model = {} if model is None else {"name": make_in_memory_name(model)}
+        of_task = ({} if task is None else {"name": make_in_memory_name(task)}) | {"metrics": tuple(named)}
+        sections = {
+            "model": self.model.model_copy(update=of_model),
+            "task": self.task.model_copy(update=of_task),
+        }
+        return self.model_copy(update=sections)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_engine(cls, data: Any) -> Any:
+        """Fill in what an engine decides, where nothing else is given."""
+        name = data.get("engine") if isinstance(data, dict) else None
+        if not isinstance(name, str) or name not in ENGINES:
+            return data
+        engine, filled = ENGINES[name], dict(data)
+        for section, key, value in (
+            ("quantization", "backend", engine.backend),
+            ("quantization", "embeddings", list(engine.embeddings)),
+            ("space", "bits", list(engine.bits)),
+            ("space", "granularity", engine.granularity),
+        ):
+            holder = filled.get(section, {})
+            if value is not None and isinstance(holder, dict) and holder.get(key) in (None, "auto"):
+                filled[section] = {**holder, key: value}
+        return filled
+
+    @field_validator("engine")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        if name is not None and name not in ENGINES:
+            raise ValueError(f"{suggest_names(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
+        return name
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a YAML config; `overrides` maps dotted fields (`search.evaluations`) to values that win over the file.
+
+    Raises ConfigError if there is no such file, it holds no YAML mapping, or a field is wrong.
+    """
+    path = Path(path)
+    if (path / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{str(path)!r} holds a model, not a config: give it as --model {path}")
+    if path.is_dir():
+        raise ConfigError(
+            f"config {str(path)!r} is a folder: give the YAML file, such as {path / 'config.yaml'}"
+        )
+    if not path.is_file():
+        raise ConfigError(f"no config file {str(path)!r}: `qra schema --example` prints one to start from")
+    if path.suffix in ROWS_ENDS:
+        raise ConfigError(f"{path} holds rows, not a config: give it as --task {path}")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(make_encoding_error(path, error))) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} holds a {type(data).__name__}, a mapping of sections is needed, such as model, task and search"
+        )
+    return make_config(data, overrides, source=str(path))
+
+
+def read_yaml(text: str) -> Any:
+    """The plain data of a YAML text; raises ValueError, in one line, if it is none, too long, or nested too deep.
+
+    Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
+    try:
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            problem = ""
+            if isinstance(event, yaml.AliasEvent):
+                problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > (
+                most := _get_length_limit(event.value)
+            ):
+                problem = f"a value has {len(event.value)} characters, at most {most} are read"
+            elif depth > MAX_YAML_DEPTH:
+                problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+            if problem:
+                raise ValueError(_format_place(event.start_mark, problem))
+        return _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(
+            one_line(_format_place(error.problem_mark, error.problem or str(error)), 500)
+        ) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(one_line(str(error), 500)) from None
+
+
+def _get_length_limit(value: str) -> int:
+    """How long a value may be; what may be a number has no spaces."""
+    return MAX_YAML_TEXT if " " in value else MAX_YAML_WORD
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which yaml keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is one word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _format_place(mark: Any, problem: str) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+
+
+def make_config(
+    data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config"
+) -> RunConfig:
+    """A config from plain data; see `load_config`."""
+    data = copy.deepcopy(data)
+    for field, value in (overrides or {}).items():
+        *sections, name = field.split(".")
+        holder = data
+        for depth, section in enumerate(sections):
+            holder = holder.setdefault(section, {})
+            if not isinstance(holder, dict):
+                where = ".".join(sections[: depth + 1])
+                raise ConfigError(
+                    f"{source}: {where} is {shorten(holder)}: a mapping is needed to set {field}"
+                )
+        holder[name] = value
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        fault = ".".join(map(str, error.errors()[0]["loc"]))
+        given = any(f"{fault}.".startswith(f"{field}.") for field in overrides or {})
+        raise ConfigError(f"{'options' if given else source}: {explain_error(error)}") from None
+    if config.engine is not None:
+        _check_engine(config, config.engine, source)
+    return config
+
+
+def _check_engine(config: RunConfig, name: str, source: str) -> None:
+    """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
+    engine, given, space = ENGINES[name], config.quantization.backend, config.space
+    embeddings, fault = config.quantization.embeddings, ""
+    backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
+    if not f"{backend}-".startswith(f"{engine.backend}-"):
+        fault = f"quantization.backend is {shorten(given)}: engine {name} runs what backend {engine.backend} stores"
+    elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
+        fault = (
+            f"space.bits has {_join(wrong)}: engine {name} has {_join(engine.bits)}, and 16 for unquantized"
+        )
+    elif embeddings != "auto" and (wrong := set(embeddings) - set(engine.embeddings)):
+        fault = f"quantization.embeddings has {_join(wrong)}: engine {name} has {_join(engine.embeddings)}"
+    elif engine.granularities is not None and space.granularity not in engine.granularities:
+        fault = f"space.granularity is {space.granularity}: engine {name} runs q, k, v as one matrix, and gate, up, so "
+        fault += f"choose {' or '.join(engine.granularities)}"
+    elif engine.ranks is not None and max(space.ranks) > max(engine.ranks):
+        fault = f"space.ranks has {max(space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
+    if fault:
+        raise ConfigError(f"{source}: {fault}; or leave the field out")
+
+
+def _join(values: Iterable[float]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML with every field, which `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
+
+
+def make_in_memory_name(given: object) -> str:
+    """What stands in a config for a model, rows or a task that was given as an object."""
+    return f"{IN_MEMORY}{type(given).__name__}"
+
+
+def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ, by dotted path: the old value and the new.
+
+    A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
+    """
+    found = dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    if "auto" in found.get("space.granularity", ()):
+        del found["space.granularity"]
+    return found
+
+
+def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            yield from _list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, (old, new)
+
+
+def explain_error(error: ValidationError) -> str:
+    """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
+    fault, *others = error.errors()
+    # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
+    field = tuple(takewhile(lambda part: not _is_type_name(part), fault["loc"]))
+    faults = [fault, *(each for each in others if each["loc"][: len(field)] == field != fault["loc"])]
+    nouns = [_NEEDED.get(each["type"]) or each.get("ctx", {}).get("expected", "") for each in faults]
+    needed = dict.fromkeys(filter(None, nouns))
+    if "a number" in needed:
+        needed.pop("a whole number", None)
+    if len(needed) > 1:
+        fault = min(faults, key=lambda each: len(each["loc"])) | {"loc": field}
+    where = ".".join(str(part) for part in fault["loc"] if not _is_type_name(part)) or "config"
+    where = where if where.isprintable() and len(where) < 200 else shorten(where)
+    if fault["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in fault["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        allowed = list(section.model_fields)
+        near = suggest_names(fault["loc"][-1], allowed, most=1)
+        listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
+        return f"{where} is not a known field: {near}allowed are {listed}"
+    message = f"{' or '.join(needed)} is needed" if needed else fault["msg"].removeprefix("Value error, ")
+    return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
+
+
+def _is_type_name(part: str | int) -> bool:
+    """Whether a part of a fault's place names one of a field's types."""
+    return part in ("str", "bool", "int", "float") or "[" in str(part)
+
+
+_NEEDED = {
+    **dict.fromkeys(("string_type", "string_too_short"), "a text"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "model_type": "a mapping of fields, such as {name: ...},",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "invalid_key": "a text as the name of a field",
+}
+"""What a field wants, by the type of a fault."""

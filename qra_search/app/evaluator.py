@@ -1,0 +1,135 @@
+"""The evaluator of a run: built in this process, or in worker processes and on Ray."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qra_search import plugins
+from qra_search.app.config import RunConfig
+from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
+from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
+from qra_search.executors import Executor, ProcessExecutor, RayExecutor, RemoteEvaluator, devices
+from qra_search.executors.pool import WorkerExecutor
+from qra_search.sections import DEFAULT_STRATEGY
+from qra_search.strategies import make_strategy
+from qra_search.study.listener import Listener
+
+KINDS = ("process", "ray")
+"""Kinds of workers."""
+
+
+def build_evaluator(
+    config: RunConfig, progress: Progress, *, weights: bool = True, objects: Mapping[str, Any] | None = None
+) -> Evaluator:
+    """The evaluator that a config names; raises BadInput for settings or objects that it refuses.
+
+    Args:
+        weights: False: it will only be asked for its space and estimates; one that can then does without weights.
+        objects: model, tokenizer, task and metrics in memory, by these names.
+    """
+    with convert_to_bad_input():
+        if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
+            make_strategy(
+                config.search.strategy, **config.search.options
+            )  # before the model is loaded for nothing
+        factory = plugins.load("evaluators", config.evaluator)
+        for name in objects or {}:
+            if not _accepts_option(factory, name):
+                raise BadInput(
+                    f"evaluator {config.evaluator!r} takes no {name} in memory: give its name or folder"
+                )
+        options = {"progress": progress, **({} if weights else {"weights": False})}
+        options = {name: value for name, value in options.items() if _accepts_option(factory, name)}
+        try:
+            evaluator: Evaluator = factory(config, **options, **(objects or {}))
+        except SystemExit as error:
+            raise RunFailed(f"evaluator {config.evaluator!r} exited while being built: {error}") from error
+        return evaluator
+
+
+def check_can_tune(evaluator: Evaluator, config: RunConfig) -> None:
+    """Raises BadInput if the evaluator cannot tune a plan in full."""
+    if not evaluator.can_tune:
+        raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
+
+
+def _accepts_option(factory: Any, option: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where evaluations run, if not in this process.
+
+    Attributes:
+        count: how many workers.
+        kind: `process` or `ray`.
+        address: of a Ray cluster.
+        gpus: of each worker, below 1 if several share one; None: one each if there are GPUs and the run's device allows
+            it (as many as the device names, if it names several), else none.
+    """
+
+    count: int
+    kind: str = "process"
+    address: str | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluatorFactory:
+    """Builds a run's evaluator in a worker.
+
+    In a worker with a device of its own (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
+    one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
+    """
+
+    config: RunConfig
+
+    def __call__(self) -> Evaluator:
+        config, device = self.config, os.environ.get(devices.DEVICE)
+        if device and (config.model.device == "auto" or devices.uses_gpus(config.model.device)):
+            config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
+        evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
+        return evaluator
+
+
+def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
+    """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
+    if workers.kind not in KINDS:
+        raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
+    device, gpus, factory = config.model.device, workers.gpus, EvaluatorFactory(config)
+    devices.check_share(gpus, device)
+    if workers.kind == "process":
+        if workers.address is not None:
+            raise BadInput("--address is that of a Ray cluster: give --executor ray")
+        names = devices.assign_devices(device, workers.count, gpus)
+        return ProcessExecutor(factory, workers.count, devices=names)
+    if devices.parse_gpus(device):
+        raise BadInput(
+            f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
+        )
+    if gpus is None and device != "auto":
+        gpus = 1 if devices.uses_gpus(device) else 0
+    return RayExecutor(factory, workers.count, address=workers.address, gpus=gpus)
+
+
+@contextmanager
+def start_workers(
+    config: RunConfig, workers: Workers, listener: Listener
+) -> Iterator[tuple[Evaluator, Executor]]:
+    """An evaluator whose work is done by workers, and their executor; raises BadInput if there cannot be such."""
+    stage = f"start {workers.count} workers"
+    with convert_to_bad_input():
+        executor = make_executor(config, workers)
+    with executor:
+        listener.progress(stage, 0, 1)
+        with convert_to_bad_input():
+            evaluator = RemoteEvaluator(executor)
+        listener.progress(stage, 1, 1)
+        yield evaluator, executor

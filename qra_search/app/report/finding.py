@@ -1,0 +1,228 @@
+"""What a run found, in figures and in a sentence: measured on test data, on validation data, or only predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
+from qra_search.app.compare import Comparison, TunedPlan, compare_losses
+from qra_search.app.intervals import mean_interval
+from qra_search.app.report.formatting import (
+    format_change,
+    format_loss,
+    format_metric,
+    format_metric_name,
+    format_pair,
+    format_percent,
+    format_plan,
+)
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.candidates import LossChange, UniformComparison
+from qra_search.study.result import SearchResult
+
+NOTHING = "No plan has been evaluated with success yet."
+CHANCE = "too small to tell from chance"
+RIGHT = ("accuracy", "exact_match")
+"""Metrics that are shares of right answers."""
+SMALLER = 0.01
+"""A baseline that is smaller by more than this share is said to be."""
+
+
+Finding = Comparison | UniformComparison
+"""A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
+
+
+def find_evaluated(result: SearchResult, budget_bytes: int | None = None) -> UniformComparison | None:
+    """What was found on validation data within a budget (default: the largest); None if nothing that fits was
+    evaluated."""
+    evaluated = result.comparison(budget_bytes)
+    return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
+
+
+def summarize_run(
+    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
+) -> str:
+    """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is predicted.
+
+    Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
+    """
+    if comparison is not None:
+        text = summarize_comparison(comparison)
+        if not comparison.is_of_another:
+            return text
+        searched = f"{summarize_run(result)} " if result.candidates else ""
+        return f"{searched}The run's plan is not tuned yet; another was: {text}"
+    found = find_evaluated(result, budget_bytes)
+    if found is not None:
+        text = _describe(found, result.space)
+        return text + _next_uniform_text(
+            result.space, result.sensitivities, found.chosen.plan, found.budget_bytes
+        )
+    if result.failures() and not result.candidates:
+        return NOTHING
+    allocation = result.allocation(budget_bytes)
+    if allocation is None:
+        return NOTHING
+    text = describe_allocation(allocation, result.space)
+    above = _next_uniform_text(result.space, result.sensitivities, allocation.plan, allocation.budget_bytes)
+    return f"{text}{above} {_describe_missing(result).capitalize()}."
+
+
+def write_verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
+    """What a run found, in a line: the plan's figure and size, and those of LoRA on the model in 16 bits."""
+    if comparison is not None:
+        metric, fault = next(iter(comparison.metric_names), ""), next(_list_faults(comparison), None)
+        sixteen = comparison.find_role("16-bit")
+        other = "" if sixteen is None else f"; 16-bit LoRA: {_format_figure(sixteen, metric)}"
+        own = _format_figure(comparison.chosen, metric, " right" if metric in RIGHT else "")
+        name = "" if metric in RIGHT else f"{format_metric_name(metric) or 'test loss'} ".capitalize()
+        return fault or f"{name}{own}{other}"
+    found = find_evaluated(result)
+    if found is not None:
+        return (
+            f"Validation loss {format_loss(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
+        )
+    allocation = result.allocation()
+    if allocation is None or (result.failures() and not result.candidates):
+        return NOTHING
+    best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
+    if best is None or not best.is_certain:
+        return f"A plan of {size}; {_describe_missing(result)}"
+    lead = f"{best.gain:.3f} nats closer to 16 bits than the best uniform plan"
+    return f"A plan of {size}, before tuning predicted {lead}"
+
+
+def _describe_missing(result: SearchResult) -> str:
+    return "it was not evaluated" if result.candidates else "nothing was tuned yet"
+
+
+def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
+    figure = (
+        format_metric(metric, tuned.metrics[metric]) if metric in tuned.metrics else format_loss(tuned.loss)
+    )
+    return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
+
+
+def summarize_comparison(comparison: Comparison) -> str:
+    """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
+    space, plan = comparison.space, comparison.chosen.plan
+    found = (_describe(comparison, space), *_compare_scores(comparison), *_judge_shuffle(comparison))
+    text = " ".join([*_list_faults(comparison), *found])
+    return text + _next_uniform_text(space, comparison.sensitivities, plan, comparison.budget_bytes)
+
+
+def _list_faults(comparison: Comparison) -> Iterator[str]:
+    tuned, baseline, untuned = comparison.chosen, comparison.baseline, comparison.find_role("untuned")
+    if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
+        which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
+        yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
+    for metric, least in [*tuned.commonest_scores.items()][:1]:
+        interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
+        if interval is not None and interval[0] <= least:
+            score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
+            yield (
+                f"The most common answer, given to every row, scores {score}: the tuned model, at {own}, may be no "
+                "better."
+            )
+    # A choice is judged by its likelihood, not by what is written.
+    is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
+    if is_silent and "choice_loss" not in tuned.metrics:
+        yield "The tuned model answers nothing to the test rows that are shown."
+
+
+def _compare_scores(comparison: Comparison) -> Iterator[str]:
+    """The first metric of the plan and of its baseline, with their difference over the rows that both answered."""
+    tuned, baseline, name = comparison.chosen, comparison.baseline, next(iter(comparison.metric_names), "")
+    if not name or baseline is None or baseline is tuned:
+        return
+    rows = zip(tuned.row_scores[name], baseline.row_scores[name], strict=False)
+    gains = [own - other for own, other in rows]
+    interval = mean_interval(gains)
+    own, other = (format_metric(name, t.metrics[name]) for t in (tuned, baseline))
+    text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
+    if interval is not None and any(gains) and other.endswith("%"):
+        gain, *ends = (
+            format_percent(share, "+").removesuffix("%") for share in (sum(gains) / len(gains), *interval)
+        )
+        chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
+        text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"
+    yield f"{text}."
+
+
+def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
+    """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
+    tuned, shuffled = comparison.chosen, comparison.find_role("shuffled")
+    change = None if shuffled is None else compare_losses(tuned, shuffled)
+    if shuffled is None or change is None:
+        return
+    text = f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}"
+    if change.interval is None or change.may_be_chance:
+        yield f"{text}: {explain_chance(change)}."
+    elif change.is_lower:
+        yield f"{text}: choosing by layer brings {format_change(change)}."
+    else:
+        yield f"{text}: choosing by layer does not pay here, {format_change(change)}."
+
+
+def _describe(found: Finding, space: SearchSpace) -> str:
+    data, within, change = found.data, f"within {format_bytes(found.budget_bytes)}", found.change
+    if found.baseline is None:
+        loss = f"{data.capitalize()} loss {format_loss(found.chosen.loss)}"
+        is_missing = data == "test" and space.uniform_plans(found.budget_bytes)
+        text = "was tuned alike: `--against best` tunes one" if is_missing else "to compare it with"
+        return f"{loss} {within}; no uniform plan {text}."
+    less = found.chosen.memory_bytes - found.baseline.memory_bytes
+    name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
+    name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
+    own, other = format_pair(found.chosen.loss, found.baseline.loss)
+    is_unproven = data == "test" and change is not None and change.interval is None
+    if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
+        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_chance(change)}."
+    if change is None or not change.is_lower:
+        doubt = " (it may be chance)" if is_unproven else ""
+        return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
+    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
+
+
+def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int) -> str:
+    """The cheapest uniform plan above a budget that is predicted to be better than those within it.
+
+    What a plan gains should not depend on where the budget falls.
+    """
+    uniform = predict_uniform(space, build_additive_table(space, known), plan, space.uniform_plans())
+    least = min((u.gain for u in uniform if u.memory_bytes <= budget_bytes), default=math.inf)
+    other = next((u for u in uniform if u.memory_bytes > budget_bytes and u.gain < least), None)
+    if other is None:
+        return ""
+    name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
+    text = f" The next better uniform plan, {name}, takes {more} more than the budget"
+    if known is None:
+        return f"{text}."
+    low, high = other.interval
+    chance = f", {CHANCE}" if low <= 0 <= high else ""
+    gain = f"{abs(other.gain):.3f} nats {'farther from' if other.gain >= 0 else 'closer to'} 16 bits"
+    return f"{text}: before tuning it is predicted {gain} than the plan{chance}."
+
+
+def explain_chance(change: LossChange) -> str:
+    """Why a difference may be chance."""
+    if change.interval is None:
+        return "one seed and too few rows, so nothing says whether the difference is chance"
+    return f"a difference {CHANCE}, {format_change(change)}"
+
+
+def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
+    within, best = f"Within {format_bytes(allocation.budget_bytes)}", allocation.best_uniform
+    chosen = f"{within} the sensitivities choose a plan ({format_plan(allocation.plan, space)})"
+    if best is None:
+        return f"{chosen}; no uniform plan fits."
+    name = f"{format_plan(best.plan, space)}, {format_bytes(best.memory_bytes)}"
+    if best.plan == allocation.plan:
+        return f"{chosen} that is uniform: no other plan is predicted to be better."
+    low, high = best.interval
+    by = f"predicted {best.gain:.3f} nats closer to 16 bits than {name}, 90% interval {low:+.3f} to {high:+.3f}"
+    doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
+    return f"{chosen}: before tuning it is {by}{doubt}."

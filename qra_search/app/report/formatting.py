@@ -1,0 +1,157 @@
+"""How plans, sizes, times and findings are put into words; one wording for the terminal and the report."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from qra_search.app.compare import classify_record
+from qra_search.app.config import RunConfig
+from qra_search.app.intervals import Interval
+from qra_search.engines import ENGINES
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.space.levels import format_level
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.candidates import LossChange
+
+NO_SHARES = ("loss", "perplexity")
+"""Ends of the names of metrics that are no shares of rows."""
+_UNIT = re.compile(r"(?<=\d) (?=(?:[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
+
+
+def format_plan(plan: Plan, space: SearchSpace) -> str:
+    """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
+    the embeddings if it is searched, and not that of everything else."""
+    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.is_embedding)
+    choice = space.uniform_choice(plan)
+    apart = bool(tables) and (choice is None or set(tables) != {choice[0]})
+    rest = f", embeddings {' and '.join(map(format_level, tables))}" if apart else ""
+    if choice is not None:
+        return f"uniform {format_level(choice[0])}, rank {choice[1]}{rest}"
+    rank = space.mean_rank(plan)
+    return (
+        f"mixed, {space.mean_bits(plan):.2f} bits, rank {rank:{'.0f' if rank.is_integer() else '.1f'}}{rest}"
+    )
+
+
+def format_role(role: str, plan: Plan, space: SearchSpace) -> str:
+    """A tuned plan in a table: by its role, and its choices if the role does not tell them."""
+    if role == "untuned":
+        return "untuned, 16 bits"
+    if role == "16-bit":
+        return f"16-bit LoRA, rank {max(plan.ranks)}"
+    prefix = {"plan": "plan: ", "shuffled": "shuffled: "}.get(role, "")
+    return prefix + format_plan(plan, space)
+
+
+def format_record_role(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
+    """A tuning by what it is beside the plan of its run."""
+    return format_role(classify_record(record, space, plan), record.plan, space)
+
+
+def format_role_label(role: str, plan: Plan, space: SearchSpace) -> str:
+    """A tuned plan in the legend of a chart: by its role alone, or `uniform 2 bits, rank 8`."""
+    short = {"plan": "plan", "shuffled": "plan shuffled", "16-bit": "16-bit LoRA", "untuned": "untuned"}.get(
+        role
+    )
+    return short or format_plan(plan, space).partition(", embeddings")[0]
+
+
+def format_level_counts(plan: Plan, space: SearchSpace) -> str:
+    """How many groups have each level: `12 at 2 bits, 18 at nf4`."""
+    counts = Counter(plan.bits)
+    return ", ".join(f"{counts[name]} at {format_level(name)}" for name in space.bits if counts[name])
+
+
+def format_loss(value: float, std: float = math.nan) -> str:
+    """A loss to four figures, with its deviation where one is known."""
+    if not math.isfinite(value):
+        return "diverged"
+    text = f"{value:#.4g}".rstrip(".")
+    return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
+
+
+def format_pair(low: float, high: float) -> tuple[str, str]:
+    """Two losses with just enough digits (at least two decimals) to be told apart."""
+    pairs = [(f"{low:.{digits}f}", f"{high:.{digits}f}") for digits in range(2, 7)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+
+
+def format_change(change: LossChange) -> str:
+    """A change of a loss with its interval: `−16.4% (−20.1 to −12.7)`."""
+    share, ends = format_change_parts(change)
+    return f"{share} ({ends})" if ends else f"{share}, no interval"
+
+
+def format_change_cell(change: LossChange | None) -> str:
+    """A change in a table, marked if it may be chance; empty if there is none."""
+    if change is None:
+        return ""
+    text = format_change(change)
+    return f"{text[:-1]}, chance)" if change.may_be_chance else text
+
+
+def format_change_parts(change: LossChange) -> tuple[str, str]:
+    """A change and its interval, empty if there is none, with the digits that tell a small change from zero."""
+    digits = next((n for n in range(1, 5) if round(100 * change.share, n)), 1)
+    ends = (format_percent(end, "+", digits).removesuffix("%") for end in change.interval or ())
+    return format_percent(change.share, "+", digits), " to ".join(ends)
+
+
+def format_metric_name(name: str) -> str:
+    """A metric's name within a sentence: `exact match`."""
+    return name.replace("_", " ")
+
+
+def format_metric(name: str, value: float, interval: Interval | None = None) -> str:
+    """A metric with its interval: `62.5% (50 to 73)`."""
+    figure, ends = format_metric_parts(name, value, interval)
+    return f"{figure} ({ends})" if ends else figure
+
+
+def format_metric_parts(name: str, value: float, interval: Interval | None) -> tuple[str, str]:
+    """A metric and its interval, empty if there is none; in percent what lies between 0 and 1, but for losses."""
+    low, high = interval or (value, value)
+    if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
+        return format_percent(value), f"{100 * low:.0f} to {100 * high:.0f}" if interval else ""
+    return f"{value:.4g}", f"{low:.4g} to {high:.4g}" if interval else ""
+
+
+def format_percent(share: float, sign: str = "-", digits: int = 1) -> str:
+    """A share as a percentage: `16.4%`, `−0.3%`; `+16.4%` with the sign `+`."""
+    return f"{100 * share:{sign}.{digits}f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def format_time(seconds: float) -> str:
+    """A time as people read it: `41 s`, `6 min 12 s`, `2 h 05 min`."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_engine(config: RunConfig) -> str:
+    """Where plans of a config run, within a sentence."""
+    if config.engine is not None:
+        return f"as it is in {config.engine}: qra export writes a copy of it"
+    beside = "in Python, by qra_eval.load, and in transformers and vLLM beside this package"
+    return f"{beside}; in an engine's own kernels if it is planned with --engine {'|'.join(ENGINES)}"
+
+
+def format_evaluations(count: float) -> str:
+    """A number of evaluations, whole where it is whole."""
+    return f"{count:.2f}".rstrip("0").rstrip(".")
+
+
+def use_nonbreaking_spaces(text: object) -> str:
+    """A text in which no line ends between a figure and its unit."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")

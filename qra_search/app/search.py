@@ -1,0 +1,214 @@
+"""The plan and the search of a run, in a folder that can be resumed; `search` is one without a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from qra_search.allocate.solve import solve
+from qra_search.app.config import RunConfig
+from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
+from qra_search.app.folder import RunFolder
+from qra_search.app.report.data import RunData
+from qra_search.app.report.formatting import format_evaluations
+from qra_search.app.report.live import ProgressArgument, make_listener
+from qra_search.app.settings import DEFAULT_FOLDER
+from qra_search.errors import BadInput, convert_to_bad_input
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.executors import Executor
+from qra_search.files import write_text
+from qra_search.log.trial_log import TrialLog
+from qra_search.sections import DEFAULT_STRATEGY
+from qra_search.space.budgets import resolve_budgets
+from qra_search.space.memory import format_bytes
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.checks import StudyFailed, check_evaluator
+from qra_search.study.interrupt import on_interrupt
+from qra_search.study.listener import Listener
+from qra_search.study.result import SearchResult
+from qra_search.study.study import Callback, Study
+
+
+def search(
+    evaluator: Evaluator,
+    strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+    *,
+    progress: ProgressArgument = None,
+    callbacks: Sequence[Callback] = (),
+    **study_options: Any,
+) -> SearchResult:
+    """Run a `Study` and return its result.
+
+    Args:
+        strategy, callbacks, study_options: as `Study` takes them.
+        progress: a function of (stage, done, total); None: bars in a terminal or the cell of a notebook, elsewhere a
+            line for each stage on stderr; True: elsewhere a line for each event; False: nothing.
+
+    Raises:
+        BadInput: an argument that cannot be used; nothing was spent.
+        StudyFailed: the search cannot go on.
+    """
+    own = check_evaluator(evaluator).progress
+    with make_listener(progress) as listener:
+        study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
+        evaluator.progress = own or listener.progress
+        try:
+            return study.run()
+        finally:
+            evaluator.progress = own  # the next search has a listener of its own
+
+
+@contextmanager
+def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
+    """Make the folder of a run with these settings; it is removed if nothing was begun in it at the end.
+
+    Raises BadInput if what was given cannot be used; nothing was spent.
+    """
+    with convert_to_bad_input():  # of a path that cannot be looked into
+        made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
+    folder.begin(config, resume=resume)
+    try:
+        yield
+    finally:
+        if not folder.has_run:  # a run that was refused leaves no folder that a second try would trip over
+            for file in (folder.log_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
+                file.unlink(missing_ok=True)
+            for path in made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+
+def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
+    """Measure the sensitivities unless the run has them, solve for its budgets, and write the plan.
+
+    A run whose search has begun keeps the plan of that search. Raises BadInput if the evaluator measures none, a budget
+    is too small, or the run is of another evaluator.
+    """
+    space = evaluator.space
+    with convert_to_bad_input():
+        budgets = resolve_budgets(space, config.search.memory)
+    sensitivities = folder.find_sensitivities(evaluator)
+    report_rows(evaluator, listener)
+    if sensitivities is not None:
+        listener.say("resumed: the sensitivities are already measured")
+    elif (sensitivities := evaluator.sensitivities()) is None:
+        raise BadInput(
+            f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
+        )
+    sensitivities.check(space)
+    folder.check_begin(config, resume=True)  # of another process, perhaps, by now
+    result = folder.result() if folder.log_file.is_file() else None
+    if result is None or not result.trials:
+        allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
+        result = SearchResult(
+            space,
+            (),
+            sensitivities,
+            budgets,
+            config.search.seed,
+            strategy=config.search.strategy,
+            allocations=allocations,
+        )
+        if not (folder.has_run and folder.plan_file.is_file()):
+            result.write(folder.path, evaluator=evaluator.describe())
+    folder.write_config(config)
+    write_report(folder, result)
+    return result
+
+
+def search_run(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    listener: Listener,
+    *,
+    executor: Executor | None = None,
+    batch: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> SearchResult:
+    """Search with an evaluator in a folder that was begun, and write the results.
+
+    Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
+    """
+    settings = config.search
+    with convert_to_bad_input():
+        known = folder.find_sensitivities(evaluator)
+        log = TrialLog(folder.log_file)
+    with log:
+        with convert_to_bad_input():
+            log.bind()  # locks it
+            folder.check_begin(config, resume=True)  # of another process, perhaps, by now
+            study = Study(
+                evaluator,
+                strategy=make_strategy(settings.strategy, **settings.options),
+                evaluations=settings.evaluations,
+                memory_budget=list(settings.memory) or None,
+                seed=settings.seed,
+                log=log,
+                callbacks=(listener, *callbacks),
+                executor=executor,
+                batch=batch,
+                sensitivities=known,
+            )
+        folder.write_config(config)
+        _describe_start(study, listener)
+
+        def stop() -> None:
+            study.stop()
+            listener.say(
+                "stopping after the running evaluations, which are saved; press Ctrl-C again to stop now"
+            )
+
+        planned = folder.plan_file.read_text() if folder.plan_file.is_file() else None
+        folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
+        try:
+            with on_interrupt(stop):
+                result = study.run()
+        finally:
+            if planned is not None and not any(trial.done for trial in log.trials):
+                write_text(folder.plan_file, planned)  # nothing came of it
+    result.write(folder.path, evaluator=evaluator.describe())
+    write_report(folder, result)
+    if not result.candidates and not study.stopping:
+        failures = result.failures()
+        raise StudyFailed(
+            f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}"
+            if failures
+            else f"no plan was evaluated in full within {study.evaluations:g} evaluations: raise --evaluations"
+        )
+    return result
+
+
+def _describe_start(study: Study, listener: Listener) -> None:
+    """Say what a study resumes, what it searches, and, of a new one, what it costs and may gain."""
+    state, evaluator = study.state, study.evaluator
+    if state.trials:
+        spent, total = state.spent, study.evaluations
+        of_all = f"{format_evaluations(spent)} of {format_evaluations(total)} evaluations spent"
+        running = len(study.log.running_trials)
+        listener.say(
+            f"resumed: {len(state.trials)} trials, {of_all}, {format_evaluations(max(0.0, total - spent))} left"
+            + (f"; {running} interrupted evaluation(s) run again" if running else "")
+        )
+    elif state.sensitivities is not None:
+        listener.say("resumed: the sensitivities are already measured, no plan was evaluated yet")
+    budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
+    listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
+    report_rows(evaluator, listener)
+    if state.trials:
+        return
+    cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
+    if cost is not None:
+        listener.say(f"what it costs: {cost}")
+    if study.sensitivities is not None:
+        listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
+
+
+def write_report(folder: RunFolder, result: SearchResult) -> None:
+    """Write `report.html` of a run whose result is at hand."""
+    from qra_search.app.report.page import (
+        render_page,  # a sixth of what loads, which a refused command does without
+    )
+
+    write_text(folder.report_file, render_page([RunData.read(folder, result)]))

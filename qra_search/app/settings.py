@@ -1,0 +1,129 @@
+"""From keywords, as Python's `plan` and the command line take them, to the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_search.app.config import RunConfig, load_config, make_config
+from qra_search.errors import BadInput, wrong_type
+from qra_search.sections import DEFAULT_EVALUATOR
+
+DEFAULT_FOLDER = Path("runs")
+FIELDS = {
+    "model": "model.name",
+    "device": "model.device",
+    "task": "task.name",
+    "data": "task.data",
+    "columns": "task.options.columns",
+    "metric": "task.metrics",
+    "memory": "search.memory",
+    "bits": "space.bits",
+    "ranks": "space.ranks",
+    "granularity": "space.granularity",
+    "backend": "quantization.backend",
+    "evaluations": "search.evaluations",
+    "strategy": "search.strategy",
+    "seed": "search.seed",
+    "evaluator": "evaluator",
+    "engine": "engine",
+}
+"""The field of the config that each keyword sets."""
+
+
+def make_settings(
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> RunConfig:
+    """The settings of a config with keywords and overrides, which win; relative paths become absolute.
+
+    Args:
+        config: a `RunConfig`, its fields as a mapping, the path of a YAML file, or None for the defaults.
+        overrides: values by dotted field, such as `{"training.scales": True}`.
+        keywords: those of `FIELDS`; None leaves a field as it is.
+
+    Raises:
+        BadInput: a value that cannot be used.
+    """
+    if unknown := [name for name in keywords if name not in FIELDS]:
+        raise BadInput(
+            f"{unknown[0]!r} is not a setting: choose from {', '.join(FIELDS)}, and any field of the config as "
+            "settings={'section.field': value}"
+        )
+    given = {FIELDS[name]: value for name, value in keywords.items() if value is not None} | dict(
+        overrides or {}
+    )
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if isinstance(config, (str, Path)):
+        made = load_config(config, given)
+    elif isinstance(config, RunConfig):
+        made = make_config(config.model_dump(mode="json", exclude_unset=True), given) if given else config
+    elif config is None or isinstance(config, Mapping):
+        made = make_config(dict(config or {}), given, source="options" if config is None else "config")
+    else:
+        raise wrong_type(
+            "config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
+        )
+    model, task = made.model, made.task
+    paths = {
+        "model.name": model.name,
+        "task.name": task.name,
+        "task.data": task.data,
+        "task.metrics": task.metrics,
+    }
+    changed = {field: path for field, given in paths.items() if (path := make_absolute(given)) != given}
+    if (cache := made.quantization.cache) is not None and not Path(cache).is_absolute():
+        changed["quantization.cache"] = str(Path(cache).absolute())
+    return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+
+
+def make_absolute(name: Any) -> Any:
+    """A relative path that exists, or several, from the root, so that a run opens anywhere; anything else as it is.
+
+    A bare name of a folder is left: it may be that of a model or a task.
+    """
+    if isinstance(name, tuple):
+        return tuple(map(make_absolute, name))
+    if not isinstance(name, str) or "://" in name:
+        return name
+    path, colon, thing = name.partition(".py:")
+    file = Path(path + ".py" if colon else path)
+    is_path = file.is_file() or (file.is_dir() and len(file.parts) > 1)
+    return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
+
+
+def find_missing_file(config: RunConfig) -> str | None:
+    """The first absolute path among the names of a config where nothing is any more; a function follows its file."""
+    for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
+        path, suffix, _ = name.partition(".py:")
+        if name.startswith("/") and not Path(path + suffix.rstrip(":")).exists():
+            return name
+    return None
+
+
+def check_task(config: RunConfig) -> None:
+    """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
+    chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
+    if config.evaluator == DEFAULT_EVALUATOR and not chosen:
+        raise BadInput(
+            "say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub"
+        )
+
+
+def check_budget(config: RunConfig) -> None:
+    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
+    if not config.search.memory:
+        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
+
+
+def make_folder_name(config: RunConfig) -> Path:
+    """A folder below `runs/` that is named after model and task and does not exist."""
+    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
+    if config.evaluator != DEFAULT_EVALUATOR:
+        stem = config.evaluator
+    number = 1
+    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path

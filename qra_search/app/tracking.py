@@ -1,0 +1,120 @@
+"""A search or full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qra_search.app.config import RunConfig
+from qra_search.app.report.live import BestSoFar
+from qra_search.errors import BadInput, one_line
+from qra_search.log.trial import Trial
+from qra_search.plugins import describe_unknown
+from qra_search.space.memory import format_bytes
+from qra_search.study.study import Callback, Study
+
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Names of accelerate's trackers. Each is also the name of the package that the tracker needs."""
+PROJECT = "qra"
+"""The project or experiment that runs are put in; of trackers that write files, their folder in the run's."""
+Log = Callable[[Mapping[str, float], int], None]
+"""Called with figures by name, and a step."""
+
+
+class SearchTracker(Callback):
+    """Sends figures after every evaluation; of a resumed study also those of its earlier trials."""
+
+    def __init__(self, log: Log):
+        self.log, self.best = log, BestSoFar()
+
+    def on_start(self, study: Study) -> None:
+        self.best = BestSoFar.from_study(study, trials=())
+        for trial in study.log.trials:
+            if trial.status != "running":
+                self.on_result(study, trial)
+
+    def on_result(self, study: Study, trial: Trial) -> None:
+        best, done = self.best, trial.evaluation
+        best.add(trial)
+        figures = {"trial": trial.id, "spent": best.spent, "failed": best.failed, "fidelity": trial.fidelity}
+        if done is not None:
+            figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
+            figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
+        for budget in best.budgets:
+            if (lowest := best.find_lowest_loss(budget)) is not None:
+                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
+        self.log(figures, best.count)
+
+
+@contextmanager
+def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -> Iterator[Log]:
+    """Begin a run in each tool, with the settings of a config; yields what sends finite figures to all of them.
+
+    A tool that fails after its start gets nothing more, with a warning: the run goes on. Raises BadInput for no such
+    tracker, one whose package is not installed, or one that cannot begin.
+    """
+    trackers = {
+        name: _begin_tracking(name, kind, folder, config) for name, kind in find_trackers(names).items()
+    }
+
+    def call_all(method: str, *arguments: Any, **options: Any) -> None:
+        for name, tracker in list(trackers.items()):
+            try:
+                getattr(tracker, method)(*arguments, **options)
+            except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
+                del trackers[name]
+                warnings.warn(
+                    f"logging to {name} ended, the run continues: {one_line(repr(error), 300)}", stacklevel=2
+                )
+
+    def log(figures: Mapping[str, float], step: int) -> None:
+        call_all(
+            "log", {name: float(value) for name, value in figures.items() if math.isfinite(value)}, step=step
+        )
+
+    try:
+        yield log
+    finally:
+        call_all("finish")
+
+
+def find_trackers(names: str | Sequence[str]) -> dict[str, Any]:
+    """accelerate's classes by name; raises BadInput if it has no such tracker, or its package is not installed."""
+    return {name: _find_tracker(name) for name in ([names] if isinstance(names, str) else names)}
+
+
+def _find_tracker(name: str) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
+    if name in TRACKERS and importlib.util.find_spec(name) is None:
+        raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
+    return LOGGER_TYPE_TO_CLASS[name]
+
+
+def _begin_tracking(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
+    from accelerate.state import PartialState
+
+    fields = config.model_dump(mode="json")
+    settings = {
+        f"{section}.{field}": str(value)
+        for section, values in fields.items()
+        if isinstance(values, dict)
+        for field, value in values.items()
+    }
+    try:
+        PartialState()  # accelerate's loggers refuse to work without it
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = kind(PROJECT, str(folder)) if kind.requires_logging_directory else kind(PROJECT)
+        tracker.start()
+        tracker.store_init_configuration({"run": folder.name, "evaluator": config.evaluator, **settings})
+        return tracker
+    except Exception as error:  # each tool has exceptions of its own
+        reason = one_line(repr(error), 200)
+        raise BadInput(f"tracker {name!r} cannot begin ({reason}): leave it out, or configure it") from error

@@ -1,0 +1,103 @@
+"""The folder of one tuning in a run: its record, written last, whose figures never change, and what it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qra_search.errors import BadInput, describe
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.files import read_json, write_json
+from qra_search.space.plan import Plan
+
+RECORD_FORMAT = "qra-tuning/1"
+CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
+ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
+
+
+class TuningFolder:
+    """`tunings/<id>/` of a run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.record_file = self.path / "record.json"
+        self.adapter = self.path / ADAPTER_FOLDER
+        self.base_file = self.path / BASE_FILE
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def record(self) -> TuningRecord | None:
+        """The record, None if the tuning has not finished; raises BadInput if the file is damaged."""
+        data = read_json(self.record_file)
+        return None if data is None else record_from_dict(data, self.record_file)
+
+    def write(self, record: TuningRecord) -> None:
+        """Finish the tuning: write its record, and remove its checkpoint."""
+        write_json(self.record_file, record_to_dict(record), durable=True)
+        (self.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, *, wait: bool = False) -> Iterator[bool]:
+        """Whether this process may tune here while the context lasts: False if another one does.
+
+        Args:
+            wait: until the other process has ended.
+        """
+        from filelock import FileLock, Timeout  # as in the trial log
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", thread_local=False)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def record_to_dict(record: TuningRecord) -> dict[str, Any]:
+    """A record as plain data, with a digest of itself. Scores that are not finite are left out."""
+    scores = {name: row for name, row in record.row_scores.items() if all(map(math.isfinite, row))}
+    commonest = {name: mean for name, mean in record.commonest_scores.items() if math.isfinite(mean)}
+    identity = {"format": RECORD_FORMAT, "id": record.id, "plan": record.plan.to_dict()}
+    data = json.loads(
+        json.dumps({**vars(record), **identity, "row_scores": scores, "commonest_scores": commonest})
+    )
+    return {**data, "digest": _digest(data)}
+
+
+def record_from_dict(data: Any, file: Path) -> TuningRecord:
+    """The inverse of `record_to_dict`; raises BadInput for another format, or damage."""
+    if not isinstance(data, Mapping) or data.get("format") != RECORD_FORMAT:
+        raise BadInput(
+            f"{file} is not a record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again"
+        )
+    fields = dict(data)
+    try:
+        if fields.pop("digest", None) != _digest(fields):
+            raise ValueError("its digest differs")
+        for name in ("format", "id"):
+            del fields[name]
+        fields["plan"] = Plan.from_dict(fields["plan"])
+        for name in ("row_nats", "row_tokens", "samples"):
+            fields[name] = tuple(fields[name])
+        fields["row_scores"] = {name: tuple(row) for name, row in fields["row_scores"].items()}
+        return TuningRecord(**fields)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise BadInput(
+            f"{file} is damaged ({describe(error)}): delete its folder and run `qra finetune` again"
+        ) from error
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,250 @@
+"""The benchmark of strategies: truncated logs, resumable cells, honest scores, tables and plots."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qra_search.app import bench
+from qra_search.app.bench.cell import truncate_state
+from qra_search.app.bench.run import _run_cell
+from qra_search.app.bench.scores import compute_regret, find_best_known
+from qra_search.app.bench.tables import make_settings
+from qra_search.errors import BadInput
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.strategies import Strategy
+from qra_search.strategies.simple import RandomStrategy
+from qra_search.study.study import Study
+
+TASK = "interaction-4-layer-measured"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of two strategies on two tasks with three seeds."""
+    out = tmp_path_factory.mktemp("bench")
+    tasks = [TASK, "additive-4-layer-measured"]
+    assert bench.run_benchmark(tasks, ["random", "additive"], range(3), 12, out, workers=1) == (12, 0)
+    bench.write_tables(out)
+    return out
+
+
+def test_a_look_back_equals_a_search_that_ended_there() -> None:
+    """A strategy is a pure function of the log, so looking back is the same as having stopped."""
+    long, short = (bench.run_cell(TASK, "additive", 0, evaluations) for evaluations in (25, 10))
+    assert long["checkpoints"][:1] == short["checkpoints"]
+    assert [look["at"] for look in long["checkpoints"]] == [10, 25]
+
+
+def test_a_search_shorter_than_the_first_checkpoint_is_judged_when_it_ends() -> None:
+    row = bench.run_cell(TASK, "additive", 0, 0.5)
+    (setting,) = make_settings([{"task": TASK, "strategy": "additive", "seed": 0, "evaluations": 0.5} | row])
+    assert [at for at, _ in setting.medians["additive"]] == [0.5] and len(
+        row["checkpoints"][0]["handed"]
+    ) == 5
+
+
+def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
+    row = bench.run_cell(TASK, "random", 1, 15)
+    evaluator = bench.build_task(TASK, 1)
+    study = Study(
+        evaluator,
+        strategy="random",
+        evaluations=15,
+        memory_budget=bench.list_task_budgets(evaluator.space),
+        seed=1,
+        charged=True,
+    )
+    result = study.run()
+    look = truncate_state(study.state, 10)
+    assert row["checkpoints"][0]["trials"] == len(look.trials)
+    for budget, handed in zip(row["grid"], row["checkpoints"][0]["handed"], strict=True):
+        fitting = [t for t in look.trials if evaluator.space.memory_bytes(t.plan) <= budget]
+        assert handed == evaluator.true_loss(min(fitting, key=lambda t: t.loss).plan)
+    assert row["trials"] == len(result.trials) and row["failed"] == 0
+    assert row["proposals"] == row["trials"] - len(study.design)
+
+
+class LowFidelity(Strategy):
+    """Asks for a random plan at low fidelity, then for the same plan in full."""
+
+    name = "low"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        last = state.trials[-1].proposal
+        if last.fidelity < 1:
+            return [replace(last, fidelity=1.0, predicted_loss=1.0, predicted_std=100.0)]
+        return [replace(p, fidelity=0.25) for p in RandomStrategy().propose(state, 1)]
+
+
+class Repeating(RandomStrategy):
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        return [state.trials[0].proposal]
+
+
+@pytest.fixture
+def own_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_search.app.bench.cell.parse_strategy", lambda name: globals()[name]())
+
+
+def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
+    row = bench.run_cell(TASK, "LowFidelity", 0, 12)
+    assert row["low_fidelity"] > 3
+    evaluations = row["trials"] - row["low_fidelity"]
+    assert row["spent"] == pytest.approx(1.5 + evaluations + 0.25 * row["low_fidelity"])
+    assert row["checkpoints"][0]["spent"] <= 10 and row["coverage_90"] == 1.0
+
+
+def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
+    row = _run_cell(TASK, "Repeating", 0, 30.0, None)
+    assert (
+        row["error"].startswith("StudyFailed: the strategy repeated an evaluation")
+        and "checkpoints" not in row
+    )
+    assert "/" not in row["error"]
+
+
+def test_rows_name_commit_and_versions_but_no_place(small: Path) -> None:
+    rows = bench.read_rows(small)
+    assert len(rows) == 12
+    for row in rows:
+        assert row["environment"]["versions"]["numpy"] == np.__version__
+        assert set(row["environment"]) == {"commit", "python", "versions", "machine", "system", "cores"}
+        assert str(Path.home()) not in json.dumps(row) and str(small) not in json.dumps(row)
+
+
+def test_a_second_call_runs_nothing_and_a_wider_one_only_what_is_new(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_bytes((small / "raw.jsonl").read_bytes())
+    said: list[str] = []
+    again = bench.run_benchmark(
+        [TASK], ["random", "additive"], range(3), 12, tmp_path, workers=1, progress=said.append
+    )
+    assert said == ["resumed: 6 of 6 cells are finished, 0 left"]
+    assert again == (0, 0)
+    wider = bench.run_benchmark([TASK], ["random", "uniform"], [2, 3], 12, tmp_path, workers=1)
+    assert wider == (3, 0)
+    assert len(bench.read_rows(tmp_path)) == 15
+
+
+def test_a_row_cut_short_by_a_kill_is_run_again(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text((small / "raw.jsonl").read_text()[:-40])
+    tasks = [TASK, "additive-4-layer-measured"]
+    assert bench.run_benchmark(tasks, ["random", "additive"], range(3), 12, tmp_path, workers=1) == (1, 0)
+
+    def pick(folder: Path) -> list[str]:
+        fields = ("task", "strategy", "seed", "checkpoints", "reference", "uniform", "trials", "spent")
+        return sorted(json.dumps([row[field] for field in fields]) for row in bench.read_rows(folder))
+
+    assert pick(tmp_path) == pick(small)
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "null", "half"])
+def test_a_damaged_row_is_named_by_its_line(line: str, small: Path, tmp_path: Path) -> None:
+    whole = (small / "raw.jsonl").read_text()
+    (tmp_path / "raw.jsonl").write_text(f"{whole}{line}\n")
+    with pytest.raises(
+        BadInput, match=rf"raw.jsonl, line {whole.count(chr(10)) + 1} is not a row of a benchmark"
+    ):
+        bench.read_rows(tmp_path)
+
+
+def make_row(strategy: str, handed: list[float], **changes) -> dict:
+    """A row on a made-up landscape: best known 1, 1, 1 and best uniform 2, 2, 2 at the budgets 10, 20, 30."""
+    return {
+        "task": "a-1-layer-measured",
+        "strategy": strategy,
+        "seed": 0,
+        "evaluations": 10.0,
+        "budgets": [10, 20, 30],
+        "grid": [10, 15, 20, 25, 30],
+        "reference": [1.0] * 5,
+        "uniform": [2.0] * 5,
+        "checkpoints": [{"at": 10, "handed": handed}],
+        "trials": 8,
+        "replicates": 0,
+        "low_fidelity": 0,
+        "failed": 0,
+        "coverage_90": None,
+        "propose_seconds": None,
+        "propose_cpu_seconds": None,
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("handed", "share"),
+    [
+        ([1.0] * 5, 0.0),
+        ([2.0] * 5, 1.0),
+        ([2.0, 9.0, 1.0, 9.0, 1.0], 1 / 3),
+        ([3.0, 1.0, 3.0, 1.0, 3.0], 2.0),
+    ],
+)
+def test_the_share_left_is_summed_over_the_three_budgets(handed: list[float], share: float) -> None:
+    row = make_row("x", handed)
+    assert compute_regret(row, 10, find_best_known([row])[row["task"], 0]) == pytest.approx(share)
+
+
+def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
+    rows = [make_row("good", [0.5] * 5), make_row("fair", [1.0] * 5)]
+    best = find_best_known(rows)[rows[0]["task"], 0]
+    assert [compute_regret(row, 10, best) for row in rows] == pytest.approx([0.0, 1 / 3])
+
+
+def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
+    rows = [
+        make_row("good", [1.0] * 5),
+        {k: make_row("bad", [])[k] for k in ("task", "strategy", "seed", "evaluations")},
+    ]
+    rows[1]["error"] = "StudyFailed: so it went"
+    (setting,) = make_settings(rows)
+    pooled = {row[0]: row[2] for row in setting.tables[0].rows}
+    assert setting.medians["bad"] == [] and pooled["bad"] == "failed" and pooled["good"] != "failed"
+    assert "Failures: bad: StudyFailed: so it went" in setting.notes
+    (conduct,) = [table for table in setting.tables if table.caption == "Conduct:"]
+    assert {row[0]: row[conduct.columns.index("failed cells")] for row in conduct.rows} == {
+        "bad": 1,
+        "good": 0,
+    }
+
+
+def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
+    (setting,) = json.loads((small / "tables.json").read_text())["settings"]
+    assert setting["kind"] == "4-layer-measured" and "2 tasks, 3 seeds." in setting["notes"]
+    best = find_best_known(bench.read_rows(small))
+    mine = [
+        compute_regret(r, 10, best[r["task"], r["seed"]])
+        for r in bench.read_rows(small)
+        if r["strategy"] == "random"
+    ]
+    assert setting["medians"]["random"][0] == [10, pytest.approx(np.median(mine))]
+    pooled = {row[0]: row for row in setting["tables"][0]["rows"]}
+    assert pooled["random"][2][0] == pytest.approx(np.median(mine)) and pooled["random"][1] == 6
+    text = (small / "tables.md").read_text()
+    for needed in ("random", "additive", TASK, "Win/tie/loss", "lost to uniform", "seconds a proposal"):
+        assert needed in text
+    assert f"{np.median(mine):.3f} (" in text
+
+
+def test_searches_of_different_lengths_stand_in_one_table() -> None:
+    long = make_row("long", [1.0] * 5) | {"evaluations": 20.0}
+    long["checkpoints"] = [*long["checkpoints"], long["checkpoints"][0] | {"at": 20, "handed": [0.8] * 5}]
+    again = make_row("long", [1.5] * 5)
+    (setting,) = make_settings([long, again, make_row("short", [2.0] * 5)])
+    # Of two searches that reached a checkpoint the shorter one counts; one that ended before has no figure.
+    assert setting.medians["long"] == [
+        (10, pytest.approx((1.5 - 0.8) / (2.0 - 0.8))),
+        (20, pytest.approx(0.0)),
+    ]
+    assert setting.medians["short"] == [(10, pytest.approx(1.0))]
+    pooled = {row[0]: row for row in setting.tables[0].rows}
+    assert pooled["short"][3] is None
+    odd = make_row("odd", [2.0] * 5) | {"evaluations": 16.0}
+    odd["checkpoints"] = [*odd["checkpoints"], odd["checkpoints"][0] | {"at": 16}]
+    (setting,) = make_settings([long, odd])
+    assert [at for at, _ in setting.medians["long"]] == [10, 20]  # it was not looked at after 16
+    assert [at for at, _ in setting.medians["odd"]] == [10, 16]

@@ -1,0 +1,102 @@
+"""A landscape that tunes at once, and the command line, for the tests of commands."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import MIXED, SEARCHED, write_plan
+
+from qra_search import Plan, plugins
+from qra_search.app.cli.errors import run_safely
+from qra_search.app.config import RunConfig
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.tuning_record import TuningRecord
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `searched` copies."""
+    folder = tmp_path_factory.mktemp("searched") / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", io.StringIO())
+        patch.setattr("sys.stderr", io.StringIO())
+        assert run_safely([str(word) for word in (*SEARCHED, "--out", folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def searched(made_once: Path, tmp_path: Path) -> Path:
+    """A run of `Qra.search` in `tmp_path / "a"`."""
+    return Path(shutil.copytree(made_once, tmp_path / "a"))
+
+
+@pytest.fixture
+def mixed(searched: Path) -> tuple[str | Path, ...]:
+    """The command that tunes a mixed plan of a run in `searched`."""
+    return ("finetune", searched, "--plan", write_plan(searched, MIXED))
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
+    uniform plans run out of memory (`failing` is True), mixed ones (False), what was saved does not load back
+    (`forgetful`), uniform plans diverge (`diverging`), Ctrl-C comes after so many tunings (`stops_after`); `data` are
+    its rows, `rates` the validation losses by learning rate, where 9 and more diverged."""
+    from qra_eval.evaluators.landscape import build
+
+    load = plugins.load
+    seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "stops_after": 10**9}
+    seen |= {"data": "rows", "metric": "its source", "rates": {}}
+    seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
+
+    def tuning(config: RunConfig, *, progress: Any = None) -> Any:
+        evaluator: Any = build(config)
+        seen["built"] += 1
+        seen["devices"].append(config.model.device)
+
+        def tune(
+            plan: Plan, *, seed: int, folder: Path, save_base: bool, progress: Any, on_step: Any
+        ) -> TuningRecord:
+            if len(seen["tuned"]) >= seen["stops_after"]:
+                raise KeyboardInterrupt
+            seen["tuned"].append((plan, seed, config.finetune.steps))
+            seen["folders"].append(folder)
+            if on_step is not None:
+                on_step(1, {"loss": 2.5, "rate": 1e-3})
+                on_step(2, {"loss": 2.0, "validation_loss": float("inf")})
+            progress("tune", 1, 1)
+            is_uniform = evaluator.space.uniform_choice(plan) is not None
+            if is_uniform == seen["failing"]:
+                raise EvaluationFailed("out of memory: 3 GiB more are needed")
+            loss = evaluator.true_loss(plan) if evaluator.space.contains(plan) else 0.1
+            (folder / "adapter").mkdir(parents=True, exist_ok=True)
+            validation = seen["rates"].get(config.training.learning_rate, 1.0)
+            diverges = validation is not None and validation >= 9 or is_uniform and seen["diverging"]
+            return TuningRecord(
+                plan,
+                seed,
+                config.finetune.steps,
+                evaluator.space.find_space(plan).memory_bytes(plan),
+                1.5,
+                (loss,),
+                (1,),
+                {"exact_match": (0.25,)},
+                metric_digests={"exact_match": seen["metric"]},
+                validation_loss=validation,
+                failed="diverged: training loss is nan" if diverges else "",
+                reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
+            )
+
+        evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
+        evaluator.estimate = lambda: {"tuning_seconds": 60.0}
+        evaluator.metric_digests = lambda: {"exact_match": seen["metric"]}
+        return evaluator
+
+    monkeypatch.setattr(
+        plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name)
+    )
+    return seen

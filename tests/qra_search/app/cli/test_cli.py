@@ -1,0 +1,258 @@
+"""The command line as such: help with examples, lists, the schema, and what it does not import."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_runner import Qra
+from logs import write_log
+
+from qra_search import TrialLog, plugins
+from qra_search.app.cli import main
+from qra_search.app.cli.app import ENTRIES, Entry
+from qra_search.app.config import RunConfig, make_config
+from qra_search.errors import BadInput
+from qra_search.files import write_digest
+from qra_search.space.serialization import PLAN_FORMAT
+
+HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
+
+COMMANDS = [entry.name for entry in ENTRIES]
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    code = f"import sys, qra_search.app.cli.app; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+REFUSED = (
+    "search --dry-run --track none",
+    "search --workers 1 --gpus-per-worker 1.5",
+    "search --strategy none",
+    "finetune none",
+    "export none --format peft",
+    "plan --model tiny --memory 75%",
+)
+
+
+def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from qra_search.app.cli.errors import run_safely\n"
+        f"print([run_safely(command.split()) for command in {REFUSED!r}])\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [str([2] * len(REFUSED)), "[]"], done.stderr
+
+
+def test_the_evaluator_of_models_imports_them_only_once_settings_and_task_are_looked_at() -> None:
+    code = (
+        "import sys, qra_eval.evaluators.quantized_lora\n"
+        "print([m for m in ('transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Entry) -> None:
+    first = (entry.load().help or "").partition("\n\n")[0]
+    assert entry.help == " ".join(first.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qra, command: str) -> None:
+    shown = qra(command, "--help")
+    assert shown.status == 0 and "Example" in shown.out and f"qra {command}" in shown.out
+    assert ("--json" in shown.out) is (command != "schema")  # which is JSON anyway
+
+
+def test_names_of_plugins_are_completed() -> None:
+    def completed(words: str) -> list[str]:
+        count = str(len(words.split()) - (not words.endswith(" ")))
+        asked = {"_QRA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+        command = [str(Path(sys.executable).with_name("qra"))]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+        return done.stdout.split()
+
+    assert completed("qra sea") == ["search"]
+    assert completed("qra search --strategy ns") == ["nsga2"]
+    assert completed("qra search --track t") == ["tensorboard", "trackio"]
+
+
+def test_without_arguments_help_is_shown_and_with_version_that_of_the_package(qra: Qra) -> None:
+    shown = qra()
+    assert shown.status == 0 and all(name in shown.out for name in COMMANDS)
+    assert qra("--version").out.strip() == f"qra {importlib.metadata.version('qra-toolkit')}"
+
+
+@pytest.mark.parametrize("kind", ["strategies", "tasks", "backends"])
+def test_lists_name_every_plugin(qra: Qra, kind: plugins.Kind) -> None:
+    rows = qra(kind, "--json").json
+    assert [row["name"] for row in rows] == plugins.list_names(kind)
+    assert all(row["summary"] for row in rows)
+    table = qra(kind)
+    assert table.status == 0
+    assert all(name in table.out for name in plugins.list_names(kind))
+
+
+def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(
+    qra: Qra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_backends.reference.backend import ReferenceBackend
+
+    load = plugins.load
+
+    def load_all_but_random(kind: plugins.Kind, name: str) -> object:
+        if name == "random":
+            raise ImportError("no module named 'absent'")
+        return load(kind, name)
+
+    monkeypatch.setattr(plugins, "load", load_all_but_random)
+    monkeypatch.setattr(ReferenceBackend, "unavailable_reason", lambda self: "the sun is down")
+    strategies, backends = (
+        {row["name"]: row for row in qra(kind, "--json").json} for kind in ("strategies", "backends")
+    )
+    assert strategies["nsga2"]["options"]["population"] == 20
+    assert strategies["random"]["summary"] == "not available: no module named 'absent'"
+    # Codes, and 16 bits each of scale and offset for every 64 weights.
+    assert backends["reference"]["bits"] == {str(b): b + 32 / 64 for b in (2, 3, 4, 5, 6, 8)}
+    assert backends["reference"]["devices"] == ["cpu", "cuda"] and backends["hqq"]["unavailable"] is None
+    assert "not available: the sun is down" in " ".join(qra("backends").out.split())
+
+
+def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("mine", "qra_search.files:no_such_thing", "qra.strategies")
+    monkeypatch.setattr(plugins, "_find_entry_points", lambda kind: {"mine": point})
+    with pytest.raises(
+        BadInput, match=r"the strategy 'mine' \(qra_search.files:no_such_thing\) cannot be loaded"
+    ):
+        plugins.load("strategies", "mine")
+
+
+def test_the_schema_has_every_field_and_the_example_is_a_config_of_defaults(qra: Qra) -> None:
+    assert set(qra("schema").json["properties"]) == set(RunConfig.model_fields)
+    assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
+
+
+def test_piped_tables_keep_to_the_columns_that_are_asked_for(
+    qra: Qra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert 50 < max(map(len, qra("strategies").out.partition("\n\n")[0].splitlines())) <= 60
+
+
+def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
+    told = "No --model given: using smollm2."
+    assert told in qra("plan", "--task", "none.jsonl", "--memory", "75%").err
+    assert told not in qra("plan", "--model", "tiny", "--task", "none.jsonl", "--memory", "75%").err
+
+
+def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        file = tmp_path / "deep" / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"tensors")
+        write_digest(file)
+    assert qra("doctor", tmp_path).status == 0
+    write_log(tmp_path / "trials.jsonl").close()
+    assert "12 done" in qra("doctor", tmp_path).out
+    (tmp_path / "deep" / "a.safetensors").write_bytes(b"tensorz")
+    with TrialLog(tmp_path / "trials.jsonl") as log:
+        losses = [log.trials[i].loss for i in (5, 8)]
+    for loss in losses:
+        damage(tmp_path / "trials.jsonl", loss)
+    (tmp_path / "c.safetensors").write_bytes(b"of another program")
+    report = qra("doctor", tmp_path, "--json")
+    assert report.status == 1
+    levels = {row["what"]: row["level"] for row in report.json}
+    assert levels == {
+        "c.safetensors": "note",
+        "deep/a.safetensors": "fault",
+        "deep/b.safetensors": "ok",
+        "trials.jsonl, line 15": "fault",
+        "trials.jsonl, line 21": "fault",
+    }
+    assert report.err == "" and qra("doctor", tmp_path / "none").status == 2
+    (tmp_path / "trials.jsonl").write_bytes(b"not a log" * 50)
+    (tmp_path / "plan.json").write_text(json.dumps({"format": PLAN_FORMAT}))
+    (tmp_path / "record.json").write_text('{"format": "x"}')
+    (tmp_path / "sensitivities.json").write_text("{}")
+    report = qra("doctor", tmp_path, "--json")
+    assert report.status == 1 and report.err == ""
+    faults = {row["what"]: row["advice"] for row in report.json if row["level"] == "fault"}
+    assert "is not a readable trial log" in faults["trials.jsonl"] and "groups are not" in faults["plan.json"]
+    assert set(faults) == {
+        "deep/a.safetensors",
+        "trials.jsonl",
+        "plan.json",
+        "record.json",
+        "sensitivities.json",
+    }
+
+
+def damage(log: Path, loss: float) -> None:
+    """Change a loss in a log."""
+    log.write_bytes(log.read_bytes().replace(f'"loss":{loss!r}'.encode(), b'"loss":0.5'))
+
+
+def test_other_commands_go_on_and_say_in_one_line_what_was_skipped_of_a_log(qra: Qra, tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    with write_log(path) as log:
+        loss = log.trials[5].loss
+    damage(path, loss)
+    for command in ("show", "report"):
+        done = qra(command, tmp_path)
+        told = [line for line in done.err.splitlines() if "damaged" in line]
+        assert done.status == 0 and told == [
+            f"qra: {path} is damaged, line 15 was skipped: its checksum is wrong; `qra doctor {tmp_path}` lists all"
+        ]
+
+
+def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    done = qra(
+        "bench",
+        "--task",
+        "interaction-4-layer-measured",
+        "--strategy",
+        "additive",
+        "--strategy",
+        "random",
+        "--seeds",
+        1,
+        "-n",
+        6,
+        "--workers",
+        1,
+        "--out",
+        tmp_path / "b",
+        "--json",
+    )
+    assert done.status == 0, done.err
+    assert done.json["rows"] == 2
+    assert (tmp_path / "b" / "tables.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(None, "expandable_segments:True"), ("backend:native", "backend:native")]
+)
+def test_memory_of_a_card_may_grow_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, wanted: str
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", given)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == wanted

@@ -1,0 +1,239 @@
+"""`qra finetune`, with an evaluator that tunes at once: records that are missing are written, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import MIXED, Qra, read_records, write_plan
+
+from qra_search import Plan
+from qra_search.app.folder import RunFolder
+from qra_search.space.budgets import resolve_budget
+from qra_search.space.memory import format_bytes
+
+pytestmark = pytest.mark.usefixtures("tuner")
+
+
+@pytest.fixture
+def planned(qra: Qra, tmp_path: Path) -> Path:
+    """A run that `qra plan` left, within two budgets."""
+    out = tmp_path / "p"
+    budgets = ("--memory", "uniform3r8", "--memory", "uniform4r8")
+    modules = ("--evaluator", "landscape", "--set", "options.layers=4")
+    assert qra("plan", *modules, *budgets, "--out", out).status == 0
+    return out
+
+
+def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
+) -> None:
+    done = qra(*mixed)
+    assert done.status == 0, done.err
+    run = RunFolder(searched)
+    comparison = run.comparison(MIXED)
+    assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", "uniform"]
+    assert all(run.tuning(record.id).adapter.is_dir() for record in read_records(searched))
+    assert "whose test loss is" in done.out and "exact match" in done.out and "25.0%" in done.out
+    assert "On test data" in run.report_file.read_text()
+
+
+def test_the_baseline_of_a_plan_without_a_search_is_that_of_least_predicted_loss(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    allocation = RunFolder(planned).result().allocation()
+    assert allocation is not None and allocation.best_uniform is not None
+    assert qra("finetune", planned).status == 0
+    assert [plan for plan, _, _ in tuner["tuned"]] == [allocation.plan, allocation.best_uniform.plan]
+    assert allocation.best_uniform.gain == min(u.gain for u in allocation.uniform)
+
+
+@pytest.mark.parametrize(
+    ("against", "roles"),
+    [
+        ("all", {"uniform", "shuffled"}),
+        ("shuffled", {"shuffled"}),
+        ("none", set()),
+        ("best", {"uniform"}),
+    ],
+)
+def test_what_a_plan_is_tuned_against_is_an_option(
+    qra: Qra,
+    searched: Path,
+    tuner: dict[str, Any],
+    mixed: tuple[str | Path, ...],
+    against: str,
+    roles: set[str],
+) -> None:
+    found = qra(*mixed, "--against", against, "--with-16-bit", "--json").json["tunings"]
+    assert {t["role"] for t in found} == {"plan", "16-bit"} | roles
+    result = RunFolder(searched).result()
+    fitting = [
+        p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= result.memory_budgets[0]
+    ]
+    assert len(found) == 2 + {"all": len(fitting) + 1, "none": 0}.get(against, 1)
+
+
+def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    assert qra(*mixed, "--with-16-bit").status == 0
+    first = {file: file.read_bytes() for file in searched.glob("tunings/*/record.json")}
+    other = write_plan(searched, Plan((3, 2, 3, 3), (8,) * 4), "other.json")
+    for words, jobs in (
+        (mixed, 0),
+        ((*mixed, "--with-16-bit"), 0),
+        (("finetune", searched, "--plan", other, "--with-16-bit"), 1),
+        ((*mixed, "--seeds", 2), 2),
+        ((*mixed, "--steps", 9), 2),
+        ((*mixed, "--set", "finetune.steps=9"), 0),
+        ((*mixed, "--set", "training.schedule=cosine"), 2),
+        ((*mixed, "--set", "finetune.checkpoint_every=7"), 0),
+    ):
+        tuner["tuned"].clear()
+        assert qra(*words).status == 0
+        assert len(tuner["tuned"]) == jobs, words
+    tuner["metric"] = "another source"
+    done = qra(*mixed)
+    assert done.err.count("exact_match changed since tuning") == 2 and "delete" in done.err
+    tuner["data"] = "other rows"
+    assert qra(*mixed).status == 0 and len(tuner["tuned"]) == 2
+    assert first and all(file.read_bytes() == content for file, content in first.items())
+    assert (
+        len(read_records(searched)) == len(first) + 9 == len({record.id for record in read_records(searched)})
+    )
+
+
+def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
+    assert qra("finetune", planned).status == 0
+    run = RunFolder(planned)
+    small = resolve_budget(run.result().space, "uniform3r8")
+    tuner["tuned"].clear()
+    done = qra("finetune", planned, "--memory", "uniform3r8")
+    assert done.status == 0, done.err
+    sizes = [run.result().space.memory_bytes(plan) for plan, _, _ in tuner["tuned"]]
+    assert len(sizes) == 2 and max(sizes) <= small
+    for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
+        assert f"within {format_bytes(small)}" in shown.out
+    tuned = next(record for record in read_records(planned) if record.plan == tuner["tuned"][0][0])
+    assert f"qra export {planned} --tuning {tuned.id}" in done.out
+    comparison = run.comparison()
+    assert comparison is not None and comparison.chosen.plan == run.plan()
+
+
+def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_exported_after_a_defeat(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    lost = qra("finetune", planned, "--plan", "uniform2r4")
+    assert lost.status == 0 and tuner["tuned"][0][0] == Plan((2,) * 28, (4,) * 28)
+    assert "No plan found" in lost.out and "it may be chance" in " ".join(lost.out.split())
+    assert f"qra export {planned} --tuning uniform" in lost.out
+    found = RunFolder(planned).find_tuning("uniform").record()
+    assert found is not None and found.plan == tuner["tuned"][1][0]
+
+
+def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tuple[str | Path, ...]) -> None:
+    assert qra(*mixed, "--against", "none", "--with-16-bit").status == 0
+    run = RunFolder(searched)
+    refused = qra("export", searched)
+    assert refused.status == 2 and "has no tuning of its plan (tunings: " in refused.err
+    run.plan_file.write_text(write_plan(searched, MIXED).read_text())
+    for record in read_records(searched):
+        assert run.find_tuning(record.id[:6]).id == record.id
+    assert {name: run.find_tuning(name).record().plan for name in (None, "16-bit")} == {  # type: ignore[union-attr]
+        None: MIXED,
+        "16-bit": Plan((16,) * 4, (32,) * 4),
+    }
+    refused = qra("export", searched, "--tuning", "shuffled")
+    assert refused.status == 2 and "no tuning 'shuffled'" in refused.err
+    assert f"run `qra finetune {searched} --against shuffled`" in refused.err
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_adapters_of_other_plans_are_kept_unless_they_are_to_be_discarded(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], discard: bool
+) -> None:
+    assert qra(*mixed, "--with-16-bit", *(["--discard"] if discard else [])).status == 0
+    records = read_records(searched)
+    kept = {record.plan for record in records if RunFolder(searched).tuning(record.id).adapter.is_dir()}
+    assert len(records) == 3 and kept == ({MIXED} if discard else {record.plan for record in records})
+    refused = qra("export", searched, "--tuning", "uniform")
+    assert (
+        refused.status == 2
+        and "has no adapter: delete this folder and run `qra finetune` again" in refused.err
+    )
+
+
+def test_two_processes_tune_different_records_of_one_run(
+    qra: Qra,
+    searched: Path,
+    tuner: dict[str, Any],
+    mixed: tuple[str | Path, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What another process is at is left for the end, and then found done."""
+    assert qra(*mixed, "--against", "none").status == 0
+    (record,) = read_records(searched)
+    own = RunFolder(searched).tuning(record.id)
+    content = own.record_file.read_bytes()
+    own.record_file.unlink()
+    tuner["tuned"].clear()
+    with own.lock():
+        from qra_search.app.tuning_folder import TuningFolder
+
+        lock = TuningFolder.lock
+
+        def finish_other(self: TuningFolder, *, wait: bool = False) -> Any:
+            if wait:
+                own.record_file.write_bytes(content)
+            return lock(self)
+
+        monkeypatch.setattr(TuningFolder, "lock", finish_other)
+        done = qra(*mixed)
+    assert done.status == 0 and f"tuning {record.id} is running in another process" in " ".join(
+        done.err.split()
+    )
+    assert len(tuner["tuned"]) == 1 and tuner["tuned"][0][0] != MIXED
+    assert own.record_file.read_bytes() == content
+
+
+def test_several_seeds_give_an_interval(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    shown = qra("finetune", searched, "--against", "none", "--seeds", 3)
+    assert shown.status == 0 and "±" in shown.out
+    assert [seed for _, seed, _ in tuner["tuned"]] == [0, 1, 2]
+
+
+def test_trackers_hear_of_every_step(qra: Qra, searched: Path, mixed: tuple[str | Path, ...]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert qra(*mixed, "--seeds", 2, "--track", "tensorboard").status == 0
+    events = EventAccumulator(str(searched / "qra"))
+    events.Reload()
+    for record in read_records(searched):
+        assert [(e.step, e.value) for e in events.Scalars(f"{record.id}/loss")] == [(1, 2.5), (2, 2.0)]
+        assert f"{record.id}/validation_loss" not in events.Tags()["scalars"]
+
+
+def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
+    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    done = qra(*mixed, "--epochs", 2, "--set", "training.schedule=cosine", "--dry-run")
+    assert done.status == 0 and "schedule: cosine" in done.out and "Nothing was run" in done.out
+    assert not tuner["tuned"] and not (searched / "tunings").exists()
+    short = qra(*mixed, "--steps", 5, "--seeds", 3, "--with-16-bit", "--dry-run")
+    assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
+    assert "about 9 min 00 s (1 min 00 s a tuning)" in short.out
+    for seeds, left in ((1, "none"), (2, "about 2 min 00 s (1 min 00 s a tuning)")):
+        assert qra(*mixed).status == 0
+        again = qra(*mixed, "--seeds", seeds, "--dry-run")
+        assert "2 of them are recorded" in again.out and f"time {left}" in " ".join(again.out.split())
+    refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
+    assert refused.status == 2 and "none.json does not exist" in refused.err
+
+
+def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qra, tmp_path: Path) -> None:
+    run = tmp_path / "m [v2]"
+    done = qra.search(run)
+    assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
+    assert f"Report: {run}" in qra("report", run).out

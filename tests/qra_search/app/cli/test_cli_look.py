@@ -1,0 +1,91 @@
+"""Commands that look at runs and plans: show, runs, report, plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runner import Qra
+
+from qra_search.app.folder import RunFolder
+from qra_search.log.trial_log import TrialLog
+from qra_search.space.serialization import plan_from_dict
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one space: `a` by the additive strategy, `b` by random; modules of three layers."""
+    from qra_search.app.cli.errors import run_safely
+
+    path = tmp_path_factory.mktemp("look")
+    for name, strategy, seed in (("a", "additive", "0"), ("b", "random", "1")):
+        command = ["search", "--evaluator", "landscape", "--set", "options.layers=3", "--strategy", strategy]
+        command += ["-n", "14", "--seed", seed, "--memory", "uniform3r8", "--memory", "uniform4r8", "--json"]
+        assert run_safely([*command, "--out", str(path / name)]) == 0
+    return path
+
+
+def test_show_prints_bits_and_rank_of_every_group_by_kind_and_layer(qra: Qra, runs: Path) -> None:
+    run = RunFolder(runs / "a")
+    space, plan = run.result().space, run.plan()
+    lines = qra("show", run.path).out.splitlines()
+    bits, ranks = (
+        next(i for i, line in enumerate(lines) if line.startswith(name)) for name in ("bits (", "rank (")
+    )
+    for start, values in ((bits, plan.bits), (ranks, plan.ranks)):
+        shown = {line.split()[0]: line.split()[1:] for line in lines[start + 2 : start + 9]}
+        expected: dict[str, list[str]] = {}
+        for group, value in zip(space.groups, values, strict=True):
+            expected.setdefault(group.kind, []).append(str(value))
+        assert shown == expected
+    assert any(line.startswith("sensitivity (rise of the loss") for line in lines)
+
+
+def test_show_of_a_smaller_budget_is_the_best_plan_within_it(qra: Qra, runs: Path) -> None:
+    run = RunFolder(runs / "a")
+    result = run.result()
+    small = result.memory_budgets[0]
+    data = qra("show", run.path, "--memory", "uniform3r8", "--json").json
+    best = result.best(small)
+    assert best is not None and plan_from_dict(result.space, data) == best.plan
+    assert data["memory_bytes"] <= small
+
+
+def test_report_writes_one_file_for_one_run_and_for_several(qra: Qra, runs: Path, tmp_path: Path) -> None:
+    (runs / "a" / "report.html").unlink()
+    assert qra("report", runs / "a").status == 0
+    assert (runs / "a" / "report.html").read_text().startswith("<!doctype html>")
+    out = tmp_path / "deep" / "both.html"
+    assert qra("report", runs / "a", runs / "b", "--out", out, "--json").json == {"report": str(out)}
+    assert "2 runs compared" in out.read_text()
+
+
+def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(runs / "a", tmp_path / "a")
+    with TrialLog(tmp_path / "a" / "trials.jsonl") as log:
+        log.propose(log.trials[0].proposal.__class__(log.trials[0].plan, seed=77, origin="test"))
+        for command in ("show", "report"):
+            assert qra(command, tmp_path / "a").status == 0
+
+
+def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Path, tmp_path: Path) -> None:
+    spaces, plans = ([getattr(RunFolder(runs / name), of)() for name in "ab"] for of in ("result", "plan"))
+    names, one, two = spaces[0].space.names, *plans
+    expected = {
+        name: [[p.bits[i], p.ranks[i]] for p in (one, two)]
+        for i, name in enumerate(names)
+        if (one.bits[i], one.ranks[i]) != (two.bits[i], two.ranks[i])
+    }
+    data = qra("show", runs / "a", runs / "b", "--json").json
+    assert {row["group"]: [row["first"], row["second"]] for row in data} == expected and expected
+    shown = qra("show", runs / "a", runs / "b").out
+    assert all(name in shown for name in expected) and f"{len(expected)} of 21 groups differ." in shown
+    assert "0 of 21 groups differ." in qra("show", runs / "a", runs / "a" / "plan.json").out
+    broken = json.loads((runs / "a" / "plan.json").read_text())
+    broken["groups"].append(dict(broken["groups"][0]))
+    (tmp_path / "p.json").write_text(json.dumps(broken))
+    refused = qra("show", runs / "a", tmp_path / "p.json")
+    assert refused.status == 2 and "twice: leave one out" in refused.err

@@ -1,0 +1,109 @@
+"""`qra plan`: a plan in a run's folder without any evaluation, which a search goes on from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from cli_runner import Qra
+
+from qra_search.allocate.solve import solve
+from qra_search.app.config import load_config
+from qra_search.app.folder import RunFolder
+from qra_search.log.trial_log import TrialLog
+
+MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
+
+
+def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
+    qra: Qra, tmp_path: Path
+) -> None:
+    done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a", "--json")
+    assert done.status == 0, done.err
+    run = RunFolder(tmp_path / "a")
+    result, (budget,) = run.result(), run.result().memory_budgets
+    assert result.trials == () and result.sensitivities is not None
+    allocation = solve(result.space, result.sensitivities, budget)
+    assert run.plan() == allocation.plan
+    (row,) = done.json["allocations"]
+    assert row["memory_bytes"] <= row["budget"] == budget
+    fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget]
+    assert {json.dumps(u["plan"]) for u in row["uniform"]} == {json.dumps(p.to_dict()) for p in fitting}
+    assert all(u["predicted_gain"] >= -1e-9 for u in row["uniform"])
+
+
+def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
+    qra: Qra, tmp_path: Path
+) -> None:
+    done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    for text in (
+        "uniform 2 bits, rank 4",
+        "uniform 3 bits, rank 8",
+        "plan: mixed",
+        "90% interval",
+        f"qra finetune {tmp_path / 'a'}",
+        f"qra search {tmp_path / 'a'} --evaluations 24",
+        "What a search takes: ",
+        "What it may gain: ",
+    ):
+        assert text in done.out, text
+    assert "Runs in Python, by qra_eval.load" in done.out
+    explained = {word for word in ("Lead: ", "Chance: ") if word in done.out}
+    assert explained == {"Lead: "} | (
+        {"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set()
+    )
+    shown = qra("show", tmp_path / "a")
+    assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
+    assert "\nshuffled " in shown.out and "\nshuffled " in done.out
+    assert "Predicted by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_path: Path) -> None:
+    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    on = qra("search", tmp_path / "a", "--evaluations", 8)
+    assert on.status == 0, on.err
+    assert "what it costs: " in on.err and "what it may gain: " in on.err
+    assert "resumed: the sensitivities are already measured, no plan was evaluated yet" in on.err
+    alone = qra("search", *MODULES, "--memory", "uniform3r8", "-n", 8, "--out", tmp_path / "b")
+    assert alone.status == 0 and "resumed" not in alone.err
+    logs = []
+    for name in "ab":
+        with TrialLog(tmp_path / name / "trials.jsonl") as log:
+            logs.append([(t.proposal, t.evaluation and t.evaluation.loss) for t in log])
+    assert logs[0] == logs[1] and logs[0]
+    assert load_config(tmp_path / "a" / "config.yaml").search.evaluations == 8
+
+
+def test_a_plan_made_again_measures_nothing_again_and_keeps_the_length_of_the_search(
+    qra: Qra, tmp_path: Path
+) -> None:
+    command = ("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    qra(*command)
+    known = (tmp_path / "a" / "sensitivities.json").read_bytes()
+    assert not (tmp_path / "a" / "trials.jsonl").exists()
+    again = qra(*command)
+    assert again.status == 0 and again.err.count("resumed: ") == 1
+    assert (tmp_path / "a" / "sensitivities.json").read_bytes() == known
+    assert qra("search", tmp_path / "a", "--evaluations", 9).status == 0
+    for more, evaluations in (((), 9), (("--set", "search.evaluations=11"), 11)):
+        assert qra(*command, *more).status == 0
+        assert RunFolder(tmp_path / "a").config().search.evaluations == evaluations
+
+
+def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra, tmp_path: Path) -> None:
+    made = tmp_path / "a"
+    shown = qra(
+        *["plan", "--model", "tiny", "--task", "arithmetic", "--memory", "75%", "--dry-run", "--out"], made
+    )
+    assert shown.status == 0 and not made.exists(), shown.err
+    given, learnt = (
+        line.split(maxsplit=1) for line in shown.out.splitlines() if line[:6] in ("given ", "learnt")
+    )
+    assert given[0] == "given" and given[1].endswith("Answer:'")
+    assert learnt[0] == "learnt" and learnt[1].endswith("<|end|>'")
+    for words in ("smallest plan", "will run", "Nothing was run", "ranks 2, 4, 8, 16, 32"):
+        assert words in shown.out
+    for engine in ("llama.cpp", "transformers", "vllm"):
+        assert re.search(rf"in {engine} +from [\d.]+ KiB: (more than|fits) the budget", shown.out), engine
+    assert "an evaluation" not in shown.out and "()" not in shown.out, "a plan's forecast is its own"

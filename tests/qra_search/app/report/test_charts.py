@@ -1,0 +1,147 @@
+"""Figures: what they show, and how they are written as SVG."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from fakes import AdditiveEvaluator
+from report_runs import EVIL, add_tunings, make_run
+
+from qra_search import search
+from qra_search.app.report.colors import get_palette
+from qra_search.app.report.data import RunData
+from qra_search.app.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
+from qra_search.app.report.figures.charts import MIB, draw_figures, plot_front, plot_fronts, plot_traces
+from qra_search.app.report.page import write_page
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+    folder = make_run(tmp_path_factory.mktemp("figures") / "a", evaluations=120)
+    add_tunings(folder)
+    return RunData.read(folder)
+
+
+# -- what is shown -------------------------------------------------------------------------------------
+def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
+    (axes,) = plot_front(run).axes
+    marks = {
+        line.get_label(): line.get_xydata().tolist()
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
+    (found,) = marks.pop("plan found")
+    shown = sorted(tuple(place) for places in marks.values() for place in places)
+    wanted = sorted((c.memory_bytes / MIB, c.loss) for c in run.result.candidates)
+    assert shown == [pytest.approx(place) for place in wanted]
+    best = next(c for c in run.result.candidates if c.plan == run.plan)
+    assert found == pytest.approx([best.memory_bytes / MIB, best.loss])
+    uniform = sum(run.result.space.uniform_choice(c.plan) is not None for c in run.result.candidates)
+    assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
+
+
+def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
+    (axes,) = plot_traces(run).axes
+    ((budget, points),) = run.traces.items()
+    steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in points]
+    marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
+    assert marks == sum(
+        t.done and t.evaluation.memory_bytes <= budget for t in run.result.trials if t.evaluation
+    )
+
+
+def test_without_a_budget_the_largest_plan_of_the_front_has_a_trace_and_every_evaluation_a_mark() -> None:
+    result = search(AdditiveEvaluator(), strategy="random", evaluations=14, progress=False)
+    run = RunData("a", "a", result, {}, None)
+    assert max(run.traces) == result.front[-1].memory_bytes and len(run.traces) <= 4
+    (axes,) = plot_traces(run).axes
+    assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None")) == 14
+
+
+def test_several_runs_share_their_figures(run: RunData) -> None:
+    assert list(draw_figures(run)) == ["front", "trace"]
+    (axes,) = plot_fronts([run, run]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
+    (axes,) = plot_fronts([run, replace(run, name="_under")]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name, "_under"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluation_there_is_no_chart(
+    tmp_path: Path,
+) -> None:
+    folders = [
+        make_run(tmp_path / place / "same", evaluations=count) for place, count in (("a", 4), ("b", None))
+    ]
+    text = write_page(folders, tmp_path / "both.html").read_text()
+    assert all(f">{folder.path}</a>" in text for folder in folders)
+    assert draw_figures(RunData.read(folders[1])) == {}
+
+
+@pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
+@pytest.mark.parametrize("log", [False, None])
+def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
+    with use_chart_style():
+        figure, axes = make_figure("", (380, 320))
+        low, high = fit_axis(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        ticks = axes.get_yticks()
+    assert low < 94.98 and high > 94.98 + span
+    shown = [(t, label) for t, label in zip(ticks, labels, strict=True) if low <= t <= high]
+    assert 3 <= len(shown) <= 9 and len({label for _, label in shown}) == len(shown)
+    assert [float(label) for _, label in shown] == pytest.approx([t for t, _ in shown], abs=span / 20)
+    assert axes.get_title(loc="left").endswith("(log scale)") == (log is None and span > 200)
+
+
+def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
+    with use_chart_style():
+        _, axes = make_figure("", (380, 320))
+        taken: list[Any] = []
+        for _ in range(3):
+            put_label(axes, taken, "one label", (0.5, 0.5), (0, 0), moves=(0, 16))
+        assert [text.xyann[1] for text in axes.texts] == [0, -16]
+        put_label(axes, taken, "other side", (0.5, 0.5), (4, 0), side="left")
+    assert len(axes.texts) == 3
+
+
+# -- how it is written ---------------------------------------------------------------------------------
+def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: RunData) -> None:
+    text = to_svg(plot_front(run), theme="page", key="k")
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {
+        "none",
+        *(f"var(--{name})" for name in get_palette()),
+    }
+    assert "<dc:date" not in text and EVIL not in text
+    assert text == to_svg(plot_front(run), theme="page", key="k")
+    other = to_svg(plot_front(run), theme="page", key="other")
+    assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
+
+
+def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData) -> None:
+    figure = plot_front(run)
+    root = ElementTree.fromstring(to_svg(figure))
+    assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
+    light, dark = (root.findtext(f"{SVG}style") or "").split("@media (prefers-color-scheme:dark)")
+    for theme, text in ((False, light), (True, dark)):
+        assert all(f"--{name}:{color};" in text for name, color in get_palette(dark=theme).items())
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from qra_search.app.report.figures.canvas import make_figure, use_chart_style, to_svg\n"
+        "with use_chart_style(): figure, axes = make_figure('title', (300, 200))\n"
+        "to_svg(figure)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,219 @@
+"""The finding in a sentence: what a plan gained, over what, and whether that may be chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_search import Plan, search
+from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.app.compare import Comparison, Role, TunedPlan
+from qra_search.app.report import formatting
+from qra_search.app.report.finding import summarize_comparison, summarize_run, write_verdict
+from qra_search.app.report.tables import make_allocation_table, make_tuned_table
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.space.memory import format_bytes
+from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
+from qra_search.study.result import SearchResult
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
+
+TWO = make_toy_space(2, bits=(2, 3, 4), ranks=(8,))
+PLAN, UNIFORM = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
+RATIOS = (0.7, 0.8, 0.9, 0.95) * 3
+
+
+def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, **fields: Any) -> TunedPlan:
+    record = TuningRecord(
+        plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields
+    )
+    return TunedPlan.from_seeds(role, (record,))
+
+
+def compared(
+    ratios: Sequence[float] = RATIOS,
+    uniform: float | None = 1.71,
+    untuned: float | None = None,
+    **fields: Any,
+) -> Comparison:
+    """A comparison in whose rows the plan's loss is these shares of the uniform plan's."""
+    tunings = [tuned("plan", PLAN, [1.71 * ratio for ratio in ratios], 108, **fields)]
+    if uniform is not None:
+        tunings.append(tuned("uniform", UNIFORM, [uniform] * len(ratios)))
+    if untuned is not None:
+        tunings.append(tuned("untuned", Plan((16, 16), (0, 0)), [untuned]))
+    return Comparison(TWO, 108 << 20, tuple(tunings))
+
+
+def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
+    sentence = summarize_comparison(compared())
+    assert sentence.startswith(
+        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3%"
+    )
+    assert sentence.endswith(").") and "+" not in sentence
+
+
+def test_the_first_metric_of_both_stands_beside_the_losses_with_the_interval_of_its_difference() -> None:
+    """By hand: of 100 rows 60 and 50 right, 20 by the plan alone, 10 by the other; deviation of the rows 0.541."""
+    own, other = (1.0,) * 60 + (0.0,) * 40, (1.0,) * 40 + (0.0,) * 50 + (1.0,) * 10
+    fields = [{"row_scores": {"exact_match": scores}} for scores in (own, other)]
+    both = [tuned("plan", PLAN, RATIOS, 108, **fields[0]), tuned("uniform", UNIFORM, RATIOS, **fields[1])]
+    sentence = summarize_comparison(Comparison(TWO, 108 << 20, tuple(both)))
+    assert "Exact match 60.0% instead of 50.0%: +10.0 points (−0.6 to +20.6), too small to tell" in sentence
+    both[1] = tuned("uniform", UNIFORM, RATIOS, **fields[0])
+    assert "Exact match 60.0% instead of 60.0%." in summarize_comparison(
+        Comparison(TWO, 108 << 20, tuple(both))
+    )
+
+
+def test_what_makes_a_plan_worthless_is_said_first() -> None:
+    """Both worse than the untuned model, or answers that are empty; not where one of both is better."""
+    both = summarize_comparison(compared(untuned=1.2))
+    assert both.startswith("Both models are worse than untuned, whose test loss is 1.200.")
+    assert summarize_comparison(compared(untuned=1.2, uniform=None)).startswith("The tuned model is worse")
+    assert summarize_comparison(compared(untuned=1.5)) == summarize_comparison(compared())
+    empty = ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
+    assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
+    right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
+    flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
+    assert summarize_comparison(flattered).startswith(
+        "The most common answer, given to every row, scores 30.0%"
+    )
+    unscored = compared(
+        commonest_scores={"exact_match": 0.3}
+    )  # of scores that are not finite, or of one seed alone
+    assert "commonest" not in summarize_comparison(unscored)
+    learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})
+    assert "commonest" not in summarize_comparison(learnt)
+    judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})
+    assert not summarize_comparison(judged).startswith("The tuned"), "a choice is judged by its likelihood"
+
+
+def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
+    shuffled = Plan((4, 2), (8, 8))
+    for ratio, text in (
+        (1.0, "The plan shuffled over linears has 1.71: choosing by layer brings −16"),
+        (0.7, "The plan shuffled over linears has 1.20: choosing by layer does not pay here, +19"),
+    ):
+        comparison = compared()
+        control = tuned("shuffled", shuffled, [1.71 * ratio] * len(RATIOS), 108)
+        assert text in summarize_comparison(replace(comparison, tunings=(*comparison.tunings, control)))
+    few = compared(ratios=(0.8,), uniform=None)
+    control = tuned("shuffled", shuffled, [1.71], 108)
+    assert "nothing says whether" in summarize_comparison(replace(few, tunings=(*few.tunings, control)))
+
+
+def test_metrics_that_score_the_same_rows_share_a_note() -> None:
+    scores = {"slot_f1": (0.0, 1.0) * 16, "exact_match": (1.0, 0.0) * 16, "f1": (0.0, 1.0) * 12}
+    notes = make_tuned_table(compared(uniform=None, row_scores=scores)).notes
+    assert [note for note in notes if ": on " in note] == [
+        "Slot f1, exact match: on 32 test rows.",
+        "F1: on 24 test rows.",
+    ]
+
+
+def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
+    for shift in (-0.05, 0.05):
+        sentence = summarize_comparison(compared([1 + shift + wide for wide in (-0.4, 0.4) * 6]))
+        assert "a difference too small to tell from chance, " in sentence and sentence.count("chance") == 1
+        assert "instead" not in sentence and "beats" not in sentence
+
+
+def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
+    worse = summarize_comparison(compared([1.1, 1.2] * 6))
+    assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
+    assert "no uniform plan was tuned alike" in summarize_comparison(compared(uniform=None))
+    assert "nothing says whether the difference is chance" in summarize_comparison(compared([0.8]))
+    assert summarize_comparison(compared([1.2])).endswith("(it may be chance).")
+    nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
+    assert (
+        summarize_run(replace(nothing, candidates=(), trials=()))
+        == "No plan has been evaluated with success yet."
+    )
+    assert "beats" in summarize_comparison(compared(failed="diverged: training loss is nan"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (0.3, "0.600 nats closer to 16 bits than the plan."),
+        (0.01, "0.020 nats closer to 16 bits than the plan, too small to tell from chance."),
+    ],
+)
+def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
+    damage: float, text: str
+) -> None:
+    """A step from 3 to 4 bits takes away this damage of each of two groups; no other plan is as small as 3 bits."""
+    three, four = (TWO.memory_bytes(Plan((b, b), (8, 8))) for b in (3, 4))
+    by_bits = Sensitivities(np.array([[9.0, damage, 0.0]] * 2), np.zeros((2, 1)), repair=0.0)
+    result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
+    size = format_bytes(four - three)
+    more = f" The next better uniform plan, uniform 4 bits, rank 8, takes {size} more than the budget"
+    assert f"{more}: before tuning it is predicted {text} Nothing was tuned yet." in summarize_run(result)
+    mixed = replace(result, memory_budgets=((three + four) // 2,))
+    is_certain = damage > 0.1
+    lead = f"{damage:.3f} nats closer to 16 bits than"
+    assert f"): before tuning it is predicted {lead} uniform 3 bits, rank 8" in summarize_run(mixed)
+    assert (f"before tuning predicted {lead} the best uniform plan" in write_verdict(mixed)) is is_certain
+    tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
+    assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
+    printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
+    assert f"{more}: before tuning it is predicted 9.000 nats closer to 16 bits than the plan." in printed, (
+        "whose 2 bits cost 9"
+    )
+    assert "next better" not in summarize_comparison(compared()), "all uniform plans fit"
+    worse = replace(by_bits, bits_damage=by_bits.bits_damage * [1, 1, 0] + [0, 0, 1])
+    assert "next better" not in summarize_run(replace(result, sensitivities=worse, allocations={}))
+
+
+def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:
+    best = EvaluatedPlan(PLAN, 1.0, 0.1, 9, 1.0)
+    near, far = (
+        UniformComparison(9, best, replace(best, plan=UNIFORM, loss=loss)).change for loss in (1.2, 1.4)
+    )
+    assert near is not None and near.may_be_chance  # the difference's standard error is 0.14
+    assert far is not None and not far.may_be_chance
+    assert formatting.format_change(far).startswith("−28.6% (−48.8 to −8.4)")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (-4e-4, "−0.04% (−0.05 to −0.03)"),
+        (3e-6, "+0.0003% (−0.0097 to +0.0103)"),
+        (0.0, "+0.0% (−0.0 to +0.0)"),
+    ],
+)
+def test_a_small_change_has_the_digits_that_tell_it_from_none(share: float, text: str) -> None:
+    assert formatting.format_change(LossChange(share, (share - 1e-4, share + 1e-4))) == text
+
+
+def test_the_shuffled_plan_stands_beside_the_uniform_ones_by_its_predicted_loss() -> None:
+    """A group's damage at 2 bits is 0.1, another's 0.5: exchanged, the plan would have 0.4 nats more."""
+    damage = Sensitivities(np.array([[0.1, 0.09, 0.0], [0.5, 0.4, 0.0]]), np.zeros((2, 1)), repair=0.0)
+    result = SearchResult(TWO, (), damage, (TWO.memory_bytes(PLAN),), 0, strategy="qra", allocations={})
+    allocation = result.allocation()
+    assert allocation is not None and allocation.plan == PLAN
+    (row,) = (row for row in make_allocation_table(allocation, result).rows if row[0] == "shuffled")
+    assert row[1:3] == (format_bytes(allocation.memory_bytes), "0.400")
+
+
+def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
+    nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
+    assert write_verdict(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
+    assert write_verdict(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
+    assert write_verdict(nothing).endswith("KiB; it was not evaluated"), (
+        "predicted to be better than what was evaluated"
+    )
+    sixteen = tuned(
+        "16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12, "f1": (9.0,)}
+    )
+    for scores, line in (
+        ({"accuracy": (1.0, 0.0) * 6}, "50.0% right in 108.0 MiB; 16-bit LoRA: 100.0% in 300.0 MiB"),
+        ({"f1": (7.0,)}, "F1 7 in 108.0 MiB; 16-bit LoRA: 9 in 300.0 MiB"),
+    ):
+        comparison = compared(uniform=None, row_scores=scores)
+        assert write_verdict(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line

@@ -1,0 +1,180 @@
+"""The live view: quiet, as lines or as bars; what it says of stages, trials, the best plans and the time left."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from report_runs import Bits, Guessing, evil_space
+from rich.console import Console
+
+from qra_search import Study
+from qra_search.app.cli.common import make_view
+from qra_search.app.report import live
+from qra_search.app.report.live import BestSoFar, ConsoleView, make_listener
+from qra_search.study.listener import Listener
+
+
+def console(*, terminal: bool = False, **environment: str) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=110, _environ={"TERM": "xterm", **environment}
+    )
+
+
+def lines(on: Console) -> list[str]:
+    assert isinstance(on.file, io.StringIO)
+    return on.file.getvalue().splitlines()
+
+
+def study(listener: Listener, evaluations: float = 14) -> Study:
+    return Study(
+        Bits(evil_space()),
+        strategy=Guessing(),
+        evaluations=evaluations,
+        memory_budget="uniform3r4",
+        callbacks=(listener,),
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time as the view sees it, in a list that a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_quiet(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for on, draws in (
+        (console(terminal=True), True),
+        (console(), False),
+        (console(terminal=True, TERM="dumb"), False),
+    ):
+        assert ConsoleView(on).can_draw is draws
+    for quiet in (False, True):
+        with make_view(quiet=quiet) as view:
+            view.say("words")
+            view.progress("quantize", 1, 2)
+            study(view).run()
+        shown = capsys.readouterr()
+        assert shown.out == "" and ("words" in shown.err) is not quiet and bool(shown.err) is not quiet
+
+
+@pytest.mark.parametrize(
+    ("ticks", "total", "expected"),
+    [
+        (
+            [(n, n / 2) for n in range(101)],
+            100,
+            [
+                "0 of 100",
+                "30 of 100, about 35 s left",
+                "60 of 100, about 20 s left",
+                "90 of 100, about 5.0 s left",
+                "done in 50 s",
+            ],
+        ),
+        (
+            [(0, 0.0), (1, 60.0), (2, 61.0), (30, 89.0)],
+            200,
+            ["0 of 200", "1 of 200", "30 of 200, about 2 min 50 s left"],
+        ),
+        (
+            [(0, 0.0), (1, 1.0), (2, 50.0), (20, 68.0)],
+            200,
+            ["0 of 200", "2 of 200", "20 of 200, about 10 min 35 s left"],
+        ),
+    ],
+    ids=["even", "slow first step", "slow second step"],
+)
+def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
+    clock: list[float], ticks: list[tuple[int, float]], total: int, expected: list[str]
+) -> None:
+    """First steps may include work that is done once: the pace leaves out one, and is told after a twentieth."""
+    on = console()
+    view = ConsoleView(on)
+    for done, clock[0] in ticks:
+        view.progress("quantize", done, total)
+    assert lines(on) == [f"quantize: {text}" for text in expected]
+
+
+def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget() -> None:
+    on = console()
+    running = study(ConsoleView(on))
+    best = running.run().best()
+    assert sum(line.startswith("[") for line in lines(on)) == len(running.log)
+    assert any("predicted 2.0000" in line for line in lines(on)) and best is not None
+    assert f"lowest seen {best.observed:.4f}" in lines(on)[-1] and "uniform" in lines(on)[-1]
+
+
+def test_failures_have_a_line_in_a_brief_view_as_well() -> None:
+    on = console()
+    running = study(ConsoleView(on, is_brief=True), evaluations=40)
+    running.run()
+    failed = sum(t.status == "failed" for t in running.log)
+    assert sum(line.startswith("[") for line in lines(on)) == failed + 1
+    assert "\n".join(lines(on)).count("failed, EvaluationFailed: out of memory") == failed > 0
+
+
+def test_bars_have_the_best_plans_the_last_trial_and_the_time_left_below_them(clock: list[float]) -> None:
+    view = ConsoleView(console(terminal=True))
+    running = study(view)
+
+    class Ticking(Listener):
+        def on_result(self, study: Study, trial: object) -> None:
+            clock[0] += 2.0
+
+    running.callbacks = (Ticking(), view)
+    running.run()
+    view.progress("evaluate", 3, 12)
+    screen = console()
+    screen.print(view.bars.get_renderable())
+    shown, best = "\n".join(lines(screen)), view.best.find_lowest_loss(running.memory_budgets[0])
+    assert best is not None
+    for words in (
+        "evaluations",
+        f"iB: lowest seen {best:.4f}, uniform",
+        "3 of 12",
+        "left",
+        "time",
+        f"last: #{running.log.trials[-1].id} ",
+    ):
+        assert words in shown
+
+
+def test_a_stage_that_took_long_leaves_a_line_above_the_bars(clock: list[float]) -> None:
+    on = console(terminal=True)
+    with ConsoleView(on) as view:
+        view.progress("[bold]quantize", 0, 4)
+        clock[0] = 9.0
+        view.progress("[bold]quantize", 4, 4)
+    assert "[bold]quantize: done in 9.0 s" in "\n".join(lines(on)), "names are no markup"
+
+
+def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() -> None:
+    view = ConsoleView(console())
+    running = study(view, evaluations=30)
+    result, budget = running.run(), running.memory_budgets[0]
+    comparison = result.comparison()
+    assert comparison is not None and comparison.baseline is not None
+    for best in (view.best, BestSoFar.from_study(running)):
+        own, uniform = best.find_lowest_loss(budget), best.find_lowest_loss(budget, uniform=True)
+        assert own is not None and own == pytest.approx(comparison.chosen.observed)
+        assert uniform is not None and uniform == pytest.approx(comparison.baseline.observed)
+        assert best.spent == pytest.approx(result.spent)
+        assert (best.count, best.failed) == (len(running.log), len(result.failures()))
+
+
+def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
+    for package, draws in ((None, False), (object(), True)):
+        monkeypatch.setattr(live.importlib.util, "find_spec", lambda name, package=package: package)
+        view = make_listener(None)
+        assert isinstance(view, ConsoleView) and view.can_draw is draws
+        if not draws:
+            view.say("a line")
+            assert capsys.readouterr().out == "a line\n"

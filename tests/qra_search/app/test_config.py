@@ -1,0 +1,171 @@
+"""The schema of a run: read, written, compared, and faults named by field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_search.app.config import (
+    MAX_CONFIG_BYTES,
+    ConfigError,
+    RunConfig,
+    dump_config,
+    find_differences,
+    load_config,
+    make_config,
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {
+            "quantization": {"backend": {2: "hqq", 4: "bitsandbytes"}},
+            "search": {"memory": ["108MiB", "3.5bpw", "75%"], "options": {"draws": 3}},
+            "space": {"bits": [8, 2], "ranks": [0, 16]},
+        },
+        {"quantization": {"backend": {2: "hqq", 4: {"name": "hqq", "group_size": 128}}}},
+        {"quantization": {"backend": {4: ["bitsandbytes-nf4", {"name": "reference", "ranges": "mse"}]}}},
+        {"engine": "llama.cpp", "model": {"name": "tiny"}},
+    ],
+    ids=lambda data: next(iter(data)),
+)
+def test_a_config_that_is_written_reads_back_to_an_equal_one(data: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(data)
+    assert config.quantization.backend == data.get("quantization", {"backend": "gguf"})["backend"]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert (
+        load_config(tmp_path / "config.yaml") == config == make_config(json.loads(config.model_dump_json()))
+    )
+
+
+def test_an_empty_file_means_every_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("")
+    assert load_config(tmp_path / "c.yaml") == RunConfig()
+
+
+def test_overrides_win_at_any_depth_and_leave_the_rest() -> None:
+    data = {"search": {"options": {"draws": 3}, "seed": 4}}
+    config = make_config(data, {"search.options.moves": 9, "evaluator": "landscape"})
+    assert config.search.options == {"draws": 3, "moves": 9}
+    assert (config.search.seed, config.evaluator) == (4, "landscape")
+    assert data == {"search": {"options": {"draws": 3}, "seed": 4}}
+
+
+def test_differences_name_fields_by_path_with_both_values() -> None:
+    old, new = make_config({"options": {"a": 1}}), make_config({"search": {"seed": 7}, "options": {"b": 2}})
+    assert find_differences(old, new) == {
+        "search.seed": (0, 7),
+        "options.a": (1, None),
+        "options.b": (None, 2),
+    }
+    assert find_differences(old, old) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': a whole number is needed"),
+        ({"evaluation": {"stepz": 1}}, "evaluation.stepz is not a known field: did you mean steps?"),
+        (
+            {"search": {"learn_from": "runs/a"}},
+            "config: search.learn_from is not a known field: allowed are strategy",
+        ),
+        ({"search": None}, "search is None: a mapping of fields, such as {name: ...}, is needed"),
+        (
+            {"search": {"memory": "lots"}},
+            "search.memory is 'lots': 'lots' is not a memory budget: write one such as",
+        ),
+        (
+            {"search": {"evaluations": float("inf")}},
+            "search.evaluations is inf: input should be a finite number",
+        ),
+        ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
+        ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: must be a list of one or more distinct values"),
+        ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
+        ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
+        (
+            {"space": {"granularity": "head"}},
+            "space.granularity is 'head': 'auto', 'module', 'expert', 'layer'",
+        ),
+        (
+            {"quantization": {"backend": 3}},
+            "quantization.backend is 3: the name of a backend, or one for each",
+        ),
+        (
+            {"quantization": {"backend": {"nam": "hqq"}}},
+            "a mapping has the key `name`, or bit-widths as keys",
+        ),
+        (
+            {"quantization": {"backend": {4: []}}},
+            "the list of backends for 4 bits is empty: name one or more",
+        ),
+        (
+            {"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}},
+            "{'group_size': 8} is none of these",
+        ),
+        ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' must be strings"),
+        ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields, such as {name: ...}, is needed"),
+        ({"model": {"name": ""}}, "model.name is ''"),
+        ({1: 2}, "1 is 1: a text as the name of a field is needed"),
+        ({"training": {"scales": "maybe"}}, "training.scales is 'maybe': true or false or 'auto' is needed"),
+        ({"space": {"bits": [2, "x"]}}, "space.bits is [2, 'x']: 'auto' or a number is needed"),
+        ({"space": {"bits": [True, 2]}}, "space.bits is [True, 2]: 'auto' or a number is needed"),
+        ({"space": {"ranks": [True, 2]}}, "space.ranks.0 is True: a whole number is needed"),
+        ({"quantization": {"backend": {"2": "hqq", "2.0": "gguf"}}}, "a bit-width is given twice"),
+        ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
+    ],
+)
+def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1\n- 2\n", "holds a list, a mapping of sections is needed"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+        ("a: &a [x]\noptions: {a: *a}", r"line 2, column 14: \*a is an alias: write the value out"),
+        ("search: {seed: 7}\nsearch: {evaluations: 6}", "line 2, column 1: search is given twice"),
+        ("? [a, b]\n: 3", "a key is one word"),
+        ("options: {a: " + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
+        ("search: {seed: 0x" + "f" * 5000 + "}", "a value has 5002 characters, at most 2000 are read"),
+        ("task: {name: " + "a b " * 6000 + "}", "at most 20000 are read"),
+        ("#" * (MAX_CONFIG_BYTES + 1), f"a config has at most {MAX_CONFIG_BYTES}"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_rows_in_place_of_a_config_are_refused_with_the_option_that_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    with pytest.raises(ConfigError, match=r"holds rows, not a config: give it as --task .*train\.jsonl"):
+        load_config(tmp_path / "train.jsonl")
+
+
+def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model is 'smollm2': a mapping is needed to set model.name"):
+        make_config({"model": "smollm2"}, {"model.name": "tiny"})
+
+
+@pytest.mark.parametrize("given", [113246208, "113246208", [113246208]])
+def test_a_budget_may_be_a_plain_number_of_bytes(given: Any) -> None:
+    assert make_config({"search": {"memory": given}}).search.memory == ("113246208",)

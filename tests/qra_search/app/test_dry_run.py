@@ -1,0 +1,143 @@
+"""What is said of a run before it begins: cost, gain, rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import AdditiveEvaluator
+
+from qra_search import BudgetTooSmall
+from qra_search.allocate.solve import solve
+from qra_search.app.config import RunConfig, make_config
+from qra_search.app.dry_run import (
+    describe_gain,
+    describe_rows,
+    describe_run,
+    estimate_cost,
+    format_cost,
+    report_rows,
+)
+from qra_search.evaluation.evaluator import RowCount
+from qra_search.study.listener import Listener
+
+
+class Estimating(AdditiveEvaluator):
+    """An evaluator that estimates its cost, and counts the rows that it is given."""
+
+    def __init__(self, **counts: RowCount):
+        super().__init__()
+        self.counts = counts
+
+    def sensitivity_cost(self) -> float:
+        return 5.0
+
+    def evaluation_seconds(self) -> float:
+        return 30.0
+
+    def estimate(self) -> dict[str, float]:
+        return {"setup_seconds": 10.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
+
+    def row_counts(self) -> dict[str, RowCount]:
+        return self.counts
+
+
+@pytest.mark.parametrize(("evaluations", "seconds"), [(None, 10 + 4 + 2 * 12), (0, 10 + 4)])
+def test_the_time_counts_the_sensitivities_and_all_evaluations(
+    evaluations: float | None, seconds: float
+) -> None:
+    config = make_config({"search": {"evaluations": 12}})
+    estimate = describe_run(Estimating(), config, evaluations)["estimate"]
+    assert estimate["total_seconds"] == seconds and estimate["sensitivity_cost"] == 5.0
+
+
+def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_is_refused() -> None:
+    assert describe_run(AdditiveEvaluator(), RunConfig())["estimate"] == {}
+    with pytest.raises(BudgetTooSmall):
+        describe_run(AdditiveEvaluator(), make_config({"search": {"memory": "1KiB"}}))
+
+
+def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured() -> None:
+    assert estimate_cost(Estimating(), 10, is_measured=False) == (
+        "10 plans tuned briefly, about 5 min 00 s; before them the sensitivities, as long as 5 more, about 2 min 30 s"
+    )
+    assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
+    assert format_cost(4.5) == "4.5 plans tuned briefly"
+    assert estimate_cost(AdditiveEvaluator(), 15, is_measured=False) is None
+
+
+def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
+    evaluator = AdditiveEvaluator()
+    sensitivities, memory = evaluator.sensitivities(), evaluator.space.memory
+    assert sensitivities is not None
+    clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
+    assert clear.best_uniform is not None
+    assert ("checks the prediction" in describe_gain(clear)) == clear.best_uniform.is_certain
+    assert "measures it" in describe_gain(None)
+
+
+ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "lines"),
+    [
+        ({}, []),
+        (ENOUGH, []),
+        (
+            {"train": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)},
+            [
+                "rows: 24 train (800 asked for), 40 validation (64 asked for), 3 test (128 asked for)",
+                "warning: 24 train and 3 test rows: fewer than 32 say little of others, give more data",
+            ],
+        ),
+        (
+            {**ENOUGH, "test": RowCount(128, 128, 5, 900), "train": RowCount(96, 96, 7, 411)},
+            [
+                "rows: 96 train, 64 validation, 128 test",
+                "rows: 12 of 288 rows are cut to training.max_length, the longest has 900 tokens: "
+                "--set training.max_length=900 keeps them whole",
+            ],
+        ),
+        (
+            {**ENOUGH, "train": RowCount(96, 96, conflicting=4, conflicting_prompt="what " * 40)},
+            [
+                "rows: 96 train, 64 validation, 128 test",
+                "warning: 4 rows have a prompt that occurs again with another answer, such as "
+                f"'{'what ' * 15}w...: check the data",
+            ],
+        ),
+        (
+            {
+                "train": RowCount(96, 24, available=24),
+                "validation": RowCount(64, 64, available=80),
+                "test": RowCount(8, 8),
+            },
+            [
+                "rows: 24 train (96 asked for), 64 of 80 validation, 8 test",
+                "warning: 24 train and 8 test rows: fewer than 32 say little of others, "
+                "raise finetune.test_rows and give "
+                "more data",
+            ],
+        ),
+    ],
+)
+def test_rows_that_are_few_cut_or_conflicting_are_reported(
+    counts: dict[str, RowCount], lines: list[str]
+) -> None:
+    heard: list[str] = []
+
+    class Heard(Listener):
+        def say(self, text: str) -> None:
+            heard.append(text)
+
+    evaluator: Any = Estimating(**counts)
+    report_rows(evaluator, Heard())
+    assert heard == lines
+    assert describe_rows(evaluator)[:1] == (
+        []
+        if not counts
+        else [heard[0].removeprefix("rows: ")]
+        if heard
+        else ["96 train, 64 validation, 128 test"]
+    )

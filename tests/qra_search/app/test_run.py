@@ -1,0 +1,216 @@
+"""`Run`: the folders of the commands, from Python."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import Qra
+
+import qra_search
+from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
+from qra_search.app.config import ConfigError, dump_config, make_config
+from qra_search.app.evaluator import build_evaluator
+from qra_search.app.folder import RunFolder
+from qra_search.app.search import begin_run, search_run
+from qra_search.app.settings import make_settings
+from qra_search.errors import RunFailed
+from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.study.checks import StudyFailed
+from qra_search.study.listener import Listener
+from qra_search.testing.scenarios import ToyEvaluator
+
+SETTINGS: dict[str, Any] = {
+    "evaluator": "landscape",
+    "space": {"granularity": "layer"},
+    "options": {"layers": 4},
+    "search": {"strategy": "random", "evaluations": 12, "memory": "uniform3r8"},
+}
+
+
+def run(config: Any, folder: Path, *, resume: bool = False, **options: Any) -> SearchResult:
+    with Run(folder, make_settings(config)) as made:
+        return made.search(resume=resume, **options)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files of a run that hold no times."""
+    return {name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json")}
+
+
+def test_it_leaves_the_folder_that_the_command_leaves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(SETTINGS, tmp_path / "a")
+    assert Qra(capsys).search(tmp_path / "b").status == 0
+    assert {f.name for f in (tmp_path / "a").iterdir()} == {f.name for f in (tmp_path / "b").iterdir()}
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert result.to_dict() == RunFolder(tmp_path / "b").result().to_dict()
+    assert result.best() is not None and "uniform 3 bits" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_a_config_is_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(make_config(SETTINGS)))
+    for name, config in (("a", make_config(SETTINGS)), ("b", SETTINGS), ("c", file), ("d", str(file))):
+        run(config, tmp_path / name)
+    assert (
+        contents(tmp_path / "a")
+        == contents(tmp_path / "b")
+        == contents(tmp_path / "c")
+        == contents(tmp_path / "d")
+    )
+
+
+def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(run(SETTINGS, tmp_path / "a")))
+    thread.start()
+    thread.join()
+    assert results and results[0].best() is not None
+
+
+def test_what_is_refused_leaves_no_folder_and_what_failed_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_eval.evaluators.landscape import Landscape
+
+    def fail(*args: object, **options: object) -> None:
+        raise qra_search.EvaluationFailed("out of memory")
+
+    with pytest.raises(qra_search.BudgetTooSmall):
+        run({**SETTINGS, "search": {"memory": "1KiB"}}, tmp_path / "a")
+    with pytest.raises(ConfigError):
+        run({**SETTINGS, "search": {"memory": "much"}}, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(Landscape, "evaluate", fail)
+    with pytest.raises(StudyFailed, match="out of memory"):
+        run(SETTINGS, tmp_path / "a")
+    assert RunFolder(tmp_path / "a").has_run
+
+
+def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_the_first(
+    tmp_path: Path,
+) -> None:
+    """Of a tracker that cannot begin once the log has, and of two that begin at once."""
+
+    class Unreachable(Callback):
+        def on_start(self, study: Any) -> None:
+            raise BadInput("no such server")
+
+    with pytest.raises(BadInput, match="no such server"):
+        run(SETTINGS, tmp_path / "a", callbacks=[Unreachable()])
+    assert run(SETTINGS, tmp_path / "a", resume=True).spent == 12
+    config, folder = make_settings(SETTINGS), RunFolder(tmp_path / "b")
+    other = make_settings(SETTINGS, {"search.seed": 5})
+    with (
+        begin_run(config, folder),
+        pytest.raises(KeyboardInterrupt),
+        begin_run(other, RunFolder(tmp_path / "b")),
+    ):
+        search_run(build_evaluator(config, print), config, folder, Listener())
+        raise KeyboardInterrupt
+    assert folder.config() == config
+    for field, value in (("search.seed", 5), ("search.strategy", "nsga2")):
+        other = make_settings(SETTINGS, {field: value})
+        with (
+            pytest.raises(BadInput, match=f"holds another run: {field} is"),
+            begin_run(config, folder, resume=True),
+        ):
+            search_run(build_evaluator(other, print), other, folder, Listener())
+    assert folder.config() == config
+
+
+def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Run(tmp_path / "a", make_settings(SETTINGS), objects={"model": object()})
+    with pytest.raises(BadInput, match="workers cannot share an in-memory model or task"):
+        live.search(workers=1)
+    assert Run(tmp_path / "a", live.config).search(workers=1).spent == 12
+    monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
+    with pytest.raises(RunFailed, match="'landscape' exited while being built"):
+        build_evaluator(make_settings({"evaluator": "landscape"}), print)
+
+
+def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
+    run(SETTINGS, tmp_path / "a")
+    folder = RunFolder(tmp_path / "a")
+    plan = folder.plan()
+    record = TuningRecord(plan, 0, 3, folder.result().space.memory_bytes(plan), 1.0, (1.5,), (1,))
+    folder.tuning(record.id).path.mkdir(parents=True)
+    folder.tuning(record.id).write(record)
+    run(SETTINGS, tmp_path / "a", resume=True)
+    assert "On test data" in folder.report_file.read_text()
+
+
+def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp_path: Path) -> None:
+    run(SETTINGS, tmp_path / "a")
+    folder = RunFolder(tmp_path / "a")
+    space = folder.result().space
+    other = next(plan for plan in space.uniform_plans() if plan != folder.plan())
+    record = TuningRecord(other, 0, 3, space.memory_bytes(other), 1.0, (1.5,), (1,))
+    folder.tuning(record.id).path.mkdir(parents=True)
+    folder.tuning(record.id).write(record)
+    text = repr(Run(tmp_path / "a", make_settings(SETTINGS)))
+    assert "whose validation loss" in text.partition("The run's plan is not tuned yet; another was: ")[0]
+    assert "whose test loss is 1.500" in text
+
+
+def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.search(evaluations=6)
+        held = made.evaluator()
+        assert len(made.search(evaluations=12).trials) > 6
+        assert made.evaluator() is held
+        other = made.config.model_copy(update={"options": {"layers": 5}})
+        assert made.evaluator(config=other) is not held
+
+
+def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To nowhere, to a function, to the view (brief if nothing is said), or where the evaluator reports."""
+    options: dict[str, Any] = {"strategy": "random", "evaluations": 4, "memory_budget": "uniform4r8"}
+    evaluator = ToyEvaluator()
+    search(evaluator, **options, progress=False)
+    assert evaluator.progress is None and capsys.readouterr() == ("", "")
+
+    class Telling(ToyEvaluator):
+        def sensitivities(self) -> Any:
+            assert self.progress is not None
+            self.progress("measure", 1, 3)
+            self.progress("measure", 2, 3)
+            return super().sensitivities()
+
+    telling: Any = Telling()
+    heard: list[Any] = []
+    for _ in range(2):
+        search(telling, **options, progress=lambda *step: heard.append(step))
+    assert heard == [("measure", 1, 3), ("measure", 2, 3)] * 2 and telling.progress is None
+    search(telling, **options)
+    brief = capsys.readouterr()
+    assert brief.out == "" and brief.err.splitlines()[:2] == ["measure ...", "4 evaluations ..."]
+    assert brief.err.count("] #") == 1  # the last
+    search(telling, **options, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "measure" in shown.err and "loss" in shown.err
+    telling.progress = lambda *step: heard.append(step)
+    search(telling, **options, progress=True)
+    assert len(heard) == 6 and "measure" not in capsys.readouterr().err
+
+
+def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> None:
+    metric = tmp_path / "slots.py"
+    metric.touch()
+    config = make_settings(SETTINGS, {"task.metrics": [f"{metric}:f"]})
+    with Run(tmp_path / "a", config) as made:
+        made.search(evaluations=2)
+    metric.unlink()
+    with (
+        Run(tmp_path / "a", config) as made,
+        pytest.raises(BadInput, match="a needs .*slots.py:f, which no longer exists"),
+    ):
+        made.search(evaluations=4)
