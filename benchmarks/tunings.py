@@ -25,6 +25,7 @@ from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name,
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.allocate.solve import build_additive_table, solve_table
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
 
 FOLDER = RESULTS / "tunings"
@@ -100,10 +101,13 @@ def make_plan(space: SearchSpace, table: np.ndarray, line: dict[str, Any]) -> Pl
 def change_plan(space: SearchSpace, plan: Plan, line: dict[str, Any]) -> Plan:
     """The plan with a share of its linears at widths below 16 bits and at ranks that are drawn at random."""
     generator = np.random.default_rng(line["change_seed"])
+    names = [
+        space.level(width).name for width in BITS if width < UNQUANTIZED_BITS
+    ]  # half bits have names of text
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     bits, ranks = list(plan.bits), list(plan.ranks)
     for i in generator.choice(linears, round(line["changed"] * len(linears)), replace=False):
-        bits[i] = BITS[generator.integers(len(BITS) - 1)]
+        bits[i] = names[generator.integers(len(names))]
         ranks[i] = RANKS[generator.integers(len(RANKS))]
     return Plan(tuple(bits), tuple(ranks))
 

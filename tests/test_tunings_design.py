@@ -1,0 +1,75 @@
+"""The design of the real tunings: any beginning of it covers what is varied, and its plans are of the space."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks.common import read_lines
+from benchmarks.tunings import BITS, BLOCK, FOLDER, RANKS, RATES, TASKS, draw_design, make_plan
+from qra_search.space.levels import Level
+from qra_search.space.memory import GroupwiseFormat
+from qra_search.space.space import Group, Linear, SearchSpace
+
+DESIGN = read_lines(FOLDER / "design.jsonl")
+
+
+def make_small_space() -> SearchSpace:
+    """Six linears of one shape and a table, with a half bit between the whole ones."""
+    levels = [
+        Level(b if b != 1.5 else "half-1.5", b, "", GroupwiseFormat(int(2 * b), metadata_bits=0))
+        for b in BITS
+    ]
+    groups = [
+        Group(name=f"layers.{i}.up", linears=(Linear(name=f"{i}", out_features=64, in_features=64),))
+        for i in range(6)
+    ]
+    table = Linear(name="table", out_features=64, in_features=64)
+    groups.append(Group(name="table", linears=(table,), ranks=(0,), is_embedding=True))
+    return SearchSpace(groups=groups, bits=levels, ranks=(0, *RANKS))
+
+
+@pytest.mark.parametrize("line", DESIGN[:24], ids=str)
+def test_a_line_makes_a_plan_of_the_space(line: dict) -> None:
+    space = make_small_space()
+    rng = np.random.default_rng(0)
+    table = np.sort(rng.random((len(space), len(BITS), 1)), axis=1)[:, ::-1] + np.zeros(
+        (1, 1, len(space.ranks))
+    )
+    plan = make_plan(space, table, line)
+    assert space.contains(plan)
+    if line["kind"] == "uniform":
+        assert plan == space.uniform(line["bits"], line["rank"])
+    else:
+        base = make_plan(space, table, line | {"kind": "sensitivities"})
+        one, three = (space.memory_bytes(space.uniform(bits, line["rank"])) for bits in (1, 3))
+        assert one <= space.memory_bytes(base) <= one + (three - one) * (line["budget_bits"] - 1) / 2
+        code, other = space.encode_many([plan, base])
+        changed = int((code != other).any(0).sum())
+        assert changed <= (round(line["changed"] * 6) if line["kind"] == "changed" else 0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_committed_design_is_the_one_that_is_drawn(task: str) -> None:
+    assert [line for line in DESIGN if line["task"] == task] == draw_design(task)
+
+
+@pytest.mark.parametrize(
+    "name, most", [("kind", 0.5), ("rank", 0.5), ("learning_rate", 0.4), ("steps", 0.65)]
+)
+def test_its_first_fifty_lines_cover_what_is_varied(name: str, most: float) -> None:
+    whole = Counter(line[name] for line in DESIGN)
+    first = Counter(line[name] for line in DESIGN[:50])
+    assert set(first) == set(whole)
+    assert max(first.values()) <= most * 50
+    assert all(abs(first[value] / 50 - count / len(DESIGN)) < 0.1 for value, count in whole.items())
+
+
+def test_it_has_what_the_table_promises() -> None:
+    assert len(DESIGN) >= 400
+    assert set(RATES) == {line["learning_rate"] for line in DESIGN}
+    assert sum(line["kind"] != "uniform" for line in DESIGN) >= 60
+    again = Counter(str({**line, "seed": None}) for line in DESIGN)
+    assert sum(count > 1 for count in again.values()) >= len(DESIGN) // (BLOCK + 1)
