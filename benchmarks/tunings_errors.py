@@ -25,6 +25,7 @@ from qra_eval.landscapes.tunings import (
     fit_answers,
     fit_formula,
     read_rows,
+    read_task,
 )
 from qra_search.surrogates.gp import fit_loss_gp
 
@@ -52,7 +53,7 @@ def make_task_lines(task: str, *, with_process: bool) -> list[str]:
     done = [row for row in rows if "test_loss" in row]
     if len(done) < FOLDS:
         return [f"| {task} | | {len(done)} | too few | | | |"]
-    traits, losses = compute_row_traits(task, done), np.array([row["test_loss"] for row in done])
+    traits, losses = compute_row_traits(*read_task(task), done), np.array([row["test_loss"] for row in done])
     right, answered = np.array([row["right"] for row in done]), done[0]["answered"]
     lines = []
     for name, key in (("plan", "plan"), ("rate", "learning_rate"), ("length", "steps")):

@@ -54,32 +54,33 @@ LEAST_DAMAGE = 1e-9
 
 
 # -- the table -------------------------------------------------------------------------------------
-def load_tunings(task: str | None = None) -> pandas.DataFrame:
+def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame:
     """The table: a line a tuning, in the order in which they were made.
 
     Columns are those of the card. A tuning that diverged has no losses, and says why in `failed`.
 
     Args:
         task: `banking77` or `restaurant8k`; None: both.
+        data: another folder with `tunings.jsonl`, such as that of a run of `benchmarks.tunings`.
     """
     import pandas
 
-    rows = [row for name in ((task,) if task is not None else TASKS) for row in read_rows(name)]
+    rows = [row for name in ((task,) if task is not None else TASKS) for row in read_rows(name, data)]
     return pandas.DataFrame(rows)
 
 
-def read_rows(task: str) -> list[dict[str, Any]]:
+def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
     """The lines of one task."""
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
-    lines = (DATA / "tunings.jsonl").read_bytes().splitlines()
+    lines = (data / "tunings.jsonl").read_bytes().splitlines()
     return [row for row in map(orjson.loads, lines) if row["task"] == task]
 
 
 @cache
-def read_task(task: str) -> tuple[SearchSpace, Sensitivities]:
+def read_task(task: str, data: Path = DATA) -> tuple[SearchSpace, Sensitivities]:
     """The space and the sensitivities of a task's tunings."""
-    space, sensitivities, _ = read_sensitivities(DATA / f"sensitivities-{task}.json")
+    space, sensitivities, _ = read_sensitivities(data / f"sensitivities-{task}.json")
     return space, sensitivities
 
 
@@ -140,9 +141,10 @@ def compute_traits(
     )
 
 
-def compute_row_traits(task: str, rows: Sequence[Mapping[str, Any]]) -> Traits:
+def compute_row_traits(
+    space: SearchSpace, sensitivities: Sensitivities, rows: Sequence[Mapping[str, Any]]
+) -> Traits:
     """The traits of rows of a task's table."""
-    space, sensitivities = read_task(task)
     codes = space.encode_many(parse_plan(row["plan"]) for row in rows)
     rates, steps = ([row[name] for row in rows] for name in ("learning_rate", "steps"))
     return compute_traits(space, sensitivities.bits_damage, codes, rates, steps)

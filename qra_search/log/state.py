@@ -84,7 +84,7 @@ class StudyState:
     @cached_property
     def spent(self) -> float:
         """Full evaluations spent so far: every trial at its charge."""
-        return self.charge + sum(t.fidelity for t in self.trials)
+        return self.charge + sum(t.cost for t in self.trials)
 
     def rng(self, offset: int = 0) -> np.random.Generator:
         """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""

@@ -56,6 +56,11 @@ class Trial:
         return self.proposal.fidelity
 
     @property
+    def cost(self) -> float:
+        """What it is charged, in full evaluations."""
+        return self.proposal.fidelity * self.plan.length
+
+    @property
     def seed(self) -> int:
         return self.proposal.seed
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from qra_search.space.levels import LevelName, check_name, convert_all, format_level, to_int, to_level_name
+
+LENGTH = "length"
+"""Name of the parameter that is a share of a full evaluation's steps."""
 
 
 class Linear(BaseModel):
@@ -52,6 +55,29 @@ class Group(BaseModel):
         return sum(linear.weights for linear in self.linears)
 
 
+class Parameter(BaseModel):
+    """What a search may choose beside bits and ranks, for the whole plan.
+
+    Attributes:
+        values: numbers to choose from, ascending, above 0.
+        default: one of them, which uniform plans and plans of sensitivities have.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: tuple[PositiveFloat, ...] = Field(min_length=1)
+    default: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Parameter:
+        if list(self.values) != sorted(set(self.values)) or self.default not in self.values:
+            raise ValueError(
+                f"values must be distinct and ascending, with the default among them: got {self.values} and "
+                f"{self.default}"
+            )
+        return self
+
+
 @dataclass(frozen=True)
 class Plan:
     """One choice for every group, in the order of the space's groups.
@@ -59,6 +85,8 @@ class Plan:
     Attributes:
         bits: names of storage levels, such as `(2, "nf4", 3)`.
         ranks: of the adapters; 0 is none.
+        extra: names and values of what else a space lets search (`SearchSpace.extra`), such as
+            `(("learning_rate", 0.004),)`; what is not named is as the evaluator has it.
 
     Raises:
         TypeError: a choice is of another kind.
@@ -67,6 +95,7 @@ class Plan:
 
     bits: tuple[LevelName, ...]
     ranks: tuple[int, ...]
+    extra: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for side, kinds, convert, wanted in (
@@ -88,16 +117,24 @@ class Plan:
     def key(self) -> str:
         """A short text that is equal for equal plans."""
         # Kept: a search asks for the keys of all its trials before every proposal.
-        return ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+        key = ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+        return "|".join([key, *(f"{name}={value:g}" for name, value in self.extra)])
 
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Plain data, for JSON: `bits` and `ranks`."""
-        return {"bits": list(self.bits), "ranks": list(self.ranks)}
+    @property
+    def length(self) -> float:
+        """Share of a full evaluation's steps that the plan asks for; evaluating it is charged so much."""
+        return dict(self.extra).get(LENGTH, 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: `bits`, `ranks` and, if there is any, `extra`."""
+        extra = {"extra": [list(pair) for pair in self.extra]} if self.extra else {}
+        return {"bits": list(self.bits), "ranks": list(self.ranks), **extra}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """The plan of what `to_dict` gave; other keys do not count."""
-        return cls(tuple(data["bits"]), tuple(data["ranks"]))
+        extra = tuple((str(name), float(value)) for name, value in data.get("extra", ()))
+        return cls(tuple(data["bits"]), tuple(data["ranks"]), extra)
 
     def __str__(self) -> str:
         counts = Counter(self.bits)

@@ -10,7 +10,7 @@ from typing import Any
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.files import read_json
 from qra_search.space.levels import Level, LevelName
-from qra_search.space.plan import Group, Plan
+from qra_search.space.plan import Group, Parameter, Plan
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
@@ -42,6 +42,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         "shapes": [list(shape) for shape in shapes],
         **({"levels": named} if named else {}),
         "bytes": {str(v.name): [int(v.format.bytes(*shape)) for shape in shapes] for v in space.levels},
+        **({"extra": {n: p.model_dump() for n, p in space.extra.items()}} if space.extra else {}),
     }
 
 
@@ -61,6 +62,7 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         ranks=data["ranks"],
         fixed_bytes=data["fixed_bytes"],
         adapter_bits=data["adapter_bits"],
+        extra={name: Parameter(**given) for name, given in data.get("extra", {}).items()},
     )
 
 
@@ -83,6 +85,7 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
         "format": PLAN_FORMAT,
         "memory_bytes": space.memory_bytes(plan),
         "fixed_bytes": space.fixed_bytes,
+        **({"extra": dict(plan.extra)} if plan.extra else {}),
         "groups": groups,
     }
 
@@ -109,7 +112,8 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
             f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})"
         )
     try:
-        plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
+        bits, ranks = (tuple(chosen[name][side] for name in space.names) for side in (0, 1))
+        plan = Plan(bits, ranks, tuple(data.get("extra", {}).items()))
     except TypeError as error:
         raise ValueError(str(error)) from None
     space.encode(plan)

@@ -16,9 +16,9 @@ from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
-from qra_search.space.plan import Group, Linear, Plan
+from qra_search.space.plan import Group, Linear, Parameter, Plan
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Plan", "SearchSpace"]
+__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Parameter", "Plan", "SearchSpace"]
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -36,6 +36,9 @@ class SearchSpace:
             and zero for every 64 weights.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
+        extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
+            `{"learning_rate": Parameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it get
+            the space without it.
 
     Attributes:
         levels: by width, then as given.
@@ -43,7 +46,7 @@ class SearchSpace:
         ranks: in ascending order.
 
     In arrays a plan is an int64 (2, G), its code: the indices of its choices in `bits`, then in `ranks`. `encode` and
-    `decode` are the only way between the two.
+    `decode` are the only way between the two. Extra parameters are further columns: a parameter's index, then 0.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or choices contradict each other.
@@ -58,7 +61,9 @@ class SearchSpace:
         formats: Mapping[int, StorageFormat] | None = None,
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
+        extra: Mapping[str, Parameter] | None = None,
     ):
+        self.extra = dict(extra or {})
         self.groups = tuple(groups)
         if not all(isinstance(group, Group) for group in self.groups):
             raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
@@ -106,13 +111,26 @@ class SearchSpace:
 
     @cached_property
     def bits_allowed(self) -> np.ndarray:
-        """bool (G, B): which of `bits` each group may take."""
-        return np.array([[g.bits is None or b in g.bits for b in self.bits] for g in self.groups])
+        """bool (G, B): which of `bits` each group may take; of each extra parameter, which value."""
+        own = np.array([[g.bits is None or b in g.bits for b in self.bits] for g in self.groups])
+        counts = [len(parameter.values) for parameter in self.extra.values()]
+        allowed = self.pad(own, max([len(self.bits), *counts]))
+        for row, count in enumerate(counts, start=len(self)):
+            allowed[row, :count] = True
+        return allowed
 
     @cached_property
     def ranks_allowed(self) -> np.ndarray:
-        """bool (G, R): which of `ranks` each group may take."""
-        return np.array([[g.ranks is None or r in g.ranks for r in self.ranks] for g in self.groups])
+        """bool (G, R): which of `ranks` each group may take; of each extra parameter, the first."""
+        own = np.array([[g.ranks is None or r in g.ranks for r in self.ranks] for g in self.groups])
+        allowed = self.pad(own, len(self.ranks))
+        allowed[len(self) :, 0] = True
+        return allowed
+
+    def pad(self, table: np.ndarray, columns: int) -> np.ndarray:
+        """A table (G, B, ...) with a row of zeros for each extra parameter, and zeros in further columns."""
+        below, right = len(self) + len(self.extra) - len(table), columns - table.shape[1]
+        return np.pad(table, [(0, below), (0, right), *[(0, 0)] * (table.ndim - 2)])
 
     def level(self, name: LevelName) -> Level:
         """The level of a name, or the only one of a number of bits; raises ValueError, which names what there is."""
@@ -137,9 +155,10 @@ class SearchSpace:
         adapter = [
             [sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes
         ]
-        tables = np.asarray(weight, dtype=np.int64), np.asarray(adapter, dtype=np.int64)
+        weights = self.pad(np.asarray(weight, dtype=np.int64), self.bits_allowed.shape[1])
+        adapters = self.pad(np.asarray(adapter, dtype=np.int64), len(self.ranks))
         allowed = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
-        return MemoryModel(*tables, self.fixed_bytes, allowed)
+        return MemoryModel(weights, adapters, self.fixed_bytes, allowed)
 
     def memory_bytes(self, plan: Plan) -> int:
         """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
@@ -173,7 +192,12 @@ class SearchSpace:
 
     def decode(self, code: np.ndarray) -> Plan:
         b, r = code.tolist()
-        return Plan(tuple(self.bits[i] for i in b), tuple(self.ranks[i] for i in r))
+        groups = len(self)
+        extra = tuple(
+            (name, parameter.values[i])
+            for i, (name, parameter) in zip(b[groups:], self.extra.items(), strict=True)
+        )
+        return Plan(tuple(self.bits[i] for i in b[:groups]), tuple(self.ranks[i] for i in r[:groups]), extra)
 
     def encode_many(self, plans: Iterable[Plan]) -> np.ndarray:
         """int64 (N, 2, G): the codes of several plans; raises as `encode` does."""
@@ -188,11 +212,39 @@ class SearchSpace:
             r = self._find_indices(self.ranks, (plan.ranks for plan in plans))
             rows = np.arange(len(self))
             is_allowed = self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()
-        except KeyError:
+            extra = np.array([self._encode_extra(plan) for plan in plans], dtype=np.int64)
+        except (KeyError, ValueError):
             is_allowed = False
         if not is_allowed:
             raise ValueError(next(filter(None, map(self._explain_mismatch, plans))))
-        return np.stack([b, r], axis=1)
+        codes = np.stack([b, r], axis=1)
+        if not self.extra:
+            return codes
+        return np.concatenate([codes, np.stack([extra, np.zeros_like(extra)], axis=1)], axis=2)
+
+    def _encode_extra(self, plan: Plan) -> list[int]:
+        """Indices of a plan's extra parameters, the default's of one that it does not name.
+
+        Raises KeyError if it names what the space does not have, ValueError if it has another value.
+        """
+        chosen = {name: parameter.default for name, parameter in self.extra.items()} | dict(plan.extra)
+        return [self.extra[name].values.index(value) for name, value in chosen.items()]
+
+    @cached_property
+    def without_extra(self) -> SearchSpace:
+        """The same space without its extra parameters; itself if it has none."""
+        return self.with_extra({}) if self.extra else self
+
+    def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
+        """The same space with these extra parameters in place of its own."""
+        return SearchSpace(
+            groups=self.groups,
+            bits=self.levels,
+            ranks=self.ranks,
+            fixed_bytes=self.fixed_bytes,
+            adapter_bits=self.adapter_bits,
+            extra=extra,
+        )
 
     def contains(self, plan: Plan) -> bool:
         """Whether every choice of the plan is allowed."""
@@ -213,6 +265,7 @@ class SearchSpace:
                 self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups
             ),
             tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
+            tuple((name, parameter.default) for name, parameter in self.extra.items()),
         )
         return plan if self.contains(plan) else None
 
@@ -222,7 +275,9 @@ class SearchSpace:
         if len(choices) != 1:
             return None
         choice = choices.pop()
-        return choice if plan == self.uniform(*choice) else None
+        uniform = self.uniform(*choice)
+        alike = uniform is not None and (plan.bits, plan.ranks) == (uniform.bits, uniform.ranks)
+        return choice if alike else None
 
     def uniform_by_choice(self) -> dict[tuple[LevelName, int], Plan]:
         """Every uniform plan of the space by its level and rank, cheapest first."""
@@ -257,6 +312,7 @@ class SearchSpace:
             "weight": self.memory.weight.tolist(),
             "adapter": self.memory.adapter.tolist(),
             "fixed": self.fixed_bytes,
+            **({"extra": {n: p.model_dump() for n, p in self.extra.items()}} if self.extra else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -295,4 +351,9 @@ class SearchSpace:
             ):
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
+        for name, value in plan.extra:
+            if name not in self.extra:
+                return f"the plan has {name!r}, which is not searched in this space"
+            if value not in self.extra[name].values:
+                return f"{name} {value:g} is not one of {self.extra[name].values}"
         return ""

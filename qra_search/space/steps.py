@@ -32,8 +32,11 @@ class AdjacentSteps:
 
     @cached_property
     def smallest(self) -> np.ndarray:
-        """int (2, G): the code of fewest bytes."""
-        return np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1))
+        """int (2, G): the code of fewest bytes; extra parameters are at their defaults."""
+        code = np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).argmin(-1))
+        for column, parameter in enumerate(self.space.extra.values(), start=len(self.space)):
+            code[0, column] = parameter.values.index(parameter.default)
+        return code
 
     def decrease_choices(self, code: np.ndarray) -> np.ndarray:
         """int (2, G): every variable at its next smaller allowed choice, or where it is if there is none."""

@@ -30,6 +30,8 @@ class Strategy(ABC):
     """
 
     name: str = ""
+    searches_extra: bool = False
+    """Whether it searches a space's extra parameters too; if not, it gets the space without them."""
 
     @abstractmethod
     def propose(self, state: StudyState, n: int) -> list[Proposal]:

@@ -33,6 +33,7 @@ class RandomStrategy(Strategy):
     """
 
     name = "random"
+    searches_extra = True
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         def draw(offset: int, rng: np.random.Generator) -> tuple[Plan, str]:

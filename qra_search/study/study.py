@@ -89,9 +89,10 @@ class Study:
     ):
         self.evaluator = check_evaluator(evaluator)
         check_options(evaluations, seed, batch)
-        self.space: SearchSpace = evaluator.space
-        self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
+        whole = evaluator.space
+        self.space: SearchSpace = whole if self.strategy.searches_extra else whole.without_extra
+        self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.evaluations = float(evaluations)
         self.seed = int(seed)
         self.batch = batch

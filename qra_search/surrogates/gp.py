@@ -226,5 +226,9 @@ def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 def _stack_scales(space: SearchSpace, *sides: np.ndarray) -> np.ndarray:
     unit = [(values - values.min()) / (np.ptp(values) or 1.0) for values in sides]
-    width = max(map(len, unit))
-    return np.stack([np.tile(np.pad(values, (0, width - len(values))), (len(space), 1)) for values in unit])
+    width = max(len(unit[1]), space.bits_allowed.shape[1])
+    scales = [np.tile(np.pad(values, (0, width - len(values))), (len(space), 1)) for values in unit]
+    stacked = np.stack([space.pad(scale, width) for scale in scales])
+    for row, parameter in enumerate(space.extra.values(), start=len(space)):
+        stacked[0, row, : len(parameter.values)] = np.linspace(0.0, 1.0, len(parameter.values))
+    return stacked

@@ -32,6 +32,8 @@ CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 INTERVAL_90 = 1.6449
 TASK = re.compile(r"([a-z]+)-(\d+)-([a-z]+)-([a-z]+)(?:-noise(less|\d+(?:\.\d+)?))?")
 EXAMPLE = "interaction-32-layer-measured"
+TUNINGS = "tunings-"
+"""Before the name of a task whose real tunings were recorded."""
 
 
 def run_cell(
@@ -47,7 +49,7 @@ def run_cell(
     """
     with closing(build_task(task, seed)) as landscape:
         space = landscape.space
-        budgets = list_task_budgets(space)
+        budgets = getattr(landscape, "budgets", None) or list_task_budgets(space)
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
         smallest = space.decode(AdjacentSteps(space).smallest)
         fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
@@ -90,7 +92,7 @@ class TimedStrategy(Strategy):
     """A strategy that records how long each of its proposals took."""
 
     def __init__(self, inner: Strategy):
-        self.inner, self.name = inner, inner.name
+        self.inner, self.name, self.searches_extra = inner, inner.name, inner.searches_extra
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
 
@@ -126,7 +128,7 @@ def score_checkpoint(
 
 def truncate_state(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
-    spent = accumulate((trial.fidelity for trial in state.trials), initial=state.charge)
+    spent = accumulate((trial.cost for trial in state.trials), initial=state.charge)
     return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
 
 
@@ -154,15 +156,21 @@ def _summarize_seconds(values: list[float]) -> dict[str, float] | None:
 
 
 def build_task(name: str, seed: int) -> Any:
-    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, drawn by a seed; else ValueError.
+    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` or `tunings-TASK`, drawn by a seed; else
+    ValueError.
 
     With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a plan differ by
     so many nats (deviation) instead of as measured.
     """
+    if name.startswith(TUNINGS):
+        options = {"task": name.removeprefix(TUNINGS), "seed": seed}
+        config = make_config({"evaluator": "tunings", "options": options}, source=f"task {name}")
+        return plugins.load("evaluators", "tunings")(config)
     parts = TASK.fullmatch(name)
     if parts is None:
         raise ValueError(
-            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}"
+            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}, or "
+            f"{TUNINGS}banking77"
         )
     family, layers, granularity, sensitivities, noise = parts.groups()
     options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}

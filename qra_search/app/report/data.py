@@ -109,7 +109,7 @@ class RunData:
     @cached_property
     def spent(self) -> tuple[float, ...]:
         """Evaluations spent after each trial."""
-        return tuple(itertools.accumulate(t.fidelity for t in self.result.trials))
+        return tuple(itertools.accumulate(t.cost for t in self.result.trials))
 
     @cached_property
     def traces(self) -> dict[int, list[Point]]:

@@ -72,7 +72,7 @@ class BestSoFar:
 
     def add(self, trial: Trial) -> None:
         self.count += 1
-        self.spent += trial.fidelity
+        self.spent += trial.cost
         self.last = trial
         if not trial.done:
             self.failed += 1

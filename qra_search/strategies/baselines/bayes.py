@@ -40,6 +40,7 @@ class BayesStrategy(Strategy):
     """
 
     name = "bayes"
+    searches_extra = True
 
     def __init__(self, initial: int = INITIAL):
         self.initial = initial

@@ -39,6 +39,7 @@ class NSGA2Strategy(Strategy):
     """
 
     name = "nsga2"
+    searches_extra = True
 
     def __init__(
         self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None
