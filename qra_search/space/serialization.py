@@ -9,8 +9,8 @@ from typing import Any
 
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.files import read_json
-from qra_search.space.levels import Level, LevelName
-from qra_search.space.plan import Group, Plan
+from qra_search.schemas import Group, LevelName, Plan, make_adapter
+from qra_search.space.levels import Level
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
@@ -34,7 +34,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)
     }
     return {
-        "groups": [group.model_dump(exclude_defaults=True) for group in space.groups],
+        "groups": [make_adapter(Group).dump_python(group, exclude_defaults=True) for group in space.groups],
         "bits": list(space.bits),
         "ranks": list(space.ranks),
         "fixed_bytes": space.fixed_bytes,
