@@ -31,9 +31,9 @@ from qra_search.allocate import knapsack
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.schemas import LENGTH, Parameter
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.plan import LENGTH
-from qra_search.space.space import Parameter, Plan, SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 
 DEFAULT_RATE = 0.002
 """Of strategies that do not search it: the rate of the study of this model."""

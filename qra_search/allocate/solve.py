@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from qra_search.allocate import knapsack
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 RELATIVE_DEVIATION = 0.4
 """Deviation of a true difference about the predicted one, as a share of that."""

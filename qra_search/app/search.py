@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
@@ -96,7 +97,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         raise BadInput(
             f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
         )
-    sensitivities.check(space)
+    check_sensitivities(space, sensitivities)
     folder.check_begin(config, resume=True)  # of another process, perhaps, by now
     result = folder.result() if folder.log_file.is_file() else None
     if result is None or not result.trials:

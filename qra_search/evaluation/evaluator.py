@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed
+from qra_search.schemas import Evaluation, Plan, Sensitivities, TuningRecord
+from qra_search.space.space import SearchSpace
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done, and the number of steps."""
@@ -21,31 +20,7 @@ StepFigures = Mapping[str, float]
 NO_ADAPTER = (
     "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
 )
-MAX_INT = 1 << 63
-LARGEST_LOSS = 1e100
-"""A larger loss has diverged; its square would be no number."""
 CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came of one plan.
-
-    Attributes:
-        loss: held-out loss in nats, lower is better.
-        memory_bytes: exact resident bytes of the plan.
-        metrics: further figures by name.
-        seconds: wall time of the evaluation.
-        fidelity: share of a full evaluation that was spent, in (0, 1]; a search is charged that of the proposal.
-        seed: what initialisation, data order and dropout followed.
-    """
-
-    loss: float
-    memory_bytes: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    fidelity: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +43,6 @@ class RowCount:
     conflicting: int = 0
     conflicting_prompt: str = ""
     available: int = 0
-
-
-class EvaluationFailed(RunFailed):
-    """The plan could not be evaluated; the message is the reason that the log keeps."""
 
 
 class Evaluator(ABC):
@@ -198,37 +169,12 @@ class Evaluator(ABC):
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:
-    """The evaluation in plain numbers, or EvaluationFailed if its loss or its bytes cannot be true."""
+    """The evaluation itself, or EvaluationFailed if it is none, or its bytes cannot be true."""
     if not isinstance(evaluation, Evaluation):
         raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
-    evaluation, expected = normalize_evaluation(evaluation), space.memory_bytes(plan)
+    expected = space.memory_bytes(plan)
     if evaluation.memory_bytes != expected:
         raise EvaluationFailed(
             f"the evaluator counted {evaluation.memory_bytes} bytes, the space counts {expected} for the same plan"
         )
     return evaluation
-
-
-def normalize_evaluation(evaluation: Evaluation) -> Evaluation:
-    """The evaluation in plain numbers, which every log and every process can hold.
-
-    Raises EvaluationFailed if a field is no number, the loss is not finite, or the fidelity is no share of 1.
-    """
-    try:
-        plain = Evaluation(
-            float(evaluation.loss),
-            int(evaluation.memory_bytes),
-            {str(name): float(value) for name, value in evaluation.metrics.items()},
-            float(evaluation.seconds),
-            float(evaluation.fidelity),
-            int(evaluation.seed),
-        )
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise EvaluationFailed(f"a field of the evaluation is not a number ({error})") from None
-    if not abs(plain.loss) < LARGEST_LOSS:  # nan is not below it either
-        raise EvaluationFailed(f"loss is {plain.loss}")
-    if not 0 < plain.fidelity <= 1:
-        raise EvaluationFailed(f"fidelity is {plain.fidelity}: it must be above 0 and at most 1")
-    if not abs(plain.seed) < MAX_INT > plain.memory_bytes:
-        raise EvaluationFailed("the evaluation holds a whole number of more than 64 bits")
-    return plain

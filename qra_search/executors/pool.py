@@ -11,18 +11,11 @@ from operator import methodcaller
 from queue import LifoQueue
 from typing import Any, TypeVar
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.errors import BadInput, convert_to_bad_input, describe
-from qra_search.evaluation.evaluator import (
-    Evaluation,
-    EvaluationFailed,
-    Evaluator,
-    RowCount,
-    check_evaluation,
-)
+from qra_search.errors import BadInput, EvaluationFailed, convert_to_bad_input, describe, describe_problem
+from qra_search.evaluation.evaluator import Evaluator, RowCount, check_evaluation
 from qra_search.executors.base import Executor, InputUnusable, WorkerDied, WorkerUnusable
-from qra_search.log.trial import Proposal, to_printable
-from qra_search.space.space import Plan
+from qra_search.log.journal import to_printable
+from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
@@ -202,7 +195,7 @@ class WorkerEvaluator:
         try:
             return function(self.evaluator, *args)
         except (Exception, SystemExit) as error:
-            return Failure(type(error).__name__, to_printable(str(error)))
+            return Failure(type(error).__name__, to_printable(describe_problem(error)))
 
 
 def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:

@@ -9,8 +9,8 @@ from typing import Any
 
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.files import read_json
-from qra_search.space.levels import Level, LevelName
-from qra_search.space.plan import Group, Parameter, Plan
+from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
+from qra_search.space.levels import Level
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
@@ -34,7 +34,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)
     }
     return {
-        "groups": [group.model_dump(exclude_defaults=True) for group in space.groups],
+        "groups": [make_adapter(Group).dump_python(group, exclude_defaults=True) for group in space.groups],
         "bits": list(space.bits),
         "ranks": list(space.ranks),
         "fixed_bytes": space.fixed_bytes,
@@ -42,7 +42,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         "shapes": [list(shape) for shape in shapes],
         **({"levels": named} if named else {}),
         "bytes": {str(v.name): [int(v.format.bytes(*shape)) for shape in shapes] for v in space.levels},
-        **({"extra": {n: p.model_dump() for n, p in space.extra.items()}} if space.extra else {}),
+        **({"extra": {n: p.to_dict() for n, p in space.extra.items()}} if space.extra else {}),
     }
 
 
@@ -62,7 +62,7 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         ranks=data["ranks"],
         fixed_bytes=data["fixed_bytes"],
         adapter_bits=data["adapter_bits"],
-        extra={name: Parameter(**given) for name, given in data.get("extra", {}).items()},
+        extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
     )
 
 

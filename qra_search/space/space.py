@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
-from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
+from qra_search.schemas import Group, LevelName, Parameter, Plan
+from qra_search.schemas import Linear as Linear  # old path
+from qra_search.space.levels import Level, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
-from qra_search.space.plan import Group, Linear, Parameter, Plan
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Parameter", "Plan", "SearchSpace"]
 
@@ -168,7 +170,7 @@ class SearchSpace:
     def unquantized(self) -> SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
         beside, though it may be none of this space."""
-        groups = [group.model_copy(update={"bits": None, "ranks": None}) for group in self.groups]
+        groups = [replace(group, bits=None, ranks=None) for group in self.groups]
         ranks = sorted({0, self.ranks[-1]})
         return SearchSpace(
             groups=groups,
@@ -312,7 +314,7 @@ class SearchSpace:
             "weight": self.memory.weight.tolist(),
             "adapter": self.memory.adapter.tolist(),
             "fixed": self.fixed_bytes,
-            **({"extra": {n: p.model_dump() for n, p in self.extra.items()}} if self.extra else {}),
+            **({"extra": {n: p.to_dict() for n, p in self.extra.items()}} if self.extra else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -25,8 +25,7 @@ import numpy as np
 from qra_search.allocate.knapsack import decode_items, flatten, solve_many
 from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import drop_known
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, average_replicates

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Z_90, build_additive_table, compute_table_losses, estimate_gain_std
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, Sensitivities
+from qra_search.space.space import SearchSpace
 
 SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""

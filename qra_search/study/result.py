@@ -15,11 +15,10 @@ from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.allocate.solve import Allocation, solve
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Trial
+from qra_search.schemas import Plan, Trial
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.strategies.base import average_losses, find_non_dominated
 from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better_plan

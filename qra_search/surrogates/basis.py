@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import ensure_sensitivities
+from qra_search.schemas import Sensitivities
 from qra_search.space.space import SearchSpace
 
 FLOOR = 0.05

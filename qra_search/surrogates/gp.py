@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qra_search.schemas import Plan
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.space.steps import select_entries
 
 FIT_ITERATIONS = 60

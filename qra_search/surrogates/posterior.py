@@ -13,8 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Trial
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Trial
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 

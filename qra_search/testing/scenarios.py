@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+from qra_search.errors import EvaluationFailed
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import TrialLog
+from qra_search.schemas import Evaluation, Group, Linear, Plan, Sensitivities
 from qra_search.space.levels import Level, make_levels
-from qra_search.space.space import Group, Linear, Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 

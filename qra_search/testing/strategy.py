@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors.base import InProcessExecutor
+from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import TrialLog
+from qra_search.schemas import Evaluation, Plan, Sensitivities
 from qra_search.space.serialization import space_from_dict, space_to_dict
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.study.checks import check_proposals
 from qra_search.study.study import Callback, Study

@@ -25,7 +25,7 @@ import orjson
 from benchmarks.robustness.workers.common import record
 from qra_search import search
 from qra_search.log import lines
-from qra_search.log.lines import LogContents, LogError, read_log
+from qra_search.log.journal import LogContents, LogError, read_log
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 

@@ -7,8 +7,7 @@ from pymoo.core.population import Population
 from scipy.stats import spearmanr
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, select_trials

@@ -7,8 +7,7 @@ from scipy.special import logsumexp
 
 from qra_search.allocate.solve import build_additive_table, compute_table_losses, solve, solve_table
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import (
     Estimates,

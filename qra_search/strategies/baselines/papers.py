@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pymoo.core.population import Population
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import make_flat_sensitivities
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, Proposal, Sensitivities, Trial
+from qra_search.space.space import SearchSpace
 from qra_search.space.steps import AdjacentSteps, select_entries
 from qra_search.strategies.base import Strategy, average_losses
 from qra_search.strategies.baselines.nsga2 import check_population, mutate, select_survivors

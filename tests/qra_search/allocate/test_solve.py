@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import LEAST_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import BudgetTooSmall
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.testing.scenarios import make_toy_space
 
 

@@ -11,7 +11,7 @@ from qra_eval import QuantizedLoRAEvaluator
 from qra_search import Plan
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator
 
 

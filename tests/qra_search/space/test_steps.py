@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,9 +35,7 @@ def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
 
 def test_adjacent_choices_skip_those_a_group_may_not_take():
     space = make_toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
-    narrow = SearchSpace(
-        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
-    )
+    narrow = SearchSpace(groups=[replace(space.groups[0], bits=(2, 8))], bits=space.bits, ranks=space.ranks)
     steps, least, most = AdjacentSteps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
     assert steps.increase_choices(least).tolist() == [[3], [1]] and steps.decrease_choices(most).tolist() == [
         [0],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from table_world import World
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import compute_table_losses
+from qra_search.schemas import Sensitivities
 from qra_search.surrogates.basis import Rows, TableBasis, Widths
 from qra_search.surrogates.posterior import refine
 from qra_search.surrogates.table import TableFit
