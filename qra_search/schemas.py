@@ -123,7 +123,7 @@ class Parameter(Schema):
 
     Attributes:
         values: numbers to choose from, ascending, above 0.
-        default: one of them, which uniform plans and plans of sensitivities have.
+        default: one of them, that of plans which name none.
     """
 
     values: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from qra_search.errors import shorten
 from qra_search.space.budgets import check_budget_text
@@ -186,7 +195,19 @@ class SpaceConfig(Section):
         "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
     )
 
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (),
+        description="learning rates that a search may choose from beside training.learning_rate, with a strategy that "
+        "searches them (random, nsga2, bayes)",
+    )
+    lengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="shares of evaluation.steps that a search may evaluate a plan with, beside all of them, with such "
+        "a strategy; an evaluation is charged its share",
+    )
+
     _sorted = field_validator("bits", "ranks")(_sort_choices)
+    _several = field_validator("learning_rates", "lengths", mode="before")(_wrap_single)
 
 
 Schedule = Literal["linear", "cosine", "constant"]

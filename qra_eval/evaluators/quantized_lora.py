@@ -49,10 +49,12 @@ from qra_search.evaluation.evaluator import (
 )
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.launched import get_rank_and_size
+from qra_search.schemas import LENGTH, Parameter
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
 FIDELITIES = (0.25, 0.5, 1.0)
+LEARNING_RATE = "learning_rate"
 
 
 class QuantizedLoRAEvaluator(Evaluator):
@@ -125,7 +127,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.tuner = FineTuner(
             self.quantized_model, self.rows, config.evaluation, config.finetune, metric=search.metric
         )
-        self.space = self.tuner.space
+        self.space = self.tuner.space.with_extra(make_extra(self.config))
         if config.engine is not None:
             quantized = self.quantized_model
             check_engine(
@@ -206,12 +208,12 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings = self.tuner.evaluation
-        steps = math.ceil(fidelity * settings.steps)
+        steps = math.ceil(fidelity * plan.length * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
             self.tuner.switcher.put_plan(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.tuner.train(steps, seed)
+            trained = self.tuner.train(steps, seed, learning_rate=dict(plan.extra).get(LEARNING_RATE))
             began = time.perf_counter()
             loss = self.tuner.measure_loss("validation", held_out)
             by_task = (
@@ -331,3 +333,13 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def close(self) -> None:
         self.tuner.switcher.close()
+
+
+def make_extra(config: RunConfig) -> dict[str, Parameter]:
+    """What a search chooses beside bits and ranks by the settings: learning rates, and lengths of evaluations."""
+    extra, rate = {}, config.training.learning_rate
+    if config.space.learning_rates:
+        extra[LEARNING_RATE] = Parameter(tuple(sorted({*config.space.learning_rates, rate})), rate)
+    if config.space.lengths:
+        extra[LENGTH] = Parameter(tuple(sorted({*config.space.lengths, 1.0})), 1.0)
+    return extra

@@ -119,14 +119,18 @@ class FineTuner:
         *,
         callback: training.TrainerCallback | None = None,
         batches: Sequence[Batch] | None = None,
+        learning_rate: float | None = None,
         processes: Processes = ALONE,
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
         Args:
             batches: of the steps; default: those of an evaluation.
+            learning_rate: default: that of the settings.
         """
         settings = self.settings
+        if learning_rate is not None:
+            settings = settings.model_copy(update={"learning_rate": learning_rate})
         with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,

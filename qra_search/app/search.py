@@ -133,6 +133,12 @@ def search_run(
     Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
+    strategy = make_strategy(settings.strategy, **settings.options)
+    if evaluator.space.extra and not strategy.searches_extra:
+        raise BadInput(
+            f"strategy {strategy.name!r} does not search {' and '.join(evaluator.space.extra)}: choose random, nsga2 or "
+            "bayes, or remove space.learning_rates and space.lengths"
+        )
     with convert_to_bad_input():
         known = folder.find_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
@@ -142,7 +148,7 @@ def search_run(
             folder.check_begin(config, resume=True)  # of another process, perhaps, by now
             study = Study(
                 evaluator,
-                strategy=make_strategy(settings.strategy, **settings.options),
+                strategy=strategy,
                 evaluations=settings.evaluations,
                 memory_budget=list(settings.memory) or None,
                 seed=settings.seed,
@@ -171,6 +177,9 @@ def search_run(
                 write_text(folder.plan_file, planned)  # nothing came of it
     result.write(folder.path, evaluator=evaluator.describe())
     write_report(folder, result)
+    if (best := result.best()) is not None and best.plan.extra:
+        found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
+        listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
     if not result.candidates and not study.stopping:
         failures = result.failures()
         raise StudyFailed(

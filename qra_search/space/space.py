@@ -235,10 +235,12 @@ class SearchSpace:
     @cached_property
     def without_extra(self) -> SearchSpace:
         """The same space without its extra parameters; itself if it has none."""
-        return self.with_extra({}) if self.extra else self
+        return self.with_extra({})
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
         """The same space with these extra parameters in place of its own."""
+        if extra == self.extra:
+            return self
         return SearchSpace(
             groups=self.groups,
             bits=self.levels,
@@ -267,7 +269,6 @@ class SearchSpace:
                 self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups
             ),
             tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
-            tuple((name, parameter.default) for name, parameter in self.extra.items()),
         )
         return plan if self.contains(plan) else None
 

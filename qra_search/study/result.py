@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,16 @@ class SearchResult(Shown, StudyState):
 
     def choose_plan(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan chosen within a budget (default: the largest): the best evaluated one, or, if nothing that
-        fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did."""
+        fits was evaluated, the allocated one; None without either, if that one failed, and if all evaluations did.
+
+        It has no extra parameters: the best rate of short evaluations is not that of a full tuning.
+        """
         best = self.best(memory_budget)
         if best is not None:
-            return best.plan
+            return replace(best.plan, extra=())
         allocation = None if not self.candidates and self.failures() else self.allocation(memory_budget)
-        return None if allocation is None or allocation.plan in self._failed_plans else allocation.plan
+        failed = allocation is None or allocation.plan in self._failed_plans
+        return None if allocation is None or failed else replace(allocation.plan, extra=())
 
     @property
     def _failed_plans(self) -> set[Plan]:

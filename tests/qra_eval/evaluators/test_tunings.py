@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.strategies.foretold import ForetoldRate, find_top
 from qra_eval.evaluators.tunings import DEFAULT_RATE, TuningsLandscape, draw_plans
 from qra_eval.landscapes.tunings import LEARNING_RATES, PRIORS, STEPS, TuningFormula, compute_traits
 from qra_search import search
@@ -125,8 +126,8 @@ def test_a_task_that_the_table_lacks_is_refused() -> None:
 def test_strategies_search_rate_and_length_with_the_plan(landscape: TuningsLandscape, name: str) -> None:
     result = search(landscape, strategy=name, evaluations=16, memory_budget=landscape.budgets[2], seed=0)
     settings = {trial.plan.extra for trial in result.trials}
-    assert len({dict(extra)["learning_rate"] for extra in settings}) > 2
-    assert len({dict(extra)["length"] for extra in settings}) == 3
+    assert len({dict(extra).get("learning_rate") for extra in settings}) > 2
+    assert len({trial.plan.length for trial in result.trials}) == 3
     assert len(result.trials) > 16  # short tunings cost less than one
     assert sum(trial.plan.length for trial in result.trials) < 17
 
@@ -136,3 +137,20 @@ def test_other_strategies_get_the_space_of_plans_alone(landscape: TuningsLandsca
     assert not make_strategy(name).searches_extra
     result = search(landscape, strategy=name, evaluations=6, memory_budget=landscape.budgets[2], seed=0)
     assert {trial.plan.extra for trial in result.trials} == {()}
+
+
+def test_short_tunings_foretell_the_best_rate_of_long_ones(data: Path) -> None:
+    landscape = TuningsLandscape("banking77", data=data, noise=0.0)
+    result = search(
+        landscape, strategy=ForetoldRate(), evaluations=8, memory_budget=landscape.budgets[2], seed=0
+    )
+    plans = [trial.plan for trial in result.trials if trial.proposal.origin == "foretold"]
+    assert [plan.length for plan in plans[:6]] == [1 / 16] * 5 + [1.0]
+    losses = [landscape.true_loss(with_settings(plans[5], rate, 1.0)) for rate in LEARNING_RATES]
+    assert dict(plans[5].extra)["learning_rate"] == LEARNING_RATES[int(np.argmin(losses))]
+
+
+def test_the_top_of_a_parabola_is_found() -> None:
+    places = np.array([-3.0, -2.0, -1.0, 0.0, 1.0])
+    assert find_top(places, 0.3 * (places + 1.3) ** 2) == pytest.approx(-1.3)
+    assert find_top(places, -places) == 1.0
