@@ -13,8 +13,8 @@ from qra_search.app.compare import Comparison, compare, select_tuned_plan
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Evaluator
 from qra_search.files import write_text
 from qra_search.log.lines import round_trip
 from qra_search.log.state import StudyState, read_state

@@ -16,7 +16,7 @@ from qra_search.app.report.formatting import format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.settings import DEFAULT_FOLDER
 from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog

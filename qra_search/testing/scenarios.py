@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.errors import EvaluationFailed
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Group, Linear, Plan, Sensitivities
