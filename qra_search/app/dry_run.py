@@ -32,11 +32,10 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     space = evaluator.space
     with convert_to_bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
-    is_tunable = isinstance(evaluator, TunableEvaluator)
-    estimate = dict(evaluator.estimate()) if is_tunable else {}
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, TunableEvaluator) else {}
     count = config.search.evaluations if evaluations is None else evaluations
     if "evaluation_seconds" in estimate:
-        if estimate.get("sensitivities_seconds"):
+        if estimate.get("sensitivities_seconds") and isinstance(evaluator, CostedEvaluator):
             estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count

@@ -181,7 +181,7 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
         record = replace(
             record, failed=record.failed or f"diverged: validation loss is {validation}", validation_loss=None
         )
-    record = replace(record, settings=settings, finished_at=time.time())
+    record = replace(record, settings=dict(settings), finished_at=time.time())
     tuning.write(record)
     return record
 
