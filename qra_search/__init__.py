@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qra_search.app.search import search
     from qra_search.app.start import open_run, plan
     from qra_search.errors import BadInput, EvaluationFailed
-    from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.evaluator import Evaluator
     from qra_search.log.journal import TrialLog
     from qra_search.log.state import StudyState
     from qra_search.schemas import Evaluation, Group, Linear, Plan, Proposal, Sensitivities, Trial
@@ -55,7 +55,7 @@ __all__ = [
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
     "errors": ("BadInput", "EvaluationFailed"),
-    "evaluation.evaluator": ("Evaluator",),
+    "evaluator": ("Evaluator",),
     "log.state": ("StudyState",),
     "log.journal": ("TrialLog",),
     "schemas": ("Evaluation", "Group", "Linear", "Plan", "Proposal", "Sensitivities", "Trial"),

@@ -10,8 +10,9 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -74,10 +75,14 @@ class Schema:
         return made
 
 
-@cache
-def make_adapter(kind: type) -> TypeAdapter[Any]:
-    """Pydantic's reader and writer of a class."""
-    return TypeAdapter(kind)
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def make_adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's reader and writer of a class, made once."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -434,7 +439,7 @@ class TuningRecord(Schema):
         return self.steps == 0
 
 
-def tuning_id(plan: Plan, seed: int, settings: dict[str, Any]) -> str:
+def tuning_id(plan: Plan, seed: int, settings: Mapping[str, Any]) -> str:
     """Short digest of what a tuning follows from."""
     content = json.dumps([plan.to_dict(), seed, settings], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]

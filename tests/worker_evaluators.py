@@ -14,7 +14,7 @@ from typing import Any
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Evaluation, Plan, SearchSpace
-from qra_search.evaluation.evaluator import RowCount
+from qra_search.app.tunable import CostedEvaluator, RowCount
 
 WRONG: dict[str, Callable[[], Any]] = {
     "nan": lambda: Evaluation(float("nan"), 1),
@@ -33,7 +33,7 @@ def small_space() -> SearchSpace:
     return make_space(**SMALL)
 
 
-class Misbehaving(AdditiveEvaluator):
+class Misbehaving(AdditiveEvaluator, CostedEvaluator):
     """Does to plans of given mean bits what its name says; all others are evaluated as usual.
 
     `notes` is a folder in which every build and every evaluation leaves a file.

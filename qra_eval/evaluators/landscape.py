@@ -14,7 +14,8 @@ from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluator import Evaluator
+from qra_search.schemas import Evaluation
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
 PRIORS = ("measured", "flat", "shuffled", "none")

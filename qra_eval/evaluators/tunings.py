@@ -30,10 +30,10 @@ from qra_search import plugins
 from qra_search.allocate import knapsack
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
-from qra_search.schemas import LENGTH, Parameter
+from qra_search.evaluator import Evaluator
+from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 DEFAULT_RATE = 0.002
 """Of strategies that do not search it: the rate of the study of this model."""

@@ -23,7 +23,8 @@ from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_search.evaluation.evaluator import Progress, RowCount
+from qra_search.app.tunable import RowCount
+from qra_search.evaluator import Progress
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 
 SCORED_TOGETHER = 4

@@ -11,7 +11,7 @@ import torch
 
 from qra_eval.models.device import is_out_of_memory
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.errors import EvaluationFailed
 
 log = logging.getLogger(__name__)
 

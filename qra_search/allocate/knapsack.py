@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 BISECTIONS, BISECTIONS_OF_MANY = 60, 24
@@ -12,7 +14,14 @@ RELATIVE_GAP = 1e-12
 """Solutions closer to the optimum than this share of the costs' span count as optimal (float rounding)."""
 
 
-def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> np.ndarray | None:
+class Solution(NamedTuple):
+    """A plan, int64 (2, G), and whether it is known to be optimal."""
+
+    code: np.ndarray
+    is_exact: bool
+
+
+def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> Solution | None:
     """The plan of least cost within a budget.
 
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
@@ -27,10 +36,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
         exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few choices.
 
     Returns:
-        int64 (2, G), the code of the plan; None if nothing fits.
+        None if nothing fits.
     """
-    ranks, cost, size = cost.shape[-1], flatten(np.asarray(cost, float)), flatten(np.asarray(size, np.int64))
-    rows, allowed = np.arange(len(cost)), np.isfinite(cost)
+    ranks = cost.shape[-1]
+    cost = flatten(np.asarray(cost, float))
+    size = flatten(np.asarray(size, np.int64))
+    rows = np.arange(len(cost))
+    allowed = np.isfinite(cost)
     smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
     if not allowed.any(1).all() or size[rows, smallest].sum() > budget:
         return None
@@ -38,9 +50,10 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     best = fill_budget(cost, size, budget, best)
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
-    if exact and upper - bound > slack:
-        best = _search_exactly(cost, size, budget, price, best, upper, slack)
-    return decode_items(best, ranks)
+    is_exact = upper - bound <= slack
+    if exact and not is_exact:
+        best, is_exact = _search_exactly(cost, size, budget, price, best, upper, slack)
+    return Solution(decode_items(best, ranks), is_exact)
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
@@ -170,8 +183,9 @@ def _search_exactly(
     best: np.ndarray,
     upper: float,
     slack: float,
-) -> np.ndarray:
-    """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""
+) -> tuple[np.ndarray, bool]:
+    """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen; the best choice,
+    and whether the search came to its end."""
     priced = cost + price * size
     least = priced.min(1)
     bound = float(least.sum()) - price * budget
@@ -190,21 +204,21 @@ def _search_exactly(
         floor = total + price * (taken - budget) + rest_least[position + 1]
         alive = np.flatnonzero((floor < upper - slack) & (taken + rest_small[position + 1] <= budget))
         if not len(alive):
-            return best
+            return best, True
         alive = alive[np.lexsort((total[alive], taken[alive]))]
         running = np.minimum.accumulate(total[alive])
         alive = alive[np.append(True, running[1:] < running[:-1])]
         trace.append(((alive // len(items)).astype(np.int32), items[alive % len(items)].astype(np.int16)))
         left -= len(alive)
         if left < 0:
-            return best
+            return best, False
         sums, sizes = total[alive], taken[alive]
     at = int(sums.argmin())
     if sums[at] >= upper:
-        return best
+        return best, True
     choice = np.empty(len(cost), dtype=np.int64)
     for position in range(len(order) - 1, -1, -1):
         parent, item = trace[position]
         choice[order[position]] = item[at]
         at = int(parent[at])
-    return choice
+    return choice, True

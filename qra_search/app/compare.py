@@ -17,10 +17,11 @@ from qra_search.app.intervals import (
     seeds_half_width,
     standard_error,
 )
+from qra_search.app.shown import Shown
 from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.candidates import LossChange, Shown
+from qra_search.study.candidates import LossChange
 
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 

@@ -18,11 +18,12 @@ from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.search import write_report
+from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.app.tunings import Tunings
-from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
+from qra_search.evaluator import Evaluator
 from qra_search.launched import get_rank_and_size
 from qra_search.sections import FinetuneConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -37,7 +38,7 @@ StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
 
 
-def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
+def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
     """What comparable tunings share, beside plan and seed: settings, model, backend and rows."""
     counts = evaluator.row_counts()
     described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
@@ -53,7 +54,7 @@ def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str
 
 
 def count_recorded(
-    evaluator: Evaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()
+    evaluator: TunableEvaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()
 ) -> int:
     """How many tunings are finished, by an evaluator that need not have read the model's weights.
 
@@ -90,7 +91,7 @@ def tune_missing(
     Args:
         untuned: measure the untuned model as well.
     """
-    check_can_tune(evaluator, config)
+    evaluator = check_can_tune(evaluator, config)
     (folder := tunings.folder).records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
@@ -180,13 +181,13 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
         record = replace(
             record, failed=record.failed or f"diverged: validation loss is {validation}", validation_loss=None
         )
-    record = replace(record, settings=settings, finished_at=time.time())
+    record = replace(record, settings=dict(settings), finished_at=time.time())
     tuning.write(record)
     return record
 
 
 def _measure_untuned(
-    evaluator: Evaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener
+    evaluator: TunableEvaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener
 ) -> None:
     """Write the record of the untuned model, if it is missing and the evaluator can say it."""
     plan = evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)

@@ -11,10 +11,11 @@ from typing import Any
 from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
 from qra_search.app.compare import Comparison, compare, select_tuned_plan
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.shown import ShownResult
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Evaluator
 from qra_search.files import write_text
 from qra_search.log.lines import round_trip
 from qra_search.log.state import StudyState, read_state
@@ -141,7 +142,7 @@ class RunFolder:
         """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
         state, _, study = self._state()
         options = self.config().search.options if self.config_file.is_file() else {}
-        return SearchResult.from_state(state, _load_strategy(study.get("strategy", ""), options))
+        return ShownResult.from_state(state, _load_strategy(study.get("strategy", ""), options))
 
     def identity(self) -> dict[str, Any]:
         """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""

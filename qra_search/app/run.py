@@ -12,7 +12,7 @@ from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.evaluator import Workers, build_evaluator, start_workers
+from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import check_reloads, choose_rate, tune_missing
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
@@ -23,8 +23,8 @@ from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.app.tunings import change_settings, select_export, select_tunings
 from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.launched import is_follower
 from qra_search.sections import DEFAULT_EVALUATIONS
@@ -219,7 +219,7 @@ class Run:
                 )
             evaluator = self.evaluator(listener, config)
             if is_follower():
-                evaluator.serve_tunings()
+                check_can_tune(evaluator, config).serve_tunings()
             with open_trackers(track, self.path, config) as log:
                 comparison = tune_missing(
                     evaluator,
@@ -306,7 +306,7 @@ class Run:
     def write_base(self, tuning: TuningFolder) -> None:
         """Write the quantized base of a tuning, if it was saved without it."""
         if not tuning.base_file.is_file() and (record := tuning.record()) is not None:
-            self.evaluator().write_base(record.plan, tuning.path)
+            check_can_tune(self.evaluator(), self.config).write_base(record.plan, tuning.path)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""

@@ -15,8 +15,9 @@ from qra_search.app.report.data import RunData
 from qra_search.app.report.formatting import format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.settings import DEFAULT_FOLDER
+from qra_search.app.shown import ShownResult
 from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog
@@ -55,7 +56,7 @@ def search(
         study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
-            return study.run()
+            return ShownResult.from_result(study.run())
         finally:
             evaluator.progress = own  # the next search has a listener of its own
 
@@ -102,7 +103,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     result = folder.result() if folder.log_file.is_file() else None
     if result is None or not result.trials:
         allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
-        result = SearchResult(
+        result = ShownResult(
             space,
             (),
             sensitivities,
@@ -171,7 +172,7 @@ def search_run(
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         try:
             with on_interrupt(stop):
-                result = study.run()
+                result = ShownResult.from_result(study.run())
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it

@@ -12,10 +12,10 @@ from qra_search import plugins
 from qra_search.app.baselines import Against, select_baselines
 from qra_search.app.config import RunConfig, find_differences, make_config
 from qra_search.app.folder import RunFolder, read_plan_data
+from qra_search.app.tunable import NO_ADAPTER
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.files import read_tensor_names
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS

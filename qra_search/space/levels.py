@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qra_search.schemas import LevelName, check_name, format_level
+from qra_search.schemas import LevelName as LevelName  # old path
+from qra_search.schemas import check_name
+from qra_search.schemas import format_level as format_level  # old path
 from qra_search.schemas import format_level_label as format_level_label  # old path
 from qra_search.space.memory import METADATA_BITS, UNQUANTIZED_BITS, GroupwiseFormat, StorageFormat
 

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from qra_search.errors import RunFailed, shorten, wrong_type
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.log.state import StudyState
 from qra_search.schemas import MAX_INT, Proposal
 

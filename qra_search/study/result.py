@@ -21,11 +21,11 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.strategies import Strategy
 from qra_search.strategies.base import average_losses, find_non_dominated
-from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better_plan
+from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predict_better_plan
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Shown, StudyState):
+class SearchResult(StudyState):
     """Everything that a search leaves, made from the log alone: the state of the study, and what is known of its plans.
 
     Attributes:
@@ -34,7 +34,6 @@ class SearchResult(Shown, StudyState):
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
-    shown_by = "render_result"
     candidates: tuple[EvaluatedPlan, ...] = ()
     strategy: str = ""
     allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.errors import BadInput, EvaluationFailed, describe_problem
-from qra_search.evaluation.evaluator import Evaluator, check_evaluation
+from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState

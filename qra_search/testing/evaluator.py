@@ -17,7 +17,7 @@ import pytest
 
 from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.errors import EvaluationFailed
-from qra_search.evaluation.evaluator import Evaluator, check_evaluation
+from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan
 from qra_search.strategies.simple import RandomStrategy

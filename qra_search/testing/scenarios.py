@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.errors import EvaluationFailed
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Group, Linear, Plan, Sensitivities
@@ -67,29 +67,24 @@ def make_toy_space(
                 for m in members
             )
             left_out = int(restricted and len(groups) % 3 == 0)
-            choices = (
-                {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]}
-                if left_out or table
-                else {}
-            )
-            groups.append(
-                Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices)
-            )
+            group = Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer)
+            if left_out or table:
+                group = replace(group, bits=names[left_out:], ranks=ranks[: len(ranks) - left_out])
+            groups.append(group)
     if table:
-        linears, wide = (Linear(name="embed", out_features=1024, in_features=256),), (*names[1:], 16)
-        groups.append(
-            Group(
-                name="embed",
-                linears=linears,
-                bits=wide,
-                ranks=(0,),
-                kind="embed",
-                depth=layers,
-                is_embedding=True,
-            )
+        embeddings = Group(
+            name="embed",
+            linears=(Linear(name="embed", out_features=1024, in_features=256),),
+            bits=(*names[1:], 16),
+            ranks=(0,),
+            kind="embed",
+            depth=layers,
+            is_embedding=True,
         )
-        bits, ranks = (*bits, 16), (0, *ranks)
-    return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
+        groups.append(embeddings)
+        bits = (*bits, 16)
+        ranks = (0, *ranks)
+    return SearchSpace(groups=groups, bits=bits, ranks=ranks)
 
 
 class ToyEvaluator(Evaluator):

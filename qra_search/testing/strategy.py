@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors.base import InProcessExecutor
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState

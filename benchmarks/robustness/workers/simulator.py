@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.schemas import Evaluation, Proposal
 

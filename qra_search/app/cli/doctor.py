@@ -17,6 +17,7 @@ from qra_search.app.cli.common import argument
 from qra_search.app.config import RunConfig, load_config
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.report.table import TextTable
+from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, EvaluationFailed, describe
 from qra_search.files import is_whole, read_json
@@ -146,7 +147,7 @@ def _print_cards(config: RunConfig, *, as_json: bool) -> None:
         common.make_view(quiet=as_json) as view,
         closing(build_evaluator(config, view.progress, weights=False)) as evaluator,
     ):
-        cards = list(evaluator.cards())
+        cards = list(evaluator.cards()) if isinstance(evaluator, TunableEvaluator) else []
     if not cards:
         raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
     if as_json:

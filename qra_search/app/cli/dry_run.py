@@ -56,8 +56,7 @@ def print_dry_run(
         facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
         rows = describe_rows(evaluator)
         if tunings is not None:
-            check_can_tune(evaluator, config)
-            recorded = count_recorded(evaluator, config, tunings, rates)
+            recorded = count_recorded(check_can_tune(evaluator, config), config, tunings, rates)
             plans = [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
             facts["tunings"]["rates"] = list(dict.fromkeys(rates))

@@ -54,7 +54,7 @@ class AutoQRAStrategy(PaperStrategy):
     def breed(
         self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
     ) -> np.ndarray:
-        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng)[0], budget, rng)
+        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng), budget, rng)
         return steps.repair_by_importance(child, budget)
 
     def list_candidates(
