@@ -121,8 +121,10 @@ class TuningsLandscape(Evaluator):
             codes = []
             for price in RANK_PRICES:
                 cost = np.where(plain.memory.allowed, damage - price * rank[:, None, :], np.inf)
-                codes.append(knapsack.solve(cost, plain.memory.choice_bytes, room))
-            tried = np.stack([code for code in codes if code is not None])
+                solution = knapsack.solve(cost, plain.memory.choice_bytes, room)
+                if solution is not None:
+                    codes.append(solution.code)
+            tried = np.stack(codes)
             losses = np.array([self._compute_losses(tried, rate, 1.0) for rate in LEARNING_RATES])
             at_rate, at_plan = np.unravel_index(losses.argmin(), losses.shape)
             best = plain.decode(tried[at_plan])
