@@ -2,11 +2,13 @@
 
     python -m benchmarks.tunings --data DIR
     python -m benchmarks.tunings --data DIR --task banking77 --count 10
+    python -m benchmarks.tunings --out FOLDER/tunings.jsonl --pack
     python -m benchmarks.tunings --draw
 
 The design was drawn once (`--draw`) and is committed: `results/tunings/design.jsonl`, in an order of which every
 prefix covers the whole. A tuning that diverges is a row as any other. Seconds are of a tuning and its measurements;
-loading the model and encoding what a plan asks for the first time are not among them.
+loading the model and encoding what a plan asks for the first time are not among them. `--pack` puts the rows made so
+far, and the sensitivities beside them, into the package (docs/table-of-tunings.md).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from scipy.stats import qmc
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.allocate.sensitivities import write_sensitivities
+from qra_eval.landscapes.tunings import DATA
+from qra_search.allocate.sensitivities import read_sensitivities, write_sensitivities
 from qra_search.allocate.solve import build_additive_table, solve_table
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan, SearchSpace
@@ -167,7 +170,13 @@ def main() -> None:
     parser.add_argument("--design", type=Path, default=FOLDER / "design.jsonl")
     parser.add_argument("--out", type=Path, default=FOLDER / "tunings.jsonl")
     parser.add_argument("--draw", action="store_true", help="write the design, and tune nothing")
+    parser.add_argument(
+        "--pack", action="store_true", help="copy the rows into the package, and tune nothing"
+    )
     options = parser.parse_args()
+    if options.pack:
+        pack(options)
+        return
     if options.draw:
         options.design.unlink(missing_ok=True)
         for pair in zip(*map(draw_design, TASKS), strict=True):
@@ -176,6 +185,19 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed")
     make_rows(options)
+
+
+def pack(options: Namespace) -> None:
+    """Copy the rows and each task's sensitivities into the package."""
+    rows = read_lines(options.out)
+    DATA.mkdir(exist_ok=True)
+    for task in {row["task"] for row in rows}:
+        space, sensitivities, evaluator = read_sensitivities(
+            options.out.parent / f"sensitivities-{task}.json"
+        )
+        write_sensitivities(DATA / f"sensitivities-{task}.json", space, sensitivities, evaluator)
+    (DATA / "tunings.jsonl").unlink(missing_ok=True)
+    append_lines(DATA / "tunings.jsonl", *rows)
 
 
 def make_rows(options: Namespace) -> None:

@@ -1,7 +1,7 @@
 """How far the formula of real tunings is off on tunings that it was not fitted to, beside the noise between seeds.
 
     python -m benchmarks.tunings_errors
-    python -m benchmarks.tunings_errors --page docs/tunings.md
+    python -m benchmarks.tunings_errors --page docs/table-of-tunings.md
 
 Held out in turn: plans (a twentieth of them at a time, with all their rows), a learning rate, a length. With a Gaussian
 process on what the formula leaves, and without.

@@ -1,4 +1,4 @@
-"""A table of real tunings of SmolLM2, and the formula of their loss fitted to it (docs/tunings.md is its card)."""
+"""A table of real tunings of SmolLM2, and the formula of their loss fitted to it (docs/table-of-tunings.md is its card)."""
 
 from __future__ import annotations
 
