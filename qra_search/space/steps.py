@@ -96,7 +96,7 @@ def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return np.asarray(values[side, group, codes])
 
 
-def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+def exclude_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The codes (M, 2, G) in order, each once, without those that are among the known (N, 2, G)."""
     places = {code.tobytes(): i for i, code in enumerate(codes)}  # in the order of the first of equal codes
     seen = {code.tobytes() for code in known}

@@ -26,7 +26,7 @@ from qra_search.allocate.knapsack import decode_items, flatten, solve_many
 from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
-from qra_search.space.steps import drop_known
+from qra_search.space.steps import exclude_known
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
 from qra_search.strategies.simple import rotate_budgets, sample_plan
@@ -108,14 +108,14 @@ class QRAStrategy(Strategy):
                 return average_replicates(state.full)
             mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
             fitted = select_fitted_rows(rows)
-            mean[fitted], std[fitted] = fit.predict_rows()
+            mean[fitted], std[fitted] = fit.predict_evaluated()
         return Estimates(tuple(plans), mean, std)
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
         space, step = state.space, -(-len(state.budgets) // AT_ONCE)
         budgets = list(state.budgets[(len(state.trials) + k) % step :: step])
-        believed, _ = fit.predict_rows()
+        believed, _ = fit.predict_evaluated()
         known, new = self._list_candidates(state, fit, believed, budgets, k)
         n = len(known)
         codes = np.concatenate([fit.rows.codes[known], new])
@@ -176,7 +176,7 @@ class QRAStrategy(Strategy):
                         rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES
                     )
                 )
-        return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)
+        return np.array(sorted(known), int), exclude_known(np.concatenate(found), rows.codes)
 
 
 def list_neighbours(

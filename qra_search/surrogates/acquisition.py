@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import erfcx, ndtr
 
 from qra_search.space.space import SearchSpace
-from qra_search.space.steps import drop_known
+from qra_search.space.steps import exclude_known
 
 _points, _masses = np.polynomial.hermite_e.hermegauss(9)
 NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=True))
@@ -27,7 +27,7 @@ def rank_codes(
     """int (K, 2, G): those of the codes (M, 2, G) that are not known (N, 2, G) and take at most `limit` bytes, each
     once, that of largest score first."""
     codes = np.unique(codes, axis=0)
-    codes = drop_known(codes[space.memory.bytes(codes) <= limit], known)
+    codes = exclude_known(codes[space.memory.bytes(codes) <= limit], known)
     values = score(codes) if len(codes) else np.zeros(0)
     order = np.argsort(-values, kind="stable")
     return codes[order[np.isfinite(values[order])]]

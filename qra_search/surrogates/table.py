@@ -221,7 +221,7 @@ class TableFit:
             s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)
         ) - half.T @ half
 
-    def predict_rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def predict_evaluated(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
         plan's own misfit."""
         seeds = self.rows.seeds
