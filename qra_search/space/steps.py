@@ -62,7 +62,8 @@ class AdjacentSteps:
                 order = iter(rng.permutation(code.size))
                 continue
             at = np.unravel_index(v, code.shape)
-            sizes, now = self.sizes[at], self.sizes[at][code[at]]
+            sizes = self.sizes[at]
+            now = self.sizes[at][code[at]]
             smaller = np.flatnonzero(self.allowed[at] & (sizes < now))
             if len(smaller):
                 code[at] = smaller[sizes[smaller].argmax()]

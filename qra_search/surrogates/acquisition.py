@@ -79,7 +79,8 @@ def log_expected_improvement(mean: np.ndarray, std: np.ndarray, best: np.ndarray
     0.398942
     """
     u = np.maximum((best - mean) / std, LEAST_U)
-    near, far = np.maximum(u, -1.0), np.minimum(u, -1.0)
+    near = np.maximum(u, -1.0)
+    far = np.minimum(u, -1.0)
     upper = np.log(np.exp(-0.5 * near * near - LOG_SQRT_2PI) + near * ndtr(near))
     lower = -0.5 * far * far - LOG_SQRT_2PI + np.log1p(np.sqrt(np.pi / 2) * far * erfcx(-far / np.sqrt(2)))
     return np.log(std) + np.where(u > -1.0, upper, lower)
@@ -97,7 +98,8 @@ def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: n
         fits: bool (P,), plans within the budget.
     """
     pool = np.flatnonzero(fits[:known])
-    new_mean, new_fits = mean[known:], fits[known:]
+    new_mean = mean[known:]
+    new_fits = fits[known:]
     if not len(pool):
         return np.where(new_fits, mean.max(initial=-np.inf) - new_mean, 0.0)
     each = np.arange(len(new_mean))
