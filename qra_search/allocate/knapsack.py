@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BISECTIONS, BISECTIONS_OF_MANY = 60, 24
+BISECTIONS = 60
+BISECTIONS_OF_MANY = 24
 MOST_SUMS = 12_000_000
 """Partial sums of all groups together, 6 bytes each. A measured prior of 6,000 experts needs half as many; only
 thousands of groups that are all alike need more, and there the greedy solution is but a single exchange off."""
@@ -64,7 +65,9 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         size: int (G, B, R).
         budget: what the sizes may sum to; the smallest choices must fit.
     """
-    ranks, cost, size = cost.shape[-1], flatten(cost), flatten(size)
+    ranks = cost.shape[-1]
+    cost = flatten(cost)
+    size = flatten(size)
     S, G, _ = cost.shape
     allowed = np.isfinite(cost[0])
     least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
@@ -81,7 +84,8 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         # Prices span many decades: bisect on the logarithm.
         high = np.log((span / width).max(1) * G + 1e-300) + 5.0
         low = high - 40.0
-        weight, priced = size.astype(float), np.empty_like(c)
+        weight = size.astype(float)
+        priced = np.empty_like(c)
         for _ in range(BISECTIONS_OF_MANY):
             middle = 0.5 * (low + high)
             np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
@@ -155,13 +159,16 @@ def _bisect(
     if total <= budget:
         return 0.0, choice, bound
     finite = cost[np.isfinite(cost)]
-    low, high, best = 0.0, float(finite.max() - finite.min()) + 1e-300, smallest
+    low = 0.0
+    high = float(finite.max() - finite.min()) + 1e-300
+    best = smallest
     best_price = high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2 if low > 0 else high / 4
         choice, total, value = choose_by_price(middle)
         if value > bound:
-            bound, best_price = value, middle
+            bound = value
+            best_price = middle
         if total <= budget:
             high = middle
             if cost[rows, choice].sum() < cost[rows, best].sum():
@@ -194,7 +201,8 @@ def _search_exactly(
     order = np.argsort(keep.sum(1), kind="stable")
     rest_least = np.append(least[order][::-1].cumsum()[::-1], 0.0)
     rest_small = np.append(np.where(keep, size, np.iinfo(np.int64).max).min(1)[order][::-1].cumsum()[::-1], 0)
-    sums, sizes = np.zeros(1), np.zeros(1, np.int64)
+    sums = np.zeros(1)
+    sizes = np.zeros(1, np.int64)
     trace: list[tuple[np.ndarray, np.ndarray]] = []
     left = MOST_SUMS
     for position, g in enumerate(order):
@@ -212,7 +220,8 @@ def _search_exactly(
         left -= len(alive)
         if left < 0:
             return best, False
-        sums, sizes = total[alive], taken[alive]
+        sums = total[alive]
+        sizes = taken[alive]
     at = int(sums.argmin())
     if sums[at] >= upper:
         return best, True

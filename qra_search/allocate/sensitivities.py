@@ -41,7 +41,8 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BadInput(f"{file} holds no sensitivities of format {FORMAT!r}: plan again in another folder")
     try:
-        space, sensitivities = space_from_dict(data["space"]), Sensitivities.from_dict(data["sensitivities"])
+        space = space_from_dict(data["space"])
+        sensitivities = Sensitivities.from_dict(data["sensitivities"])
         evaluator = dict(data["evaluator"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{file} is damaged ({describe(error)}): plan again in another folder") from error

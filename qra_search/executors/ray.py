@@ -83,7 +83,8 @@ class RayWorker:
     """An actor."""
 
     def __init__(self, ray: Any, actor: Any):
-        self._ray, self._actor = ray, actor
+        self._ray = ray
+        self._actor = actor
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         errors = self._ray.exceptions

@@ -258,7 +258,8 @@ class TrialLog:
 
     def close(self) -> None:
         """Close the file and let other processes write; the next write opens it again."""
-        lock, self._lock = self._lock, None
+        lock = self._lock
+        self._lock = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

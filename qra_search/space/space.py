@@ -75,7 +75,8 @@ class SearchSpace:
         self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
-        self.fixed_bytes, self.adapter_bits = int(fixed_bytes), int(adapter_bits)
+        self.fixed_bytes = int(fixed_bytes)
+        self.adapter_bits = int(adapter_bits)
         if self.fixed_bytes < 0 or self.adapter_bits < 1:
             raise ValueError(
                 f"fixed_bytes must not be negative, and adapter_bits positive: got {fixed_bytes} and {adapter_bits}"
@@ -90,7 +91,8 @@ class SearchSpace:
             raise ValueError("a space needs at least one group that is not an embedding")
 
     def __repr__(self) -> str:
-        bits, ranks = ", ".join(map(str, self.bits)), ", ".join(map(str, self.ranks))
+        bits = ", ".join(map(str, self.bits))
+        ranks = ", ".join(map(str, self.ranks))
         sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
         return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
 
@@ -354,9 +356,9 @@ class SearchSpace:
             ):
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
-        for name, value in plan.extra:
+        for name, number in plan.extra:
             if name not in self.extra:
                 return f"the plan has {name!r}, which is not searched in this space"
-            if value not in self.extra[name].values:
-                return f"{name} {value:g} is not one of {self.extra[name].values}"
+            if number not in self.extra[name].values:
+                return f"{name} {number:g} is not one of {self.extra[name].values}"
         return ""

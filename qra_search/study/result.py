@@ -41,7 +41,8 @@ class SearchResult(StudyState):
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
         """The result of a study as it stands."""
-        beliefs, observed = strategy.estimate(state), average_losses(state.full)
+        beliefs = strategy.estimate(state)
+        observed = average_losses(state.full)
         count = Counter(trial.plan for trial in state.full)
         candidates = [
             EvaluatedPlan(
@@ -56,7 +57,8 @@ class SearchResult(StudyState):
     @property
     def front(self) -> list[EvaluatedPlan]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
-        losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
+        losses = [c.loss for c in self.candidates]
+        sizes = [c.memory_bytes for c in self.candidates]
         return [self.candidates[i] for i in find_non_dominated(np.array(losses), np.array(sizes))]
 
     @property

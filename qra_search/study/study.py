@@ -109,7 +109,8 @@ class Study:
         )
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = list_initial_plans(self.space, self.memory_budgets)
-        self._given_sensitivities, self._charged = sensitivities, charged
+        self._given_sensitivities = sensitivities
+        self._charged = charged
         self.stopping = False
         self._asked: dict[int, Trial] = {}
 
@@ -154,13 +155,11 @@ class Study:
                 if not flying:
                     break
                 # All that ended is recorded before anything is raised: an unusable worker comes last.
-                results = {
-                    future: future.exception() or future.result() for future in self.executor.wait(flying)
-                }
-                for future in sorted(
-                    results, key=lambda f: (isinstance(results[f], WorkerUnusable), flying[f].id)
-                ):
-                    trial = self._record(flying.pop(future), results[future])
+                futures = list(self.executor.wait(flying))
+                outcomes = [(flying.pop(f), f.exception() or f.result()) for f in futures]
+                outcomes.sort(key=lambda pair: (isinstance(pair[1], WorkerUnusable), pair[0].id))
+                for asked_trial, outcome in outcomes:
+                    trial = self._record(asked_trial, outcome)
                 if self.batch is not None and (flying or waiting):
                     continue  # what a batch comes to may not depend on the order of its results
                 ended = [t for t in self.log if t.status != "running"]
@@ -218,7 +217,12 @@ class Study:
     def _propose_next(self, flying: int, *, most: int | None = None) -> list[Proposal]:
         """The next proposals, at most as many as are given or there are free slots beside those in flight."""
         state = self.state
-        room = most or (self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
+        if most is not None:
+            room = most
+        elif self.batch is None:
+            room = self.executor.slots - flying
+        else:
+            room = 0 if flying else self.batch
         room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []

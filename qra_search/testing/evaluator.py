@@ -82,7 +82,8 @@ class EvaluatorContract:
         assert evaluator.describe() == description
 
     def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
-        space, count = evaluator.space, len(evaluator.space) + 1
+        space = evaluator.space
+        count = len(evaluator.space) + 1
         wrong = Plan((space.bits[0],) * count, (space.ranks[0],) * count)
         with pytest.raises((ValueError, EvaluationFailed)):
             evaluator.evaluate(wrong)

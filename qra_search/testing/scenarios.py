@@ -108,8 +108,10 @@ class ToyEvaluator(Evaluator):
     ):
         self.space = space or make_toy_space()
         self.fidelities = fidelities
-        self.failing, self.noise = failing, noise
-        groups, rng = len(self.space), np.random.default_rng(5)
+        self.failing = failing
+        self.noise = noise
+        groups = len(self.space)
+        rng = np.random.default_rng(5)
         error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
         widths = self.space.widths.tolist()
         error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])

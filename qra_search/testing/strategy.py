@@ -137,7 +137,8 @@ class StrategyContract:
     def test_a_resumed_study_equals_an_unbroken_one(
         self, strategy: Strategy, fidelities: tuple[float, ...], tmp_path: Path
     ) -> None:
-        evaluator, path = ToyEvaluator(fidelities=fidelities), tmp_path / "trials.jsonl"
+        evaluator = ToyEvaluator(fidelities=fidelities)
+        path = tmp_path / "trials.jsonl"
 
         def study(strategy: Strategy, **options: Any) -> Study:
             budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)

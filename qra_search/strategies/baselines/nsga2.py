@@ -43,7 +43,9 @@ class NSGA2Strategy(Strategy):
     def __init__(
         self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None
     ):
-        self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
+        self.population = check_population(population)
+        self.crossover = crossover
+        self.mutation = mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         steps = AdjacentSteps(state.space)
@@ -98,7 +100,8 @@ def select_survivors(
     rows = codes.reshape(len(codes), -1)  # as pymoo has them
     objectives = np.column_stack([list(losses.values()), state.memory.bytes(codes)]).astype(float)
     pop = Population.new("X", rows, "F", objectives, "CV", np.zeros((len(rows), 1)))
-    problem, rng = Problem(n_var=rows.shape[1], n_obj=2), np.random.default_rng([state.seed, generation])
+    problem = Problem(n_var=rows.shape[1], n_obj=2)
+    rng = np.random.default_rng([state.seed, generation])
     return RankAndCrowding().do(problem, pop, n_survive=size, random_state=rng)
 
 
@@ -138,7 +141,8 @@ def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.G
     Args:
         rate: chance of each variable; one is drawn outright, so that something changes.
     """
-    up, down = steps.increase_choices(code), steps.decrease_choices(code)
+    up = steps.increase_choices(code)
+    down = steps.decrease_choices(code)
     movable = ((up != code) | (down != code)).ravel()
     if not movable.any():
         return code.copy()
@@ -151,7 +155,8 @@ def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.G
 
 def select_winners(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
     """The winners (M, 1) of pairs P (M, 2), by rank, then crowding, then chance."""
-    rank, crowding = pop.get("rank").astype(float), pop.get("crowding").astype(float)
+    rank = pop.get("rank").astype(float)
+    crowding = pop.get("crowding").astype(float)
     a, b = P[:, 0], P[:, 1]
     coin = random_state.random(len(P)) < 0.5
     first = (rank[a] < rank[b]) | ((rank[a] == rank[b]) & (crowding[a] > crowding[b]))

@@ -12,7 +12,8 @@ from qra_search.strategies.baselines.nsga2 import breed_child
 from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, select_trials
 from qra_search.surrogates.gp import PlanGP
 
-PROMOTED, REFINED = "promoted", "refined"
+PROMOTED = "promoted"
+REFINED = "refined"
 
 
 class QRAdaptorStrategy(PaperStrategy):

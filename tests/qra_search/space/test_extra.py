@@ -90,4 +90,5 @@ def test_space_and_plan_are_read_back_from_plain_data() -> None:
     space = space_from_dict(space_to_dict(SPACE))
     assert space.signature == SPACE.signature
     plan = Plan((2, 3, 4), (4, 8, 4), (("learning_rate", 0.008), ("length", 0.25)))
-    assert plan_from_dict(space, plan_to_dict(SPACE, plan)) == plan == Plan.from_dict(plan.to_dict())
+    assert Plan.from_dict(plan.to_dict()) == plan
+    assert plan_from_dict(space, plan_to_dict(SPACE, plan)) == Plan(plan.bits, plan.ranks)  # what is tuned

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import SearchSpace
-from qra_search.space.steps import AdjacentSteps, drop_known
+from qra_search.space.steps import AdjacentSteps, exclude_known
 from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
 
 SPACE = make_toy_space(4, restricted=True)
@@ -59,4 +59,4 @@ def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
 
 def test_known_plans_and_repeated_ones_are_dropped_in_order():
     codes = np.array([[[1], [2]], [[3], [4]], [[1], [2]], [[5], [6]]])
-    np.testing.assert_array_equal(drop_known(codes, codes[1:2]), codes[[0, 3]])
+    np.testing.assert_array_equal(exclude_known(codes, codes[1:2]), codes[[0, 3]])
