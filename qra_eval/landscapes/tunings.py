@@ -1,4 +1,4 @@
-"""A table of real tunings of SmolLM2, and the formula of their loss fitted to it (docs/table-of-tunings.md is its card)."""
+"""A table of real tunings of SmolLM2, and the formula of their loss (docs/table-of-tunings.md is the card)."""
 
 from __future__ import annotations
 

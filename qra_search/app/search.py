@@ -137,8 +137,8 @@ def search_run(
     strategy = make_strategy(settings.strategy, **settings.options)
     if evaluator.space.extra and not strategy.searches_extra:
         raise BadInput(
-            f"strategy {strategy.name!r} does not search {' and '.join(evaluator.space.extra)}: choose random, nsga2 or "
-            "bayes, or remove space.learning_rates and space.lengths"
+            f"strategy {strategy.name!r} does not search {' and '.join(evaluator.space.extra)}: choose random, nsga2 "
+            "or bayes, or remove space.learning_rates and space.lengths"
         )
     with convert_to_bad_input():
         known = folder.find_sensitivities(evaluator)
