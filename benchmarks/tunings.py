@@ -121,7 +121,7 @@ def make_evaluator(task: str, data: str) -> QuantizedLoRAEvaluator:
         {
             "model": {"name": "smollm2", "compute": "bfloat16"},
             "task": {"name": task, "data": data},
-            "quantization": {"backend": "mixed-calibrated", "embeddings": [1, 1.5, 2, 3, 16]},
+            "quantization": {"backend": "mixed-calibrated", "embeddings": list(BITS)},
             "space": {"bits": list(BITS), "ranks": list(RANKS)},
             "training": {"batch_size": 8},
             "evaluation": {"validation_rows": VALIDATION_ROWS},

@@ -73,8 +73,10 @@ def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
     """The lines of one task."""
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
-    lines = (data / "tunings.jsonl").read_bytes().splitlines()
-    return [row for row in map(orjson.loads, lines) if row["task"] == task]
+    file = data / "tunings.jsonl"
+    if not file.is_file():
+        raise BadInput(f"{file} does not exist: make a table with `python -m benchmarks.tunings`")
+    return [row for row in map(orjson.loads, file.read_bytes().splitlines()) if row["task"] == task]
 
 
 @cache

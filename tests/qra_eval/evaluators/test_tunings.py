@@ -13,6 +13,7 @@ from qra_eval.evaluators.tunings import DEFAULT_RATE, TuningsLandscape, draw_pla
 from qra_eval.landscapes.tunings import LEARNING_RATES, PRIORS, STEPS, TuningFormula, compute_traits
 from qra_search import search
 from qra_search.allocate.sensitivities import Sensitivities, write_sensitivities
+from qra_search.app.bench import build_task
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.space.space import Group, Linear, Plan, SearchSpace
@@ -117,9 +118,11 @@ def test_no_plan_of_a_thousand_beats_the_reference(landscape: TuningsLandscape) 
     assert min(map(landscape.true_loss, others)) >= reference.losses[0]
 
 
-def test_a_task_that_the_table_lacks_is_refused() -> None:
+def test_a_task_that_the_table_lacks_is_refused_and_so_is_a_folder_without_a_table(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="banking77 and restaurant8k, not 'gsm8k'"):
-        TuningsLandscape("gsm8k")
+        build_task("tunings-gsm8k", seed=0)
+    with pytest.raises(BadInput, match="tunings.jsonl does not exist: make a table"):
+        TuningsLandscape("banking77", data=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["random", "nsga2", "bayes"])
