@@ -67,6 +67,7 @@ def load(
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
         folder,
+        plan=plan,
         device=device,
         dequantized_cache=dequantized_cache,
         trust_remote_code=trust_remote_code,
@@ -96,16 +97,21 @@ def load(
 def load_base(
     folder: str | Path,
     *,
+    plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     dequantized_cache: int | str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
-    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
+
+    Args:
+        plan: what the folder's `plan.json` holds, if it was read.
+    """
     folder, devices = find_tuning(Path(folder)), resolve_devices(device)
     device = str(devices[0])
-    data = read_tuned_plan(folder)
+    data = read_tuned_plan(folder) if plan is None else plan
     loaded = load_model(
         data["model"] if model is None else model,
         tokenizer=tokenizer,

@@ -16,7 +16,7 @@ from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_tensors import EXPERT, find_row_order, make_tensor_namer
+from qra_eval.export.gguf import EXPERT, find_row_order, make_tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, list_family_issues, list_layer_types
 from qra_search.errors import BadInput
