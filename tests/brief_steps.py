@@ -16,7 +16,7 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     report is written but by `qra report`."""
     from qra_eval.quantized import model
     from qra_eval.tasks import base
-    from qra_eval.tasks.generation import generate_answers
+    from qra_eval.tasks.scoring import generate_answers
     from qra_search.app import finetune, search
 
     def answer(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, **options: Any) -> list[str]:

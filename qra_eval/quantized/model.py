@@ -22,8 +22,8 @@ from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
 from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
+from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
-from qra_eval.tasks.rows import Rows
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
 from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig

@@ -7,8 +7,7 @@ from typing import Any
 
 from qra_eval.tasks.base import Task, render_example
 from qra_eval.tasks.encoding import Encoded, encode_example
-from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.forms import is_text
+from qra_eval.tasks.example import SPLITS, Example, SplitName, is_text
 from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.app.config import IN_MEMORY

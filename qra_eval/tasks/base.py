@@ -1,4 +1,4 @@
-"""What a task is: examples in three splits that never overlap, and how they are tokenized and scored."""
+"""What a task is: examples in three splits that never overlap, how they are scored, and their rows, tokenized once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, digest_source, score_answers
-from qra_eval.tasks.scoring import measure_choices, score_choices
+from qra_eval.tasks.scoring import generate_answers, measure_choices, score_choices
 from qra_search.errors import BadInput, shorten
 
-SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
-"""Parts of a user's own rows where all three splits are taken from them."""
-TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
-"""Parts of a data set's training split."""
+ROWS_SEED = 0x5EED
+"""Added to a seed, so that the order of rows and the order of their batches come from different numbers."""
 ANSWER_MARGIN = 8
 """Tokens that a generated answer may be longer than the longest wanted one."""
 
@@ -188,6 +185,72 @@ class Task(ABC):
         return self.chat
 
 
+class Rows:
+    """The first rows of each split of a task.
+
+    Args:
+        name: of the task, for messages.
+        max_length: tokens of a row, at most.
+    """
+
+    def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
+        self.task, self.name, self.tokenizer, self.max_length = task, name, tokenizer, max_length
+        self._encoded: dict[SplitName, list[Encoded]] = {}
+        self._waiting: dict[SplitName, Iterator[Encoded]] = {}
+
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
+        """The first `count` rows of a split; fewer where it is shorter. None: all.
+
+        Raises:
+            BadInput: the split is empty.
+        """
+        if split not in self._encoded:
+            examples = self.task.split(split)
+            self._encoded[split] = []
+            self._waiting[split] = self.task.encode(examples, self.tokenizer, self.max_length)
+        rows = self._encoded[split]
+        rows += islice(self._waiting[split], None if count is None else max(0, count - len(rows)))
+        if not rows:
+            raise BadInput(f"task {self.name!r} has no rows in its {split} split")
+        return rows[:count]
+
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        """`count` rows of a split, or all of them, in an order drawn by the seed; seed 0 takes the first in theirs."""
+        import torch  # seconds, which a task that is refused does without
+
+        if seed == 0:
+            return self(split, count)
+        examples = self.task.split(split)
+        generator = torch.Generator().manual_seed(ROWS_SEED + seed)
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        drawn = (examples[i] for i in order)
+        return list(islice(self.task.encode(drawn, self.tokenizer, self.max_length), count))
+
+    def hash(self, **counts: int | None) -> str:
+        """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""
+        digest = hashlib.sha256()
+        for split, count in counts.items():
+            for row in self(split, count):  # type: ignore[arg-type]
+                digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class LongestRows(Rows):
+    """Rows of which nothing is known but their greatest length: all have that, and labels everywhere.
+
+    What memory they take is an upper bound; for a model without a tokenizer.
+    """
+
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
+        import torch
+
+        ids = torch.zeros(self.max_length, dtype=torch.long)
+        return [Encoded(ids, ids)] * len(self.task.split(split)[:count])
+
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        return self(split, count)
+
+
 def _check_splits(
     task: str, loaded: Mapping[SplitName, Sequence[Example]]
 ) -> dict[SplitName, tuple[Example, ...]]:
@@ -210,7 +273,7 @@ def _check_splits(
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
                     f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: each row "
-                    "must be in one split; `qra_eval.tasks.base.split_examples` keeps splits apart"
+                    "must be in one split; `qra_eval.tasks.splits.split_examples` keeps splits apart"
                 )
     return splits
 
@@ -230,79 +293,3 @@ def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[st
         pieces.append((text[len(done) :], learnt))
         done = text
     return pieces
-
-
-def split_examples(
-    given: Mapping[SplitName, Sequence[Example]],
-    seed: int = 0,
-    *,
-    shares: Mapping[SplitName, float] = SHARES,
-    least: int = 0,
-) -> dict[SplitName, Sequence[Example]]:
-    """All three splits from those given, `train` among them: what is missing is split off that one.
-
-    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
-    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
-
-    Args:
-        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
-        least: distinct rows from which all three splits are taken.
-
-    Raises:
-        BadInput: too few distinct rows.
-    """
-    parts: dict[SplitName, Sequence[Example]] = {}
-    held: list[Example] = []
-    for name in SPLITS[:0:-1]:
-        if name in given:
-            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
-            held += parts[name]
-    missing = {name: share for name, share in shares.items() if name not in parts}
-    groups: dict[str, list[Example]] = {}
-    free = exclude_known(given["train"], held)
-    for example in free:
-        groups.setdefault(hash_parts(seed, example.key), []).append(example)
-    needed = len(missing) if parts else max(least, len(missing))
-    if len(groups) < needed:
-        lost = len(given["train"]) - len(free)
-        others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
-        raise BadInput(
-            f"{len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at least "
-            f"{needed}, or a folder with a file for each split"
-        )
-    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
-    total, whole, later = sum(map(len, ordered)), sum(missing.values()), len(missing)
-    for name, share in missing.items():
-        later -= 1
-        rows: list[Example] = []
-        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
-            rows += ordered.pop()
-        parts[name] = rows
-    return parts
-
-
-def select_conflicting(examples: Iterable[Example]) -> list[Example]:
-    """Examples whose prompt occurs again with another answer."""
-    by_prompt: dict[str, list[Example]] = {}
-    for example in examples:
-        if example.prompt.strip():
-            by_prompt.setdefault(example.key, []).append(example)
-    return [
-        e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same
-    ]
-
-
-def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
-    """The examples whose key none of `taken` has."""
-    keys = {example.key for example in taken}
-    return [example for example in examples if example.key not in keys]
-
-
-def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
-    """Examples in the order of the hashes of their keys."""
-    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
-
-
-def hash_parts(*parts: Any) -> str:
-    """Hexadecimal SHA-256 of the parts' texts."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

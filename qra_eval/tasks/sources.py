@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval import hub
-from qra_eval.tasks.example import SPLITS, SplitName
+from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
 from qra_search.files import make_encoding_error
@@ -46,6 +46,17 @@ def is_data_path(name: str) -> bool:
 def is_hub_name(name: str) -> bool:
     """Whether it may be a data set's name on the hub, `owner/name`, and is no path here."""
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
+
+
+def read_examples(
+    data: Any,
+    make_example: Callable[[dict[str, Any], str], Example],
+    subset: str | None = None,
+    splits: Mapping[str, str] | None = None,
+) -> dict[SplitName, list[Example]]:
+    """The examples of each split that the data has, made of a row and where it stands; see `read_splits`."""
+    found = read_splits(data, subset, splits)
+    return {split: [make_example(row, where) for where, row in rows] for split, rows in found.items()}
 
 
 def read_splits(
@@ -138,10 +149,7 @@ def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
 
 
 def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
-    """A data set's splits by name, downloaded unless they were before.
-
-    Args:
-        name: `owner/name`, or a folder that `datasets` reads.
+    """A data set's splits by name (or a folder that `datasets` reads), downloaded unless they were before.
 
     Raises:
         BadInput: it could not be downloaded; one line.
@@ -152,9 +160,7 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
     if reason is None:
         try:
             return load_dataset(name, subset)
-        except (
-            Exception
-        ) as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
+        except Exception as error:  # no network, no such name, a subset needed, a broken file
             reason = first_line(error)
     raise BadInput(
         f"data set {name!r} could not be downloaded ({reason}): check its name and the network, or give its folder "
@@ -167,38 +173,11 @@ def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
     return _label_rows(load_hub_data(name, subset)[split], f"{name}, {split} row")
 
 
-def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A row's field, checked to be there and of a type.
-
-    Raises:
-        BadInput: it is not; the message says where, what was found and what is needed.
-    """
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wanted = " or ".join(k.__name__ for k in kinds)
-    if name not in row:
-        raise BadInput(f"{where}: no field {name!r} ({wanted}), only {', '.join(map(repr, row)) or 'none'}")
-    value = row[name]
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
-        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a {wanted} is needed")
-    return value
-
-
-def check_characters(text: str, name: str, where: str) -> str:
-    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadInput(
-            f"{where}: field {name!r} has an incomplete character: fix or remove the row"
-        ) from None
-    return text
-
-
 def _select_splits(
     data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None
 ) -> dict[SplitName, list[Row]]:
     """The rows of a mapping of splits, by the usual names or by those given."""
-    chosen: dict[str, str] = dict(splits or {})
+    chosen = dict(splits or {})
     for ours, theirs in chosen.items():
         if ours not in SPLITS:
             raise BadInput(f"a split must be one of {', '.join(SPLITS)}, got {ours!r}")
@@ -238,9 +217,6 @@ def _label_rows(rows: Any, what: str) -> list[Row]:
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         where, shown = f"{path}, line {number}", shorten(line[:200], 60)
-        if number == 1 and line.lstrip().startswith("["):
-            name = path.with_suffix(".json").name
-            raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")
         if line.strip():
             row = _parse_json(line, f"{where}: {shown}")
             if not isinstance(row, dict):

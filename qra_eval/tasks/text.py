@@ -7,23 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qra_eval.tasks.base import Task, split_examples
+from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
-from qra_eval.tasks.example import Example, SplitName
+from qra_eval.tasks.example import Example, SplitName, check_characters, read_field
 from qra_eval.tasks.metrics import Metric
 from qra_eval.tasks.sources import (
     READERS,
     STEMS,
     Row,
-    check_characters,
     find_split_files,
     is_file_name,
-    read_field,
     read_hub_rows,
     read_rows,
     read_splits,
     read_text,
 )
+from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
