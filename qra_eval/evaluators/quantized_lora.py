@@ -30,9 +30,8 @@ from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune
-from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.loading import load
-from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged

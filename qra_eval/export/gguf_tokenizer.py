@@ -28,22 +28,21 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     count = min(max(tokenizer.get_vocab().values()) + 1, run.config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
-    kinds = [
-        (CONTROL if added[i].special else USER_DEFINED)
-        if i in added
-        else (UNUSED if token is None else NORMAL)
-        for i, token in enumerate(tokens)
-    ]
+    kinds = [UNUSED if token is None else NORMAL for token in tokens]
+    for index, token in added.items():
+        if index < count:
+            kinds[index] = CONTROL if token.special else USER_DEFINED
     missing = range(count, run.config.vocab_size)
     tokens = [f"[UNUSED{i}]" if token is None else token for i, token in enumerate(tokens)]
-    tokens, kinds = tokens + [f"[PAD{i}]" for i in missing], kinds + [UNUSED] * len(missing)
+    tokens += [f"[PAD{i}]" for i in missing]
+    kinds += [UNUSED] * len(missing)
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     pieces = bool(model.get("byte_fallback"))
     notes = []
     if pieces:
-        kinds = [
-            BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)
-        ]
+        for i, token in enumerate(tokens):
+            if BYTE_PIECE.fullmatch(token):
+                kinds[i] = BYTE
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
             kinds[tokenizer.unk_token_id] = UNKNOWN
         writer.add_tokenizer_model("llama")

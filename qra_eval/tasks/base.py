@@ -89,16 +89,14 @@ class Task(ABC):
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
         scores: dict[str, list[float]] = {}
         if examples and examples[0].choices:
-            scores = score_choices(
-                measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples
-            )
+            measured = measure_choices(model, tokenizer, examples, chat=self.chat, **options)
+            scores = score_choices(measured, examples)
         if self.metrics:
             # Half is the prompt's: a longer answer than a training sees is learnt in part only.
             most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
             answers = self.answer_examples(model, tokenizer, examples, most, **options)
-            scores |= {
-                name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()
-            }
+            for name, metric in self.metrics.items():
+                scores[name] = score_answers(name, metric, answers, examples)
         return scores
 
     def score_commonest(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -140,26 +138,27 @@ class Task(ABC):
             max_length: most tokens of prompt and answer.
         """
         answers: dict[int, str] = {}
-        options: dict[str, Any] = {
-            "stop": self.stop,
-            "batch_size": batch_size,
-            "room": max_length - max_new_tokens,
-        }
+        room = max(1, max_length - max_new_tokens)
         chats = [self.read_chat(example, tokenizer) for example in examples]
         for plain in (True, False):
             some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
-            prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
-            heads = [chat.head if (chat := chats[i]) else 0 for i in some]
-            ends = sorted({end for chat in chats if chat and not plain for end in chat.end_tokens})
+            prompts = [self.make_prompt(examples[i], tokenizer, room) for i in some]
             texts = generate_answers(
-                model, tokenizer, prompts, max_new_tokens, special=plain, heads=heads, ends=ends, **options
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens,
+                batch_size=batch_size,
+                stop=self.stop,
+                room=room,
+                special=plain,
+                heads=[chat.head if (chat := chats[i]) else 0 for i in some],
+                ends=sorted({end for chat in chats if chat and not plain for end in chat.end_tokens}),
             )
             for i, text in zip(some, texts, strict=True):
                 opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
-                found = text.lstrip()
-                answers[i] = (
-                    found.removeprefix(opening).lstrip() if opening and found.startswith(opening) else text
-                )
+                begins = bool(opening) and text.lstrip().startswith(opening)
+                answers[i] = text.lstrip().removeprefix(opening).lstrip() if begins else text
         return [answers[i] for i in range(len(examples))]
 
     def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
@@ -254,11 +253,7 @@ class LongestRows(Rows):
 def _check_splits(
     task: str, loaded: Mapping[SplitName, Sequence[Example]]
 ) -> dict[SplitName, tuple[Example, ...]]:
-    """The splits of a task, which may be a user's own.
-
-    Raises:
-        BadInput: one is missing, holds something else, or shares examples with another.
-    """
+    """The splits of a task, which may be a user's own; raises BadInput if one is missing or shares examples."""
     splits: dict[SplitName, tuple[Example, ...]] = {}
     seen: dict[str, SplitName] = {}
     for name in SPLITS:
@@ -279,11 +274,7 @@ def _check_splits(
 
 
 def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[str, bool]]:
-    """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
-
-    Raises:
-        BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
-    """
+    """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt."""
     row = next(task.encode(task.split("train"), tokenizer, max_length))
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
     pieces, done = [], ""

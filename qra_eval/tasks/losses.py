@@ -118,7 +118,8 @@ def measure_row_losses(
 ) -> tuple[list[float], list[int]]:
     """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
     model.eval()
-    totals, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.long)
+    totals = torch.zeros(len(rows), dtype=torch.float64)
+    counts = torch.zeros(len(rows), dtype=torch.long)
     with wrap_head(model) as head:
         for chosen in group_by_length(list(map(len, rows)), batch_size):
             batch = collate([rows[i] for i in chosen]).to(device)

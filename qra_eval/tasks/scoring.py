@@ -110,18 +110,15 @@ def generate_answers(
 
     ids = [encode_prompt(tokenizer, prompt, special=special) for prompt in prompts]
     if room is not None:
-        room, heads = max(1, room), heads or [0] * len(ids)
-        ids = [truncate_left(some, room, tokenizer, head=head) for some, head in zip(ids, heads, strict=True)]
+        heads = heads or [0] * len(ids)
+        cut = zip(ids, heads, strict=True)
+        ids = [truncate_left(some, max(1, room), tokenizer, head=head) for some, head in cut]
     known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
-    pad = next(
-        (p for p in (tokenizer.pad_token_id, tokenizer.eos_token_id) if p is not None and p < known), 0
-    )
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad = next((p for p in pads if p is not None and p < known), 0)
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    known_ends = {
-        tokenizer.eos_token_id,
-        *(of_model if isinstance(of_model, list | tuple) else [of_model]),
-        *ends,
-    }
+    model_ends = of_model if isinstance(of_model, list | tuple) else [of_model]
+    known_ends = {tokenizer.eos_token_id, *model_ends, *ends}
     config = GenerationConfig(
         do_sample=False,
         pad_token_id=pad,

@@ -34,7 +34,6 @@ MAX_FIELD = 16 << 20
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name ends as a file that can be read does."""
     return Path(name).suffix.lower() in READERS
 
 
@@ -62,16 +61,13 @@ def read_examples(
 def read_splits(
     data: Any, subset: str | None = None, splits: Mapping[str, str] | None = None
 ) -> dict[SplitName, list[Row]]:
-    """The rows of each split that the data has; what it lacks is left out.
+    """The rows of each split that the data has; what it lacks is left out. Raises BadInput if it cannot be read.
 
     Args:
         data: a file, a folder with a file for each split, a data set's name on the hub, a `Dataset` or a list of
             dictionaries (which have one split, `train`), or a `DatasetDict` or another mapping of these.
         subset: of a data set on the hub that has several ("config" in `datasets`).
         splits: the data's name of a split of ours, such as `{"train": "train_sft"}`; default: the usual names.
-
-    Raises:
-        BadInput: it cannot be read, downloaded, or has no split to train on; one line.
     """
     if isinstance(data, Mapping):
         return _select_splits(data, "the data", splits)
@@ -83,13 +79,10 @@ def read_splits(
 
 
 def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
-    """The file of each split that there is; a single file is for `train`, and others are split off it.
+    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that.
 
     Args:
         ends: of the files' names in a folder; default: those that `read_rows` reads.
-
-    Raises:
-        BadInput: no such file or folder, or a folder without a file to train on.
     """
     if data.is_file():
         return {"train": data}
@@ -108,11 +101,7 @@ def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Pa
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a file, by its ending.
-
-    Raises:
-        BadInput: it cannot be read, is of no known kind, or has no rows; one line with the file, and line or row.
-    """
+    """The rows of a file, by its ending; raises BadInput, with the line or row, if it cannot be read or has none."""
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -132,28 +121,17 @@ def read_text(path: Path) -> str:
 
 
 def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
-    """The rows of `<folder>/<stem>_<split>.jsonl`.
-
-    Raises:
-        BadInput: there is no such folder or file, or no row in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(
-            f"{folder} is not a folder: give the one with {stem}_train.jsonl and {stem}_test.jsonl"
-        )
-    path = folder / f"{stem}_{split}.jsonl"
+    """The rows of `<folder>/<stem>_<split>.jsonl`; raises BadInput if there is no such file, or no row in it."""
+    path = Path(folder) / f"{stem}_{split}.jsonl"
     if not path.is_file():
-        raise BadInput(f"{folder} has no {path.name}: task data are {stem}_train.jsonl and {stem}_test.jsonl")
+        raise BadInput(
+            f"{folder} has no {path.name}: give a folder with {stem}_train.jsonl and {stem}_test.jsonl"
+        )
     return read_rows(path)
 
 
 def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
-    """A data set's splits by name (or a folder that `datasets` reads), downloaded unless they were before.
-
-    Raises:
-        BadInput: it could not be downloaded; one line.
-    """
+    """A data set's splits by name (or a folder that `datasets` reads), downloaded unless they were before."""
     from datasets import load_dataset  # takes a second, which files do without
 
     reason = hub.unavailable_reason("dataset", name) if is_hub_name(name) else None

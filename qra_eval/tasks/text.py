@@ -73,11 +73,8 @@ class TextTask(Task):
 
     def _load_texts(self) -> dict[SplitName, Text]:
         if self.data is None:
-            names = {split: stems[0] for split, stems in STEMS.items()}
-            return {
-                s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)])
-                for s, n in names.items()
-            }
+            rows = {split: read_hub_rows(*HUB, stems[0]) for split, stems in STEMS.items()}
+            return {split: Text([row["text"].strip("\n") for _, row in some]) for split, some in rows.items()}
         if isinstance(self.data, str):
             return {split: _read(path) for split, path in find_split_files(Path(self.data), ENDS).items()}
         return {split: _read_paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}

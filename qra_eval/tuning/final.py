@@ -12,9 +12,8 @@ from typing import Any
 
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import measure_row_losses
-from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
-from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
@@ -49,20 +48,22 @@ def tune(
     An interrupted tuning is resumed from the checkpoint in its folder. Arguments and errors are those of
     `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
-    start, finetune, leads = time.perf_counter(), tuner.finetune, processes.rank == 0
+    start = time.perf_counter()
+    finetune = tuner.finetune
+    leads = processes.rank == 0
     steps = tuner.finetune_steps if steps is None else steps
-    size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.get_final_batches(steps, seed)
+    size = tuner.space.find_space(plan).memory_bytes(plan)
+    batches = tuner.get_final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
-
     rows = tuner.evaluation.validation_rows
 
     def validate() -> dict[str, float]:
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            found = processes.run_together(
+            own = processes.run_together(
                 lambda: tuner.measure_objective("validation", rows) if leads else 0.0
             )
-            (figures["validation_objective"],) = processes.sum_values(found)
+            (figures["validation_objective"],) = processes.sum_values(own)
         tuner.model.train()
         return figures
 
@@ -114,16 +115,15 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         with tuner.switcher.use_unquantized():
             nats, tokens = _measure_test_rows(tuner, ALONE)
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
-        wanted, unscored = tuner.finetune.scored_rows and tuner.rows.task.judged_by, ""
-        if wanted and not scores:
+        unscored = ""
+        if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
             unscored = (
-                "answers of the untuned model are not scored: its weights do not fit into memory together"
+                "answers of the untuned model are not scored, because its weights do not fit into memory"
             )
             log.warning(unscored)
         seconds = time.perf_counter() - start
-        return TuningRecord(
-            plan, 0, 0, space.memory_bytes(plan), seconds, nats, tokens, scores, unscored=unscored
-        )
+        size = space.memory_bytes(plan)
+        return TuningRecord(plan, 0, 0, size, seconds, nats, tokens, scores, unscored=unscored)
 
     return retry_with_less_memory(tuner, work)
 

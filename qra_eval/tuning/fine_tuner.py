@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,8 +24,12 @@ from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_search.evaluation.evaluator import Progress, RowCount
+from qra_search.evaluation.evaluator import EvaluationFailed, Progress, RowCount
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SCORED_TOGETHER = 4
 """Times as many rows as train together are scored together."""
@@ -56,16 +61,18 @@ class FineTuner:
         *,
         metric: str = "loss",
     ):
-        self.quantized_model, self.rows, self.evaluation, self.finetune = (
-            quantized,
-            rows,
-            evaluation,
-            finetune,
-        )
-        self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
-        self.device, self.space = quantized.device, quantized.space
+        self.quantized_model = quantized
+        self.rows = rows
+        self.evaluation = evaluation
+        self.finetune = finetune
+        self.metric = metric
+        self.model = quantized.model
+        self.tokenizer = quantized.loaded.tokenizer
+        self.device = quantized.device
+        self.space = quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.metric, self.halvings, self.checkpointing = metric, 0, False
+        self.halvings = 0
+        self.checkpointing = False
         if self.settings.gradient_checkpointing:
             self.enable_checkpointing()
 
@@ -262,3 +269,38 @@ class FineTuner:
         trained = sum(batch.tokens for batch in self.get_batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out
+
+
+def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
+    """What `work` returns, called again with less memory as long as there is a way to take less.
+
+    What was given up stays so: no later plan fails on what this one has shown.
+
+    Args:
+        training: whether the work trains, or measures as evaluations do, so that fewer rows may pass together.
+
+    Raises:
+        EvaluationFailed: memory did not suffice. No plan is in place then, and nothing is kept dequantized.
+    """
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
+        tuner.switcher.unquantize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        # What saves memory and costs time alone is given up, the cheapest first.
+        if tuner.switcher.disable_dequantized_cache():
+            change = "no dequantized weights are kept"
+        elif training and tuner.device_batch_size > 1:
+            tuner.halvings += 1
+            change = f"no more than {tuner.device_batch_size} of a batch's rows pass together"
+        elif training and tuner.enable_checkpointing():
+            change = "activations are made again in the backward pass"
+        else:
+            raise EvaluationFailed(f"out of memory: {reason}")
+        log.warning("out of memory (%s): from now on %s; steps keep their rows", reason, change)
