@@ -38,8 +38,12 @@ class Batch:
     width: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        moved = [tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets)]
-        return Batch(*moved, self.tokens, self.width)
+        ids, positions, targets = (
+            self.input_ids.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+        )
+        return Batch(ids, positions, targets, self.tokens, self.width)
 
     def split_rows(self, rows: int) -> list[Batch]:
         """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""

@@ -143,11 +143,11 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
             f"{where}: fields are {_list_fields(row)}{f' ({nulls} null)' if nulls else ''}; allowed are {FORMS}; name "
             'others by --columns prompt=...,answer=..., and for {"text"} use --task text'
         )
-    messages = ({"role": "user", "content": question},)
+    messages = [{"role": "user", "content": question}]
     if system:
         prompt = f"{system}\n\n{prompt}"
-        messages = ({"role": "system", "content": system}, *messages)
-    return Example(prompt, answer, choices, label, messages)
+        messages.insert(0, {"role": "system", "content": system})
+    return Example(prompt, answer, choices, label, tuple(messages))
 
 
 def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
