@@ -140,7 +140,8 @@ def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:
 # -- tensors -----------------------------------------------------------------------------------
 def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """Every tensor of the model's file; what was searched is a copy of the plan's own blocks."""
-    config, experts = run.config, group_experts(run)
+    config = run.config
+    experts = group_experts(run)
     translate_name = make_tensor_namer(config)
     stacks = {EXPERT.split(names[0])[0] + "experts" for names in experts}
     state = run.base.state_dict()

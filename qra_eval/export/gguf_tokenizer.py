@@ -23,7 +23,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
             came from.
     """
-    model, tokenizer = _get_tokenizer_model(run), run.tokenizer
+    model = _get_tokenizer_model(run)
+    tokenizer = run.tokenizer
     # A token may have been added that the model has no row for, and ids may have gaps.
     count = min(max(tokenizer.get_vocab().values()) + 1, run.config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
@@ -94,7 +95,8 @@ def compute_piece_scores(tokens: list[str], merges: list[list[str]]) -> list[flo
 
 def list_tokenizer_issues(run: TunedRun) -> list[str]:
     """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
-    model, backend = _get_tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
+    model = _get_tokenizer_model(run)
+    backend = getattr(run.tokenizer, "backend_tokenizer", None)
     of_bytes = backend is not None and '"ByteLevel"' in backend.to_str()
     if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []

@@ -133,7 +133,8 @@ class MergedExporter(Exporter):
         floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
         model.load_state_dict({**state, **floats}, assign=True)
         model.tie_weights()
-        model.config.dtype, model.generation_config = self.dtype, run.base.generation_config
+        model.config.dtype = self.dtype
+        model.generation_config = run.base.generation_config
         model.save_pretrained(out)
         run.tokenizer.save_pretrained(out)
         size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
@@ -190,7 +191,8 @@ def select_unsearched(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Ten
 def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None:
     """Write the model's config with what it says of quantization, that of generation, and the tokenizer."""
     config = copy.deepcopy(run.config)
-    config.dtype, config.quantization_config = run.dtype, quantization
+    config.dtype = run.dtype
+    config.quantization_config = quantization
     config.save_pretrained(out)
     run.base.generation_config.save_pretrained(out)
     run.tokenizer.save_pretrained(out)
@@ -217,7 +219,8 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
         return 0
-    rank, padded = run.largest_rank, {}
+    rank = run.largest_rank
+    padded = {}
     config = json.loads((out / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", {**config, "r": rank, "rank_pattern": {}, "alpha_pattern": {}})
     for name, (A, B) in run.factors.items():

@@ -76,7 +76,8 @@ def list_tensor_types(run: TunedRun) -> list[str]:
     from gguf import GGMLQuantizationType
 
     levels = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
-    translate_name, types = make_tensor_namer(run.config), {}
+    translate_name = make_tensor_namer(run.config)
+    types = {}
     for name, width in sorted(read_widths(run).items(), key=lambda item: item[1]):
         level = str(levels[name])
         own = level if level in GGMLQuantizationType.__members__ else TYPES[round_up(width, tuple(TYPES))]

@@ -186,7 +186,8 @@ class TunedRun:
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        skeleton, rest = self.build_skeleton(), self.base.state_dict()
+        skeleton = self.build_skeleton()
+        rest = self.base.state_dict()
         state: dict[str, Tensor] = {}
         for name, module in skeleton.named_modules():
             if is_stacked(module):

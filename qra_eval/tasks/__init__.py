@@ -51,7 +51,8 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
-        name, data = "text" if name is None and is_text(task) else "jsonl", task
+        name = "text" if name is None and is_text(task) else "jsonl"
+        data = task
     elif name.startswith(IN_MEMORY):
         raise BadInput(
             "this run uses an in-memory task: pass it to open_run(), or save its rows and plan again"

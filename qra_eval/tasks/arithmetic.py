@@ -133,7 +133,8 @@ class ArithmeticTask(Task):
         super().__init__(data, seed, chat=chat)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.kinds, self.digits = tuple(kinds or KINDS), tuple(digits)
+        self.kinds = tuple(kinds or KINDS)
+        self.digits = tuple(digits)
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
@@ -154,7 +155,8 @@ def _generate_split(
     for problem in _generate_problems(draw, kinds, digits):
         barren += 1
         if problem is not None and _find_owning_split(problem) == split and problem.key not in found:
-            found[problem.key], barren = problem, 0
+            found[problem.key] = problem
+            barren = 0
         if len(found) == SIZES[split]:
             break
         if barren == PATIENCE:

@@ -45,7 +45,9 @@ class Task(ABC):
     """Tokens that a generated answer may have, however short the wanted ones are."""
 
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
-        self.data, self.seed, self.chat = data, seed, chat
+        self.data = data
+        self.seed = seed
+        self.chat = chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
         self._chats: dict[tuple[int, int], Chat] = {}
 
@@ -193,7 +195,10 @@ class Rows:
     """
 
     def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
-        self.task, self.name, self.tokenizer, self.max_length = task, name, tokenizer, max_length
+        self.task = task
+        self.name = name
+        self.tokenizer = tokenizer
+        self.max_length = max_length
         self._encoded: dict[SplitName, list[Encoded]] = {}
         self._waiting: dict[SplitName, Iterator[Encoded]] = {}
 
@@ -277,7 +282,8 @@ def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[st
     """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt."""
     row = next(task.encode(task.split("train"), tokenizer, max_length))
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
-    pieces, done = [], ""
+    pieces = []
+    done = ""
     for learnt, places in groupby(range(len(ids)), lambda i: labels[i] != IGNORED):
         # What it adds to the text: by itself a piece may lose its first space.
         text = tokenizer.decode(ids[: list(places)[-1] + 1], clean_up_tokenization_spaces=False)

@@ -177,7 +177,8 @@ class Chat:
     """
 
     def __init__(self, example: Example, tokenizer: Any):
-        self.example, self.tokenizer = example, tokenizer
+        self.example = example
+        self.tokenizer = tokenizer
         self.turns: Turns = _add_answer(example)
         self.prompt, answer = _split_chat(self.turns, tokenizer)
         content = self.turns[-1]["content"].strip()
@@ -203,11 +204,13 @@ class Chat:
 
     def make_prompt(self, room: int | None = None) -> str:
         """The prompt; if it takes more than `room` tokens its oldest exchanges are left out, as `encode_chat` does."""
-        turns, text = self.turns, self.prompt
+        turns = self.turns
+        text = self.prompt
         while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
             if len(encode_prompt(self.tokenizer, text, special=False)) <= room:
                 break
-            turns, text = fewer, render_chat(fewer[:-1], self.tokenizer, prompted=True)
+            turns = fewer
+            text = render_chat(fewer[:-1], self.tokenizer, prompted=True)
         return text
 
 
@@ -216,7 +219,8 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:
-        conversation, more = [dict(turn) for turn in turns], _replace_date(tokenizer)
+        conversation = [dict(turn) for turn in turns]
+        more = _replace_date(tokenizer)
         return tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=prompted, **more
         )

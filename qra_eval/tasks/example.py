@@ -254,7 +254,8 @@ def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
         raise BadInput(
             f"{where}: messages must end with a message of the assistant that follows another message"
         )
-    before, answer = turns[: answers[-1]], turns[answers[-1]]["content"]
+    before = turns[: answers[-1]]
+    answer = turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
 

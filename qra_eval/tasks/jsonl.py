@@ -53,7 +53,9 @@ class JSONLTask(Task):
         if data is None:
             raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
         self.columns = check_columns(columns)
-        self.subset, self.names, self.wants_chat = subset, splits, chat
+        self.subset = subset
+        self.names = splits
+        self.wants_chat = chat
         is_on_hub = isinstance(data, str) and is_hub_name(data)
         if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
             raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")

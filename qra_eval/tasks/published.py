@@ -188,8 +188,11 @@ class MultipleChoiceTask(_PublishedTask):
         chat: bool = False,
     ):
         super().__init__(data, seed, chat=chat)
-        self.name, self.hub, self.test = name, hub, test
-        self.read, self.write_prompt = read, write_prompt
+        self.name = name
+        self.hub = hub
+        self.test = test
+        self.read = read
+        self.write_prompt = write_prompt
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is None or (isinstance(self.data, str) and Path(self.data).is_dir()):

@@ -22,7 +22,8 @@ def score_choices(log_likelihoods: np.ndarray, examples: Sequence[Example]) -> d
     Args:
         log_likelihoods: float (N, C) in nats, -inf if a question has fewer choices.
     """
-    values, labels = log_likelihoods, np.array([example.label for example in examples])
+    values = log_likelihoods
+    labels = np.array([example.label for example in examples])
     characters = np.ones(values.shape)
     for i, example in enumerate(examples):
         lengths = [len(choice.removeprefix(" ")) for choice in example.choices]
@@ -57,7 +58,8 @@ def measure_choices(
     """
     from qra_eval.tasks.losses import measure_row_losses  # torch, which a task that is refused does without
 
-    rows, places = [], []
+    rows = []
+    places = []
     for i, example in enumerate(examples):
         if len(example.choices) < 2 or example.label is None:
             raise BadInput(

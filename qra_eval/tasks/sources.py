@@ -194,7 +194,8 @@ def _label_rows(rows: Any, what: str) -> list[Row]:
 # -- files -------------------------------------------------------------------------------------
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where, shown = f"{path}, line {number}", shorten(line[:200], 60)
+        where = f"{path}, line {number}"
+        shown = shorten(line[:200], 60)
         if line.strip():
             row = _parse_json(line, f"{where}: {shown}")
             if not isinstance(row, dict):

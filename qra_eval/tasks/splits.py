@@ -54,7 +54,9 @@ def split_examples(
             f"{needed}, or a folder with a file for each split"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
-    total, whole, later = sum(map(len, ordered)), sum(missing.values()), len(missing)
+    total = sum(map(len, ordered))
+    whole = sum(missing.values())
+    later = len(missing)
     for name, share in missing.items():
         later -= 1
         rows: list[Example] = []

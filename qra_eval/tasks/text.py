@@ -88,7 +88,8 @@ class TextTask(Task):
             if part is None or size >= least:
                 if size:
                     yield Example("", ("\n" if text.lines else "\n\n").join(block).strip("\n"))
-                block, size = [], 0
+                block = []
+                size = 0
             if part is not None and (text.lines or part.strip()):
                 block.append(part)
                 size += len(part.strip())
@@ -102,7 +103,8 @@ class TextTask(Task):
             text = ("\n\n" if index else "") + example.answer
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
             while len(ids) >= max_length:
-                row, ids = torch.tensor(ids[:max_length]), ids[max_length:]
+                row = torch.tensor(ids[:max_length])
+                ids = ids[max_length:]
                 yield Encoded(row, row.clone())
         if len(ids) > 1:
             yield Encoded(torch.tensor(ids), torch.tensor(ids))

@@ -106,7 +106,8 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
 
     The task's own figures only if weights are kept ready: else layers are on the device in turn, for every token.
     """
-    start, space = time.perf_counter(), tuner.space.unquantized
+    start = time.perf_counter()
+    space = tuner.space.unquantized
     plan = space.uniform(UNQUANTIZED_BITS, 0)
     if plan is None:
         return None
@@ -145,7 +146,8 @@ def _make_identity(
     tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]
 ) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint with another identity is of another tuning."""
-    finetune, digest = tuner.finetune, hashlib.sha256()
+    finetune = tuner.finetune
+    digest = hashlib.sha256()
     for batch in batches:
         digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
     return {
@@ -162,7 +164,8 @@ def _make_identity(
 
 def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
-    rows, own = tuner.rows("test", tuner.finetune.test_rows), slice(processes.rank, None, processes.size)
+    rows = tuner.rows("test", tuner.finetune.test_rows)
+    own = slice(processes.rank, None, processes.size)
     together = 2 * tuner.device_batch_size
     found = processes.run_together(lambda: measure_row_losses(tuner.model, rows[own], together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
@@ -209,6 +212,7 @@ def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
 
 def _describe_scoring(tuner: FineTuner) -> dict[str, Any]:
     """What scores are read by: those of one answer to all rows, and the metrics' sources."""
-    task, finetune = tuner.rows.task, tuner.finetune
+    task = tuner.rows.task
+    finetune = tuner.finetune
     examples = task.split("test")[: min(finetune.scored_rows, finetune.test_rows)]
     return {"commonest_scores": task.score_commonest(examples), "metric_digests": task.metric_digests}

@@ -198,13 +198,15 @@ class FineTuner:
 
     def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
-        asked, most = self.settings.max_length + tokens, get_max_positions(self.model)
+        asked = self.settings.max_length + tokens
+        most = get_max_positions(self.model)
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
     def get_batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
-        settings, whole = self.settings, max(steps, self.evaluation.steps)
+        settings = self.settings
+        whole = max(steps, self.evaluation.steps)
         if steps == 0:
             return []
         rows = self.rows("train", whole * settings.rows_a_step)
@@ -251,7 +253,8 @@ class FineTuner:
             if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
             task = self.rows.task
-            rows, conflicting = self.rows(split, asked), select_conflicting(task.split(split)[:asked])
+            rows = self.rows(split, asked)
+            conflicting = select_conflicting(task.split(split)[:asked])
             is_row_an_example = type(task).encode is Task.encode  # of running text, none is
             found[split] = RowCount(
                 asked,

@@ -100,7 +100,9 @@ class FullTuning(TrainerCallback):
             write_text(self.folder / CURVE_FILE, "".join(self.curve))
 
     def on_step_end(self, training: Training) -> bool:
-        settings, step, is_last = self.settings, training.step, training.step == training.steps
+        settings = self.settings
+        step = training.step
+        is_last = training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
             figures |= self.validate()

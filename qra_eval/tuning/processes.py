@@ -67,7 +67,8 @@ class Processes:
         """What `work` gives here; memory that runs out in one process runs out in all, so that none waits for it."""
         if self.size == 1:
             return work()
-        result, failure = None, None
+        result = None
+        failure = None
         try:
             result = work()
         except RuntimeError as error:
