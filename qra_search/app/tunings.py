@@ -1,4 +1,4 @@
-"""What a run tunes in full, a plan and its baselines, and with which settings; and which tuning is exported."""
+"""What a run tunes in full, a plan and its baselines, and with which settings."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_search import plugins
-from qra_search.app.baselines import Against, select_baselines
+from qra_search.app.compare import Against, select_baselines
 from qra_search.app.config import RunConfig, find_differences, make_config
-from qra_search.app.folder import RunFolder, read_plan_data
-from qra_search.app.tuning_folder import TuningFolder
-from qra_search.engines import ENGINES
+from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import read_tensor_names
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_from_dict
 from qra_search.space.space import Plan
 
-DEFAULT_FORMAT = "peft"
-"""Export format of a run that was searched for no engine."""
 TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
 """Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
 
@@ -33,15 +27,19 @@ class Tunings:
     """What is to be tuned in a run, each plan with each seed.
 
     Attributes:
-        folder: of the run.
+        run: as it was read.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
     """
 
-    folder: RunFolder
+    run: Snapshot
     plans: tuple[Plan, ...]
     budget_bytes: int
     seeds: tuple[int, ...] = (0,)
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.run.folder
 
     @property
     def plan(self) -> Plan:
@@ -59,19 +57,8 @@ class Tunings:
         return itertools.product(self.seeds, self.plans)
 
 
-def select_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
-    """The plan of a run, or the best within a budget; raises BadInput if there is none."""
-    if memory is None:
-        return folder.plan()
-    result = folder.result()
-    plan = result.choose_plan(resolve_budget(result.space, memory))
-    if plan is None:
-        raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
-    return plan
-
-
 def select_tunings(
-    folder: RunFolder,
+    run: Snapshot,
     plan: Plan | str | Path | None = None,
     memory: int | str | None = None,
     *,
@@ -86,21 +73,20 @@ def select_tunings(
     """
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")
-    result = folder.check().result()
-    space = result.space
+    result, space = run.result, run.result.space
     with convert_to_bad_input():
+        limit = None if memory is None else resolve_budget(space, memory)
         if plan is None:
-            plan = select_plan(folder, memory)
+            plan = run.choose_plan(limit)
         elif not isinstance(plan, Plan):
             plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
-    least = max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
-    budget_bytes = least if memory is None else resolve_budget(space, memory)
+    budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)
-    return Tunings(folder, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
+    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
 def change_settings(
@@ -108,7 +94,6 @@ def change_settings(
     *,
     steps: int | None = None,
     epochs: float | None = None,
-    device: str | None = None,
     rates: Sequence[float] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
@@ -116,14 +101,13 @@ def change_settings(
     no tuning of its plan can be given."""
     if steps is not None and epochs is not None:
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    given = {
+    named = {
         "finetune.steps": ("--steps", steps),
         "finetune.epochs": ("--epochs", epochs),
-        "model.device": ("--device", device),
         "training.learning_rate": ("--rates", rates),
     }
     changes = dict(settings or {})
-    for field, (option, value) in given.items():
+    for field, (option, value) in named.items():
         if value is not None and field in changes:
             raise BadInput(f"give {option} or --set {field}, not both")
         if value is not None and option != "--rates":  # of which each is a setting of its own
@@ -142,26 +126,3 @@ def change_settings(
             f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
         )
     return config
-
-
-def select_export(folder: RunFolder, format: str | None, tuning: str | None) -> tuple[TuningFolder, str]:
-    """The tuning that is exported, whose files are there and whole, and the name of the format.
-
-    Raises BadInput for no such tuning or format, or if a file is missing or cut off.
-
-    Args:
-        format: name of an exporter; None: that of the engine that the run was searched for, or `peft`.
-        tuning: as `RunFolder.find_tuning` takes it.
-    """
-    engine = folder.check().config().engine if folder.config_file.is_file() else None
-    name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
-    if name not in plugins.list_names("exporters"):
-        plugins.load("exporters", name)  # which says what there is
-    found = folder.find_tuning(tuning)
-    weights = found.adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
-    for file in (found.base_file, weights):
-        if file.is_file():
-            read_tensor_names(file)  # before seconds of loading libraries
-    return found, name

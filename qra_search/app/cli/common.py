@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.app.baselines import Against as AgainstName
+from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.table import WIDTH
@@ -187,7 +187,7 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     file, sets = given.pop("config", None), given.pop("sets", {})
     if twice := next((name for name in given if FIELDS[name] in sets), None):
         raise BadInput(f"give --{twice} or --set {FIELDS[twice]}, not both")
-    return make_settings(config or file, sets, **given)
+    return make_settings(config or file, {FIELDS[name]: value for name, value in given.items()} | sets)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
