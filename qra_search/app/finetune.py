@@ -1,31 +1,33 @@
-"""Full tuning of a run's plan and its baselines: records that are missing are written, and nothing else."""
+"""Full tuning of a run's plan and its baselines: which they are; records that are missing are written."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Comparison, compare
+from qra_search.app.compare import Against, Comparison, compare, select_baselines
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
-from qra_search.app.folder import RunFolder, Snapshot
+from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.app.tunings import Tunings
-from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, StepFigures
+from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, StepFigures
 from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
 from qra_search.launched import get_rank_and_size
 from qra_search.sections import FinetuneConfig
+from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import PLAN_NAME
+from qra_search.space.serialization import PLAN_NAME, plan_from_dict
 from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 
@@ -33,6 +35,73 @@ OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
 StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
+
+
+@dataclass(frozen=True)
+class Tunings:
+    """What is to be tuned in a run, each plan with each seed.
+
+    Attributes:
+        run: as it was read.
+        plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
+        budget_bytes: that the plan and its baselines keep to.
+    """
+
+    run: Snapshot
+    plans: tuple[Plan, ...]
+    budget_bytes: int
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.run.folder
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[0]
+
+    @property
+    def first_tuning(self) -> Tunings:
+        """The chosen plan with the first seed alone."""
+        return replace(self, plans=self.plans[:1], seeds=self.seeds[:1])
+
+    def __len__(self) -> int:
+        return len(self.plans) * len(self.seeds)
+
+    def __iter__(self) -> Iterator[tuple[int, Plan]]:
+        return itertools.product(self.seeds, self.plans)
+
+
+def select_tunings(
+    run: Snapshot,
+    plan: Plan | str | Path | None = None,
+    memory: int | str | None = None,
+    *,
+    seeds: int = 1,
+    against: Against = "best",
+    with_16_bit: bool = False,
+) -> Tunings:
+    """What `Run.finetune` tunes: a plan, its baselines, and 16-bit LoRA if it is asked for.
+
+    Their budget is `memory`, or the run's largest, or the plan's own bytes if these are more. Raises BadInput if the
+    plan has no adapter or cannot be shuffled, or no plan fits the budget.
+    """
+    if plan is not None and memory is not None:
+        raise BadInput("--plan and --memory both choose a plan: give one of them")
+    result, space = run.result, run.result.space
+    with convert_to_bad_input():
+        limit = None if memory is None else resolve_budget(space, memory)
+        if plan is None:
+            plan = run.choose_plan(limit)
+        elif not isinstance(plan, Plan):
+            plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
+    if not any(plan.ranks):
+        raise BadInput(NO_ADAPTER)
+    budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
+    if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
+        plans.append(unquantized)
+    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
@@ -254,9 +323,8 @@ def choose_rate(
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.
 
-    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. A part of the steps would do for
-    less, but the best rate falls with their number: Gemma 3 270M is best at 0.002 after 60 steps, and at 0.0005 after
-    600, where 0.002 has half as much loss again (docs/tuning.md).
+    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, since the
+    best rate falls with their number (docs/tuning.md).
 
     Args:
         build: makes the evaluator of settings.

@@ -13,12 +13,13 @@ from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, select_answer, tune_missing
+from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
 from qra_search.app.settings import (
+    change_settings,
     check_budget,
     check_task,
     find_missing_file,
@@ -28,7 +29,6 @@ from qra_search.app.settings import (
 )
 from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.app.tunings import change_settings, select_tunings
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluation.evaluator import Evaluator, StepFigures

@@ -14,7 +14,6 @@ from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.data import RunData
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.settings import DEFAULT_FOLDER
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
@@ -69,8 +68,6 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
 
     Raises BadInput if what was given cannot be used; nothing was spent.
     """
-    with convert_to_bad_input():  # of a path that cannot be looked into
-        made = [path for path in (DEFAULT_FOLDER,) if not path.exists()]
     is_made = folder.begin(config, resume=resume)
     try:
         yield
@@ -78,11 +75,11 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
         if (
             is_made and not folder.has_run
         ):  # a run that was refused is nothing that a second try would trip over
-            _remove_empty_folders(folder, [folder.path, *made])
+            _remove_empty_folder(folder)
 
 
-def _remove_empty_folders(folder: RunFolder, made: Sequence[Path]) -> None:
-    """Remove an empty log, and folders that are then empty, unless another process has begun to write there."""
+def _remove_empty_folder(folder: RunFolder) -> None:
+    """Remove an empty log, and the folder if it is then empty, unless another process has begun to write there."""
     from filelock import FileLock, Timeout  # as in the trial log
 
     lock = FileLock(f"{folder.log_file}.lock", thread_local=False)
@@ -93,9 +90,8 @@ def _remove_empty_folders(folder: RunFolder, made: Sequence[Path]) -> None:
     for file in (folder.log_file, Path(lock.lock_file)):
         file.unlink(missing_ok=True)
     lock.release()
-    for path in made:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()
 
 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
@@ -150,6 +146,7 @@ def search_run(
     """
     settings = config.search
     with convert_to_bad_input():
+        budgets = resolve_budgets(evaluator.space, settings.memory)
         known = folder.find_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
@@ -160,7 +157,7 @@ def search_run(
                 evaluator,
                 strategy=make_strategy(settings.strategy, **settings.options),
                 evaluations=settings.evaluations,
-                memory_budget=list(settings.memory) or None,
+                memory_budget=budgets or None,
                 seed=settings.seed,
                 log=log,
                 callbacks=(listener, *callbacks),
@@ -230,15 +227,14 @@ def _describe_start(study: Study, listener: Listener) -> None:
 
 
 def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
-    """Whether a search found a plan of lower validation loss than the tuned one, or, if that was not evaluated, than the
-    best uniform one, by more than chance; the listener is told."""
+    """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
+    the best uniform one, by more than chance; the listener is told."""
     found = run.result.comparison()
     if found is None or found.chosen.plan == tuned:
         return False
     known = {candidate.plan: candidate for candidate in run.result.candidates}
-    other, name = (
-        (known[tuned], "the tuned plan") if tuned in known else (found.baseline, "the best uniform plan")
-    )
+    other = known.get(tuned, found.baseline)
+    name = "the tuned plan" if tuned in known else "the best uniform plan"
     change = UniformComparison(found.budget_bytes, found.chosen, other).change
     if change is None or change.may_be_chance or not change.is_lower:
         amount = f" ({format_change(change)})" if change else ""
@@ -253,8 +249,7 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
 
 def write_report(run: Snapshot) -> None:
     """Write `report.html` of a run as it was read."""
-    from qra_search.app.report.page import (
-        render_page,
-    )  # a sixth of what loads, which a refused command does without
+    # A sixth of what loads, which a refused command does without.
+    from qra_search.app.report.page import render_page
 
     write_text(run.folder.report_file, render_page([RunData.read(run)]))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.config import RunConfig, load_config, make_config
+from qra_search.app.config import RunConfig, find_differences, load_config, make_config
 from qra_search.errors import BadInput, wrong_type
 from qra_search.sections import DEFAULT_EVALUATOR
 
 DEFAULT_FOLDER = Path("runs")
+TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
+"""Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
 FIELDS = {
     "model": "model.name",
     "device": "model.device",
@@ -66,6 +68,45 @@ def make_settings(
     old = (made.model.name, task.name, task.data, task.metrics, cache)
     changed = {field: new for (field, new), known in zip(absolute.items(), old, strict=True) if new != known}
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+
+
+def change_settings(
+    known: RunConfig,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    rates: Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run with those that `Run.finetune` is given, which win; raises BadInput for one that
+    no tuning of its plan can be given."""
+    if steps is not None and epochs is not None:
+        raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+    named = {
+        "finetune.steps": ("--steps", steps),
+        "finetune.epochs": ("--epochs", epochs),
+        "training.learning_rate": ("--rates", rates),
+    }
+    changes = dict(settings or {})
+    for field, (option, value) in named.items():
+        if value is not None and field in changes:
+            raise BadInput(f"give {option} or --set {field}, not both")
+        if value is not None and option != "--rates":  # of which each is a setting of its own
+            changes[field] = value
+    if steps is not None:
+        changes.setdefault("finetune.epochs", None)
+    config = make_config(known.model_dump(mode="json"), changes, source="options")
+    for path, (old, _) in find_differences(known, config).items():
+        if path.startswith(TUNABLE):
+            continue
+        if path.startswith("evaluation."):
+            raise BadInput(
+                f"{path} sets the short fine-tunings of a search: set finetune.steps for a full fine-tuning"
+            )
+        raise BadInput(
+            f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
+        )
+    return config
 
 
 def make_absolute(name: Any) -> Any:

@@ -8,11 +8,11 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.compare import Comparison
-from qra_search.app.finetune import check_reloads
+from qra_search.app.finetune import check_reloads, select_tunings
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.report.terminal import print_next_steps, print_samples
 from qra_search.app.run import Run, open_run
-from qra_search.app.tunings import change_settings, select_tunings
+from qra_search.app.settings import change_settings
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 

@@ -9,8 +9,7 @@ import pytest
 
 from qra_search import BadInput
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.settings import make_settings
-from qra_search.app.tunings import change_settings
+from qra_search.app.settings import change_settings, make_settings
 
 
 @pytest.mark.parametrize(
