@@ -98,11 +98,11 @@ class TunedPlan:
 
     @property
     def failed(self) -> str:
-        return next((record.failed for record in self.records if record.failed), "")
+        return next(filter(None, (record.failed for record in self.records)), "")
 
     @property
     def reload_error(self) -> str:
-        return next((record.reload_error for record in self.records if record.reload_error), "")
+        return next(filter(None, (record.reload_error for record in self.records)), "")
 
     @property
     def unscored(self) -> str:

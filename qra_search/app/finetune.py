@@ -323,7 +323,7 @@ def choose_rate(
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.
 
-    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, since the
+    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, as the
     best rate falls with their number (docs/tuning.md).
 
     Args:

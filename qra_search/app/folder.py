@@ -111,9 +111,8 @@ class RunFolder:
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
                     f"give another --out, or resume that run with `qra search {self.path}`, in Python open_run()"
                 )
-            if "search.evaluations" in found and config.search.evaluations < (
-                spent := self._read_state()[0].spent
-            ):
+            spent = self._read_state()[0].spent if "search.evaluations" in found else 0.0
+            if config.search.evaluations < spent:
                 raise BadInput(
                     f"{self.path} has spent {spent:g} evaluations already, which is more than "
                     f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
@@ -121,7 +120,7 @@ class RunFolder:
         if has_run and not resume:
             raise BadInput(
                 f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
-                f"or give another --out"
+                "or give another --out"
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> bool:

@@ -24,7 +24,6 @@ from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
-from qra_search.space.budgets import check_budget_text
 from qra_search.study.listener import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
@@ -279,8 +278,6 @@ def _read(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "sets":
         return read_pairs(value)
-    if name == "memory":
-        return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":

@@ -58,7 +58,9 @@ def demo(
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     view.say(
-        STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory))
+        STEPS.format(
+            model=config.model.name, task=config.task.name, memory=", ".join(map(str, config.search.memory))
+        )
     )
     with Run(out, config) as run:
         with view:

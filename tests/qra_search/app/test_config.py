@@ -169,6 +169,11 @@ def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
 
 
-@pytest.mark.parametrize("given", [113246208, "113246208", [113246208]])
-def test_a_budget_may_be_a_plain_number_of_bytes(given: Any) -> None:
-    assert make_config({"search": {"memory": given}}).search.memory == ("113246208",)
+@pytest.mark.parametrize("given", [113246208, "113246208", 512])
+def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> None:
+    config = make_config({"search": {"memory": given}})
+    assert config.search.memory == (given,)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(ConfigError, match="memory budget 512 means 512 bytes: write its unit"):
+        make_config({"search": {"memory": "512"}})
