@@ -189,10 +189,17 @@ class Run:
 
         Args:
             tuning: as `load` takes it.
+
+        Raises:
+            BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
         """
         run = self.folder.check().read()
         record = run.find_tuning(tuning).record()
         assert record is not None  # it is a finished one
+        if not run.result.space.contains(record.plan):
+            raise BadInput(
+                f"tuning {record.id} is LoRA on the 16-bit model, which is no plan of this run: name it to `qra export`"
+            )
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
         write_report(self._snapshot)

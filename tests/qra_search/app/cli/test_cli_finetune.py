@@ -144,6 +144,8 @@ def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tu
         None: MIXED,
         "16-bit": Plan((16,) * 4, (32,) * 4),
     }
+    refused = qra("show", searched, "--tuning", "16-bit")
+    assert refused.status == 2 and "which is no plan of this run" in refused.err
     refused = qra("export", searched, "--tuning", "shuffled")
     assert refused.status == 2 and "no tuning 'shuffled'" in refused.err
     assert f"run `qra finetune {searched} --against shuffled`" in refused.err
