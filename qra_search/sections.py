@@ -294,7 +294,7 @@ class SearchConfig(Section):
         "choice the negative log-probability of the right choice among the choices, of generated answers the share "
         "that is wrong; the loss is recorded beside it",
     )
-    memory: tuple[str, ...] = Field(
+    memory: tuple[StrictInt | str, ...] = Field(
         (),
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
         "uniform plan (uniform3r8); none: the whole front",
@@ -305,8 +305,7 @@ class SearchConfig(Section):
     @classmethod
     def _check_budgets(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
-        return (
-            tuple(check_budget_text(str(v)) for v in several)
-            if isinstance(several, (list, tuple))
-            else several
-        )
+        if isinstance(several, (list, tuple)):
+            for value in several:
+                check_budget_text(value, needs_unit=True)
+        return several

@@ -142,6 +142,8 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
             tuning = folder.tuning(record.id)
             tuning.path.mkdir(parents=True)
             tuning.write(record)
+            if tuned == plan and seed == 0:
+                folder.select(record, max(folder.result().memory_budgets, default=0))
 
 
 def write_curve(folder: Path, name: str, steps: int, *, end: str = "") -> None:

@@ -139,11 +139,13 @@ class QuantizedModel:
             AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         )
         self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
-        if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
+        if space.bits == "auto" and budgets:
             bits = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
             widths = SMALL_TABLE_BITS if quantization.embeddings == "auto" else widths
             chosen = space.model_copy(update={"bits": bits})
-            self.space = self.make_space(chosen, backend, self.granularity, self.tables, widths)
+            small = self.make_space(chosen, backend, self.granularity, self.tables, widths)
+            if is_small(self.space, small, budgets, min(space.ranks)):
+                self.space = small
         own, of_tables = (
             _list_levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)

@@ -39,10 +39,14 @@ ROUNDING = 0.02
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tuning of the default plan: quantized linears, tied and quantized embeddings."""
     folder = tmp_path_factory.mktemp("ordinary")
-    settings = {"evaluation.steps": 2, "finetune.steps": 4, "finetune.test_rows": 4}
+    config = {
+        "model": {"device": "cpu"},
+        "evaluation": {"steps": 2},
+        "finetune": {"steps": 4, "test_rows": 4},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder / "cache"))
-        tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", device="cpu", settings=settings)
+        tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", config=config)
         tuned.finetune(against="none")
         tuned.close()
     return find_tuning(folder / "run")
@@ -312,8 +316,8 @@ def test_a_baseline_that_becomes_the_plan_gets_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
-    settings = {"finetune.steps": 2, "finetune.test_rows": 4}
-    tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", device="cpu", settings=settings)
+    config = {"model": {"device": "cpu"}, "finetune": {"steps": 2, "test_rows": 4}}
+    tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", config=config)
     tuned.finetune(against="best")
     baseline = tuned.folder.find_tuning("uniform")
     record = baseline.record()

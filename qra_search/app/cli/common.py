@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.app.baselines import Against as AgainstName
+from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.table import WIDTH
@@ -24,7 +24,6 @@ from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
-from qra_search.space.budgets import check_budget_text
 from qra_search.study.listener import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
@@ -187,7 +186,7 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     file, sets = given.pop("config", None), given.pop("sets", {})
     if twice := next((name for name in given if FIELDS[name] in sets), None):
         raise BadInput(f"give --{twice} or --set {FIELDS[twice]}, not both")
-    return make_settings(config or file, sets, **given)
+    return make_settings(config or file, {FIELDS[name]: value for name, value in given.items()} | sets)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -279,8 +278,6 @@ def _read(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "sets":
         return read_pairs(value)
-    if name == "memory":
-        return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":

@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any
 
-from qra_search.app.baselines import can_shuffle
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
+from qra_search.app.compare import can_shuffle
 from qra_search.app.config import make_config
 from qra_search.app.finetune import check_reloads
 from qra_search.app.folder import RunFolder
@@ -58,7 +58,9 @@ def demo(
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     view.say(
-        STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory))
+        STEPS.format(
+            model=config.model.name, task=config.task.name, memory=", ".join(map(str, config.search.memory))
+        )
     )
     with Run(out, config) as run:
         with view:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
-from qra_search.app.start import open_run
+from qra_search.app.run import open_run
 from qra_search.engines import serve_command
 
 

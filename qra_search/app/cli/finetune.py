@@ -8,12 +8,11 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.compare import Comparison
-from qra_search.app.finetune import check_reloads
+from qra_search.app.finetune import check_reloads, select_tunings
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.report.terminal import print_next_steps, print_samples
-from qra_search.app.run import Run
-from qra_search.app.start import open_run
-from qra_search.app.tunings import change_settings, select_tunings
+from qra_search.app.run import Run, open_run
+from qra_search.app.settings import change_settings
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 
@@ -74,20 +73,15 @@ def finetune(
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
     chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
-    changes: dict[str, Any] = {
-        "steps": steps,
-        "epochs": epochs,
-        "device": device,
-        "rates": chosen_from,
-        "settings": common.read_pairs(sets),
-    }
+    own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
+    changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
     view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:
         if dry_run:
             settings, tunings = (
                 change_settings(opened.config, **changes),
-                select_tunings(opened.folder, plan, **asked),
+                select_tunings(opened.folder.read(), plan, **asked),
             )
             if not is_follower():
                 options: dict[str, Any] = {
@@ -108,10 +102,11 @@ def finetune(
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:
-    """The finding, the table of the comparison, a few answers, and what to do next."""
-    console = common.stdout()
+    """The finding, the table of the run's comparison, a few answers, and what to do next."""
+    console, snapshot = common.stdout(), run.snapshot
+    comparison = snapshot.comparison() or comparison  # that of a longer tuning, perhaps
     console.print()
     console.print(render_comparison(comparison))
     print_samples(console, comparison.chosen.samples)
     console.print()
-    print_next_steps(console, run.folder, run.result, comparison)
+    print_next_steps(console, run.folder, snapshot.result, comparison)

@@ -17,7 +17,7 @@ from qra_search.app.report.layout import make_heat_maps
 from qra_search.app.report.table import TextTable
 from qra_search.app.report.tables import make_allocation_table, make_record_table
 from qra_search.app.report.terminal import make_strip
-from qra_search.app.tunings import select_plan
+from qra_search.app.run import open_run
 from qra_search.errors import convert_to_bad_input
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
 from qra_search.space.levels import LevelName, format_level
@@ -66,9 +66,18 @@ def show(
     memory: Annotated[
         str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
     ] = None,
+    tuning: Annotated[
+        str | None,
+        option(
+            "--tuning ID", "Select this tuning (an id, uniform, shuffled or 16-bit) to be shown and exported."
+        ),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """Show the plan of a run layer by layer, its tunings, or two plans side by side.
+
+    Of its tunings one is selected: that of the finished comparison of most steps. `--tuning` selects another, which
+    `qra show`, `report`, `export` and `load` take from then on.
 
     [bold]Examples[/]
 
@@ -77,10 +86,15 @@ def show(
         qra show runs/a runs/b
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
-    folder = RunFolder(run).check()
     with convert_to_bad_input():
-        result = folder.result()
-        plan = select_plan(folder, budget)
+        if tuning is not None:
+            with open_run(run) as opened:
+                opened.select(tuning)
+        snapshot = RunFolder(run).check().read()
+        result = snapshot.result
+        limit = None if budget is None else resolve_budget(result.space, budget)
+        selected = None if limit is not None else snapshot.selected
+        plan = snapshot.choose_plan(limit) if selected is None else selected.plan
     if other is not None:
         with convert_to_bad_input():
             choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_data(other))
@@ -90,8 +104,7 @@ def show(
         common.print_json(plan_to_dict(result.space, plan))
         return
     console, space = common.stdout(), result.space
-    limit = None if budget is None else resolve_budget(space, budget)
-    comparison = folder.comparison(None if limit is None else plan, limit)
+    comparison = snapshot.comparison(None if limit is None else plan, limit)
     console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
     if comparison is None and not result.candidates and (allocation := result.allocation(limit)) is not None:
         console.print(make_allocation_table(allocation, result), "")
@@ -102,11 +115,13 @@ def show(
         console.print(make_strip(space, heat, console.width), soft_wrap=True)
     if any(str(level) != format_level(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
-    if records := folder.records():
+    if snapshot.records:
         console.print("\n[bold]tunings[/]")
-        console.print(make_record_table(records, space, plan))
-    if folder.config_file.is_file():
-        console.print(f"\nRuns {formatting.format_engine(folder.config())}.", soft_wrap=True)
+        console.print(make_record_table(snapshot.records, space, plan))
+    if snapshot.selected is not None:
+        console.print(f"\nSelected: tuning {snapshot.selected.id}, which is exported and loaded.")
+    if snapshot.config is not None:
+        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}.", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 
 from qra_search.app.compare import Comparison, classify_record
 from qra_search.app.config import RunConfig
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import Finding, find_evaluated
 from qra_search.app.report.formatting import format_role_label
 from qra_search.app.report.live import BestSoFar
 from qra_search.app.tuning_folder import CURVE_FILE
 from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.space.serialization import read_plan
 from qra_search.space.space import Plan
 from qra_search.study.result import SearchResult
 
@@ -57,15 +56,11 @@ class RunData:
     comparison: Comparison | None = None
 
     @classmethod
-    def read(cls, run: RunFolder, result: SearchResult | None = None) -> RunData:
-        """Read a run's folder, but for the result if it is at hand; raises BadInput if no search has begun there, or
-        one of its files is damaged."""
-        config = run.config() if run.config_file.is_file() else None
-        result = run.result() if result is None else result
-        if run.plan_file.is_file():
-            read_plan(result.space, run.plan_file)
-        records = tuple(run.records())
-        return cls(str(run.path), run.name, result, run.identity(), config, records, run.comparison())
+    def read(cls, run: RunFolder | Snapshot) -> RunData:
+        """Of a run that was read, or is; raises BadInput if no search has begun there, or a file is damaged."""
+        run = run if isinstance(run, Snapshot) else run.read()
+        path, name = str(run.folder.path), run.folder.name
+        return cls(path, name, run.result, run.identity, run.config, run.records, run.comparison())
 
     @cached_property
     def finding(self) -> Finding | None:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.compare import Comparison, TunedPlan, compare_losses
-from qra_search.app.intervals import mean_interval
+from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
 from qra_search.app.report.formatting import (
     format_change,
     format_loss,
@@ -53,8 +52,7 @@ def summarize_run(
         text = summarize_comparison(comparison)
         if not comparison.is_of_another:
             return text
-        searched = f"{summarize_run(result)} " if result.candidates else ""
-        return f"{searched}The run's plan is not tuned yet; another was: {text}"
+        return f"{text} The run's plan is another, which is not tuned yet. {summarize_run(result)}"
     found = find_evaluated(result, budget_bytes)
     if found is not None:
         text = _describe(found, result.space)
@@ -138,15 +136,11 @@ def _compare_scores(comparison: Comparison) -> Iterator[str]:
     tuned, baseline, name = comparison.chosen, comparison.baseline, next(iter(comparison.metric_names), "")
     if not name or baseline is None or baseline is tuned:
         return
-    rows = zip(tuned.row_scores[name], baseline.row_scores[name], strict=False)
-    gains = [own - other for own, other in rows]
-    interval = mean_interval(gains)
+    difference, interval = compare_scores(tuned, baseline, name)
     own, other = (format_metric(name, t.metrics[name]) for t in (tuned, baseline))
     text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
-    if interval is not None and any(gains) and other.endswith("%"):
-        gain, *ends = (
-            format_percent(share, "+").removesuffix("%") for share in (sum(gains) / len(gains), *interval)
-        )
+    if interval is not None and interval != (0, 0) and other.endswith("%"):
+        gain, *ends = (format_percent(share, "+").removesuffix("%") for share in (difference, *interval))
         chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
         text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"
     yield f"{text}."

@@ -10,8 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.baselines import can_shuffle, shuffle_plan
-from qra_search.app.compare import Comparison, compare_losses
+from qra_search.app.compare import Comparison, can_shuffle, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.data import RunData
 from qra_search.app.report.finding import summarize_comparison, summarize_run

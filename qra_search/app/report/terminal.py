@@ -31,12 +31,13 @@ LABEL_EVERY = 5
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
     console.print()
-    console.print(render_result(result, folder.comparison()))
+    comparison = folder.read(result).comparison()
+    console.print(render_result(result, comparison))
     if not complete:
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
         return
-    print_next_steps(console, folder, result)
+    print_next_steps(console, folder, result, comparison)
 
 
 def print_next_steps(
@@ -120,8 +121,7 @@ def list_next_steps(
     if isinstance(found, Comparison):
         if found.change is not None and not found.change.is_lower:
             steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
-        own = "" if found.chosen.plan == folder.plan() else f" --tuning {found.chosen.records[0].id}"
-        steps.append(("export it", f"qra export {quoted}{own}"))
+        steps.append(("export it", f"qra export {quoted}"))
     is_tuned = isinstance(found, Comparison) and not found.is_of_another
     if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))

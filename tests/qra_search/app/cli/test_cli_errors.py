@@ -146,7 +146,7 @@ CASES = [
     (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (
         ("export", "a", "--format", "peft"),
-        "a has no tuning of its plan (tunings: none): run `qra finetune a`",
+        "a has no selected tuning (tunings: none): run `qra finetune a`",
     ),
     (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),

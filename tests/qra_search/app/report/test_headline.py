@@ -30,7 +30,7 @@ def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, 
     record = TuningRecord(
         plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields
     )
-    return TunedPlan.from_seeds(role, (record,))
+    return TunedPlan(role, (record,))
 
 
 def compared(
