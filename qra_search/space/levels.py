@@ -94,11 +94,6 @@ def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -
         raise TypeError(f"{wanted}, got {values!r}") from None
 
 
-def to_level_name(value: Any) -> LevelName:
-    """A text as it is, else a whole number; TypeError for everything else."""
-    return value if isinstance(value, str) else to_int(value)
-
-
 def to_int(value: Any) -> int:
     """A whole number of any type as an int; TypeError for everything else, `True` too."""
     if isinstance(value, bool):
