@@ -6,17 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qra_search.allocate.sensitivities import Sensitivities
     from qra_search.app.run import Run, open_run, plan
     from qra_search.app.search import search
-    from qra_search.errors import BadInput
-    from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+    from qra_search.errors import BadInput, EvaluationFailed
+    from qra_search.evaluator import Evaluator
+    from qra_search.log.journal import TrialLog
     from qra_search.log.state import StudyState
-    from qra_search.log.trial import Proposal, Trial
-    from qra_search.log.trial_log import TrialLog
+    from qra_search.schemas import Evaluation, Group, Linear, Plan, Proposal, Sensitivities, Trial
     from qra_search.space.levels import Level
     from qra_search.space.memory import BudgetTooSmall, GroupwiseFormat, MemoryModel, StorageFormat
-    from qra_search.space.plan import Group, Linear, Plan
     from qra_search.space.space import SearchSpace
     from qra_search.strategies import Strategy
     from qra_search.study.candidates import EvaluatedPlan
@@ -55,15 +53,13 @@ __all__ = [
 
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
-    "errors": ("BadInput",),
-    "evaluation.evaluator": ("Evaluation", "EvaluationFailed", "Evaluator"),
-    "allocate.sensitivities": ("Sensitivities",),
+    "errors": ("BadInput", "EvaluationFailed"),
+    "evaluator": ("Evaluator",),
     "log.state": ("StudyState",),
-    "log.trial": ("Proposal", "Trial"),
-    "log.trial_log": ("TrialLog",),
+    "log.journal": ("TrialLog",),
+    "schemas": ("Evaluation", "Group", "Linear", "Plan", "Proposal", "Sensitivities", "Trial"),
     "space.levels": ("Level",),
     "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
-    "space.plan": ("Group", "Linear", "Plan"),
     "space.space": ("SearchSpace",),
     "strategies": ("Strategy",),
     "study.candidates": ("EvaluatedPlan",),

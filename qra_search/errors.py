@@ -20,6 +20,10 @@ class RunFailed(RuntimeError):
     """A run, or a part of it, failed; the message says why and was written for the user."""
 
 
+class EvaluationFailed(RunFailed):
+    """The plan could not be evaluated; the message is the reason that the journal keeps."""
+
+
 def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
     kind = (
@@ -47,8 +51,8 @@ def first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])
 
 
-class DamagedLines(UserWarning):
-    """Lines of a trial log were skipped when it was read, because they are damaged."""
+class TornLine(UserWarning):
+    """The last line of a journal was dropped, because its process died while it wrote it."""
 
 
 @contextmanager
@@ -67,9 +71,20 @@ def describe_os_error(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
+def describe_problem(error: BaseException) -> str:
+    """What an exception says; of those that pydantic found in a schema the first problem, in one line."""
+    if not isinstance(error, ValueError) or not hasattr(error, "errors"):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{place}: {message}" if place else message
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line: its message if it is one of ours, else with its type before it."""
-    text = " ".join(str(error).split())
+    text = " ".join(describe_problem(error).split())
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
         return f"{text}: install it with pip, or choose another backend, task or evaluator"
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:

@@ -12,7 +12,7 @@ import pytest
 from qra_search import Plan
 from qra_search.app.cli.errors import run_safely
 from qra_search.app.folder import RunFolder
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 from qra_search.space.serialization import plan_to_dict
 
 LANDSCAPE = ("--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=4")

@@ -8,8 +8,8 @@ from typing import Any
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.tuned import TunedRun
+from qra_search.schemas import Plan
 from qra_search.sections import ModelConfig, SearchConfig, TaskConfig
-from qra_search.space.plan import Plan
 from qra_search.space.space import SearchSpace
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qra_search import Evaluation, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities
+from qra_search.app.tunable import TunableEvaluator
 
 
 def make_space(groups: int = 6, bits=(2, 3, 4, 8), ranks=(4, 8, 16), **options) -> SearchSpace:
@@ -56,3 +59,43 @@ class AdditiveEvaluator(Evaluator):
         return Sensitivities(
             damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact"
         )
+
+
+class QuietTunable(TunableEvaluator):
+    """Knows no rows and no costs, and tunes nothing; tests override what they need."""
+
+    def row_counts(self):
+        return {}
+
+    def sensitivity_cost(self):
+        return 0.0
+
+    def evaluation_seconds(self):
+        return math.nan
+
+    def estimate(self):
+        return {}
+
+    def metric_digests(self):
+        return {}
+
+    def cards(self):
+        return ()
+
+    def render_row(self):
+        return None
+
+    def tune(self, plan, **options):
+        raise NotImplementedError
+
+    def tuning_data(self):
+        return ""
+
+    def serve_tunings(self):
+        raise NotImplementedError
+
+    def measure_untuned(self):
+        return None
+
+    def write_base(self, plan, folder):
+        raise NotImplementedError

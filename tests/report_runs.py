@@ -23,9 +23,8 @@ from qra_search import (
 from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.app.config import make_config
 from qra_search.app.folder import RunFolder
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.schemas import Proposal, TuningRecord
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 

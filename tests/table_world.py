@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import compute_table_losses
+from qra_search.schemas import Sensitivities
 from qra_search.surrogates.basis import Rows, TableBasis
 from qra_search.testing.scenarios import make_toy_space
 

@@ -13,7 +13,8 @@ from benchmarks.study import finetunes, finetunes_table
 from benchmarks.study.finetune_plans import widen_first_layers
 from benchmarks.study.finetune_settings import RESULTS, read_settings
 from benchmarks.study.finetunes_picture import draw, draw_lengths
-from qra_search.space.space import Group, Linear, Plan, SearchSpace
+from qra_search.schemas import Group, Linear, Plan
+from qra_search.space.space import SearchSpace
 
 SHAPES = [(8, 64), (8, 64), (8, 64), (16, 64), (16, 64)]
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,18 @@ from typing import Any
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Evaluation, Plan, SearchSpace
-from qra_search.evaluation.evaluator import RowCount
+from qra_search.app.tunable import CostedEvaluator, RowCount
 
-WRONG: dict[str, Any] = {
-    "nan": Evaluation(float("nan"), 1),
-    "infinite": Evaluation(float("inf"), 1),
-    "nothing": None,
-    "unpicklable": lambda: 0,
-    "words": Evaluation("low", 1),  # type: ignore[arg-type]
-    "odd_metrics": Evaluation(1.0, 1, {"accuracy": object()}),  # type: ignore[dict-item]
-    "no_share": Evaluation(1.0, 1, fidelity=float("nan")),
+WRONG: dict[str, Callable[[], Any]] = {
+    "nan": lambda: Evaluation(float("nan"), 1),
+    "infinite": lambda: Evaluation(float("inf"), 1),
+    "nothing": lambda: None,
+    "unpicklable": lambda: lambda: 0,
+    "words": lambda: Evaluation("low", 1),  # type: ignore[arg-type]
+    "odd_metrics": lambda: Evaluation(1.0, 1, {"accuracy": object()}),  # type: ignore[dict-item]
+    "no_share": lambda: Evaluation(1.0, 1, fidelity=float("nan")),
 }
-"""What an evaluator may return that is no evaluation."""
+"""What an evaluator may do instead of returning an evaluation."""
 SMALL = {"groups": 3, "bits": (2, 4), "ranks": (4, 8)}
 
 
@@ -32,7 +33,7 @@ def small_space() -> SearchSpace:
     return make_space(**SMALL)
 
 
-class Misbehaving(AdditiveEvaluator):
+class Misbehaving(AdditiveEvaluator, CostedEvaluator):
     """Does to plans of given mean bits what its name says; all others are evaluated as usual.
 
     `notes` is a folder in which every build and every evaluation leaves a file.
@@ -62,7 +63,7 @@ class Misbehaving(AdditiveEvaluator):
         time.sleep(self.seconds)
         if self.deed and plan.bits[0] == 4 and count_notes(self.notes, "deed") < self.victims:
             self.note("deed")
-            return WRONG[self.deed] if self.deed in WRONG else getattr(self, self.deed)(plan)
+            return WRONG[self.deed]() if self.deed in WRONG else getattr(self, self.deed)(plan)
         return super().evaluate(plan, fidelity=fidelity, seed=seed)
 
     def die(self, plan: Plan) -> Evaluation:

@@ -6,8 +6,8 @@ import numpy as np
 
 from qra_eval.evaluators.landscape import Landscape
 from qra_eval.landscapes.families import Tables
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.space.space import Group, Linear, SearchSpace
+from qra_search.schemas import Group, Linear, Sensitivities
+from qra_search.space.space import SearchSpace
 
 LAYERS, EXPERTS = 48, 128
 HIDDEN, INNER = 2048, 768

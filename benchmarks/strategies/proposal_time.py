@@ -30,8 +30,7 @@ from qra_search.allocate.solve import solve
 from qra_search.app.bench.cell import list_task_budgets, parse_strategy
 from qra_search.app.bench.run import describe_environment
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal, Trial
 from qra_search.space.steps import AdjacentSteps
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}

@@ -20,7 +20,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from qra_search.app.folder import RunFolder
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, LINES = 112, 30

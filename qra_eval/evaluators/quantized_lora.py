@@ -35,26 +35,18 @@ from qra_eval.tuning.loading import load
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig, make_config
-from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import (
-    Evaluation,
-    EvaluationFailed,
-    Evaluator,
-    Progress,
-    RowCount,
-    StepFigures,
-)
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.app.tunable import RowCount, StepFigures, TunableEvaluator
+from qra_search.errors import BadInput, EvaluationFailed
+from qra_search.evaluator import Progress
 from qra_search.launched import get_rank_and_size
+from qra_search.schemas import Evaluation, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.space import Plan
 
 FIDELITIES = (0.25, 0.5, 1.0)
 
 
-class QuantizedLoRAEvaluator(Evaluator):
+class QuantizedLoRAEvaluator(TunableEvaluator):
     """Evaluates plans on a real model, loaded and quantized once (`QuantizedModel`); the plug-in `quantized-lora`.
 
     Args:

@@ -22,7 +22,7 @@ from qra_eval.export.peft import (
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.engines import FUSED, advise_replan
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 LIBRARY = "compressed_tensors"
 WEIGHTS_FILE = "model.safetensors"

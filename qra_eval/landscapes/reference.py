@@ -13,7 +13,8 @@ import numpy as np
 from qra_eval.landscapes.families import Tables
 from qra_search.allocate import knapsack
 from qra_search.files import write_json
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan
+from qra_search.space.space import SearchSpace
 
 RELINEARISATIONS = 8
 PAIRS = 8_000
@@ -110,7 +111,7 @@ class Problem:
         """The knapsack over the table, refined unless that is exact; the budget was checked."""
         start = knapsack.solve(self.table, self.size, self.room)
         assert start is not None
-        return start if self.tables.is_additive else self.refine(start)
+        return start.code if self.tables.is_additive else self.refine(start.code)
 
     def refine(self, start: np.ndarray) -> np.ndarray:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
@@ -124,8 +125,8 @@ class Problem:
                     -damping * np.abs(change[np.isfinite(change)]).mean()
                 )
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
-                if candidate is not None and (new := self.compute_loss(candidate)) < value - 1e-12:
-                    best, value, improved = candidate, new, True
+                if candidate is not None and (new := self.compute_loss(candidate.code)) < value - 1e-12:
+                    best, value, improved = candidate.code, new, True
             if not improved:
                 break
         return self.run_local_search(best)

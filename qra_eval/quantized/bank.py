@@ -21,10 +21,10 @@ from qra_eval.models.experts import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Progress
+from qra_search.evaluator import Progress
 from qra_search.files import read_json, write_text
-from qra_search.log.trial_log import describe_process
-from qra_search.space.levels import LevelName
+from qra_search.log.journal import describe_process
+from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 log = logging.getLogger(__name__)

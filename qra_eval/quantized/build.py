@@ -26,9 +26,9 @@ from qra_eval.quantized.blocks import Blocks, move_tensors
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
-from qra_search.evaluation.evaluator import Progress
+from qra_search.evaluator import Progress
 from qra_search.files import write_json
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 log = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
+from qra_search.schemas import Group, LevelName
 from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig
-from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
-from qra_search.space.space import Group, SearchSpace
+from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 

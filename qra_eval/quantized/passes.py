@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import LayerMoments, Weighting
 from qra_eval.tasks.batches import Batch
-from qra_search.evaluation.evaluator import Progress
+from qra_search.evaluator import Progress
 
 SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""

@@ -12,11 +12,11 @@ from torch import nn
 from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
 from qra_search.errors import BadInput
+from qra_search.schemas import Group, LevelName, Linear
 from qra_search.sections import SpaceConfig
 from qra_search.space.budgets import parse_budget, parse_uniform
-from qra_search.space.levels import Level, LevelName
+from qra_search.space.levels import Level
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.plan import Group, Linear
 from qra_search.space.space import DEFAULT_BITS, SearchSpace
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
+from qra_search.app.tunable import StepFigures
 from qra_search.errors import describe, one_line
-from qra_search.evaluation.evaluator import Progress, StepFigures
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Progress
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan
 
 log = logging.getLogger(__name__)
 

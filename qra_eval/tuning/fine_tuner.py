@@ -24,7 +24,9 @@ from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_search.evaluation.evaluator import EvaluationFailed, Progress, RowCount
+from qra_search.app.tunable import RowCount
+from qra_search.errors import EvaluationFailed
+from qra_search.evaluator import Progress
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
+from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
-from qra_search.evaluation.evaluator import StepFigures
 from qra_search.files import write_text
 from qra_search.sections import FinetuneConfig
 from qra_search.study.interrupt import on_interrupt

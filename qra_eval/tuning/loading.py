@@ -21,7 +21,7 @@ from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput, describe
 from qra_search.files import read_json, read_tensor_names
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, read_plan_file
 

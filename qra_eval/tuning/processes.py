@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qra_eval.tasks.batches import Batch
-from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.launched import get_rank_and_size
 
 Result = TypeVar("Result")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-BISECTIONS, BISECTIONS_OF_MANY = 60, 24
+BISECTIONS = 60
+BISECTIONS_OF_MANY = 24
 MOST_SUMS = 12_000_000
 """Partial sums of all groups together, 6 bytes each. A measured prior of 6,000 experts needs half as many; only
 thousands of groups that are all alike need more, and there the greedy solution is but a single exchange off."""
@@ -12,7 +15,14 @@ RELATIVE_GAP = 1e-12
 """Solutions closer to the optimum than this share of the costs' span count as optimal (float rounding)."""
 
 
-def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> np.ndarray | None:
+class Solution(NamedTuple):
+    """A plan, int64 (2, G), and whether it is known to be optimal."""
+
+    code: np.ndarray
+    is_exact: bool
+
+
+def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> Solution | None:
     """The plan of least cost within a budget.
 
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
@@ -27,10 +37,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
         exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few choices.
 
     Returns:
-        int64 (2, G), the code of the plan; None if nothing fits.
+        None if nothing fits.
     """
-    ranks, cost, size = cost.shape[-1], flatten(np.asarray(cost, float)), flatten(np.asarray(size, np.int64))
-    rows, allowed = np.arange(len(cost)), np.isfinite(cost)
+    ranks = cost.shape[-1]
+    cost = flatten(np.asarray(cost, float))
+    size = flatten(np.asarray(size, np.int64))
+    rows = np.arange(len(cost))
+    allowed = np.isfinite(cost)
     smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
     if not allowed.any(1).all() or size[rows, smallest].sum() > budget:
         return None
@@ -38,9 +51,10 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     best = fill_budget(cost, size, budget, best)
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
-    if exact and upper - bound > slack:
-        best = _search_exactly(cost, size, budget, price, best, upper, slack)
-    return decode_items(best, ranks)
+    is_exact = upper - bound <= slack
+    if exact and not is_exact:
+        best, is_exact = _search_exactly(cost, size, budget, price, best, upper, slack)
+    return Solution(decode_items(best, ranks), is_exact)
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
@@ -51,7 +65,9 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         size: int (G, B, R).
         budget: what the sizes may sum to; the smallest choices must fit.
     """
-    ranks, cost, size = cost.shape[-1], flatten(cost), flatten(size)
+    ranks = cost.shape[-1]
+    cost = flatten(cost)
+    size = flatten(size)
     S, G, _ = cost.shape
     allowed = np.isfinite(cost[0])
     least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
@@ -68,7 +84,8 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         # Prices span many decades: bisect on the logarithm.
         high = np.log((span / width).max(1) * G + 1e-300) + 5.0
         low = high - 40.0
-        weight, priced = size.astype(float), np.empty_like(c)
+        weight = size.astype(float)
+        priced = np.empty_like(c)
         for _ in range(BISECTIONS_OF_MANY):
             middle = 0.5 * (low + high)
             np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
@@ -142,13 +159,16 @@ def _bisect(
     if total <= budget:
         return 0.0, choice, bound
     finite = cost[np.isfinite(cost)]
-    low, high, best = 0.0, float(finite.max() - finite.min()) + 1e-300, smallest
+    low = 0.0
+    high = float(finite.max() - finite.min()) + 1e-300
+    best = smallest
     best_price = high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2 if low > 0 else high / 4
         choice, total, value = choose_by_price(middle)
         if value > bound:
-            bound, best_price = value, middle
+            bound = value
+            best_price = middle
         if total <= budget:
             high = middle
             if cost[rows, choice].sum() < cost[rows, best].sum():
@@ -170,8 +190,9 @@ def _search_exactly(
     best: np.ndarray,
     upper: float,
     slack: float,
-) -> np.ndarray:
-    """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""
+) -> tuple[np.ndarray, bool]:
+    """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen; the best choice,
+    and whether the search came to its end."""
     priced = cost + price * size
     least = priced.min(1)
     bound = float(least.sum()) - price * budget
@@ -180,7 +201,8 @@ def _search_exactly(
     order = np.argsort(keep.sum(1), kind="stable")
     rest_least = np.append(least[order][::-1].cumsum()[::-1], 0.0)
     rest_small = np.append(np.where(keep, size, np.iinfo(np.int64).max).min(1)[order][::-1].cumsum()[::-1], 0)
-    sums, sizes = np.zeros(1), np.zeros(1, np.int64)
+    sums = np.zeros(1)
+    sizes = np.zeros(1, np.int64)
     trace: list[tuple[np.ndarray, np.ndarray]] = []
     left = MOST_SUMS
     for position, g in enumerate(order):
@@ -190,21 +212,22 @@ def _search_exactly(
         floor = total + price * (taken - budget) + rest_least[position + 1]
         alive = np.flatnonzero((floor < upper - slack) & (taken + rest_small[position + 1] <= budget))
         if not len(alive):
-            return best
+            return best, True
         alive = alive[np.lexsort((total[alive], taken[alive]))]
         running = np.minimum.accumulate(total[alive])
         alive = alive[np.append(True, running[1:] < running[:-1])]
         trace.append(((alive // len(items)).astype(np.int32), items[alive % len(items)].astype(np.int16)))
         left -= len(alive)
         if left < 0:
-            return best
-        sums, sizes = total[alive], taken[alive]
+            return best, False
+        sums = total[alive]
+        sizes = taken[alive]
     at = int(sums.argmin())
     if sums[at] >= upper:
-        return best
+        return best, True
     choice = np.empty(len(cost), dtype=np.int64)
     for position in range(len(order) - 1, -1, -1):
         parent, item = trace[position]
         choice[order[position]] = item[at]
         at = int(parent[at])
-    return choice
+    return choice, True

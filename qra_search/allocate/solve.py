@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from qra_search.allocate import knapsack
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 RELATIVE_DEVIATION = 0.4
 """Deviation of a true difference about the predicted one, as a share of that."""
@@ -57,6 +57,8 @@ class Allocation:
         predicted_loss: nats above the loss of the model in 16 bits without adapters; negative if adapters gain more
             than quantization costs.
         uniform: cheapest first; empty if none fits.
+        is_exact: whether no plan within the budget has a lower predicted loss; False if there are so many like groups
+            that only the greedy solution was found.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class Allocation:
     memory_bytes: int
     predicted_loss: float
     uniform: tuple[UniformPrediction, ...]
+    is_exact: bool = True
 
     @property
     def best_uniform(self) -> UniformPrediction | None:
@@ -76,6 +79,7 @@ class Allocation:
             "plan": self.plan.to_dict(),
             "memory_bytes": self.memory_bytes,
             "predicted_loss": self.predicted_loss,
+            "is_exact": self.is_exact,
             "uniform": [
                 {
                     "plan": u.plan.to_dict(),
@@ -89,7 +93,7 @@ class Allocation:
 
 
 def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:
-    """The best plan within a budget if groups do not interact, solved exactly.
+    """The best plan within a budget if groups do not interact; `Allocation.is_exact` says if it is known to be.
 
     Args:
         sensitivities: None: flat ones, by the number of weights of each group.
@@ -98,11 +102,11 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
         BudgetTooSmall: no plan fits.
     """
     table = build_additive_table(space, sensitivities)
-    plan = solve_table(space, table, budget_bytes)
+    plan, is_exact = _find_best_plan(space, table, budget_bytes)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
-    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform))
+    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), is_exact)
 
 
 def predict_uniform(
@@ -125,11 +129,16 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Pla
     Args:
         table: float (G, B, R), loss that each choice of each group adds.
     """
+    return _find_best_plan(space, table, budget_bytes)[0]
+
+
+def _find_best_plan(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> tuple[Plan, bool]:
+    """The plan of `solve_table`, and whether it is known to be the best."""
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
-    code = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes)
-    assert code is not None  # the smallest plan fits
-    return space.decode(code)
+    found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes)
+    assert found is not None  # the smallest plan fits
+    return space.decode(found.code), found.is_exact
 
 
 def estimate_gain_std(gain: float) -> float:

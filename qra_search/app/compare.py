@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.intervals import (
     Interval,
     add_seeds,
@@ -22,11 +21,12 @@ from qra_search.app.intervals import (
     seeds_half_width,
     standard_error,
 )
+from qra_search.app.shown import Shown
 from qra_search.errors import BadInput
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
-from qra_search.study.candidates import LossChange, Shown
+from qra_search.space.space import SearchSpace
+from qra_search.study.candidates import LossChange
 from qra_search.study.result import SearchResult
 
 Against = Literal["best", "all", "shuffled", "none"]

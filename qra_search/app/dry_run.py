@@ -9,8 +9,9 @@ from typing import Any
 from qra_search.allocate.solve import Allocation
 from qra_search.app.config import RunConfig
 from qra_search.app.report import formatting
+from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input, shorten
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.space.budgets import resolve_budgets
 from qra_search.study.listener import Listener
 
@@ -31,11 +32,11 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     space = evaluator.space
     with convert_to_bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate())
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, TunableEvaluator) else {}
     count = config.search.evaluations if evaluations is None else evaluations
     if "evaluation_seconds" in estimate:
-        if estimate.get("sensitivities_seconds"):
-            estimate["sensitivity_cost"] = evaluator.sensitivity_cost() or 0.0
+        if estimate.get("sensitivities_seconds") and isinstance(evaluator, CostedEvaluator):
+            estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
     linears = [group for group in space.groups if not group.is_embedding]
@@ -50,9 +51,9 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
         "largest_bytes": space.memory.maximum,
         "budgets": list(budgets),
         "evaluations": count,
-        "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
+        "rows": {name: asdict(count) for name, count in count_rows(evaluator).items()},
         "estimate": estimate,
-        "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.render_row() or ()],
+        "example": [{"text": text, "learnt": learnt} for text, learnt in render_row(evaluator)],
     }
 
 
@@ -81,8 +82,10 @@ def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool
     Args:
         is_measured: the sensitivities are there, and cost nothing more.
     """
+    if not isinstance(evaluator, CostedEvaluator):
+        return format_cost(evaluations) if is_measured else None
     charge = 0.0 if is_measured else evaluator.sensitivity_cost()
-    return None if charge is None else format_cost(evaluations, charge, evaluator.evaluation_seconds())
+    return format_cost(evaluations, charge, evaluator.evaluation_seconds())
 
 
 def describe_gain(allocation: Allocation | None) -> str:
@@ -98,7 +101,7 @@ def describe_gain(allocation: Allocation | None) -> str:
 
 def describe_rows(evaluator: Evaluator) -> list[str]:
     """Lines about the rows of a run: how many there are, then warnings."""
-    counts = evaluator.row_counts()
+    counts = count_rows(evaluator)
     if not counts:
         return []
     lines = [
@@ -139,6 +142,6 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
 def report_rows(evaluator: Evaluator, listener: Listener) -> None:
     """Tell a listener of rows that are cut, conflicting, or fewer than asked for."""
     lines = describe_rows(evaluator)
-    if len(lines) > 1 or any(count.had < count.asked for count in evaluator.row_counts().values()):
+    if len(lines) > 1 or any(count.had < count.asked for count in count_rows(evaluator).values()):
         for line in lines:
             listener.say(line if line.startswith("warning") else f"rows: {line}")

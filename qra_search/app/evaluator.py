@@ -11,10 +11,11 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.app.config import RunConfig
+from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator, make_remote_evaluator
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
-from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
-from qra_search.executors import Executor, ProcessExecutor, RayExecutor, RemoteEvaluator, devices
-from qra_search.executors.pool import WorkerExecutor
+from qra_search.evaluator import Evaluator, Progress
+from qra_search.executors import Executor, ProcessExecutor, RayExecutor, devices
+from qra_search.executors.workers import WorkerExecutor
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.listener import Listener
@@ -52,10 +53,11 @@ def build_evaluator(
         return evaluator
 
 
-def check_can_tune(evaluator: Evaluator, config: RunConfig) -> None:
-    """Raises BadInput if the evaluator cannot tune a plan in full."""
-    if not evaluator.can_tune:
+def check_can_tune(evaluator: Evaluator, config: RunConfig) -> TunableEvaluator:
+    """The evaluator itself; raises BadInput if it cannot tune a plan in full."""
+    if not isinstance(evaluator, TunableEvaluator):
         raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
+    return evaluator
 
 
 def _accepts_option(factory: Any, option: str) -> bool:
@@ -130,6 +132,6 @@ def start_workers(
     with executor:
         listener.progress(stage, 0, 1)
         with convert_to_bad_input():
-            evaluator = RemoteEvaluator(executor)
+            evaluator = make_remote_evaluator(executor)
         listener.progress(stage, 1, 1)
         yield evaluator, executor

@@ -19,16 +19,16 @@ from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
 from qra_search.app.report.tables import summarize_record
+from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
-from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, StepFigures
-from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
+from qra_search.evaluator import Evaluator
 from qra_search.launched import get_rank_and_size
+from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_from_dict
-from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
@@ -104,7 +104,7 @@ def select_tunings(
     return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
-def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str, Any]:
+def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
     """What comparable tunings share, beside plan and seed: settings, model, backend and rows."""
     counts = evaluator.row_counts()
     described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
@@ -120,7 +120,7 @@ def collect_tuning_settings(config: RunConfig, evaluator: Evaluator) -> dict[str
 
 
 def count_recorded(
-    evaluator: Evaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()
+    evaluator: TunableEvaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()
 ) -> int:
     """How many tunings are finished, by an evaluator that need not have read the model's weights.
 
@@ -141,7 +141,7 @@ def count_recorded(
 class _Job:
     """What all tunings of a command share."""
 
-    evaluator: Evaluator
+    evaluator: TunableEvaluator
     listener: Listener
     tunings: Tunings
     settings: Mapping[str, Any]
@@ -224,7 +224,7 @@ def tune_missing(
     Args:
         untuned: measure the untuned model as well.
     """
-    check_can_tune(evaluator, config)
+    evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
     if get_rank_and_size()[1] > 1:
@@ -262,13 +262,13 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
     if not math.isfinite(validation := record.validation_loss or 0.0):
         failed = record.failed or f"diverged: validation loss is {validation}"
         record = replace(record, failed=failed, validation_loss=None)
-    record = replace(record, settings=settings, finished_at=time.time())
+    record = replace(record, settings=dict(settings), finished_at=time.time())
     tuning.write(record)
     return record
 
 
 def _measure_untuned(
-    evaluator: Evaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener
+    evaluator: TunableEvaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener
 ) -> None:
     """Write the record of the untuned model, if it is missing and the evaluator can say it."""
     plan = evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)

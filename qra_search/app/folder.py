@@ -11,22 +11,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
+from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.shown import ShownResult
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
-from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Evaluator
 from qra_search.files import read_json, write_json, write_text
-from qra_search.log.lines import round_trip
+from qra_search.log.journal import TrialLog, round_trip
 from qra_search.log.state import StudyState, read_state
-from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
+from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan, read_plan_file
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.result import SearchResult
@@ -165,7 +164,7 @@ class RunFolder:
         config = self.config() if self.config_file.is_file() else None
         if result is None:
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
-            result = SearchResult.from_state(state, strategy)
+            result = ShownResult.from_state(state, strategy)
         known = self.plan_file.is_file()
         plan = read_plan(result.space, self.plan_file) if known else result.choose_plan()
         records = tuple(self.records())

@@ -12,7 +12,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
-from qra_search.app.evaluator import Workers, build_evaluator, start_workers
+from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
@@ -28,16 +28,16 @@ from qra_search.app.settings import (
     make_settings,
 )
 from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
+from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
-from qra_search.evaluation.evaluator import Evaluator, StepFigures
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import read_tensor_names
 from qra_search.launched import is_follower
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
-from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
@@ -323,7 +323,7 @@ class Run:
                     config = choose_rate(build, config, listener, tunings, rates, discard=discard)
                 evaluator = self.evaluator(listener, config)
                 if is_follower():
-                    evaluator.serve_tunings()
+                    check_can_tune(evaluator, config).serve_tunings()
                 with open_trackers(track, self.path, config) as log:
 
                     def send(id: str, step: int, figures: StepFigures) -> None:
@@ -428,7 +428,7 @@ class Run:
     def write_base(self, tuning: TuningFolder) -> None:
         """Write the quantized base of a tuning, if it was saved without it."""
         if not tuning.base_file.is_file() and (record := tuning.record()) is not None:
-            self.evaluator().write_base(record.plan, tuning.path)
+            check_can_tune(self.evaluator(), self.config).write_base(record.plan, tuning.path)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""

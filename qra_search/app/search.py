@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
@@ -14,15 +15,16 @@ from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.data import RunData
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
+from qra_search.app.shown import ShownResult
 from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
+from qra_search.schemas import Plan
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.candidates import UniformComparison
 from qra_search.study.checks import StudyFailed, check_evaluator
@@ -56,7 +58,7 @@ def search(
         study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
-            return study.run()
+            return ShownResult.from_result(study.run())
         finally:
             evaluator.progress = own  # the next search has a listener of its own
 
@@ -111,7 +113,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         raise BadInput(
             f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
         )
-    sensitivities.check(space)
+    check_sensitivities(space, sensitivities)
     folder.check_begin(config, resume=True)  # of another process, perhaps, by now
     known = folder.read() if folder.log_file.is_file() else None
     if known is not None and known.result.trials:
@@ -119,7 +121,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     else:
         solved = {budget: solve(space, sensitivities, budget) for budget in budgets}
         strategy = search.strategy
-        result = SearchResult(
+        result = ShownResult(
             space, (), sensitivities, budgets, search.seed, strategy=strategy, allocations=solved
         )
         if not (folder.has_run and folder.plan_file.is_file()):
@@ -178,7 +180,7 @@ def search_run(
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         try:
             with on_interrupt(stop):
-                result = study.run()
+                result = ShownResult.from_result(study.run())
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it

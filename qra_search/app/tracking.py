@@ -13,8 +13,8 @@ from typing import Any
 from qra_search.app.config import RunConfig
 from qra_search.app.report.live import BestSoFar
 from qra_search.errors import BadInput, one_line
-from qra_search.log.trial import Trial
 from qra_search.plugins import describe_unknown
+from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
 

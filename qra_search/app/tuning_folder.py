@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qra_search.errors import BadInput
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import read_json, write_json
+from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
 RECORDS = TypeAdapter(TuningRecord)

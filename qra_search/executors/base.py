@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
-from qra_search.log.trial import Proposal
+from qra_search.evaluator import Evaluator
+from qra_search.schemas import Evaluation, Proposal
 
 
 class WorkerDied(RuntimeError):

@@ -79,14 +79,16 @@ def assign_devices(device: str, workers: int, share: float | None) -> list[str]:
     """
     if share == 0 or not (device == "auto" or uses_gpus(device)):
         return ["cpu"] * workers
-    visible, named = list_visible_gpus(), parse_gpus(device)
+    visible = list_visible_gpus()
+    named = parse_gpus(device)
     if missing := [name for name in named if name not in visible]:
         raise BadInput(
             f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu"
         )
     if share is None and device == "auto" and not visible:
         return ["cpu"] * workers
-    share, gpus = share or max(1, len(named)), named or visible
+    share = share or max(1, len(named))
+    gpus = named or visible
     check_enough_gpus([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
     size = max(1, int(share))
     bundles = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]

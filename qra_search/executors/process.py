@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from typing import Any
 
 from qra_search.executors.base import WorkerDied
 from qra_search.executors.devices import export_variables, make_environment
-from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
+from qra_search.executors.workers import Factory, WorkerExecutor
 
 
 class ProcessExecutor(WorkerExecutor):
@@ -40,11 +40,13 @@ class ProcessExecutor(WorkerExecutor):
             make_environment(name, self.slots, self.devices.count(name)) for name in self.devices
         ]
 
-    def start_worker(self, slot: int) -> Worker:
-        return _ProcessWorker(self._variables[slot])
+    def start_worker(self, slot: int) -> ProcessWorker:
+        return ProcessWorker(self._variables[slot])
 
 
-class _ProcessWorker(Worker):
+class ProcessWorker:
+    """A pool of one process."""
+
     def __init__(self, variables: dict[str, str]):
         self._pool = ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn"), initializer=_initialize_worker
@@ -53,9 +55,9 @@ class _ProcessWorker(Worker):
             self._pool.submit(os.getpid)  # which starts the process
             (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]
 
-    def request(self, method: str, *args: Any) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
-            return self._pool.submit(_serve, method, *args).result()
+            return self._pool.submit(function, *args).result()
         except BrokenProcessPool:
             raise WorkerDied(self._describe_exit()) from None
 
@@ -91,9 +93,6 @@ def _kill_group(pid: int | None) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-_evaluator = WorkerEvaluator()
-
-
 def _initialize_worker() -> None:
     """Before the first request: the worker leads a process group, and ends with the study's process."""
     if hasattr(os, "setsid"):
@@ -101,10 +100,6 @@ def _initialize_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # the main module imported it before its variables could count
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-def _serve(method: str, *args: Any) -> Any:
-    return getattr(_evaluator, method)(*args)
 
 
 def _end_with_parent() -> None:

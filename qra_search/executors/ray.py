@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from qra_search.errors import DISTRIBUTION
 from qra_search.executors.base import WorkerDied, WorkerUnusable
 from qra_search.executors.devices import DEVICE, SHARING, check_enough_gpus, name_device
-from qra_search.executors.pool import Factory, Worker, WorkerEvaluator, WorkerExecutor
+from qra_search.executors.workers import Factory, WorkerExecutor, build_evaluator
 
 START_SECONDS = 600.0
 
@@ -61,17 +62,15 @@ class RayExecutor(WorkerExecutor):
             except BaseException:
                 self.shutdown()
                 raise
-        self._device, self._sharing = (
-            name_device(gpus) if gpus else "cpu",
-            max(1, int(1 / gpus + 1e-9)) if gpus else 1,
-        )
+        self._device = name_device(gpus) if gpus else "cpu"
+        self._sharing = max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
             _Actor
         )
 
-    def start_worker(self, slot: int) -> Worker:
-        return _RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
+    def start_worker(self, slot: int) -> RayWorker:
+        return RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -80,15 +79,18 @@ class RayExecutor(WorkerExecutor):
             self._ray.shutdown()
 
 
-class _RayWorker(Worker):
-    def __init__(self, ray: Any, actor: Any):
-        self._ray, self._actor = ray, actor
+class RayWorker:
+    """An actor."""
 
-    def request(self, method: str, *args: Any) -> Any:
+    def __init__(self, ray: Any, actor: Any):
+        self._ray = ray
+        self._actor = actor
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
         errors = self._ray.exceptions
-        reply = getattr(self._actor, method).remote(*args)
+        reply = self._actor.call.remote(function, *args)
         try:
-            return self._ray.get(reply, timeout=START_SECONDS if method == "build" else None)
+            return self._ray.get(reply, timeout=START_SECONDS if function is build_evaluator else None)
         except errors.GetTimeoutError:
             raise WorkerUnusable(
                 f"Ray had no worker ready within {START_SECONDS:g} seconds: are there as many CPUs and GPUs "
@@ -101,7 +103,7 @@ class _RayWorker(Worker):
         self._ray.kill(self._actor, no_restart=True)
 
 
-class _Actor(WorkerEvaluator):
+class _Actor:
     """Runs in Ray's worker."""
 
     def __init__(self, device: str, sharing: int):
@@ -110,3 +112,6 @@ class _Actor(WorkerEvaluator):
             device == "cpu"
         ):  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)

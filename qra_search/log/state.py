@@ -8,13 +8,13 @@ from itertools import count
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.log.lines import NOT_A_LOG, LogError, describe_briefly
-from qra_search.log.trial import Trial
-from qra_search.log.trial_log import TrialLog
+from qra_search.allocate.sensitivities import check_sensitivities
+from qra_search.errors import describe
+from qra_search.log.journal import LogError, TrialLog
+from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.memory import MemoryModel
 from qra_search.space.serialization import space_from_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 DEFAULT_SWEEP = 9
 """Budgets between the smallest and the largest plan that stand for the whole front if none is named."""
@@ -97,18 +97,17 @@ class StudyState:
 
 
 def read_state(log: TrialLog) -> StudyState:
-    """The state of the study that wrote a log, without its evaluator.
+    """The state of the study that wrote a journal, without its evaluator.
 
-    Raises LogError if no search has begun in it, or it holds what no study writes: checksums tell damage, but a log
-    from anyone may also hold plans and bytes that its space does not allow.
+    Raises LogError if no search has begun in it, or it holds what no study writes, such as plans that its space does
+    not allow.
     """
     if log.get_meta("space_data") is None:
         raise LogError(f"{log.path} holds no search space: no search has begun in it")
     try:
         space = space_from_dict(log.get_meta("space_data"))
-        sensitivities = Sensitivities.from_dict(log.get_meta("prior")) if log.get_meta("prior") else None
-        if sensitivities is not None:
-            sensitivities.check(space)
+        data = log.get_meta("sensitivities")
+        sensitivities = check_sensitivities(space, Sensitivities.from_dict(data)) if data else None
         for trial in log:
             if not space.contains(trial.plan):
                 raise ValueError(f"the plan of trial {trial.id} does not belong to its search space")
@@ -125,5 +124,5 @@ def read_state(log: TrialLog) -> StudyState:
             int(log.get_meta("seed") or 0),
             float((log.get_meta("study") or {}).get("evaluations", 100.0)),
         )
-    except NOT_A_LOG as error:
-        raise LogError(f"{log.path} is not the log of one search ({describe_briefly(error)})") from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise LogError(f"{log.path} is not the journal of one search ({describe(error)})") from None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from qra_search.schemas import LevelName, check_name, format_level
 from qra_search.space.memory import METADATA_BITS, UNQUANTIZED_BITS, GroupwiseFormat, StorageFormat
 
-LevelName = int | str
 Converted = TypeVar("Converted")
 BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
-_TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -49,30 +47,6 @@ class Level:
         if words != self.name:
             return words
         return f"{words} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
-
-
-def format_level_label(name: LevelName) -> str:
-    """A level's name in a cell: `4`, `nf4`, and `1.5` for `trellis-1.5`, as numbers name whole widths alone."""
-    text = str(name)
-    width = text.rpartition("-")[2]
-    return width if "." in width and width.replace(".", "", 1).isdecimal() else text
-
-
-def format_level(name: LevelName) -> str:
-    """A level's name within a sentence: `4 bits`, `1.5 bits`, `nf4`."""
-    label = format_level_label(name)
-    return label if label == name else f"{label} bit" if label == "1" else f"{label} bits"
-
-
-def check_name(name: Any) -> None:
-    """Raises TypeError or ValueError if this cannot name a level."""
-    if isinstance(name, bool) or not isinstance(name, (int, str)):
-        raise TypeError(f"a level is named by its bits or by a text, such as 4 or 'nf4', got {name!r}")
-    if isinstance(name, str) and not _TEXT.fullmatch(name):
-        raise ValueError(
-            f"{name!r} names no level: a number is needed, or a text that begins with a letter and has only letters, "
-            "digits, '_', '.' and '-'"
-        )
 
 
 def read_name(text: str) -> LevelName:
@@ -115,11 +89,6 @@ def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -
         return tuple(map(convert, values))
     except TypeError:
         raise TypeError(f"{wanted}, got {values!r}") from None
-
-
-def to_level_name(value: Any) -> LevelName:
-    """A text as it is, else a whole number; TypeError for everything else."""
-    return value if isinstance(value, str) else to_int(value)
 
 
 def to_int(value: Any) -> int:

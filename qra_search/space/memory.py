@@ -74,7 +74,8 @@ class MemoryModel:
     def bytes(self, codes: np.ndarray) -> np.ndarray:
         """Bytes int64 (...,) of encoded plans (..., 2, G)."""
         rows = np.arange(self.weight.shape[0])
-        weight, adapter = self.weight[rows, codes[..., 0, :]], self.adapter[rows, codes[..., 1, :]]
+        weight = self.weight[rows, codes[..., 0, :]]
+        adapter = self.adapter[rows, codes[..., 1, :]]
         return np.asarray(weight.sum(-1) + adapter.sum(-1) + self.fixed)
 
     @cached_property
@@ -119,7 +120,8 @@ def parse_bytes(text: str | int | float) -> int:
             raise BadInput(
                 f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
             )
-        value, unit = float(match.group(1)), (match.group(2) or "b").lower()
+        value = float(match.group(1))
+        unit = (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"a size in bytes must be positive, got {text!r}")
     if (size := value * _UNITS[unit]) >= MOST_BYTES:
@@ -129,9 +131,11 @@ def parse_bytes(text: str | int | float) -> int:
 
 def format_bytes(count: int | float) -> str:
     """A size as people read it: `108.0 MiB`."""
-    size, unit = float(count), "B"
+    size = float(count)
+    unit = "B"
     for larger in ("KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             break
-        size, unit = size / 1024, larger
+        size = size / 1024
+        unit = larger
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.files import read_json
-from qra_search.space.levels import Level, LevelName
-from qra_search.space.plan import Group, Plan
+from qra_search.schemas import CONFIG, Group, LevelName, Plan, Schema, make_adapter
+from qra_search.space.levels import Level
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
 PLAN_NAME = "plan.json"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TabulatedFormat:
     """Bytes of a weight by its shape, as they were counted when the space was recorded."""
 
@@ -34,7 +38,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)
     }
     return {
-        "groups": [group.model_dump(exclude_defaults=True) for group in space.groups],
+        "groups": [make_adapter(Group).dump_python(group, exclude_defaults=True) for group in space.groups],
         "bits": list(space.bits),
         "ranks": list(space.ranks),
         "fixed_bytes": space.fixed_bytes,
@@ -64,40 +68,47 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     )
 
 
+@dataclass(frozen=True, config=CONFIG)
+class PlannedGroup(Schema):
+    """One group of a plan that stands alone; `width` and `backend` say what a level is that is named by a text."""
+
+    name: str
+    bits: StrictInt | StrictStr
+    rank: StrictInt
+    memory_bytes: int = 0
+    linears: tuple[str, ...] = ()
+    width: float | None = None
+    backend: str = ""
+
+
 def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     """A plan as plain data that stands alone: every group with its linears, bits, rank and bytes."""
-    b, r = space.encode(plan)
-    groups = [
-        {
-            "name": group.name,
-            "bits": plan.bits[i],
-            **({} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}),
-            "rank": plan.ranks[i],
-            "memory_bytes": int(space.memory.choice_bytes[i, b[i], r[i]]),
-            "linears": [linear.name for linear in group.linears],
-        }
-        for i, group in enumerate(space.groups)
-        for level in [space.level(plan.bits[i])]
-    ]
+    sizes = space.memory.choice_bytes
+    groups = []
+    for i, (b, r) in enumerate(space.encode(plan).T):
+        level = space.levels[b]
+        named = {} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}
+        linears = tuple(linear.name for linear in space.groups[i].linears)
+        groups.append(
+            PlannedGroup(space.names[i], level.name, space.ranks[r], int(sizes[i, b, r]), linears, **named)
+        )
     return {
         "format": PLAN_FORMAT,
         "memory_bytes": space.memory_bytes(plan),
         "fixed_bytes": space.fixed_bytes,
-        "groups": groups,
+        "groups": make_adapter(list[PlannedGroup]).dump_python(groups, mode="json", exclude_defaults=True),
     }
 
 
 def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
     """Bits and rank by group, of a plan as plain data; raises ValueError if it has another form."""
-    try:
-        chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
-    if len(chosen) < len(data["groups"]):
-        names = [str(g["name"]) for g in data["groups"]]
-        raise ValueError(
-            f"the plan has the group {next(n for n in names if names.count(n) > 1)} twice: leave one out"
-        )
+    if not isinstance(data, Mapping):
+        raise ValueError(f"the plan is {shorten(data)}, a mapping with its groups is needed")
+    groups = make_adapter(list[PlannedGroup]).validate_python(data.get("groups"))
+    chosen = {group.name: (group.bits, group.rank) for group in groups}
+    if len(chosen) < len(groups):
+        twice = next(name for name, count in Counter(g.name for g in groups).items() if count > 1)
+        raise ValueError(f"the plan has the group {twice} twice: leave one out")
     return chosen
 
 
@@ -108,10 +119,8 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
         raise ValueError(
             f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})"
         )
-    try:
-        plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    bits, ranks = zip(*(chosen[name] for name in space.names), strict=True)
+    plan = Plan(bits, ranks)
     space.encode(plan)
     return plan
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
-from qra_search.space.levels import Level, LevelName, convert_all, make_levels, to_int
+from qra_search.schemas import Group, LevelName, Plan
+from qra_search.space.levels import Level, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
-from qra_search.space.plan import Group, Linear, Plan
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Plan", "SearchSpace"]
+__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -68,7 +69,8 @@ class SearchSpace:
         self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
-        self.fixed_bytes, self.adapter_bits = int(fixed_bytes), int(adapter_bits)
+        self.fixed_bytes = int(fixed_bytes)
+        self.adapter_bits = int(adapter_bits)
         if self.fixed_bytes < 0 or self.adapter_bits < 1:
             raise ValueError(
                 f"fixed_bytes must not be negative, and adapter_bits positive: got {fixed_bytes} and {adapter_bits}"
@@ -83,7 +85,8 @@ class SearchSpace:
             raise ValueError("a space needs at least one group that is not an embedding")
 
     def __repr__(self) -> str:
-        bits, ranks = ", ".join(map(str, self.bits)), ", ".join(map(str, self.ranks))
+        bits = ", ".join(map(str, self.bits))
+        ranks = ", ".join(map(str, self.ranks))
         sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
         return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
 
@@ -149,7 +152,7 @@ class SearchSpace:
     def unquantized(self) -> SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
         beside, though it may be none of this space."""
-        groups = [group.model_copy(update={"bits": None, "ranks": None}) for group in self.groups]
+        groups = [replace(group, bits=None, ranks=None) for group in self.groups]
         ranks = sorted({0, self.ranks[-1]})
         return SearchSpace(
             groups=groups,

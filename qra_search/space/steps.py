@@ -62,7 +62,8 @@ class AdjacentSteps:
                 order = iter(rng.permutation(code.size))
                 continue
             at = np.unravel_index(v, code.shape)
-            sizes, now = self.sizes[at], self.sizes[at][code[at]]
+            sizes = self.sizes[at]
+            now = self.sizes[at][code[at]]
             smaller = np.flatnonzero(self.allowed[at] & (sizes < now))
             if len(smaller):
                 code[at] = smaller[sizes[smaller].argmax()]
@@ -96,7 +97,7 @@ def select_entries(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return np.asarray(values[side, group, codes])
 
 
-def drop_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+def exclude_known(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The codes (M, 2, G) in order, each once, without those that are among the known (N, 2, G)."""
     places = {code.tobytes(): i for i, code in enumerate(codes)}  # in the order of the first of equal codes
     seen = {code.tobytes() for code in known}

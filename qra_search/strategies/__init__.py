@@ -30,9 +30,11 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):
-        name, factory = spec.name or spec.__name__, spec
+        name = spec.name or spec.__name__
+        factory = spec
     elif isinstance(spec, str):
-        name, factory = spec, plugins.load("strategies", spec)
+        name = spec
+        factory = plugins.load("strategies", spec)
     else:
         raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
     with convert_to_bad_input():

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal, Trial
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ import numpy as np
 from qra_search.allocate.knapsack import decode_items, flatten, solve_many
 from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
-from qra_search.space.steps import drop_known
+from qra_search.schemas import Plan, Proposal
+from qra_search.space.steps import exclude_known
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.base import Estimates, Strategy, average_replicates
 from qra_search.strategies.simple import rotate_budgets, sample_plan
@@ -109,14 +108,15 @@ class QRAStrategy(Strategy):
                 return average_replicates(state.full)
             mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
             fitted = select_fitted_rows(rows)
-            mean[fitted], std[fitted] = fit.predict_rows()
+            mean[fitted], std[fitted] = fit.predict_evaluated()
         return Estimates(tuple(plans), mean, std)
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
-        space, step = state.space, -(-len(state.budgets) // AT_ONCE)
+        space = state.space
+        step = -(-len(state.budgets) // AT_ONCE)
         budgets = list(state.budgets[(len(state.trials) + k) % step :: step])
-        believed, _ = fit.predict_rows()
+        believed, _ = fit.predict_evaluated()
         known, new = self._list_candidates(state, fit, believed, budgets, k)
         n = len(known)
         codes = np.concatenate([fit.rows.codes[known], new])
@@ -144,7 +144,8 @@ class QRAStrategy(Strategy):
     def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the first budget in turn whose allocation is new, else a random plan, for the budget in
         turn or, if it has nothing new, the largest; None if none is left."""
-        budgets, rng = rotate_budgets(state, k), state.rng(k)
+        budgets = rotate_budgets(state, k)
+        rng = state.rng(k)
         allocated = ((solve(state.space, state.sensitivities, budget).plan, PRIOR) for budget in budgets)
         limits = [budgets[0]] * ATTEMPTS + [state.memory_limit] * ATTEMPTS
         drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
@@ -161,7 +162,9 @@ class QRAStrategy(Strategy):
         Args:
             believed: (N,), posterior mean loss of each row.
         """
-        memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
+        memory = state.memory
+        rows = fit.rows
+        fixed = state.space.fixed_bytes
         tables = np.where(memory.allowed, fit.sample_tables(state.rng(k), self.spans), np.inf)
         used = memory.bytes(rows.codes)
         known: set[int] = set()
@@ -177,7 +180,7 @@ class QRAStrategy(Strategy):
                         rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES
                     )
                 )
-        return np.array(sorted(known), int), drop_known(np.concatenate(found), rows.codes)
+        return np.array(sorted(known), int), exclude_known(np.concatenate(found), rows.codes)
 
 
 def list_neighbours(
@@ -192,14 +195,17 @@ def list_neighbours(
         budget: what the sizes may sum to.
         count: of swaps; half as many single changes.
     """
-    ranks, mean, size = mean.shape[-1], flatten(mean), flatten(size)
+    ranks = mean.shape[-1]
+    mean = flatten(mean)
+    size = flatten(size)
     plan = code[0] * ranks + code[1]
     G, C = mean.shape
     rows = np.arange(G)
     delta = mean - mean[rows, plan][:, None]
     extra = size - size[rows, plan][:, None]
     room = budget - int(size[rows, plan].sum())
-    gain, cost = delta.ravel(), extra.ravel()
+    gain = delta.ravel()
+    cost = extra.ravel()
     ok = np.isfinite(gain)
     ok[rows * C + plan] = False
     single = np.flatnonzero(ok & (cost <= room))

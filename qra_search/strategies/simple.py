@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Strategy
 

@@ -5,29 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Z_90, build_additive_table, compute_table_losses, estimate_gain_std
-from qra_search.space.space import Plan, SearchSpace
-
-SHOWN_BY = "qra_search.app.report.tables"
-"""Stands above this module, and is imported when something is first shown."""
-
-
-class Shown:
-    """What terminals and notebooks show by a function of the report, named `shown_by`."""
-
-    shown_by: ClassVar[str]
-
-    def __rich__(self) -> Any:
-        return getattr(import_module(SHOWN_BY), self.shown_by)(self)
-
-    def _repr_html_(self) -> str:
-        return str(import_module(SHOWN_BY).render_html(self))
+from qra_search.schemas import Plan, Sensitivities
+from qra_search.space.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -85,12 +69,12 @@ class UniformComparison:
     def change(self) -> LossChange | None:
         """The chosen plan's loss against the baseline's, within two standard errors of the difference; None without
         another plan, or if its loss is zero."""
-        one, two = self.chosen, self.baseline
+        one = self.chosen
+        two = self.baseline
         if two is None or two.plan == one.plan or not two.loss:
             return None
-        share, noise = (
-            x / abs(two.loss) for x in (one.loss - two.loss, math.hypot(one.loss_std, two.loss_std))
-        )
+        share = (one.loss - two.loss) / abs(two.loss)
+        noise = math.hypot(one.loss_std, two.loss_std) / abs(two.loss)
         return LossChange(share, (share - 2 * noise, share + 2 * noise) if math.isfinite(noise) else None)
 
 
@@ -113,7 +97,8 @@ def predict_better_plan(
     own, least, *others = compute_table_losses(
         build_additive_table(space, sensitivities), space.encode_many(plans)
     )
-    predicted, true = np.array(others) - least, np.array([candidate.loss for candidate in known]) - best.loss
+    predicted = np.array(others) - least
+    true = np.array([candidate.loss for candidate in known]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)
     scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))

@@ -8,9 +8,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from qra_search.errors import RunFailed, shorten, wrong_type
-from qra_search.evaluation.evaluator import MAX_INT, Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.schemas import MAX_INT, Proposal
 
 
 class StudyFailed(RunFailed):
@@ -26,11 +26,6 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
     for proposal in proposals:
         if not isinstance(proposal, Proposal):
             raise StudyFailed(f"the strategy proposed {shorten(proposal)}: a Proposal is needed")
-        if not (isinstance(proposal.seed, Integral) and isinstance(proposal.origin, str)):
-            raise StudyFailed(
-                f"the strategy proposed seed {proposal.seed!r} and origin {proposal.origin!r}: a whole number and a "
-                f"text are needed"
-            )
         size = state.space.memory_bytes(proposal.plan)
         if size > state.memory_limit:
             raise StudyFailed(

@@ -15,18 +15,17 @@ from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.allocate.solve import Allocation, solve
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Trial
+from qra_search.schemas import Plan, Trial
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.strategies.base import average_losses, find_non_dominated
-from qra_search.study.candidates import EvaluatedPlan, Shown, UniformComparison, predict_better_plan
+from qra_search.study.candidates import EvaluatedPlan, UniformComparison, predict_better_plan
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Shown, StudyState):
+class SearchResult(StudyState):
     """Everything that a search leaves, made from the log alone: the state of the study, and what is known of its plans.
 
     Attributes:
@@ -35,7 +34,6 @@ class SearchResult(Shown, StudyState):
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
-    shown_by = "render_result"
     candidates: tuple[EvaluatedPlan, ...] = ()
     strategy: str = ""
     allocations: dict[int, Allocation] = field(default_factory=dict, compare=False)
@@ -43,7 +41,8 @@ class SearchResult(Shown, StudyState):
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
         """The result of a study as it stands."""
-        beliefs, observed = strategy.estimate(state), average_losses(state.full)
+        beliefs = strategy.estimate(state)
+        observed = average_losses(state.full)
         count = Counter(trial.plan for trial in state.full)
         candidates = [
             EvaluatedPlan(
@@ -58,7 +57,8 @@ class SearchResult(Shown, StudyState):
     @property
     def front(self) -> list[EvaluatedPlan]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
-        losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
+        losses = [c.loss for c in self.candidates]
+        sizes = [c.memory_bytes for c in self.candidates]
         return [self.candidates[i] for i in find_non_dominated(np.array(losses), np.array(sizes))]
 
     @property

@@ -8,18 +8,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
+from qra_search.allocate.sensitivities import check_sensitivities
+from qra_search.errors import BadInput, EvaluationFailed, describe_problem
+from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
+from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
-from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.levels import LevelName
 from qra_search.space.serialization import space_to_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.checks import StudyFailed, check_evaluator, check_options, check_proposals
 from qra_search.study.result import SearchResult
@@ -109,7 +108,8 @@ class Study:
         )
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = list_initial_plans(self.space, self.memory_budgets)
-        self._given_sensitivities, self._charged = sensitivities, charged
+        self._given_sensitivities = sensitivities
+        self._charged = charged
         self.stopping = False
         self._asked: dict[int, Trial] = {}
 
@@ -132,7 +132,7 @@ class Study:
     @property
     def sensitivities(self) -> Sensitivities | None:
         """The sensitivities in the log, else those given; `run` measures them if there are neither."""
-        data = self.log.get_meta("prior")
+        data = self.log.get_meta("sensitivities")
         return Sensitivities.from_dict(data) if data else self._given_sensitivities
 
     def run(self) -> SearchResult:
@@ -154,13 +154,11 @@ class Study:
                 if not flying:
                     break
                 # All that ended is recorded before anything is raised: an unusable worker comes last.
-                results = {
-                    future: future.exception() or future.result() for future in self.executor.wait(flying)
-                }
-                for future in sorted(
-                    results, key=lambda f: (isinstance(results[f], WorkerUnusable), flying[f].id)
-                ):
-                    trial = self._record(flying.pop(future), results[future])
+                futures = list(self.executor.wait(flying))
+                outcomes = [(flying.pop(f), f.exception() or f.result()) for f in futures]
+                outcomes.sort(key=lambda pair: (isinstance(pair[1], WorkerUnusable), pair[0].id))
+                for asked_trial, outcome in outcomes:
+                    trial = self._record(asked_trial, outcome)
                 if self.batch is not None and (flying or waiting):
                     continue  # what a batch comes to may not depend on the order of its results
                 ended = [t for t in self.log if t.status != "running"]
@@ -218,7 +216,12 @@ class Study:
     def _propose_next(self, flying: int, *, most: int | None = None) -> list[Proposal]:
         """The next proposals, at most as many as are given or there are free slots beside those in flight."""
         state = self.state
-        room = most or (self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
+        if most is not None:
+            room = most
+        elif self.batch is None:
+            room = self.executor.slots - flying
+        else:
+            room = 0 if flying else self.batch
         room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
@@ -236,7 +239,7 @@ class Study:
         except WorkerUnusable as error:
             raise StudyFailed(f"{error}; resuming the search repeats trial {trial.id}") from error
         except (Exception, SystemExit) as error:
-            trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
+            trial = self.log.fail(trial.id, f"{type(error).__name__}: {describe_problem(error)}")
         else:
             trial = self.log.finish(trial.id, evaluation)
         self._notify("on_result", trial)
@@ -244,13 +247,12 @@ class Study:
 
     def _measure_sensitivities(self) -> None:
         self.log.bind()  # reads what others may have written since `close`
-        # If lines of the log are damaged, the sensitivities may have been in one of them.
-        is_due = len(self.log) == 0 or self.log.damage or self._given_sensitivities is not None
-        if self.log.get_meta("prior") is None and is_due:
+        is_due = len(self.log) == 0 or self._given_sensitivities is not None
+        if self.log.get_meta("sensitivities") is None and is_due:
             sensitivities = self._given_sensitivities or self.evaluator.sensitivities()
             if sensitivities is not None:
-                sensitivities.check(self.space)
-                self.log.bind({"prior": sensitivities.to_dict()})
+                check_sensitivities(self.space, sensitivities)
+                self.log.bind({"sensitivities": sensitivities.to_dict()})
 
     def _notify(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:

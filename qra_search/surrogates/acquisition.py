@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import erfcx, ndtr
 
 from qra_search.space.space import SearchSpace
-from qra_search.space.steps import drop_known
+from qra_search.space.steps import exclude_known
 
 _points, _masses = np.polynomial.hermite_e.hermegauss(9)
 NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=True))
@@ -27,7 +27,7 @@ def rank_codes(
     """int (K, 2, G): those of the codes (M, 2, G) that are not known (N, 2, G) and take at most `limit` bytes, each
     once, that of largest score first."""
     codes = np.unique(codes, axis=0)
-    codes = drop_known(codes[space.memory.bytes(codes) <= limit], known)
+    codes = exclude_known(codes[space.memory.bytes(codes) <= limit], known)
     values = score(codes) if len(codes) else np.zeros(0)
     order = np.argsort(-values, kind="stable")
     return codes[order[np.isfinite(values[order])]]
@@ -79,7 +79,8 @@ def log_expected_improvement(mean: np.ndarray, std: np.ndarray, best: np.ndarray
     0.398942
     """
     u = np.maximum((best - mean) / std, LEAST_U)
-    near, far = np.maximum(u, -1.0), np.minimum(u, -1.0)
+    near = np.maximum(u, -1.0)
+    far = np.minimum(u, -1.0)
     upper = np.log(np.exp(-0.5 * near * near - LOG_SQRT_2PI) + near * ndtr(near))
     lower = -0.5 * far * far - LOG_SQRT_2PI + np.log1p(np.sqrt(np.pi / 2) * far * erfcx(-far / np.sqrt(2)))
     return np.log(std) + np.where(u > -1.0, upper, lower)
@@ -97,7 +98,8 @@ def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: n
         fits: bool (P,), plans within the budget.
     """
     pool = np.flatnonzero(fits[:known])
-    new_mean, new_fits = mean[known:], fits[known:]
+    new_mean = mean[known:]
+    new_fits = fits[known:]
     if not len(pool):
         return np.where(new_fits, mean.max(initial=-np.inf) - new_mean, 0.0)
     each = np.arange(len(new_mean))

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import ensure_sensitivities
+from qra_search.schemas import Sensitivities
 from qra_search.space.space import SearchSpace
 
 FLOOR = 0.05
@@ -17,7 +17,10 @@ FLOOR = 0.05
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
-OWN, DEPTH, DEPTH_OF_KIND, KIND = 0.6, 0.2, 0.2, 0.5
+OWN = 0.6
+DEPTH = 0.2
+DEPTH_OF_KIND = 0.2
+KIND = 0.5
 """Variance that is a group's own, shared by groups of near depth, by those of near depth and one kind, by one kind."""
 DEPTH_LENGTH = 0.15
 """Length over which groups of near depth are alike, as a share of the model's depth."""
@@ -156,7 +159,8 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike, self.cell = correlate_groups(space), self._compute_cells(CELLS)
+        self.alike = correlate_groups(space)
+        self.cell = self._compute_cells(CELLS)
         self.alike_root, self.cell_root = (
             np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
         )

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qra_search.schemas import Plan
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.space.steps import select_entries
 
 FIT_ITERATIONS = 60
@@ -88,7 +89,8 @@ def fit_loss_gp(
     from gpytorch.priors import LogNormalPrior
 
     columns = inputs.shape[1]
-    center, scale = float(losses.mean()), float(losses.std()) or 1.0
+    center = float(losses.mean())
+    scale = float(losses.std()) or 1.0
     unit = (losses - center) / scale
     with use_one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,15 +179,14 @@ def fit_plan_gp(
     values = np.array(list(losses.values()))
     if len(losses) < MIN_FIT or np.ptp(values) == 0:
         return None
-    codes, best = space.encode_many(losses), values.min()
+    codes = space.encode_many(losses)
+    best = values.min()
     ceiling = (
         float(best + CLIP * (np.median(values) - best)) if np.median(values) > best else float(values.max())
     )
     gp = fit_loss_gp(encode(codes), proxy(codes), np.minimum(values, ceiling), **options)
-    model, waiting = (
-        PlanGP(gp, encode, proxy, codes, ceiling),
-        [plan for plan in pending if plan not in losses],
-    )
+    model = PlanGP(gp, encode, proxy, codes, ceiling)
+    waiting = [plan for plan in pending if plan not in losses]
     return model.fantasize(space.encode_many(waiting)) if waiting else model
 
 

@@ -13,8 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Trial
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Trial
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 
@@ -40,7 +39,8 @@ KNOWN_TO = {
     "units": 4.0,
 }
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
-STEP, SWEEPS = 2.0, 2
+STEP = 2.0
+SWEEPS = 2
 LOUDER = 30.0
 """Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by
 damages far from the prior's."""
@@ -143,7 +143,8 @@ def refine(fit: TableFit) -> TableFit:
 def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
-    best, at = start, _compute_evidence(fit, start, prior)
+    best = start
+    at = _compute_evidence(fit, start, prior)
     for _ in range(SWEEPS):
         before = best
         for name, factor in itertools.product(KNOWN_TO, (STEP, 1.0 / STEP)):
@@ -152,7 +153,8 @@ def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
                 value = _compute_evidence(fit, trial, prior)
                 if value <= at + LEAST:
                     break
-                best, at = trial, value
+                best = trial
+                at = value
         if best == before:
             break
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)

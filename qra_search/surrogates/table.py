@@ -61,7 +61,9 @@ class TableFit:
     """
 
     def __init__(self, basis: TableBasis, rows: Rows, widths: Widths, theta: Arrays | None = None):
-        self.basis, self.rows, self.widths = basis, rows, widths
+        self.basis = basis
+        self.rows = rows
+        self.widths = widths
         first = rows.seeds.sum(1) == 0.0
         first_seed_losses = rows.loss[first] if first.any() else rows.loss
         self.best = float(first_seed_losses.min())
@@ -136,7 +138,8 @@ class TableFit:
         return theta
 
     def _solve(self) -> None:
-        rows, seen = self.rows, self.excess
+        rows = self.rows
+        seen = self.excess
         for number in range(STEPS):
             at = self.theta
             f, J = self._linearize(rows.codes, rows.seeds, at)
@@ -157,7 +160,11 @@ class TableFit:
             self.theta = Blocks(*(th + rate * s for th, s in zip(self.theta, step, strict=True)))
             if size < CLOSE:
                 break
-        self._at, self.grams, self.L, self.alpha, self.target = at, grams, L, alpha, target
+        self._at = at
+        self.grams = grams
+        self.L = L
+        self.alpha = alpha
+        self.target = target
 
     @cached_property
     def _row_derivatives(self) -> tuple[Arrays, Arrays]:
@@ -189,7 +196,9 @@ class TableFit:
         """Loss above `best` (n,) of plans (n, 2, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         b, r = codes[:, 0], codes[:, 1]
-        n, g, row = len(codes), np.arange(G), np.arange(len(codes))[:, None]
+        n = len(codes)
+        g = np.arange(G)
+        row = np.arange(len(codes))[:, None]
         d = self._compute_damage(theta)[g, b, r]
         w = -self._compute_gain(theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
@@ -221,7 +230,7 @@ class TableFit:
             s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)
         ) - half.T @ half
 
-    def predict_rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def predict_evaluated(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
         plan's own misfit."""
         seeds = self.rows.seeds

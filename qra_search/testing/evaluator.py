@@ -15,9 +15,11 @@ import json
 import numpy as np
 import pytest
 
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, check_evaluation
+from qra_search.allocate.sensitivities import check_sensitivities
+from qra_search.errors import EvaluationFailed
+from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.log.state import StudyState
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.testing.scenarios import disturb_global_randomness
 
@@ -63,7 +65,7 @@ class EvaluatorContract:
         sensitivities = evaluator.sensitivities()
         if sensitivities is None:
             pytest.skip("the evaluator measures no sensitivities")
-        sensitivities.check(evaluator.space)
+        check_sensitivities(evaluator.space, sensitivities)
         assert sensitivities.cost >= 0 and sensitivities.seconds >= 0
         again = evaluator.sensitivities()
         assert again is not None
@@ -80,7 +82,8 @@ class EvaluatorContract:
         assert evaluator.describe() == description
 
     def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
-        space, count = evaluator.space, len(evaluator.space) + 1
+        space = evaluator.space
+        count = len(evaluator.space) + 1
         wrong = Plan((space.bits[0],) * count, (space.ranks[0],) * count)
         with pytest.raises((ValueError, EvaluationFailed)):
             evaluator.evaluate(wrong)

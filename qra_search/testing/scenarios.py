@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+from qra_search.errors import EvaluationFailed
+from qra_search.evaluator import Evaluator
+from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import TrialLog
+from qra_search.schemas import Evaluation, Group, Linear, Plan, Sensitivities
 from qra_search.space.levels import Level, make_levels
-from qra_search.space.space import Group, Linear, Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 
@@ -66,29 +67,24 @@ def make_toy_space(
                 for m in members
             )
             left_out = int(restricted and len(groups) % 3 == 0)
-            choices = (
-                {"bits": names[left_out:], "ranks": ranks[: len(ranks) - left_out]}
-                if left_out or table
-                else {}
-            )
-            groups.append(
-                Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer, **choices)
-            )
+            group = Group(name=f"layers.{layer}.{kind}", linears=linears, kind=kind, depth=layer)
+            if left_out or table:
+                group = replace(group, bits=names[left_out:], ranks=ranks[: len(ranks) - left_out])
+            groups.append(group)
     if table:
-        linears, wide = (Linear(name="embed", out_features=1024, in_features=256),), (*names[1:], 16)
-        groups.append(
-            Group(
-                name="embed",
-                linears=linears,
-                bits=wide,
-                ranks=(0,),
-                kind="embed",
-                depth=layers,
-                is_embedding=True,
-            )
+        embeddings = Group(
+            name="embed",
+            linears=(Linear(name="embed", out_features=1024, in_features=256),),
+            bits=(*names[1:], 16),
+            ranks=(0,),
+            kind="embed",
+            depth=layers,
+            is_embedding=True,
         )
-        bits, ranks = (*bits, 16), (0, *ranks)
-    return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
+        groups.append(embeddings)
+        bits = (*bits, 16)
+        ranks = (0, *ranks)
+    return SearchSpace(groups=groups, bits=bits, ranks=ranks)
 
 
 class ToyEvaluator(Evaluator):
@@ -112,8 +108,10 @@ class ToyEvaluator(Evaluator):
     ):
         self.space = space or make_toy_space()
         self.fidelities = fidelities
-        self.failing, self.noise = failing, noise
-        groups, rng = len(self.space), np.random.default_rng(5)
+        self.failing = failing
+        self.noise = noise
+        groups = len(self.space)
+        rng = np.random.default_rng(5)
         error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
         widths = self.space.widths.tolist()
         error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])

@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors.base import InProcessExecutor
+from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import TrialLog
+from qra_search.schemas import Evaluation, Plan, Sensitivities
 from qra_search.space.serialization import space_from_dict, space_to_dict
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy
 from qra_search.study.checks import check_proposals
 from qra_search.study.study import Callback, Study
@@ -138,7 +137,8 @@ class StrategyContract:
     def test_a_resumed_study_equals_an_unbroken_one(
         self, strategy: Strategy, fidelities: tuple[float, ...], tmp_path: Path
     ) -> None:
-        evaluator, path = ToyEvaluator(fidelities=fidelities), tmp_path / "trials.jsonl"
+        evaluator = ToyEvaluator(fidelities=fidelities)
+        path = tmp_path / "trials.jsonl"
 
         def study(strategy: Strategy, **options: Any) -> Study:
             budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)

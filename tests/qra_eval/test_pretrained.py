@@ -20,7 +20,7 @@ from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.pretrained import NEEDED_IMPORT
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan
 
 IDS = torch.arange(40, 64)[None]
 FRESH = """

@@ -95,7 +95,6 @@ def one_search(folder: Path, rng: random.Random, workers: int, fork: bool) -> di
     with TrialLog(log) as after:
         recorded = {t.id: repr(t.loss) for t in after if t.done}
         facts = [(t.proposal, t.status, t.loss) for t in after]
-        counts["unsound"] = int(bool(after.damage))
     counts["lost"] = sum(recorded.get(number) != loss for number, loss in told.items())
     counts["differs"] = int(facts != [(t.proposal, t.status, t.loss) for t in unbroken()])
     return counts

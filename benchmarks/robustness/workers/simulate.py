@@ -174,7 +174,7 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     for trial in log.running_trials:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given sensitivities any more
-        log.bind({"prior": landscape.sensitivities().to_dict()})
+        log.bind({"sensitivities": landscape.sensitivities().to_dict()})
     return log
 
 

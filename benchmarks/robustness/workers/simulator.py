@@ -9,9 +9,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.log.trial import Proposal
+from qra_search.schemas import Evaluation, Proposal
 
 Duration = Callable[[Proposal, Evaluation], float]
 """Virtual seconds that an evaluation takes; a pure function, so that a simulation can be repeated."""

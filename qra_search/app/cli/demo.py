@@ -15,6 +15,7 @@ from qra_search.app.finetune import check_reloads
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.run import Run
+from qra_search.app.tunable import render_row
 
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
@@ -64,7 +65,7 @@ def demo(
     )
     with Run(out, config) as run:
         with view:
-            row = "".join(text for text, _ in run.evaluator(view).render_row() or ())
+            row = "".join(text for text, _ in render_row(run.evaluator(view)))
         if row:
             view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
         result = run.choose_plan(progress=view)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -18,11 +17,11 @@ from qra_search.app.cli.common import argument
 from qra_search.app.config import RunConfig, load_config
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.report.table import TextTable
+from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.errors import BadInput, DamagedLines, describe
+from qra_search.errors import BadInput, EvaluationFailed, describe
 from qra_search.files import is_whole, read_json
-from qra_search.log.lines import NOT_A_LOG
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import read_choices, read_plan_file
 
@@ -98,7 +97,14 @@ def check_files(folder: Path) -> list[FileCheck]:
             name = str(file.relative_to(folder))
             try:
                 found = read(file)
-            except NOT_A_LOG as error:
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+                ArithmeticError,
+                AttributeError,
+                EvaluationFailed,
+            ) as error:
                 checks.append(FileCheck("fault", name, "damaged", describe(error)))
             else:
                 is_checked = isinstance(found, list)
@@ -118,16 +124,8 @@ def _check_tensors(file: Path) -> list[FileCheck]:
 
 
 def _check_log(file: Path) -> list[FileCheck]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DamagedLines)  # all of them are listed here
-        log = TrialLog(file)
-    if not log.damage:
-        counts = Counter(trial.status for trial in log)
-        return [
-            FileCheck("ok", "", ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trials")
-        ]
-    advice = "the other lines are read; a lost result is evaluated again when the search is resumed"
-    return [FileCheck("fault", f", line {number}", what, advice) for number, what in log.damage]
+    counts = Counter(trial.status for trial in TrialLog(file))
+    return [FileCheck("ok", "", ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trials")]
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -149,7 +147,7 @@ def _print_cards(config: RunConfig, *, as_json: bool) -> None:
         common.make_view(quiet=as_json) as view,
         closing(build_evaluator(config, view.progress, weights=False)) as evaluator,
     ):
-        cards = list(evaluator.cards())
+        cards = list(evaluator.cards()) if isinstance(evaluator, TunableEvaluator) else []
     if not cards:
         raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
     if as_json:

@@ -18,7 +18,7 @@ from qra_search.app.finetune import Tunings, count_recorded
 from qra_search.app.report.formatting import format_engine, format_time
 from qra_search.app.settings import check_task
 from qra_search.app.tracking import find_trackers
-from qra_search.space.levels import format_level_label
+from qra_search.schemas import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 
@@ -55,8 +55,7 @@ def print_dry_run(
         facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
         rows = describe_rows(evaluator)
         if tunings is not None:
-            check_can_tune(evaluator, config)
-            recorded = count_recorded(evaluator, config, tunings, rates)
+            recorded = count_recorded(check_can_tune(evaluator, config), config, tunings, rates)
             plans = [plan.to_dict() for plan in tunings.plans]
             facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
             facts["tunings"]["rates"] = list(dict.fromkeys(rates))

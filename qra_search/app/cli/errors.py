@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
-from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
+from qra_search.errors import BadInput, RunFailed, TornLine, describe
 from qra_search.launched import is_follower
 
 TRACEBACK = "QRA_TRACEBACK"
@@ -56,13 +56,13 @@ def exit_status(error: BaseException) -> int:
 
 @contextmanager
 def _report_damage() -> Iterator[None]:
-    """Report lines of a log that were skipped once, in one line on stderr; other warnings go where they went."""
+    """Report once that a journal lost its last line, in one line on stderr; other warnings go where they went."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", DamagedLines)
+        warnings.simplefilter("always", TornLine)
         show, said = warnings.showwarning, set()
 
         def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, DamagedLines):
+            if issubclass(category, TornLine):
                 if str(message) not in said:
                     _print_line(str(message), OK)
                 said.add(str(message))

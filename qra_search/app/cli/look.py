@@ -19,8 +19,8 @@ from qra_search.app.report.tables import make_allocation_table, make_record_tabl
 from qra_search.app.report.terminal import make_strip
 from qra_search.app.run import open_run
 from qra_search.errors import convert_to_bad_input
+from qra_search.schemas import LevelName, format_level
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
-from qra_search.space.levels import LevelName, format_level
 from qra_search.space.serialization import plan_to_dict, read_choices
 
 Choices = Mapping[str, tuple[LevelName, int]]

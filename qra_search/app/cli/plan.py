@@ -60,6 +60,10 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     for allocation in filter(None, map(result.allocation, result.memory_budgets)):
         console.print(f"\nWithin [bold]{describe_size(space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
+        if not allocation.is_exact:
+            console.print(
+                "Too many groups are alike for the exact optimum, so the plan may be an exchange off it."
+            )
     if sensitivities is not None and sensitivities.seconds:
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.format_time(sensitivities.seconds)}."

@@ -19,8 +19,7 @@ from qra_search.app.report.finding import Finding, find_evaluated
 from qra_search.app.report.formatting import format_role_label
 from qra_search.app.report.live import BestSoFar
 from qra_search.app.tuning_folder import CURVE_FILE
-from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.study.result import SearchResult
 
 TRACES = 4

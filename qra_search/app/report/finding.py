@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
 from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
 from qra_search.app.report.formatting import (
@@ -17,8 +16,9 @@ from qra_search.app.report.formatting import (
     format_percent,
     format_plan,
 )
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 

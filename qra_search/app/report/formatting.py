@@ -10,9 +10,8 @@ from qra_search.app.compare import classify_record
 from qra_search.app.config import RunConfig
 from qra_search.app.intervals import Interval
 from qra_search.engines import ENGINES
-from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.space.levels import format_level
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, TuningRecord, format_level
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")

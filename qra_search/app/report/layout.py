@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.report.colors import DAMAGE_STEPS
-from qra_search.space.levels import format_level, format_level_label
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, Sensitivities, format_level, format_level_label
+from qra_search.space.space import SearchSpace
 
 WRAP = 32
 """Groups in a row if a space does not name kinds and layers."""

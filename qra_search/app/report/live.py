@@ -13,10 +13,10 @@ from rich.text import Text
 
 from qra_search.app.report.formatting import format_evaluations, format_percent, format_plan, format_time
 from qra_search.errors import wrong_type
-from qra_search.evaluation.evaluator import Progress as ProgressFunction
-from qra_search.log.trial import Trial
+from qra_search.evaluator import Progress as ProgressFunction
+from qra_search.schemas import Plan, Trial
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.study import Study
 

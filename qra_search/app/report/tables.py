@@ -27,9 +27,9 @@ from qra_search.app.report.formatting import (
     format_time,
 )
 from qra_search.app.report.table import TextTable
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
 
 CHANCE_NOTE = "Chance: the interval holds zero."

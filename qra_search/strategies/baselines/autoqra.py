@@ -7,8 +7,7 @@ from pymoo.core.population import Population
 from scipy.stats import spearmanr
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.strategies.base import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
 from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, select_trials
@@ -19,17 +18,22 @@ PROMOTED_SHARE = 1 / 3
 """Share of a generation that is promoted to full fidelity."""
 MIN_PAIRS = 8
 """Plans seen at both fidelities that the promotion model needs."""
-FEWEST_PAIRS, LEAST_AGREEMENT = 6, 0.5
+FEWEST_PAIRS = 6
+LEAST_AGREEMENT = 0.5
 """Rank correlation of cheap and full losses, over so many plans seen at both, below which screening ends."""
 GAMMA = 1.5
 """How strongly mutation prefers important groups: chance in proportion to importance^GAMMA."""
 COUPLED = 0.3
 """Chance of a mutation that raises one choice and pays for it with others."""
-RADIUS, LEAST_RADIUS, MOST_RADIUS = 4, 1, 16
-SUCCESSES, FAILURES = 2, 3
+RADIUS = 4
+LEAST_RADIUS = 1
+MOST_RADIUS = 16
+SUCCESSES = 2
+FAILURES = 3
 """Refinements in a row, under one budget, after which its trust region doubles or halves."""
 REGION_DRAWS = 256
-PROMOTED, REFINED = "promoted", "trust region"
+PROMOTED = "promoted"
+REFINED = "trust region"
 
 
 class AutoQRAStrategy(PaperStrategy):
@@ -55,7 +59,7 @@ class AutoQRAStrategy(PaperStrategy):
     def breed(
         self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
     ) -> np.ndarray:
-        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng)[0], budget, rng)
+        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng), budget, rng)
         return steps.repair_by_importance(child, budget)
 
     def list_candidates(
@@ -84,7 +88,8 @@ def predict_losses(state: StudyState, steps: GuidedSteps) -> dict[Plan, float]:
     The promotion model is a Gaussian process over a plan's coverage, bits and ranks, beside a line in the cheap loss;
     before it has enough pairs, the cheap loss is moved by the mean gap between the two.
     """
-    full, space = average_losses(state.full), state.space
+    full = average_losses(state.full)
+    space = state.space
     cheap = average_losses([t for t in state.done if t.fidelity == state.fidelities[0]])
     both = [plan for plan in cheap if plan in full]
     if not cheap or len(both) == len(cheap):
@@ -115,7 +120,8 @@ def mutate_by_importance(
     The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
     and the code is brought back under the budget by the steps down that matter least elsewhere.
     """
-    up, down = steps.increase_choices(code), steps.decrease_choices(code)
+    up = steps.increase_choices(code)
+    down = steps.decrease_choices(code)
     raising = rng.random() < coupled and (up != code).any()
     preference = np.maximum(steps.importance, EPSILON) ** GAMMA
     chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()
@@ -141,16 +147,20 @@ def is_screening_useful(state: StudyState) -> bool:
 
 def compute_trust_radius(state: StudyState, budget: int) -> int:
     """Edits that the trust region of a budget spans: replayed from the refinements that the log holds for it."""
-    radius, streak, best = RADIUS, 0, np.inf
+    radius = RADIUS
+    streak = 0
+    best = np.inf
     for trial in state.full:
         if state.space.memory_bytes(trial.plan) > budget:
             continue
         if trial.proposal.origin == f"{REFINED} {budget}":
             streak = max(streak, 0) + 1 if trial.loss < best else min(streak, 0) - 1
             if streak >= SUCCESSES:
-                radius, streak = min(2 * radius, MOST_RADIUS), 0
+                radius = min(2 * radius, MOST_RADIUS)
+                streak = 0
             elif streak <= -FAILURES:
-                radius, streak = max(radius // 2, LEAST_RADIUS), 0
+                radius = max(radius // 2, LEAST_RADIUS)
+                streak = 0
         best = min(best, trial.loss)
     return radius
 

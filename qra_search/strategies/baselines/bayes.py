@@ -7,8 +7,7 @@ from scipy.special import logsumexp
 
 from qra_search.allocate.solve import build_additive_table, compute_table_losses, solve, solve_table
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import (
     Estimates,
@@ -51,7 +50,8 @@ class BayesStrategy(Strategy):
         proposals: list[Proposal] = []
         seen = [t.plan for t in state.trials]
         while len(proposals) < n:
-            score, known = score_improvement(state, model), state.space.encode_many(seen)
+            score = score_improvement(state, model)
+            known = state.space.encode_many(seen)
             starts = _list_starts(state, model, state.rng(len(proposals)))
             starts = rank_codes(state.space, score, starts, known, state.memory_limit)[:RESTARTS]
             if not len(starts):
@@ -67,7 +67,8 @@ class BayesStrategy(Strategy):
 
     def estimate(self, state: StudyState) -> Estimates:
         """Posterior of the model at the evaluated plans; what was observed of those too bad to be modelled."""
-        model, observed = fit_to_trials(state), average_replicates(state.full)
+        model = fit_to_trials(state)
+        observed = average_replicates(state.full)
         if model is None:
             return observed
         mean, std = model.predict(state.space.encode_many(observed.plans))
@@ -89,7 +90,8 @@ class BayesStrategy(Strategy):
 
 def fit_to_trials(state: StudyState) -> PlanGP | None:
     """The model of the trials at full fidelity; None if they are too few."""
-    values, table = scale_by_error(state.space), build_additive_table(state.space, state.sensitivities)
+    values = scale_by_error(state.space)
+    table = build_additive_table(state.space, state.sensitivities)
     return fit_plan_gp(
         state.space,
         average_losses(state.full),
@@ -103,7 +105,8 @@ def fit_to_trials(state: StudyState) -> PlanGP | None:
 
 def score_improvement(state: StudyState, model: PlanGP) -> Score:
     """The log of the sum over budgets of the expected improvement on the best posterior mean within each."""
-    mean, sizes = model.predict(model.codes)[0], state.memory.bytes(model.codes)
+    mean = model.predict(model.codes)[0]
+    sizes = state.memory.bytes(model.codes)
     best = np.array([mean[sizes <= budget].min(initial=mean.max()) for budget in state.budgets])
 
     def score(codes: np.ndarray) -> np.ndarray:
@@ -117,8 +120,10 @@ def score_improvement(state: StudyState, model: PlanGP) -> Score:
 
 def _list_starts(state: StudyState, model: PlanGP, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2, G): where the local search may begin: near the front, additive and linearized optima, random plans."""
-    space, steps = state.space, AdjacentSteps(state.space)
-    mean, sizes = model.predict(model.codes)[0], space.memory.bytes(model.codes)
+    space = state.space
+    steps = AdjacentSteps(state.space)
+    mean = model.predict(model.codes)[0]
+    sizes = space.memory.bytes(model.codes)
     plans = [_sample_plan(state, rng) for _ in range(RANDOM_STARTS)]
     parents = list(model.codes[rng.permutation(find_non_dominated(mean, sizes))[:FRONT_PARENTS]])
     for budget in state.budgets:

@@ -13,8 +13,7 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies.base import Strategy, average_losses
 from qra_search.strategies.simple import propose_new, rotate_budgets, sample_plan
@@ -43,7 +42,9 @@ class NSGA2Strategy(Strategy):
     def __init__(
         self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None
     ):
-        self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
+        self.population = check_population(population)
+        self.crossover = crossover
+        self.mutation = mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         steps = AdjacentSteps(state.space)
@@ -98,7 +99,8 @@ def select_survivors(
     rows = codes.reshape(len(codes), -1)  # as pymoo has them
     objectives = np.column_stack([list(losses.values()), state.memory.bytes(codes)]).astype(float)
     pop = Population.new("X", rows, "F", objectives, "CV", np.zeros((len(rows), 1)))
-    problem, rng = Problem(n_var=rows.shape[1], n_obj=2), np.random.default_rng([state.seed, generation])
+    problem = Problem(n_var=rows.shape[1], n_obj=2)
+    rng = np.random.default_rng([state.seed, generation])
     return RankAndCrowding().do(problem, pop, n_survive=size, random_state=rng)
 
 
@@ -110,35 +112,26 @@ def breed_child(
     crossover: float = CROSSOVER,
     mutation: float | None = None,
 ) -> np.ndarray:
-    """int (2, G): one child of a population, by adjacent mutation and random steps down to the budget.
-
-    Random numbers are drawn in the order of pymoo's `Mating`, which makes two children, of which the first is taken.
-    """
+    """int (2, G): a child of a population, by crossover, adjacent mutation and random steps down to the budget."""
     rate = 1.0 / (2 * len(steps.space)) if mutation is None else mutation
-    mutated = [mutate(steps, code, rate, rng) for code in cross_parents(parents, crossover, rng)]
-    rng.random(2)  # pymoo's chance that a mutation is applied, which is always
-    return [steps.repair(code, budget, rng) for code in mutated][0]
+    child = cross_parents(parents, crossover, rng)
+    return steps.repair(mutate(steps, child, rate, rng), budget, rng)
 
 
-def cross_parents(
-    parents: Population, crossover: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two codes (2, G) by binary tournament and, with this chance, crossover."""
+def cross_parents(parents: Population, crossover: float, rng: np.random.Generator) -> np.ndarray:
+    """int (2, G): the first of two parents by binary tournament, with this chance crossed with the second.
+
+    Crossover is uniform, and a group's (bits, rank) is one gene.
+    """
     codes = parents.get("X").astype(int)
     codes = codes.reshape(len(codes), 2, -1)
-    chosen = TournamentSelection(pressure=2, func_comp=select_fitter).do(
+    chosen = TournamentSelection(pressure=2, func_comp=select_winners).do(
         None, parents, 1, 2, to_pop=False, random_state=rng
     )
     first, second = codes[chosen[0]]
-    return cross_over_groups(first, second, rng) if rng.random() < crossover else (first, second)
-
-
-def cross_over_groups(
-    first: np.ndarray, second: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform crossover of two codes (2, G) in which a group's (bits, rank) is one gene."""
-    swap = rng.random(first.shape[1]) < 0.5
-    return np.where(swap, second, first), np.where(swap, first, second)
+    if rng.random() >= crossover:
+        return np.asarray(first)
+    return np.where(rng.random(first.shape[1]) < 0.5, second, first)
 
 
 def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
@@ -147,7 +140,8 @@ def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.G
     Args:
         rate: chance of each variable; one is drawn outright, so that something changes.
     """
-    up, down = steps.increase_choices(code), steps.decrease_choices(code)
+    up = steps.increase_choices(code)
+    down = steps.decrease_choices(code)
     movable = ((up != code) | (down != code)).ravel()
     if not movable.any():
         return code.copy()
@@ -158,9 +152,10 @@ def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.G
     return np.where(chosen.reshape(code.shape), target, code)
 
 
-def select_fitter(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+def select_winners(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
     """The winners (M, 1) of pairs P (M, 2), by rank, then crowding, then chance."""
-    rank, crowding = pop.get("rank").astype(float), pop.get("crowding").astype(float)
+    rank = pop.get("rank").astype(float)
+    crowding = pop.get("crowding").astype(float)
     a, b = P[:, 0], P[:, 1]
     coin = random_state.random(len(P)) < 0.5
     first = (rank[a] < rank[b]) | ((rank[a] == rank[b]) & (crowding[a] > crowding[b]))

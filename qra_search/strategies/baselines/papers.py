@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pymoo.core.population import Population
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import make_flat_sensitivities
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, Proposal, Sensitivities, Trial
+from qra_search.space.space import SearchSpace
 from qra_search.space.steps import AdjacentSteps, select_entries
 from qra_search.strategies.base import Strategy, average_losses
 from qra_search.strategies.baselines.nsga2 import check_population, mutate, select_survivors
@@ -51,7 +50,8 @@ class GuidedSteps(AdjacentSteps):
         values[0, :, : len(self.space.bits)] = self.space.widths
         values[1, :, : len(self.space.ranks)] = self.space.ranks
         values = np.where(self.allowed, values, np.nan)
-        least, most = np.nanmin(values, -1), np.nanmax(values, -1)
+        least = np.nanmin(values, -1)
+        most = np.nanmax(values, -1)
         enough = 1.0 / max(float(self.importance[self.importance > 0].min(initial=1.0)), EPSILON)
 
         def start(scale: int) -> np.ndarray:
@@ -129,7 +129,8 @@ class PaperStrategy(Strategy):
     def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
         if not 0.0 <= evolution <= 1.0:
             raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
-        self.population, self.evolution = check_population(population), evolution
+        self.population = check_population(population)
+        self.evolution = evolution
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         """Each is asked for as if the earlier ones were running trials already."""
@@ -166,7 +167,8 @@ class PaperStrategy(Strategy):
         Args:
             losses: of the plans that may be parents.
         """
-        proxy, budget = state.fidelities[0], rotate_budgets(state)[0]
+        proxy = state.fidelities[0]
+        budget = rotate_budgets(state)[0]
         warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
         generation = len(select_trials(state, proxy)) // self.population
         parents = (
@@ -190,7 +192,9 @@ class PaperStrategy(Strategy):
         Args:
             origin: of the proposal, to which the budget is added.
         """
-        space, model, turn = state.space, fit_matern(state, steps), rotate_budgets(state)
+        space = state.space
+        model = fit_matern(state, steps)
+        turn = rotate_budgets(state)
         tried = space.encode_many(t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed")
         for budget in turn:
             if model is None:

@@ -6,13 +6,14 @@ import numpy as np
 from pymoo.core.population import Population
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.schemas import Proposal
 from qra_search.strategies.base import average_losses, find_non_dominated
 from qra_search.strategies.baselines.nsga2 import breed_child
 from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, select_trials
 from qra_search.surrogates.gp import PlanGP
 
-PROMOTED, REFINED = "promoted", "refined"
+PROMOTED = "promoted"
+REFINED = "refined"
 
 
 class QRAdaptorStrategy(PaperStrategy):

@@ -12,8 +12,8 @@ from evaluators import make_evaluator
 from qra_eval import hub
 from qra_eval.evaluators import quantized_lora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.app.tunable import RowCount
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import RowCount
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),

@@ -14,6 +14,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import model
 from qra_eval.sensitivities import cache, measure
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
+from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.testing.scenarios import make_toy_space
 
 
@@ -88,7 +89,7 @@ def measured(tmp_path_factory):
 
 def test_damage_falls_with_bits_gain_rises_with_rank_and_the_model_is_left_as_it_was(measured):
     evaluator, sensitivities = measured
-    sensitivities.check(evaluator.space)
+    check_sensitivities(evaluator.space, sensitivities)
     damage, gain = sensitivities.bits_damage, sensitivities.rank_gain
     assert (np.diff(damage, axis=1) <= 0).all() and (damage[:, 0] > 0).all() and not damage[:, -1].any()
     assert not gain[:, 0].any() and (np.diff(gain, axis=1) > 0).all()

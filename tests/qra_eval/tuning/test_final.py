@@ -16,8 +16,7 @@ from qra_eval.tuning.loading import load
 from qra_eval.tuning.saved import ReloadMismatch, check_reload
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tuning_folder import CHECKPOINT_FILE
-from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed
 
 
 @pytest.fixture(scope="module")

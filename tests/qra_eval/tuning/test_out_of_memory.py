@@ -11,7 +11,7 @@ from evaluators import make_evaluator
 
 from qra_eval.quantized import adapters
 from qra_eval.tuning import training
-from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.errors import EvaluationFailed
 
 FULL = "CUDA out of memory. Tried"
 

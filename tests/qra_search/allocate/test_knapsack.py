@@ -16,9 +16,9 @@ from qra_search.strategies.qra import list_neighbours
 
 def solve(cost, size, budget, **options):
     """The items (G,) of a problem whose groups have one rank."""
-    code = knapsack.solve(cost[..., None], size[..., None], budget, **options)
-    assert code is None or (code[1] == 0).all()
-    return None if code is None else code[0]
+    found = knapsack.solve(cost[..., None], size[..., None], budget, **options)
+    assert found is None or (found.code[1] == 0).all()
+    return None if found is None else found.code[0]
 
 
 def brute_force(cost, size, budget):
@@ -83,6 +83,9 @@ def test_thousands_of_like_groups_get_the_greedy_solution_if_partial_sums_are_to
     assert cost[rows, exact].sum() < cost[rows, fast].sum()
     monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
     assert solve(cost, size, 333).tolist() == fast.tolist()
+    assert not knapsack.solve(cost[..., None], size[..., None], 333).is_exact
+    monkeypatch.undo()
+    assert knapsack.solve(cost[..., None], size[..., None], 333).is_exact
 
 
 def test_inputs_are_not_changed():
@@ -132,7 +135,7 @@ def test_many_tables_are_solved_as_each_alone_and_nearly_exactly(seed):
     codes = solve_many(cost, size, budget)
     g = np.arange(len(size))
     for table, (b, r) in zip(cost, codes, strict=True):
-        best = knapsack.solve(table, size, budget)
+        best = knapsack.solve(table, size, budget).code
         exact, got = table[g, best[0], best[1]].sum(), table[g, b, r].sum()
         assert size[g, b, r].sum() <= budget
         np.testing.assert_array_equal(solve_many(table[None], size, budget)[0], [b, r])

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.allocate import knapsack
 from qra_search.allocate.solve import LEAST_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import BudgetTooSmall
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.testing.scenarios import make_toy_space
 
 
@@ -73,3 +74,16 @@ def test_a_uniform_optimum_is_the_best_uniform_plan_and_a_budget_that_nothing_fi
     assert whole.best_uniform.plan == whole.plan and whole.best_uniform.interval == (0.0, 0.0)
     with pytest.raises(BudgetTooSmall):
         solve(space, sensitivities, space.memory.minimum - 1)
+
+
+def test_an_allocation_says_if_only_the_greedy_solution_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forty like groups, of which a few can be widened: more partial sums than are kept."""
+    space = make_toy_space(40, bits=(2, 3, 4), ranks=(4, 8))
+    alike = Sensitivities(np.tile([[3.0, 2.0, 0.0]], (40, 1)), np.zeros((40, 2)), repair=0.0)
+    budget = (2 * space.memory.minimum + space.memory.maximum) // 3
+    assert solve(space, alike, budget).is_exact
+    monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
+    found = solve(space, alike, budget)
+    assert not found.is_exact and found.to_dict()["is_exact"] is False

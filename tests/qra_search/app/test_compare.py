@@ -24,7 +24,7 @@ from qra_search.app.compare import (
 )
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_comparison, write_verdict
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 SPACE = make_toy_space()

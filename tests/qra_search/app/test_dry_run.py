@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import AdditiveEvaluator
+from fakes import AdditiveEvaluator, QuietTunable
 
 from qra_search import BudgetTooSmall
 from qra_search.allocate.solve import solve
@@ -18,11 +18,11 @@ from qra_search.app.dry_run import (
     format_cost,
     report_rows,
 )
-from qra_search.evaluation.evaluator import RowCount
+from qra_search.app.tunable import RowCount
 from qra_search.study.listener import Listener
 
 
-class Estimating(AdditiveEvaluator):
+class Estimating(AdditiveEvaluator, QuietTunable):
     """An evaluator that estimates its cost, and counts the rows that it is given."""
 
     def __init__(self, **counts: RowCount):

@@ -12,9 +12,9 @@ from qra_search.app.evaluator import build_evaluator
 from qra_search.app.folder import NoRun, RunFolder, read_plan_data
 from qra_search.app.search import begin_run, plan_run
 from qra_search.app.settings import make_settings
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.errors import EvaluationFailed
 from qra_search.files import write_json
+from qra_search.schemas import TuningRecord
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener

@@ -16,6 +16,7 @@ import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT, has_ended  # noqa: E402
 
 from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
+from qra_search.app.tunable import make_remote_evaluator  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     InProcessExecutor,
     ProcessExecutor,
@@ -23,7 +24,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerDied,
     WorkerUnusable,
 )
-from qra_search.executors.pool import identify  # noqa: E402
+from qra_search.executors.workers import identify  # noqa: E402
 from qra_search.study.checks import StudyFailed  # noqa: E402
 
 
@@ -181,13 +182,13 @@ def test_a_worker_that_is_replaced_leaves_its_device_to_the_next(notes):
 def test_a_worker_on_the_cpu_gets_its_share_of_the_threads_and_sees_no_gpu():
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     with ProcessExecutor(workers.describing_its_worker, 2) as executor:
-        description = executor.call(identify).result(WAIT)["describe"]
+        description = executor.call(identify).result(WAIT)[-1]
     assert description == {"threads": str(share), "device": "cpu", "gpus": ""}
 
 
 def test_an_evaluator_in_a_worker_stands_for_one_here():
     with ProcessExecutor(workers.factory(), 1) as executor:
-        remote, local = RemoteEvaluator(executor), workers.Misbehaving()
+        remote, local = make_remote_evaluator(executor), workers.Misbehaving()
         assert remote.space.signature == local.space.signature
         assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
         assert (remote.row_counts(), remote.sensitivity_cost(), remote.evaluation_seconds()) == (

@@ -15,7 +15,7 @@ from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.app.config import make_config  # noqa: E402
 from qra_search.app.evaluator import Workers, make_executor  # noqa: E402
 from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
-from qra_search.executors.pool import identify  # noqa: E402
+from qra_search.executors.workers import identify  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -47,7 +47,7 @@ def session(cluster):
 def seen(executor):
     """What two actors that are asked at the same time see of the GPUs."""
     futures = [executor.call(identify) for _ in range(2)]
-    return sorted((f.result(SLOW_START)["describe"] for f in futures), key=lambda told: told["gpus"])
+    return sorted((f.result(SLOW_START)[-1] for f in futures), key=lambda told: told["gpus"])
 
 
 def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(session):

@@ -19,9 +19,9 @@ from qra_search import (
     Study,
     TrialLog,
 )
-from qra_search.log.lines import LogError
+from qra_search.log.journal import LogError
 from qra_search.log.state import StudyState, read_state
-from qra_search.log.trial import Trial
+from qra_search.schemas import Trial
 from qra_search.space.serialization import space_from_dict, space_to_dict
 
 

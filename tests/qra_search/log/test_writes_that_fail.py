@@ -11,8 +11,8 @@ from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Proposal, TrialLog, search
-from qra_search.errors import RunFailed
-from qra_search.log.lines import LogError
+from qra_search.errors import RunFailed, TornLine
+from qra_search.log.journal import LogError
 
 
 @pytest.mark.parametrize("closed", ["folder", "file"])
@@ -77,11 +77,27 @@ def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
         log.fail(4, "x")
 
 
-def test_what_a_killed_writer_had_begun_is_cut_off_by_the_next(tmp_path):
+def test_what_a_killed_writer_had_begun_is_dropped_by_the_next_which_says_so(tmp_path):
     path = tmp_path / "log"
     kill_a_search(path)
-    assert not TrialLog(path).damage
-    result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
+    assert len(TrialLog(path)) == 12
+    with pytest.warns(TornLine, match="log: the last line was broken off and is dropped"):
+        result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
     unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
-    assert not TrialLog(path).damage and TrialLog(path).trials == result.trials
+    assert TrialLog(path).trials == result.trials
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(28, "make room on its disk"), (5, "cannot be written (input/output")]
+)
+def test_room_on_the_disk_is_advised_only_if_it_is_full(tmp_path, monkeypatch, code, says):
+    log = write_log(tmp_path / "log", 4)
+
+    def fail(file: int, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(RunFailed) as caught:
+        log.propose(Proposal(log.trials[0].plan, seed=5))
+    assert says in str(caught.value) and ("make room" in str(caught.value)) == (code == 28)

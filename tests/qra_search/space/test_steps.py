@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import SearchSpace
-from qra_search.space.steps import AdjacentSteps, drop_known
+from qra_search.space.steps import AdjacentSteps, exclude_known
 from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
 
 SPACE = make_toy_space(4, restricted=True)
@@ -33,9 +35,7 @@ def test_neighbours_are_all_the_plans_one_adjacent_step_away(seed):
 
 def test_adjacent_choices_skip_those_a_group_may_not_take():
     space = make_toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
-    narrow = SearchSpace(
-        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
-    )
+    narrow = SearchSpace(groups=[replace(space.groups[0], bits=(2, 8))], bits=space.bits, ranks=space.ranks)
     steps, least, most = AdjacentSteps(narrow), np.array([[0], [0]]), np.array([[3], [1]])
     assert steps.increase_choices(least).tolist() == [[3], [1]] and steps.decrease_choices(most).tolist() == [
         [0],
@@ -59,4 +59,4 @@ def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
 
 def test_known_plans_and_repeated_ones_are_dropped_in_order():
     codes = np.array([[[1], [2]], [[3], [4]], [[1], [2]], [[5], [6]]])
-    np.testing.assert_array_equal(drop_known(codes, codes[1:2]), codes[[0, 3]])
+    np.testing.assert_array_equal(exclude_known(codes, codes[1:2]), codes[[0, 3]])

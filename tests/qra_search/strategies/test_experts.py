@@ -11,7 +11,7 @@ import pytest
 
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
+from qra_search.schemas import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "strategies"))

@@ -7,7 +7,7 @@ from fakes import AdditiveEvaluator
 
 from qra_search import BadInput, Plan, Study, search
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.schemas import Proposal
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy
 

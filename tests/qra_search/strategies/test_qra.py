@@ -11,7 +11,7 @@ from fakes import AdditiveEvaluator, make_space
 
 from qra_search import search
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
+from qra_search.schemas import Proposal, Trial
 from qra_search.strategies.qra import QRAStrategy
 from qra_search.study.study import Study
 from qra_search.surrogates.posterior import average_observations, estimate_replicate_noise, fit_table

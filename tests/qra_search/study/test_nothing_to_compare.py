@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qra_search import Plan, search
 from qra_search.app.report.finding import summarize_run
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation
+from qra_search.schemas import Evaluation, Group, Linear
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.plan import Group, Linear
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import list_initial_plans
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
@@ -72,7 +73,7 @@ def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
 
 def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     linear = Linear(name="q", out_features=64, in_features=64)
-    head = Group(name="head", linears=(linear.model_copy(update={"name": "h"}),), ranks=(0,))
+    head = Group(name="head", linears=(replace(linear, name="h"),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
     with pytest.raises(BadInput, match="no rank is allowed for every group: give it in bytes"):

@@ -12,7 +12,7 @@ from qra_search import BudgetTooSmall, Evaluation, Proposal, Study, TrialLog, se
 from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.report.finding import summarize_run
-from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.errors import EvaluationFailed
 from qra_search.space.budgets import resolve_budget, resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search.schemas import Sensitivities
 from qra_search.surrogates.basis import FLOOR, TableBasis
 from qra_search.testing.scenarios import make_toy_space
 

@@ -48,4 +48,4 @@ def test_losses_that_are_mostly_noise_are_not_explained_away():
         rows = replace(rows, loss=rows.loss + sd * np.random.default_rng(seed).standard_normal(30))
         fit = refine(TableFit(world.basis, rows, Widths()))
         assert 0.5 * sd < fit.widths.noise * fit.spread < 1.5 * sd
-        assert np.median(fit.predict_rows()[1]) > 0.1 * sd
+        assert np.median(fit.predict_evaluated()[1]) > 0.1 * sd

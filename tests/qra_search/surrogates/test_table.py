@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from table_world import World
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import compute_table_losses
+from qra_search.schemas import Sensitivities
 from qra_search.surrogates.basis import Rows, TableBasis, Widths
 from qra_search.surrogates.posterior import refine
 from qra_search.surrogates.table import TableFit
@@ -132,9 +132,11 @@ def test_replicates_count_for_more():
     world = World()
     rows = world.rows(20, noise=0.02)
     widths = Widths(noise=0.2)
-    once = TableFit(world.basis, rows, widths).predict_rows()[1]
+    once = TableFit(world.basis, rows, widths).predict_evaluated()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(world.basis, Rows(rows.codes, rows.loss, weight, rows.seeds), widths).predict_rows()[1]
+    often = TableFit(
+        world.basis, Rows(rows.codes, rows.loss, weight, rows.seeds), widths
+    ).predict_evaluated()[1]
     assert often[3] < once[3]
 
 

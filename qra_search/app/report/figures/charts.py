@@ -16,7 +16,7 @@ from qra_search.app.report.figures.canvas import (
     use_chart_style,
 )
 from qra_search.app.report.formatting import format_loss
-from qra_search.space.levels import format_level
+from qra_search.schemas import format_level
 from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:

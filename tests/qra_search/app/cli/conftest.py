@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from cli_runner import MIXED, SEARCHED, write_plan
+from fakes import QuietTunable
 
 from qra_search import Plan, plugins
 from qra_search.app.cli.errors import run_safely
 from qra_search.app.config import RunConfig
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.errors import EvaluationFailed
+from qra_search.schemas import TuningRecord
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +57,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
+        evaluator.__class__ = type("Tuning", (type(evaluator), QuietTunable), {})
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 

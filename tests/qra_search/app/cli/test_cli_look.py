@@ -9,7 +9,7 @@ import pytest
 from cli_runner import Qra
 
 from qra_search.app.folder import RunFolder
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 from qra_search.space.serialization import plan_from_dict
 
 

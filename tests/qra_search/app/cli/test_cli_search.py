@@ -11,7 +11,7 @@ from cli_runner import LANDSCAPE, Qra
 
 from qra_search.app.config import load_config
 from qra_search.app.folder import RunFolder
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 from qra_search.space.memory import format_bytes
 
 

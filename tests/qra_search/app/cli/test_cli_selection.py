@@ -10,7 +10,7 @@ from cli_runner import LANDSCAPE, MIXED, Qra, read_records
 
 from qra_search import Plan
 from qra_search.app.folder import RunFolder
-from qra_search.evaluation.evaluator import Evaluation
+from qra_search.schemas import Evaluation
 from qra_search.study.result import SearchResult
 
 pytestmark = pytest.mark.usefixtures("tuner")

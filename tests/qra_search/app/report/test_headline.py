@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from qra_search import Plan, search
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.compare import Comparison, Role, TunedPlan
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_comparison, summarize_run, write_verdict
 from qra_search.app.report.tables import make_allocation_table, make_tuned_table
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
 from qra_search.study.result import SearchResult

@@ -11,7 +11,6 @@ import pytest
 from report_runs import add_tunings, make_run, write_curve
 
 from qra_search import Group, Level, Linear, Plan, SearchSpace, search
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation
 from qra_search.app.report import colors, formatting
 from qra_search.app.report.data import CURVE_POINTS, RunData, read_curve, smooth_curve
@@ -20,6 +19,7 @@ from qra_search.app.report.layout import arrange_groups, compute_damage_steps, m
 from qra_search.app.report.live import BestSoFar
 from qra_search.app.report.tables import make_allocation_table
 from qra_search.app.report.terminal import make_strip
+from qra_search.schemas import Sensitivities
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 

@@ -9,7 +9,7 @@ import pytest
 
 from qra_search import search
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Trial
+from qra_search.schemas import Trial
 from qra_search.strategies.baselines.autoqra import (
     FEWEST_PAIRS,
     MIN_PAIRS,

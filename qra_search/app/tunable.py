@@ -1,0 +1,171 @@
+"""What an application asks of a model beyond a search: its rows and costs, and tuning a plan in full."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qra_search.evaluator import Evaluator, Progress
+from qra_search.executors.workers import RemoteEvaluator, WorkerExecutor
+from qra_search.schemas import Plan, TuningRecord
+
+StepFigures = Mapping[str, float]
+"""Figures of a training step: `loss` and, if known, others."""
+NO_ADAPTER = (
+    "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+)
+CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows of one split.
+
+    Attributes:
+        asked: that the settings ask for.
+        had: that there are of these.
+        cut: of these, rows that are longer than is allowed, and lose a part.
+        longest: tokens of the longest one, before it is cut.
+        conflicting: of these, rows whose prompt occurs again with another answer; `conflicting_prompt` is one.
+        available: rows of the whole split; 0 if they were not counted.
+    """
+
+    asked: int
+    had: int
+    cut: int = 0
+    longest: int = 0
+    conflicting: int = 0
+    conflicting_prompt: str = ""
+    available: int = 0
+
+
+class CostedEvaluator(Evaluator):
+    """An evaluator that knows its rows, and what a search will take, before it evaluates anything."""
+
+    @abstractmethod
+    def row_counts(self) -> Mapping[str, RowCount]:
+        """Rows asked for and had, by split: `train`, `validation` and `test`."""
+
+    @abstractmethod
+    def sensitivity_cost(self) -> float:
+        """Full evaluations that measuring the sensitivities is charged as, without measuring it."""
+
+    @abstractmethod
+    def evaluation_seconds(self) -> float:
+        """Seconds of a full evaluation, roughly, without running one."""
+
+
+class TunableEvaluator(CostedEvaluator):
+    """An evaluator of a model, whose plans can be tuned in full, saved and served."""
+
+    @abstractmethod
+    def estimate(self) -> Mapping[str, Any]:
+        """What a run will take; `--dry-run` prints it.
+
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; `phases`:
+        of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak; and `engines`: of each engine by
+        name, the bytes of the smallest plan that it holds, or why it takes none.
+        """
+
+    @abstractmethod
+    def metric_digests(self) -> Mapping[str, str]:
+        """Of the source of each metric of generated answers: a record that has another one has old scores."""
+
+    @abstractmethod
+    def cards(self) -> Sequence[Mapping[str, Any]]:
+        """Which graphics cards a run fits; `qra doctor --model` prints it.
+
+        For each card: its `name` and `bytes`, the `settings` with which a run fits it, as words, the `phase` that then
+        takes most and its `peak_bytes`; `settings` is None if nothing fits.
+        """
+
+    @abstractmethod
+    def render_row(self) -> Sequence[tuple[str, bool]] | None:
+        """One row of tuning as the model sees it: its text in pieces, each with whether it is learnt."""
+
+    @abstractmethod
+    def tune(
+        self,
+        plan: Plan,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        folder: Path | None = None,
+        save_base: bool = True,
+        on_step: Callable[[int, StepFigures], None] | None = None,
+        progress: Progress | None = None,
+    ) -> TuningRecord:
+        """Tune a plan in full and measure it on test rows.
+
+        A tuning that diverges, or whose saved adapter does not load back as it was tuned, has a record that says so.
+
+        Args:
+            plan: of `space`, or of its `unquantized`.
+            steps: of the optimizer; None: as the settings say.
+            folder: of this tuning alone (`qra_search.app.tuning_folder`): for its curve, the checkpoint that it is
+                resumed from, its adapter; None: nothing is written.
+            save_base: save the quantized base of the adapter as well, and check that both load back.
+            on_step: called with each step, counted from 1, and its figures.
+
+        Raises:
+            EvaluationFailed: the plan could not be tuned this time (`out of memory: ...`).
+        """
+
+    @abstractmethod
+    def tuning_data(self) -> str:
+        """Identifies all rows that a full tuning may see, and those of its test; empty if that is not known."""
+
+    @abstractmethod
+    def serve_tunings(self) -> NoReturn:
+        """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
+
+    @abstractmethod
+    def measure_untuned(self) -> TuningRecord | None:
+        """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""
+
+    @abstractmethod
+    def write_base(self, plan: Plan, folder: Path) -> None:
+        """Write the quantized base of a tuning that was saved without it."""
+
+
+def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:
+    """Rows by split; empty if the evaluator does not know them."""
+    return evaluator.row_counts() if isinstance(evaluator, CostedEvaluator) else {}
+
+
+def render_row(evaluator: Evaluator) -> Sequence[tuple[str, bool]]:
+    """One row of tuning as the model sees it; empty if there is none."""
+    return (evaluator.render_row() or ()) if isinstance(evaluator, TunableEvaluator) else ()
+
+
+class RemoteCostedEvaluator(RemoteEvaluator, CostedEvaluator):
+    """Stands for the evaluators of workers that know their costs."""
+
+    def __init__(self, executor: WorkerExecutor, costs: tuple[Mapping[str, RowCount], float, float]):
+        super().__init__(executor)
+        self._row_counts, self._sensitivity_cost, self._evaluation_seconds = costs
+
+    def row_counts(self) -> Mapping[str, RowCount]:
+        return self._row_counts
+
+    def sensitivity_cost(self) -> float:
+        return self._sensitivity_cost
+
+    def evaluation_seconds(self) -> float:
+        return self._evaluation_seconds
+
+
+def make_remote_evaluator(executor: WorkerExecutor) -> RemoteEvaluator:
+    """What stands for the evaluators of an executor's workers."""
+    costs = executor.call(describe_costs).result()
+    return RemoteEvaluator(executor) if costs is None else RemoteCostedEvaluator(executor, costs)
+
+
+def describe_costs(evaluator: Evaluator) -> tuple[Mapping[str, RowCount], float, float] | None:
+    """In a worker: rows, and cost and seconds of its evaluator; None if that does not know them."""
+    if not isinstance(evaluator, CostedEvaluator):
+        return None
+    return evaluator.row_counts(), evaluator.sensitivity_cost(), evaluator.evaluation_seconds()

@@ -1,1 +1,0 @@
-"""What is known of a plan: the evaluator, its results, and the sensitivities."""

@@ -1,0 +1,379 @@
+"""The journal: every proposal and what became of it, in one file of JSON lines; the only state of a search.
+
+{"format":"qra-log/4","header":{"space":...,"evaluator":...}}   begins a journal
+{"header":{"sensitivities":...}}                                further entries
+{"writer":"process 123 on ..."}                                 who writes from here on
+{"trials":[{"id":5,"proposal":{...}},{"id":6,...}]}             proposals of a batch, in the journal all or none
+{"trials":[{"id":5,"proposal":{...},"status":"done",...}]}      a result, with its proposal again
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic.dataclasses
+from pydantic_core import from_json, to_json
+
+from qra_search.errors import (
+    BadInput,
+    EvaluationFailed,
+    RunFailed,
+    TornLine,
+    describe_os_error,
+    describe_problem,
+)
+from qra_search.files import sync_to_disk
+from qra_search.schemas import (
+    CONFIG,
+    Evaluation,
+    Proposal,
+    Schema,
+    Status,
+    Trial,
+    make_adapter,
+)
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+FORMAT = "qra-log/4"
+MEMORY = ":memory:"
+LOCK_SECONDS = 0.2
+"""Wait for a lock: a process that asks whether it is free holds it for an instant."""
+MAX_REASON = 4000
+"""Characters of the reason of a failed trial."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LogError(BadInput):
+    """The journal cannot be used: it is of another search or version, damaged, read-only, or another process writes
+    it."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
+class Line(Schema):
+    """One line of a journal; each has one of these, the first one `format` and `header`."""
+
+    format: str | None = None
+    header: dict[str, Any] | None = None
+    writer: str | None = None
+    trials: tuple[Trial, ...] = ()
+
+    def encode(self) -> bytes:
+        return make_adapter(Line).dump_json(self, exclude_defaults=True) + b"\n"
+
+
+@dataclass
+class JournalContents:
+    """What the bytes of a journal say.
+
+    Attributes:
+        header: entries by name; the last value of each.
+        trials: by number.
+        writer: the process that wrote last, in words.
+        end: bytes up to the end of the last whole line; what follows was being written when its process died.
+    """
+
+    header: dict[str, Any] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    writer: str = "another process"
+    end: int = 0
+
+    def add(self, line: Line) -> None:
+        """Add what a line says; raises ValueError if it contradicts those before it."""
+        if line == Line():
+            raise ValueError("it says nothing")
+        if line.format is not None and self.end:
+            raise ValueError("a second journal starts here: write each to its own file")
+        self.header.update(line.header or {})
+        self.writer = line.writer or self.writer
+        for trial in line.trials:
+            self._add_trial(trial)
+
+    def _add_trial(self, trial: Trial) -> None:
+        if trial.status == "running":
+            if trial.id != len(self.trials):
+                raise ValueError(f"trial {trial.id} is proposed, the next one is {len(self.trials)}")
+            self.trials.append(trial)
+            return
+        if trial.id >= len(self.trials) or self.trials[trial.id].proposal != trial.proposal:
+            raise ValueError(f"it has the result of trial {trial.id}, which was not proposed so")
+        if self.trials[trial.id].status != "running":
+            raise ValueError(f"trial {trial.id} has a result already")
+        self.trials[trial.id] = trial
+
+
+def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
+    """Read the lines of a journal, without a last one that was broken off.
+
+    Raises LogError, which names the line, if any other is not as it was written, or the version is another.
+    """
+    contents = JournalContents()
+    for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            if number == 1:
+                _check_format(raw, name)
+            contents.add(Line.from_json(raw))
+        except LogError:
+            raise
+        except (ValueError, EvaluationFailed) as error:
+            raise LogError(
+                f"{name}, line {number} is damaged ({describe_problem(error)}): restore the file from a copy, or "
+                f"search anew in another output folder"
+            ) from None
+        contents.end += len(raw) + 1
+    begin = b'{"format":"'
+    if not contents.end and not (content.startswith(begin) or begin.startswith(content)):
+        raise LogError(f"{name} is not the journal of a search")
+    return contents
+
+
+def _check_format(first: bytes, name: str) -> None:
+    """Raises LogError, or ValueError if the first line of a journal is no JSON."""
+    data = from_json(first)
+    found = data.get("format") if isinstance(data, dict) else None
+    if found is None:
+        raise LogError(f"{name} is not the journal of a search: its first line has no format")
+    if found != FORMAT:
+        raise LogError(
+            f"{name} has the journal format {found!r}, this qra reads {FORMAT!r}: use another output folder"
+        )
+
+
+def round_trip(value: Any) -> Any:
+    """Plain data as it will be read back: tuples as lists, keys as text."""
+    return from_json(to_json(value, inf_nan_mode="strings"))
+
+
+def to_printable(text: str) -> str:
+    """Text that can be stored: valid UTF-8, of bounded length."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
+
+
+class TrialLog:
+    """Trials in the order in which they were proposed.
+
+    Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
+    moment loses at most the evaluations in flight, which `running_trials` then names. Any number of processes may read;
+    the first write takes a lock that keeps other writers out until `close`. A line that was being written when its
+    process died is dropped by the next writer, with a `TornLine` warning.
+
+    Args:
+        path: file of JSON lines, made by the first write if it is missing; `:memory:` writes nothing.
+
+    Raises:
+        LogError: the file cannot be read, is no journal, is damaged, or is of another version.
+    """
+
+    def __init__(self, path: str | Path = MEMORY):
+        self.path = str(path)
+        self._file = -1
+        self._lock: BaseFileLock | None = None
+        self._contents = JournalContents() if self._is_in_memory else self._load()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(self._contents.trials)
+
+    def __len__(self) -> int:
+        return len(self._contents.trials)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    @property
+    def running_trials(self) -> tuple[Trial, ...]:
+        """Trials without a result: in flight, or lost with a killed process."""
+        return tuple(t for t in self if t.status == "running")
+
+    def get_meta(self, key: str) -> Any:
+        """A value of the journal's header; None if there is none."""
+        return self._contents.header.get(key)
+
+    def bind(self, entries: Mapping[str, Any] | None = None, /, **identity: Any) -> None:
+        """Write the identity of the search, or check it against that of the journal; then write further header entries.
+
+        Raises LogError if a value differs (the message gives both), or another process writes the journal.
+        """
+        self._begin_writing()
+        known = self._contents.header
+        new = round_trip({**identity, **(entries or {})})
+        for key in identity:
+            if known.get(key) is not None and known[key] != new[key]:
+                self.close()
+                raise LogError(
+                    f"{self.path} was written with {key} {_describe_difference(known[key], new[key])}: "
+                    f"use another output folder, or the settings that it was begun with"
+                )
+        new = {key: value for key, value in new.items() if known.get(key) != value}
+        if new:
+            self._write(Line(None if self._contents.end else FORMAT, new))
+            known.update(new)
+
+    def propose(self, proposal: Proposal) -> Trial:
+        """Record a proposal before it is run."""
+        return self.propose_all([proposal])[0]
+
+    def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
+        """Record several proposals before they are run: after a kill the journal has all of them, or none."""
+        if not proposals:
+            return []
+        self._begin_writing()
+        now = time.time()
+        trials = [Trial(id, proposal, proposed_at=now) for id, proposal in enumerate(proposals, len(self))]
+        self._write(Line(trials=tuple(trials)))
+        self._contents.trials += trials
+        return trials
+
+    def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
+        """Record the result of a running trial."""
+        return self._end(trial_id, "done", evaluation, "")
+
+    def fail(self, trial_id: int, reason: str) -> Trial:
+        """Record that a running trial failed, and why."""
+        return self._end(trial_id, "failed", None, to_printable(reason))
+
+    def _end(self, trial_id: int, status: Status, evaluation: Evaluation | None, reason: str) -> Trial:
+        self._begin_writing()
+        trial = self._contents.trials[trial_id]
+        if trial.status != "running":
+            raise ValueError(f"trial {trial_id} is already {trial.status}: a result counts once")
+        trial = replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=time.time())
+        self._write(Line(trials=(trial,)))
+        self._contents.trials[trial_id] = trial
+        return trial
+
+    def close(self) -> None:
+        """Close the file and let other processes write; the next write opens it again."""
+        lock = self._lock
+        self._lock = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if lock is not None and lock.is_locked:
+            lock.release()
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return self.path == MEMORY
+
+    def _load(self) -> JournalContents:
+        try:
+            return read_journal(Path(self.path).read_bytes(), self.path)
+        except FileNotFoundError:
+            return JournalContents()
+        except OSError as error:
+            raise LogError(f"{self.path} cannot be read ({describe_os_error(error)})") from None
+
+    def _begin_writing(self) -> None:
+        """Take the lock unless it is held, and read what others wrote before it was taken."""
+        if self._is_in_memory or (self._lock is not None and self._lock.is_locked):
+            return
+        from filelock import FileLock, Timeout  # brings asyncio, a tenth of what a refused command takes
+
+        # A new one, since a child made by fork cannot use that of its parent.
+        self._lock = FileLock(f"{self.path}.lock", thread_local=False)
+        try:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 20)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._contents = self._load()
+            self._drop_torn_line()
+        except Timeout:
+            raise LogError(
+                f"{self.path} is being written by {self._load().writer}: "
+                f"wait for it or end it, or use another output folder"
+            ) from None
+        except OSError as error:
+            self.close()
+            advice = (
+                "make room on its disk" if error.errno in DISK_FULL else "give an output folder that can be"
+            )
+            raise LogError(f"{self.path} cannot be written ({describe_os_error(error)}): {advice}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a killed writer had begun, and say so."""
+        if os.fstat(self._file).st_size > self._contents.end:
+            os.ftruncate(self._file, self._contents.end)
+            warnings.warn(
+                f"{self.path}: the last line was broken off and is dropped; what it would have recorded is evaluated "
+                f"again",
+                TornLine,
+                stacklevel=4,
+            )
+
+    def _write(self, line: Line) -> None:
+        """Append a line, and whatever must stand before it, with one call; wait until it is on disk."""
+        if self._is_in_memory:
+            return
+        contents = self._contents
+        writer = describe_process(os.getpid())
+        lines = [line]
+        if not contents.end and line.format is None:
+            lines.insert(0, Line(FORMAT))
+        if contents.writer != writer:
+            lines.insert(0 if contents.end else 1, Line(writer=writer))
+        data = b"".join(line.encode() for line in lines)
+        try:
+            self._append(data)
+            if not contents.end and hasattr(os, "O_DIRECTORY"):  # else a power cut may lose the file
+                sync_to_disk(Path(self.path).parent)
+        except OSError as error:
+            with suppress(OSError):  # else the next append does it
+                os.ftruncate(self._file, contents.end)
+            advice = "make room on its disk and resume" if error.errno in DISK_FULL else "resume"
+            raise RunFailed(
+                f"{self.path} cannot be written ({describe_os_error(error)}): {advice} with the same log; what was "
+                f"recorded is kept"
+            ) from None
+        contents.end += len(data)
+        contents.writer = writer
+
+    def _append(self, data: bytes) -> None:
+        status = os.fstat(self._file)
+        if status.st_nlink == 0:
+            raise OSError("the file was removed")
+        if status.st_size != self._contents.end:  # what a write that failed had begun
+            os.ftruncate(self._file, self._contents.end)
+        os.lseek(self._file, self._contents.end, os.SEEK_SET)
+        if (written := os.write(self._file, data)) < len(data):
+            raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
+        os.fsync(self._file)
+
+
+@cache
+def describe_process(pid: int) -> str:
+    """This process, for others that wait for it; by `pid` a forked child differs from its parent."""
+    command = to_printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200])
+    return f"process {pid} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S} ({command})"
+
+
+def _describe_difference(known: Any, value: Any) -> str:
+    """The first field in which two values differ, as text."""
+    if isinstance(known, Mapping) and isinstance(value, Mapping):
+        for key in sorted(set(known) | set(value)):
+            if known.get(key) != value.get(key):
+                return f"{key} = {_describe_difference(known.get(key), value.get(key))}"
+    return f"{known!r}, but now it is {value!r}"

@@ -1,0 +1,138 @@
+"""A journal is read as it was written, without what was broken off at its end, or refused with the line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import make_space
+from logs import write_log
+
+from qra_search import Proposal, TrialLog
+from qra_search.log.journal import FORMAT, JournalContents, LogError, read_journal
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("log") / "log"
+    write_log(path, 6).close()
+    return path.read_bytes()
+
+
+def outcomes(contents: JournalContents) -> list:
+    return [(t.id, t.status, t.plan, t.evaluation and t.evaluation.memory_bytes) for t in contents.trials]
+
+
+@pytest.mark.parametrize("cut_out", [False, True])
+def test_a_byte_that_was_flipped_or_cut_out_is_refused_or_loses_no_result(content, cut_out):
+    """A digit within a number cannot be told from another: the plan, its bytes and what became of it can."""
+    truth = outcomes(read_journal(content))
+    refused = 0
+    for at in range(len(content) - 1):
+        flipped = b"" if cut_out else bytes([content[at] ^ 1 << at % 8])
+        try:
+            found = read_journal(content[:at] + flipped + content[at + 1 :])
+        except LogError:
+            refused += 1
+            continue
+        line = content[content.rfind(b"\n", 0, at) + 1 : content.index(b"\n", at)]
+        is_bytes = b'"memory_bytes":' in line[: at - content.rfind(b"\n", 0, at)]
+        assert is_bytes or outcomes(found) == truth, at
+        assert [t.status for t in found.trials] == [status for _, status, *_ in truth]
+    assert refused > len(content) / 3
+
+
+def test_a_log_that_ends_early_is_the_log_as_it_was_earlier(content):
+    whole = [0] + [at + 1 for at, byte in enumerate(content) if byte == 10]
+    for at in range(len(content) + 1):
+        end = max(end for end in whole if end <= at)
+        found = read_journal(content[:at])
+        assert found.end == end and outcomes(found) == outcomes(read_journal(content[:end]))
+
+
+def test_a_batch_that_was_broken_off_is_dropped_whole(tmp_path):
+    first, *batch = make_space().uniform_plans()[:4]
+    with TrialLog(tmp_path / "log") as log:
+        log.propose(Proposal(first))
+        log.propose_all([Proposal(plan) for plan in batch])
+    content = (tmp_path / "log").read_bytes()
+    start = content.rindex(b"\n", 0, -1) + 1
+    for at in range(start, len(content)):
+        found = read_journal(content[:at])
+        assert [t.id for t in found.trials] == [0] and found.end == start
+    assert [t.id for t in read_journal(content).trials] == [0, 1, 2, 3]
+
+
+PROPOSAL = {"plan": {"bits": [2] * 6, "ranks": [4] * 6}}
+RESULT = {"loss": 1.0, "memory_bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("trial", "says"),
+    [
+        (
+            {"proposal": {"plan": {"bits": [2.5] * 6, "ranks": [4] * 6}}},
+            "proposal.plan.bits.0.int: input should",
+        ),
+        ({"proposal": {"plan": {"bits": [2], "ranks": [4, 4]}}}, "a plan needs one rank for each choice"),
+        ({"proposal": {"plan": {"bits": None, "ranks": [4]}}}, "proposal.plan.bits: a list with one choice"),
+        ({"proposal": {**PROPOSAL, "fidelity": "much"}}, "proposal.fidelity: input should be a valid number"),
+        ({"proposal": {**PROPOSAL, "seed": 1 << 70}}, "proposal.seed: input should be less than"),
+        ({"proposal": {**PROPOSAL, "origin": 3}}, "proposal.origin: input should be a valid string"),
+        ({"id": 0}, "trial 0 is proposed, the next one is 6"),
+        ({"id": 7}, "trial 7 is proposed, the next one is 6"),
+        ({"id": -1}, "id: input should be greater than"),
+        ({"status": "perhaps"}, "status: input should be"),
+        ({"status": "done"}, "one that is done has an evaluation"),
+        ({"evaluation": RESULT}, "one that is done has an evaluation"),
+        ({"status": "done", "evaluation": RESULT}, "result of trial 6, which was not proposed so"),
+        ({"id": 2, "status": "done", "evaluation": RESULT}, "result of trial 2, which was not proposed so"),
+        ({"status": "done", "evaluation": {**RESULT, "loss": "low"}}, "evaluation.loss: input should"),
+        ({"status": "done", "evaluation": {**RESULT, "loss": "NaN"}}, "loss is nan"),
+        ({"status": "done", "evaluation": {**RESULT, "metrics": [1]}}, "evaluation.metrics: input should"),
+        ({"status": "done", "evaluation": {**RESULT, "fidelity": 2}}, "less than or equal to 1"),
+        ({"status": "done", "evaluation": {**RESULT, "else": 2}}, "evaluation.else: unexpected"),
+    ],
+)
+def test_a_line_of_wrong_content_is_refused_with_its_number_and_field(content, trial, says):
+    line = json.dumps({"trials": [{"id": 6, "proposal": PROPOSAL, **trial}]}).encode()
+    number = content.count(b"\n") + 1
+    with pytest.raises(LogError, match=f"line {number} is damaged .*restore the file from a copy") as caught:
+        read_journal(content + line + b"\n", "the log")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_second_result_of_a_trial_is_refused(content):
+    with pytest.raises(LogError, match="trial 5 has a result already"):
+        read_journal(content + content.splitlines(keepends=True)[-1])
+
+
+@pytest.mark.parametrize(
+    "line", [{"else": 1}, {"trials": 3}, {"header": [1]}, {"trials": [{"id": 1}]}, {}, [], 3]
+)
+def test_a_line_of_no_known_kind_is_refused(content, line):
+    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} is damaged"):
+        read_journal(content + json.dumps(line).encode() + b"\n")
+
+
+def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_running(content):
+    lines = content.splitlines(keepends=True)
+    for at, line in enumerate(lines):
+        without = b"".join(lines[:at] + lines[at + 1 :])
+        if b'"status":"done"' in line:
+            assert [t.status for t in read_journal(without).trials].count("running") == 1
+        elif b'"trials"' in line:
+            with pytest.raises(LogError, match="damaged"):
+                read_journal(without)
+
+
+def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
+    with pytest.raises(LogError, match=f"has the journal format 'qra-log/3', this qra reads '{FORMAT}'"):
+        read_journal(content.replace(FORMAT.encode(), b"qra-log/3"))
+    with pytest.raises(
+        LogError, match=f"line {len(content.splitlines()) + 1} is damaged .a second journal starts"
+    ):
+        read_journal(content + content)
+    for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
+        with pytest.raises(LogError):
+            read_journal(other)
