@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationInfo, field_validator
 
 from qra_search.errors import shorten
+from qra_search.plugins import DEFAULT_EVALUATOR as DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_RANKS
 
-DEFAULT_EVALUATOR, DEFAULT_STRATEGY = "quantized-lora", "qra"
+DEFAULT_STRATEGY = "qra"
 DEFAULT_EVALUATIONS = 24
 """What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
 

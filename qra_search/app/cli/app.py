@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from importlib import import_module
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -117,11 +118,36 @@ def join_paragraph_lines(text: str) -> str:
     return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
 
 
+NAMED = {"--model": "model", "-m": "model", "--task": "task", "-t": "task"}
+"""Options whose value is a name."""
+
+
+def check_names(words: list[str]) -> None:
+    """Refuse a misspelt model or task before the libraries of a command are imported.
+
+    Only where the words alone say what is meant: by the default evaluator, without a config file or a run.
+    """
+    if any("evaluator" in word or Path(word, "config.yaml").is_file() for word in words):
+        return
+    if any(word in ("-h", "--help") or word.endswith((".yaml", ".yml")) for word in words):
+        return
+    from qra_search import plugins  # with pydantic, which help does without
+
+    given = {}
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        if option in NAMED:
+            given[NAMED[option]] = value if equals else after
+    plugins.check_names(plugins.DEFAULT_EVALUATOR, **given)
+
+
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
+        if name in ("plan", "search", "doctor"):
+            check_names(rest)
         return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
 
     def invoke(self, ctx: Any) -> Any:

@@ -40,10 +40,33 @@ REFUSED = (
     "finetune none",
     "export none --format peft",
     "plan --model tiny --memory 75%",
+    "search misspelt.yaml",
+)
+MISSPELT = (
+    "plan --model tiny --task arithmatic --memory 75%",
+    "search --model smolm2 --task=arithmetic",
+    "doctor -m ./none --task arithmetic",
 )
 
 
+def test_a_misspelt_model_or_task_is_refused_before_the_libraries_of_a_command_are_imported(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys\n"
+        "from qra_search.app.cli.errors import run_safely\n"
+        f"print([run_safely(command.split()) for command in {MISSPELT!r}])\n"
+        "print([m for m in ('numpy', 'torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [str([2] * len(MISSPELT)), "[]"], done.stderr
+    assert "did you mean arithmetic?" in done.stderr and "did you mean smollm2?" in done.stderr
+
+
 def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:
+    (tmp_path / "misspelt.yaml").write_text("model: {name: tiny}\ntask: {name: arithmatic}\n")
     code = (
         "import sys\n"
         "from qra_search.app.cli.errors import run_safely\n"
