@@ -211,4 +211,4 @@ def write_report(folder: RunFolder, result: SearchResult) -> None:
         render_page,  # a sixth of what loads, which a refused command does without
     )
 
-    write_text(folder.report_file, render_page([RunData.read(folder, result)]))
+    write_text(folder.report_file, render_page(RunData.read(folder, result)))
