@@ -123,22 +123,8 @@ def sync_to_disk(path: Path) -> None:
 
 def write_digest(path: Path) -> None:
     """Write the SHA-256 of a file beside it, in a line that `sha256sum -c` reads."""
-    write_text(get_digest_file(path), f"{_digest(path)}  {path.name}\n")
-
-
-def is_whole(path: Path) -> bool | None:
-    """Whether a file has the bytes that it was written with; None if no digest was written beside it."""
-    beside = get_digest_file(path)
-    return beside.read_text().split()[:1] == [_digest(path)] if beside.is_file() else None
-
-
-def get_digest_file(path: Path) -> Path:
-    return path.with_name(path.name + DIGEST_SUFFIX)
-
-
-def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    write_text(path.with_name(path.name + DIGEST_SUFFIX), f"{digest.hexdigest()}  {path.name}\n")

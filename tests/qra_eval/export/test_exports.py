@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 import qra_eval
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_search.app.cli.doctor import check_files
 from qra_search.errors import BadInput
 
 Runs = Callable[..., TunedRun]
@@ -119,7 +118,6 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
-        assert {check.level for check in check_files(done.path)} == {"ok"}
         card = (done.path / "README.md").read_text()
         assert "base_model" not in card, "a folder is no model of the hub"
         code = card.split("```python\n")[1].split("```")[0].replace(f'"{done.path.name}"', f'"{done.path}"')
