@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"{path} is not JSON ({error}): give another file, or remove it; `qra finetune` writes a tuned run's anew"
+            f"{path} is not JSON ({error}): give another file, or remove it and run the command again"
         ) from None
 
 
@@ -98,7 +98,7 @@ def read_tensor_names(path: Path) -> list[str]:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise BadInput(f"{path} is not a safetensors file: download or save it again") from None
     if end > (size := path.stat().st_size):
-        raise BadInput(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
+        raise BadInput(f"{path} is truncated, it has {size} of {end} bytes: download or save it again")
     return list(tensors)
 
 

@@ -84,7 +84,7 @@ class Exporter(ABC):
         reasons = self.check(tuned)
         if getattr(tuned.config, "auto_map", None) and tuned.trusted:
             reasons = [
-                "the model has code of its own, which no export carries: load the run by qra_eval.load"
+                "the model comes with its own code, which no export can include. Load the run with qra_eval.load"
             ]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))

@@ -70,8 +70,8 @@ def check_name(name: Any) -> None:
         raise TypeError(f"a level is named by its bits or by a text, such as 4 or 'nf4', got {name!r}")
     if isinstance(name, str) and not _TEXT.fullmatch(name):
         raise ValueError(
-            f"{name!r} names no level: a number is needed, or a text that begins with a letter and has only letters, "
-            "digits, '_', '.' and '-'"
+            f"level {name!r} must be a number, or a text of letters, digits, '_', '.' and '-' that begins "
+            "with a letter"
         )
 
 

@@ -162,7 +162,7 @@ def _describe_strategy(factory: Any) -> dict[str, Any]:
 
 
 def _print(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     heads: Sequence[str],
     cells: Sequence[Sequence[str]],
     note: str = "",

@@ -128,7 +128,9 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     found, result, comparison = run.finding, run.result, run.comparison
     items = []
-    for name in [] if comparison is None else comparison.metric_names:
+    metrics = () if comparison is None else comparison.metric_names
+    for name in metrics:
+        assert comparison is not None
         tuned, uniform = comparison.chosen, comparison.baseline
         rows = len(tuned.row_scores[name])
         figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))

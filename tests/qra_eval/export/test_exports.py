@@ -25,8 +25,8 @@ IDS = torch.arange(40, 64)[None]
 @pytest.mark.parametrize(
     ("run", "format", "why"),
     [
-        (("llama", "compressed-tensors"), "gguf", "merged, or plan anew by `qra plan --engine llama.cpp`"),
-        (("llama",), "compressed-tensors", "merged, or plan anew by `qra plan --engine vllm`"),
+        (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
+        (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
         (
             ("llama", "compressed-tensors", "module"),
             "compressed-tensors",
@@ -35,7 +35,7 @@ IDS = torch.arange(40, 64)[None]
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
-        (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),
+        (("gpt2", "reference"), "gguf", "not one of the model types .*: export as merged"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_with_the_mend(

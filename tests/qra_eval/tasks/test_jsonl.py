@@ -164,7 +164,7 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
-            r"answer is 2: the index of a choice \(0 to 1\), .* is needed; to learn it as a text use --columns",
+            r"answer is 2, but the row has choices, so .* \(0 to 1\), .* To learn the answer as text, use --columns",
         ),
         ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0': the index"),
         ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "text or label of a single one"),
