@@ -111,7 +111,9 @@ def tune_missing(
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                listener.say(f"tuning {tuning.id} is running in another process: waiting for it at the end")
+                listener.say(
+                    f"tuning {tuning.id} is left for the end, because {tuning.describe_holder()} is at it"
+                )
                 return False
             if record is None:
                 try:

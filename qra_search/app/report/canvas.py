@@ -190,9 +190,8 @@ def put_label(
     """
     import matplotlib
 
-    across, align = {"left": (-shift[0], "right"), "right": (shift[0], "left"), "center": (0.0, "center")}[
-        side
-    ]
+    across = {"left": -shift[0], "right": shift[0], "center": 0.0}[side]
+    align = {"left": "right", "right": "left", "center": "center"}[side]
     for move in moves:
         note = axes.annotate(
             text,

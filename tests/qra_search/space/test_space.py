@@ -121,7 +121,10 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
             (bits, (4, 4), TypeError, "a plan's bits are a list of numbers or names of levels, got")
             for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))
         ),
-        *(((name,), (4,), ValueError, "must be a number, or a text of letters") for name in ("", "a,b", "a|b", "4")),
+        *(
+            ((name,), (4,), ValueError, "must be a number, or a text of letters")
+            for name in ("", "a,b", "a|b", "4")
+        ),
         ((2, 3), (4,), ValueError, "got 2 bits, 1 ranks"),
     ],
 )
@@ -132,9 +135,7 @@ def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error
 
 def test_what_is_no_plan_is_refused_with_what_to_pass(space):
     candidate = SimpleNamespace(plan=space.uniform(4, 4))
-    with pytest.raises(
-        ValueError, match="SimpleNamespace.*: a Plan is needed, such as candidate.plan"
-    ):
+    with pytest.raises(ValueError, match="SimpleNamespace.*: a Plan is needed, such as candidate.plan"):
         space.memory_bytes(candidate)
     with pytest.raises(ValueError, match=r"plan is .*\(dict\): a Plan is needed"):
         space.encode_many([{"bits": [4], "ranks": [4]}])
