@@ -96,7 +96,8 @@ def main() -> None:
             met = "met" if row["median_seconds"] < row["aim_seconds"] else "MISSED"
             print(
                 f"{row['command']:20} {row['median_seconds']:.2f} s, slowest {row['slowest_seconds']:.2f} s, "
-                f"processor {row['cpu_seconds']:.2f} s, {row['bare_starts']} bare starts: aim {row['aim_seconds']:.1f} s {met}"
+                f"processor {row['cpu_seconds']:.2f} s, {row['bare_starts']} bare starts: "
+                f"aim {row['aim_seconds']:.1f} s {met}"
             )
     record(rows, options.repeats)
 

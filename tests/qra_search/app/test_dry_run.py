@@ -59,7 +59,8 @@ def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_
 
 def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured() -> None:
     assert estimate_cost(Estimating(), 10, is_measured=False) == (
-        "10 plans tuned briefly, about 5 min 00 s. The sensitivities, measured first, take as long as 5 more, about 2 min 30 s"
+        "10 plans tuned briefly, about 5 min 00 s. "
+        "The sensitivities, measured first, take as long as 5 more, about 2 min 30 s"
     )
     assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
     assert format_cost(4.5) == "4.5 plans tuned briefly"
