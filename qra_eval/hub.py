@@ -19,15 +19,20 @@ KNOWN = ("smollm2", "tiny")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TASK_NAME = re.compile(r"[A-Za-z][\w-]*")
 """What is the name of a task and of nothing else, unless there is a file or folder of that name."""
+ROWS_ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""How names of files with rows end."""
 
 
 def check_names(model: str | None = None, task: str | None = None) -> None:
     """Raise BadInput if there is no such model or task, before torch is imported, which takes seconds.
 
-    A data set on the hub, a file of rows and a task in a Python file are looked at when the task is made.
+    A data set on the hub and a task in a Python file are looked at when the task is made.
     """
-    if task is not None and TASK_NAME.fullmatch(task) and not Path(task).exists():
-        plugins.find_entry_point("tasks", task)
+    if task is not None and not Path(task).exists():
+        if TASK_NAME.fullmatch(task):
+            plugins.find_entry_point("tasks", task)
+        elif task.endswith(ROWS_ENDS):
+            raise BadInput(f"no file {task!r}: give a file of rows, or the name of a task (see `qra tasks`)")
     if model is not None:
         check_model(model)
 

@@ -93,7 +93,7 @@ def describe_gain(allocation: Allocation | None) -> str:
             "probably little. A search checks the predicted plan by short tunings, in case the sensitivities "
             "are wrong; on SmolLM2-135M it improved that plan little (docs/study.md)"
         )
-    return "unknown, because the predicted gain over uniform plans may be chance. A search measures it"
+    return "unknown, because the predicted gain over uniform plans is within its error. A search measures it"
 
 
 def describe_rows(evaluator: Evaluator) -> list[str]:
