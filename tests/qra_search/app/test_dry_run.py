@@ -73,7 +73,7 @@ def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
     assert sensitivities is not None
     clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
     assert clear.best_uniform is not None
-    assert ("checks the prediction" in describe_gain(clear)) == clear.best_uniform.is_certain
+    assert ("checks the predicted plan" in describe_gain(clear)) == clear.best_uniform.is_certain
     assert "measures it" in describe_gain(None)
 
 
