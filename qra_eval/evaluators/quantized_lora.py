@@ -21,7 +21,7 @@ from qra_eval.costs.engines import check_engine
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
-from qra_eval.models.load import check_model, load_model
+from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, get_max_positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
@@ -87,8 +87,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         self.config = config.with_objects(model=model, task=task, metrics=metrics)
         search, devices = config.search, resolve_devices(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
-        if model is None:
-            check_model(config.model.name)
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(devices[0], model, tokenizer, weights, progress)

@@ -83,7 +83,9 @@ class Exporter(ABC):
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         reasons = self.list_issues(tuned)
         if getattr(tuned.config, "auto_map", None) and tuned.trusted:
-            reasons = ["the model has its own code, which no export includes: load the run by qra_eval.load"]
+            reasons = [
+                "the model comes with its own code, which no export can include. Load the run with qra_eval.load"
+            ]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class CompressedTensorsExporter(Exporter):
         others += run.tables
         if others:
             reasons.append(
-                f"{len(others)} weights are stored in another way, such as {others[0]}: {advise_replan('vllm')}"
+                f"{len(others)} weights are not stored as compressed-tensors, such as {others[0]}: "
+                f"{advise_replan('vllm')}"
             )
         if not run.is_plain():
             reasons.append(describe_rearranged(run))
@@ -68,7 +69,7 @@ class CompressedTensorsExporter(Exporter):
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
             f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
-            f"the adapter is apart, in {out / ADAPTER_FOLDER}: put it on top with peft",
+            f"the adapter is in {out / ADAPTER_FOLDER}: load it on top with peft",
             *describe_padding(more),
         )
         if importlib.util.find_spec(LIBRARY) is None:

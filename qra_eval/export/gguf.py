@@ -247,8 +247,8 @@ def list_expert_issues(run: TunedRun) -> list[str]:
     if not uneven:
         return []
     return [
-        f"llama.cpp has the experts of a layer in one tensor, of one type and rank, and they differ in {len(uneven)} "
-        f"cases, such as those of {uneven[0]}: search with --granularity fused, or layer"
+        f"llama.cpp stores the experts of a layer as one tensor of one type and rank, but those of this plan differ in "
+        f"{len(uneven)} cases, such as {uneven[0]}. Search with --granularity fused or layer"
     ]
 
 

@@ -56,8 +56,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
             splits = None if file is None else read_header(file).get_value("tokenizer.ggml.pre")
         if splits is None:
             notes.append(
-                "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
-                "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
+                "the pre-tokenizer is not known, so `default` was written. Give llama.cpp's name for it "
+                "(--option pre=...), since numbers and spaces may otherwise be split differently than in tuning"
             )
         writer.add_tokenizer_pre(splits or "default")
         writer.add_tokenizer_model("gpt2")
@@ -101,8 +101,10 @@ def list_tokenizer_issues(run: TunedRun) -> list[str]:
     if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []
     return [
-        "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on: convert an "
-        "export as merged with llama.cpp's convert_hf_to_gguf.py"
+        (
+            "the tokenizer is neither a byte-level BPE nor a SentencePiece tokenizer with byte fallback. "
+            "Export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
+        )
     ]
 
 

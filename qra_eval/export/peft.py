@@ -207,7 +207,10 @@ def describe_padding(added: int) -> tuple[str, ...]:
     """A note of the bytes that `write_adapter` added, if it did."""
     if not added:
         return ()
-    return (f"the adapter takes {format_bytes(added)} more than in the plan: all ranks are the largest",)
+    return (
+        f"the adapter takes {format_bytes(added)} more than in the plan, because vLLM gives every linear "
+        "the largest rank",
+    )
 
 
 def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:

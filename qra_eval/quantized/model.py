@@ -124,8 +124,8 @@ class QuantizedModel:
             and 2 * kept <= count_free_bytes(device)
         ):
             log.warning(
-                "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
-                "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
+                "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
+                "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",
                 format_bytes(kept),
                 -(-kept >> 20),
             )

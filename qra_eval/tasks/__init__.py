@@ -10,8 +10,8 @@ from qra_eval.tasks.encoding import Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName, is_text
 from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
-from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, shorten
+from qra_search.plugins import IN_MEMORY
 
 __all__ = [
     "SPLITS",

@@ -178,8 +178,9 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
         found = found or [i for i, choice in enumerate(choices) if choice.strip() == answer.strip()]
     if len(found) != 1:
         raise BadInput(
-            f"{where}: answer is {shorten(answer, 60)}, but must be the index of a choice (0 to {len(choices) - 1}), "
-            "or the text or label of exactly one. To learn it as a text use --columns prompt=...,answer=..."
+            f"{where}: answer is {shorten(answer, 60)}, but the row has choices, so it must be the index (0 to "
+            f"{len(choices) - 1}), the text or the label of exactly one of them. To learn the answer as text, use "
+            "--columns prompt=...,answer=..."
         )
     return question, [check_characters(choice, "choices", where) for choice in choices], found[0]
 

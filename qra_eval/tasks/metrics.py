@@ -13,8 +13,8 @@ from typing import Any
 
 from qra_eval.tasks.example import Example
 from qra_search import plugins
-from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, describe, shorten
+from qra_search.plugins import IN_MEMORY
 
 log = logging.getLogger(__name__)
 

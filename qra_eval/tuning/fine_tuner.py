@@ -303,9 +303,9 @@ def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, trai
             change = "no dequantized weights are kept"
         elif training and tuner.device_batch_size > 1:
             tuner.halvings += 1
-            change = f"no more than {tuner.device_batch_size} of a batch's rows pass together"
+            change = f"at most {tuner.device_batch_size} rows of a batch pass through the model together"
         elif training and tuner.enable_checkpointing():
-            change = "activations are made again in the backward pass"
+            change = "activations are recomputed in the backward pass"
         else:
             raise EvaluationFailed(f"out of memory: {reason}")
-        log.warning("out of memory (%s): from now on %s; steps keep their rows", reason, change)
+        log.warning("out of memory (%s), so from now on %s. The rows of a step stay the same", reason, change)

@@ -92,7 +92,8 @@ class FullTuning(TrainerCallback):
         self.earlier_seconds = training.earlier_seconds
         if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
             raise RunFailed(
-                f"processes read different checkpoints in {self.folder}: all need one shared folder"
+                f"the processes of this tuning found different checkpoints in {self.folder}, so they do not share "
+                "this folder. Put the run on a disk that all of them mount"
             )
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)

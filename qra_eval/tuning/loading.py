@@ -27,7 +27,10 @@ from qra_search.space.serialization import PLAN_NAME, read_plan_file
 
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
-NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
+NO_ADDRESS = (
+    "the base of this adapter is quantized by qra. Load both with qra_eval.load, or write them for "
+    "other tools with qra export"
+)
 """In place of the model's name, on which the adapter would load without a word, and compute something else: refused by
 the hub's client at once, as no name of a model, and shown."""
 

@@ -107,8 +107,8 @@ class LaunchedProcesses(Processes):
         """
         if rows < self.size:
             raise BadInput(
-                f"training has {rows} rows a step (batch_size times accumulation) for {self.size} processes: start at "
-                f"most {rows}, or set more"
+                f"a step has {rows} rows (batch_size times accumulation), fewer than the {self.size} processes. "
+                f"Start at most {rows}, or raise training.batch_size"
             )
         self._broadcast(request)
         self._broken = True

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten
 from qra_search.files import make_encoding_error
-from qra_search.plugins import suggest_names
+from qra_search.plugins import IN_MEMORY, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
     EvaluationConfig,
@@ -29,8 +29,6 @@ from qra_search.sections import (
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-IN_MEMORY = "in-memory:"
-"""What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")

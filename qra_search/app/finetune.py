@@ -156,15 +156,14 @@ class _Job:
             record = tuning.record()
             if record is None and not is_ours:
                 self.listener.say(
-                    f"tuning {tuning.id} is running in another process: waiting for it at the end"
+                    f"tuning {tuning.id} is left for the end, because {tuning.describe_holder()} is at it"
                 )
                 return False
             if record is None:
                 record = self._run(tuning, plan, seed)
             elif is_chosen and (tuning.path / PLAN_NAME).is_file() and not tuning.base_file.is_file():
-                self.evaluator.write_base(
-                    plan, tuning.path
-                )  # it was tuned as a baseline, which is saved without
+                # It was tuned as a baseline, which is saved without its base.
+                self.evaluator.write_base(plan, tuning.path)
             if record is None:
                 return True
             if self.discard and not is_chosen:

@@ -355,7 +355,7 @@ class Run:
         from qra_search.app.report.page import write_page  # as in `write_report`
 
         with convert_to_bad_input():
-            return write_page([self.folder], out)
+            return write_page(self.folder, out)
 
     def export(
         self,

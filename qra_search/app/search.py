@@ -254,4 +254,4 @@ def write_report(run: Snapshot) -> None:
     # A sixth of what loads, which a refused command does without.
     from qra_search.app.report.page import render_page
 
-    write_text(run.folder.report_file, render_page([RunData.read(run)]))
+    write_text(run.folder.report_file, render_page(RunData.read(run)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qra_search.errors import BadInput
-from qra_search.files import read_json, write_json
+from qra_search.files import read_json, write_json, write_text
+from qra_search.log.journal import describe_process
 from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
 RECORDS = TypeAdapter(TuningRecord)
 CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
 ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 
 
 class TuningFolder:
@@ -55,16 +58,24 @@ class TuningFolder:
         from filelock import FileLock, Timeout  # as in the trial log
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", thread_local=False)
+        lock = FileLock(self.path / LOCK_FILE, thread_local=False)
+        holder = self.path / HOLDER_FILE
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
         try:
+            write_text(holder, describe_process(os.getpid()))
             yield True
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
+
+    def describe_holder(self) -> str:
+        """The process that tunes here, for others that wait for it."""
+        holder = self.path / HOLDER_FILE
+        return holder.read_text() if holder.is_file() else "another process"
 
 
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:

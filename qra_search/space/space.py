@@ -183,7 +183,7 @@ class SearchSpace:
         plans = list(plans)
         for plan in plans:
             if not isinstance(plan, Plan):
-                raise wrong_type("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
+                raise wrong_type("plan", plan, "a Plan is needed, such as candidate.plan")
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:

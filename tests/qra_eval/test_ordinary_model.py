@@ -228,7 +228,7 @@ def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:
 def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_knows_one_without(
     model: Any, run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(OSError, match="only qra_eval.load makes the base"):
+    with pytest.raises(OSError, match="Load both with qra_eval.load"):
         AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
     load_model("tiny").model.save_pretrained(tmp_path / "base")
     shutil.copytree(run / "adapter", tmp_path / "adapter")

@@ -43,10 +43,11 @@ def demo(
     sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
-    """Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to ten minutes on two cores.
+    """Plan, tune and compare on SmolLM2-135M and made-up word problems.
 
-    Chooses a plan of 25 MiB, tunes it, and compares it on test data with the best uniform plan that fits, with the plan
-    itself shuffled over linears of the same shape, and with 16-bit LoRA. A demo that was interrupted is resumed.
+    Takes five to ten minutes on two cores. Chooses a plan of 25 MiB, tunes it, and compares it on test data with the
+    best uniform plan that fits, with the plan itself shuffled over linears of the same shape, and with 16-bit LoRA. A
+    demo that was interrupted is resumed.
 
     [bold]Example[/]
 

@@ -21,7 +21,6 @@ from qra_eval.export import export
 from qra_eval.export.recipe import EXLLAMA_BITS, TYPES, round_up
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.tuning import loading
-from qra_search.app.cli.doctor import check_files
 from qra_search.errors import BadInput
 
 Runs = Callable[..., TunedRun]
@@ -31,8 +30,8 @@ IDS = torch.arange(40, 64)[None]
 @pytest.mark.parametrize(
     ("run", "format", "why"),
     [
-        (("llama", "compressed-tensors"), "gguf", "merged, or plan anew by `qra plan --engine llama.cpp`"),
-        (("llama",), "compressed-tensors", "merged, or plan anew by `qra plan --engine vllm`"),
+        (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
+        (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
         (
             ("llama", "compressed-tensors", "module"),
             "compressed-tensors",
@@ -41,7 +40,7 @@ IDS = torch.arange(40, 64)[None]
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
-        (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),
+        (("gpt2", "reference"), "gguf", "not one of the model types .*: export as merged"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_with_the_mend(
@@ -124,7 +123,6 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
-        assert {check.level for check in check_files(done.path)} == {"ok"}
         card = (done.path / "README.md").read_text()
         assert "base_model" not in card, "a folder is no model of the hub"
         code = card.split("```python\n")[1].split("```")[0].replace(f'"{done.path.name}"', f'"{done.path}"')

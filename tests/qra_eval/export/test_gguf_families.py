@@ -127,7 +127,7 @@ def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> N
         ("gemma3", {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar"),
         ("gemma2", {"layer_types": ["full_attention"] * 2}, "window"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm"),
-        ("llama", {"hidden_act": "gelu"}, "computes silu in this family, this model has gelu"),
+        ("llama", {"hidden_act": "gelu"}, "computes silu in this family, but this model has gelu"),
         ("gpt2", {}, "convert_hf_to_gguf"),
     ],
 )

@@ -164,10 +164,10 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
-            r"answer is 2, but must be the index of a choice \(0 to 1\), .* To learn it as a text use --columns",
+            r"answer is 2, but the row has choices, so .* \(0 to 1\), .* To learn the answer as text, use --columns",
         ),
-        ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but must be the index"),
-        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "text or label of exactly one"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but the row has choices"),
+        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "the text or the label of exactly one"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
         ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
         (

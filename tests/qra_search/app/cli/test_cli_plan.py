@@ -49,8 +49,8 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
     ):
         assert text in done.out, text
     assert "Runs in Python, by qra_eval.load" in done.out
-    explained = {word for word in ("Lead: ", "Chance: ") if word in done.out}
-    assert explained == {"Lead: "} | (
+    explained = {word for word in ("Change: ", "Chance: ") if word in done.out}
+    assert explained == {"Change: "} | (
         {"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set()
     )
     shown = qra("show", tmp_path / "a")
