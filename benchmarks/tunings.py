@@ -28,8 +28,9 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.landscapes.tunings import DATA
 from qra_search.allocate.sensitivities import read_sensitivities, write_sensitivities
 from qra_search.allocate.solve import build_additive_table, solve_table
+from qra_search.schemas import Plan
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 FOLDER = RESULTS / "tunings"
 TASKS = ("banking77", "restaurant8k")

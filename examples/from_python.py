@@ -27,7 +27,7 @@ def main(folder: str, out: str) -> None:
         tokenizer=tokenizer,
         memory="75%",
         out=out,
-        settings={"evaluation.steps": 3, "finetune.steps": 6, "finetune.test_rows": 16},
+        config={"evaluation": {"steps": 3}, "finetune": {"steps": 6, "test_rows": 16}},
     )
     print(run)  # what is predicted
 

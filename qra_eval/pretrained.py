@@ -14,6 +14,12 @@ from qra_eval.models.experts import keep_expert_names
 from qra_eval.models.linears import normalise
 from qra_eval.tuning.loading import install_weights
 
+NEEDED_IMPORT = (
+    "these weights are stored by qra-toolkit: `import qra_eval.pretrained` before `from_pretrained`"
+)
+"""`transformers_weights` of an exported config.json: the name of no file, so that transformers alone refuses to load
+it, and shows this; else it would skip the weights that it does not know and go on with random ones."""
+
 
 @register_quantization_config(METHOD)
 class QRAConfig(QuantizationConfigMixin):
@@ -31,6 +37,14 @@ class QRAQuantizer(HfQuantizer):
     requires_calibration = True
     is_trainable = True
     quantization_config: QRAConfig
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The first hook that is given the config: from here on it names no file."""
+        config.transformers_weights = None
+        return config
+
+    update_tp_plan = update_attn_implementation
+    """The same hook of transformers 5.0."""
 
     def is_serializable(self) -> bool:
         return False

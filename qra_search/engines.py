@@ -91,15 +91,18 @@ def unsupported_reason(name: str, family: str) -> str | None:
     engine = ENGINES[name]
     if engine.families is not None and family not in engine.families:
         return (
-            f"engine {name} is written for {', '.join(engine.families)}, and this model is {family}: take another "
-            "model, or leave the engine out"
+            f"engine {name} supports the model types {', '.join(engine.families)}, but this model is "
+            f"{family}: use another model, or plan without --engine"
         )
     return None
 
 
 def advise_replan(name: str) -> str:
     """What is possible with a run that an engine cannot hold."""
-    return f"export as merged, or plan anew by `qra plan --engine {name}`; its --dry-run says the least bytes"
+    return (
+        f"export as merged, or plan again with `qra plan --engine {name}`, whose --dry-run shows the "
+        "smallest plan"
+    )
 
 
 def serve_command(engine: str, out: Path) -> str:

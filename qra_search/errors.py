@@ -88,7 +88,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
         return f"{text}: install it with pip, or choose another backend, task or evaluator"
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:
-        return f"{error.filename}: a file is in the way, a folder is needed there: give another place"
+        return f"{error.filename} is a file, but a folder is needed there: give another place"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {describe_os_error(error)}"
     if isinstance(error, (ValueError, RuntimeError)) and text:

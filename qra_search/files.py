@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"{path} is not JSON ({error}): give another file, or remove it; `qra finetune` writes a tuned run's anew"
+            f"{path} is not JSON ({error}): give another file, or remove it and run the command again"
         ) from None
 
 
@@ -98,7 +98,7 @@ def read_tensor_names(path: Path) -> list[str]:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise BadInput(f"{path} is not a safetensors file: download or save it again") from None
     if end > (size := path.stat().st_size):
-        raise BadInput(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
+        raise BadInput(f"{path} is truncated, it has {size} of {end} bytes: download or save it again")
     return list(tensors)
 
 
@@ -123,22 +123,8 @@ def sync_to_disk(path: Path) -> None:
 
 def write_digest(path: Path) -> None:
     """Write the SHA-256 of a file beside it, in a line that `sha256sum -c` reads."""
-    write_text(get_digest_file(path), f"{_digest(path)}  {path.name}\n")
-
-
-def is_whole(path: Path) -> bool | None:
-    """Whether a file has the bytes that it was written with; None if no digest was written beside it."""
-    beside = get_digest_file(path)
-    return beside.read_text().split()[:1] == [_digest(path)] if beside.is_file() else None
-
-
-def get_digest_file(path: Path) -> Path:
-    return path.with_name(path.name + DIGEST_SUFFIX)
-
-
-def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    write_text(path.with_name(path.name + DIGEST_SUFFIX), f"{digest.hexdigest()}  {path.name}\n")

@@ -1,4 +1,4 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks and .exporters."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters and .names."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from qra_search.errors import DISTRIBUTION, BadInput, describe, shorten
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters"]
+DEFAULT_EVALUATOR = "quantized-lora"
+IN_MEMORY = "in-memory:"
+"""What stands in a config for a model or rows that were given as an object begins so; its type follows."""
+Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "names"]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
     "backends": "backend",
     "tasks": "task",
     "exporters": "export format",
+    "names": "check of names",
 }
 
 
@@ -39,16 +43,31 @@ def list_names(kind: Kind) -> list[str]:
     return sorted(_find_entry_points(kind))
 
 
-def load(kind: Kind, name: str) -> Any:
-    """The object that a plug-in name stands for; raises UnknownName, or BadInput if it cannot be loaded."""
+def find_entry_point(kind: Kind, name: str) -> importlib.metadata.EntryPoint:
+    """The entry point of a plug-in, whose code is not imported; raises UnknownName if there is none."""
     found = _find_entry_points(kind)
     if name not in found:
         raise UnknownName(describe_unknown(_SINGULAR[kind], name, found))
+    return found[name]
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The object that a plug-in name stands for; raises UnknownName, or BadInput if it cannot be loaded."""
+    entry = find_entry_point(kind, name)
     try:
-        return found[name].load()
+        return entry.load()
     except Exception as error:  # another's code may raise anything
-        what = f"{_SINGULAR[kind]} {name!r} ({found[name].value})"
+        what = f"{_SINGULAR[kind]} {name!r} ({entry.value})"
         raise BadInput(f"the {what} cannot be loaded: {describe(error)}") from error
+
+
+def check_names(evaluator: str, *, model: str | None = None, task: str | None = None) -> None:
+    """Raise BadInput for a model or a task that an evaluator does not know, before the evaluator is imported.
+
+    An evaluator says so by an entry point of its name in `qra.names`; without one nothing is checked.
+    """
+    if evaluator in list_names("names"):
+        load("names", evaluator)(model=model, task=task)
 
 
 def is_object_path(text: str) -> bool:

@@ -58,10 +58,6 @@ class Schema:
         data: dict[str, Any] = make_adapter(type(self)).dump_python(self, mode="json")
         return data
 
-    def to_json(self) -> bytes:
-        """One line of JSON; numbers that are not finite are texts in it."""
-        return make_adapter(type(self)).dump_json(self)
-
     @classmethod
     def from_dict(cls, data: Any) -> Self:
         """The inverse of `to_dict`; raises pydantic's ValidationError, a ValueError, for other data."""
@@ -70,7 +66,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
-        """The inverse of `to_json`; raises as `from_dict` does."""
+        """From a text of JSON, in which numbers that are not finite are texts; raises as `from_dict` does."""
         made: Self = make_adapter(cls).validate_json(text)
         return made
 

@@ -16,11 +16,12 @@ from pydantic import (
 )
 
 from qra_search.errors import shorten
+from qra_search.plugins import DEFAULT_EVALUATOR as DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_RANKS
 
-DEFAULT_EVALUATOR, DEFAULT_STRATEGY = "quantized-lora", "qra"
+DEFAULT_STRATEGY = "qra"
 DEFAULT_EVALUATIONS = 24
 """What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
 
@@ -69,13 +70,17 @@ class ModelConfig(Section):
     )
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="dtype of evaluations; auto: the faster one on this machine, or, if weights do not fit in "
-        "dequantized_cache, as stored, for less memory",
+        description=(
+            "dtype of evaluations. auto: the faster one on this machine; the stored dtype if the weights do "
+            "not fit in dequantized_cache"
+        ),
     )
     dequantized_cache: str = Field(
         "auto",
-        description="memory for dequantized weights that are kept ready (2GiB, 0); auto: by what is free; if those of "
-        "all linears do not fit, each is dequantized when it is used",
+        description=(
+            "memory for keeping weights dequantized, such as 2GiB; 0: none; auto: by how much is free. If "
+            "not all weights fit, each is dequantized at every use"
+        ),
     )
     trust_remote_code: bool = False
 
@@ -152,8 +157,10 @@ class QuantizationConfig(Section):
     )
     calibration: Literal["outputs", "loss"] = Field(
         "loss",
-        description="outputs: codes are chosen for the least squared error of a linear's outputs; loss: tokens and "
-        "outputs count by their squared gradients, at no bytes",
+        description=(
+            "what the codes are chosen for. outputs: the least squared error of a linear's outputs. loss: "
+            "the same error, with tokens and outputs weighted by their squared gradients"
+        ),
     )
     cache: str | None = Field(
         None, description="folder of the bank of quantized weights; default: the user's cache"
@@ -217,12 +224,12 @@ class TrainingConfig(Section):
     """How adapters are tuned: briefly in an evaluation, and to the end in the fine-tuning of the chosen plan."""
 
     batch_size: int = Field(8, ge=1, description="rows that go through the model together")
-    accumulation: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
+    accumulation: int = Field(1, ge=1, description="batches whose gradients are summed for one step")
     learning_rate: float = Field(1e-3, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     schedule: Schedule = Field(
         "linear",
-        description="how the learning rate goes on after the warm-up: linear or cosine towards 0, or constant",
+        description="learning rate after the warmup: linear or cosine decay to 0, or constant",
     )
     weight_decay: float = Field(0.0, ge=0)
     alpha: float = Field(
@@ -231,15 +238,17 @@ class TrainingConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     scales: bool | Literal["auto"] = Field(
         "auto",
-        description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
-        "those of whole rows, which cost little; those of groups make a step up to half as long again",
+        description=(
+            "train the scales and offsets of quantized weights together with the adapters, which takes no "
+            "bytes. auto: only scales of whole rows, since scales of groups make a step up to 50% longer"
+        ),
     )
     scales_rate: float = Field(
-        1e-3, gt=0, description="learning rate of trained scales, as a share of the scale"
+        1e-3, gt=0, description="learning rate of trained scales, relative to the scale"
     )
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, a third more time"
+        False, description="recompute activations in the backward pass: less memory, a third more time"
     )
 
     @property
@@ -255,7 +264,7 @@ class EvaluationConfig(Section):
     validation_rows: int = Field(
         64,
         ge=1,
-        description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few",
+        description="held-out rows of a full evaluation; a search overfits them if they are few",
     )
 
 
@@ -267,24 +276,28 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(
         0,
         ge=0,
-        description="steps between evaluations on the validation split; the best adapters are kept; 0: those of the "
-        "last step",
+        description=(
+            "steps between evaluations on the validation split, of which the best adapters are kept; 0: keep "
+            "those of the last step"
+        ),
     )
     monitor: Literal["loss", "task"] = Field(
         "loss",
-        description="what these evaluations compare: the loss, or the task's own measure, as search.metric, for "
-        "which all evaluation.validation_rows are answered",
+        description=(
+            "what these evaluations compare: the loss, or the task's own measure (see search.metric), for "
+            "which all evaluation.validation_rows are answered"
+        ),
     )
-    patience: int = Field(
-        0, ge=0, description="evaluations without a better one after which tuning stops; 0: never"
-    )
+    patience: int = Field(0, ge=0, description="stop after so many evaluations without improvement; 0: never")
     checkpoint_every: int = Field(
         0,
         ge=0,
-        description="steps between checkpoints; 0: checkpoints are written by time only (checkpoint_minutes)",
+        description="steps between checkpoints; 0: by time only (checkpoint_minutes)",
     )
-    checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
-    sample_answers: int = Field(3, ge=0, description="test rows whose answers by the tuned plan are recorded")
+    checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps only")
+    sample_answers: int = Field(
+        3, ge=0, description="test rows whose answers, before tuning and after, are recorded"
+    )
     test_rows: int = Field(128, ge=1, description="test rows of the final comparison")
     scored_rows: int = Field(
         64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none"
@@ -311,14 +324,18 @@ class SearchConfig(Section):
     evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="search budget, in full evaluations")
     metric: Literal["loss", "task"] = Field(
         "loss",
-        description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
-        "choice the negative log-probability of the right choice among the choices, of generated answers the share "
-        "that is wrong; the loss is recorded beside it",
+        description=(
+            "what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, "
+            "which is the negative log-probability of the right choice for multiple choice, and the share of "
+            "wrong answers for generation"
+        ),
     )
-    memory: tuple[str, ...] = Field(
+    memory: tuple[StrictInt | str, ...] = Field(
         (),
-        description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
-        "uniform plan (uniform3r8); none: the whole front",
+        description=(
+            "memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), "
+            "or a uniform plan (uniform3r8). Without one the whole front is searched"
+        ),
     )
     seed: int = Field(0, ge=0, lt=1 << 63)
 
@@ -326,8 +343,7 @@ class SearchConfig(Section):
     @classmethod
     def _check_budgets(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
-        return (
-            tuple(check_budget_text(str(v)) for v in several)
-            if isinstance(several, (list, tuple))
-            else several
-        )
+        if isinstance(several, (list, tuple)):
+            for value in several:
+                check_budget_text(value, needs_unit=True)
+        return several

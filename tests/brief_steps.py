@@ -16,8 +16,8 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     report is written but by `qra report`."""
     from qra_eval.quantized import model
     from qra_eval.tasks import base
-    from qra_eval.tasks.generation import generate_answers
-    from qra_search.app import finetune, search
+    from qra_eval.tasks.scoring import generate_answers
+    from qra_search.app import run, search
 
     def answer(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, **options: Any) -> list[str]:
         return generate_answers(model, tokenizer, prompts, min(most, TOKENS), **options)
@@ -25,5 +25,5 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(base, "generate_answers", answer)
     patch.setattr(model, "CALIBRATION_ROWS", CALIBRATION_ROWS)
     patch.setattr(model, "CALIBRATION_TOKENS", 1)
-    for module in (search, finetune):
-        patch.setattr(module, "write_report", lambda folder, result: None)
+    for module in (search, run):
+        patch.setattr(module, "write_report", lambda snapshot: None)

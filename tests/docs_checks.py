@@ -73,7 +73,7 @@ def check_json(block: Block) -> None:
 
 def check_jsonl(block: Block, folder: Path) -> None:
     """Rows that the task `jsonl` reads."""
-    from qra_eval.tasks.forms import make_example
+    from qra_eval.tasks.example import make_example
     from qra_eval.tasks.sources import read_rows
 
     file = folder / "rows.jsonl"

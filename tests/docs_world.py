@@ -17,7 +17,7 @@ import pytest
 from brief_steps import make_brief
 from qra_backends.mixed import CALIBRATED_CHOICE
 
-from qra_search.app import start as runs
+from qra_search.app import run as runs
 from qra_search.app.config import RunConfig
 from qra_search.app.settings import make_settings
 from qra_search.sections import EvaluationConfig, FinetuneConfig
@@ -50,9 +50,9 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from qra_eval import QuantizedLoRAEvaluator
 
-    def brief(config: Any = None, overrides: Mapping[str, Any] | None = None, **keywords: Any) -> RunConfig:
+    def brief(config: Any = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
         fields = {f"{name}.{field}": value for name, own in SMALL.items() for field, value in own.items()}
-        return make_settings(config, fields | dict(overrides or {}), **keywords)
+        return make_settings(config, fields | dict(overrides or {}))
 
     monkeypatch.setattr(runs, "make_settings", brief)
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,14 +140,5 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
             tuning = folder.tuning(record.id)
             tuning.path.mkdir(parents=True)
             tuning.write(record)
-
-
-def write_curve(folder: Path, name: str, steps: int, *, end: str = "") -> None:
-    """The loss curve of a tuning in a run's folder, with a validation loss at every fourth step."""
-    rows = [
-        {"step": s, "loss": 2.0 + 1 / s, **({"validation_loss": 2.5} if s % 4 == 0 else {})}
-        for s in range(1, steps + 1)
-    ]
-    (folder / "tunings" / name).mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows) + end
-    (folder / "tunings" / name / "curve.jsonl").write_text(text)
+            if tuned == plan and seed == 0:
+                folder.select(record, max(folder.result().memory_budgets, default=0))

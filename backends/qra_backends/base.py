@@ -356,8 +356,8 @@ class Backend(ABC):
             )
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(
-                f"the weight has an absolute value of {max(-low, high):g}, and a scale of this format can represent "
-                f"{self.largest:g} at most: use another backend"
+                f"the weight has an absolute value of {max(-low, high):g}, but a scale of this format can "
+                f"represent {self.largest:g} at most: use another backend"
             )
 
     def __repr__(self) -> str:

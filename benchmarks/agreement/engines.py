@@ -34,7 +34,7 @@ from qra_eval.export.tuned import TunedRun
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.config import make_config
 from qra_search.engines import ENGINES
-from qra_search.space.plan import Plan
+from qra_search.schemas import Plan
 
 PLUGIN = "vllm-plugin"
 OWN = {"backend": "mixed-calibrated", "embeddings": [6]}

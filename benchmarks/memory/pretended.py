@@ -28,7 +28,7 @@ from benchmarks.memory.random_models import Shape, write_model, write_rows
 from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.loading import load
-from qra_search.space.space import Plan
+from qra_search.schemas import Plan
 
 SHAPE = Shape(256, 704, 3, 8, 2, 4096)
 """Large enough that matrices are what takes memory, as in models that are used."""

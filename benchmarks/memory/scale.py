@@ -45,9 +45,9 @@ from benchmarks.common import (
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
+from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan
 
 PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
 NEEDS = {"sensitivities": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}

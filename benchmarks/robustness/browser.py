@@ -112,12 +112,9 @@ def faulty(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
-    """The report of each run, and of all together, by name."""
-    found = [RunFolder(path).check() for path in runs]
-    pages = {f"report-{run.name}": [run] for run in found} | (
-        {"report-compared": found} if len(found) > 1 else {}
-    )
-    return {name: write_page(of, folder / f"{name}.html") for name, of in pages.items()}
+    """The report of each run, by name."""
+    found = {f"report-{RunFolder(path).name}": RunFolder(path).check() for path in runs}
+    return {name: write_page(run, folder / f"{name}.html") for name, run in found.items()}
 
 
 def docs(site: Path | None) -> dict[str, Path]:

@@ -136,7 +136,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show begun", "resume its search with `qra search begun`"),
     ("show land --memory much", "is not a memory budget"),
     ("report none", "none is not a run"),
-    ("report land --out rows.jsonl/x.html", "a file is in the way"),
+    ("report land --out rows.jsonl/x.html", "is a file, but a folder is needed"),
     # tuning
     ("finetune none", "none is not a run"),
     ("finetune begun", "has no plan yet"),

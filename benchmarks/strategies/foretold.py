@@ -12,8 +12,7 @@ import numpy as np
 
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
-from qra_search.schemas import LENGTH, Plan
+from qra_search.schemas import LENGTH, Plan, Proposal
 from qra_search.strategies import Strategy
 
 FALL = 0.5

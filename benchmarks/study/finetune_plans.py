@@ -10,11 +10,12 @@ from benchmarks.common import RESULTS, read_lines
 from benchmarks.study.finetune_settings import Row
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.allocate.solve import solve
-from qra_search.app.baselines import shuffle_plan
+from qra_search.app.compare import shuffle_plan
 from qra_search.app.search import search
+from qra_search.schemas import Plan
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 
 def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row, log: Path, **options: Any) -> Plan:

@@ -17,10 +17,11 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tasks.sources import read_folder_rows
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
+from qra_search.schemas import Plan
 from qra_search.sections import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
 ANSWERS_TOGETHER = 64

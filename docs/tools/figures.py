@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qra_search.app.report.colors import DAMAGE_STEPS, ORIGINS, get_palette, make_ramp
-from qra_search.app.report.figures.canvas import (
+from qra_search.app.report.canvas import (
+    DAMAGE_STEPS,
+    ORIGINS,
     SHAPES,
     fit_axis,
+    get_palette,
     make_figure,
+    make_ramp,
     put_label,
     to_svg,
     use_chart_style,

@@ -37,8 +37,8 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
         and any(map(EXPERT.match, linears))
     ):
         reason = (
-            f"engine {name} has the experts of a layer in one tensor, of one type and rank, and granularity "
-            f"{granularity} chooses for each: take --granularity fused, or layer"
+            f"engine {name} stores the experts of a layer as one tensor of one type and rank, but granularity "
+            f"{granularity} chooses for each of them. Use --granularity fused or layer"
         )
     if reason is not None:
         raise ValueError(reason)

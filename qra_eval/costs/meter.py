@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 DEQUANTIZE_BYTES = 5
 """Bytes for each weight while it is dequantized, beside the result: its code, and its value in float32."""

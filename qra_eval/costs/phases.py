@@ -1,7 +1,7 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, and `reload` (the
-check of what was saved). Activations are counted by running the model's own code on fake tensors
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, `reload` (the
+check of what was saved) and `export`. Activations are counted by running the model's own code on fake tensors
 (`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
 checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
 wait, and libraries.
@@ -80,6 +80,7 @@ def estimate_peaks(
             )
         ),
         "reload": run.make_peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
+        "export": Peak(0, run.count_export_bytes()),
     }
 
 
@@ -252,3 +253,12 @@ class _Run(Sizes):
             1, CHECKED_TOKENS, CHECKED_TOKENS, training=False
         )
         return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)
+
+    def count_export_bytes(self) -> int:
+        """On the host, whatever the device: the saved model with its tables dequantized, and what is read back of it.
+
+        Adapters are counted as they are made, in float32.
+        """
+        tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
+        model = self.packed + self.rest + 4 * self.adapters
+        return RELOAD_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored

@@ -13,7 +13,7 @@ from qra_eval.models.embeddings import ROWS
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 MOMENTS = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""

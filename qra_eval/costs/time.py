@@ -22,7 +22,7 @@ from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 SCALES, ROW_SCALES = 1.5, 0.4
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of

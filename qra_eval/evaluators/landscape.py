@@ -11,12 +11,11 @@ from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, make_generator, make_space
 from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluator import Evaluator
-from qra_search.schemas import Evaluation
-from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
+from qra_search.schemas import Evaluation, Plan, Sensitivities
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, SearchSpace
 
 PRIORS = ("measured", "flat", "shuffled", "none")
 PRIOR_ERROR = 0.35

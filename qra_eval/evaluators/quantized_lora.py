@@ -21,31 +21,27 @@ from qra_eval.costs.engines import check_engine
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
-from qra_eval.models.load import check_model, load_model
+from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, get_max_positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, render_example
+from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
-from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import measure_untuned, tune
-from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.loading import load
-from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RowCount, StepFigures, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.evaluator import Progress
 from qra_search.launched import get_rank_and_size
-from qra_search.schemas import LENGTH, Evaluation, Parameter
+from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.space import Plan
 
 FIDELITIES = (0.25, 0.5, 1.0)
 LEARNING_RATE = "learning_rate"
@@ -92,8 +88,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         self.config = config.with_objects(model=model, task=task, metrics=metrics)
         search, devices = config.search, resolve_devices(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
-        if model is None:
-            check_model(config.model.name)
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(devices[0], model, tokenizer, weights, progress)

@@ -28,10 +28,9 @@ from qra_eval.landscapes.tunings import (
 )
 from qra_search import plugins
 from qra_search.allocate import knapsack
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.config import RunConfig
 from qra_search.evaluator import Evaluator
-from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan
+from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.space import SearchSpace
 

@@ -17,7 +17,7 @@ from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.errors import BadInput
-from qra_search.files import honour_umask
+from qra_search.files import honour_umask, write_json
 
 Run = TunedRun | str | Path
 
@@ -52,7 +52,7 @@ class Exporter(ABC):
 
     name: ClassVar[str]
 
-    def check(self, run: TunedRun) -> list[str]:
+    def list_issues(self, run: TunedRun) -> list[str]:
         """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
         return []
 
@@ -60,7 +60,7 @@ class Exporter(ABC):
     def write(self, run: TunedRun, out: Path) -> Exported:
         """Write to `out`, an empty folder in a temporary place.
 
-        Called only when `check` gave no reason; the path of the result is replaced by the final one.
+        Called only when `list_issues` gave no reason; the path of the result is replaced by the final one.
         """
 
     @classmethod
@@ -81,10 +81,10 @@ class Exporter(ABC):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
-        reasons = self.check(tuned)
+        reasons = self.list_issues(tuned)
         if getattr(tuned.config, "auto_map", None) and tuned.trusted:
             reasons = [
-                "the model has code of its own, which no export carries: load the run by qra_eval.load"
+                "the model comes with its own code, which no export can include. Load the run with qra_eval.load"
             ]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
@@ -101,10 +101,9 @@ class Exporter(ABC):
         adapter = out / ADAPTER_FOLDER / "adapter_config.json"
         if adapter.is_file():
             config = {**json.loads(adapter.read_text()), "base_model_name_or_path": str(out.resolve())}
-            adapter.write_text(json.dumps(config, indent=2) + "\n")
-        return replace(
-            done, path=out, notes=tuple(note.replace(str(partial), str(out)) for note in done.notes)
-        )
+            write_json(adapter, config)
+        notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
+        return replace(done, path=out, notes=notes)
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:

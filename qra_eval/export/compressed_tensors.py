@@ -11,12 +11,18 @@ from qra_backends.integers.backend import CompressedIntegers
 from safetensors.torch import save_file
 
 from qra_eval.export.base import Exported, Exporter
-from qra_eval.export.merged import load_plain
-from qra_eval.export.peft import describe_padding, select_unsearched, write_adapter, write_config
+from qra_eval.export.peft import (
+    describe_padding,
+    describe_rearranged,
+    load_plain,
+    select_unsearched,
+    write_adapter,
+    write_config,
+)
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.engines import FUSED, advise_replan
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 LIBRARY = "compressed_tensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,22 +37,19 @@ class CompressedTensorsExporter(Exporter):
 
     name = "compressed-tensors"
 
-    def check(self, run: TunedRun) -> list[str]:
-        others = [
-            name
-            for name, module in run.quantized_linears.items()
-            if not isinstance(module, CompressedIntegers)
-        ]
+    def list_issues(self, run: TunedRun) -> list[str]:
+        reasons = []
+        linears = run.quantized_linears.items()
+        others = [name for name, module in linears if not isinstance(module, CompressedIntegers)]
         others += run.tables
-        uneven, reasons = list_uneven_shards(run), []
         if others:
             reasons.append(
-                f"{len(others)} weights are stored in another way, such as {others[0]}: {advise_replan('vllm')}"
+                f"{len(others)} weights are not stored as compressed-tensors, such as {others[0]}: "
+                f"{advise_replan('vllm')}"
             )
         if not run.is_plain():
-            reasons.append(
-                f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
-            )
+            reasons.append(describe_rearranged(run))
+        uneven = list_uneven_shards(run)
         if uneven:
             reasons.append(
                 f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
@@ -56,11 +59,9 @@ class CompressedTensorsExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         packed: dict[str, Any] = run.quantized_linears
-        stored = {
-            f"{name}.{key}": tensor
-            for name, module in packed.items()
-            for key, tensor in module.tensors().items()
-        }
+        stored: dict[str, torch.Tensor] = {}
+        for name, module in packed.items():
+            stored |= {f"{name}.{key}": tensor for key, tensor in module.tensors().items()}
         rest = select_unsearched(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})
         write_config(run, out, make_quantization_config(run, packed))
@@ -68,7 +69,7 @@ class CompressedTensorsExporter(Exporter):
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
             f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
-            f"the adapter is apart, in {out / ADAPTER_FOLDER}: put it on top with peft",
+            f"the adapter is in {out / ADAPTER_FOLDER}: load it on top with peft",
             *describe_padding(more),
         )
         if importlib.util.find_spec(LIBRARY) is None:
@@ -125,8 +126,9 @@ def list_uneven_shards(run: TunedRun) -> list[str]:
         for fused, kinds in FUSED:
             if kinds.fullmatch(kind):
                 found.setdefault(f"{parent}.{fused}_proj", {})[kind] = level
-    return [
-        f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
-        for name, shards in found.items()
-        if len(set(shards.values())) > 1
-    ]
+    uneven = []
+    for name, shards in found.items():
+        if len(set(shards.values())) > 1:
+            levels = ", ".join(f"{kind} {level}" for kind, level in shards.items())
+            uneven.append(f"{name} ({levels} bits)")
+    return uneven

@@ -23,27 +23,27 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
             came from.
     """
-    model, tokenizer = _get_tokenizer_model(run), run.tokenizer
+    model = _get_tokenizer_model(run)
+    tokenizer = run.tokenizer
     # A token may have been added that the model has no row for, and ids may have gaps.
     count = min(max(tokenizer.get_vocab().values()) + 1, run.config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = tokenizer.added_tokens_decoder
-    kinds = [
-        (CONTROL if added[i].special else USER_DEFINED)
-        if i in added
-        else (UNUSED if token is None else NORMAL)
-        for i, token in enumerate(tokens)
-    ]
+    kinds = [UNUSED if token is None else NORMAL for token in tokens]
+    for index, token in added.items():
+        if index < count:
+            kinds[index] = CONTROL if token.special else USER_DEFINED
     missing = range(count, run.config.vocab_size)
     tokens = [f"[UNUSED{i}]" if token is None else token for i, token in enumerate(tokens)]
-    tokens, kinds = tokens + [f"[PAD{i}]" for i in missing], kinds + [UNUSED] * len(missing)
+    tokens += [f"[PAD{i}]" for i in missing]
+    kinds += [UNUSED] * len(missing)
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     pieces = bool(model.get("byte_fallback"))
     notes = []
     if pieces:
-        kinds = [
-            BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)
-        ]
+        for i, token in enumerate(tokens):
+            if BYTE_PIECE.fullmatch(token):
+                kinds[i] = BYTE
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < count:
             kinds[tokenizer.unk_token_id] = UNKNOWN
         writer.add_tokenizer_model("llama")
@@ -56,8 +56,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
             splits = None if file is None else read_header(file).get_value("tokenizer.ggml.pre")
         if splits is None:
             notes.append(
-                "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
-                "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
+                "the pre-tokenizer is not known, so `default` was written. Give llama.cpp's name for it "
+                "(--option pre=...), since numbers and spaces may otherwise be split differently than in tuning"
             )
         writer.add_tokenizer_pre(splits or "default")
         writer.add_tokenizer_model("gpt2")
@@ -95,13 +95,16 @@ def compute_piece_scores(tokens: list[str], merges: list[list[str]]) -> list[flo
 
 def list_tokenizer_issues(run: TunedRun) -> list[str]:
     """Why the tokenizer cannot be written: it is no BPE of bytes, nor of characters with bytes to fall back on."""
-    model, backend = _get_tokenizer_model(run), getattr(run.tokenizer, "backend_tokenizer", None)
+    model = _get_tokenizer_model(run)
+    backend = getattr(run.tokenizer, "backend_tokenizer", None)
     of_bytes = backend is not None and '"ByteLevel"' in backend.to_str()
     if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []
     return [
-        "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on: convert an "
-        "export as merged with llama.cpp's convert_hf_to_gguf.py"
+        (
+            "the tokenizer is neither a byte-level BPE nor a SentencePiece tokenizer with byte fallback. "
+            "Export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
+        )
     ]
 
 

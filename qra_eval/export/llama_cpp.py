@@ -45,7 +45,8 @@ def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
     """
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
-    ffi, lib = get_ffi(), get_lib()
+    ffi = get_ffi()
+    lib = get_lib()
     # What fails is seen by what it returns; the callback must live as long as it is set.
     silence = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, text, data: None)
     lib.llama_log_set(silence, ffi.NULL)
@@ -65,7 +66,8 @@ def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int]) -> Tensor:
-    count, vocabulary = len(prompt), lib.llama_n_vocab(lib.llama_model_get_vocab(model))
+    count = len(prompt)
+    vocabulary = lib.llama_n_vocab(lib.llama_model_get_vocab(model))
     settings = lib.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(count, 32)
     settings.n_threads = settings.n_threads_batch = 1
@@ -78,14 +80,17 @@ def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequen
         lora = lib.llama_adapter_lora_init(model, str(adapter).encode())
         if lora == ffi.NULL:
             raise RuntimeError(f"llama.cpp does not load {adapter}")
-        loras, scale = ffi.new("struct llama_adapter_lora *[]", [lora]), ffi.new("float[]", [1.0])
+        loras = ffi.new("struct llama_adapter_lora *[]", [lora])
+        scale = ffi.new("float[]", [1.0])
         if lib.llama_set_adapters_lora(context, loras, 1, scale):
             raise RuntimeError(f"llama.cpp does not take {adapter}")
     batch = lib.llama_batch_init(count, 0, 1)
     batch.n_tokens = count
     for place, token in enumerate(prompt):
-        batch.token[place], batch.pos[place] = token, place
-        batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+        batch.token[place] = token
+        batch.pos[place] = place
+        batch.n_seq_id[place] = 1
+        batch.seq_id[place][0] = 0
         batch.logits[place] = 1
     try:
         if lib.llama_decode(context, batch):

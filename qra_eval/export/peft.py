@@ -1,4 +1,4 @@
-"""Formats `peft` and `vllm`: an ordinary PEFT directory, and its exact base as transformers and vLLM load it."""
+"""Formats that transformers loads: `peft` and `vllm`, the exact base with a PEFT directory, and `merged`, one model."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from qra_backends.served.layout import METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-import qra_eval.pretrained  # noqa: F401 - what is written is loaded back by transformers
 from qra_eval.export.base import Exported, Exporter
-from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
+from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.engines import advise_replan, fit_rank, serve_command
@@ -51,7 +51,7 @@ tokenizer = AutoTokenizer.from_pretrained(where)
 ```
 
 gives the very logits that the model had after tuning, from files at the bytes of the plan. (Without the first line
-transformers warns of an unknown type, and gives a model of random weights.) `adapter/` is an ordinary PEFT directory.
+transformers refuses to load the folder.) `adapter/` is an ordinary PEFT directory.
 Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
 unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
 there.
@@ -94,12 +94,10 @@ class VLLMExporter(PEFTExporter):
     name = "vllm"
     one_rank = True
 
-    def check(self, run: TunedRun) -> list[str]:
+    def list_issues(self, run: TunedRun) -> list[str]:
         reasons = []
         if not run.is_plain():
-            reasons.append(
-                f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
-            )
+            reasons.append(describe_rearranged(run))
         if any(name.endswith(".query_key_value") for name in run.levels):
             reasons.append(
                 "vLLM reorders the rows of query_key_value, but not those of its codes: export as merged"
@@ -114,6 +112,45 @@ class VLLMExporter(PEFTExporter):
         done = super().write(run, out)
         note = f"serve it where this package is installed beside vLLM: {serve_command(VLLM, out)}"
         return replace(done, notes=(*done.notes, note))
+
+
+class MergedExporter(Exporter):
+    """An unquantized model, with the rounding of the plan in its weights and the adapter merged.
+
+    Args:
+        dtype: of the saved weights. The tuned model adds the adapter's output after the base's; a weight that holds
+            both is rounded once more. float32 adds no rounding, and a model tuned in bfloat16 then differs by its own.
+    """
+
+    name = "merged"
+
+    def __init__(self, dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"):
+        self.dtype: torch.dtype = getattr(torch, dtype)
+
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        model = run.build_skeleton().to(self.dtype)
+        state = run.build_plain_state(lambda name: run.merge_weight(name).to(self.dtype))
+        floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
+        model.load_state_dict({**state, **floats}, assign=True)
+        model.tie_weights()
+        model.config.dtype = self.dtype
+        model.generation_config = run.base.generation_config
+        model.save_pretrained(out)
+        run.tokenizer.save_pretrained(out)
+        size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+        name = str(self.dtype).removeprefix("torch.")
+        notes = (
+            f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
+            f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
+        )
+        return Exported(out, notes, **run.compare_logits(run.compute_logits(load_plain(out, self.dtype))))
+
+
+def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:
+    """A model folder as plain transformers loads it, without a network."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
 
 
 def write_model_files(run: TunedRun, out: Path) -> None:
@@ -131,6 +168,9 @@ def write_model_files(run: TunedRun, out: Path) -> None:
     ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
     how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": read_levels(run.plan), **ends}
     write_config(run, out, how)
+    # `save_pretrained` of a config leaves this key out.
+    config = json.loads((out / "config.json").read_text())
+    write_json(out / "config.json", {**config, "transformers_weights": NEEDED_IMPORT})
 
 
 def select_unsearched(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Tensor]:
@@ -151,17 +191,26 @@ def select_unsearched(run: TunedRun, searched: tuple[str, ...]) -> dict[str, Ten
 def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None:
     """Write the model's config with what it says of quantization, that of generation, and the tokenizer."""
     config = copy.deepcopy(run.config)
-    config.dtype, config.quantization_config = run.dtype, quantization
+    config.dtype = run.dtype
+    config.quantization_config = quantization
     config.save_pretrained(out)
     run.base.generation_config.save_pretrained(out)
     run.tokenizer.save_pretrained(out)
+
+
+def describe_rearranged(run: TunedRun) -> str:
+    """Why a run that is not plain cannot be written as ordinary linears."""
+    return f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
 
 
 def describe_padding(added: int) -> tuple[str, ...]:
     """A note of the bytes that `write_adapter` added, if it did."""
     if not added:
         return ()
-    return (f"the adapter takes {format_bytes(added)} more than in the plan: all ranks are the largest",)
+    return (
+        f"the adapter takes {format_bytes(added)} more than in the plan, because vLLM gives every linear "
+        "the largest rank",
+    )
 
 
 def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
@@ -173,7 +222,8 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
         return 0
-    rank, padded = run.largest_rank, {}
+    rank = run.largest_rank
+    padded = {}
     config = json.loads((out / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", {**config, "r": rank, "rank_pattern": {}, "alpha_pattern": {}})
     for name, (A, B) in run.factors.items():

@@ -1,7 +1,8 @@
-"""A tuning as exports need it: its quantized base, dequantized weights, adapter and live logits."""
+"""A tuning as exports need it: its plan, quantized base, adapter and logits, each read or computed once."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import find_quantized_tables, uninstall_tables
-from qra_eval.models.experts import is_stacked
+from qra_eval.models.experts import is_stacked, keep_expert_names
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
 from qra_search.app.folder import is_code_trusted
@@ -31,7 +32,7 @@ DEVICE = "cpu"
 
 
 class TunedRun:
-    """A tuning's folder and its model.
+    """A tuning's folder and its model, which is loaded once.
 
     Args:
         folder: of a tuning, or of a run: that of its plan.
@@ -46,6 +47,8 @@ class TunedRun:
         config: the model's configuration.
         dtype: what the tuned model computes in.
         levels: the level of every searched linear, in the order of the plan; tables are left out.
+        input_ids: token ids (1, n) of a few sentences.
+        tuned_logits: logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them.
 
     Raises:
         BadInput: there is no tuned plan in the folder, or a file of it is damaged.
@@ -56,23 +59,44 @@ class TunedRun:
         self.trusted = is_code_trusted(self.folder)
         self.plan = loading.read_tuned_plan(self.folder)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
-        self.spec, self.dtype = str(self.plan["model"]), getattr(torch, self.plan["dtype"])
+        self.spec = str(self.plan["model"])
+        self.dtype: torch.dtype = getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
-        self._options: Any = {
-            "device": DEVICE,
-            "trust_remote_code": self.trusted,
-            "model": model,
-            "tokenizer": tokenizer,
-        }
-        self.base, self.tokenizer = loading.load_base(self.folder, **self._options)
-        self.config, self.tables = self.base.config, find_quantized_tables(self.base)
-        uninstall_tables(self.base)
+        self.base, self.tokenizer = loading.load_base(
+            self.folder,
+            plan=self.plan,
+            device=DEVICE,
+            trust_remote_code=self.trusted,
+            model=model,
+            tokenizer=tokenizer,
+        )
         self.base.eval()
+        self.config = copy.deepcopy(self.base.config)
+        self.input_ids = [
+            torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
+            for text in SENTENCES
+        ]
+        self.tuned_logits = self._compute_tuned_logits()
+        self.tables = find_quantized_tables(self.base)
+        uninstall_tables(self.base)
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
-        levels = loading.read_levels(self.plan)
         self.levels = {
-            name: level for name, level in levels.items() if self.base.get_submodule(name) not in ends
+            name: level
+            for name, level in loading.read_levels(self.plan).items()
+            if self.base.get_submodule(name) not in ends
         }
+
+    def _compute_tuned_logits(self) -> list[Tensor]:
+        """Logits with the adapter on the base, which is then taken off again."""
+        keep_expert_names(self.base)
+        with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
+            tuned = add_adapter(self.base, self.adapter_folder)
+        for name, parameter in tuned.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(self.dtype)  # as the tuned model computes
+        logits = self.compute_logits(tuned)
+        self.base = tuned.unload()
+        return logits
 
     # -- the parts -----------------------------------------------------------------------------
     @property
@@ -99,14 +123,12 @@ class TunedRun:
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The adapter's A (rank, in) and B (out, rank), as saved, by linear."""
         tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
-        return {
-            key.removeprefix("base_model.model.").partition(".lora_A.")[0]: (
-                A,
-                tensors[key.replace(".lora_A.", ".lora_B.")],
-            )
-            for key, A in tensors.items()
-            if ".lora_A." in key
-        }
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for key, A in tensors.items():
+            if ".lora_A." in key:
+                name = key.removeprefix("base_model.model.").partition(".lora_A.")[0]
+                found[name] = A, tensors[key.replace(".lora_A.", ".lora_B.")]
+        return found
 
     @property
     def largest_rank(self) -> int:
@@ -121,19 +143,6 @@ class TunedRun:
         return weight + self.alpha / len(A) * (B.float() @ A.float())
 
     # -- what it computes ----------------------------------------------------------------------
-    @cached_property
-    def input_ids(self) -> list[Tensor]:
-        """Token ids (1, n) of a few sentences."""
-        return [
-            torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
-            for text in SENTENCES
-        ]
-
-    @cached_property
-    def tuned_logits(self) -> list[Tensor]:
-        """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        return self.compute_logits(loading.load(self.folder, **self._options)[0])
-
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
         model.eval()
@@ -172,29 +181,28 @@ class TunedRun:
                 self.config, dtype=self.dtype, trust_remote_code=self.trusted
             )
 
-    def build_plain_state(self, weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    def build_plain_state(self, get_weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for its linears.
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        skeleton, rest = self.build_skeleton(), self.base.state_dict()
+        skeleton = self.build_skeleton()
+        rest = self.base.state_dict()
         state: dict[str, Tensor] = {}
         for name, module in skeleton.named_modules():
             if is_stacked(module):
-                experts = [f"{name}.{expert}" for expert in range(len(module.gate_up_proj))]
-                state[f"{name}.gate_up_proj"] = torch.stack(
-                    [
-                        torch.cat([weight(f"{expert}.gate_proj"), weight(f"{expert}.up_proj")])
-                        for expert in experts
-                    ]
-                )
-                state[f"{name}.down_proj"] = torch.stack(
-                    [weight(f"{expert}.down_proj") for expert in experts]
-                )
+                gates, downs = [], []
+                for expert in (f"{name}.{index}" for index in range(len(module.gate_up_proj))):
+                    gates.append(
+                        torch.cat([get_weight(f"{expert}.gate_proj"), get_weight(f"{expert}.up_proj")])
+                    )
+                    downs.append(get_weight(f"{expert}.down_proj"))
+                state[f"{name}.gate_up_proj"] = torch.stack(gates)
+                state[f"{name}.down_proj"] = torch.stack(downs)
             elif is_conv1d(module):
-                state[f"{name}.weight"] = weight(name).t().contiguous()
+                state[f"{name}.weight"] = get_weight(name).t().contiguous()
             elif name in self.levels:
-                state[f"{name}.weight"] = weight(name)
+                state[f"{name}.weight"] = get_weight(name)
         return {key: state[key] if key in state else rest[key].detach() for key in skeleton.state_dict()}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qra_search.errors import BadInput
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan
+from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
     import ConfigSpace

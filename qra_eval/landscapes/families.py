@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from qra_eval.landscapes import measured
-from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Group, Linear, SearchSpace
+from qra_search.schemas import Group, Linear
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, SearchSpace
 
 HIDDEN, QUERIES, KEYS, INNER = 576, 576, 192, 1536
 """Widths of one layer: residual stream, query heads together, key heads together, feed-forward."""

@@ -13,7 +13,8 @@ import numpy as np
 from qra_eval.landscapes.families import Tables
 from qra_search.allocate import knapsack
 from qra_search.files import write_json
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan
+from qra_search.space.space import SearchSpace
 
 RELINEARISATIONS = 8
 PAIRS = 8_000

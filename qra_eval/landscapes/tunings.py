@@ -13,9 +13,10 @@ import orjson
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
-from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
+from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.errors import BadInput
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, Sensitivities
+from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
     import pandas

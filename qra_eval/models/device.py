@@ -56,7 +56,8 @@ def resolve_device(text: str) -> torch.device:
     if count and beside > 1 and text in ("auto", "cuda"):
         if beside > count:
             raise BadInput(
-                f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many"
+                f"the launcher started {beside} processes on this machine, but torch sees {count} CUDA devices. "
+                "Start as many processes as devices"
             )
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     form = _FORM.fullmatch(text)

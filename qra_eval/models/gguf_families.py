@@ -60,12 +60,15 @@ def list_family_issues(config: Any) -> list[str]:
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
         return [
-            f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"
+            (
+                f"{config.model_type} is not one of the model types that can be written as GGUF "
+                f"({', '.join(FAMILIES)}): {mend}"
+            )
         ]
     reasons, family = [], find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
-        reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
+        reasons.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
     own = getattr(config, "layer_types", None)
     if (
         family.window
@@ -73,28 +76,33 @@ def list_family_issues(config: Any) -> list[str]:
         and list(own) != list_layer_types(config.num_hidden_layers, family.window)
     ):
         reasons.append(
-            f"every {family.window}th layer alone attends beyond the window in llama.cpp, this model has {own}"
+            f"in llama.cpp only every {family.window}th layer attends beyond the window, but this model has "
+            f"{own}"
         )
     wanted = getattr(config, "query_pre_attn_scalar", None)
     if family.scalars is not None and wanted != get_query_scale(config, family):
         reasons.append(
-            f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, this model "
-            f"has {wanted}"
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, "
+            f"but this model has {wanted}"
         )
     activation = getattr(config, "hidden_activation", None) or getattr(
         config, "hidden_act", family.activation
     )
     if family.activation not in str(activation):  # the kinds of GELU differ by a thousandth
-        reasons.append(f"llama.cpp computes {family.activation} in this family, this model has {activation}")
+        reasons.append(
+            f"llama.cpp computes {family.activation} in this family, but this model has {activation}"
+        )
     if getattr(config, "norm_topk_prob", True) is False:
         reasons.append(
-            "llama.cpp lets the weights of the chosen experts sum to 1, this model does not (norm_topk_prob)"
+            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)"
         )
     if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
-        reasons.append("llama.cpp has experts in every layer, this model does not (mlp_only_layers)")
+        reasons.append(
+            "llama.cpp expects experts in every layer, but this model does not have them (mlp_only_layers)"
+        )
     if getattr(config, "qk_layernorm", False):
         reasons.append(
-            "llama.cpp has no norms of queries and keys in this family, this model does (qk_layernorm)"
+            "llama.cpp has no norms of queries and keys in this family, but this model has (qk_layernorm)"
         )
     return reasons
 
@@ -181,4 +189,4 @@ def list_family_notes(config: Any) -> list[str]:
     window = getattr(config, "sliding_window", None)
     if not window or find_family(config).window or getattr(config, "use_sliding_window", True) is False:
         return []
-    return [f"llama.cpp attends to all positions of this family, the model to the last {window}"]
+    return [f"llama.cpp attends to all positions in this family, but the model only to the last {window}"]

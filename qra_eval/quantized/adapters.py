@@ -48,8 +48,8 @@ class AdaptedLinear(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "weight":  # it would be multiplied past the base and the adapter
             raise WeightWanted(
-                "a layer of this model reads the weights of its linears instead of calling them, as those of Mamba, "
-                "RWKV and LongCat do: they cannot be quantized and adapted one by one"
+                "a layer of this model reads the weights of its linears instead of calling them (as in Mamba, "
+                "RWKV and LongCat), so they cannot be quantized and adapted one by one"
             )
         return super().__getattr__(name)
 

@@ -23,8 +23,8 @@ from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tenso
 from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
 from qra_search.files import read_json, write_text
-from qra_search.log.trial_log import describe_process
-from qra_search.space.levels import LevelName
+from qra_search.log.journal import describe_process
+from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 log = logging.getLogger(__name__)

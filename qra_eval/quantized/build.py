@@ -28,7 +28,7 @@ from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluator import Progress
 from qra_search.files import write_json
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def build(
         few = [name for name, count in tokens.items() if count < FEW_TOKENS]
         if few:
             log.warning(
-                "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
-                "layer's mean",
+                "%d of %d linears of experts saw fewer than %d calibration tokens, %s only %d, so their Hessians "
+                "are mixed with the mean of their layer",
                 len(few),
                 len(tokens),
                 FEW_TOKENS,

@@ -22,14 +22,14 @@ from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
 from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
+from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
-from qra_eval.tasks.rows import Rows
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
+from qra_search.schemas import Group, LevelName
 from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig
-from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
-from qra_search.space.space import Group, SearchSpace
+from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ class QuantizedModel:
             and 2 * kept <= count_free_bytes(device)
         ):
             log.warning(
-                "dequantized weights take %s, more than a quarter of the free memory: each is decoded at every use, "
-                "which may take twice as long; --set model.dequantized_cache=%dMiB keeps them",
+                "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
+                "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",
                 format_bytes(kept),
                 -(-kept >> 20),
             )
@@ -139,11 +139,13 @@ class QuantizedModel:
             AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         )
         self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
-        if space.bits == "auto" and is_small(self.space, budgets, min(space.ranks)):
+        if space.bits == "auto" and budgets:
             bits = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
             widths = SMALL_TABLE_BITS if quantization.embeddings == "auto" else widths
             chosen = space.model_copy(update={"bits": bits})
-            self.space = self.make_space(chosen, backend, self.granularity, self.tables, widths)
+            small = self.make_space(chosen, backend, self.granularity, self.tables, widths)
+            if is_small(self.space, small, budgets, min(space.ranks)):
+                self.space = small
         own, of_tables = (
             _list_levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)

@@ -11,11 +11,12 @@ from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
+from qra_search.errors import BadInput
+from qra_search.schemas import Group, LevelName, Linear
 from qra_search.sections import SpaceConfig
-from qra_search.space.budgets import parse_budget
-from qra_search.space.levels import Level, LevelName
+from qra_search.space.budgets import parse_budget, parse_uniform
+from qra_search.space.levels import Level
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.plan import Group, Linear
 from qra_search.space.space import DEFAULT_BITS, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -88,12 +89,28 @@ def _describe(name: str, linear: nn.Linear) -> Linear:
     return Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
 
 
-def is_small(space: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
-    """Whether any memory budget is below the uniform 3-bit plan at a rank; never if the space has no such plan."""
+def is_small(space: SearchSpace, small: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
+    """Whether any memory budget is below the uniform 3-bit plan at a rank, or names a uniform plan of the small space
+    alone; never if the space has no such 3-bit plan."""
     three = space.uniform(3, rank)
-    return three is not None and any(
-        parse_budget(space, budget) < space.memory_bytes(three) for budget in budgets
-    )
+    if three is None:
+        return False
+    for budget in budgets:
+        try:
+            if parse_budget(space, budget) < space.memory_bytes(three):
+                return True
+        except BadInput:
+            if _is_uniform_of(small, budget):
+                return True
+            raise
+    return False
+
+
+def _is_uniform_of(space: SearchSpace, budget: str | int) -> bool:
+    try:
+        return parse_uniform(space, str(budget)) is not None
+    except BadInput:
+        return False
 
 
 def _list_own_levels(

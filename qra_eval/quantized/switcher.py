@@ -15,8 +15,7 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.scales import TrainedGroups
-from qra_search.space.levels import LevelName
-from qra_search.space.space import Plan
+from qra_search.schemas import LevelName, Plan
 
 
 class PlanSwitcher:

@@ -9,8 +9,8 @@ from pathlib import Path
 from qra_eval.quantized.bank import get_bank_folder, lock_work
 from qra_eval.sensitivities.measure import SAMPLED_ROWS, measure_sensitivities
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.files import write_json
+from qra_search.schemas import Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENSITIVITIES_VERSION = 9

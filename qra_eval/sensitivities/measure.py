@@ -27,8 +27,7 @@ from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 

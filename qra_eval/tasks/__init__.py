@@ -7,12 +7,11 @@ from typing import Any
 
 from qra_eval.tasks.base import Task, render_example
 from qra_eval.tasks.encoding import Encoded, encode_example
-from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.forms import is_text
+from qra_eval.tasks.example import SPLITS, Example, SplitName, is_text
 from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
 from qra_search import plugins
-from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, shorten
+from qra_search.plugins import IN_MEMORY
 
 __all__ = [
     "SPLITS",
@@ -52,7 +51,8 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
-        name, data = "text" if name is None and is_text(task) else "jsonl", task
+        name = "text" if name is None and is_text(task) else "jsonl"
+        data = task
     elif name.startswith(IN_MEMORY):
         raise BadInput(
             "this run uses an in-memory task: pass it to open_run(), or save its rows and plan again"

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qra_eval.tasks.base import Task, hash_parts
+from qra_eval.tasks.base import Task
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.gsm8k import extract_answer
+from qra_eval.tasks.published import extract_answer
+from qra_eval.tasks.splits import hash_parts
 from qra_search.errors import BadInput
 
 SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
@@ -132,7 +133,8 @@ class ArithmeticTask(Task):
         super().__init__(data, seed, chat=chat)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.kinds, self.digits = tuple(kinds or KINDS), tuple(digits)
+        self.kinds = tuple(kinds or KINDS)
+        self.digits = tuple(digits)
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
         if not set(self.kinds) <= set(KINDS):
@@ -153,7 +155,8 @@ def _generate_split(
     for problem in _generate_problems(draw, kinds, digits):
         barren += 1
         if problem is not None and _find_owning_split(problem) == split and problem.key not in found:
-            found[problem.key], barren = problem, 0
+            found[problem.key] = problem
+            barren = 0
         if len(found) == SIZES[split]:
             break
         if barren == PATIENCE:

@@ -1,4 +1,4 @@
-"""What a task is: examples in three splits that never overlap, and how they are tokenized and scored."""
+"""What a task is: examples in three splits that never overlap, how they are scored, and their rows, tokenized once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.metrics import Metric, digest_source, score_answers
-from qra_eval.tasks.scoring import measure_choices, score_choices
+from qra_eval.tasks.scoring import generate_answers, measure_choices, score_choices
 from qra_search.errors import BadInput, shorten
 
-SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
-"""Parts of a user's own rows where all three splits are taken from them."""
-TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
-"""Parts of a data set's training split."""
+ROWS_SEED = 0x5EED
+"""Added to a seed, so that the order of rows and the order of their batches come from different numbers."""
 ANSWER_MARGIN = 8
 """Tokens that a generated answer may be longer than the longest wanted one."""
 
@@ -48,7 +45,9 @@ class Task(ABC):
     """Tokens that a generated answer may have, however short the wanted ones are."""
 
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
-        self.data, self.seed, self.chat = data, seed, chat
+        self.data = data
+        self.seed = seed
+        self.chat = chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
         self._chats: dict[tuple[int, int], Chat] = {}
 
@@ -92,16 +91,14 @@ class Task(ABC):
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
         scores: dict[str, list[float]] = {}
         if examples and examples[0].choices:
-            scores = score_choices(
-                measure_choices(model, tokenizer, examples, chat=self.chat, **options), examples
-            )
+            measured = measure_choices(model, tokenizer, examples, chat=self.chat, **options)
+            scores = score_choices(measured, examples)
         if self.metrics:
             # Half is the prompt's: a longer answer than a training sees is learnt in part only.
             most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
             answers = self.answer_examples(model, tokenizer, examples, most, **options)
-            scores |= {
-                name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()
-            }
+            for name, metric in self.metrics.items():
+                scores[name] = score_answers(name, metric, answers, examples)
         return scores
 
     def score_commonest(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -143,26 +140,27 @@ class Task(ABC):
             max_length: most tokens of prompt and answer.
         """
         answers: dict[int, str] = {}
-        options: dict[str, Any] = {
-            "stop": self.stop,
-            "batch_size": batch_size,
-            "room": max_length - max_new_tokens,
-        }
+        room = max(1, max_length - max_new_tokens)
         chats = [self.read_chat(example, tokenizer) for example in examples]
         for plain in (True, False):
             some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
-            prompts = [self.make_prompt(examples[i], tokenizer, max(1, options["room"])) for i in some]
-            heads = [chat.head if (chat := chats[i]) else 0 for i in some]
-            ends = sorted({end for chat in chats if chat and not plain for end in chat.end_tokens})
+            prompts = [self.make_prompt(examples[i], tokenizer, room) for i in some]
             texts = generate_answers(
-                model, tokenizer, prompts, max_new_tokens, special=plain, heads=heads, ends=ends, **options
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens,
+                batch_size=batch_size,
+                stop=self.stop,
+                room=room,
+                special=plain,
+                heads=[chat.head if (chat := chats[i]) else 0 for i in some],
+                ends=sorted({end for chat in chats if chat and not plain for end in chat.end_tokens}),
             )
             for i, text in zip(some, texts, strict=True):
                 opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
-                found = text.lstrip()
-                answers[i] = (
-                    found.removeprefix(opening).lstrip() if opening and found.startswith(opening) else text
-                )
+                begins = bool(opening) and text.lstrip().startswith(opening)
+                answers[i] = text.lstrip().removeprefix(opening).lstrip() if begins else text
         return [answers[i] for i in range(len(examples))]
 
     def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
@@ -188,14 +186,79 @@ class Task(ABC):
         return self.chat
 
 
+class Rows:
+    """The first rows of each split of a task.
+
+    Args:
+        name: of the task, for messages.
+        max_length: tokens of a row, at most.
+    """
+
+    def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
+        self.task = task
+        self.name = name
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._encoded: dict[SplitName, list[Encoded]] = {}
+        self._waiting: dict[SplitName, Iterator[Encoded]] = {}
+
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
+        """The first `count` rows of a split; fewer where it is shorter. None: all.
+
+        Raises:
+            BadInput: the split is empty.
+        """
+        if split not in self._encoded:
+            examples = self.task.split(split)
+            self._encoded[split] = []
+            self._waiting[split] = self.task.encode(examples, self.tokenizer, self.max_length)
+        rows = self._encoded[split]
+        rows += islice(self._waiting[split], None if count is None else max(0, count - len(rows)))
+        if not rows:
+            raise BadInput(f"task {self.name!r} has no rows in its {split} split")
+        return rows[:count]
+
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        """`count` rows of a split, or all of them, in an order drawn by the seed; seed 0 takes the first in theirs."""
+        import torch  # seconds, which a task that is refused does without
+
+        if seed == 0:
+            return self(split, count)
+        examples = self.task.split(split)
+        generator = torch.Generator().manual_seed(ROWS_SEED + seed)
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        drawn = (examples[i] for i in order)
+        return list(islice(self.task.encode(drawn, self.tokenizer, self.max_length), count))
+
+    def hash(self, **counts: int | None) -> str:
+        """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""
+        digest = hashlib.sha256()
+        for split, count in counts.items():
+            for row in self(split, count):  # type: ignore[arg-type]
+                digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class LongestRows(Rows):
+    """Rows of which nothing is known but their greatest length: all have that, and labels everywhere.
+
+    What memory they take is an upper bound; for a model without a tokenizer.
+    """
+
+    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
+        import torch
+
+        ids = torch.zeros(self.max_length, dtype=torch.long)
+        return [Encoded(ids, ids)] * len(self.task.split(split)[:count])
+
+    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        return self(split, count)
+
+
 def _check_splits(
     task: str, loaded: Mapping[SplitName, Sequence[Example]]
 ) -> dict[SplitName, tuple[Example, ...]]:
-    """The splits of a task, which may be a user's own.
-
-    Raises:
-        BadInput: one is missing, holds something else, or shares examples with another.
-    """
+    """The splits of a task, which may be a user's own; raises BadInput if one is missing or shares examples."""
     splits: dict[SplitName, tuple[Example, ...]] = {}
     seen: dict[str, SplitName] = {}
     for name in SPLITS:
@@ -210,99 +273,20 @@ def _check_splits(
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
                     f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: each row "
-                    "must be in one split; `qra_eval.tasks.base.split_examples` keeps splits apart"
+                    "must be in one split; `qra_eval.tasks.splits.split_examples` keeps splits apart"
                 )
     return splits
 
 
 def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[str, bool]]:
-    """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt.
-
-    Raises:
-        BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
-    """
+    """The first row of the train split, as the model sees it: its text in pieces, and whether each is learnt."""
     row = next(task.encode(task.split("train"), tokenizer, max_length))
     ids, labels = row.input_ids.tolist(), row.labels.tolist()
-    pieces, done = [], ""
+    pieces = []
+    done = ""
     for learnt, places in groupby(range(len(ids)), lambda i: labels[i] != IGNORED):
         # What it adds to the text: by itself a piece may lose its first space.
         text = tokenizer.decode(ids[: list(places)[-1] + 1], clean_up_tokenization_spaces=False)
         pieces.append((text[len(done) :], learnt))
         done = text
     return pieces
-
-
-def split_examples(
-    given: Mapping[SplitName, Sequence[Example]],
-    seed: int = 0,
-    *,
-    shares: Mapping[SplitName, float] = SHARES,
-    least: int = 0,
-) -> dict[SplitName, Sequence[Example]]:
-    """All three splits from those given, `train` among them: what is missing is split off that one.
-
-    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
-    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
-
-    Args:
-        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
-        least: distinct rows from which all three splits are taken.
-
-    Raises:
-        BadInput: too few distinct rows.
-    """
-    parts: dict[SplitName, Sequence[Example]] = {}
-    held: list[Example] = []
-    for name in SPLITS[:0:-1]:
-        if name in given:
-            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
-            held += parts[name]
-    missing = {name: share for name, share in shares.items() if name not in parts}
-    groups: dict[str, list[Example]] = {}
-    free = exclude_known(given["train"], held)
-    for example in free:
-        groups.setdefault(hash_parts(seed, example.key), []).append(example)
-    needed = len(missing) if parts else max(least, len(missing))
-    if len(groups) < needed:
-        lost = len(given["train"]) - len(free)
-        others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
-        raise BadInput(
-            f"{len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at least "
-            f"{needed}, or a folder with a file for each split"
-        )
-    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
-    total, whole, later = sum(map(len, ordered)), sum(missing.values()), len(missing)
-    for name, share in missing.items():
-        later -= 1
-        rows: list[Example] = []
-        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
-            rows += ordered.pop()
-        parts[name] = rows
-    return parts
-
-
-def select_conflicting(examples: Iterable[Example]) -> list[Example]:
-    """Examples whose prompt occurs again with another answer."""
-    by_prompt: dict[str, list[Example]] = {}
-    for example in examples:
-        if example.prompt.strip():
-            by_prompt.setdefault(example.key, []).append(example)
-    return [
-        e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same
-    ]
-
-
-def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
-    """The examples whose key none of `taken` has."""
-    keys = {example.key for example in taken}
-    return [example for example in examples if example.key not in keys]
-
-
-def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
-    """Examples in the order of the hashes of their keys."""
-    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
-
-
-def hash_parts(*parts: Any) -> str:
-    """Hexadecimal SHA-256 of the parts' texts."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -39,7 +39,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         ids, positions, targets = (
-            tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets)
+            self.input_ids.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
         )
         return Batch(ids, positions, targets, self.tokens, self.width)
 
@@ -47,12 +49,14 @@ class Batch:
         """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
         if len(self.input_ids) <= rows:
             return [self]
-        owner, tokens = self.positions // self.input_ids.shape[1], self.input_ids.shape[1]
+        tokens = self.input_ids.shape[1]
+        owner = self.positions // tokens
         found = []
         for start in range(0, len(self.input_ids), rows):
             mine = (owner >= start) & (owner < start + rows)
-            ids, at = self.input_ids[start : start + rows], self.positions[mine] - start * tokens
-            found.append(Batch(ids, at, self.targets[mine], 0 if start else self.tokens, self.width))
+            ids = self.input_ids[start : start + rows]
+            positions = self.positions[mine] - start * tokens
+            found.append(Batch(ids, positions, self.targets[mine], 0 if start else self.tokens, self.width))
         return found
 
 
@@ -83,7 +87,8 @@ def make_batches(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
 
     Were what is left over a batch of its own, these rows would be the longest each time, and weigh more in a training.
     """
-    (order,), count = group_by_length(list(map(len, rows)), len(rows)), -(-len(rows) // batch_size)
+    (order,) = group_by_length(list(map(len, rows)), len(rows))
+    count = -(-len(rows) // batch_size)
     ends = [len(rows) * i // count for i in range(count + 1)]
     return [collate([rows[i] for i in order[start:end]]) for start, end in itertools.pairwise(ends)]
 
@@ -115,10 +120,9 @@ def schedule_batches(
     batches: list[Batch] = []
     while len(batches) < steps:
         need = min(len(rows), (steps - len(batches)) * batch_size)
-        order = (
-            torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
-        )
-        chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
+        chosen = list(rows[:need])
+        if need < len(rows) and batches:
+            chosen = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()[:need]]
         starts = list(range(0, len(chosen), MIXED * batch_size if drawn else len(chosen)))
         if len(starts) > 1 and len(chosen) - starts[-1] < batch_size:
             starts.pop()  # the last rows alone would be a small batch that counts as much as the others

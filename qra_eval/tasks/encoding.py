@@ -62,22 +62,24 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
         ids, labelled, head, tokens = encode_chat(_add_answer(example), tokenizer, max_length)
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
-        ids = (
-            [*prompt, *learnt]
-            if tokenizer.eos_token_id is None
-            else [*prompt, *learnt, tokenizer.eos_token_id]
-        )
-        labelled, tokens = [False] * len(prompt) + [True] * (len(ids) - len(prompt)), len(ids)
+        if tokenizer.eos_token_id is not None:
+            learnt = [*learnt, tokenizer.eos_token_id]
+        ids = [*prompt, *learnt]
+        tokens = len(ids)
+        labelled = [False] * len(prompt) + [True] * len(learnt)
         head = int(bool(prompt) and prompt[0] == getattr(tokenizer, "bos_token_id", None))
     if True not in labelled:
         raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
     if len(ids) > max_length:
         first = labelled.index(True)
         head = min(head, max_length // 2, first)
-        room, before = max_length - head, first - head
+        room = max_length - head
+        before = first - head
         kept = min(len(ids) - first, room - 1 if before else room)
-        begin, end = first - min(before, room - kept), first + kept
-        ids, labelled = ids[:head] + ids[begin:end], labelled[:head] + labelled[begin:end]
+        begin = first - min(before, room - kept)
+        end = first + kept
+        ids = ids[:head] + ids[begin:end]
+        labelled = labelled[:head] + labelled[begin:end]
     input_ids = torch.tensor(ids, dtype=torch.long)
     labels = torch.where(torch.tensor(labelled), input_ids, torch.tensor(IGNORED))
     return Encoded(input_ids, labels, tokens - len(ids))
@@ -152,9 +154,6 @@ def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int
     Returns:
         ids, labelled, of a conversation that was too long the tokens at the left that are in every prompt (else 0), and
         the tokens of the whole conversation.
-
-    Raises:
-        BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
     """
     ids, labelled = _encode_turns(turns, tokenizer)
     if (tokens := len(ids)) <= max_length:
@@ -178,17 +177,16 @@ class Chat:
     """
 
     def __init__(self, example: Example, tokenizer: Any):
-        self.example, self.tokenizer = example, tokenizer
+        self.example = example
+        self.tokenizer = tokenizer
         self.turns: Turns = _add_answer(example)
         self.prompt, answer = _split_chat(self.turns, tokenizer)
         content = self.turns[-1]["content"].strip()
         self.opening = answer.partition(content)[0]
         if answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
-            others = (
-                _split_chat((*self.turns[:-1], {**self.turns[-1], "content": other}), tokenizer)
-                for other in "AB"
-            )
-            self.opening = commonprefix([other for _, other in others])
+            last = self.turns[-1]
+            others = [(*self.turns[:-1], {**last, "content": letter}) for letter in "AB"]
+            self.opening = commonprefix([_split_chat(turns, tokenizer)[1] for turns in others])
         self.closing = answer[len(self.opening) + len(content) :]
         self.head = _count_fixed_tokens(self.turns, self.prompt, tokenizer)
 
@@ -206,31 +204,25 @@ class Chat:
 
     def make_prompt(self, room: int | None = None) -> str:
         """The prompt; if it takes more than `room` tokens its oldest exchanges are left out, as `encode_chat` does."""
-        turns, text = self.turns, self.prompt
+        turns = self.turns
+        text = self.prompt
         while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
             if len(encode_prompt(self.tokenizer, text, special=False)) <= room:
                 break
-            turns, text = fewer, render_chat(fewer[:-1], self.tokenizer, prompted=True)
+            turns = fewer
+            text = render_chat(fewer[:-1], self.tokenizer, prompted=True)
         return text
 
 
 def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
-    """Turns in the tokenizer's chat format.
-
-    Args:
-        prompted: up to where the assistant's next turn begins.
-
-    Raises:
-        BadInput: there is no template, or it refuses the turns.
-    """
+    """Turns in the tokenizer's chat format; `prompted`: up to where the assistant's next turn begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:
+        conversation = [dict(turn) for turn in turns]
+        more = _replace_date(tokenizer)
         return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns],
-            tokenize=False,
-            add_generation_prompt=prompted,
-            **_replace_date(tokenizer),
+            conversation, tokenize=False, add_generation_prompt=prompted, **more
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
@@ -250,10 +242,6 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
     """Ids of a whole conversation, and which of them have labels."""
     template = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
     if template and GENERATION_BLOCK.search(template):
-        if not tokenizer.is_fast:
-            raise BadInput(
-                f"generation blocks need a fast tokenizer, which a {type(tokenizer).__name__} is not"
-            )
         marked = tokenizer.apply_chat_template(
             [dict(turn) for turn in turns],
             tokenize=True,
@@ -277,11 +265,11 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
 def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
     """A conversation up to its last answer, and that answer with what the template adds before and after it, such as an
     empty thought and the turn's end, which are learnt with it."""
-    prompt, answer = render_chat(turns[:-1], tokenizer, prompted=True), turns[-1]["content"].strip()
+    prompt = render_chat(turns[:-1], tokenizer, prompted=True)
+    answer = turns[-1]["content"].strip()
     whole = render_chat(turns, tokenizer).rstrip()
-    return prompt, whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[
-        len(prompt) :
-    ] else answer
+    rest = whole[len(prompt) :]
+    return prompt, rest if whole.startswith(prompt) and answer in rest else answer
 
 
 def _add_answer(example: Example) -> list[Mapping[str, str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from qra_eval.tasks.base import Task, split_examples
-from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.forms import CHAT, check_columns, make_example
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.example import CHAT, Example, SplitName, check_columns, make_example
 from qra_eval.tasks.metrics import exact_match, json_f1, parse_json
-from qra_eval.tasks.sources import is_hub_name, read_splits
+from qra_eval.tasks.sources import is_hub_name, read_examples
+from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput
 
 LEAST_ROWS = 8
@@ -51,33 +52,37 @@ class JSONLTask(Task):
         super().__init__(data, seed, chat=bool(chat))
         if data is None:
             raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
-        self.wanted, self.columns, self.subset, self.names = chat, check_columns(columns), subset, splits
+        self.columns = check_columns(columns)
+        self.subset = subset
+        self.names = splits
+        self.wants_chat = chat
         is_on_hub = isinstance(data, str) and is_hub_name(data)
         if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
             raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        make = partial(make_example, columns=self.columns)
+        examples = read_examples(self.data, make, self.subset, self.names)
         what = self.data if isinstance(self.data, str) else self.name
-        given = read_splits(self.data, self.subset, self.names)
-        examples = {
-            split: [make_example(row, at, self.columns) for at, row in rows] for split, rows in given.items()
-        }
-        choosing = {bool(example.choices) for some in examples.values() for example in some}
-        if len(choosing) > 1:
+        self._choose_metrics([example for rows in examples.values() for example in rows], what)
+        try:
+            return split_examples(examples, self.seed, least=LEAST_ROWS)
+        except BadInput as error:
+            raise BadInput(f"{what}: {error}") from None
+
+    def _choose_metrics(self, examples: Sequence[Example], what: str) -> None:
+        with_choices = sum(bool(example.choices) for example in examples)
+        if 0 < with_choices < len(examples):
             raise BadInput(
                 f"{what}: some rows have choices and some have none: put each kind into its own file"
             )
-        if choosing == {True}:
-            self.judged_by, self.metrics = "choice_loss", {}
-        try:
-            splits = split_examples(examples, self.seed, least=LEAST_ROWS)
-        except BadInput as error:
-            raise BadInput(f"{what}: {error}") from None
-        if self.metrics and all(isinstance(parse_json(example.answer), dict) for example in splits["test"]):
+        if with_choices:
+            self.judged_by = "choice_loss"
+            self.metrics = {}
+        elif all(isinstance(parse_json(example.answer), dict) for example in examples):
             self.metrics = {**self.metrics, "f1": json_f1}
-        return splits
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
-        if self.wanted is None:
+        if self.wants_chat is None:
             return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
-        return self.wanted
+        return self.wants_chat

@@ -66,7 +66,8 @@ class CrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(logits) if logits.requires_grad else None
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            chunk, wanted = logits[rows].float(), targets[rows].unsqueeze(1)
+            chunk = logits[rows].float()
+            wanted = targets[rows].unsqueeze(1)
             normaliser = chunk.logsumexp(1, keepdim=True)
             total += (normaliser - chunk.gather(1, wanted)).sum()
             if gradient is not None:
@@ -103,7 +104,8 @@ def compute_batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: 
 def measure_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> float:
     """Mean loss in nats a labelled token over all batches."""
     model.eval()
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     with wrap_head(model) as head:
         for batch in batches:
             batch = batch.to(device)
@@ -118,7 +120,8 @@ def measure_row_losses(
 ) -> tuple[list[float], list[int]]:
     """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
     model.eval()
-    totals, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.long)
+    totals = torch.zeros(len(rows), dtype=torch.float64)
+    counts = torch.zeros(len(rows), dtype=torch.long)
     with wrap_head(model) as head:
         for chosen in group_by_length(list(map(len, rows)), batch_size):
             batch = collate([rows[i] for i in chosen]).to(device)

@@ -13,8 +13,8 @@ from typing import Any
 
 from qra_eval.tasks.example import Example
 from qra_search import plugins
-from qra_search.app.config import IN_MEMORY
 from qra_search.errors import BadInput, describe, shorten
+from qra_search.plugins import IN_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +50,21 @@ def parse_json(text: str) -> Any:
 
 
 def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[str, Metric]:
-    """The functions of a run's settings by their names.
+    """The functions of a run's settings by their names; raises BadInput for one that cannot be had.
 
     Args:
         names: `FILE.py:NAME`, `module:NAME`, or the name of one of the functions with `IN_MEMORY` before it.
         functions: in memory.
-
-    Raises:
-        BadInput: one cannot be loaded, is in memory and not given, is no function, or has the name of another.
     """
     found: dict[str, Metric] = {}
     for name in names:
-        short = name.removeprefix(IN_MEMORY) if name.startswith(IN_MEMORY) else name.rpartition(":")[2]
-        if name.startswith(IN_MEMORY) and short not in functions:
+        in_memory = name.startswith(IN_MEMORY)
+        short = name.removeprefix(IN_MEMORY) if in_memory else name.rpartition(":")[2]
+        if in_memory and short not in functions:
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
         if short in found:
             raise BadInput(f"metric {short!r} is given twice: give it once, or give one of two another name")
-        metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
+        metric = functions[short] if in_memory else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
         found[short] = metric
@@ -102,10 +100,8 @@ def score_answers(
             failures.append(error)
             scores.append(0.0)
     if failures:
-        count = f"{len(failures)} of {len(answers)}"
-        log.warning(
-            "metric %s fails on %s answers, which count as 0 (%s)", name, count, describe(failures[0])
-        )
+        message = "metric %s fails on %d of %d answers, which count as 0 (%s)"
+        log.warning(message, name, len(failures), len(answers), describe(failures[0]))
     return scores
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval import hub
-from qra_eval.tasks.example import SPLITS, SplitName
+from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
 from qra_search.files import make_encoding_error
@@ -34,7 +34,6 @@ MAX_FIELD = 16 << 20
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name ends as a file that can be read does."""
     return Path(name).suffix.lower() in READERS
 
 
@@ -48,19 +47,27 @@ def is_hub_name(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
 
 
+def read_examples(
+    data: Any,
+    make_example: Callable[[dict[str, Any], str], Example],
+    subset: str | None = None,
+    splits: Mapping[str, str] | None = None,
+) -> dict[SplitName, list[Example]]:
+    """The examples of each split that the data has, made of a row and where it stands; see `read_splits`."""
+    found = read_splits(data, subset, splits)
+    return {split: [make_example(row, where) for where, row in rows] for split, rows in found.items()}
+
+
 def read_splits(
     data: Any, subset: str | None = None, splits: Mapping[str, str] | None = None
 ) -> dict[SplitName, list[Row]]:
-    """The rows of each split that the data has; what it lacks is left out.
+    """The rows of each split that the data has; what it lacks is left out. Raises BadInput if it cannot be read.
 
     Args:
         data: a file, a folder with a file for each split, a data set's name on the hub, a `Dataset` or a list of
             dictionaries (which have one split, `train`), or a `DatasetDict` or another mapping of these.
         subset: of a data set on the hub that has several ("config" in `datasets`).
         splits: the data's name of a split of ours, such as `{"train": "train_sft"}`; default: the usual names.
-
-    Raises:
-        BadInput: it cannot be read, downloaded, or has no split to train on; one line.
     """
     if isinstance(data, Mapping):
         return _select_splits(data, "the data", splits)
@@ -72,13 +79,10 @@ def read_splits(
 
 
 def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
-    """The file of each split that there is; a single file is for `train`, and others are split off it.
+    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that.
 
     Args:
         ends: of the files' names in a folder; default: those that `read_rows` reads.
-
-    Raises:
-        BadInput: no such file or folder, or a folder without a file to train on.
     """
     if data.is_file():
         return {"train": data}
@@ -97,11 +101,7 @@ def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Pa
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a file, by its ending.
-
-    Raises:
-        BadInput: it cannot be read, is of no known kind, or has no rows; one line with the file, and line or row.
-    """
+    """The rows of a file, by its ending; raises BadInput, with the line or row, if it cannot be read or has none."""
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -121,40 +121,24 @@ def read_text(path: Path) -> str:
 
 
 def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
-    """The rows of `<folder>/<stem>_<split>.jsonl`.
-
-    Raises:
-        BadInput: there is no such folder or file, or no row in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(
-            f"{folder} is not a folder: give the one with {stem}_train.jsonl and {stem}_test.jsonl"
-        )
-    path = folder / f"{stem}_{split}.jsonl"
+    """The rows of `<folder>/<stem>_<split>.jsonl`; raises BadInput if there is no such file, or no row in it."""
+    path = Path(folder) / f"{stem}_{split}.jsonl"
     if not path.is_file():
-        raise BadInput(f"{folder} has no {path.name}: task data are {stem}_train.jsonl and {stem}_test.jsonl")
+        raise BadInput(
+            f"{folder} has no {path.name}: give a folder with {stem}_train.jsonl and {stem}_test.jsonl"
+        )
     return read_rows(path)
 
 
 def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
-    """A data set's splits by name, downloaded unless they were before.
-
-    Args:
-        name: `owner/name`, or a folder that `datasets` reads.
-
-    Raises:
-        BadInput: it could not be downloaded; one line.
-    """
+    """A data set's splits by name (or a folder that `datasets` reads), downloaded unless they were before."""
     from datasets import load_dataset  # takes a second, which files do without
 
     reason = hub.unavailable_reason("dataset", name) if is_hub_name(name) else None
     if reason is None:
         try:
             return load_dataset(name, subset)
-        except (
-            Exception
-        ) as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
+        except Exception as error:  # no network, no such name, a subset needed, a broken file
             reason = first_line(error)
     raise BadInput(
         f"data set {name!r} could not be downloaded ({reason}): check its name and the network, or give its folder "
@@ -167,38 +151,11 @@ def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
     return _label_rows(load_hub_data(name, subset)[split], f"{name}, {split} row")
 
 
-def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A row's field, checked to be there and of a type.
-
-    Raises:
-        BadInput: it is not; the message says where, what was found and what is needed.
-    """
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wanted = " or ".join(k.__name__ for k in kinds)
-    if name not in row:
-        raise BadInput(f"{where}: no field {name!r} ({wanted}), only {', '.join(map(repr, row)) or 'none'}")
-    value = row[name]
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
-        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a {wanted} is needed")
-    return value
-
-
-def check_characters(text: str, name: str, where: str) -> str:
-    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadInput(
-            f"{where}: field {name!r} has an incomplete character: fix or remove the row"
-        ) from None
-    return text
-
-
 def _select_splits(
     data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None
 ) -> dict[SplitName, list[Row]]:
     """The rows of a mapping of splits, by the usual names or by those given."""
-    chosen: dict[str, str] = dict(splits or {})
+    chosen = dict(splits or {})
     for ours, theirs in chosen.items():
         if ours not in SPLITS:
             raise BadInput(f"a split must be one of {', '.join(SPLITS)}, got {ours!r}")
@@ -237,10 +194,8 @@ def _label_rows(rows: Any, what: str) -> list[Row]:
 # -- files -------------------------------------------------------------------------------------
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where, shown = f"{path}, line {number}", shorten(line[:200], 60)
-        if number == 1 and line.lstrip().startswith("["):
-            name = path.with_suffix(".json").name
-            raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")
+        where = f"{path}, line {number}"
+        shown = shorten(line[:200], 60)
         if line.strip():
             row = _parse_json(line, f"{where}: {shown}")
             if not isinstance(row, dict):

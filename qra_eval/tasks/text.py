@@ -7,23 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qra_eval.tasks.base import Task, split_examples
+from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
-from qra_eval.tasks.example import Example, SplitName
+from qra_eval.tasks.example import Example, SplitName, check_characters, read_field
 from qra_eval.tasks.metrics import Metric
 from qra_eval.tasks.sources import (
     READERS,
     STEMS,
     Row,
-    check_characters,
     find_split_files,
     is_file_name,
-    read_field,
     read_hub_rows,
     read_rows,
     read_splits,
     read_text,
 )
+from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
@@ -74,11 +73,8 @@ class TextTask(Task):
 
     def _load_texts(self) -> dict[SplitName, Text]:
         if self.data is None:
-            names = {split: stems[0] for split, stems in STEMS.items()}
-            return {
-                s: Text([row["text"].strip("\n") for _, row in read_hub_rows(*HUB, n)])
-                for s, n in names.items()
-            }
+            rows = {split: read_hub_rows(*HUB, stems[0]) for split, stems in STEMS.items()}
+            return {split: Text([row["text"].strip("\n") for _, row in some]) for split, some in rows.items()}
         if isinstance(self.data, str):
             return {split: _read(path) for split, path in find_split_files(Path(self.data), ENDS).items()}
         return {split: _read_paragraphs(rows, self.name) for split, rows in read_splits(self.data).items()}
@@ -92,7 +88,8 @@ class TextTask(Task):
             if part is None or size >= least:
                 if size:
                     yield Example("", ("\n" if text.lines else "\n\n").join(block).strip("\n"))
-                block, size = [], 0
+                block = []
+                size = 0
             if part is not None and (text.lines or part.strip()):
                 block.append(part)
                 size += len(part.strip())
@@ -106,7 +103,8 @@ class TextTask(Task):
             text = ("\n\n" if index else "") + example.answer
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
             while len(ids) >= max_length:
-                row, ids = torch.tensor(ids[:max_length]), ids[max_length:]
+                row = torch.tensor(ids[:max_length])
+                ids = ids[max_length:]
                 yield Encoded(row, row.clone())
         if len(ids) > 1:
             yield Encoded(torch.tensor(ids), torch.tensor(ids))

@@ -12,18 +12,16 @@ from typing import Any
 
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import measure_row_losses
-from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
-from qra_eval.tuning.out_of_memory import retry_with_less_memory
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
 from qra_search.errors import describe, one_line
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.evaluator import Progress
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +48,22 @@ def tune(
     An interrupted tuning is resumed from the checkpoint in its folder. Arguments and errors are those of
     `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
-    start, finetune, leads = time.perf_counter(), tuner.finetune, processes.rank == 0
+    start = time.perf_counter()
+    finetune = tuner.finetune
+    leads = processes.rank == 0
     steps = tuner.finetune_steps if steps is None else steps
-    size, batches = tuner.space.find_space(plan).memory_bytes(plan), tuner.get_final_batches(steps, seed)
+    size = tuner.space.find_space(plan).memory_bytes(plan)
+    batches = tuner.get_final_batches(steps, seed)
     samples = finetune.sample_answers if folder is not None and save_base and leads else 0
-
     rows = tuner.evaluation.validation_rows
 
     def validate() -> dict[str, float]:
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            found = processes.run_together(
+            own = processes.run_together(
                 lambda: tuner.measure_objective("validation", rows) if leads else 0.0
             )
-            (figures["validation_objective"],) = processes.sum_values(found)
+            (figures["validation_objective"],) = processes.sum_values(own)
         tuner.model.train()
         return figures
 
@@ -106,7 +106,8 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
 
     The task's own figures only if weights are kept ready: else layers are on the device in turn, for every token.
     """
-    start, space = time.perf_counter(), tuner.space.unquantized
+    start = time.perf_counter()
+    space = tuner.space.unquantized
     plan = space.uniform(UNQUANTIZED_BITS, 0)
     if plan is None:
         return None
@@ -115,16 +116,15 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         with tuner.switcher.use_unquantized():
             nats, tokens = _measure_test_rows(tuner, ALONE)
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
-        wanted, unscored = tuner.finetune.scored_rows and tuner.rows.task.judged_by, ""
-        if wanted and not scores:
+        unscored = ""
+        if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
             unscored = (
-                "answers of the untuned model are not scored: its weights do not fit into memory together"
+                "answers of the untuned model are not scored, because its weights do not fit into memory"
             )
             log.warning(unscored)
         seconds = time.perf_counter() - start
-        return TuningRecord(
-            plan, 0, 0, space.memory_bytes(plan), seconds, nats, tokens, scores, unscored=unscored
-        )
+        size = space.memory_bytes(plan)
+        return TuningRecord(plan, 0, 0, size, seconds, nats, tokens, scores, unscored=unscored)
 
     return retry_with_less_memory(tuner, work)
 
@@ -146,7 +146,8 @@ def _make_identity(
     tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]
 ) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint with another identity is of another tuning."""
-    finetune, digest = tuner.finetune, hashlib.sha256()
+    finetune = tuner.finetune
+    digest = hashlib.sha256()
     for batch in batches:
         digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
     return {
@@ -163,7 +164,8 @@ def _make_identity(
 
 def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
-    rows, own = tuner.rows("test", tuner.finetune.test_rows), slice(processes.rank, None, processes.size)
+    rows = tuner.rows("test", tuner.finetune.test_rows)
+    own = slice(processes.rank, None, processes.size)
     together = 2 * tuner.device_batch_size
     found = processes.run_together(lambda: measure_row_losses(tuner.model, rows[own], together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
@@ -210,6 +212,7 @@ def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
 
 def _describe_scoring(tuner: FineTuner) -> dict[str, Any]:
     """What scores are read by: those of one answer to all rows, and the metrics' sources."""
-    task, finetune = tuner.rows.task, tuner.finetune
+    task = tuner.rows.task
+    finetune = tuner.finetune
     examples = task.split("test")[: min(finetune.scored_rows, finetune.test_rows)]
     return {"commonest_scores": task.score_commonest(examples), "metric_digests": task.metric_digests}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,16 +17,21 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
-from qra_eval.tasks.base import Task, select_conflicting
+from qra_eval.tasks.base import Rows, Task
 from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.losses import measure_loss
-from qra_eval.tasks.rows import Rows
+from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.app.tunable import RowCount
+from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SCORED_TOGETHER = 4
 """Times as many rows as train together are scored together."""
@@ -57,16 +63,18 @@ class FineTuner:
         *,
         metric: str = "loss",
     ):
-        self.quantized_model, self.rows, self.evaluation, self.finetune = (
-            quantized,
-            rows,
-            evaluation,
-            finetune,
-        )
-        self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
-        self.device, self.space = quantized.device, quantized.space
+        self.quantized_model = quantized
+        self.rows = rows
+        self.evaluation = evaluation
+        self.finetune = finetune
+        self.metric = metric
+        self.model = quantized.model
+        self.tokenizer = quantized.loaded.tokenizer
+        self.device = quantized.device
+        self.space = quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.metric, self.halvings, self.checkpointing = metric, 0, False
+        self.halvings = 0
+        self.checkpointing = False
         if self.settings.gradient_checkpointing:
             self.enable_checkpointing()
 
@@ -196,13 +204,15 @@ class FineTuner:
 
     def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
-        asked, most = self.settings.max_length + tokens, get_max_positions(self.model)
+        asked = self.settings.max_length + tokens
+        most = get_max_positions(self.model)
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
     def get_batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
-        settings, whole = self.settings, max(steps, self.evaluation.steps)
+        settings = self.settings
+        whole = max(steps, self.evaluation.steps)
         if steps == 0:
             return []
         rows = self.rows("train", whole * settings.rows_a_step)
@@ -249,7 +259,8 @@ class FineTuner:
             if split == "train" and self.finetune.epochs is not None:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
             task = self.rows.task
-            rows, conflicting = self.rows(split, asked), select_conflicting(task.split(split)[:asked])
+            rows = self.rows(split, asked)
+            conflicting = select_conflicting(task.split(split)[:asked])
             is_row_an_example = type(task).encode is Task.encode  # of running text, none is
             found[split] = RowCount(
                 asked,
@@ -267,3 +278,38 @@ class FineTuner:
         trained = sum(batch.tokens for batch in self.get_batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out
+
+
+def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
+    """What `work` returns, called again with less memory as long as there is a way to take less.
+
+    What was given up stays so: no later plan fails on what this one has shown.
+
+    Args:
+        training: whether the work trains, or measures as evaluations do, so that fewer rows may pass together.
+
+    Raises:
+        EvaluationFailed: memory did not suffice. No plan is in place then, and nothing is kept dequantized.
+    """
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
+        tuner.switcher.unquantize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        # What saves memory and costs time alone is given up, the cheapest first.
+        if tuner.switcher.disable_dequantized_cache():
+            change = "no dequantized weights are kept"
+        elif training and tuner.device_batch_size > 1:
+            tuner.halvings += 1
+            change = f"at most {tuner.device_batch_size} rows of a batch pass through the model together"
+        elif training and tuner.enable_checkpointing():
+            change = "activations are recomputed in the backward pass"
+        else:
+            raise EvaluationFailed(f"out of memory: {reason}")
+        log.warning("out of memory (%s), so from now on %s. The rows of a step stay the same", reason, change)

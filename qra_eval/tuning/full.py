@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from qra_eval.tuning.checkpoint import named_parameters, read_checkpoint, write_checkpoint
+from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.app.tunable import StepFigures
@@ -26,6 +28,11 @@ log = logging.getLogger(__name__)
 
 RESUMED = ("best_value", "best_step", "stale", "curve")
 """Attributes that are read back from a checkpoint, beside the best parameters."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+COUNTED = ("tokens", "stopped", "model_seconds")
+"""Attributes of a training that its checkpoint has."""
+STATE, BEST = "training", "best"
 
 
 class FullTuning(TrainerCallback):
@@ -57,14 +64,21 @@ class FullTuning(TrainerCallback):
         on_step: Callable[[int, StepFigures], None] | None = None,
         processes: Processes = ALONE,
     ):
-        self.settings, self.validate, self.identity, self.on_step = settings, validate, identity, on_step
-        self.folder, self.processes = folder, processes
+        self.settings = settings
+        self.validate = validate
+        self.identity = identity
+        self.folder = folder
+        self.on_step = on_step
+        self.processes = processes
         self.best: dict[str, Tensor] = {}
-        self.best_value, self.stale = float("inf"), 0
+        self.best_value = float("inf")
         self.best_step: int | None = None
+        self.stale = 0
         self.curve: list[str] = []
-        self.resumed_after, self._interrupted = 0, False
-        self._written, self.earlier_seconds = time.monotonic(), 0.0
+        self.resumed_after = 0
+        self.earlier_seconds = 0.0
+        self._interrupted = False
+        self._written = time.monotonic()
 
     def on_train_begin(self, training: Training) -> None:
         self._written = time.monotonic()
@@ -78,31 +92,32 @@ class FullTuning(TrainerCallback):
         self.earlier_seconds = training.earlier_seconds
         if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
             raise RunFailed(
-                f"processes read different checkpoints in {self.folder}: all need one shared folder"
+                f"the processes of this tuning found different checkpoints in {self.folder}, so they do not share "
+                "this folder. Put the run on a disk that all of them mount"
             )
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(
-                self.folder / CURVE_FILE, "".join(self.curve)
-            )  # steps after the checkpoint are made again
+            # Steps after the checkpoint are made again.
+            write_text(self.folder / CURVE_FILE, "".join(self.curve))
 
     def on_step_end(self, training: Training) -> bool:
-        settings, step, is_last = self.settings, training.step, training.step == training.steps
+        settings = self.settings
+        step = training.step
+        is_last = training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
             figures |= self.validate()
             *_, value = figures.values()
             self.stale += 1
             if value < self.best_value:
-                self.best_value, self.best_step, self.stale = value, step, 0
-                self.best = {
-                    name: parameter.detach().cpu().clone() for name, parameter in named_parameters(training)
-                }
+                self.best_value = value
+                self.best_step = step
+                self.stale = 0
+                self.best = {name: p.detach().cpu().clone() for name, p in named_parameters(training)}
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
-        interrupted = self.processes.any_process(
-            self._interrupted
-        )  # what comes while this waits is for the next step
+        # What comes while this waits is for the next step.
+        interrupted = self.processes.any_process(self._interrupted)
         needed = is_last or stop or interrupted
         due = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
         minutes = (time.monotonic() - self._written) / 60
@@ -149,3 +164,79 @@ class FullTuning(TrainerCallback):
     def checkpoint(self) -> Path:
         assert self.folder is not None
         return self.folder / CHECKPOINT_FILE
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+def write_checkpoint(
+    path: Path, training: Training, best: Mapping[str, Tensor], more: Mapping[str, Any]
+) -> None:
+    """Write all that the next step depends on (parameters, moments, generators) and `more`, plain data of the caller.
+
+    Args:
+        best: parameters of the best step so far, by name.
+    """
+    tensors = {
+        "losses": torch.tensor(training.losses, dtype=torch.float64),
+        "generator::cpu": torch.get_rng_state(),
+    }
+    for card in list_cards(training):
+        tensors[f"generator::{card}"] = torch.cuda.get_rng_state(card)
+    for name, parameter in named_parameters(training):
+        tensors[f"value::{name}"] = parameter.detach()
+        kept = training.optimizer.state[parameter]
+        tensors |= {f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept}
+    tensors |= {f"{BEST}::{name}": tensor for name, tensor in best.items()}
+    state = {name: getattr(training, name) for name in (*COUNTED, "seconds")}
+    write_tensors(tensors, path, metadata={STATE: json.dumps({**state, **more})}, digest=False)
+
+
+def read_checkpoint(
+    path: Path, training: Training, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Restore a training from a checkpoint, and return the best parameters and the caller's data; None without one.
+
+    Args:
+        identity: the caller's data under that name; a checkpoint with another is of another training.
+
+    Raises:
+        RunFailed: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        file = open_tensors(path)
+        state = json.loads(file.metadata()[STATE])
+        if state["identity"] != json.loads(json.dumps(identity)):
+            return None
+        keys = set(file.keys())
+        for name, parameter in named_parameters(training):
+            parameter.data.copy_(file.get_tensor(f"value::{name}"))
+            moments = {part: file.get_tensor(key) for part in MOMENTS if (key := f"{part}::{name}") in keys}
+            if moments:
+                training.optimizer.state[parameter] = {
+                    part: moment.clone().to(parameter.device) for part, moment in moments.items()
+                }
+        training.losses = file.get_tensor("losses").tolist()
+        training.earlier_seconds = state.pop("seconds")
+        for name in COUNTED:
+            setattr(training, name, state.pop(name))
+        torch.set_rng_state(file.get_tensor("generator::cpu"))
+        for card in list_cards(training):
+            if f"generator::{card}" in keys:
+                torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
+        saved = [key for key in keys if key.startswith(f"{BEST}::")]
+        return {key.removeprefix(f"{BEST}::"): file.get_tensor(key).clone() for key in saved}, state
+    except DamagedFile as error:
+        raise RunFailed(f"{error}: delete it to train from the beginning") from error
+    except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
+
+
+def list_cards(training: Training) -> list[torch.device]:
+    devices = {parameter.device for _, parameter in named_parameters(training)}
+    return sorted((device for device in devices if device.type == "cuda"), key=str)
+
+
+def named_parameters(training: Training) -> Iterator[tuple[str, nn.Parameter]]:
+    """All that is trained, by name."""
+    return ((name, parameter) for group in training.groups for name, parameter in group.parameters.items())

@@ -21,13 +21,16 @@ from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput, describe
 from qra_search.files import read_json, read_tensor_names
-from qra_search.space.levels import LevelName
+from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, read_plan_file
 
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
-NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
+NO_ADDRESS = (
+    "the base of this adapter is quantized by qra. Load both with qra_eval.load, or write them for "
+    "other tools with qra export"
+)
 """In place of the model's name, on which the adapter would load without a word, and compute something else: refused by
 the hub's client at once, as no name of a model, and shown."""
 
@@ -67,6 +70,7 @@ def load(
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(
         folder,
+        plan=plan,
         device=device,
         dequantized_cache=dequantized_cache,
         trust_remote_code=trust_remote_code,
@@ -96,16 +100,21 @@ def load(
 def load_base(
     folder: str | Path,
     *,
+    plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     dequantized_cache: int | str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
-    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
+
+    Args:
+        plan: what the folder's `plan.json` holds, if it was read.
+    """
     folder, devices = find_tuning(Path(folder)), resolve_devices(device)
     device = str(devices[0])
-    data = read_tuned_plan(folder)
+    data = read_tuned_plan(folder) if plan is None else plan
     loaded = load_model(
         data["model"] if model is None else model,
         tokenizer=tokenizer,

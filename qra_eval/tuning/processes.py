@@ -66,7 +66,8 @@ class Processes:
         """What `work` gives here; memory that runs out in one process runs out in all, so that none waits for it."""
         if self.size == 1:
             return work()
-        result, failure = None, None
+        result = None
+        failure = None
         try:
             result = work()
         except RuntimeError as error:
@@ -106,8 +107,8 @@ class LaunchedProcesses(Processes):
         """
         if rows < self.size:
             raise BadInput(
-                f"training has {rows} rows a step (batch_size times accumulation) for {self.size} processes: start at "
-                f"most {rows}, or set more"
+                f"a step has {rows} rows (batch_size times accumulation), fewer than the {self.size} processes. "
+                f"Start at most {rows}, or raise training.batch_size"
             )
         self._broadcast(request)
         self._broken = True

@@ -20,9 +20,10 @@ from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import RunFailed
 from qra_search.files import write_json
+from qra_search.schemas import Plan
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 CHECKED_TOKENS = 32
 """Tokens on which a reloaded model is compared with the tuned one, in the stored dtype."""

@@ -60,11 +60,19 @@ class Training:
         seed: int = 0,
         processes: Processes = ALONE,
     ):
-        self.groups, self.settings, self.steps, self.device = groups, settings, steps, device
-        self.seed, self.processes = seed, processes
+        self.groups = groups
+        self.settings = settings
+        self.steps = steps
+        self.device = device
+        self.seed = seed
+        self.processes = processes
         self.losses: list[float] = []
-        self.tokens, self.stopped, self.last_rate = 0, False, 0.0
-        self.earlier_seconds, self.model_seconds, self._begun = 0.0, 0.0, time.perf_counter()
+        self.tokens = 0
+        self.stopped = False
+        self.last_rate = 0.0
+        self.earlier_seconds = 0.0
+        self.model_seconds = 0.0
+        self._begun = time.perf_counter()
         # On a few hundred small factors one fused kernel takes a fraction of the time.
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters.values())} for group in groups],
@@ -92,28 +100,24 @@ class Training:
         Raises:
             Diverged: the loss is not finite.
         """
-        begun, labels = time.perf_counter(), sum(len(batch.targets) for batch in batches)
+        begun = time.perf_counter()
+        labels = sum(len(batch.targets) for batch in batches)
+        processes = self.processes
 
         def run_passes() -> float:
             value = 0.0
-            for batch in (
-                part
-                for own in self.processes.select_own(batches)
-                for part in (own.split_rows(rows) if rows else [own])
-            ):
-                loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
-                loss.backward()
-                value += float(loss.detach())
+            for own in processes.select_own(batches):
+                for part in own.split_rows(rows) if rows else [own]:
+                    loss = compute_batch_loss(model, head, part.to(self.device), "sum") / labels
+                    loss.backward()
+                    value += float(loss.detach())
             return value
 
-        if (
-            self.processes.size > 1
-        ):  # dropout of its own in each, and none that a checkpoint of the first would lack
-            torch.manual_seed(
-                (self.seed * self.steps + self.step) * self.processes.size + self.processes.rank
-            )
-        (value,) = self.processes.sum_values(self.processes.run_together(run_passes))
-        self.processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
+        if processes.size > 1:
+            # Each process draws its own dropout, and none that a checkpoint of the first would lack.
+            torch.manual_seed((self.seed * self.steps + self.step) * processes.size + processes.rank)
+        (value,) = processes.sum_values(processes.run_together(run_passes))
+        processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")

@@ -1,72 +1,126 @@
-"""A plan beside its baselines on test rows: computed from tuning records whenever it is shown, and stored nowhere."""
+"""A plan beside its baselines on test rows: which they are, and how it compares, computed whenever it is shown."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.app.baselines import is_shuffled
+import numpy as np
+
 from qra_search.app.intervals import (
     Interval,
+    add_seeds,
     bootstrap_log_ratio,
+    mean_interval,
     score_interval,
     seeds_half_width,
     standard_error,
 )
 from qra_search.app.shown import Shown
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.errors import BadInput
+from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange
+from qra_search.study.result import SearchResult
 
+Against = Literal["best", "all", "shuffled", "none"]
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 
 
 @dataclass(frozen=True)
-class TunedPlan(TuningRecord):
+class TunedPlan:
     """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; one seed that
-    diverged, or does not load back, tells in `failed` or `reload_error`."""
+    diverged, or does not load back, tells in `failed` or `reload_error`.
 
-    role: Role = "other"
-    records: tuple[TuningRecord, ...] = field(default=(), repr=False)
+    Attributes:
+        records: those of its seeds, ascending.
+    """
 
-    @classmethod
-    def from_seeds(cls, role: Role, records: Sequence[TuningRecord]) -> TunedPlan:
-        """The records of one plan and several seeds as one."""
-        records = tuple(sorted(records, key=lambda record: record.seed))
-        first = records[0]
-        shared = [name for name in first.row_scores if all(name in record.row_scores for record in records)]
-        scores = {name: _average_rows([record.row_scores[name] for record in records]) for name in shared}
-        merged: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TuningRecord)}
-        for name in ("samples", "failed", "reload_error"):
-            merged[name] = next(
-                (value for record in records if (value := getattr(record, name))), merged[name]
-            )
-        merged |= {"seconds": sum(record.seconds for record in records), "row_scores": scores}
-        merged["row_nats"] = _average_rows([record.row_nats for record in records])
-        return cls(**merged, role=role, records=records)
+    role: Role
+    records: tuple[TuningRecord, ...] = field(repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        return self.records[0].plan
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.records[0].memory_bytes
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.records)
 
     @property
     def loss(self) -> float:
-        """Mean test loss over the seeds."""
-        return self.test_loss
+        """Mean test loss over the seeds; inf if one of them diverged."""
+        return sum(record.test_loss for record in self.records) / len(self.records)
 
     @property
     def loss_error(self) -> float:
         """Standard error of the mean over the seeds; nan for a single one."""
-        return (
-            standard_error([record.test_loss for record in self.records])
-            if math.isfinite(self.loss)
-            else math.nan
-        )
+        return standard_error(self.list_seeds("test_loss")) if math.isfinite(self.loss) else math.nan
+
+    @cached_property
+    def row_nats(self) -> tuple[float, ...]:
+        return _average_rows([record.row_nats for record in self.records])
+
+    @property
+    def row_tokens(self) -> tuple[int, ...]:
+        return self.records[0].row_tokens
+
+    @cached_property
+    def row_scores(self) -> dict[str, tuple[float, ...]]:
+        """Scores of each row by metric, of those that all seeds have."""
+        shared = [
+            name for name in self.records[0].row_scores if all(name in r.row_scores for r in self.records)
+        ]
+        return {name: _average_rows([record.row_scores[name] for record in self.records]) for name in shared}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean score of each metric."""
+        return {name: sum(scores) / len(scores) for name, scores in self.row_scores.items() if scores}
+
+    @property
+    def commonest_scores(self) -> Mapping[str, float]:
+        return self.records[0].commonest_scores
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, str]]:
+        return next((record.samples for record in self.records if record.samples), ())
+
+    @property
+    def failed(self) -> str:
+        return next(filter(None, (record.failed for record in self.records)), "")
+
+    @property
+    def reload_error(self) -> str:
+        return next(filter(None, (record.reload_error for record in self.records)), "")
+
+    @property
+    def unscored(self) -> str:
+        return self.records[0].unscored
+
+    def list_seeds(self, name: str) -> list[float]:
+        """A metric, or `test_loss`, of every seed."""
+        return [r.test_loss if name == "test_loss" else r.metrics[name] for r in self.records]
 
     def metric_interval(self, name: str) -> Interval | None:
-        """95% interval of a metric over its rows; None with too few."""
-        return score_interval(self.row_scores[name])
+        """95% interval of a metric over its rows and seeds; None with too few rows."""
+        scores = self.row_scores[name]
+        interval = score_interval(scores)
+        if interval is None:
+            return None
+        low, high = add_seeds(interval, self.metrics[name], seeds_half_width(self.list_seeds(name)))
+        is_share = min(scores) >= 0 and max(scores) <= 1
+        return (max(0.0, low), min(1.0, high)) if is_share else (low, high)
 
 
 def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
@@ -82,15 +136,24 @@ def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     if min(loss, other_loss) <= 0:
         return LossChange(share)
     seeds = seeds_half_width(*([record.test_loss / t.loss for record in t.records] for t in (tuned, other)))
-    middle = math.log(loss / other_loss)
     same_rows = tuned.row_tokens == other.row_tokens
     rows = bootstrap_log_ratio(tuned.row_nats, other.row_nats) if same_rows else None
     if rows is None and not math.isfinite(seeds):
         return LossChange(share)
-    low, high = rows or (middle, middle)
-    if math.isfinite(seeds):
-        low, high = middle - math.hypot(middle - low, seeds), middle + math.hypot(high - middle, seeds)
+    middle = math.log(loss / other_loss)
+    low, high = add_seeds(rows or (middle, middle), middle, seeds)
     return LossChange(share, (math.expm1(low), math.expm1(high)))
+
+
+def compare_scores(tuned: TunedPlan, other: TunedPlan, name: str) -> tuple[float, Interval | None]:
+    """The difference of a metric over the rows that both answered, and its 95% interval over rows and seeds; None with
+    too few rows."""
+    rows = zip(tuned.row_scores[name], other.row_scores[name], strict=False)
+    gains = [own - others for own, others in rows]
+    gain, interval = sum(gains) / len(gains), mean_interval(gains)
+    if interval is None:
+        return gain, None
+    return gain, add_seeds(interval, gain, seeds_half_width(tuned.list_seeds(name), other.list_seeds(name)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +164,8 @@ class Comparison(Shown):
         budget_bytes: that plans keep to, but for the last two; never less than the plan's own bytes.
         tunings: cheapest first.
         sensitivities: that predict the next uniform plan above the budget; None: its loss is not predicted.
-        is_of_another: whether another plan was tuned than that of the run, which is not tuned yet.
+        is_selected: whether it is what its run shows, exports and loads.
+        is_of_another: whether the run's plan is another, which is not tuned yet.
     """
 
     shown_by = "render_comparison"
@@ -110,6 +174,7 @@ class Comparison(Shown):
     budget_bytes: int
     tunings: tuple[TunedPlan, ...]
     sensitivities: Sensitivities | None = None
+    is_selected: bool = False
     is_of_another: bool = False
 
     def find_role(self, role: str) -> TunedPlan | None:
@@ -146,7 +211,8 @@ class Comparison(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {"budget_bytes": self.budget_bytes, "tunings": [_to_plain_dict(t, self) for t in self.tunings]}
+        tunings = [_to_plain_dict(tuned, self) for tuned in self.tunings]
+        return {"budget_bytes": self.budget_bytes, "selected": self.is_selected, "tunings": tunings}
 
     def __str__(self) -> str:
         return str(import_module("qra_search.app.report.table").render_text(self))
@@ -160,44 +226,31 @@ def compare(
     space: SearchSpace,
     plan: Plan,
     budget_bytes: int,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
     sensitivities: Sensitivities | None = None,
 ) -> Comparison | None:
-    """The comparison of a plan with what was tuned alike; None if the plan was not tuned.
+    """The comparison of a plan with what was tuned alike; None if the plan was not tuned with these settings.
 
     Args:
         budget_bytes: that other plans keep to; at least the plan's own bytes count.
-        settings: of the tunings; default: those of the plan's last record.
         sensitivities: as of `Comparison`.
     """
-    own = [record for record in records if record.plan == plan and not record.is_untuned]
-    if settings is None:
-        settings = max(own, key=lambda record: record.finished_at).settings if own else {}
-    own = [record for record in own if record.settings == settings]
-    if not own:
-        return None
-    budget_bytes = max(budget_bytes, own[0].memory_bytes)
     by_plan: dict[tuple[Plan, bool], list[TuningRecord]] = {}
     for record in records:
         if record.settings == settings:
             by_plan.setdefault((record.plan, record.is_untuned), []).append(record)
+    if (plan, False) not in by_plan:
+        return None
+    budget_bytes = max(budget_bytes, by_plan[plan, False][0].memory_bytes)
     tunings = []
     for same in by_plan.values():
         role = classify_record(same[0], space, plan)
         if role == "uniform" and _is_unquantized(same[0].plan) and same[0].memory_bytes > budget_bytes:
             role = "16-bit"  # a width of the space, too
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
-            tunings.append(TunedPlan.from_seeds(role, same))
+            tunings.append(TunedPlan(role, tuple(sorted(same, key=lambda record: record.seed))))
     tunings.sort(key=lambda t: (t.memory_bytes, t.loss))
     return Comparison(space, budget_bytes, tuple(tunings), sensitivities)
-
-
-def select_tuned_plan(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> Plan | None:
-    """The plan that a run's records are about: its own if that was tuned, else the last that is no baseline of it, else
-    the last uniform one; None if nothing was tuned."""
-    roles = {record.plan: classify_record(record, space, plan) for record in records if not record.is_untuned}
-    found = [tuned for role in ("uniform", "other", "plan") for tuned, own in roles.items() if own == role]
-    return found[-1] if found else None
 
 
 def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:
@@ -226,7 +279,7 @@ def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 def _to_plain_dict(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
     change = None if tuned is comparison.chosen else compare_losses(comparison.chosen, tuned)
-    interval = {name: tuned.metric_interval(name) for name in tuned.metrics}
+    faults = {"failed": tuned.failed, "reload_error": tuned.reload_error}
     return {
         "role": tuned.role,
         "ids": [record.id for record in tuned.records],
@@ -236,9 +289,75 @@ def _to_plain_dict(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
         "test_loss": tuned.loss if math.isfinite(tuned.loss) else None,
         "loss_change": None if change is None else {"share": change.share, "interval": change.interval},
         "metrics": {
-            name: {"mean": mean, "interval": interval[name], "rows": len(tuned.row_scores[name])}
+            name: {"mean": mean, "interval": tuned.metric_interval(name), "rows": len(tuned.row_scores[name])}
             for name, mean in tuned.metrics.items()
         },
         "seconds": tuned.seconds,
-        **{name: text for name in ("failed", "reload_error") if (text := getattr(tuned, name))},
+        **{name: text for name, text in faults.items() if text},
     }
+
+
+def select_baselines(
+    space: SearchSpace, plan: Plan, budget_bytes: int, against: Against, result: SearchResult
+) -> list[Plan]:
+    """Plans of at most `budget_bytes` to tune beside a plan, cheapest first; empty if none fits.
+
+    Args:
+        against: `best`: of the uniform plans that fit, by the search's estimate; `all` of them, and the plan shuffled;
+            the plan `shuffled` alone; `none`.
+        result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
+
+    Raises:
+        BadInput: the plan cannot be shuffled.
+    """
+    if against == "none":
+        return []
+    if against == "shuffled":
+        return [shuffle_plan(space, plan)]
+    fitting = space.uniform_plans(budget_bytes)
+    if against == "all" or not fitting:
+        return [*fitting, *([shuffle_plan(space, plan)] if fitting and can_shuffle(space, plan) else [])]
+    if (evaluated := result.find_best_uniform(budget_bytes)) is not None:
+        return [evaluated.plan]
+    allocation = result.allocation(budget_bytes)
+    best = None if allocation is None else allocation.best_uniform
+    return [fitting[-1] if best is None else best.plan]
+
+
+def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
+    """The plan's own widths and ranks, shuffled over groups of the same shape: the same bytes, chosen by chance.
+
+    Raises BadInput if groups of the same shape have the same width and rank throughout.
+    """
+    rng, order = np.random.default_rng(seed), np.arange(len(space))
+    for alike in _group_by_shape(space):
+        order[alike] = rng.permutation(alike)
+    if not can_shuffle(space, plan):
+        raise BadInput(
+            "the plan has one width and rank for all linears of the same shape: it cannot be shuffled"
+        )
+    shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
+    return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)
+
+
+def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
+    """Whether groups of the same shape have different widths or ranks."""
+    return any(len(choices) > 1 for choices in _group_choices(space, plan))
+
+
+def is_shuffled(space: SearchSpace, plan: Plan, other: Plan) -> bool:
+    """Whether another plan has this plan's widths and ranks on other groups of the same shape."""
+    return plan != other and _group_choices(space, plan) == _group_choices(space, other)
+
+
+def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
+    """Indices of the groups, together where shapes and allowed choices are the same."""
+    alike: dict[object, list[int]] = {}
+    for i, group in enumerate(space.groups):
+        shapes = tuple(sorted((m.out_features, m.in_features) for m in group.linears))
+        alike.setdefault((shapes, group.bits, group.ranks, group.is_embedding), []).append(i)
+    return list(alike.values())
+
+
+def _group_choices(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
+    return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in _group_by_shape(space)]

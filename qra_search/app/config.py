@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten
 from qra_search.files import make_encoding_error
-from qra_search.plugins import suggest_names
+from qra_search.plugins import IN_MEMORY, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
     EvaluationConfig,
@@ -29,8 +29,6 @@ from qra_search.sections import (
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-IN_MEMORY = "in-memory:"
-"""What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -274,28 +272,23 @@ def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tupl
 
 def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
-    fault, *others = error.errors()
+    first, *others = error.errors()
     # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
-    field = tuple(takewhile(lambda part: not _is_type_name(part), fault["loc"]))
-    faults = [fault, *(each for each in others if each["loc"][: len(field)] == field != fault["loc"])]
-    nouns = [_NEEDED.get(each["type"]) or each.get("ctx", {}).get("expected", "") for each in faults]
-    needed = dict.fromkeys(filter(None, nouns))
-    if "a number" in needed:
-        needed.pop("a whole number", None)
-    if len(needed) > 1:
-        fault = min(faults, key=lambda each: len(each["loc"])) | {"loc": field}
-    where = ".".join(str(part) for part in fault["loc"] if not _is_type_name(part)) or "config"
+    field = tuple(takewhile(lambda part: not _is_type_name(part), first["loc"]))
+    where = ".".join(map(str, field)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shorten(where)
-    if fault["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         section: Any = RunConfig
-        for part in fault["loc"][:-1]:
+        for part in field[:-1]:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
-        near = suggest_names(fault["loc"][-1], allowed, most=1)
+        near = suggest_names(field[-1], allowed, most=1)
         listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
         return f"{where} is not a known field: {near}allowed are {listed}"
-    message = f"{' or '.join(needed)} is needed" if needed else fault["msg"].removeprefix("Value error, ")
-    return f"{where} is {shorten(fault['input'])}: {message[:1].lower() + message[1:]}"
+    faults = [first, *(other for other in others if other["loc"][: len(field)] == field)]
+    given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
+    needed = dict.fromkeys(_describe_fault(fault["type"], fault["msg"]) for fault in faults)
+    return f"{where} is {shorten(given)}: {' or '.join(needed).replace(' or must be ', ' or ')}"
 
 
 def _is_type_name(part: str | int) -> bool:
@@ -303,14 +296,9 @@ def _is_type_name(part: str | int) -> bool:
     return part in ("str", "bool", "int", "float") or "[" in str(part)
 
 
-_NEEDED = {
-    **dict.fromkeys(("string_type", "string_too_short"), "a text"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "model_type": "a mapping of fields, such as {name: ...},",
-    "dict_type": "a mapping",
-    "tuple_type": "a list",
-    "invalid_key": "a text as the name of a field",
-}
-"""What a field wants, by the type of a fault."""
+def _describe_fault(kind: str, message: str) -> str:
+    """What is needed, in pydantic's words but for its own nouns."""
+    if kind == "model_type":
+        return "must be a mapping of fields, such as {name: ...}"
+    text = message.removeprefix("Value error, ").partition(", unable to")[0]
+    return text[:1].lower() + text[1:] if "nput should" not in text else text.replace("Input should", "must")

@@ -73,7 +73,7 @@ def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.n
     if not charge:
         return text
     more = formatting.format_evaluations(charge)
-    return f"{text}; before them the sensitivities, as long as {more} more{format_seconds(charge)}"
+    return f"{text}. The sensitivities, measured first, take as long as {more} more{format_seconds(charge)}"
 
 
 def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
@@ -93,10 +93,10 @@ def describe_gain(allocation: Allocation | None) -> str:
     best = None if allocation is None else allocation.best_uniform
     if best is not None and best.is_certain:
         return (
-            "it checks the prediction, and insures against sensitivities that are wrong; on SmolLM2-135M a search "
-            "added little to the plan of the sensitivities (docs/study.md)"
+            "probably little. A search checks the predicted plan by short tunings, in case the sensitivities "
+            "are wrong; on SmolLM2-135M it improved that plan little (docs/study.md)"
         )
-    return "the predicted difference to uniform plans is too small to rely on: a search measures it"
+    return "unknown, because the predicted gain over uniform plans is within its error. A search measures it"
 
 
 def describe_rows(evaluator: Evaluator) -> list[str]:
@@ -124,8 +124,9 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
         )
     if conflicting := [count for count in counts.values() if count.conflicting]:
         lines.append(
-            f"warning: {sum(count.conflicting for count in conflicting)} rows have a prompt that occurs again with "
-            f"another answer, such as {shorten(conflicting[0].conflicting_prompt)}: check the data"
+            f"warning: {sum(count.conflicting for count in conflicting)} rows share a prompt with another "
+            f"row but have a different answer, such as {shorten(conflicting[0].conflicting_prompt)}: check "
+            "the data"
         )
     if cut := sum(count.cut for count in counts.values()):
         had, longest = (

@@ -38,6 +38,9 @@ def build_evaluator(
             make_strategy(
                 config.search.strategy, **config.search.options
             )  # before the model is loaded for nothing
+        given = {"model": config.model.name, "task": config.task.name}
+        named = {name: value for name, value in given.items() if name not in (objects or {})}
+        plugins.check_names(config.evaluator, **named)
         factory = plugins.load("evaluators", config.evaluator)
         for name in objects or {}:
             if not _accepts_option(factory, name):

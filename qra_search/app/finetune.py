@@ -1,41 +1,107 @@
-"""Full tuning of a run's plan and its baselines: records that are missing are written, and nothing else."""
+"""Full tuning of a run's plan and its baselines: which they are; records that are missing are written."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Comparison, compare
+from qra_search.app.compare import Against, Comparison, compare, select_baselines
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
 from qra_search.app.report.tables import summarize_record
-from qra_search.app.search import write_report
-from qra_search.app.tunable import StepFigures, TunableEvaluator
+from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.app.tunings import Tunings
-from qra_search.errors import BadInput, EvaluationFailed, RunFailed
-from qra_search.evaluation.tuning_record import TuningRecord, tuning_id
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.launched import get_rank_and_size
+from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
+from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import PLAN_NAME
-from qra_search.space.space import Plan
+from qra_search.space.serialization import PLAN_NAME, plan_from_dict
 from qra_search.study.listener import Listener
-from qra_search.study.result import SearchResult
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
 StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
+
+
+@dataclass(frozen=True)
+class Tunings:
+    """What is to be tuned in a run, each plan with each seed.
+
+    Attributes:
+        run: as it was read.
+        plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
+        budget_bytes: that the plan and its baselines keep to.
+    """
+
+    run: Snapshot
+    plans: tuple[Plan, ...]
+    budget_bytes: int
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.run.folder
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[0]
+
+    @property
+    def first_tuning(self) -> Tunings:
+        """The chosen plan with the first seed alone."""
+        return replace(self, plans=self.plans[:1], seeds=self.seeds[:1])
+
+    def __len__(self) -> int:
+        return len(self.plans) * len(self.seeds)
+
+    def __iter__(self) -> Iterator[tuple[int, Plan]]:
+        return itertools.product(self.seeds, self.plans)
+
+
+def select_tunings(
+    run: Snapshot,
+    plan: Plan | str | Path | None = None,
+    memory: int | str | None = None,
+    *,
+    seeds: int = 1,
+    against: Against = "best",
+    with_16_bit: bool = False,
+) -> Tunings:
+    """What `Run.finetune` tunes: a plan, its baselines, and 16-bit LoRA if it is asked for.
+
+    Their budget is `memory`, or the run's largest, or the plan's own bytes if these are more. Raises BadInput if the
+    plan has no adapter or cannot be shuffled, or no plan fits the budget.
+    """
+    if plan is not None and memory is not None:
+        raise BadInput("--plan and --memory both choose a plan: give one of them")
+    result, space = run.result, run.result.space
+    with convert_to_bad_input():
+        limit = None if memory is None else resolve_budget(space, memory)
+        if plan is None:
+            plan = run.choose_plan(limit)
+        elif not isinstance(plan, Plan):
+            plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
+    if not any(plan.ranks):
+        raise BadInput(NO_ADAPTER)
+    budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
+    if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
+        plans.append(unquantized)
+    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
@@ -65,25 +131,91 @@ def count_recorded(
         configs, first = make_rate_configs(config, rates), tunings.first_tuning
         return sum(count_recorded(evaluator, tried, first) for tried in configs.values())
     settings = collect_tuning_settings(config, evaluator)
-    settings["evaluator"] |= {
-        name: value for name, value in tunings.folder.identity().items() if name == "weights"
-    }
-    ids = (tuning_id(plan, seed, settings) for seed, plan in tunings)
-    return sum(tunings.folder.tuning(id).record() is not None for id in ids)
+    if "weights" in tunings.run.identity:
+        settings["evaluator"]["weights"] = tunings.run.identity["weights"]
+    recorded = {record.id for record in tunings.run.records}
+    return sum(tuning_id(plan, seed, settings) in recorded for seed, plan in tunings)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tunings of a command share."""
+
+    evaluator: TunableEvaluator
+    listener: Listener
+    tunings: Tunings
+    settings: Mapping[str, Any]
+    discard: bool
+    on_step: StepListener | None
+
+    def tune(self, plan: Plan, seed: int, *, wait: bool) -> bool:
+        """Write a record if it is missing; returns whether no other process is at it."""
+        tuning = self.tunings.folder.tuning(tuning_id(plan, seed, self.settings))
+        is_chosen = plan == self.tunings.plan
+        with tuning.lock(wait=wait) as is_ours:
+            record = tuning.record()
+            if record is None and not is_ours:
+                self.listener.say(
+                    f"tuning {tuning.id} is left for the end, because {tuning.describe_holder()} is at it"
+                )
+                return False
+            if record is None:
+                record = self._run(tuning, plan, seed)
+            elif is_chosen and (tuning.path / PLAN_NAME).is_file() and not tuning.base_file.is_file():
+                # It was tuned as a baseline, which is saved without its base.
+                self.evaluator.write_base(plan, tuning.path)
+            if record is None:
+                return True
+            if self.discard and not is_chosen:
+                shutil.rmtree(tuning.adapter, ignore_errors=True)
+        self._warn_of_metrics(tuning, record)
+        self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
+        if is_chosen and record.failed:
+            raise RunFailed(
+                f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})"
+            )
+        return True
+
+    def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
+        """Tune, and write the record; None for a baseline that could not be tuned."""
+        is_chosen = plan == self.tunings.plan
+        try:
+            record = self.evaluator.tune(
+                plan,
+                seed=seed,
+                folder=tuning.path,
+                save_base=is_chosen,
+                progress=self.listener.progress,
+                on_step=self.on_step and partial(self.on_step, tuning.id),
+            )
+        except EvaluationFailed as error:
+            if is_chosen:
+                raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
+            self.listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
+            return None
+        return _write(tuning, record, self.settings)
+
+    def _warn_of_metrics(self, tuning: TuningFolder, record: TuningRecord) -> None:
+        known = record.metric_digests
+        own = self.evaluator.metric_digests()
+        if changed := [name for name, digest in own.items() if known.get(name, digest) != digest]:
+            self.listener.say(
+                f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
+                f"delete {tuning.path} to tune and score it again"
+            )
 
 
 def tune_missing(
     evaluator: Evaluator,
     config: RunConfig,
     listener: Listener,
-    result: SearchResult,
     tunings: Tunings,
     *,
     discard: bool = False,
     on_step: StepListener | None = None,
     untuned: bool = True,
 ) -> Comparison:
-    """Tune what has no record yet, write its record as each tuning ends, and the report at the end.
+    """Tune what has no record yet, write its record as each tuning ends, and compare them.
 
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
     awaited at the end. Raises RunFailed if the plan cannot be tuned; of a baseline that is only said.
@@ -92,7 +224,6 @@ def tune_missing(
         untuned: measure the untuned model as well.
     """
     evaluator = check_can_tune(evaluator, config)
-    (folder := tunings.folder).records()  # a damaged one is refused before the hours begin
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
     if get_rank_and_size()[1] > 1:
@@ -103,73 +234,23 @@ def tune_missing(
     if config.finetune.monitor == "task":
         rows = evaluator.row_counts()["validation"].had
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
-    jobs = [(folder.tuning(tuning_id(plan, seed, settings)), plan, seed) for seed, plan in tunings]
-    if recorded := sum(tuning.record() is not None for tuning, *_ in jobs):
-        listener.say(f"{recorded} of {len(jobs)} tunings are finished, {len(jobs) - recorded} left")
-
-    def tune_one(tuning: TuningFolder, plan: Plan, seed: int, *, wait: bool) -> bool:
-        """Write a record if it is missing; returns whether no other process is at it."""
-        with tuning.lock(wait=wait) as is_ours:
-            record = tuning.record()
-            if record is None and not is_ours:
-                listener.say(f"tuning {tuning.id} is running in another process: waiting for it at the end")
-                return False
-            if record is None:
-                try:
-                    record = evaluator.tune(
-                        plan,
-                        seed=seed,
-                        folder=tuning.path,
-                        save_base=plan == tunings.plan,
-                        progress=listener.progress,
-                        on_step=on_step and partial(on_step, tuning.id),
-                    )
-                except EvaluationFailed as error:
-                    if plan == tunings.plan:
-                        raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
-                    listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
-                    return True
-                record = _write(tuning, record, settings)
-            elif (
-                plan == tunings.plan
-                and (tuning.path / PLAN_NAME).is_file()
-                and not tuning.base_file.is_file()
-            ):
-                evaluator.write_base(
-                    plan, tuning.path
-                )  # it was tuned as a baseline, which is saved without it
-            if discard and plan != tunings.plan:
-                shutil.rmtree(tuning.adapter, ignore_errors=True)
-            digests = record.metric_digests
-            if changed := [
-                name for name, own in evaluator.metric_digests().items() if digests.get(name, own) != own
-            ]:
-                listener.say(
-                    f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
-                    f"delete {tuning.path} to tune and score it again"
-                )
-        listener.say(summarize_record(record, evaluator.space, tunings.plan))
-        if plan == tunings.plan and record.failed:
-            raise RunFailed(
-                f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})"
-            )
-        return True
-
+    folder, result = tunings.folder, tunings.run.result
+    known = {record.id for record in folder.records()}
+    if recorded := sum(tuning_id(plan, seed, settings) in known for seed, plan in tunings):
+        listener.say(f"{recorded} of {len(tunings)} tunings are finished, {len(tunings) - recorded} left")
+    job = _Job(evaluator, listener, tunings, settings, discard, on_step)
     try:
         if untuned:
             _measure_untuned(evaluator, folder, settings, listener)
-        for wait in (False, True):
-            jobs = [job for job in jobs if not tune_one(*job, wait=wait)]
+        awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
+        for plan, seed in awaited:
+            job.tune(plan, seed, wait=True)
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
         listener.say(f"Stopped: {kept}. Give the same command again to continue.")
         raise
-    finally:
-        if folder.records():
-            write_report(folder, result)
-    found = compare(
-        folder.records(), result.space, tunings.plan, tunings.budget_bytes, settings, result.sensitivities
-    )
+    known_bytes, sensitivities = tunings.budget_bytes, result.sensitivities
+    found = compare(folder.records(), result.space, tunings.plan, known_bytes, settings, sensitivities)
     assert found is not None  # the plan's record is there
     return found
 
@@ -178,9 +259,8 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
     if not (record.failed or math.isfinite(record.test_loss)):
         record = replace(record, failed=f"diverged: test loss is {record.test_loss}", row_nats=())
     if not math.isfinite(validation := record.validation_loss or 0.0):
-        record = replace(
-            record, failed=record.failed or f"diverged: validation loss is {validation}", validation_loss=None
-        )
+        failed = record.failed or f"diverged: validation loss is {validation}"
+        record = replace(record, failed=failed, validation_loss=None)
     record = replace(record, settings=dict(settings), finished_at=time.time())
     tuning.write(record)
     return record
@@ -208,6 +288,23 @@ def _measure_untuned(
         listener.progress("test the untuned model", 1, 1)
 
 
+def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> Snapshot:
+    """The run with a finished comparison as its answer; if the selected tuning took more steps, or the saved adapter is
+    not what was tuned, the selection stays, and the listener is told how to change it."""
+    own, folder = comparison.chosen.records[0], run.folder
+    run = replace(run, records=tuple(folder.records()))
+    selected = run.selected
+    if comparison.chosen.reload_error:
+        return run
+    if selected is not None and selected.steps > own.steps:
+        listener.say(
+            f"tuning {selected.id} of {selected.steps} steps stays selected, as this one has {own.steps}: "
+            f"`qra show {folder.path} --tuning {own.id}` selects this one"
+        )
+        return run
+    return replace(run, selection=folder.select(own, comparison.budget_bytes))
+
+
 def make_rate_configs(config: RunConfig, rates: Sequence[float]) -> dict[float, RunConfig]:
     """The settings at each learning rate; one that is named twice counts once."""
     fields = config.model_dump(mode="json")
@@ -218,7 +315,6 @@ def choose_rate(
     build: Callable[[RunConfig], Evaluator],
     config: RunConfig,
     listener: Listener,
-    result: SearchResult,
     tunings: Tunings,
     rates: Sequence[float],
     *,
@@ -226,9 +322,8 @@ def choose_rate(
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.
 
-    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. A part of the steps would do for
-    less, but the best rate falls with their number: Gemma 3 270M is best at 0.002 after 60 steps, and at 0.0005 after
-    600, where 0.002 has half as much loss again (docs/tuning.md).
+    Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, as the
+    best rate falls with their number (docs/tuning.md).
 
     Args:
         build: makes the evaluator of settings.
@@ -241,32 +336,29 @@ def choose_rate(
         raise BadInput(
             "--rates needs a single process: run it without torchrun, then set training.learning_rate"
         )
-    first = tunings.first_tuning
-    found: list[tuple[float, float, TuningRecord]] = []
+    found: list[tuple[float, float, str]] = []
     configs = make_rate_configs(config, rates)  # a rate is refused before any is tuned
     for n, (rate, tried) in enumerate(configs.items(), 1):
         listener.say(f"learning rate {rate:g}, {n} of {len(configs)}")
         try:
-            chosen = tune_missing(build(tried), tried, listener, result, first, untuned=False).chosen
+            comparison = tune_missing(build(tried), tried, listener, tunings.first_tuning, untuned=False)
         except RunFailed as error:
             listener.say(f"learning rate {rate:g}: {error}")
             continue
-        record = next(record for record in chosen.records if record.seed == first.seeds[0])
+        record = next(r for r in comparison.chosen.records if r.seed == tunings.seeds[0])
         if record.validation_loss is None:
             raise BadInput(
-                f"tuning {record.id} has no validation loss, as an older version made it: delete its folder"
+                f"evaluator {config.evaluator!r} measures no validation loss, which --rates compares"
             )
-        found.append((record.validation_loss, rate, record))
+        found.append((record.validation_loss, rate, record.id))
         listener.say(f"learning rate {rate:g}: validation loss {record.validation_loss:.4f}")
     if not found:
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
-    _, best, record = min(found, key=lambda tried: tried[:2])
+    best = min(found)[1]
     listener.say(f"learning rate {best:g} has the lowest validation loss")
-    # A run is compared, reported and exported by the settings of its last tuning.
-    tunings.folder.tuning(record.id).write(replace(record, finished_at=time.time()))
-    for other in (tunings.folder.tuning(tried.id) for *_, tried in found if discard and tried is not record):
-        shutil.rmtree(other.adapter, ignore_errors=True)
-        other.base_file.unlink(missing_ok=True)
+    for tuning in (tunings.folder.tuning(id) for _, rate, id in found if discard and rate != best):
+        shutil.rmtree(tuning.adapter, ignore_errors=True)
+        tuning.base_file.unlink(missing_ok=True)
     return configs[best]
 
 

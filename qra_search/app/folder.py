@@ -1,36 +1,36 @@
-"""The folder of one run: what may be begun or resumed in it, its result read back, and its tunings."""
+"""The folder of one run: what may be begun or resumed in it, and all that its files say, read once for a command."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
-from qra_search.allocate.sensitivities import Sensitivities, read_sensitivities
-from qra_search.app.compare import Comparison, compare, select_tuned_plan
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qra_search.allocate.sensitivities import read_sensitivities
+from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
 from qra_search.app.shown import ShownResult
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.evaluator import Evaluator
-from qra_search.files import write_text
-from qra_search.log.lines import round_trip
+from qra_search.files import read_json, write_json, write_text
+from qra_search.log.journal import TrialLog, round_trip
 from qra_search.log.state import StudyState, read_state
-from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
+from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
+from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan, read_plan_file
-from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.result import SearchResult
 
 LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
-OLD_FILE = "test.json"
-"""A file that only runs of earlier versions have."""
 MAY_CHANGE = ("search.evaluations", "finetune.")
 """Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
 ROLES = ("plan", "uniform", "shuffled", "16-bit")
@@ -39,6 +39,21 @@ ROLES = ("plan", "uniform", "shuffled", "16-bit")
 
 class NoRun(BadInput):
     """The folder holds no run."""
+
+
+class Selection(BaseModel):
+    """The one tuning that a run shows, exports and loads: `selection.json`.
+
+    Attributes:
+        tuning: its id.
+        budget_bytes: that the plans beside it keep to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["qra-selection/1"] = "qra-selection/1"
+    tuning: str
+    budget_bytes: int
 
 
 class RunFolder:
@@ -51,6 +66,7 @@ class RunFolder:
         self.log_file = self.path / LOG_NAME
         self.plan_file = self.path / PLAN_NAME
         self.report_file = self.path / "report.html"
+        self.selection_file = self.path / "selection.json"
         self.tunings_folder = self.path / TUNINGS
 
     @property
@@ -63,9 +79,8 @@ class RunFolder:
         """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them; raises
         BadInput if it cannot be looked into."""
         with convert_to_bad_input():
-            begun = (
-                self.log_file.is_file() and self.log_file.stat().st_size > 0
-            )  # not one that could not be written
+            # An empty log could not be written, and holds none.
+            begun = self.log_file.is_file() and self.log_file.stat().st_size > 0
             return begun or (self.config_file.is_file() and self.sensitivities_file.is_file())
 
     def check(self) -> RunFolder:
@@ -95,7 +110,8 @@ class RunFolder:
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
                     f"give another --out, or resume that run with `qra search {self.path}`, in Python open_run()"
                 )
-            if "search.evaluations" in found and config.search.evaluations < (spent := self.result().spent):
+            spent = self._read_state()[0].spent if "search.evaluations" in found else 0.0
+            if config.search.evaluations < spent:
                 raise BadInput(
                     f"{self.path} has spent {spent:g} evaluations already, which is more than "
                     f"{config.search.evaluations:g}: ask for more, or leave --evaluations out"
@@ -103,11 +119,13 @@ class RunFolder:
         if has_run and not resume:
             raise BadInput(
                 f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
-                f"or give another --out"
+                "or give another --out"
             )
 
-    def begin(self, config: RunConfig, *, resume: bool = False) -> None:
+    def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
         """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
+
+        Returns whether this call made the folder.
 
         Raises BadInput as `check_begin` does, and if nothing can be written there.
         """
@@ -117,13 +135,14 @@ class RunFolder:
         except ValueError as error:
             raise BadInput(f"these settings cannot be saved: {error}") from error
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            is_made = _make_folder(self.path)
             TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise BadInput(
                 f"the run's folder {self.path} cannot be written ({describe_os_error(error)}): give another place with "
                 f"--out"
             ) from error
+        return is_made
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings of the run; only the process that holds the lock of its log may."""
@@ -138,27 +157,43 @@ class RunFolder:
             )
         return load_config(self.config_file)
 
+    def read(self, result: SearchResult | None = None) -> Snapshot:
+        """What the run's files say, but for the result if it is at hand; raises NoRun if no run has begun there, and
+        BadInput if a file is damaged."""
+        state, evaluator, study = self._read_state()
+        config = self.config() if self.config_file.is_file() else None
+        if result is None:
+            strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
+            result = ShownResult.from_state(state, strategy)
+        known = self.plan_file.is_file()
+        plan = read_plan(result.space, self.plan_file) if known else result.choose_plan()
+        records = tuple(self.records())
+        return Snapshot(self, config, result, {**evaluator, **study}, plan, records, self._read_selection())
+
     def result(self) -> SearchResult:
         """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
-        state, _, study = self._state()
-        options = self.config().search.options if self.config_file.is_file() else {}
-        return ShownResult.from_state(state, _load_strategy(study.get("strategy", ""), options))
+        return self.read().result
 
-    def identity(self) -> dict[str, Any]:
-        """What identifies the evaluator (model, data, settings), and the study's strategy and evaluations."""
-        _, evaluator, study = self._state()
-        return {**evaluator, **study}
+    def plan(self) -> Plan:
+        """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
+        return self.read().require_plan()
+
+    def comparison(self) -> Comparison | None:
+        """The selected tuning beside its baselines; None if nothing is selected."""
+        return self.read().comparison()
+
+    def find_tuning(self, name: str | None = None) -> TuningFolder:
+        """As `Snapshot.find_tuning`."""
+        return self.read().find_tuning(name)
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
         """The sensitivities of the run, None if none are measured; raises BadInput if it is of another evaluator."""
         if not self.has_run:
             return None
-        state, described, _ = self._state()
+        state, described, _ = self._read_state()
         known = {**described, "search space": state.space.signature}
-        for key, value in {
-            **round_trip(evaluator.describe()),
-            "search space": evaluator.space.signature,
-        }.items():
+        given = {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}
+        for key, value in given.items():
             if known.get(key) != value:
                 raise BadInput(
                     f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}: give another --out, or the "
@@ -166,7 +201,7 @@ class RunFolder:
                 )
         return state.sensitivities
 
-    def _state(self) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
+    def _read_state(self) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
         """What the run knows, what identifies its evaluator, and the study's strategy and evaluations: by its journal,
         or, before a search, by its other files."""
         planned = self.config_file.is_file() and self.sensitivities_file.is_file()
@@ -177,24 +212,11 @@ class RunFolder:
                     if state.sensitivities is None and not state.trials and planned:
                         state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
                     return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
-            # Its first line is damaged, and the other files have what that said; a search writes it again.
-        (space, sensitivities, evaluator), search = (
-            read_sensitivities(self.sensitivities_file),
-            self.config().search,
-        )
+        space, sensitivities, evaluator = read_sensitivities(self.sensitivities_file)
+        search = self.config().search
         budgets = resolve_budgets(space, search.memory)
         state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
         return state, evaluator, {"strategy": search.strategy, "evaluations": search.evaluations}
-
-    def plan(self) -> Plan:
-        """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
-        plan = self._find_plan(self.result())
-        if plan is None:
-            raise NoRun(f"{self.path} has no plan yet: resume its search with `qra search {self.path}`")
-        return plan
-
-    def _find_plan(self, result: SearchResult) -> Plan | None:
-        return read_plan(result.space, self.plan_file) if self.plan_file.is_file() else result.choose_plan()
 
     def tuning(self, id: str) -> TuningFolder:
         """The folder of a tuning, which may be yet to be made."""
@@ -202,61 +224,123 @@ class RunFolder:
 
     def records(self) -> list[TuningRecord]:
         """The records of all finished tunings, oldest first; raises BadInput if one is damaged."""
-        if (self.path / OLD_FILE).is_file():
-            raise BadInput(
-                f"{self.path} was tuned by an earlier version: plan and fine-tune again in another folder"
-            )
         files = sorted(self.tunings_folder.glob("*/record.json"))
         records = [record for file in files if (record := TuningFolder(file.parent).record()) is not None]
         return sorted(records, key=lambda record: (record.finished_at, record.id))
 
+    def select(self, record: TuningRecord, budget_bytes: int) -> Selection:
+        """Make a tuning the one that the run shows, exports and loads."""
+        selection = Selection(tuning=record.id, budget_bytes=max(budget_bytes, record.memory_bytes))
+        write_json(self.selection_file, selection.model_dump(), durable=True)
+        return selection
+
+    def _read_selection(self) -> Selection | None:
+        try:
+            data = read_json(self.selection_file)
+            return None if data is None else Selection.model_validate(data)
+        except ValidationError:
+            raise BadInput(
+                f"{self.selection_file} is damaged: remove it, then `qra show {self.path} --tuning ID` selects a tuning"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the files of a run said when they were read: once for a command.
+
+    Attributes:
+        config: None of a study that was begun in Python.
+        identity: what identifies the evaluator (model, data, settings), and the study's strategy and evaluations.
+        plan: that of `plan.json`, or, before it is written, what the log leads to.
+        records: of all finished tunings, oldest first.
+    """
+
+    folder: RunFolder
+    config: RunConfig | None
+    result: SearchResult
+    identity: dict[str, Any]
+    plan: Plan | None
+    records: tuple[TuningRecord, ...]
+    selection: Selection | None
+
+    @cached_property
+    def selected(self) -> TuningRecord | None:
+        """The record of the selected tuning; None if there is none, or its folder was deleted."""
+        id = None if self.selection is None else self.selection.tuning
+        return next((record for record in self.records if record.id == id), None)
+
+    def require_plan(self) -> Plan:
+        """The plan; raises NoRun if there is none yet."""
+        if self.plan is None:
+            path = self.folder.path
+            raise NoRun(f"{path} has no plan yet: resume its search with `qra search {path}`")
+        return self.plan
+
+    def choose_plan(self, budget_bytes: int | None) -> Plan:
+        """The plan of the run, or the best within a budget; raises BadInput if there is none."""
+        if budget_bytes is None:
+            return self.require_plan()
+        plan = self.result.choose_plan(budget_bytes)
+        if plan is None:
+            size = format_bytes(budget_bytes)
+            raise BadInput(f"no plan of {self.folder.path} fits {size}: search with this budget first")
+        return plan
+
     def comparison(self, plan: Plan | None = None, budget_bytes: int | None = None) -> Comparison | None:
-        """A tuned plan beside its baselines; None if it was not tuned.
+        """The selected tuning beside its baselines; None if nothing is selected.
 
         Args:
-            plan: default: the run's, or, if that was not tuned, the last that was chosen in its place.
-            budget_bytes: default: the run's largest budget.
+            plan: another, as it was tuned with the selected tuning's settings.
+            budget_bytes: another than the selection's.
         """
-        records = self.records()
-        if not records:
+        selected, space = self.selected, self.result.space
+        if selected is None or self.selection is None:
             return None
-        result = self.result()
-        own = None
-        if plan is None:
-            own = self._find_plan(result)
-            plan = select_tuned_plan(records, result.space, own)
-        if budget_bytes is None:
-            budget_bytes = max(result.memory_budgets, default=0)
-        if plan is None:
+        budget_bytes = self.selection.budget_bytes if budget_bytes is None else budget_bytes
+        own, sensitivities = plan or selected.plan, self.result.sensitivities
+        found = compare(self.records, space, own, budget_bytes, selected.settings, sensitivities)
+        if found is None:
             return None
-        found = compare(records, result.space, plan, budget_bytes, sensitivities=result.sensitivities)
-        return replace(found, is_of_another=True) if found and own not in (None, plan) else found
+        is_tuned = self.plan in {None, *(record.plan for record in self.records)}
+        return replace(found, is_selected=own == selected.plan, is_of_another=not is_tuned)
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:
         """The folder of a finished tuning with an adapter.
 
         Args:
-            name: an id or its beginning; `uniform`, `shuffled` or `16-bit`: that of lowest test loss beside the run's
-                plan; default: that of the run's plan. Of several seeds the first.
+            name: an id or its beginning; `uniform`, `shuffled` or `16-bit`: that of lowest test loss beside the
+                selected one, of several seeds the first; default: the selected one.
 
         Raises:
             BadInput: there is none; the message lists those that there are.
         """
-        records = [record for record in self.records() if record.has_adapter]
-        if name is None or name in ROLES:
-            comparison = self.comparison(None if name else self.plan())
-            tuned = None if comparison is None else comparison.find_role(name or "plan")
+        records = [record for record in self.records if record.has_adapter]
+        if name is None:
+            found = [record for record in records if record is self.selected]
+        elif name in ROLES:
+            comparison = self.comparison()
+            tuned = None if comparison is None else comparison.find_role(name)
             found = [] if tuned is None else [record for record in tuned.records if record.has_adapter][:1]
         else:
             found = [record for record in records if record.id.startswith(name)]
         if len(found) != 1:
-            what = f"no tuning {name!r}" if name else "no tuning of its plan"
+            path = self.folder.path
+            what = f"no tuning {name!r}" if name else "no selected tuning"
             there = ", ".join(record.id for record in records) or "none"
             option = {"shuffled": " --against shuffled", "16-bit": " --with-16-bit"}.get(name or "", "")
             raise BadInput(
-                f"{self.path} has {what} (tunings: {there}): run `qra finetune {self.path}{option}`, or give an id"
+                f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`, or give an id"
             )
-        return self.tuning(found[0].id)
+        return self.folder.tuning(found[0].id)
+
+
+def _make_folder(path: Path) -> bool:
+    """Make a folder unless it is there; returns whether this process made it, of several that try."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def is_code_trusted(folder: Path) -> bool:
@@ -269,7 +353,8 @@ def read_plan_data(path: Path) -> dict[str, Any]:
     """The data of a `plan.json`, or of the best plan so far of a run without one; raises BadInput if there is none."""
     folder = RunFolder(path)
     if folder.has_run and not folder.plan_file.is_file():
-        return plan_to_dict(folder.result().space, folder.plan())
+        snapshot = folder.read()
+        return plan_to_dict(snapshot.result.space, snapshot.require_plan())
     return read_plan_file(path)
 
 

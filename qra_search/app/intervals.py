@@ -1,4 +1,4 @@
-"""95% intervals: of a share of rows, and of one loss as a share of another."""
+"""95% intervals over rows and seeds: of a share, of a mean, and of one loss as a share of another."""
 
 from __future__ import annotations
 
@@ -74,22 +74,31 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return mean - half, mean + half
 
 
-def seeds_half_width(values: Sequence[float], other_values: Sequence[float]) -> float:
-    """Half the width of the interval of a difference of means by the spread over seeds (Student 1908), which is taken
-    to be the same on both sides; nan if both have a single seed.
+def seeds_half_width(*sides: Sequence[float]) -> float:
+    """Half the width of the interval of a mean, or of a difference of two, by the spread over seeds (Student 1908),
+    which is taken to be the same on both sides; nan if every side has a single seed.
 
     Two seeds say little about their spread: with two on either side the interval is twice as wide as with many.
     """
     from scipy.special import stdtrit  # a tenth of a second, which a refused command does without
 
-    sides = [np.asarray(side, dtype=float) for side in (values, other_values)]
-    freedom = sum(map(len, sides)) - 2
+    values = [np.asarray(side, dtype=float) for side in sides]
+    freedom = sum(map(len, values)) - len(values)
     if freedom < 1:
         return math.nan
-    variance = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / freedom
+    variance = sum(float(((side - side.mean()) ** 2).sum()) for side in values) / freedom
     return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(
-        variance * sum(1 / len(side) for side in sides)
+        variance * sum(1 / len(side) for side in values)
     )
+
+
+def add_seeds(interval: Interval, middle: float, half: float) -> Interval:
+    """An interval over rows, widened on both sides of its middle by half the width of that over seeds; with nan, of a
+    single seed, as it is."""
+    low, high = interval
+    if not math.isfinite(half):
+        return interval
+    return middle - math.hypot(middle - low, half), middle + math.hypot(high - middle, half)
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -1,37 +1,128 @@
-"""A run as an object: search, fine-tune, report, export, load. The commands call these, and print."""
+"""A run as an object: planned or opened, searched, fine-tuned, reported, exported, loaded. The commands call these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.app.baselines import Against
-from qra_search.app.compare import Comparison
-from qra_search.app.config import RunConfig, make_config
+from qra_search.app.compare import Against, Comparison
+from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, tune_missing
-from qra_search.app.folder import RunFolder
+from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
+from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.search import begin_run, plan_run, search_run
-from qra_search.app.settings import check_budget, check_task, find_missing_file
+from qra_search.app.search import begin_run, plan_run, search_run, write_report
+from qra_search.app.settings import (
+    change_settings,
+    check_budget,
+    check_task,
+    find_missing_file,
+    make_absolute,
+    make_folder_name,
+    make_settings,
+)
 from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
+from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import TuningFolder
-from qra_search.app.tunings import change_settings, select_export, select_tunings
-from qra_search.errors import BadInput, convert_to_bad_input
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.engines import ENGINES
+from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
+from qra_search.files import read_tensor_names
 from qra_search.launched import is_follower
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
-from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
+
+DEFAULT_FORMAT = "peft"
+"""Export format of a run that was searched for no engine."""
+
+
+def plan(
+    model: Any = None,
+    task: Any = None,
+    *,
+    memory: int | str | Sequence[int | str] | None = None,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    metrics: Mapping[str, Callable[..., float]] | None = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    progress: ProgressArgument = None,
+) -> Run:
+    """Choose bits and rank of every layer for a budget from measured sensitivities, without training.
+
+    Does what `qra plan` does, and leaves the same folder.
+
+    Args:
+        model: a name, a folder, a GGUF file, a hub id; or a `PreTrainedModel` in memory, which is left as it is.
+        task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
+            dictionaries, an object of the `Task` kind.
+        memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
+        out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
+        tokenizer: of a model in memory.
+        metrics: functions of (answer, example) that score generated answers, by name; higher is better.
+        config: all other settings: sections of the config as a mapping, such as `{"space": {"bits": [2, 3]}}`, a
+            `RunConfig`, or the path of a YAML file.
+        progress: as `search` takes it.
+
+    Raises:
+        BadInput: what was given cannot be used; nothing was spent.
+    """
+    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
+    given = {"model.name": model, "task.name": task, "search.memory": memory}
+    named = {
+        field: v for field, v in given.items() if v is not None and field.partition(".")[0] not in objects
+    }
+    made = make_settings(config, named)
+    made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
+    run = Run(out or make_folder_name(made), made, objects=objects)
+    try:
+        run.choose_plan(progress=progress)
+    except BaseException:
+        run.close()  # nobody has the run, to close it later
+        raise
+    return run
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    task: Any = None,
+    metrics: Mapping[str, Callable[..., float]] | None = None,
+) -> Run:
+    """A run that `plan`, `qra plan` or `qra search` made.
+
+    Args:
+        model, tokenizer, task, metrics: the objects in memory that it was made with, if it was.
+
+    Raises:
+        NoRun: there is none in the folder.
+    """
+    there = RunFolder(folder).check()
+    config = there.config()
+    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
+    for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
+        name = make_in_memory_name(given) if what in objects else given
+        if name is not None and known not in (str(name), make_absolute(str(name))):
+            raise BadInput(
+                f"{there.path} is a run of {what} {known}, not {name}: give that one, or plan again"
+            )
+    return Run(there.path, config, objects=objects)
+
+
+def _select_objects(**given: Any) -> dict[str, Any]:
+    """The arguments that are objects in memory rather than names or paths."""
+    return {name: v for name, v in given.items() if v is not None and not isinstance(v, (str, Path))}
 
 
 class Run:
@@ -50,6 +141,7 @@ class Run:
         self.config = config
         self._objects = dict(objects or {})
         self._held: tuple[RunConfig, Evaluator] | None = None
+        self._snapshot: Snapshot | None = None
 
     def __enter__(self) -> Run:
         return self
@@ -84,22 +176,43 @@ class Run:
 
     @property
     def comparison(self) -> Comparison | None:
-        """The tuned plan beside its baselines on test data; None before `finetune`."""
+        """The selected tuning beside its baselines on test data; None before `finetune`."""
         return self.folder.comparison()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the folder's files say: as the last `finetune` of this object left them, or as they are read now."""
+        return self._snapshot or self.folder.read()
+
+    def select(self, tuning: str) -> Snapshot:
+        """Make another tuning the one that the run shows, exports and loads.
+
+        Args:
+            tuning: as `load` takes it.
+
+        Raises:
+            BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
+        """
+        run = self.folder.check().read()
+        record = run.find_tuning(tuning).record()
+        assert record is not None  # it is a finished one
+        if not run.result.space.contains(record.plan):
+            raise BadInput(
+                f"tuning {record.id} is LoRA on the 16-bit model, which is no plan of this run: name it to `qra export`"
+            )
+        budget_bytes = max(run.result.memory_budgets, default=0)
+        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
+        write_report(self._snapshot)
+        return self._snapshot
 
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
         check_budget(self.config)
         check_task(self.config)
         exists = self.folder.has_run
-        if (
-            exists
-            and self.folder.config_file.is_file()
-            and "evaluations" not in self.config.search.model_fields_set
-        ):
-            self.config = self._change_evaluations(
-                self.folder.config().search.evaluations
-            )  # as its search has them
+        is_asked = "evaluations" in self.config.search.model_fields_set
+        if exists and self.folder.config_file.is_file() and not is_asked:  # as its search has them
+            self.config = self._change_evaluations(self.folder.config().search.evaluations)
         with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
@@ -163,7 +276,6 @@ class Run:
         epochs: float | None = None,
         seeds: int = 1,
         against: Against = "best",
-        device: str | None = None,
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
@@ -174,8 +286,9 @@ class Run:
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
-        Only tunings without a record are made. Of processes that `torchrun` started, all but the first help it, and
-        end in here.
+        Only tunings without a record are made. The plan's tuning is selected, to be shown, exported and loaded, unless
+        one of more steps is: `is_selected` of the comparison tells. Of processes that `torchrun` started, all but the
+        first help it, and end in here.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -185,7 +298,6 @@ class Run:
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
                 the same shape, `all` uniform plans that fit and that one, or `none`.
-            device: another than the run's.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
@@ -198,41 +310,41 @@ class Run:
             BadInput: what was given cannot be used.
             RunFailed: the plan cannot be tuned, or a saved adapter does not load back as it was tuned.
         """
-        known = self.folder.check().config()
+        run = self.folder.check().read()
         find_trackers(track)  # before a model is loaded for nothing
         config = change_settings(
-            known, steps=steps, epochs=epochs, device=device, rates=rates, settings=settings
+            self.folder.config(), steps=steps, epochs=epochs, rates=rates, settings=settings
         )
-        tunings = select_tunings(
-            self.folder, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit
-        )
+        tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
-            if rates:
-                config = choose_rate(
-                    partial(self.evaluator, listener),
-                    config,
-                    listener,
-                    self.result,
-                    tunings,
-                    rates,
-                    discard=discard,
-                )
-            evaluator = self.evaluator(listener, config)
-            if is_follower():
-                check_can_tune(evaluator, config).serve_tunings()
-            with open_trackers(track, self.path, config) as log:
-                comparison = tune_missing(
-                    evaluator,
-                    config,
-                    listener,
-                    self.result,
-                    tunings,
-                    discard=discard,
-                    on_step=lambda id, step, figures: log({f"{id}/{k}": v for k, v in figures.items()}, step),
-                )
+            try:
+                if rates:
+                    build = partial(self.evaluator, listener)
+                    config = choose_rate(build, config, listener, tunings, rates, discard=discard)
+                evaluator = self.evaluator(listener, config)
+                if is_follower():
+                    check_can_tune(evaluator, config).serve_tunings()
+                with open_trackers(track, self.path, config) as log:
+
+                    def send(id: str, step: int, figures: StepFigures) -> None:
+                        log({f"{id}/{name}": value for name, value in figures.items()}, step)
+
+                    comparison = tune_missing(
+                        evaluator, config, listener, tunings, discard=discard, on_step=send
+                    )
+                run = select_answer(run, comparison, listener)
+            except RunFailed:
+                if run.selected is not None:
+                    listener.say(f"tuning {run.selected.id} stays selected")
+                raise
+            finally:
+                self._snapshot = replace(run, records=tuple(self.folder.records()))
+                if self._snapshot.records and not is_follower():
+                    write_report(self._snapshot)
         if check:
             check_reloads(comparison, self.folder)
-        return comparison
+        is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
+        return replace(comparison, is_selected=is_selected)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -243,7 +355,7 @@ class Run:
         from qra_search.app.report.page import write_page  # as in `write_report`
 
         with convert_to_bad_input():
-            return write_page([self.folder], out)
+            return write_page(self.folder, out)
 
     def export(
         self,
@@ -267,7 +379,17 @@ class Run:
         Raises:
             BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
-        found, name = select_export(self.folder, format, tuning)
+        engine = self.config.engine
+        name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
+        if name not in plugins.list_names("exporters"):
+            plugins.load("exporters", name)  # which says what there is
+        found = self.folder.check().find_tuning(tuning)
+        weights = found.adapter / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
+        for file in (found.base_file, weights):
+            if file.is_file():
+                read_tensor_names(file)  # before seconds of loading libraries
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
@@ -283,7 +405,7 @@ class Run:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
-            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: that of the run's plan.
+            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: the selected one.
 
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
@@ -325,8 +447,10 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        text = f": {summarize_run(self.result, self.comparison)}" if self.folder.has_run else ""
-        return f"Run({str(self.path)!r}){text}"
+        if not self.folder.has_run:
+            return f"Run({str(self.path)!r})"
+        run = self.folder.read()
+        return f"Run({str(self.path)!r}): {summarize_run(run.result, run.comparison())}"
 
     def _change_evaluations(self, count: float) -> RunConfig:
         return make_config(

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.data import RunData
-from qra_search.app.report.formatting import format_evaluations
+from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.settings import DEFAULT_FOLDER
 from qra_search.app.shown import ShownResult
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
+from qra_search.schemas import Plan
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.candidates import UniformComparison
 from qra_search.study.checks import StudyFailed, check_evaluator
 from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
@@ -63,22 +65,35 @@ def search(
 
 @contextmanager
 def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run with these settings; it is removed if nothing was begun in it at the end.
+    """Make the folder of a run with these settings; if this process made it, and nothing was begun in it at the end, it
+    is removed. In a folder that another process made nothing is removed.
 
     Raises BadInput if what was given cannot be used; nothing was spent.
     """
-    with convert_to_bad_input():  # of a path that cannot be looked into
-        made = [path for path in (folder.path, DEFAULT_FOLDER) if not path.exists()]
-    folder.begin(config, resume=resume)
+    is_made = folder.begin(config, resume=resume)
     try:
         yield
     finally:
-        if not folder.has_run:  # a run that was refused leaves no folder that a second try would trip over
-            for file in (folder.log_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
-                file.unlink(missing_ok=True)
-            for path in made:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        if (
+            is_made and not folder.has_run
+        ):  # a run that was refused is nothing that a second try would trip over
+            _remove_empty_folder(folder)
+
+
+def _remove_empty_folder(folder: RunFolder) -> None:
+    """Remove an empty log, and the folder if it is then empty, unless another process has begun to write there."""
+    from filelock import FileLock, Timeout  # as in the trial log
+
+    lock = FileLock(f"{folder.log_file}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    for file in (folder.log_file, Path(lock.lock_file)):
+        file.unlink(missing_ok=True)
+    lock.release()
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()
 
 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
@@ -87,9 +102,9 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     A run whose search has begun keeps the plan of that search. Raises BadInput if the evaluator measures none, a budget
     is too small, or the run is of another evaluator.
     """
-    space = evaluator.space
+    space, search = evaluator.space, config.search
     with convert_to_bad_input():
-        budgets = resolve_budgets(space, config.search.memory)
+        budgets = resolve_budgets(space, search.memory)
     sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
     if sensitivities is not None:
@@ -100,22 +115,19 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         )
     check_sensitivities(space, sensitivities)
     folder.check_begin(config, resume=True)  # of another process, perhaps, by now
-    result = folder.result() if folder.log_file.is_file() else None
-    if result is None or not result.trials:
-        allocations = {budget: solve(space, sensitivities, budget) for budget in budgets}
+    known = folder.read() if folder.log_file.is_file() else None
+    if known is not None and known.result.trials:
+        result = known.result
+    else:
+        solved = {budget: solve(space, sensitivities, budget) for budget in budgets}
+        strategy = search.strategy
         result = ShownResult(
-            space,
-            (),
-            sensitivities,
-            budgets,
-            config.search.seed,
-            strategy=config.search.strategy,
-            allocations=allocations,
+            space, (), sensitivities, budgets, search.seed, strategy=strategy, allocations=solved
         )
         if not (folder.has_run and folder.plan_file.is_file()):
             result.write(folder.path, evaluator=evaluator.describe())
     folder.write_config(config)
-    write_report(folder, result)
+    write_report(folder.read(result))
     return result
 
 
@@ -131,7 +143,8 @@ def search_run(
 ) -> SearchResult:
     """Search with an evaluator in a folder that was begun, and write the results.
 
-    Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
+    A plan that was tuned stays the run's unless the search found one that is better by more than chance. Raises
+    BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
     strategy = make_strategy(settings.strategy, **settings.options)
@@ -141,6 +154,7 @@ def search_run(
             "or bayes, or remove space.learning_rates and space.lengths"
         )
     with convert_to_bad_input():
+        budgets = resolve_budgets(evaluator.space, settings.memory)
         known = folder.find_sensitivities(evaluator)
         log = TrialLog(folder.log_file)
     with log:
@@ -151,7 +165,7 @@ def search_run(
                 evaluator,
                 strategy=strategy,
                 evaluations=settings.evaluations,
-                memory_budget=list(settings.memory) or None,
+                memory_budget=budgets or None,
                 seed=settings.seed,
                 log=log,
                 callbacks=(listener, *callbacks),
@@ -176,8 +190,15 @@ def search_run(
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
+    run = folder.read(result)
     result.write(folder.path, evaluator=evaluator.describe())
-    write_report(folder, result)
+    if (
+        planned is not None
+        and run.selected is not None
+        and not _beats_tuned(run, run.selected.plan, listener)
+    ):
+        write_text(folder.plan_file, planned)
+    write_report(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
         listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
@@ -216,10 +237,30 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
 
 
-def write_report(folder: RunFolder, result: SearchResult) -> None:
-    """Write `report.html` of a run whose result is at hand."""
-    from qra_search.app.report.page import (
-        render_page,  # a sixth of what loads, which a refused command does without
+def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
+    """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
+    the best uniform one, by more than chance; the listener is told."""
+    found = run.result.comparison()
+    if found is None or found.chosen.plan == tuned:
+        return False
+    known = {candidate.plan: candidate for candidate in run.result.candidates}
+    other = known.get(tuned, found.baseline)
+    name = "the tuned plan" if tuned in known else "the best uniform plan"
+    change = UniformComparison(found.budget_bytes, found.chosen, other).change
+    if change is None or change.may_be_chance or not change.is_lower:
+        amount = f" ({format_change(change)})" if change else ""
+        listener.say(f"no plan of the search beats {name} by more than chance{amount}: the tuned plan stays")
+        return False
+    listener.say(
+        f"validation loss of the search's plan against {name}: {format_change(change)}. "
+        f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
     )
+    return True
 
-    write_text(folder.report_file, render_page([RunData.read(folder, result)]))
+
+def write_report(run: Snapshot) -> None:
+    """Write `report.html` of a run as it was read."""
+    # A sixth of what loads, which a refused command does without.
+    from qra_search.app.report.page import render_page
+
+    write_text(run.folder.report_file, render_page(RunData.read(run)))

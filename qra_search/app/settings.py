@@ -1,16 +1,18 @@
-"""From keywords, as Python's `plan` and the command line take them, to the settings of a run."""
+"""From a config and values that win over it to the settings of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.config import RunConfig, load_config, make_config
+from qra_search.app.config import RunConfig, find_differences, load_config, make_config
 from qra_search.errors import BadInput, wrong_type
 from qra_search.sections import DEFAULT_EVALUATOR
 
 DEFAULT_FOLDER = Path("runs")
+TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
+"""Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
 FIELDS = {
     "model": "model.name",
     "device": "model.device",
@@ -29,33 +31,23 @@ FIELDS = {
     "evaluator": "evaluator",
     "engine": "engine",
 }
-"""The field of the config that each keyword sets."""
+"""The field of the config that each option of the command line sets."""
 
 
 def make_settings(
     config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    **keywords: Any,
 ) -> RunConfig:
-    """The settings of a config with keywords and overrides, which win; relative paths become absolute.
+    """The settings of a config with overrides, which win; relative paths become absolute.
 
     Args:
         config: a `RunConfig`, its fields as a mapping, the path of a YAML file, or None for the defaults.
         overrides: values by dotted field, such as `{"training.scales": True}`.
-        keywords: those of `FIELDS`; None leaves a field as it is.
 
     Raises:
         BadInput: a value that cannot be used.
     """
-    if unknown := [name for name in keywords if name not in FIELDS]:
-        raise BadInput(
-            f"{unknown[0]!r} is not a setting: choose from {', '.join(FIELDS)}, and any field of the config as "
-            "settings={'section.field': value}"
-        )
-    given = {FIELDS[name]: value for name, value in keywords.items() if value is not None} | dict(
-        overrides or {}
-    )
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in (overrides or {}).items()}
     if isinstance(config, (str, Path)):
         made = load_config(config, given)
     elif isinstance(config, RunConfig):
@@ -63,20 +55,58 @@ def make_settings(
     elif config is None or isinstance(config, Mapping):
         made = make_config(dict(config or {}), given, source="options" if config is None else "config")
     else:
-        raise wrong_type(
-            "config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
-        )
-    model, task = made.model, made.task
-    paths = {
-        "model.name": model.name,
-        "task.name": task.name,
-        "task.data": task.data,
-        "task.metrics": task.metrics,
+        wanted = "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
+        raise wrong_type("config", config, wanted)
+    task, cache = made.task, made.quantization.cache
+    absolute = {
+        "model.name": make_absolute(made.model.name),
+        "task.name": make_absolute(task.name),
+        "task.data": make_absolute(task.data),
+        "task.metrics": make_absolute(task.metrics),
+        "quantization.cache": None if cache is None else str(Path(cache).absolute()),
     }
-    changed = {field: path for field, given in paths.items() if (path := make_absolute(given)) != given}
-    if (cache := made.quantization.cache) is not None and not Path(cache).is_absolute():
-        changed["quantization.cache"] = str(Path(cache).absolute())
+    old = (made.model.name, task.name, task.data, task.metrics, cache)
+    changed = {field: new for (field, new), known in zip(absolute.items(), old, strict=True) if new != known}
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+
+
+def change_settings(
+    known: RunConfig,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    rates: Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run with those that `Run.finetune` is given, which win; raises BadInput for one that
+    no tuning of its plan can be given."""
+    if steps is not None and epochs is not None:
+        raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+    named = {
+        "finetune.steps": ("--steps", steps),
+        "finetune.epochs": ("--epochs", epochs),
+        "training.learning_rate": ("--rates", rates),
+    }
+    changes = dict(settings or {})
+    for field, (option, value) in named.items():
+        if value is not None and field in changes:
+            raise BadInput(f"give {option} or --set {field}, not both")
+        if value is not None and option != "--rates":  # of which each is a setting of its own
+            changes[field] = value
+    if steps is not None:
+        changes.setdefault("finetune.epochs", None)
+    config = make_config(known.model_dump(mode="json"), changes, source="options")
+    for path, (old, _) in find_differences(known, config).items():
+        if path.startswith(TUNABLE):
+            continue
+        if path.startswith("evaluation."):
+            raise BadInput(
+                f"{path} sets the short fine-tunings of a search: set finetune.steps for a full fine-tuning"
+            )
+        raise BadInput(
+            f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
+        )
+    return config
 
 
 def make_absolute(name: Any) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 from qra_search.app.config import RunConfig
 from qra_search.app.report.live import BestSoFar
 from qra_search.errors import BadInput, one_line
-from qra_search.log.trial import Trial
 from qra_search.plugins import describe_unknown
+from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
 
@@ -58,9 +58,8 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
     A tool that fails after its start gets nothing more, with a warning: the run goes on. Raises BadInput for no such
     tracker, one whose package is not installed, or one that cannot begin.
     """
-    trackers = {
-        name: _begin_tracking(name, kind, folder, config) for name, kind in find_trackers(names).items()
-    }
+    kinds = find_trackers(names)
+    trackers = {name: _begin_tracking(name, kind, folder, config) for name, kind in kinds.items()}
 
     def call_all(method: str, *arguments: Any, **options: Any) -> None:
         for name, tracker in list(trackers.items()):
@@ -68,14 +67,12 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
                 getattr(tracker, method)(*arguments, **options)
             except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
                 del trackers[name]
-                warnings.warn(
-                    f"logging to {name} ended, the run continues: {one_line(repr(error), 300)}", stacklevel=2
-                )
+                reason = one_line(repr(error), 300)
+                warnings.warn(f"logging to {name} ended, the run continues: {reason}", stacklevel=2)
 
     def log(figures: Mapping[str, float], step: int) -> None:
-        call_all(
-            "log", {name: float(value) for name, value in figures.items() if math.isfinite(value)}, step=step
-        )
+        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        call_all("log", finite, step=step)
 
     try:
         yield log
@@ -101,13 +98,8 @@ def _find_tracker(name: str) -> Any:
 def _begin_tracking(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:
     from accelerate.state import PartialState
 
-    fields = config.model_dump(mode="json")
-    settings = {
-        f"{section}.{field}": str(value)
-        for section, values in fields.items()
-        if isinstance(values, dict)
-        for field, value in values.items()
-    }
+    sections = {n: own for n, own in config.model_dump(mode="json").items() if isinstance(own, dict)}
+    settings = {f"{n}.{field}": str(value) for n, own in sections.items() for field, value in own.items()}
     try:
         PartialState()  # accelerate's loggers refuse to work without it
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput, describe
-from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.files import read_json, write_json
-from qra_search.space.plan import Plan
+from pydantic import TypeAdapter
+
+from qra_search.errors import BadInput
+from qra_search.files import read_json, write_json, write_text
+from qra_search.log.journal import describe_process
+from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
+RECORDS = TypeAdapter(TuningRecord)
 CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
 ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 
 
 class TuningFolder:
@@ -53,26 +58,34 @@ class TuningFolder:
         from filelock import FileLock, Timeout  # as in the trial log
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", thread_local=False)
+        lock = FileLock(self.path / LOCK_FILE, thread_local=False)
+        holder = self.path / HOLDER_FILE
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
         try:
+            write_text(holder, describe_process(os.getpid()))
             yield True
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
+
+    def describe_holder(self) -> str:
+        """The process that tunes here, for others that wait for it."""
+        holder = self.path / HOLDER_FILE
+        return holder.read_text() if holder.is_file() else "another process"
 
 
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:
     """A record as plain data, with a digest of itself. Scores that are not finite are left out."""
-    scores = {name: row for name, row in record.row_scores.items() if all(map(math.isfinite, row))}
-    commonest = {name: mean for name, mean in record.commonest_scores.items() if math.isfinite(mean)}
-    identity = {"format": RECORD_FORMAT, "id": record.id, "plan": record.plan.to_dict()}
-    data = json.loads(
-        json.dumps({**vars(record), **identity, "row_scores": scores, "commonest_scores": commonest})
-    )
+    fields = RECORDS.dump_python(record, mode="json")
+    fields["row_scores"] = {n: row for n, row in fields["row_scores"].items() if all(map(math.isfinite, row))}
+    fields["commonest_scores"] = {
+        n: mean for n, mean in fields["commonest_scores"].items() if math.isfinite(mean)
+    }
+    data = {"format": RECORD_FORMAT, "id": record.id, **fields}
     return {**data, "digest": _digest(data)}
 
 
@@ -82,21 +95,10 @@ def record_from_dict(data: Any, file: Path) -> TuningRecord:
         raise BadInput(
             f"{file} is not a record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again"
         )
-    fields = dict(data)
-    try:
-        if fields.pop("digest", None) != _digest(fields):
-            raise ValueError("its digest differs")
-        for name in ("format", "id"):
-            del fields[name]
-        fields["plan"] = Plan.from_dict(fields["plan"])
-        for name in ("row_nats", "row_tokens", "samples"):
-            fields[name] = tuple(fields[name])
-        fields["row_scores"] = {name: tuple(row) for name, row in fields["row_scores"].items()}
-        return TuningRecord(**fields)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise BadInput(
-            f"{file} is damaged ({describe(error)}): delete its folder and run `qra finetune` again"
-        ) from error
+    content = {name: value for name, value in data.items() if name != "digest"}
+    if data.get("digest") != _digest(content):
+        raise BadInput(f"{file} is damaged: delete its folder and run `qra finetune` again")
+    return RECORDS.validate_python({n: value for n, value in content.items() if n not in ("format", "id")})
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -212,6 +212,12 @@ class TrialLog:
         known = self._contents.header
         new = round_trip({**identity, **(entries or {})})
         for key in identity:
+            if known and key not in known and len(self):
+                self.close()
+                raise LogError(
+                    f"{self.path} has trials, and its header has no {key}, so it is damaged: restore the file from a "
+                    f"copy, or search anew in another output folder"
+                )
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()
                 raise LogError(

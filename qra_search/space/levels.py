@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qra_search.schemas import LevelName as LevelName  # old path
-from qra_search.schemas import check_name
-from qra_search.schemas import format_level as format_level  # old path
-from qra_search.schemas import format_level_label as format_level_label  # old path
+from qra_search.schemas import LevelName, check_name, format_level
 from qra_search.space.memory import METADATA_BITS, UNQUANTIZED_BITS, GroupwiseFormat, StorageFormat
 
 Converted = TypeVar("Converted")
@@ -92,11 +89,6 @@ def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -
         return tuple(map(convert, values))
     except TypeError:
         raise TypeError(f"{wanted}, got {values!r}") from None
-
-
-def to_level_name(value: Any) -> LevelName:
-    """A text as it is, else a whole number; TypeError for everything else."""
-    return value if isinstance(value, str) else to_int(value)
 
 
 def to_int(value: Any) -> int:

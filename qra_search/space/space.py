@@ -16,11 +16,10 @@ import numpy as np
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan
-from qra_search.schemas import Linear as Linear  # old path
 from qra_search.space.levels import Level, convert_all, make_levels, to_int
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Parameter", "Plan", "SearchSpace"]
+__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -208,7 +207,7 @@ class SearchSpace:
         plans = list(plans)
         for plan in plans:
             if not isinstance(plan, Plan):
-                raise wrong_type("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
+                raise wrong_type("plan", plan, "a Plan is needed, such as candidate.plan")
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:

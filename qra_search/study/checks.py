@@ -51,7 +51,8 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     if isinstance(evaluator, Evaluator):
         return evaluator
     wanted = (
-        "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
+        "an Evaluator is needed. To search for a model and a task by name, use qra_search.plan or `qra "
+        "search`"
     )
     raise wrong_type(
         "evaluator", evaluator, "an instance is needed" if isinstance(evaluator, type) else wanted

@@ -39,10 +39,14 @@ ROUNDING = 0.02
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tuning of the default plan: quantized linears, tied and quantized embeddings."""
     folder = tmp_path_factory.mktemp("ordinary")
-    settings = {"evaluation.steps": 2, "finetune.steps": 4, "finetune.test_rows": 4}
+    config = {
+        "model": {"device": "cpu"},
+        "evaluation": {"steps": 2},
+        "finetune": {"steps": 4, "test_rows": 4},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder / "cache"))
-        tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", device="cpu", settings=settings)
+        tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", config=config)
         tuned.finetune(against="none")
         tuned.close()
     return find_tuning(folder / "run")
@@ -224,7 +228,7 @@ def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:
 def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_knows_one_without(
     model: Any, run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(OSError, match="only qra_eval.load makes the base"):
+    with pytest.raises(OSError, match="Load both with qra_eval.load"):
         AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
     load_model("tiny").model.save_pretrained(tmp_path / "base")
     shutil.copytree(run / "adapter", tmp_path / "adapter")
@@ -312,8 +316,8 @@ def test_a_baseline_that_becomes_the_plan_gets_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
-    settings = {"finetune.steps": 2, "finetune.test_rows": 4}
-    tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", device="cpu", settings=settings)
+    config = {"model": {"device": "cpu"}, "finetune": {"steps": 2, "test_rows": 4}}
+    tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", config=config)
     tuned.finetune(against="best")
     baseline = tuned.folder.find_tuning("uniform")
     record = baseline.record()

@@ -19,7 +19,8 @@ from qra_eval import load
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.space.space import Plan
+from qra_eval.pretrained import NEEDED_IMPORT
+from qra_search.schemas import Plan
 
 IDS = torch.arange(40, 64)[None]
 FRESH = """
@@ -74,6 +75,22 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
     assert done.largest_logit_difference == 0 and torch.equal(found["logits"], expected)
     assert found["bytes"] == json.loads((done.path / "plan.json").read_text())["memory_bytes"]
     assert not any(word in said for word in ("corrupted", "newly", "kernels")), said
+
+
+def test_without_the_import_transformers_refuses_and_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    code = FRESH.replace("import qra_eval.pretrained\n", "")
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(export(run, "peft", tmp_path / "out").path),
+        str(tmp_path / "found"),
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
+    last = refused.stderr.strip().splitlines()[-1]
+    assert refused.returncode == 1 and last.startswith("ValueError") and NEEDED_IMPORT in last
+    assert not (tmp_path / "found").exists()
 
 
 @pytest.mark.parametrize(("family", "backend"), [("qwen3_moe", "reference"), ("llama", "bitsandbytes-nf4")])

@@ -44,7 +44,9 @@ def contents(folder: Path, *places: Path) -> dict[str, Any]:
             text = TIMES.sub(r"\1: 0", NAMES.sub("NAME", file.read_text()))
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
-            text = re.sub(r'"(started|command|crc|digest|id)": ?"[^"]*"', "", text).replace("'NAME'", "NAME")
+            text = re.sub(r'"(started|command|crc|digest|id|tuning)": ?"[^"]*"', "", text).replace(
+                "'NAME'", "NAME"
+            )
             found[name] = " ".join(ADDRESS.sub("", text).split())  # YAML is folded by the length of a path
         else:
             found[name] = file.read_bytes()

@@ -19,7 +19,7 @@ from qra_search import plugins
 from qra_search.app.config import make_config, read_yaml
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal, Trial
+from qra_search.schemas import Proposal, Trial
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.space import DEFAULT_RANKS, SearchSpace
 from qra_search.space.steps import AdjacentSteps

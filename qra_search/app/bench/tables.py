@@ -98,23 +98,18 @@ def _make_setting(kind: str, rows: list[Row]) -> Setting:
         medians, key=lambda name: medians[name][common[-1]].median if common[-1] in medians[name] else np.inf
     )
     tables = [_make_summary_table(points, order, shares, medians)] if points else []
-    for point in points:
-        tables += _make_checkpoint_tables(
-            point, rows, {name: shares[point][name] for name in order if name in shares[point]}
-        )
+    for point in common[-1:]:
+        last = {name: shares[point][name] for name in order if name in shares[point]}
+        tables += _make_checkpoint_tables(point, rows, last)
     tables.append(_make_behavior_table(rows))
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
     notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _describe_reference(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         notes.append("Failures: " + "; ".join(errors))
-    curves = {
-        name: [
-            (point, interval.median)
-            for point, interval in medians[name].items()
-            if np.isfinite(interval.median)
-        ]
-        for name in order
-    }
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name in order:
+        finite = {at: one.median for at, one in medians[name].items() if np.isfinite(one.median)}
+        curves[name] = list(finite.items())
     return Setting(kind, notes, tables, curves)
 
 
@@ -182,30 +177,20 @@ def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
 
 def _make_behavior_table(rows: list[Row]) -> Table:
     """How the strategies behaved: time, replicates, low fidelity, failures, honesty of their predictions."""
-    columns = [
-        "strategy",
-        "seconds a proposal",
-        "of a processor",
-        "slowest",
-        "trials",
-        "replicates",
-        "low fidelity",
-        "failed trials",
-        "failed cells",
-        "90% interval covers",
-    ]
+    counted = ("trials", "replicates", "low_fidelity", "failed")
+    names = ("trials", "replicates", "low fidelity", "failed trials", "failed cells", "90% interval covers")
+    columns = ["strategy", "seconds a proposal", "slowest", *names]
     body: list[list[Cell]] = []
     for name in sorted({row["strategy"] for row in rows}):
         own = [row for row in rows if row["strategy"] == name]
         good = [row for row in own if "error" not in row]
         timed = [row for row in good if row["propose_seconds"]]
         covered = [row["coverage_90"] for row in good if row["coverage_90"] is not None]
-        counts = [sum(row[key] for row in good) for key in ("trials", "replicates", "low_fidelity", "failed")]
+        counts = [sum(row[key] for row in good) for key in counted]
         body.append(
             [
                 name,
                 _compute_median([row["propose_seconds"]["mean"] for row in timed]),
-                _compute_median([row["propose_cpu_seconds"]["mean"] for row in timed]),
                 max((row["propose_seconds"]["max"] for row in timed), default=None),
                 *counts,
                 len(own) - len(good),

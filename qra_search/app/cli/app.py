@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from importlib import import_module
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -33,80 +34,39 @@ class OnceCommand(TyperCommand):
 
 
 class Entry(NamedTuple):
-    """A command: its name, the module of this folder with its function, the panel it is listed in, and the first line
-    of its documentation."""
+    """A command: its name, the module of this folder that has a function of that name, the panel it is listed in, and
+    the first line of its documentation."""
 
     name: str
-    place: str
+    module: str
     panel: str
     help: str
 
     def load(self) -> Any:
-        module, _, attribute = self.place.partition(":")
-        found = getattr(import_module(f"qra_search.app.cli.{module}"), attribute)
+        found = getattr(import_module(f"qra_search.app.cli.{self.module}"), self.name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
         alone.command(self.name, cls=OnceCommand, help=join_paragraph_lines(found.__doc__ or ""))(found)
         return typer.main.get_command(alone)
 
 
 ENTRIES = (
+    Entry("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
     Entry(
-        "demo",
-        "demo:demo",
-        SEARCH,
-        "Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to "
-        "ten minutes on two cores.",
+        "plan", "search", SEARCH, "Choose bits and ranks for a budget from sensitivities, without training."
     ),
+    Entry("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
     Entry(
-        "plan",
-        "plan:plan",
-        SEARCH,
-        "Choose bits and ranks for a budget from measured sensitivities alone, without training.",
+        "finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them on test data."
     ),
-    Entry(
-        "search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."
-    ),
-    Entry(
-        "finetune",
-        "finetune:finetune",
-        SEARCH,
-        "Tune the plan of a run and its baselines in full, save the adapters, and compare them on test data.",
-    ),
-    Entry(
-        "export",
-        "export:export",
-        SEARCH,
-        "Write a tuned run for another tool, and say by how much its logits differ.",
-    ),
-    Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
-    Entry(
-        "show",
-        "look:show",
-        LOOK,
-        "Show the plan of a run layer by layer, its tunings, or two plans side by side.",
-    ),
-    Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
-    Entry(
-        "backends",
-        "lists:backends",
-        TOOLS,
-        "List the quantization backends: bit-widths, exact bits a weight, "
-        "devices, and why one cannot be used here.",
-    ),
-    Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
-    Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    Entry(
-        "doctor",
-        "doctor:doctor",
-        TOOLS,
-        "Check that the files in a folder are whole, or say which graphics cards a model fits.",
-    ),
-    Entry(
-        "bench",
-        "bench:bench",
-        TOOLS,
-        "Compare search strategies on tasks whose best is known, and write tables with statistics.",
-    ),
+    Entry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
+    Entry("report", "look", LOOK, "Write the HTML report of a run."),
+    Entry("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
+    Entry("strategies", "lists", TOOLS, "List the search strategies with their options."),
+    Entry("backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."),
+    Entry("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
+    Entry("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
+    Entry("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
+    Entry("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
 )
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 
@@ -117,11 +77,36 @@ def join_paragraph_lines(text: str) -> str:
     return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
 
 
+NAMED = {"--model": "model", "-m": "model", "--task": "task", "-t": "task"}
+"""Options whose value is a name."""
+
+
+def check_names(words: list[str]) -> None:
+    """Refuse a misspelt model or task before the libraries of a command are imported.
+
+    Only where the words alone say what is meant: by the default evaluator, without a config file or a run.
+    """
+    if any("evaluator" in word or Path(word, "config.yaml").is_file() for word in words):
+        return
+    if any(word in ("-h", "--help") or word.endswith((".yaml", ".yml")) for word in words):
+        return
+    from qra_search import plugins  # with pydantic, which help does without
+
+    given = {}
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        if option in NAMED:
+            given[NAMED[option]] = value if equals else after
+    plugins.check_names(plugins.DEFAULT_EVALUATOR, **given)
+
+
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
+        if name in ("plan", "search", "doctor"):
+            check_names(rest)
         return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -153,8 +138,8 @@ def root(
         print(context.get_help())
     elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
         raise BadInput(
-            f"qra {context.invoked_subcommand} runs in one process, and a launcher started {get_rank_and_size()[1]}: "
-            "torchrun is for qra finetune, --workers for qra search"
+            f"qra {context.invoked_subcommand} runs in one process, but a launcher started {get_rank_and_size()[1]}: "
+            "use torchrun for qra finetune only, and --workers for qra search"
         )
 
 

@@ -47,9 +47,9 @@ def bench(
     workers: Annotated[int, option("--workers N", "Number of processes.", show_default=True, min=1)] = 2,
     as_json: common.Json = False,
 ) -> None:
-    """Compare search strategies on tasks whose best is known, and write tables with statistics.
+    """Compare search strategies on tasks whose best is known.
 
-    Finished cells are kept: the same command resumes where it stopped.
+    Writes tables with statistics. Finished cells are kept: the same command resumes where it stopped.
 
     [bold]Example[/]
 

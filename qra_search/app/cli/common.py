@@ -13,10 +13,13 @@ from typing import Annotated, Any, TextIO, get_args
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qra_search import plugins
-from qra_search.app.baselines import Against as AgainstName
+from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
+from qra_search.app.folder import RunFolder
+from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.table import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
@@ -24,8 +27,8 @@ from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
-from qra_search.space.budgets import check_budget_text
 from qra_search.study.listener import Listener
+from qra_search.study.result import SearchResult
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -187,7 +190,7 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     file, sets = given.pop("config", None), given.pop("sets", {})
     if twice := next((name for name in given if FIELDS[name] in sets), None):
         raise BadInput(f"give --{twice} or --set {FIELDS[twice]}, not both")
-    return make_settings(config or file, sets, **given)
+    return make_settings(config or file, {FIELDS[name]: value for name, value in given.items()} | sets)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -230,6 +233,16 @@ def _get_width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
 
 
+def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | None = None) -> None:
+    """Print where the report is, and the commands that may follow."""
+    console = stdout()
+    console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
+    steps = list_next_steps(folder.path, result, found)
+    width = max(len(what) for what, _ in steps)
+    for what, command in steps:
+        console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
+
+
 def report_default_model(config: RunConfig, view: Listener) -> None:
     """Say which model is taken, if none was named."""
     if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
@@ -244,8 +257,7 @@ def print_json(data: Any) -> None:
 def read_pairs(
     texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
 ) -> dict[str, Any]:
-    """Values by name of an option that takes both and may be given several times; raises BadInput for what is no such
-    pair, a value that is not YAML, or a name that is given twice."""
+    """Values by name of an option `NAME=VALUE` that may be given several times; raises BadInput for anything else."""
     given: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -262,8 +274,7 @@ def read_pairs(
 
 
 def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
-    """Numbers that are separated by commas, whole ones as integers; raises BadInput if something else is among them, or
-    there is none."""
+    """Numbers that are separated by commas, whole ones as integers; raises BadInput for anything else."""
     try:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
@@ -279,8 +290,6 @@ def _read(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "sets":
         return read_pairs(value)
-    if name == "memory":
-        return [check_budget_text(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":

@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any
 
-from qra_search.app.baselines import can_shuffle
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
+from qra_search.app.compare import can_shuffle
 from qra_search.app.config import make_config
 from qra_search.app.finetune import check_reloads
 from qra_search.app.folder import RunFolder
@@ -43,10 +43,11 @@ def demo(
     sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
-    """Plan, tune and compare on SmolLM2-135M and made-up word problems, in five to ten minutes on two cores.
+    """Plan, tune and compare on SmolLM2-135M and made-up word problems.
 
-    Chooses a plan of 25 MiB, tunes it, and compares it on test data with the best uniform plan that fits, with the plan
-    itself shuffled over linears of the same shape, and with 16-bit LoRA. A demo that was interrupted is resumed.
+    Takes five to ten minutes on two cores. Chooses a plan of 25 MiB, tunes it, and compares it on test data with the
+    best uniform plan that fits, with the plan itself shuffled over linears of the same shape, and with 16-bit LoRA. A
+    demo that was interrupted is resumed.
 
     [bold]Example[/]
 
@@ -59,7 +60,9 @@ def demo(
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     view.say(
-        STEPS.format(model=config.model.name, task=config.task.name, memory=", ".join(config.search.memory))
+        STEPS.format(
+            model=config.model.name, task=config.task.name, memory=", ".join(map(str, config.search.memory))
+        )
     )
     with Run(out, config) as run:
         with view:

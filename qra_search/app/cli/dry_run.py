@@ -14,12 +14,11 @@ from qra_search.app.cli import common
 from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.dry_run import describe_rows, describe_run, format_cost
 from qra_search.app.evaluator import build_evaluator, check_can_tune
-from qra_search.app.finetune import count_recorded
+from qra_search.app.finetune import Tunings, count_recorded
 from qra_search.app.report.formatting import format_engine, format_time
 from qra_search.app.settings import check_task
 from qra_search.app.tracking import find_trackers
-from qra_search.app.tunings import Tunings
-from qra_search.space.levels import format_level_label
+from qra_search.schemas import format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 

@@ -1,21 +1,27 @@
-"""`qra finetune`: the plan of a run tuned in full, and compared with its baselines on test data."""
+"""`qra finetune` and `qra export`: a run's plan tuned and compared on test data, and written for another tool."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
+from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.compare import Comparison
-from qra_search.app.finetune import check_reloads
+from qra_search.app.finetune import check_reloads, select_tunings
 from qra_search.app.report.tables import render_comparison
-from qra_search.app.report.terminal import print_next_steps, print_samples
-from qra_search.app.run import Run
-from qra_search.app.start import open_run
-from qra_search.app.tunings import change_settings, select_tunings
+from qra_search.app.run import Run, open_run
+from qra_search.app.settings import change_settings
+from qra_search.engines import serve_command
+from qra_search.errors import one_line
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
+
+SAMPLE = 220
+"""Characters of a prompt or an answer that are shown."""
 
 
 def finetune(
@@ -62,7 +68,7 @@ def finetune(
     track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
-    """Tune the plan of a run and its baselines in full, save the adapters, and compare them on test data.
+    """Tune a run's plan and its baselines, and compare them on test data.
 
     Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
     another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
@@ -74,28 +80,19 @@ def finetune(
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
     chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
-    changes: dict[str, Any] = {
-        "steps": steps,
-        "epochs": epochs,
-        "device": device,
-        "rates": chosen_from,
-        "settings": common.read_pairs(sets),
-    }
+    own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
+    changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
     view = common.make_view(quiet=as_json or is_follower())
     with open_run(run) as opened:
         if dry_run:
-            settings, tunings = (
-                change_settings(opened.config, **changes),
-                select_tunings(opened.folder, plan, **asked),
-            )
+            settings = change_settings(opened.config, **changes)
+            tunings = select_tunings(opened.folder.read(), plan, **asked)
             if not is_follower():
-                options: dict[str, Any] = {
-                    "track": track or (),
-                    "rates": chosen_from or (),
-                    "as_json": as_json,
-                }
-                print_dry_run(settings, view, tunings=tunings, **options)
+                rates_tried = chosen_from or ()
+                print_dry_run(
+                    settings, view, track=track or (), tunings=tunings, rates=rates_tried, as_json=as_json
+                )
             return
         comparison = opened.finetune(
             plan, **asked, **changes, discard=discard, track=track or (), progress=view, check=False
@@ -108,10 +105,71 @@ def finetune(
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:
-    """The finding, the table of the comparison, a few answers, and what to do next."""
-    console = common.stdout()
+    """The finding, the table of the run's comparison, a few answers, and what to do next."""
+    console, snapshot = common.stdout(), run.snapshot
+    comparison = snapshot.comparison() or comparison  # that of a longer tuning, perhaps
     console.print()
     console.print(render_comparison(comparison))
-    print_samples(console, comparison.chosen.samples)
+    _print_samples(comparison.chosen.samples)
     console.print()
-    print_next_steps(console, run.folder, run.result, comparison)
+    common.print_next_steps(run.folder, snapshot.result, comparison)
+
+
+def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
+    """Generated answers from before a tuning and after."""
+    console = common.stdout()
+    if samples:
+        console.print("\nAnswers to test rows, by the quantized model before its tuning and after:")
+    for sample in samples:
+        console.print(f"\n  {one_line(sample['prompt'], SAMPLE)}", markup=False, style="bold")
+        for name in ("wanted", "before", "after"):
+            console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
+
+
+def export(
+    run: common.RunPath,
+    tuning: common.Tuning = None,
+    format: Annotated[
+        str | None,
+        option(
+            "--format -f F",
+            "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft.",
+            autocompletion=common.complete(lambda: plugins.list_names("exporters")),
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, option("--option NAME=VALUE", "An option of the format, such as dtype=float32.")
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Write a tuned run for another tool, and check its logits.
+
+    [bold]Example[/]
+
+        qra export runs/a --format gguf
+    """
+    given = common.read_pairs(options, "--option", example="dtype=float32")
+    with open_run(run) as opened:
+        done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
+    if as_json:
+        common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
+        return
+    print(f"{done.path}: {_describe_difference(done)}")
+    for note in done.notes:
+        print(f"  - {note}")
+    if engine is not None and format is None:
+        print(f"serve it with: {serve_command(engine, done.path)}")
+
+
+def _describe_difference(done: Any) -> str:
+    if done.largest_logit_difference is None:
+        return "written"
+    if done.largest_logit_difference == 0:
+        return "the same logits as the tuned model's, exactly"
+    return (
+        f"logits differ by up to {done.largest_logit_difference:.3g} (the largest is {done.largest_logit:.3g}), "
+        f"and the likeliest token is the same at {done.same_next_token:.0%} of the positions"
+    )

@@ -1,17 +1,21 @@
-"""What is installed and what may be said: strategies, backends, tasks, and the schema of a config."""
+"""What there is: strategies, backends, tasks, the schema of a config, and the graphics cards that a model fits."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Annotated, Any
 
 from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.config import RunConfig, dump_config
+from qra_search.app.evaluator import build_evaluator
 from qra_search.app.report.table import TextTable
-from qra_search.errors import describe
+from qra_search.app.tunable import TunableEvaluator
+from qra_search.errors import BadInput, describe
+from qra_search.space.memory import format_bytes
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -50,7 +54,9 @@ def tasks(as_json: common.Json = False) -> None:
 
 
 def backends(as_json: common.Json = False) -> None:
-    """List the quantization backends: bit-widths, exact bits a weight, devices, and why one cannot be used here.
+    """List the quantization backends, and why one cannot be used here.
+
+    With the bit-widths of each, the exact bits that it stores a weight in, and its devices.
 
     [bold]Example[/]
 
@@ -82,6 +88,39 @@ def schema(
         print(dump_config(RunConfig()), end="")
     else:
         common.print_json(RunConfig.model_json_schema())
+
+
+@common.with_settings(
+    "config", "bits", "ranks", "granularity", "engine", "backend", "seed", "device", "evaluator"
+)
+def doctor(given: Mapping[str, Any], as_json: common.Json = False) -> None:
+    """List the graphics cards that a model fits.
+
+    Those that a search and its final tuning fit, by the model's config.json alone, and the settings that make
+    them fit.
+
+    [bold]Example[/]
+
+        qra doctor --model path/to/model --task train.jsonl
+    """
+    if given["model"] is None:
+        raise BadInput("--model is missing: name the model to list the GPUs that it fits")
+    config = common.read_settings(given)
+    with common.make_view(quiet=as_json) as view:
+        evaluator = build_evaluator(config, view.progress, weights=False)
+    with closing(evaluator):
+        cards = list(evaluator.cards()) if isinstance(evaluator, TunableEvaluator) else []
+    if not cards:
+        raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
+    heads = ("card", "settings that fit", "highest peak", "host memory")
+    _print(cards, heads, [_format_card(card) for card in cards], as_json=as_json)
+
+
+def _format_card(card: Mapping[str, Any]) -> tuple[str, ...]:
+    if card["settings"] is None:
+        return card["name"], "none: choose a smaller model, or --bits 2,3 and --ranks 4", "", ""
+    peak = f"{format_bytes(card['peak_bytes'])} ({card['phase']})"
+    return card["name"], card["settings"], peak, format_bytes(card["host_bytes"])
 
 
 def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -124,7 +163,7 @@ def _describe_strategy(factory: Any) -> dict[str, Any]:
 
 
 def _print(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     heads: Sequence[str],
     cells: Sequence[Sequence[str]],
     note: str = "",

@@ -12,15 +12,13 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import summarize_run
-from qra_search.app.report.layout import make_heat_maps
+from qra_search.app.report.finding import make_headline, summarize_run
 from qra_search.app.report.table import TextTable
-from qra_search.app.report.tables import make_allocation_table, make_record_table
-from qra_search.app.report.terminal import make_strip
-from qra_search.app.tunings import select_plan
+from qra_search.app.report.tables import make_allocation_table, make_plan_table, make_record_table
+from qra_search.app.run import open_run
 from qra_search.errors import convert_to_bad_input
+from qra_search.schemas import LevelName, format_level
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
-from qra_search.space.levels import LevelName, format_level
 from qra_search.space.serialization import plan_to_dict, read_choices
 
 Choices = Mapping[str, tuple[LevelName, int]]
@@ -28,30 +26,26 @@ Choices = Mapping[str, tuple[LevelName, int]]
 
 
 def report(
-    runs: Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")],
+    run: common.RunPath,
     out: Annotated[
-        Path | None,
-        option(
-            "--out -o FILE",
-            "Where to write it; default: report.html in the run's folder, or compare.html for several.",
-        ),
+        Path | None, option("--out -o FILE", "Where to write it; default: report.html in the run's folder.")
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Write the HTML report of a run, or one that compares several.
+    """Write the HTML report of a run.
 
     It is one file that needs no network, and can be made anew at any time, also while a search is running.
 
     [bold]Example[/]
 
-        qra report runs/a runs/b --out compare.html
+        qra report runs/a
     """
     from qra_search.app.report.page import (
-        write_page,  # a sixth of what loads, which the other commands do without
+        write_page,  # a sixth of what loads, which other commands do without
     )
 
     with convert_to_bad_input():
-        path = write_page([RunFolder(run) for run in runs], out)
+        path = write_page(RunFolder(run), out)
     if as_json:
         common.print_json({"report": str(path)})
     else:
@@ -66,9 +60,18 @@ def show(
     memory: Annotated[
         str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
     ] = None,
+    tuning: Annotated[
+        str | None,
+        option(
+            "--tuning ID", "Select this tuning (an id, uniform, shuffled or 16-bit) to be shown and exported."
+        ),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Show the plan of a run layer by layer, its tunings, or two plans side by side.
+    """Show a run's plan layer by layer, its tunings, or how two plans differ.
+
+    Of its tunings one is selected: that of the finished comparison of most steps. `--tuning` selects another, which
+    `qra show`, `report`, `export` and `load` take from then on.
 
     [bold]Examples[/]
 
@@ -77,36 +80,47 @@ def show(
         qra show runs/a runs/b
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
-    folder = RunFolder(run).check()
     with convert_to_bad_input():
-        result = folder.result()
-        plan = select_plan(folder, budget)
+        if tuning is not None:
+            with open_run(run) as opened:
+                opened.select(tuning)
+        snapshot = RunFolder(run).check().read()
+        result = snapshot.result
+        space = result.space
+        limit = None if budget is None else resolve_budget(space, budget)
+        selected = None if limit is not None else snapshot.selected
+        plan = snapshot.choose_plan(limit) if selected is None else selected.plan
     if other is not None:
         with convert_to_bad_input():
-            choices = read_choices(plan_to_dict(result.space, plan)), read_choices(read_plan_data(other))
-        _print_differences(*choices, as_json=as_json)
+            one = read_choices(plan_to_dict(space, plan))
+            two = read_choices(read_plan_data(other))
+        if not as_json:
+            shown = [snapshot, RunFolder(other).read()] if RunFolder(other).has_run else [snapshot]
+            for each in shown:
+                print(f"{each.folder.path}: {make_headline(each.result, each.comparison())}")
+        _print_differences(one, two, as_json=as_json)
         return
     if as_json:
-        common.print_json(plan_to_dict(result.space, plan))
+        common.print_json(plan_to_dict(space, plan))
         return
-    console, space = common.stdout(), result.space
-    limit = None if budget is None else resolve_budget(space, budget)
-    comparison = folder.comparison(None if limit is None else plan, limit)
+    console = common.stdout()
+    comparison = snapshot.comparison(None if limit is None else plan, limit)
     console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
-    if comparison is None and not result.candidates and (allocation := result.allocation(limit)) is not None:
+    allocation = None if comparison is not None or result.candidates else result.allocation(limit)
+    if allocation is not None:
         console.print(make_allocation_table(allocation, result), "")
     console.print(f"{formatting.format_plan(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")
     console.print(f"{formatting.format_level_counts(plan, space)}\n")
-    for heat in make_heat_maps(space, plan, result.sensitivities):
-        console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
-        console.print(make_strip(space, heat, console.width), soft_wrap=True)
+    console.print(make_plan_table(plan, space))
     if any(str(level) != format_level(level.name) for level in space.levels):
         console.print("; ".join(map(str, space.levels)))
-    if records := folder.records():
+    if snapshot.records:
         console.print("\n[bold]tunings[/]")
-        console.print(make_record_table(records, space, plan))
-    if folder.config_file.is_file():
-        console.print(f"\nRuns {formatting.format_engine(folder.config())}.", soft_wrap=True)
+        console.print(make_record_table(snapshot.records, space, plan))
+    if snapshot.selected is not None:
+        console.print(f"\nSelected: tuning {snapshot.selected.id}, which is exported and loaded.")
+    if snapshot.config is not None:
+        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}.", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
@@ -116,8 +130,11 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     if as_json:
         common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
         return
-    texts = [
-        [name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)] for name, *both in rows
-    ]
+    texts = [(name, _format_choice(first), _format_choice(second)) for name, first, second in rows]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
     print(f"{len(rows)} of {len(names)} groups differ.")
+
+
+def _format_choice(choice: tuple[LevelName, int] | None) -> str:
+    """Level and rank in words; empty for a group that a plan lacks."""
+    return "" if choice is None else f"{format_level(choice[0])}, rank {choice[1]}"

@@ -1,4 +1,4 @@
-"""`qra search`: from a model, a task and a memory budget to a plan, in a folder that can be resumed."""
+"""`qra plan` and `qra search`: from a model, a task and a memory budget to a plan, in a folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,80 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from qra_search.app.cli import common
 from qra_search.app.cli.app import INTERRUPTED
 from qra_search.app.cli.common import WHERE, option
 from qra_search.app.cli.dry_run import print_dry_run
+from qra_search.app.config import RunConfig
+from qra_search.app.dry_run import describe_gain, estimate_cost
 from qra_search.app.evaluator import Workers
 from qra_search.app.folder import RunFolder
-from qra_search.app.report.terminal import print_result
+from qra_search.app.report import formatting
+from qra_search.app.report.finding import summarize_run
+from qra_search.app.report.tables import make_allocation_table, render_result
 from qra_search.app.run import Run
-from qra_search.app.settings import make_folder_name
+from qra_search.app.settings import check_budget, make_folder_name
 from qra_search.errors import BadInput
+from qra_search.space.budgets import describe_size
+from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
+
+
+@common.with_settings(*common.OF_SEARCH)
+def plan(
+    given: Mapping[str, Any],
+    out: common.OutRun = None,
+    dry_run: common.DryRun = False,
+    as_json: common.Json = False,
+) -> None:
+    """Choose bits and ranks for a budget from sensitivities, without training.
+
+    Quantizes, measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
+    gained over uniform plans of the same bytes. The run it leaves is tuned by `qra finetune` and searched further by
+    `qra search RUN`.
+
+    [bold]Example[/]
+
+        qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
+    """
+    settings = common.read_settings(given)
+    view = common.make_view(quiet=as_json)
+    common.report_default_model(settings, view)
+    if dry_run:
+        check_budget(settings)
+        print_dry_run(settings, view, is_plan=True, as_json=as_json)
+        return
+    with Run(out or make_folder_name(settings), settings) as run:
+        result = run.choose_plan(progress=view)
+        cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
+    if as_json:
+        common.print_json({"folder": str(run.path), **result.to_dict()})
+    else:
+        print_planned(run.folder, run.config, result, cost)
+
+
+def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None) -> None:
+    """Print the allocation within every budget, and the commands that may follow."""
+    console = common.stdout()
+    sensitivities = result.sensitivities
+    console.print(f"\n[bold]{summarize_run(result)}[/]")
+    for allocation in filter(None, map(result.allocation, result.memory_budgets)):
+        console.print(f"\nWithin [bold]{describe_size(result.space, allocation.budget_bytes)}[/]\n")
+        console.print(make_allocation_table(allocation, result))
+        if not allocation.is_exact:
+            console.print(
+                "Too many groups are alike for the exact optimum, so the plan may be an exchange off it."
+            )
+    if sensitivities is not None and sensitivities.seconds:
+        seconds = formatting.format_time(sensitivities.seconds)
+        console.print(f"\nSensitivities of {len(result.space)} groups, measured in {seconds}.")
+    console.print(f"Runs {formatting.format_engine(config)}.", soft_wrap=True)
+    common.print_next_steps(folder, result)
+    if cost is not None:
+        console.print(f"What a search takes: {cost}.")
+    console.print(f"What it may gain: {describe_gain(result.allocation())}.")
 
 
 @common.with_settings()
@@ -80,11 +142,8 @@ def search(
         print_dry_run(settings, view, track=track or (), evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
-    for name, value in (
-        ("--executor", executor),
-        ("--address", address),
-        ("--gpus-per-worker", gpus_per_worker),
-    ):
+    of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
+    for name, value in of_workers.items():
         if value is not None and not workers:
             raise BadInput(f"{name}: give the number of workers with --workers")
     pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
@@ -108,9 +167,22 @@ def search(
     if as_json:
         common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
     else:
-        print_result(common.stdout(), result, folder, complete=complete.reached)
+        print_result(result, folder, complete=complete.reached)
     if not complete.reached:
         raise typer.Exit(INTERRUPTED)
+
+
+def print_result(result: SearchResult, folder: RunFolder, *, complete: bool) -> None:
+    """Print the finding, the plans against uniform, and the commands that may follow."""
+    console = common.stdout()
+    console.print()
+    comparison = folder.read(result).comparison()
+    console.print(render_result(result, comparison))
+    if complete:
+        common.print_next_steps(folder, result, comparison)
+    else:
+        command = escape(f"qra search {shlex.quote(str(folder.path))}")
+        console.print(f"Interrupted and saved. Resume it with: [bold]{command}[/]", soft_wrap=True)
 
 
 class _Completion(Callback):

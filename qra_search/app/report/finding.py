@@ -1,16 +1,18 @@
-"""What a run found, in figures and in a sentence: measured on test data, on validation data, or only predicted."""
+"""What a run found, in figures and in sentences, measured or only predicted; and what may be done next."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.compare import Comparison, TunedPlan, compare_losses
-from qra_search.app.intervals import mean_interval
+from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
+from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import (
     format_change,
+    format_evaluations,
     format_loss,
     format_metric,
     format_metric_name,
@@ -18,8 +20,9 @@ from qra_search.app.report.formatting import (
     format_percent,
     format_plan,
 )
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange, UniformComparison
 from qra_search.study.result import SearchResult
 
@@ -45,33 +48,36 @@ def find_evaluated(result: SearchResult, budget_bytes: int | None = None) -> Uni
 def summarize_run(
     result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
 ) -> str:
-    """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is predicted.
+    """What a run found, or, before anything was evaluated, what is predicted; see `list_findings`."""
+    return " ".join(list_findings(result, comparison, budget_bytes))
 
-    Nothing is called lower that may be so by chance; what makes the plan worthless comes before it.
+
+def list_findings(
+    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
+) -> list[str]:
+    """What a run found, a sentence each, the most important first.
+
+    Nothing is called lower that may be so by chance; what makes the plan worthless comes before all else.
     """
+    space = result.space
     if comparison is not None:
-        text = summarize_comparison(comparison)
+        sentences = _list_comparison_findings(comparison)
         if not comparison.is_of_another:
-            return text
-        searched = f"{summarize_run(result)} " if result.candidates else ""
-        return f"{searched}The run's plan is not tuned yet; another was: {text}"
+            return sentences
+        searched = list_findings(result) if result.candidates else []
+        return [*searched, "The run's plan is not tuned yet. These are figures of another.", *sentences]
     found = find_evaluated(result, budget_bytes)
     if found is not None:
-        text = _describe(found, result.space)
-        return text + _next_uniform_text(
-            result.space, result.sensitivities, found.chosen.plan, found.budget_bytes
-        )
-    if result.failures() and not result.candidates:
-        return NOTHING
+        above = _describe_next_uniform(space, result.sensitivities, found.chosen.plan, found.budget_bytes)
+        return [_describe(found, space), *above]
     allocation = result.allocation(budget_bytes)
-    if allocation is None:
-        return NOTHING
-    text = describe_allocation(allocation, result.space)
-    above = _next_uniform_text(result.space, result.sensitivities, allocation.plan, allocation.budget_bytes)
-    return f"{text}{above} {_describe_missing(result).capitalize()}."
+    if allocation is None or (result.failures() and not result.candidates):
+        return [NOTHING]
+    above = _describe_next_uniform(space, result.sensitivities, allocation.plan, allocation.budget_bytes)
+    return [describe_allocation(allocation, space), *above, f"{_describe_missing(result).capitalize()}."]
 
 
-def write_verdict(result: SearchResult, comparison: Comparison | None = None) -> str:
+def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
     """What a run found, in a line: the plan's figure and size, and those of LoRA on the model in 16 bits."""
     if comparison is not None:
         metric, fault = next(iter(comparison.metric_names), ""), next(_list_faults(comparison), None)
@@ -95,6 +101,9 @@ def write_verdict(result: SearchResult, comparison: Comparison | None = None) ->
     return f"A plan of {size}, before tuning predicted {lead}"
 
 
+write_verdict = make_headline  # old path
+
+
 def _describe_missing(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 
@@ -107,11 +116,19 @@ def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
 
 
 def summarize_comparison(comparison: Comparison) -> str:
-    """A comparison on test data in a sentence; what makes the plan worthless comes before it."""
+    """A comparison on test data in a few sentences; what makes the plan worthless comes first."""
+    return " ".join(_list_comparison_findings(comparison))
+
+
+def _list_comparison_findings(comparison: Comparison) -> list[str]:
     space, plan = comparison.space, comparison.chosen.plan
-    found = (_describe(comparison, space), *_compare_scores(comparison), *_judge_shuffle(comparison))
-    text = " ".join([*_list_faults(comparison), *found])
-    return text + _next_uniform_text(space, comparison.sensitivities, plan, comparison.budget_bytes)
+    return [
+        *_list_faults(comparison),
+        _describe(comparison, space),
+        *_compare_scores(comparison),
+        *_judge_shuffle(comparison),
+        *_describe_next_uniform(space, comparison.sensitivities, plan, comparison.budget_bytes),
+    ]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -138,15 +155,11 @@ def _compare_scores(comparison: Comparison) -> Iterator[str]:
     tuned, baseline, name = comparison.chosen, comparison.baseline, next(iter(comparison.metric_names), "")
     if not name or baseline is None or baseline is tuned:
         return
-    rows = zip(tuned.row_scores[name], baseline.row_scores[name], strict=False)
-    gains = [own - other for own, other in rows]
-    interval = mean_interval(gains)
+    difference, interval = compare_scores(tuned, baseline, name)
     own, other = (format_metric(name, t.metrics[name]) for t in (tuned, baseline))
     text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
-    if interval is not None and any(gains) and other.endswith("%"):
-        gain, *ends = (
-            format_percent(share, "+").removesuffix("%") for share in (sum(gains) / len(gains), *interval)
-        )
+    if interval is not None and interval != (0, 0) and other.endswith("%"):
+        gain, *ends = (format_percent(share, "+").removesuffix("%") for share in (difference, *interval))
         chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
         text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"
     yield f"{text}."
@@ -172,7 +185,7 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     if found.baseline is None:
         loss = f"{data.capitalize()} loss {format_loss(found.chosen.loss)}"
         is_missing = data == "test" and space.uniform_plans(found.budget_bytes)
-        text = "was tuned alike: `--against best` tunes one" if is_missing else "to compare it with"
+        text = "was tuned alike (--against best tunes one)" if is_missing else "fits to compare it with"
         return f"{loss} {within}; no uniform plan {text}."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
@@ -187,7 +200,9 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
 
 
-def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int) -> str:
+def _describe_next_uniform(
+    space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int
+) -> Iterator[str]:
     """The cheapest uniform plan above a budget that is predicted to be better than those within it.
 
     What a plan gains should not depend on where the budget falls.
@@ -196,15 +211,16 @@ def _next_uniform_text(space: SearchSpace, known: Sensitivities | None, plan: Pl
     least = min((u.gain for u in uniform if u.memory_bytes <= budget_bytes), default=math.inf)
     other = next((u for u in uniform if u.memory_bytes > budget_bytes and u.gain < least), None)
     if other is None:
-        return ""
+        return
     name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
-    text = f" The next better uniform plan, {name}, takes {more} more than the budget"
+    text = f"The next better uniform plan, {name}, takes {more} more than the budget"
     if known is None:
-        return f"{text}."
+        yield f"{text}."
+        return
     low, high = other.interval
     chance = f", {CHANCE}" if low <= 0 <= high else ""
     gain = f"{abs(other.gain):.3f} nats {'farther from' if other.gain >= 0 else 'closer to'} 16 bits"
-    return f"{text}: before tuning it is predicted {gain} than the plan{chance}."
+    yield f"{text}. Before tuning it is predicted {gain} than the plan{chance}."
 
 
 def explain_chance(change: LossChange) -> str:
@@ -226,3 +242,29 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
     by = f"predicted {best.gain:.3f} nats closer to 16 bits than {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
     return f"{chosen}: before tuning it is {by}{doubt}."
+
+
+def list_next_steps(
+    run: str | Path, result: SearchResult, found: Finding | None = None
+) -> list[tuple[str, str]]:
+    """Commands that may follow, each with what it does.
+
+    Args:
+        found: what the run found; if a uniform plan won on test data, exporting that is a step.
+    """
+    # As a shell takes it, and as no option.
+    folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
+    steps = [("look at the plan", f"qra show {quoted}")]
+    if not folder.config_file.is_file():
+        return steps  # of a Study in Python: the commands that go on need settings
+    if isinstance(found, Comparison):
+        if found.change is not None and not found.change.is_lower:
+            steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
+        steps.append(("export it", f"qra export {quoted}"))
+    is_tuned = isinstance(found, Comparison) and not found.is_of_another
+    if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
+        steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
+        steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3"))
+    planned = folder.config().search.evaluations
+    more = 2 * max(1, math.ceil(planned)) if result.trials else planned
+    return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

@@ -10,9 +10,8 @@ from qra_search.app.compare import classify_record
 from qra_search.app.config import RunConfig
 from qra_search.app.intervals import Interval
 from qra_search.engines import ENGINES
-from qra_search.evaluation.tuning_record import TuningRecord
-from qra_search.space.levels import format_level
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.schemas import Plan, TuningRecord, format_level
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")
@@ -142,9 +141,11 @@ def format_time(seconds: float) -> str:
 def format_engine(config: RunConfig) -> str:
     """Where plans of a config run, within a sentence."""
     if config.engine is not None:
-        return f"as it is in {config.engine}: qra export writes a copy of it"
-    beside = "in Python, by qra_eval.load, and in transformers and vLLM beside this package"
-    return f"{beside}; in an engine's own kernels if it is planned with --engine {'|'.join(ENGINES)}"
+        return f"in {config.engine}, for which qra export writes it"
+    beside = (
+        "in Python, by qra_eval.load, and in transformers and vLLM if this package is installed beside them"
+    )
+    return f"{beside}. For an engine's own kernels, plan with --engine {'|'.join(ENGINES)}"
 
 
 def format_evaluations(count: float) -> str:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import Sensitivities
-from qra_search.app.report.colors import DAMAGE_STEPS
-from qra_search.space.levels import format_level, format_level_label
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.app.report.canvas import DAMAGE_STEPS
+from qra_search.schemas import Plan, Sensitivities, format_level, format_level_label
+from qra_search.space.space import SearchSpace
 
 WRAP = 32
 """Groups in a row if a space does not name kinds and layers."""
-UNITS = {"nats": 1.0, "thousandths of a nat": 1e3, "millionths of a nat": 1e6}
-LEAST_SHARE = 0.1
-"""Groups that may have less than a tenth of the unit of sensitivities."""
+SCALE = 1e3
+"""Damage is shown in thousandths of a nat."""
+NEARLY_ALL = 0.9
+"""Share of the linears with one rank above which a sentence says so in place of a map."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Layout:
     Attributes:
         rows, columns: names of the rows (kinds) and of the columns (layers; `emb` for that of the embeddings).
         cells: for each row, the index of the group at each column; None if there is none.
+        has_layers: whether rows are kinds and columns layers.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[int | None, ...], ...]
+    has_layers: bool = True
 
 
 def arrange_groups(space: SearchSpace) -> Layout:
@@ -49,10 +52,8 @@ def arrange_groups(space: SearchSpace) -> Layout:
     width = min(WRAP, count)
     starts = range(0, count, width)
     cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
-    rows = tuple(
-        f"groups {s} to {min(s + width, count) - 1}" if count > 1 else space.names[0] for s in starts
-    )
-    return Layout(rows, tuple(map(str, range(width))), cells)
+    rows = tuple(f"groups {start} to {min(start + width, count) - 1}" for start in starts)
+    return Layout(rows, tuple(map(str, range(width))), cells, has_layers=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class HeatMap:
         levels: the step of each group.
         labels: what each group's cell says.
         legend: what each step stands for.
-        embeddings: the groups that are tables.
+        embeddings: the groups that are embeddings.
     """
 
     ramp: str
@@ -79,12 +80,17 @@ class HeatMap:
 
     @property
     def shared_sentence(self) -> str | None:
-        """What the cells say, if those of all linears say the same; None if they differ."""
-        tables = dict.fromkeys(self.labels[g] for g in self.embeddings if self.labels[g])
-        linears = {label for g, label in enumerate(self.labels) if g not in self.embeddings}
-        if len(linears) > 1 or len(tables) > 1 or not linears:
+        """What the cells say if those of all linears say the same, or nearly all have one rank; None otherwise."""
+        embeddings = dict.fromkeys(self.labels[g] for g in self.embeddings if self.labels[g])
+        linears = Counter(label for g, label in enumerate(self.labels) if g not in self.embeddings)
+        if not linears or len(embeddings) > 1:
             return None
-        return f"{linears.pop()} in all linears" + "".join(f", {label} in the embeddings" for label in tables)
+        label, count = linears.most_common(1)[0]
+        total = linears.total()
+        if count < (NEARLY_ALL if self.ramp == "rank" else 1) * total:
+            return None
+        where = "all linears" if count == total else f"{count} of {total} linears"
+        return f"{label} in {where}" + "".join(f", {other} in the embeddings" for other in embeddings)
 
 
 def make_heat_maps(
@@ -101,32 +107,19 @@ def make_heat_maps(
         HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, steps, embeddings),
     ]
     if sensitivities is not None:
-        fewest = space.bits_allowed.argmax(1)
-        at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
-        damage = np.maximum(np.take_along_axis(sensitivities.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
-        unit, scale = choose_damage_unit(damage)
-        steps_of_groups, legend = compute_damage_steps(damage * scale)
-        remark = f"rise of the loss with one group alone at {at}, in {unit}"
-        labels = [f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" for value in damage * scale]
-        maps.append(
-            HeatMap(
-                "damage",
-                "Sensitivity",
-                remark,
-                DAMAGE_STEPS,
-                steps_of_groups.tolist(),
-                labels,
-                legend,
-                embeddings,
-            )
-        )
+        maps.append(_make_damage_map(space, sensitivities, embeddings))
     return maps
 
 
-def choose_damage_unit(damage: np.ndarray) -> tuple[str, float]:
-    """The largest unit in which most groups with a damage (G,) have 0.1 or more, and how many of it are a nat."""
-    low = float(np.quantile(damage[damage > 0], LEAST_SHARE)) if damage.any() else 1.0
-    return next((pair for pair in UNITS.items() if low * pair[1] >= 0.1), [*UNITS.items()][-1])
+def _make_damage_map(space: SearchSpace, known: Sensitivities, embeddings: Collection[int]) -> HeatMap:
+    """The damage of each group alone at its fewest bits."""
+    fewest = space.bits_allowed.argmax(1)
+    at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
+    damage = SCALE * np.maximum(np.take_along_axis(known.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
+    levels, legend = compute_damage_steps(damage)
+    remark = f"rise of the loss with one group alone at {at}, in thousandths of a nat"
+    labels = [_format_value(value) for value in damage]
+    return HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, levels.tolist(), labels, legend, embeddings)
 
 
 def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -136,16 +129,13 @@ def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """
     values = np.maximum(np.asarray(values, dtype=float), 0.0)
     top = float(values.max(initial=0.0))
-    if top <= 0:
-        return np.zeros(len(values), dtype=int), ["0"]
-    low = max(float(values.min()), top / 1000)
-    if top / low < 1.01:
+    low = max(float(values.min(initial=top)), top / 1000)
+    if top <= 1.01 * low:
         return np.zeros(len(values), dtype=int), [_format_value(top)]
     edges = np.exp(np.linspace(math.log(low), math.log(top), DAMAGE_STEPS + 1))
     levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, DAMAGE_STEPS - 1)
-    return levels, [
-        f"{_format_value(a)} to {_format_value(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    ends = zip(edges[:-1], edges[1:], strict=True)
+    return levels, [f"{_format_value(a)} to {_format_value(b)}" for a, b in ends]
 
 
 def _format_value(value: float) -> str:

@@ -1,22 +1,29 @@
-"""What a run shows while it runs: bars in a terminal or a notebook, lines elsewhere."""
+"""What a run shows while it runs: a line for each event, and bars below the lines in a terminal or a notebook."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, Task, TextColumn
-from rich.text import Text
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from qra_search.app.report.formatting import format_evaluations, format_percent, format_plan, format_time
+from qra_search.app.report.formatting import format_evaluations, format_plan, format_time
 from qra_search.errors import wrong_type
 from qra_search.evaluator import Progress as ProgressFunction
-from qra_search.log.trial import Trial
+from qra_search.schemas import Plan, Trial
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.study import Study
 
@@ -26,7 +33,8 @@ STAGE_EVERY = 15.0
 """Least seconds between lines of a stage."""
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
-BUDGETS_SHOWN = 6
+BEST_EVERY = 10
+"""Evaluations between two lines of the lowest losses."""
 ProgressArgument = bool | ProgressFunction | Listener | None
 """A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
 
@@ -41,30 +49,29 @@ def make_listener(progress: ProgressArgument) -> Listener:
         if not Console().is_jupyter:
             return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
         # rich draws bars in a notebook if `ipywidgets` is installed.
-        return ConsoleView(
-            Console() if importlib.util.find_spec("ipywidgets") else Console(force_jupyter=False)
-        )
+        has_widgets = importlib.util.find_spec("ipywidgets") is not None
+        return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
     if callable(progress):
         return Listener(progress)
-    raise wrong_type(
-        "progress", progress, "True, False, or a function of a stage, the steps done and all its steps"
-    )
+    wanted = "True, False, or a function of a stage, the steps done and all its steps"
+    raise wrong_type("progress", progress, wanted)
 
 
 class BestSoFar:
-    """Best plan for each budget by the mean of its losses, and what was spent."""
+    """Lowest mean loss of a plan within each budget, and what was spent."""
 
-    def __init__(self, budgets: Sequence[int] = (), spent: float = 0.0, space: SearchSpace | None = None):
-        self.budgets, self.spent, self.space = tuple(budgets), spent, space
-        self.count = self.failed = 0
-        self.last: Trial | None = None
+    def __init__(self, budgets: Sequence[int] = (), spent: float = 0.0):
+        self.budgets = tuple(budgets)
+        self.spent = spent
+        self.count = 0
+        self.failed = 0
         self._losses: dict[Plan, list[float]] = {}
         self._sizes: dict[Plan, int] = {}
 
     @classmethod
     def from_study(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
         """What a study has found in its trials; default: in all of its log."""
-        best = cls(study.state.budgets, study.state.charge, study.space)
+        best = cls(study.state.budgets, study.state.charge)
         for trial in study.log.trials if trials is None else trials:
             if trial.status != "running":
                 best.add(trial)
@@ -73,37 +80,45 @@ class BestSoFar:
     def add(self, trial: Trial) -> None:
         self.count += 1
         self.spent += trial.cost
-        self.last = trial
         if not trial.done:
             self.failed += 1
         elif trial.evaluation is not None and trial.fidelity >= 1.0:
             self._losses.setdefault(trial.plan, []).append(trial.loss)
             self._sizes[trial.plan] = trial.evaluation.memory_bytes
 
-    def find_lowest_loss(self, budget: int, *, uniform: bool = False) -> float | None:
+    def find_lowest_loss(self, budget: int) -> float | None:
         """The lowest mean loss of a plan within a budget; None if none fits."""
-        fitting = [plan for plan, size in self._sizes.items() if size <= budget]
-        if uniform:
-            space = self.space
-            fitting = [
-                plan for plan in fitting if space is not None and space.uniform_choice(plan) is not None
-            ]
-        return min((sum(self._losses[plan]) / len(self._losses[plan]) for plan in fitting), default=None)
+        fitting = [losses for plan, losses in self._losses.items() if self._sizes[plan] <= budget]
+        return min((sum(losses) / len(losses) for losses in fitting), default=None)
 
 
 class ConsoleView(Listener):
-    """Shows a run on a console: bars and the best plans so far if it can redraw lines, else a line for each event.
+    """Shows a run on a console: a line for each event, and bars below them if the console can redraw lines.
 
     Args:
         is_brief: a line for each stage, if lines cannot be redrawn.
     """
 
     def __init__(self, console: Console, *, is_brief: bool = False):
-        self.console, self.best, self.is_brief = console, BestSoFar(), is_brief
+        self.console = console
+        self.best = BestSoFar()
         self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self.bars = _Bars(self)
-        self._stage: Task | None = None
+        self.is_brief = is_brief and not self.can_draw
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(36),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not self.can_draw,
+            refresh_per_second=4,
+            speed_estimate_period=PACE_SECONDS,
+            get_time=time.monotonic,
+        )
         self.search: Task | None = None
+        self._stage: Task | None = None
         self._printed = -math.inf
 
     def __enter__(self) -> ConsoleView:
@@ -117,26 +132,28 @@ class ConsoleView(Listener):
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not self.can_draw)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        now, current = time.monotonic(), self._stage
+        current = self._stage
+        says = self.search is None and not self.can_draw
         if current is None or current.description != stage or done < current.completed:
             self._remove_stage()
-            current = self._stage = self.bars.add(stage, total)
-            if not self.can_draw and self.search is None:
-                self._printed = now
+            current = self._stage = self._add_bar(stage, total)
+            if says:
+                self._printed = time.monotonic()
                 self.say(f"{stage} ..." if total <= 1 or self.is_brief else f"{stage}: {done} of {total}")
         self.bars.update(current.id, completed=done, total=total or None)
         if total and done >= total:
             if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE and not self.is_brief:
                 self.say(f"{stage}: done in {format_time(current.elapsed or 0.0)}")
             self._remove_stage()
-        elif not (self.can_draw or self.is_brief) and now - self._printed >= STAGE_EVERY:
-            self._printed = now
-            self.say(", ".join(filter(None, (f"{stage}: {done} of {total}", format_time_left(current)))))
+        elif not (self.can_draw or self.is_brief) and time.monotonic() - self._printed >= STAGE_EVERY:
+            self._printed = time.monotonic()
+            self.say(f"{stage}: {done} of {total}{format_time_left(current)}")
 
     def on_start(self, study: Study) -> None:
         self.best = BestSoFar.from_study(study)
-        self.search = self.bars.add("evaluations", study.evaluations, self.best.spent)
-        if self.is_brief and not self.can_draw:
+        self.search = self._add_bar("evaluations", study.evaluations)
+        self.bars.update(self.search.id, completed=self.best.spent)
+        if self.is_brief:
             self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
@@ -144,16 +161,20 @@ class ConsoleView(Listener):
         self.best.add(trial)
         self.bars.update(self.search.id, completed=self.best.spent)
         is_last = self.best.spent >= study.evaluations
-        if self.can_draw or (self.is_brief and not is_last and trial.done):
+        if self.is_brief and trial.done and not is_last:
             return
         self._printed = time.monotonic()
         spent = f"{format_evaluations(self.best.spent)}/{format_evaluations(study.evaluations)}"
         self.say(f"[{spent}] {format_trial(trial, study.space)}")
-        if is_last or self.best.count % 10 == 0:
-            for line in format_best_plans(self.best):
-                self.say(f"    {line}")
-            if not is_last:
-                self.say(f"    {format_time_left(self.search)}")
+        if is_last or self.best.count % BEST_EVERY == 0:
+            left = "" if is_last else format_time_left(self.search)
+            for budget in self.best.budgets:
+                if (lowest := self.best.find_lowest_loss(budget)) is not None:
+                    self.say(f"    within {format_bytes(budget)}: lowest loss so far {lowest:.4f}{left}")
+
+    def _add_bar(self, name: str, total: float) -> Task:
+        id = self.bars.add_task(name, total=total or None)
+        return next(task for task in self.bars.tasks if task.id == id)
 
     def _remove_stage(self) -> None:
         if self._stage is not None:
@@ -161,59 +182,10 @@ class ConsoleView(Listener):
             self._stage = None
 
 
-class _Bars(Progress):
-    """Bars of a view; below them the best plans and the last trial of its search."""
-
-    def __init__(self, view: ConsoleView):
-        self.view = view
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(36),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[elapsed]}"),
-        )
-        super().__init__(
-            *columns,
-            console=view.console,
-            transient=True,
-            disable=not view.can_draw,
-            refresh_per_second=4,
-            speed_estimate_period=PACE_SECONDS,
-            get_time=time.monotonic,
-        )
-
-    def add(self, name: str, total: float, completed: float = 0.0) -> Task:
-        id = self.add_task(name, total=total or None)
-        self.update(id, completed=completed)
-        return self._tasks[id]
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        best = self.view.best
-        for task in self.tasks:
-            count = (
-                f"{format_evaluations(task.completed)} of {format_evaluations(task.total)}"
-                if task.total
-                else ""
-            )
-            failed = f", {best.failed} failed" if task is self.view.search and best.failed else ""
-            task.fields |= {"count": count + failed, "left": format_time_left(task)}
-            task.fields["elapsed"] = f"time {format_time(task.elapsed or 0.0)}"
-        yield self.make_tasks_table(self.tasks)
-        last = (
-            []
-            if best.last is None or best.space is None
-            else [f"last: {format_trial(best.last, best.space)}"]
-        )
-        yield from (
-            Text(line, no_wrap=True, overflow="ellipsis") for line in [*format_best_plans(best), *last]
-        )
-
-
 def format_time_left(task: Task) -> str:
     """The time that a task still takes at its pace, after a twentieth of it: first steps include work done once."""
     left = task.time_remaining
-    return "" if left is None or task.percentage < 5 else f"about {format_time(left)} left"
+    return "" if left is None or task.percentage < 5 else f", about {format_time(left)} left"
 
 
 def format_trial(trial: Trial, space: SearchSpace) -> str:
@@ -223,22 +195,6 @@ def format_trial(trial: Trial, space: SearchSpace) -> str:
         return f"{where}: failed, {trial.reason}"
     expected = trial.proposal.predicted_loss
     predicted = "" if expected is None else f" (predicted {expected:.4f})"
-    size, seconds = format_bytes(trial.evaluation.memory_bytes), format_time(trial.evaluation.seconds)
+    size = format_bytes(trial.evaluation.memory_bytes)
+    seconds = format_time(trial.evaluation.seconds)
     return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {format_plan(trial.plan, space)}, {seconds}"
-
-
-def format_best_plans(best: BestSoFar) -> list[str]:
-    """The best plan within each of the largest budgets, in one line each; none for a budget that nothing fits yet."""
-    lines = []
-    for budget in best.budgets[-BUDGETS_SHOWN:]:
-        if (found := best.find_lowest_loss(budget)) is None:
-            continue
-        text = f"within {format_bytes(budget)}: lowest seen {found:.4f}"
-        uniform = best.find_lowest_loss(budget, uniform=True)
-        if uniform is None:
-            lines.append(f"{text}, no uniform plan fits")
-            continue
-        lower = uniform - found
-        gain = f"{format_percent(lower / abs(uniform))} lower" if lower > 0 and uniform else "not beaten yet"
-        lines.append(f"{text}, uniform {uniform:.4f}, {gain}")
-    return lines

@@ -10,15 +10,12 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.baselines import can_shuffle, shuffle_plan
-from qra_search.app.compare import Comparison, compare_losses
+from qra_search.app.compare import Comparison, can_shuffle, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
-from qra_search.app.report.data import RunData
 from qra_search.app.report.finding import summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
     format_change_cell,
     format_evaluations,
-    format_level_counts,
     format_loss,
     format_metric,
     format_metric_name,
@@ -27,10 +24,11 @@ from qra_search.app.report.formatting import (
     format_role,
     format_time,
 )
+from qra_search.app.report.layout import arrange_groups
 from qra_search.app.report.table import TextTable
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import Plan, TuningRecord, format_level_label
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
 
 CHANCE_NOTE = "Chance: the interval holds zero."
@@ -44,10 +42,11 @@ HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family
 
 
 def make_tuned_table(comparison: Comparison) -> TextTable:
-    """A comparison on test data, cheapest first: every metric, losses, and how the plan's loss differs from each."""
+    """A comparison on test data, cheapest first: metrics, the loss, and its change against the best uniform plan."""
     names, chosen = comparison.metric_names, comparison.chosen
+    reference = comparison.baseline or chosen
     changes = [
-        "" if t is chosen else format_change_cell(compare_losses(chosen, t)) for t in comparison.tunings
+        "" if t is reference else format_change_cell(compare_losses(t, reference)) for t in comparison.tunings
     ]
     rows = [
         (
@@ -59,6 +58,7 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         )
         for t, change in zip(comparison.tunings, changes, strict=True)
     ]
+    compared_with = "the plan" if reference is chosen else "the best uniform plan"
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     titles = [format_metric_name(name) for name in names]
@@ -67,7 +67,7 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         if chosen.metric_interval(name):
             titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
     notes = {
-        "Change: of the plan's test loss against this row's.": any(changes),
+        f"Change: of the row's test loss against that of {compared_with}.": any(changes),
         f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "("
         in "".join(changes),
         **{
@@ -102,6 +102,22 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     return TextTable("Tunings", heads, rows, left=("plan",))
 
 
+def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
+    """Bits and rank of every group: a row for each layer, or for each group if groups name no layers."""
+    chosen = zip(plan.bits, plan.ranks, strict=True)
+    cells = [
+        f"{format_level_label(bits)} r{rank}" if rank else format_level_label(bits) for bits, rank in chosen
+    ]
+    grid = arrange_groups(space)
+    if not grid.has_layers:
+        return TextTable("Plan", ("group", "bits, rank"), list(zip(space.names, cells, strict=True)))
+    rows = []
+    for column, layer in enumerate(grid.columns):
+        groups = [row[column] for row in grid.cells]
+        rows.append((layer, *("" if g is None else cells[g] for g in groups)))
+    return TextTable("Plan", ("layer", *grid.rows), rows)
+
+
 def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A finished tuning in one line."""
     name = format_record_role(record, space, plan)
@@ -129,7 +145,7 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
             (
                 "shuffled" if other.plan in shuffled else format_plan(other.plan, space),
                 format_bytes(other.memory_bytes),
-                f"{other.gain:.3f}",
+                "" if same else f"{other.gain:+.3f}",
                 "" if same else f"{low:+.3f} to {high:+.3f}",
                 "" if same or other.is_certain else "chance",
             )
@@ -137,11 +153,11 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
     notes = []
     if len(rows) > 1:
         notes.append(
-            "Lead: nats by which the plan is predicted closer to 16 bits before tuning, which leaves a part."
+            "Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part of it."
         )
     if any(row[3] for row in rows):
         notes.append(
-            "These intervals, meant to hold 90%, held 96 of 98 leads measured on SmolLM2 before tuning."
+            "These intervals, meant to hold 90%, held 96 of 98 changes measured on SmolLM2 before tuning."
         )
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
@@ -155,7 +171,7 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         notes.append(
             f"Nearly all ranks are {least}: predictions hardly tell ranks apart, so the bytes go to bits."
         )
-    heads = ("plan", "size", "lead", "interval", "")
+    heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
 
@@ -191,60 +207,17 @@ def make_comparison_table(result: SearchResult) -> TextTable:
         size = format_bytes(uniform.memory_bytes)
         rows.append(("", format_plan(uniform.plan, space), size, loss, format_loss(uniform.observed), ""))
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
-    notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
+    notes = [
+        "Change: of the row's estimate against that of the best uniform plan, within two standard errors."
+    ]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
-def make_front_table(run: RunData) -> TextTable:
-    """The plans of the front, cheapest first."""
-    space, front = run.result.space, run.result.front
-    rows = [
-        (
-            format_plan(c.plan, space),
-            format_level_counts(c.plan, space),
-            format_bytes(c.memory_bytes),
-            format_loss(c.loss, c.loss_std),
-            str(c.evaluations),
-        )
-        for c in front
-    ]
-    return TextTable(
-        "Plans that no other beats in both loss and bytes",
-        ("plan", "groups", "size", "loss", "evaluations"),
-        rows,
-        left=("groups",),
-        marked=[i for i, c in enumerate(front) if c.plan == run.plan],
-    )
-
-
-def make_failure_table(run: RunData) -> TextTable:
+def make_failure_table(result: SearchResult) -> TextTable:
     """The first failures with their reasons."""
-    rows = [
-        (str(t.id), format_plan(t.plan, run.result.space), t.reason)
-        for t in run.result.failures()[:FAILURES_SHOWN]
-    ]
+    failures = result.failures()[:FAILURES_SHOWN]
+    rows = [(str(t.id), format_plan(t.plan, result.space), t.reason) for t in failures]
     return TextTable("Failed evaluations", ("trial", "plan", "reason"), rows, left=("plan", "reason"))
-
-
-def make_overview_table(runs: Sequence[RunData]) -> TextTable:
-    rows = []
-    for run in runs:
-        found = run.finding
-        baseline = found.baseline if found else None
-        planned = f" of {format_evaluations(count)}" if (count := run.identity.get("evaluations")) else ""
-        rows.append(
-            (
-                f"{run.name}: {run.result.strategy}, seed {run.result.seed}",
-                format_bytes(found.budget_bytes) if found else "–",
-                f"{format_loss(found.chosen.loss)} ({found.data})" if found else "none yet",
-                format_loss(baseline.loss) if baseline else "–",
-                format_change_cell(found.change) or "–" if found else "–",
-                format_evaluations(run.result.spent) + planned,
-                format_time(run.seconds),
-            )
-        )
-    heads = ("run", "budget", "loss", "best uniform", "change", "evaluations", "time")
-    return TextTable("The finding of every run", heads, rows)
 
 
 def render_result(result: SearchResult, comparison: Comparison | None = None) -> Group:

@@ -28,7 +28,7 @@ from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import compute_batch_loss, wrap_head
 
-PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
+PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload", "export"]
 
 
 def shape_only(

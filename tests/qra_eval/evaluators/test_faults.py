@@ -15,7 +15,7 @@ from qra_search import Study, search
 from qra_search.app.config import make_config
 from qra_search.app.evaluator import EvaluatorFactory
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
-from qra_search.log.lines import LogError
+from qra_search.log.journal import LogError
 
 OPTIONS = {"strategy": "random", "evaluations": 17, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 14}

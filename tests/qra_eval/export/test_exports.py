@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+import yaml
 from pretended_gpu import pretended_gpu
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import qra_eval
 from qra_eval.export import export
+from qra_eval.export.recipe import EXLLAMA_BITS, TYPES, round_up
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_search.app.cli.doctor import check_files
+from qra_eval.tuning import loading
 from qra_search.errors import BadInput
 
 Runs = Callable[..., TunedRun]
@@ -26,8 +30,8 @@ IDS = torch.arange(40, 64)[None]
 @pytest.mark.parametrize(
     ("run", "format", "why"),
     [
-        (("llama", "compressed-tensors"), "gguf", "merged, or plan anew by `qra plan --engine llama.cpp`"),
-        (("llama",), "compressed-tensors", "merged, or plan anew by `qra plan --engine vllm`"),
+        (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
+        (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
         (
             ("llama", "compressed-tensors", "module"),
             "compressed-tensors",
@@ -36,7 +40,7 @@ IDS = torch.arange(40, 64)[None]
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
-        (("gpt2", "reference"), "gguf", "none of the families .*: export as merged"),
+        (("gpt2", "reference"), "gguf", "not one of the model types .*: export as merged"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_with_the_mend(
@@ -119,7 +123,6 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
-        assert {check.level for check in check_files(done.path)} == {"ok"}
         card = (done.path / "README.md").read_text()
         assert "base_model" not in card, "a folder is no model of the hub"
         code = card.split("```python\n")[1].split("```")[0].replace(f'"{done.path.name}"', f'"{done.path}"')
@@ -162,6 +165,30 @@ def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(
     assert not figures["largest_logit_difference"] <= 0.5 * figures["largest_logit"]  # it may be NaN
 
 
+def test_a_recipe_names_every_tensor_as_the_other_tools_do(runs: Runs, tmp_path: Path) -> None:
+    run = runs("llama")
+    out, model = export(run, "recipe", tmp_path / "out").path, export(run, "gguf", tmp_path / "gguf").path
+    tensors = {t.name: t.tensor_type.name for t in gguf.GGUFReader(model / "model.gguf").tensors}
+    lines = [line.split("=") for line in (out / "tensor-types.txt").read_text().split()]
+    matches = {name: kind for pattern, kind in lines for name in tensors if re.search(pattern, name)}
+    assert len(matches) == len(lines) == len(run.levels) + len(run.tables)
+    assert {"Q4_0", "Q8_0", "BF16"} == set(matches.values())
+    assert all(tensors[name] == ("F32" if kind == "BF16" else kind) for name, kind in matches.items())
+    plain = AutoModelForCausalLM.from_config(run.config)
+    wanted = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    recipe = yaml.safe_load((out / "exllamav3.yaml").read_text())
+    layers = json.loads((out / "layer_config.json").read_text())
+    assert set(recipe["tensors"]) == set(layers) == wanted
+    for name, level in run.levels.items():
+        bits = {"Q4_0": 4, "Q8_0": 8, 16: 16}[level]
+        assert recipe["tensors"][name] == layers[name]["bits"] == bits and type(bits) is int
+
+
+def test_a_recipe_rounds_half_bits_up_where_a_tool_has_none() -> None:
+    assert [round_up(width, tuple(TYPES)) for width in (1, 1.5, 2.5, 3, 7)] == [1.5, 1.5, 3, 3, 8]
+    assert [round_up(width, EXLLAMA_BITS) for width in (1, 1.5, 2.5, 4.5)] == [1, 1.5, 2.5, 5]
+
+
 @pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
 def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path: Path) -> None:
     with pretended_gpu():
@@ -169,6 +196,22 @@ def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path
     assert (
         format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
     )
+
+
+def test_an_export_loads_the_model_once_and_reads_its_plan_once(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calls = runs("llama").folder, []
+    for name in ("load_model", "read_plan_file"):
+        own = getattr(loading, name)
+
+        def count(*args: Any, name: str = name, own: Any = own, **options: Any) -> Any:
+            calls.append(name)
+            return own(*args, **options)
+
+        monkeypatch.setattr(loading, name, count)
+    assert export(folder, "peft", tmp_path / "out").largest_logit_difference == 0
+    assert sorted(calls) == ["load_model", "read_plan_file"]
 
 
 def test_exports_leave_the_global_generator_alone(runs: Runs, tmp_path: Path) -> None:

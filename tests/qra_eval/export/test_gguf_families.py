@@ -16,7 +16,7 @@ from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_tensors import EXPERT, find_row_order, make_tensor_namer
+from qra_eval.export.gguf import EXPERT, find_row_order, make_tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, list_family_issues, list_layer_types
 from qra_search.errors import BadInput
@@ -127,7 +127,7 @@ def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> N
         ("gemma3", {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar"),
         ("gemma2", {"layer_types": ["full_attention"] * 2}, "window"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm"),
-        ("llama", {"hidden_act": "gelu"}, "computes silu in this family, this model has gelu"),
+        ("llama", {"hidden_act": "gelu"}, "computes silu in this family, but this model has gelu"),
         ("gpt2", {}, "convert_hf_to_gguf"),
     ],
 )

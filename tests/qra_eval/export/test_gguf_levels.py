@@ -14,7 +14,7 @@ from qra_backends.ggml import library
 from tiny_families import save_tiny
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_tensors import find_row_order, make_tensor_namer
+from qra_eval.export.gguf import find_row_order, make_tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES
 from qra_search.engines import ENGINES

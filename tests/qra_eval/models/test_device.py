@@ -66,7 +66,7 @@ def test_several_gpus_are_each_named_once_by_their_number(gpus, monkeypatch):
     with pytest.raises(BadInput, match="processes of a launcher have one GPU each"):
         resolve_devices("cuda:0,cuda:1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(BadInput, match="3 processes on this machine, where torch sees 2 CUDA devices"):
+    with pytest.raises(BadInput, match="3 processes on this machine, but torch sees 2 CUDA devices"):
         resolve_devices("auto")
 
 

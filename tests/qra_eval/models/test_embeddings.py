@@ -28,8 +28,8 @@ from qra_eval.models.embeddings import (
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.sensitivities.measure import interpolate_missing
+from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
-from qra_search.space.space import Plan
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "phi", "gpt_neox", "mixtral")
 TIED = {"llama", "gemma3", "gpt2", "opt"}

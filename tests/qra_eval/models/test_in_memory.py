@@ -19,7 +19,7 @@ from qra_eval.models.load import load_model
 from qra_eval.models.loaded import hash_config
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
 from qra_search.errors import BadInput
-from qra_search.space.plan import Plan
+from qra_search.schemas import Plan
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from qra_eval.tasks import SPLITS
 from qra_eval.tasks.arithmetic import ArithmeticTask
-from qra_eval.tasks.gsm8k import extract_answer
+from qra_eval.tasks.published import extract_answer
 from qra_search.errors import BadInput
 
 

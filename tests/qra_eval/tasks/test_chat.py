@@ -9,8 +9,7 @@ import torch
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks.encoding import IGNORED, Chat, encode_example, truncate_left
-from qra_eval.tasks.example import Example
-from qra_eval.tasks.forms import make_example
+from qra_eval.tasks.example import Example, make_example
 from qra_eval.tasks.jsonl import JSONLTask
 from qra_eval.tasks.scoring import measure_choices
 from qra_search import BadInput

@@ -10,9 +10,8 @@ import torch
 
 from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
-from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.gsm8k import STOP, STRICT, extract_answer
-from qra_eval.tasks.scoring import measure_choices
+from qra_eval.tasks.published import STRICT, GSM8KTask, extract_answer
+from qra_eval.tasks.scoring import generate_answers, measure_choices
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
 
@@ -59,9 +58,12 @@ def test_log_likelihoods_agree(loaded, harness):
 
 def test_greedy_answers_agree(loaded, harness):
     prompts = ["Question: 2 + 3?\nAnswer:", "a", "a longer prompt, of another length"]
-    options = {"until": list(STOP), "max_gen_toks": 20, "do_sample": False}
+    options = {"until": list(GSM8KTask.stop), "max_gen_toks": 20, "do_sample": False}
     theirs = harness.generate_until([request("generate_until", (prompt, options)) for prompt in prompts])
-    assert generate_answers(loaded.model, loaded.tokenizer, prompts, 20, batch_size=2, stop=STOP) == theirs
+    assert (
+        generate_answers(loaded.model, loaded.tokenizer, prompts, 20, batch_size=2, stop=GSM8KTask.stop)
+        == theirs
+    )
 
 
 def test_numbers_agree():

@@ -10,7 +10,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.forms import make_example
+from qra_eval.tasks.example import make_example
 from qra_search.errors import BadInput
 
 HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
@@ -164,10 +164,10 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
-            r"answer is 2: the index of a choice \(0 to 1\), .* is needed; to learn it as a text use --columns",
+            r"answer is 2, but the row has choices, so .* \(0 to 1\), .* To learn the answer as text, use --columns",
         ),
-        ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0': the index"),
-        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "text or label of a single one"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but the row has choices"),
+        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "the text or the label of exactly one"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
         ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
         (

@@ -13,8 +13,7 @@ from transformers import GenerationConfig
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example
 from qra_eval.tasks.encoding import truncate_left
-from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.scoring import measure_choices, score_choices
+from qra_eval.tasks.scoring import generate_answers, measure_choices, score_choices
 
 TOKENIZER = byte_tokenizer()
 EXAMPLES = [

@@ -103,11 +103,6 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        (
-            "x.jsonl",
-            "[" + SAY + "]",
-            "is a JSON array, and .jsonl has one object a line: rename it to x.json",
-        ),
         ("x.jsonl", SAY + '{"prompt": "c", \n', "x.jsonl, line 2: .* is not JSON"),
         ("x.jsonl", SAY.encode("utf-16"), r"line 1: is not UTF-8 \(byte 0xff\).*iconv -f utf-16"),
         (

@@ -9,7 +9,7 @@ import torch
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.rows import Rows
+from qra_eval.tasks.base import Rows
 from qra_search.errors import BadInput
 
 TOKENIZER = byte_tokenizer()

@@ -8,7 +8,7 @@ import pytest
 from evaluators import make_evaluator
 
 from qra_eval.tasks import make_task
-from qra_eval.tasks.rows import Rows
+from qra_eval.tasks.base import Rows
 from qra_search.sections import FinetuneConfig
 
 

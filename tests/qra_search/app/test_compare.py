@@ -9,13 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, t, ttest_ind
 
 from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
-from qra_search.app.baselines import is_shuffled, select_baselines, shuffle_plan
-from qra_search.app.compare import Comparison, TunedPlan, compare, compare_losses, select_tuned_plan
+from qra_search.app.compare import (
+    Comparison,
+    TunedPlan,
+    compare,
+    compare_losses,
+    compare_scores,
+    is_shuffled,
+    select_baselines,
+    shuffle_plan,
+)
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_comparison, write_verdict
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 SPACE = make_toy_space()
@@ -41,7 +50,7 @@ def record(plan: Plan | None, loss: float, *, seed: int = 0, rows: int = 12, **f
 
 
 def compared(*records: TuningRecord, plan: Plan = PLAN) -> Comparison:
-    comparison = compare(records, SPACE, plan, LIMIT)
+    comparison = compare(records, SPACE, plan, LIMIT, {})
     assert comparison is not None
     return comparison
 
@@ -76,16 +85,16 @@ def test_a_comparison_holds_what_was_tuned_alike_within_the_budget() -> None:
     assert json.dumps(comparison.to_dict(), allow_nan=False)
 
 
-def test_the_settings_are_those_of_the_plans_last_record_or_as_given() -> None:
+def test_only_tunings_with_the_settings_that_are_given_are_compared() -> None:
     records = [
-        record(plan, loss, settings={"steps": steps}, finished_at=steps)
+        record(plan, loss, settings={"steps": steps})
         for plan in (PLAN, LOW)
         for steps, loss in ((1, 5.0), (2, 4.0))
     ]
-    assert [t.loss for t in compared(*records).tunings] == pytest.approx([4.0, 4.0])
-    first = compare(records, SPACE, PLAN, LIMIT, {"steps": 1})
-    assert first is not None and [t.loss for t in first.tunings] == pytest.approx([5.0, 5.0])
-    assert compare(records, SPACE, HIGH, LIMIT) is None
+    for steps, loss in ((1, 5.0), (2, 4.0)):
+        found = compare(records, SPACE, PLAN, LIMIT, {"steps": steps})
+        assert found is not None and [t.loss for t in found.tunings] == pytest.approx([loss, loss])
+    assert compare(records, SPACE, HIGH, LIMIT, {"steps": 1}) is None
 
 
 def test_seeds_of_a_plan_are_one_entry_with_a_standard_error() -> None:
@@ -129,37 +138,18 @@ def test_16_bit_lora_has_its_role_if_16_is_a_width_of_the_space() -> None:
     plan, sixteen = space.uniform_plans()[0], space.uniform(16, space.ranks[-1])
     assert plan.bits[0] == 2 and sixteen is not None
     for budget, role in ((space.memory_bytes(plan), "16-bit"), (space.memory_bytes(sixteen), "uniform")):
-        comparison = compare([record(plan, 4.0), record(sixteen, 3.0)], space, plan, budget)
+        comparison = compare([record(plan, 4.0), record(sixteen, 3.0)], space, plan, budget, {})
         assert comparison is not None and [t.role for t in comparison.tunings] == ["plan", role]
-
-
-def test_a_runs_tuned_plan_is_its_own_or_the_last_chosen_in_its_place() -> None:
-    other = Plan((8,) * 4 + (2,), (4,) * 5)
-    records = [record(UNTUNED, 9.0, steps=0), record(LOW, 6.0), record(other, 3.0), record(SIXTEEN, 1.0)]
-    assert select_tuned_plan(records, SPACE, PLAN) == other
-    assert select_tuned_plan([*records, record(PLAN, 4.0)], SPACE, PLAN) == PLAN
-    assert (
-        select_tuned_plan(records[:2], SPACE, PLAN) == LOW
-        and select_tuned_plan(records[:1], SPACE, PLAN) is None
-    )
 
 
 def of_losses(*losses: float, rows: tuple[float, ...] = ()) -> TunedPlan:
     """Losses by seed; those of rows, or a single row."""
-    return TunedPlan.from_seeds(
-        "plan",
-        tuple(
-            TuningRecord(
-                PLAN,
-                seed,
-                1,
-                9,
-                row_nats=tuple(x + loss - np.mean(rows) for x in rows) if rows else (loss,),
-                row_tokens=(1,) * (len(rows) or 1),
-            )
-            for seed, loss in enumerate(losses)
-        ),
-    )
+    nats = [tuple(x + loss - np.mean(rows) for x in rows) if rows else (loss,) for loss in losses]
+    tokens = (1,) * (len(rows) or 1)
+    records = [
+        TuningRecord(PLAN, seed, 1, 9, row_nats=own, row_tokens=tokens) for seed, own in enumerate(nats)
+    ]
+    return TunedPlan("plan", tuple(records))
 
 
 def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:
@@ -192,6 +182,32 @@ def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> Non
     assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy
     assert formatting.format_metric("accuracy", 0.25, (low, high)) == "25.0% (16 to 37)"
     assert formatting.format_metric("choice_loss", 0.25, None) == "0.25"
+
+
+def of_scores(*right_by_seed: int, rows: int = 64) -> TunedPlan:
+    """So many right answers of each seed, among so many rows."""
+    scores = [(1.0,) * right + (0.0,) * (rows - right) for right in right_by_seed]
+    return compared(
+        *(record(PLAN, 4.0, seed=i, row_scores={"accuracy": row}) for i, row in enumerate(scores))
+    ).chosen
+
+
+def test_the_spread_over_seeds_widens_the_interval_of_a_metric_and_of_a_difference() -> None:
+    tuned = of_scores(32, 40, 42)
+    low, high = tuned.metric_interval("accuracy") or (0, 0)
+    mean, rows = tuned.metrics["accuracy"], binomtest(38, 64).proportion_ci(0.95, method="wilson")
+    seeds = t.interval(0.95, 2, mean, np.std([0.5, 0.625, 0.65625], ddof=1) / 3**0.5)
+    assert mean == pytest.approx(38 / 64)
+    for end, own, of_seeds in ((low, rows.low, seeds[0]), (high, rows.high, seeds[1])):
+        assert abs(end - mean) == pytest.approx(np.hypot(own - mean, of_seeds - mean), abs=1e-3)
+    other = of_scores(30, 28, 35)
+    gain, interval = compare_scores(tuned, other, "accuracy")
+    found = ttest_ind([32, 40, 42], [30, 28, 35]).confidence_interval(0.95)
+    differences = np.subtract(tuned.row_scores["accuracy"], other.row_scores["accuracy"])
+    half = np.hypot((found.high - found.low) / 2 / 64, 1.96 * np.std(differences, ddof=1) / 8)
+    assert gain == pytest.approx(7 / 64) and interval == pytest.approx((gain - half, gain + half), abs=1e-3)
+    wide = of_scores(60, 64).metric_interval("accuracy")
+    assert wide is not None and wide[0] >= 0 and wide[1] == 1.0, "a share stays one"
 
 
 def test_baselines_are_the_uniform_plans_that_fit_the_best_of_them_or_none() -> None:

@@ -68,28 +68,28 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': a whole number is needed"),
+        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': must be a valid integer"),
         ({"evaluation": {"stepz": 1}}, "evaluation.stepz is not a known field: did you mean steps?"),
         (
             {"search": {"learn_from": "runs/a"}},
             "config: search.learn_from is not a known field: allowed are strategy",
         ),
-        ({"search": None}, "search is None: a mapping of fields, such as {name: ...}, is needed"),
+        ({"search": None}, "search is None: must be a mapping of fields, such as {name: ...}"),
         (
             {"search": {"memory": "lots"}},
             "search.memory is 'lots': 'lots' is not a memory budget: write one such as",
         ),
         (
             {"search": {"evaluations": float("inf")}},
-            "search.evaluations is inf: input should be a finite number",
+            "search.evaluations is inf: must be a finite number",
         ),
-        ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
+        ({"search": {"seed": -1}}, "search.seed is -1: must be greater than or equal to 0"),
         ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: must be a list of one or more distinct values"),
         ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
         ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
         (
             {"space": {"granularity": "head"}},
-            "space.granularity is 'head': 'auto', 'module', 'expert', 'layer'",
+            "space.granularity is 'head': must be 'auto', 'module', 'expert', 'layer'",
         ),
         (
             {"quantization": {"backend": 3}},
@@ -108,13 +108,16 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
             "{'group_size': 8} is none of these",
         ),
         ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' must be strings"),
-        ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields, such as {name: ...}, is needed"),
+        ({"model": "smollm2"}, "model is 'smollm2': must be a mapping of fields, such as {name: ...}"),
         ({"model": {"name": ""}}, "model.name is ''"),
-        ({1: 2}, "1 is 1: a text as the name of a field is needed"),
-        ({"training": {"scales": "maybe"}}, "training.scales is 'maybe': true or false or 'auto' is needed"),
-        ({"space": {"bits": [2, "x"]}}, "space.bits is [2, 'x']: 'auto' or a number is needed"),
-        ({"space": {"bits": [True, 2]}}, "space.bits is [True, 2]: 'auto' or a number is needed"),
-        ({"space": {"ranks": [True, 2]}}, "space.ranks.0 is True: a whole number is needed"),
+        ({1: 2}, "1 is 1: keys should be strings"),
+        ({"training": {"scales": "maybe"}}, "training.scales is 'maybe': must be a valid boolean or 'auto'"),
+        (
+            {"space": {"bits": [2, "x"]}},
+            "space.bits is [2, 'x']: must be 'auto' or a valid integer or a valid number",
+        ),
+        ({"space": {"bits": [True, 2]}}, "space.bits is [True, 2]: must be 'auto' or a valid integer"),
+        ({"space": {"ranks": [True, 2]}}, "space.ranks.0 is True: must be a valid integer"),
         ({"quantization": {"backend": {"2": "hqq", "2.0": "gguf"}}}, "a bit-width is given twice"),
         ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
     ],
@@ -166,6 +169,11 @@ def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
 
 
-@pytest.mark.parametrize("given", [113246208, "113246208", [113246208]])
-def test_a_budget_may_be_a_plain_number_of_bytes(given: Any) -> None:
-    assert make_config({"search": {"memory": given}}).search.memory == ("113246208",)
+@pytest.mark.parametrize("given", [113246208, "113246208", 512])
+def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> None:
+    config = make_config({"search": {"memory": given}})
+    assert config.search.memory == (given,)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(ConfigError, match="memory budget 512 means 512 bytes: write its unit"):
+        make_config({"search": {"memory": "512"}})

@@ -59,7 +59,8 @@ def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_
 
 def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured() -> None:
     assert estimate_cost(Estimating(), 10, is_measured=False) == (
-        "10 plans tuned briefly, about 5 min 00 s; before them the sensitivities, as long as 5 more, about 2 min 30 s"
+        "10 plans tuned briefly, about 5 min 00 s. "
+        "The sensitivities, measured first, take as long as 5 more, about 2 min 30 s"
     )
     assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
     assert format_cost(4.5) == "4.5 plans tuned briefly"
@@ -72,7 +73,7 @@ def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
     assert sensitivities is not None
     clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
     assert clear.best_uniform is not None
-    assert ("checks the prediction" in describe_gain(clear)) == clear.best_uniform.is_certain
+    assert ("checks the predicted plan" in describe_gain(clear)) == clear.best_uniform.is_certain
     assert "measures it" in describe_gain(None)
 
 
@@ -103,7 +104,7 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             {**ENOUGH, "train": RowCount(96, 96, conflicting=4, conflicting_prompt="what " * 40)},
             [
                 "rows: 96 train, 64 validation, 128 test",
-                "warning: 4 rows have a prompt that occurs again with another answer, such as "
+                "warning: 4 rows share a prompt with another row but have a different answer, such as "
                 f"'{'what ' * 15}w...: check the data",
             ],
         ),

@@ -17,7 +17,7 @@ from qra_search.app.folder import RunFolder
 from qra_search.app.search import begin_run, search_run
 from qra_search.app.settings import make_settings
 from qra_search.errors import RunFailed
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator
@@ -142,6 +142,7 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
     record = TuningRecord(plan, 0, 3, folder.result().space.memory_bytes(plan), 1.0, (1.5,), (1,))
     folder.tuning(record.id).path.mkdir(parents=True)
     folder.tuning(record.id).write(record)
+    folder.select(record, 0)
     run(SETTINGS, tmp_path / "a", resume=True)
     assert "On test data" in folder.report_file.read_text()
 
@@ -154,9 +155,10 @@ def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp
     record = TuningRecord(other, 0, 3, space.memory_bytes(other), 1.0, (1.5,), (1,))
     folder.tuning(record.id).path.mkdir(parents=True)
     folder.tuning(record.id).write(record)
+    folder.select(record, 0)
     text = repr(Run(tmp_path / "a", make_settings(SETTINGS)))
-    assert "whose validation loss" in text.partition("The run's plan is not tuned yet; another was: ")[0]
-    assert "whose test loss is 1.500" in text
+    tuned, _, searched = text.partition("The run's plan is another, which is not tuned yet. ")
+    assert "whose test loss is 1.500" in tuned and "whose validation loss" in searched
 
 
 def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:

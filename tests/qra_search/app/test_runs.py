@@ -124,18 +124,18 @@ def test_options_of_a_strategy_reach_the_one_that_reads_a_result(
     assert made == [{"population": 8}]
 
 
-def test_without_its_first_line_a_log_is_searched_on_with_what_the_other_files_say(tmp_path: Path) -> None:
+def test_a_log_whose_first_line_is_damaged_is_not_searched_on(tmp_path: Path) -> None:
     settings = make_config({"evaluator": "landscape", "options": {"layers": 4}, "search": {"evaluations": 6}})
     with Run(tmp_path / "a", settings) as run:
-        known = run.search()
-    lines = run.folder.log_file.read_bytes().splitlines(keepends=True)
-    run.folder.log_file.write_bytes(lines[0].replace(b"space", b"spice", 1) + b"".join(lines[1:]))
-    with pytest.warns(UserWarning, match="line 1 was skipped"), Run(tmp_path / "a", settings) as run:
-        assert run.plan == known.choose_plan()
-        assert [t.plan for t in run.search(evaluations=8).trials[: len(known.trials)]] == [
-            t.plan for t in known.trials
-        ]
-        assert run.result.spent == 8
+        run.search()
+    content = run.folder.log_file.read_bytes()
+    for damage, says in (
+        (b"spice", "has trials, and its header has no space"),
+        (b'sp"ce', "line 1 is damaged"),
+    ):
+        run.folder.log_file.write_bytes(content.replace(b"space", damage, 1))
+        with pytest.raises(BadInput, match=says), Run(tmp_path / "a", settings) as again:
+            again.search(evaluations=8)
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from qra_search.app.folder import NoRun, RunFolder, read_plan_data
 from qra_search.app.search import begin_run, plan_run
 from qra_search.app.settings import make_settings
 from qra_search.errors import EvaluationFailed
-from qra_search.evaluation.tuning_record import TuningRecord
 from qra_search.files import write_json
+from qra_search.schemas import TuningRecord
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.checks import StudyFailed
 from qra_search.study.listener import Listener
@@ -54,6 +54,7 @@ def test_a_search_of_which_nothing_came_leaves_the_run_its_plan(tmp_path: Path) 
         record = TuningRecord(before, 0, 3, space.memory_bytes(before), 1.0, (1.5,), (1,))
         made.folder.tuning(record.id).path.mkdir(parents=True)
         made.folder.tuning(record.id).write(record)
+        made.folder.select(record, 0)
         made.evaluator().evaluate = fail_to_evaluate  # type: ignore[method-assign]
         with pytest.raises(
             StudyFailed, match="the first 5 evaluations all failed, the last with: .*out of memory"

@@ -9,8 +9,7 @@ import pytest
 
 from qra_search import BadInput
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.settings import make_settings
-from qra_search.app.tunings import change_settings
+from qra_search.app.settings import change_settings, make_settings
 
 
 @pytest.mark.parametrize(
@@ -50,13 +49,13 @@ def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
         Path(file).touch()
     for given, kept in (
         (
-            {"model": "models/mine", "task": "rows.jsonl"},
+            {"model.name": "models/mine", "task.name": "rows.jsonl"},
             (str(tmp_path / "models/mine"), str(tmp_path / "rows.jsonl")),
         ),
-        ({"model": "tiny", "task": "slots.py:Slots"}, ("tiny", f"{tmp_path / 'slots.py'}:Slots")),
-        ({"model": "owner/name", "task": "arithmetic"}, ("owner/name", "arithmetic")),
+        ({"model.name": "tiny", "task.name": "slots.py:Slots"}, ("tiny", f"{tmp_path / 'slots.py'}:Slots")),
+        ({"model.name": "owner/name", "task.name": "arithmetic"}, ("owner/name", "arithmetic")),
     ):
-        config = make_settings(None, **given)
+        config = make_settings(None, given)
         assert (config.model.name, config.task.name) == kept
     config = make_settings(
         {"task": {"name": "text", "data": "rows.jsonl", "metrics": ["slots.py:f", "module:f"]}}

@@ -110,7 +110,7 @@ def test_unknown_and_missing_tools_are_refused_in_a_line(
 
 
 def test_full_tunings_refuse_an_unknown_tool_before_the_evaluator_is_built(tmp_path: Path) -> None:
-    with plan(memory="75%", evaluator="landscape", out=tmp_path / "run", progress=False) as run:
+    with plan(memory="75%", config={"evaluator": "landscape"}, out=tmp_path / "run", progress=False) as run:
         run.close()
         with pytest.raises(BadInput, match="unknown tracker 'tensorbord'"):
             run.finetune(track="tensorbord", progress=False)

@@ -10,7 +10,7 @@ import pytest
 
 from qra_search import BadInput, Plan
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, TuningFolder
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 
 RECORD = TuningRecord(
     Plan((2, "nf4"), (4, 0)),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.schemas import Parameter, Plan, Trial
+from qra_search.schemas import Group, Linear, Parameter, Plan, Sensitivities, Trial
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
-from qra_search.space.space import Group, Linear, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.strategies.simple import sample_plan
 
 RATE = Parameter((0.001, 0.002, 0.004, 0.008, 0.016), 0.002)

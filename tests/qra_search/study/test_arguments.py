@@ -17,7 +17,7 @@ EVALUATOR = AdditiveEvaluator()
     [
         (
             "tiny",
-            r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `plan\(model, task\)` or `qra search`",
+            r"evaluator is 'tiny' \(str\): an Evaluator is needed\. .*, use qra_search.plan or `qra search`",
         ),
         (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance is needed"),
         (EVALUATOR.space, "an Evaluator is needed"),

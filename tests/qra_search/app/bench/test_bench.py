@@ -16,7 +16,7 @@ from qra_search.app.bench.scores import compute_regret, find_best_known
 from qra_search.app.bench.tables import make_settings
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.schemas import Proposal
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.study import Study

@@ -15,7 +15,7 @@ from qra_search import Plan, plugins
 from qra_search.app.cli.errors import run_safely
 from qra_search.app.config import RunConfig
 from qra_search.errors import EvaluationFailed
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import TuningRecord
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +46,13 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
     uniform plans run out of memory (`failing` is True), mixed ones (False), what was saved does not load back
     (`forgetful`), uniform plans diverge (`diverging`), Ctrl-C comes after so many tunings (`stops_after`); `data` are
-    its rows, `rates` the validation losses by learning rate, where 9 and more diverged."""
+    its rows, `rates` the validation losses by learning rate, where 9 and more diverged, `shift` of a config what its
+    test losses are higher by."""
     from qra_eval.evaluators.landscape import build
 
     load = plugins.load
     seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "stops_after": 10**9}
-    seen |= {"data": "rows", "metric": "its source", "rates": {}}
+    seen |= {"data": "rows", "metric": "its source", "rates": {}, "shift": lambda config: 0.0}
     seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
@@ -75,6 +76,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if is_uniform == seen["failing"]:
                 raise EvaluationFailed("out of memory: 3 GiB more are needed")
             loss = evaluator.true_loss(plan) if evaluator.space.contains(plan) else 0.1
+            loss += seen["shift"](config)
             (folder / "adapter").mkdir(parents=True, exist_ok=True)
             validation = seen["rates"].get(config.training.learning_rate, 1.0)
             diverges = validation is not None and validation >= 9 or is_uniform and seen["diverging"]

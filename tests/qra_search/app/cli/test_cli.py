@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -14,13 +13,11 @@ import yaml
 from cli_runner import Qra
 from logs import write_log
 
-from qra_search import TrialLog, plugins
+from qra_search import plugins
 from qra_search.app.cli import main
 from qra_search.app.cli.app import ENTRIES, Entry
 from qra_search.app.config import RunConfig, make_config
 from qra_search.errors import BadInput
-from qra_search.files import write_digest
-from qra_search.space.serialization import PLAN_FORMAT
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
@@ -40,10 +37,34 @@ REFUSED = (
     "finetune none",
     "export none --format peft",
     "plan --model tiny --memory 75%",
+    "search misspelt.yaml",
+)
+MISSPELT = (
+    "plan --model tiny --task arithmatic --memory 75%",
+    "search --model smolm2 --task=arithmetic",
+    "doctor -m ./none --task arithmetic",
+    "plan --task none.jsonl --memory 75%",
 )
 
 
+def test_a_misspelt_model_or_task_is_refused_before_the_libraries_of_a_command_are_imported(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys\n"
+        "from qra_search.app.cli.errors import run_safely\n"
+        f"print([run_safely(command.split()) for command in {MISSPELT!r}])\n"
+        "print([m for m in ('numpy', 'torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [str([2] * len(MISSPELT)), "[]"], done.stderr
+    assert "did you mean arithmetic?" in done.stderr and "did you mean smollm2?" in done.stderr
+
+
 def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:
+    (tmp_path / "misspelt.yaml").write_text("model: {name: tiny}\ntask: {name: arithmatic}\n")
     code = (
         "import sys\n"
         "from qra_search.app.cli.errors import run_safely\n"
@@ -155,51 +176,9 @@ def test_piped_tables_keep_to_the_columns_that_are_asked_for(
 
 def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
     told = "No --model given: using smollm2."
-    assert told in qra("plan", "--task", "none.jsonl", "--memory", "75%").err
-    assert told not in qra("plan", "--model", "tiny", "--task", "none.jsonl", "--memory", "75%").err
-
-
-def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        file = tmp_path / "deep" / f"{name}.safetensors"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(b"tensors")
-        write_digest(file)
-    assert qra("doctor", tmp_path).status == 0
-    write_log(tmp_path / "trials.jsonl").close()
-    assert "12 done" in qra("doctor", tmp_path).out
-    (tmp_path / "deep" / "a.safetensors").write_bytes(b"tensorz")
-    with TrialLog(tmp_path / "trials.jsonl") as log:
-        losses = [log.trials[i].loss for i in (5, 8)]
-    for loss in losses:
-        damage(tmp_path / "trials.jsonl", loss)
-    (tmp_path / "c.safetensors").write_bytes(b"of another program")
-    report = qra("doctor", tmp_path, "--json")
-    assert report.status == 1
-    levels = {row["what"]: row["level"] for row in report.json}
-    assert levels == {
-        "c.safetensors": "note",
-        "deep/a.safetensors": "fault",
-        "deep/b.safetensors": "ok",
-        "trials.jsonl, line 15": "fault",
-        "trials.jsonl, line 21": "fault",
-    }
-    assert report.err == "" and qra("doctor", tmp_path / "none").status == 2
-    (tmp_path / "trials.jsonl").write_bytes(b"not a log" * 50)
-    (tmp_path / "plan.json").write_text(json.dumps({"format": PLAN_FORMAT}))
-    (tmp_path / "record.json").write_text('{"format": "x"}')
-    (tmp_path / "sensitivities.json").write_text("{}")
-    report = qra("doctor", tmp_path, "--json")
-    assert report.status == 1 and report.err == ""
-    faults = {row["what"]: row["advice"] for row in report.json if row["level"] == "fault"}
-    assert "is not a readable trial log" in faults["trials.jsonl"] and "groups are not" in faults["plan.json"]
-    assert set(faults) == {
-        "deep/a.safetensors",
-        "trials.jsonl",
-        "plan.json",
-        "record.json",
-        "sensitivities.json",
-    }
+    refused = ("plan", "--task", "arithmetic")
+    assert told in qra(*refused).err
+    assert told not in qra(*refused, "--model", "tiny").err
 
 
 def damage(log: Path, loss: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cli_runner import Qra
 
-from qra_search.app.baselines import shuffle_plan
+from qra_search.app.compare import shuffle_plan
 from qra_search.app.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 

@@ -146,7 +146,7 @@ CASES = [
     (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (
         ("export", "a", "--format", "peft"),
-        "a has no tuning of its plan (tunings: none): run `qra finetune a`",
+        "a has no selected tuning (tunings: none): run `qra finetune a`",
     ),
     (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
@@ -176,7 +176,6 @@ CASES = [
     ),
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
-    (("doctor", "a", "--model", "tiny"), "give qra doctor a FOLDER to check its files, or --model"),
     ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': a name is given twice"),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses

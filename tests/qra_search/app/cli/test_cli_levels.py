@@ -10,7 +10,7 @@ from cli_runner import Qra
 from report_runs import make_run
 
 from qra_search.app.folder import RunFolder
-from qra_search.space.plan import Plan
+from qra_search.schemas import Plan
 from qra_search.space.serialization import plan_to_dict
 from qra_search.testing.scenarios import TWO_WAYS, make_toy_space
 

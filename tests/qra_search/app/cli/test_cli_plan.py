@@ -11,7 +11,7 @@ from cli_runner import Qra
 from qra_search.allocate.solve import solve
 from qra_search.app.config import load_config
 from qra_search.app.folder import RunFolder
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 
 MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
 
@@ -49,8 +49,8 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
     ):
         assert text in done.out, text
     assert "Runs in Python, by qra_eval.load" in done.out
-    explained = {word for word in ("Lead: ", "Chance: ") if word in done.out}
-    assert explained == {"Lead: "} | (
+    explained = {word for word in ("Change: ", "Chance: ") if word in done.out}
+    assert explained == {"Change: "} | (
         {"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set()
     )
     shown = qra("show", tmp_path / "a")
@@ -107,3 +107,13 @@ def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra
     for engine in ("llama.cpp", "transformers", "vllm"):
         assert re.search(rf"in {engine} +from [\d.]+ KiB: (more than|fits) the budget", shown.out), engine
     assert "an evaluation" not in shown.out and "()" not in shown.out, "a plan's forecast is its own"
+
+
+def test_a_budget_may_name_any_width_that_its_run_has(qra: Qra, tmp_path: Path) -> None:
+    """1 is a width of the space that small budgets have: 5 of none, and the message lists those that there are."""
+    words = ("plan", "--model", "tiny", "--task", "arithmetic", "--dry-run", "--out", tmp_path / "a")
+    facts = qra(*words, "--memory", "uniform1r8", "--json").json
+    assert 1 in facts["levels"] and facts["smallest_bytes"] <= facts["budgets"][0] < facts["largest_bytes"]
+    assert 8 in qra(*words, "--memory", "uniform8r8", "--json").json["levels"]
+    refused = qra(*words, "--memory", "uniform7r8")
+    assert refused.status == 2 and "its bits are 2, 3, 4, 8, its ranks" in refused.err

@@ -11,7 +11,7 @@ from cli_runner import LANDSCAPE, Qra
 
 from qra_search.app.config import load_config
 from qra_search.app.folder import RunFolder
-from qra_search.log.trial_log import TrialLog
+from qra_search.log.journal import TrialLog
 from qra_search.space.memory import format_bytes
 
 
@@ -48,7 +48,7 @@ def test_a_search_leaves_all_its_files_and_its_plain_progress_goes_to_stderr(
     assert all(
         words in done.out for words in ("within", "uniform 3 bits, rank 8", "qra show", "qra finetune")
     )
-    assert all(words in done.err for words in ("within", "lowest seen", "uniform"))
+    assert all(words in done.err for words in ("within", "lowest loss so far", "uniform"))
     assert "\x1b" not in done.err + done.out
 
 
@@ -130,9 +130,9 @@ def test_ctrl_c_in_the_last_evaluation_is_the_end_all_the_same(
 def test_ctrl_c_before_anything_was_begun_is_said(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search.app.cli import plan
+    from qra_search.app.cli import search
 
-    monkeypatch.setattr(plan, "check_budget", lambda config: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(search, "check_budget", lambda config: signal.raise_signal(signal.SIGINT))
     stopped = qra("plan", "--model", "tiny", "--task", "arithmetic", "--memory", "75%", "--dry-run")
     assert stopped.status == 130 and stopped.err.strip() == "qra: stopped"
 

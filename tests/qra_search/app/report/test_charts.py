@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fakes import AdditiveEvaluator
 from report_runs import EVIL, add_tunings, make_run
 
-from qra_search import search
-from qra_search.app.report.colors import get_palette
+from qra_search.app.report.canvas import (
+    fit_axis,
+    get_palette,
+    make_figure,
+    put_label,
+    to_svg,
+    use_chart_style,
+)
+from qra_search.app.report.charts import MIB, draw_charts, plot_front, plot_tuned
 from qra_search.app.report.data import RunData
-from qra_search.app.report.figures.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
-from qra_search.app.report.figures.charts import MIB, draw_figures, plot_front, plot_fronts, plot_traces
-from qra_search.app.report.page import write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -49,42 +51,19 @@ def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData)
     assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
 
 
-def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
-    (axes,) = plot_traces(run).axes
-    ((budget, points),) = run.traces.items()
-    steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in points]
-    marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
-    assert marks == sum(
-        t.done and t.evaluation.memory_bytes <= budget for t in run.result.trials if t.evaluation
-    )
+def test_every_plan_that_was_tuned_has_a_mark_with_its_name_at_its_bytes_and_test_loss(run: RunData) -> None:
+    assert run.comparison is not None
+    (axes,) = plot_tuned(run.comparison).axes
+    marks = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    tunings = {role: [t for t in run.comparison.tunings if t.role == role] for role in ("plan", "uniform")}
+    for kind, role in (("plan found", "plan"), ("uniform plans (b bits, r rank)", "uniform")):
+        assert marks[kind] == [pytest.approx([t.memory_bytes / MIB, t.loss]) for t in tunings[role]]
+    assert "plan" in [text.get_text() for text in axes.texts]
 
 
-def test_without_a_budget_the_largest_plan_of_the_front_has_a_trace_and_every_evaluation_a_mark() -> None:
-    result = search(AdditiveEvaluator(), strategy="random", evaluations=14, progress=False)
-    run = RunData("a", "a", result, {}, None)
-    assert max(run.traces) == result.front[-1].memory_bytes and len(run.traces) <= 4
-    (axes,) = plot_traces(run).axes
-    assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None")) == 14
-
-
-def test_several_runs_share_their_figures(run: RunData) -> None:
-    assert list(draw_figures(run)) == ["front", "trace"]
-    (axes,) = plot_fronts([run, run]).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
-    (axes,) = plot_fronts([run, replace(run, name="_under")]).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name, "_under"]
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders_and_without_an_evaluation_there_is_no_chart(
-    tmp_path: Path,
-) -> None:
-    folders = [
-        make_run(tmp_path / place / "same", evaluations=count) for place, count in (("a", 4), ("b", None))
-    ]
-    text = write_page(folders, tmp_path / "both.html").read_text()
-    assert all(f">{folder.path}</a>" in text for folder in folders)
-    assert draw_figures(RunData.read(folders[1])) == {}
+def test_a_run_has_the_charts_that_it_has_something_to_show_for(run: RunData, tmp_path: Path) -> None:
+    assert list(draw_charts(run)) == ["tuned", "front"]
+    assert draw_charts(RunData.read(make_run(tmp_path / "b", evaluations=None))) == {}
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
@@ -138,7 +117,7 @@ def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qra_search.app.report.figures.canvas import make_figure, use_chart_style, to_svg\n"
+        "from qra_search.app.report.canvas import make_figure, use_chart_style, to_svg\n"
         "with use_chart_style(): figure, axes = make_figure('title', (300, 200))\n"
         "to_svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

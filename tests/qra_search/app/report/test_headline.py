@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from qra_search import Plan, search
-from qra_search.allocate.sensitivities import Sensitivities
 from qra_search.app.compare import Comparison, Role, TunedPlan
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import summarize_comparison, summarize_run, write_verdict
+from qra_search.app.report.finding import make_headline, summarize_comparison, summarize_run
 from qra_search.app.report.tables import make_allocation_table, make_tuned_table
-from qra_search.evaluation.tuning_record import TuningRecord
+from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
 from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
 from qra_search.study.result import SearchResult
@@ -30,7 +29,7 @@ def tuned(role: Role, plan: Plan, nats: Sequence[float], memory_mib: int = 100, 
     record = TuningRecord(
         plan, 0, 9, memory_mib << 20, row_nats=tuple(nats), row_tokens=(1,) * len(nats), **fields
     )
-    return TunedPlan.from_seeds(role, (record,))
+    return TunedPlan(role, (record,))
 
 
 def compared(
@@ -152,16 +151,16 @@ def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
     result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
     size = format_bytes(four - three)
     more = f" The next better uniform plan, uniform 4 bits, rank 8, takes {size} more than the budget"
-    assert f"{more}: before tuning it is predicted {text} Nothing was tuned yet." in summarize_run(result)
+    assert f"{more}. Before tuning it is predicted {text} Nothing was tuned yet." in summarize_run(result)
     mixed = replace(result, memory_budgets=((three + four) // 2,))
     is_certain = damage > 0.1
     lead = f"{damage:.3f} nats closer to 16 bits than"
     assert f"): before tuning it is predicted {lead} uniform 3 bits, rank 8" in summarize_run(mixed)
-    assert (f"before tuning predicted {lead} the best uniform plan" in write_verdict(mixed)) is is_certain
+    assert (f"before tuning predicted {lead} the best uniform plan" in make_headline(mixed)) is is_certain
     tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
     assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
     printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
-    assert f"{more}: before tuning it is predicted 9.000 nats closer to 16 bits than the plan." in printed, (
+    assert f"{more}. Before tuning it is predicted 9.000 nats closer to 16 bits than the plan." in printed, (
         "whose 2 bits cost 9"
     )
     assert "next better" not in summarize_comparison(compared()), "all uniform plans fit"
@@ -198,14 +197,14 @@ def test_the_shuffled_plan_stands_beside_the_uniform_ones_by_its_predicted_loss(
     allocation = result.allocation()
     assert allocation is not None and allocation.plan == PLAN
     (row,) = (row for row in make_allocation_table(allocation, result).rows if row[0] == "shuffled")
-    assert row[1:3] == (format_bytes(allocation.memory_bytes), "0.400")
+    assert row[1:3] == (format_bytes(allocation.memory_bytes), "+0.400")
 
 
 def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
     nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
-    assert write_verdict(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
-    assert write_verdict(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
-    assert write_verdict(nothing).endswith("KiB; it was not evaluated"), (
+    assert make_headline(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
+    assert make_headline(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
+    assert make_headline(nothing).endswith("KiB; it was not evaluated"), (
         "predicted to be better than what was evaluated"
     )
     sixteen = tuned(
@@ -216,4 +215,4 @@ def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> 
         ({"f1": (7.0,)}, "F1 7 in 108.0 MiB; 16-bit LoRA: 9 in 300.0 MiB"),
     ):
         comparison = compared(uniform=None, row_scores=scores)
-        assert write_verdict(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line
+        assert make_headline(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line

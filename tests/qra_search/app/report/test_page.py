@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_runs import EVIL, Bits, Guessing, add_tunings, evil_space, make_run, write_curve
+from report_runs import EVIL, Bits, Guessing, add_tunings, evil_space, make_run
 from rich.console import Console
 
 from qra_search import Study, search
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import tables
 from qra_search.app.report.data import RunData
-from qra_search.app.report.page import render_page, write_page
+from qra_search.app.report.page import render_page
 from qra_search.strategies.simple import UniformStrategy
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def text(run: RunFolder) -> str:
-    return render_page([RunData.read(run)])
+    return render_page(RunData.read(run))
 
 
 def test_no_name_reason_or_setting_gets_out_of_its_place(text: str) -> None:
@@ -89,27 +89,34 @@ def test_nothing_is_fetched(text: str) -> None:
 def test_a_page_of_a_big_search_stays_light() -> None:
     space = evil_space(layers=60)
     result = search(Bits(space), strategy=Guessing(), evaluations=450, memory_budget=space.memory.maximum)
-    text = render_page([RunData("big", "big", result, {}, None)])
+    text = render_page(RunData("big", "big", result, {}, None))
     assert len(text.encode()) < 700_000
 
 
-def test_ids_are_unique_and_every_reference_finds_one(run: RunFolder, text: str, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", memory=("uniform2r4", "uniform4r8"))
-    several = write_page([run, other], tmp_path / "compare.html").read_text()
-    assert "2 runs compared" in several
-    for parsed, count in ((Page(text), 1), (Page(several), 2)):
-        assert parsed.faults == []
-        assert [a["data-run"] for a in parsed.all("article")] == ["0", "1"][:count]
-        ids = [a["id"] for _, a in parsed.elements if a.get("id")]
-        assert len(ids) == len(set(ids))
-        assert {a["href"] for _, a in parsed.elements if a.get("href")} <= {f"#{id}" for id in ids}
+def test_ids_are_unique_and_every_reference_finds_one(text: str) -> None:
+    parsed = Page(text)
+    assert parsed.faults == []
+    ids = [a["id"] for _, a in parsed.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {a["href"] for _, a in parsed.elements if a.get("href")} <= {f"#{id}" for id in ids}
+
+
+def test_the_lead_is_one_sentence_and_no_text_has_a_backtick(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "s", evaluations=8)
+    add_tunings(run, seeds=1)
+    text = render_page(RunData.read(run))
+    lead = re.search(r'<h1>.*?</h1>\s*<p class="say">(.*?)</p>', text, re.DOTALL)
+    assert lead is not None and re.findall(r"\. [A-Z]", lead[1]) == [] and lead[1].endswith(".")
+    assert "`" not in text.partition("<body>")[2].partition("<script>")[0]
 
 
 def test_charts_have_titles_and_descriptions_and_tables_have_headers(text: str) -> None:
     parsed = Page(text)
     charts = [a for a in parsed.all("div") if a.get("role") == "img"]
     assert len(charts) == len(parsed.all("svg")) == 2
-    assert all("evaluat" in (a["aria-label"] or "") for a in charts) and len(parsed.all("title")) == 1
+    assert (
+        all("oss against memory" in (a["aria-label"] or "") for a in charts) and len(parsed.all("title")) == 1
+    )
     assert all(a["viewbox"] for a in parsed.all("svg"))
     heads = parsed.all("th")
     assert heads and all(a.get("scope") in ("col", "row", "rowgroup") for a in heads)
@@ -130,7 +137,7 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
 def test_an_empty_answer_is_told_once_in_the_heading_and_shown_in_the_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "s", evaluations=8)
     add_tunings(run, seeds=1, samples=({"prompt": "a", "wanted": "b", "before": "c", "after": ""},))
-    header, _, rest = render_page([RunData.read(run)]).partition("<header>")[2].partition("</header>")
+    header, _, rest = render_page(RunData.read(run)).partition("<header>")[2].partition("</header>")
     assert header.count("answers nothing") == 1 and "Test loss" in header
     assert ">(nothing)</td>" in rest
 
@@ -159,7 +166,6 @@ def test_every_section_says_what_it_should(run: RunFolder, text: str) -> None:
         "Against uniform",
         "Loss against memory",
         "layer by layer",
-        "How the search went",
         "Failures",
         "What to do next",
         "Settings of the run",
@@ -167,13 +173,6 @@ def test_every_section_says_what_it_should(run: RunFolder, text: str) -> None:
         f"qra search {run.path}",
     ):
         assert words in shown
-
-
-def test_the_trace_never_shows_a_plan_over_the_budget_and_ends_at_the_best_mean(run: RunFolder) -> None:
-    data = RunData.read(run)
-    ((budget, points),) = data.traces.items()
-    fitting = [c.observed for c in data.result.candidates if c.memory_bytes <= budget]
-    assert points[-1] == pytest.approx((data.result.spent, min(fitting)))
 
 
 def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_path: Path) -> None:
@@ -189,27 +188,23 @@ def test_a_run_without_sensitivities_failures_config_or_result_has_a_page(tmp_pa
         if name == "plain":
             study.run()
         study.log.close()
-        text = render_page([RunData.read(RunFolder(tmp_path / name))])
+        text = render_page(RunData.read(RunFolder(tmp_path / name)))
         assert Page(text).faults == [] and "Failures" not in text
         assert ("No plan has been evaluated with success yet" in text) == (name == "begun")
         assert name == "begun" or "Sensitivity" not in text
 
 
-def test_tunings_are_shown_with_their_curves_and_escaped_answers(tmp_path: Path) -> None:
+def test_tunings_are_shown_with_escaped_answers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "s", evaluations=8)
-    assert "How the tuning went" not in render_page([RunData.read(run)])
     answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
     add_tunings(run, seeds=1, rows=12, samples=(answers,))
-    for record in run.records():
-        write_curve(run.path, record.id, 20)
-    page_text = render_page([RunData.read(run)])
+    page_text = render_page(RunData.read(run))
     shown = " ".join("".join(Page(page_text).text).split())
     for words in (
         "Answers to test rows",
         "9 or so",
         "95% intervals, of losses over 12 test rows",
         "uniform 3 bits",
-        "How the tuning went",
         *(record.id for record in run.records()),
     ):
         assert words in shown
@@ -223,7 +218,7 @@ def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: s
     for table in (
         tables.make_tuned_table(data.comparison),
         tables.make_comparison_table(data.result),
-        tables.make_failure_table(data),
+        tables.make_failure_table(data.result),
     ):
         console = Console(file=io.StringIO(), width=400)
         console.print(table)

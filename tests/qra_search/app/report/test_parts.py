@@ -1,27 +1,21 @@
-"""The parts of a report: colours, layout, words, curves, and what a running search has found."""
+"""The parts of a report: colours, layout, words and tables."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import add_tunings, make_run, write_curve
 
-from qra_search import Group, Level, Linear, Plan, SearchSpace, search
-from qra_search.allocate.sensitivities import Sensitivities
+from qra_search import Group, Level, Linear, Plan, SearchSpace
 from qra_search.allocate.solve import Allocation
-from qra_search.app.report import colors, formatting
-from qra_search.app.report.data import CURVE_POINTS, RunData, read_curve, smooth_curve
-from qra_search.app.report.figures.charts import plot_tunings
+from qra_search.app.report import canvas, formatting
 from qra_search.app.report.layout import arrange_groups, compute_damage_steps, make_heat_maps
-from qra_search.app.report.live import BestSoFar
-from qra_search.app.report.tables import make_allocation_table
-from qra_search.app.report.terminal import make_strip
+from qra_search.app.report.tables import make_allocation_table, make_plan_table
+from qra_search.schemas import Sensitivities
 from qra_search.study.result import SearchResult
-from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
+from qra_search.testing.scenarios import make_toy_space
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:
@@ -36,12 +30,12 @@ def space(places: list[tuple[str, int | None]]) -> SearchSpace:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", colors.RAMPS)
+@pytest.mark.parametrize("name", canvas.RAMPS)
 def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(name: str, dark: bool) -> None:
     for steps in range(1, 9):
-        assert len(set(colors.make_ramp(name, steps, dark=dark))) == steps
-    first, *_, last = (colors.choose_text_color(color) for color in colors.make_ramp(name, 6, dark=dark))
-    assert (first, last) == ((colors.PAPER, colors.INK) if dark else (colors.INK, colors.PAPER))
+        assert len(set(canvas.make_ramp(name, steps, dark=dark))) == steps
+    first, *_, last = (canvas.choose_text_color(color) for color in canvas.make_ramp(name, 6, dark=dark))
+    assert (first, last) == ((canvas.PAPER, canvas.INK) if dark else (canvas.INK, canvas.PAPER))
 
 
 def test_groups_lie_by_kind_and_layer() -> None:
@@ -89,58 +83,6 @@ def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -
     assert formatting.format_pair(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
 
 
-def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
-    space = make_toy_space(3, table=True)
-    trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials
-    uniform = [t for t in trials if space.uniform_choice(t.plan) is not None]
-    assert 0 < len(uniform) < len(trials)
-    best = BestSoFar((space.memory.maximum,), space=space)
-    for trial in trials:
-        other = "uniform" if trial not in uniform else "someone"
-        best.add(replace(trial, proposal=replace(trial.proposal, origin=other)))
-    found = best.find_lowest_loss(space.memory.maximum, uniform=True)
-    assert found == min(t.loss for t in uniform)
-
-
-def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> None:
-    lines = ('{"step": 10, "loss": NaN, "validation_loss": NaN}', "null", '{"step": 3}', '{"step": 11, "lo')
-    write_curve(tmp_path, "1a", 9, end="\n".join(lines))
-    curve = read_curve(tmp_path / "tunings" / "1a" / "curve.jsonl", "the plan")
-    assert curve.name == "the plan" and curve.validation == ((4, 2.5), (8, 2.5))
-    assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10)), "too short to smooth"
-
-
-def test_a_smoothed_curve_has_no_spike_and_few_points() -> None:
-    spiked = [(float(i), 9.0 if i == 40 else 1.0) for i in range(72)]
-    curve = smooth_curve(spiked)
-    assert curve[0] == (0.0, 1.0) and max(y for _, y in curve) == pytest.approx(1 + 8 / 13), (
-        "a sixth of 72, and itself"
-    )
-    assert len(smooth_curve([(float(i), 1.0) for i in range(700)])) <= CURVE_POINTS
-
-
-def test_tunings_go_by_their_roles_in_legends(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", evaluations=8)
-    add_tunings(run, seeds=1)
-    for record in run.records():
-        write_curve(run.path, record.id, 6)
-    write_curve(run.path, "5ead", 3)
-    names = {curve.name for curve in RunData.read(run).curves}
-    assert names == {"plan", "uniform 2 bits, rank 4", "uniform 3 bits, rank 4", "running: 5ead"}
-    other = replace(run.records()[-1], settings={"learning_rate": 0.1})
-    run.tuning(other.id).path.mkdir()
-    run.tuning(other.id).write(other)
-    write_curve(run.path, other.id, 6)
-    again = [curve.name for curve in RunData.read(run).curves]
-    assert len(set(again)) == 5 and sum(name.startswith("uniform 3 bits, rank 4 (") for name in again) == 2
-    (axes,) = plot_tunings(RunData.read(run)).axes
-    lines, marks = (
-        [line.zorder for line in axes.lines if (line.get_linestyle() == "None") is is_mark]
-        for is_mark in (False, True)
-    )
-    assert min(marks) > max(lines), "marks lie on the lines"
-
-
 def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
     half = make_toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
@@ -153,7 +95,7 @@ def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> N
     assert plan.to_dict()["bits"] == ["trellis-1.5"] * 2
 
 
-def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -> None:
+def test_a_map_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -> None:
     known = make_toy_space(3, table=True)
     table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
     bits = tuple(8 if g == table else 3 for g in range(len(known)))
@@ -167,37 +109,11 @@ def test_a_strip_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -
     )
 
 
-@pytest.mark.parametrize("room", [80, 100])
-def test_a_strip_numbers_every_fifth_layer_names_the_embeddings_and_fits_the_line(room: int) -> None:
-    known = make_toy_space(30, table=True)
-    plan = Plan((2, *[3] * 29, 16), (16, *[8] * 29, 0))
-    for heat in make_heat_maps(known, plan):
-        lines = make_strip(known, heat, room).plain.splitlines()
-        heads = [name for line in lines if line.startswith(" ") for name in line.split()]
-        assert max(map(len, lines)) <= room
-        assert set(heads) >= {"0", "5", "10", "15", "20", "25", "emb"} and "30" not in heads
-
-
 def test_a_mean_rank_has_a_decimal_only_if_it_is_not_whole() -> None:
     known = make_toy_space(2)
     names = [formatting.format_plan(Plan((2, 3), ranks), known) for ranks in ((4, 4), (4, 8), (8, 16))]
     assert names == [f"mixed, 2.50 bits, rank {rank}" for rank in (4, 6, 12)]
     assert formatting.format_plan(Plan((2, 2, 3), (4, 4, 8)), make_toy_space(3)).endswith("rank 5.3")
-
-
-@pytest.mark.parametrize(
-    ("scale", "unit", "cells"),
-    [(1.0, "nats", ["0.0", "0.4", "130"]), (1e-3, "thousandths of a nat", ["0.0", "0.4", "130"])],
-)
-def test_sensitivities_have_the_unit_in_which_most_are_a_tenth_or_more(
-    scale: float, unit: str, cells: list[str]
-) -> None:
-    known = make_toy_space(40, bits=(2, 3), ranks=(8,))
-    damage = np.full((40, 2), 0.42) * scale
-    damage[0], damage[-1], damage[5:12] = 1e-5 * scale, 130 * scale, 0
-    sensitivity = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((40, 1))))[-1]
-    assert sensitivity.remark.endswith(f"in {unit}")
-    assert [sensitivity.labels[at] for at in (0, 1, -1)] == cells
 
 
 def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_told_apart() -> None:
@@ -209,3 +125,29 @@ def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_tol
         result = SearchResult(chosen, (), None, (), 0, strategy="qra", allocations={})
         notes = " ".join(make_allocation_table(allocation, result).notes)
         assert (f"Nearly all ranks are {rank}" in notes) == is_said
+
+
+def test_ranks_that_nearly_all_are_equal_are_a_sentence_and_bits_are_not() -> None:
+    known = make_toy_space(20)
+    plan = Plan((2, *[3] * 19), (16, *[8] * 19))
+    bits, rank = make_heat_maps(known, plan)
+    assert bits.shared_sentence is None and rank.shared_sentence == "8 in 19 of 20 linears"
+    varied = make_heat_maps(known, replace(plan, ranks=(16, 16, 16, *[8] * 17)))[1]
+    assert varied.shared_sentence is None
+
+
+def test_damage_is_in_thousandths_of_a_nat_of_a_group_alone_at_its_fewest_bits() -> None:
+    known = make_toy_space(3, bits=(2, 3), ranks=(8,))
+    damage = np.array([[1e-4, 0.0], [0.0042, 0.001], [0.13, 0.1]])
+    heat = make_heat_maps(known, known.uniform(2, 8), Sensitivities(damage, np.zeros((3, 1))))[-1]
+    assert heat.remark.endswith("alone at 2 bits, in thousandths of a nat")
+    assert list(heat.labels) == ["0.1", "4.2", "130"]
+
+
+def test_a_plan_in_the_terminal_has_a_row_for_each_layer_and_one_for_the_embeddings() -> None:
+    known = make_toy_space(3, table=True)
+    table = make_plan_table(Plan((2, 3, 3, 16), (16, 8, 4, 0)), known)
+    cells = {row[0]: [cell for cell in row[1:] if cell] for row in table.rows}
+    assert cells == {"0": ["2 r16"], "1": ["3 r8"], "2": ["3 r4"], "emb": ["16"]}
+    unnamed = make_plan_table(Plan((2, 3), (8, 4)), space([("q", None), ("v", None)]))
+    assert unnamed.rows == [("g0", "2 r8"), ("g1", "3 r4")]

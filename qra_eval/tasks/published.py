@@ -1,0 +1,241 @@
+"""Tasks of published data sets: GSM8K, Banking77, RESTAURANTS-8K, and multiple choice as by lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
+from qra_eval.tasks.metrics import exact_match, json_f1
+from qra_eval.tasks.sources import load_hub_data, read_examples, read_folder_rows, read_hub_rows
+from qra_eval.tasks.splits import TRAIN_SHARES, exclude_known, shuffle_examples, split_examples
+from qra_search.errors import BadInput, shorten
+
+HubSplit = Literal["train", "test"]
+APART = 8
+"""Rows of GSM8K's training split that are in no split of ours, whatever the seed, to be shown as solved problems."""
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+"""As lm-evaluation-harness finds numbers."""
+GSM8K_HUB = ("openai/gsm8k", "main")
+BANKING77_HUB = "legacy-datasets/banking77"
+SLOTS = ("date", "time", "people", "first_name", "last_name")
+
+
+class _PublishedTask(Task):
+    """A data set with a train and a test split, of which validation rows are taken from train; judged by answers."""
+
+    judged_by = "exact_match"
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        rows: dict[SplitName, list[Example]] = {
+            "test": self._load_rows("test"),
+            "train": self._load_rows("train"),
+        }
+        return split_examples(rows, self.seed, shares=TRAIN_SHARES)
+
+    @abstractmethod
+    def _load_rows(self, split: HubSplit) -> list[Example]: ...
+
+
+# -- answers in words and JSON -----------------------------------------------------------------
+def extract_answer(text: str) -> str | None:
+    """The first number after `####`, without commas and a final point; None if there is none."""
+    found = STRICT.search(text)
+    return found[1].replace(",", "").removesuffix(".") if found else None
+
+
+def strict_match(answer: str, example: Example) -> float:
+    """1.0 if the first number after `####` is right."""
+    return float(extract_answer(answer) == extract_answer(example.answer))
+
+
+class GSM8KTask(_PublishedTask):
+    """Grade-school math problems with worked answers, prompted as by lm-evaluation-harness.
+
+    Args:
+        data: folder with gsm8k_train.jsonl and gsm8k_test.jsonl; None: openai/gsm8k from the hub.
+    """
+
+    name = "gsm8k"
+    metrics = {"exact_match": strict_match}
+    stop = ("Question:", "</s>", "<|im_end|>")
+    least_answer_tokens = 256
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        test = self._load_rows("test")
+        train = shuffle_examples(exclude_known(self._load_rows("train"), test), 0)[APART:]
+        return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
+
+    def _load_rows(self, split: HubSplit) -> list[Example]:
+        if self.data is None:
+            return [_make_problem(row, where) for where, row in read_hub_rows(*GSM8K_HUB, split)]
+        return [_make_problem(row, where) for where, row in read_folder_rows(self.data, "gsm8k", split)]
+
+
+class Banking77Task(_PublishedTask):
+    """Messages of bank customers, each answered with one of 77 intents.
+
+    Prompts are `Customer: ...`, then `Intent:`; the answer is the intent's name with spaces for underscores.
+
+    Args:
+        data: folder with banking77_train.jsonl and banking77_test.jsonl, rows of `{"text", "label"}`; None: the hub.
+    """
+
+    name = "banking77"
+    metrics = {"exact_match": exact_match}
+    stop = ("\n",)
+
+    def _load_rows(self, split: HubSplit) -> list[Example]:
+        if self.data is None:
+            names = load_hub_data(BANKING77_HUB)[split].features["label"].names
+            rows = [row for _, row in read_hub_rows(BANKING77_HUB, None, split)]
+            return [_make_intent(row["text"], names[row["label"]]) for row in rows]
+        return [
+            _make_intent(read_field(row, "text", str, where), read_field(row, "label", str, where))
+            for where, row in read_folder_rows(self.data, "banking77", split)
+        ]
+
+
+class Restaurant8kTask(_PublishedTask):
+    """Messages of restaurant guests, each answered with its slots as a JSON object.
+
+    Prompts give what the guest was asked for and what the guest says; values are spans of what was said.
+
+    Args:
+        data: folder with restaurant8k_train.jsonl and restaurant8k_test.jsonl, rows of `{"text", "asked", "slots"}`.
+    """
+
+    name = "restaurant8k"
+    metrics = {"exact_match": exact_match, "f1": json_f1}
+    stop = ("\n",)
+
+    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
+        super().__init__(data, seed, chat=chat)
+        if data is None:
+            raise BadInput(
+                "the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl"
+            )
+
+    def _load_rows(self, split: HubSplit) -> list[Example]:
+        rows = read_folder_rows(self.data, "restaurant8k", split)
+        return [_make_booking(row, where) for where, row in rows]
+
+
+def _make_problem(row: dict[str, Any], where: str) -> Example:
+    question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
+    if extract_answer(answer) is None:
+        raise BadInput(f"{where}: the answer has no number after '####'")
+    messages = ({"role": "user", "content": question},)
+    return Example(format_question(question), f" {answer}", messages=messages)
+
+
+def _make_intent(text: str, label: str) -> Example:
+    return _make_utterance(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
+
+
+def _make_booking(row: dict[str, Any], where: str) -> Example:
+    text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
+    if not all(isinstance(name, str) for name in asked):
+        raise BadInput(f"{where}: field 'asked' is {shorten(asked, 60)}, a list of names is needed")
+    slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
+    prompt = (
+        f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
+        f"Guest: {text.strip()}\nSlots as JSON:"
+    )
+    return _make_utterance(prompt, slots)
+
+
+def _make_utterance(prompt: str, answer: str) -> Example:
+    return Example(prompt, f" {answer}", messages=({"role": "user", "content": prompt},))
+
+
+# -- multiple choice ---------------------------------------------------------------------------
+Row = dict[str, Any]
+Parts = tuple[str, list[str], int]
+"""Question, choices and index of the right one."""
+
+
+class MultipleChoiceTask(_PublishedTask):
+    """Questions with choices.
+
+    Args:
+        name: of the task.
+        hub: name of the data set on the hub, and which of its configs.
+        test: the hub's split with public labels that is tested on.
+        read: parts of a question, from a row of the hub.
+        write_prompt: the prompt of a question.
+        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, or one file (or rows in Python), which is split
+            as a user's own rows are; rows are `{"question", "choices", "answer"}`, see `read_choices`. None: the hub.
+    """
+
+    judged_by = "choice_loss"
+
+    def __init__(
+        self,
+        name: str,
+        hub: tuple[str, str | None],
+        test: str,
+        read: Callable[[Row], Parts],
+        write_prompt: Callable[[str], str],
+        data: Any = None,
+        seed: int = 0,
+        chat: bool = False,
+    ):
+        super().__init__(data, seed, chat=chat)
+        self.name = name
+        self.hub = hub
+        self.test = test
+        self.read = read
+        self.write_prompt = write_prompt
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        if self.data is None or (isinstance(self.data, str) and Path(self.data).is_dir()):
+            return super()._load()
+        examples = read_examples(self.data, lambda row, where: self._make_example(*read_choices(row, where)))
+        return split_examples(examples, self.seed)
+
+    def _load_rows(self, split: HubSplit) -> list[Example]:
+        if self.data is None:
+            rows = read_hub_rows(*self.hub, self.test if split == "test" else split)
+            return [self._make_example(*self.read(row)) for _, row in rows]
+        rows = read_folder_rows(self.data, self.name, split)
+        return [self._make_example(*read_choices(row, where)) for where, row in rows]
+
+    def _make_example(self, question: str, choices: list[str], label: int) -> Example:
+        spaced = tuple(f" {choice}" for choice in choices)
+        return Example(self.write_prompt(question), spaced[label], spaced, label)
+
+
+def _read_lettered(row: Row) -> Parts:
+    """ARC and OpenBookQA: choices with labels, of which the key names one."""
+    choices = row["choices"]
+    question = row["question"] if "question" in row else row["question_stem"]
+    return question, list(choices["text"]), list(choices["label"]).index(row["answerKey"].strip())
+
+
+def _read_piqa(row: Row) -> Parts:
+    return row["goal"], [row["sol1"], row["sol2"]], int(row["label"])
+
+
+def _read_boolq(row: Row) -> Parts:
+    return f"{row['passage']}\nQuestion: {row['question']}?", ["no", "yes"], int(row["label"])
+
+
+def _define_task(name: str, hub: tuple[str, str | None], *fields: Any) -> Callable[..., MultipleChoiceTask]:
+    task = partial(MultipleChoiceTask, name, hub, *fields)
+    task.__doc__ = f"Multiple-choice questions of {hub[0]}, prompted and scored as by lm-evaluation-harness."
+    return task
+
+
+ARC = "allenai/ai2_arc"
+arc_easy = _define_task("arc_easy", (ARC, "ARC-Easy"), "test", _read_lettered, format_question)
+arc_challenge = _define_task("arc_challenge", (ARC, "ARC-Challenge"), "test", _read_lettered, format_question)
+openbookqa = _define_task("openbookqa", ("allenai/openbookqa", "main"), "test", _read_lettered, "{}".format)
+piqa = _define_task("piqa", ("baber/piqa", None), "validation", _read_piqa, format_question)
+boolq = _define_task("boolq", ("aps/super_glue", "boolq"), "validation", _read_boolq, "{}\nAnswer:".format)

@@ -1,0 +1,208 @@
+"""Tasks of published data sets: their prompts, answers and splits, from files and from the hub's forms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from tiny_families import tiny_config_model
+
+from qra_eval import hub
+from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tasks import SPLITS, make_task
+from qra_eval.tasks.published import APART
+from qra_search.errors import BadInput
+
+
+def row(number: int) -> dict[str, str]:
+    return {
+        "question": f"How much is {number}?",
+        "answer": f"It is <<{number}={number}>>{number}.\n#### {number}",
+    }
+
+
+@pytest.fixture
+def gsm8k(tmp_path):
+    train, test = [row(i) for i in range(60)], [row(i) for i in range(50, 70)]
+    for name, rows in (("train", train), ("test", test)):
+        (tmp_path / f"gsm8k_{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def questions(examples) -> set[str]:
+    return {example.prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:") for example in examples}
+
+
+def test_prompts_are_those_of_the_harness(gsm8k):
+    task = make_task("gsm8k", data=gsm8k)
+    for split in SPLITS:
+        for example in task.split(split):
+            (question,) = questions([example])
+            assert example.prompt == f"Question: {question}\nAnswer:"
+            number = question.removeprefix("How much is ").removesuffix("?")
+            assert example.answer == " " + row(int(number))["answer"]
+
+
+def test_training_rows_that_are_in_the_test_file_are_left_out(gsm8k):
+    task = make_task("gsm8k", data=gsm8k)
+    parts = {split: questions(task.split(split)) for split in SPLITS}
+    assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
+    assert not parts["test"] & (parts["train"] | parts["validation"])
+    assert len(parts["train"]) + len(parts["validation"]) == 50 - APART
+
+
+def test_an_answer_without_a_number_is_named_by_file_and_line(gsm8k):
+    path = gsm8k / "gsm8k_train.jsonl"
+    path.write_text(json.dumps(row(1)) + '\n\n{"question": "q", "answer": "no number"}\n')
+    with pytest.raises(BadInput, match="line 3: the answer has no number after '####'"):
+        make_task("gsm8k", data=gsm8k).split("test")
+
+
+def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
+    splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *asked: splits if asked == ("openai/gsm8k", "main") else {}
+    )
+    task = make_task("gsm8k")
+    assert len(task.split("test")) == 10
+    assert len(task.split("train")) + len(task.split("validation")) == 40 - APART
+
+
+ROWS = {
+    "banking77": [{"text": f"Where is card {i}? ", "label": "card_arrival"} for i in range(40)],
+    "restaurant8k": [
+        {"text": f"{i} of us", "asked": ["people"] * 2, "slots": {"people": f"{i}"}} for i in range(40)
+    ],
+}
+
+
+@pytest.fixture
+def utterances(tmp_path):
+    for name, rows in ROWS.items():
+        for split, some in (("train", rows), ("test", rows[30:])):
+            (tmp_path / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("banking77", "Customer: Where is card 30?\nIntent: card arrival"),
+        (
+            "restaurant8k",
+            "Booking slots: date, time, people, first_name, last_name.\nAsked for: people\nGuest: 30 of us\n"
+            'Slots as JSON: {"people":"30"}',
+        ),
+    ],
+)
+def test_rows_are_put_as_documented_and_test_rows_are_in_no_other_split(utterances, name, text):
+    task = make_task(name, data=utterances)
+    splits = {split: {e.prompt + e.answer for e in task.split(split)} for split in SPLITS}
+    assert text in splits.pop("test")
+    assert sum(map(len, splits.values())) == 30 and not any(text in some for some in splits.values())
+
+
+@pytest.mark.parametrize(("name", "answers"), [("banking77", 77), ("restaurant8k", None)])
+def test_the_published_data_are_read(data_folder, name, answers):
+    if not (data_folder / f"{name}_train.jsonl").is_file():
+        pytest.skip(f"no {name}_train.jsonl in {data_folder}")
+    task = make_task(name, data=data_folder)
+    assert len(task.split("test")) == {"banking77": 3080, "restaurant8k": 3731}[name]
+    if answers is not None:
+        assert len({example.answer for example in task.split("test")}) == answers
+
+
+def test_what_is_asked_for_has_names(utterances):
+    row = {"text": "two", "asked": [1], "slots": {}}
+    (utterances / "restaurant8k_test.jsonl").write_text(json.dumps(row))
+    with pytest.raises(BadInput, match=r"line 1: field 'asked' is \[1\], a list of names is needed"):
+        make_task("restaurant8k", data=str(utterances)).split("test")
+
+
+def test_restaurant8k_is_read_from_a_folder_only():
+    with pytest.raises(BadInput, match="give --data, a folder with restaurant8k_train.jsonl"):
+        make_task("restaurant8k")
+
+
+LETTERED = {
+    "question": "Why?",
+    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
+HUB_ROWS = {
+    "arc_easy": (LETTERED, "Question: Why?\nAnswer:", (" a", " b", " c"), 1),
+    "arc_challenge": (
+        {**LETTERED, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"},
+        "Question: Why?\nAnswer:",
+        (" a", " b"),
+        0,
+    ),
+    "openbookqa": ({**LETTERED, "question_stem": "Since", "question": None}, "Since", (" a", " b", " c"), 1),
+    "piqa": (
+        {"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1},
+        "Question: Fly\nAnswer:",
+        (" x", " y"),
+        1,
+    ),
+    "boolq": (
+        {"passage": "Water is wet.", "question": "is water wet", "label": 1},
+        "Water is wet.\nQuestion: is water wet?\nAnswer:",
+        (" no", " yes"),
+        1,
+    ),
+}
+
+
+def from_hub(monkeypatch, name, rows):
+    task = make_task(name)
+    splits = {"train": rows[len(rows) // 3 :], task.test: rows[: len(rows) // 3]}
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *given: splits if given == task.hub else {})
+    return task
+
+
+def several(row: dict) -> list[dict]:
+    """Rows that differ in their question."""
+    names = [n for n in ("question", "question_stem", "goal", "ctx_a", "passage") if row.get(n)]
+    return [row, *({**row, **{n: f"{i} {row[n]}" for n in names}} for i in range(11))]
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
+    row, prompt, choices, label = HUB_ROWS[name]
+    if name == "openbookqa":
+        row = {key: value for key, value in row.items() if value is not None}
+    task = from_hub(monkeypatch, name, several(row))
+    examples = [example for split in SPLITS for example in task.split(split)]
+    assert len(examples) == 12
+    (example,) = [example for example in examples if example.prompt == prompt]
+    assert (example.choices, example.label, example.answer) == (choices, label, choices[label])
+
+
+@pytest.fixture
+def questions_of_two(tmp_path):
+    for split, start in (("train", 0), ("test", 50)):
+        rows = [
+            {"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2}
+            for i in range(start, start + 30)
+        ]
+        for name in ("piqa", "boolq"):
+            (tmp_path / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["piqa", "boolq"])
+def test_every_task_reads_files_of_one_form(questions_of_two, name):
+    task = make_task(name, data=questions_of_two)
+    assert [len(task.split(split)) for split in SPLITS] == [26, 4, 30]
+    assert {e.choices for e in task.split("test")} == {(" yes", " no")}
+
+
+def test_each_question_has_its_scores(questions_of_two):
+    task = make_task("piqa", data=questions_of_two)
+    model = tiny_config_model("llama", vocab_size=258)
+    found = task.score_rows(model, byte_tokenizer(), task.split("test"), max_length=64)
+    # Of two choices the right one is the likelier where its share is above a half.
+    assert found["accuracy"] == [float(loss < math.log(2)) for loss in found["choice_loss"]]

@@ -1,0 +1,157 @@
+"""The one tuning that a run shows, exports and loads: what selects it, what does not, and that all show the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import LANDSCAPE, MIXED, Qra, read_records
+
+from qra_search import Plan
+from qra_search.app.folder import RunFolder
+from qra_search.schemas import Evaluation
+from qra_search.study.result import SearchResult
+
+pytestmark = pytest.mark.usefixtures("tuner")
+
+
+def show_steps(qra: Qra, run: Path) -> int:
+    """Steps of the tuning that every view of a run has: what is exported, the comparison, `qra show` and the report."""
+    folder = RunFolder(run)
+    found, comparison = folder.find_tuning().record(), folder.comparison()
+    assert found is not None and comparison is not None and comparison.chosen.records[0] == found
+    assert f"Selected: tuning {found.id}" in qra("show", run).out
+    loss = f"{found.test_loss:.4g}"
+    assert loss in qra("show", run).out and loss in folder.report_file.read_text()
+    return found.steps
+
+
+@pytest.fixture
+def by_steps(tuner: dict[str, Any]) -> dict[str, Any]:
+    """Tunings whose test loss tells their number of steps."""
+    tuner["shift"] = lambda config: 0.01 * config.finetune.steps
+    return tuner
+
+
+def test_the_longest_comparison_stays_and_every_command_shows_it(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], by_steps: dict[str, Any]
+) -> None:
+    for steps, shown in ((100, 100), (200, 200), (100, 200)):
+        done = qra(*mixed, "--steps", steps)
+        assert done.status == 0 and show_steps(qra, searched) == shown
+        found = RunFolder(searched).find_tuning().record()
+        assert found is not None and f"{found.test_loss:.4g}" in done.out, "the table is of what is exported"
+    assert len(by_steps["tuned"]) == 4
+    short = next(r for r in read_records(searched) if r.steps == 100 and r.plan == MIXED)
+    text = " ".join(done.err.split())
+    assert "of 200 steps stays selected, as this one has 100" in text
+    assert f"qra show {searched} --tuning {short.id}` selects this one" in text
+    assert qra(*mixed, "--steps", 100, "--json").json["selected"] is False
+    assert qra("show", searched, "--tuning", short.id).status == 0 and show_steps(qra, searched) == 100
+    assert qra(*mixed, "--steps", 200).status == 0 and show_steps(qra, searched) == 200
+
+
+def test_a_trial_of_rates_and_a_tuning_that_fails_leave_the_answer(
+    qra: Qra, searched: Path, by_steps: dict[str, Any]
+) -> None:
+    assert qra("finetune", searched, "--steps", 60).status == 0
+    before = RunFolder(searched).selection_file.read_bytes()
+    by_steps["rates"] = {5e-4: 1.2, 2e-3: 1.1}
+    assert qra("finetune", searched, "--steps", 20, "--rates", "5e-4,2e-3").status == 0
+    assert RunFolder(searched).selection_file.read_bytes() == before and show_steps(qra, searched) == 60
+    by_steps["rates"] = {3e-3: 9.0}
+    done = qra("finetune", searched, "--steps", 80, "--set", "training.learning_rate=0.003")
+    assert done.status == 1 and "stays selected" in done.err
+    by_steps |= {"rates": {}, "forgetful": True}
+    done = qra("finetune", searched, "--steps", 90)
+    assert done.status == 1 and "differs from the tuned one when reloaded" in done.err
+    assert RunFolder(searched).selection_file.read_bytes() == before and show_steps(qra, searched) == 60
+
+
+def test_rates_select_the_best_and_rewrite_no_record(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
+    assert qra("finetune", searched, "--against", "none").status == 0, "at 0.001"
+    first = {file: file.read_bytes() for file in searched.glob("tunings/*/record.json")}
+    assert qra("finetune", searched, "--rates", "5e-4,1e-3,2e-3", "--against", "none").status == 0
+    assert first and all(file.read_bytes() == content for file, content in first.items())
+    exported = RunFolder(searched).find_tuning().record()
+    assert exported is not None and exported.learning_rate == 1e-3
+
+
+def test_an_interrupted_comparison_selects_nothing_and_its_tunings_are_listed(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], tuner: dict[str, Any]
+) -> None:
+    tuner["stops_after"] = 1
+    assert qra(*mixed).status == 130
+    folder = RunFolder(searched)
+    assert folder.comparison() is None and not folder.selection_file.exists()
+    (record,) = read_records(searched)
+    assert record.id in qra("show", searched).out and record.id in folder.report_file.read_text()
+
+
+def test_a_deleted_or_damaged_selection_is_said_with_the_mend(qra: Qra, searched: Path) -> None:
+    assert qra("finetune", searched).status == 0
+    folder = RunFolder(searched)
+    for text in ("{", "[]", '{"format": "qra-selection/9", "tuning": "a", "budget_bytes": 1}'):
+        folder.selection_file.write_text(text)
+        done = qra("show", searched)
+        assert done.status == 2 and "selection.json is" in done.err and done.err.count("\n") == 1
+    folder.selection_file.unlink()
+    done = qra("export", searched)
+    assert done.status == 2 and f"has no selected tuning (tunings: {read_records(searched)[0].id}" in done.err
+    assert qra("show", searched, "--tuning", "uniform").status == 2
+    assert qra("show", searched, "--tuning", read_records(searched)[0].id[:6]).status == 0
+    assert folder.find_tuning().id == read_records(searched)[0].id
+
+
+def search_with_losses(qra: Qra, run: Path, monkeypatch: pytest.MonkeyPatch, gain: float) -> Any:
+    """Search on, where mixed plans other than the tuned one have a loss so much lower."""
+    from qra_eval.evaluators.landscape import Landscape
+
+    tuned = RunFolder(run).plan()
+
+    def evaluate(self: Landscape, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        loss = 2.0 + 0.001 * (seed % 3) - (0.0 if plan == tuned else gain * (len(set(plan.bits)) > 1))
+        return Evaluation(loss, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+    monkeypatch.setattr(Landscape, "evaluate", evaluate)
+    return qra("search", run, "--evaluations", 30)
+
+
+@pytest.mark.parametrize("gain", (0.0, 1.0))
+def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than_chance(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    run = tmp_path / "a"
+    words = ("plan", *LANDSCAPE, "--set", "search.strategy=random", "--memory", "uniform3r8", "--out", run)
+    assert qra(*words).status == 0
+    assert qra("finetune", run).status == 0
+    folder = RunFolder(run)
+    tuned, selected = folder.plan(), folder.selection_file.read_bytes()
+    done = search_with_losses(qra, run, monkeypatch, gain)
+    text = " ".join(done.err.split())
+    assert done.status == 0 and folder.selection_file.read_bytes() == selected
+    comparison = folder.comparison()
+    assert comparison is not None and comparison.chosen.plan == tuned, "what is shown was tuned"
+    if gain:
+        assert (
+            folder.plan() != tuned and f"stays selected until `qra finetune {run}` has tuned this one" in text
+        )
+        assert "The run's plan is another, which is not tuned yet." in " ".join(done.out.split())
+    else:
+        assert folder.plan() == tuned and "by more than chance" in text and "the tuned plan stays" in text
+
+
+def test_a_run_is_read_once_for_a_command(qra: Qra, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = SearchResult.from_state
+
+    def count(*given: Any) -> SearchResult:
+        made.append(1)
+        return original(*given)
+
+    monkeypatch.setattr(SearchResult, "from_state", count)
+    for words in (("finetune", searched, "--rates", "1e-3,2e-3"), ("show", searched), ("report", searched)):
+        made.clear()
+        assert qra(*words).status == 0 and len(made) == 1, words
