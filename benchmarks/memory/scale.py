@@ -205,13 +205,13 @@ def load(make: Make, folder: Path) -> dict[str, Any]:
 def quantize(make: Make, folder: Path) -> dict[str, Any]:
     """Also counts how often a batch of the calibration rows goes through a layer."""
     seen: Counter[int] = Counter()
-    advance = Blocks.advance_flows
+    advance = Blocks.advance_flow
 
     def counted(self: Blocks, index: int, flows: Any) -> None:
         seen[index] += len(flows)
         advance(self, index, flows)
 
-    Blocks.advance_flows = counted  # type: ignore[method-assign]
+    Blocks.advance_flow = counted  # type: ignore[method-assign]
     evaluator = make()
     evaluator.tuner.switcher.prepare()
     batches = len(evaluator.quantized_model.calibration_batches())
