@@ -121,12 +121,20 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
 
     Modules are kept of tables, and of linears whose groups are degraded for real at a level that they foretell.
     """
-    model, report = tuner.quantized_model, tuner.progress or (lambda *_: None)
+    model = tuner.quantized_model
     bank, backend, blocks = model.bank, model.backend, model.blocks
     wanted = {
         m.name: model.levels[k] for g, k in choose_probes(tuner.space) for m in tuner.space.groups[g].linears
     }
     layers, done = sorted({*bank.layer_of.values()}), itertools.count(1)
+    shares = {"pass": 0.0, "probe": 0.0}
+
+    def report(part: str, part_done: int, total: int) -> None:
+        """The pass and the probes, which take about as long as it on a CPU, are told as one phase."""
+        shares[part] = part_done / total
+        if tuner.progress is not None:
+            tuner.progress("probe linears", round(50 * sum(shares.values())), 100)
+
     probes: dict[str, list[LevelProbe]] = {}
     squares: dict[str, float] = {}
 
@@ -155,7 +163,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             probe,
             backend,
             blocks.get_device(layer),
-            lambda: report("probe linears", next(done), len(bank.linears)),
+            lambda: report("probe", next(done), len(bank.linears)),
         )
         squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
 
@@ -166,7 +174,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         model.weighting,
         layers,
         next(reversed(model.tables), None),
-        tuner.progress,
+        lambda _, passed, total: report("pass", passed, total),
     )
     for layer, moments in passed:
         probe_layer(layer, moments)
@@ -267,6 +275,13 @@ def measure_divergence(
     of_tables = [(name, i) for name in model.tables for i in range(len(found[name]))]
     probes: dict[tuple[int, LevelName], Tensor] = {}
     flows: dict[tuple[str, int], Flow] = {}
+    behind = sum(len(blocks) - depth for depth in depths.values())
+    runs, done = behind + (1 + len(of_tables)) * len(blocks), itertools.count(1)
+
+    def report() -> None:
+        if tuner.progress is not None:
+            tuner.progress("probe groups", next(done), runs)
+
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         for name, i in of_tables:
@@ -276,13 +291,14 @@ def measure_divergence(
             with blocks.place_layer(layer):
                 for key, hidden in probes.items():
                     probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
+                    report()
                 for key in (key for key, depth in depths.items() if depth == layer):
                     with _degrade(tuner, {name: probe.module for name, probe in degraded[key]}):
                         probes[key] = blocks.run_layer(layer, flow).cpu()
+                    report()
                 for each in [flow, *flows.values()]:
                     blocks.advance_flow(layer, each)
-            if tuner.progress is not None:
-                tuner.progress("probe groups", layer + 1, len(blocks))
+                    report()
         reference = blocks.compute_logits(flow, flow.hidden.to(blocks.device)).float()
         likely = reference.softmax(-1)
         measured: list[tuple[int, float, float]] = []
@@ -297,8 +313,7 @@ def measure_divergence(
                 logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
             nats = compute_divergence(reference, likely, logits)
             tables[name] |= {level: nats * ratio for level, ratio in probe.ratios.items()}
-    behind = sum(1 - depth / len(blocks) for depth in depths.values())
-    return measured, tables, round((1 + len(of_tables) + behind) * batch.tokens)
+    return measured, tables, round(runs / len(blocks) * batch.tokens)
 
 
 def _find_probe(probes: Sequence[LevelProbe], level: LevelName) -> LevelProbe:

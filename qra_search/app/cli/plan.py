@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.config import RunConfig
@@ -12,7 +13,7 @@ from qra_search.app.dry_run import describe_gain, estimate_cost
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_run
-from qra_search.app.report.tables import make_allocation_table
+from qra_search.app.report.tables import make_allocation_table, make_predicted_front_table
 from qra_search.app.report.terminal import print_next_steps
 from qra_search.app.run import Run
 from qra_search.app.settings import check_budget, make_folder_name
@@ -24,12 +25,15 @@ from qra_search.study.result import SearchResult
 def plan(
     given: Mapping[str, Any],
     out: common.OutRun = None,
+    front: Annotated[
+        bool, common.option("--front", "Also print memory against predicted loss for every size.")
+    ] = False,
     dry_run: common.DryRun = False,
     as_json: common.Json = False,
 ) -> None:
     """Choose bits and ranks for a budget from measured sensitivities alone, without training.
 
-    Quantizes, measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
+    Measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
     gained over uniform plans of the same bytes. The run it leaves is tuned by `qra finetune` and searched further by
     `qra search RUN`.
 
@@ -48,18 +52,25 @@ def plan(
         result = run.choose_plan(progress=view)
         cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
     if as_json:
-        common.print_json({"folder": str(run.path), **result.to_dict()})
+        sizes = solve_front(result.space, result.sensitivities) if front else []
+        more = {"predicted_front": [allocation.to_dict() for allocation in sizes]} if front else {}
+        common.print_json({"folder": str(run.path), **result.to_dict(), **more})
     else:
-        print_planned(run.folder, run.config, result, cost)
+        print_planned(run.folder, run.config, result, cost, front=front)
 
 
-def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None) -> None:
+def print_planned(
+    folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None, *, front: bool = False
+) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
     console, space, sensitivities = common.stdout(), result.space, result.sensitivities
     console.print(f"\n[bold]{summarize_run(result)}[/]")
     for allocation in filter(None, map(result.allocation, result.memory_budgets)):
         console.print(f"\nWithin [bold]{describe_size(space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
+    if front:
+        console.print()
+        console.print(make_predicted_front_table(result))
     if sensitivities is not None and sensitivities.seconds:
         console.print(
             f"\nSensitivities of {len(space)} groups, measured in {formatting.format_time(sensitivities.seconds)}."

@@ -106,7 +106,7 @@ def shaped(tmp_path_factory):
 )
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
-    for rows in ("CALIBRATION_ROWS", "MEASURED_ROWS"):
+    for rows in ("CALIBRATION_ROWS", "PLAN_ROWS"):
         monkeypatch.setattr(model, rows, ROWS)
     monkeypatch.setattr(measure, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
