@@ -89,7 +89,7 @@ def render_page(runs: Sequence[RunData]) -> str:
 @functools.cache
 def _load_templates() -> Environment:
     environment = Environment(
-        loader=PackageLoader("qra_search", "report"),
+        loader=PackageLoader("qra_search.app", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
