@@ -88,7 +88,8 @@ def build(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
                 )
                 for level, module in modules.items():
-                    bank.write(name, level, bank.backend.to_tensors(module))
+                    tensors = bank.backend.to_tensors(module)
+                    bank.write(name, level, {key: tensor.cpu() for key, tensor in tensors.items()})
 
             own = {name: bank.linears[name] for name in names if name in missing}
             visit_linears(own, moments, encode_linear, bank.backend, device, report)

@@ -53,7 +53,7 @@ class KeptMoments:
         return self.count_bytes() <= DISK_SHARE * shutil.disk_usage(self._bank.folder).free
 
     def count_bytes(self) -> int:
-        """Bytes of all of them, at most; linears of a module that read as many inputs are taken to read the same."""
+        """Bytes of all of them, about: linears of a module that read as many inputs are taken to read the same."""
         inputs = {(n.rpartition(".")[0], m.in_features) for n, m in self._bank.linears.items()}
         return sum(4 * width**2 for _, width in inputs)
 
