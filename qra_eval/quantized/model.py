@@ -39,9 +39,10 @@ CALIBRATION_TOKENS = 16384
 """Tokens of these rows together, about, where 128 rows have fewer: with half as many, 4 bits of SmolLM2 lose 0.007 nats
 that they do not lose with these (benchmarks/results/study/codes.jsonl)."""
 PLAN_ROWS = 8
-PLAN_TOKENS = 2048
-"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.08
-in logarithms, by half as many by 0.15 (benchmarks/results/study/damage.jsonl), where linears differ by 1."""
+PLAN_TOKENS = 4096
+"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.07 in
+logarithms, where linears differ by 1, and plans lose at most 0.9% of their lead, with half as many 1.4%
+(`python -m benchmarks.study.damage --table`)."""
 SHARE, HOST_SHARE = 0.4, 0.25
 """Share of free memory for dequantized weights, of a GPU and of the host: the rest is for the plan, adapters,
 activations and logits, and on a host for other processes."""

@@ -11,6 +11,7 @@ from torch import nn
 from qra_eval.models.embeddings import find_tables
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized import moments as kept_moments
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import (
     SHRINK_TOKENS,
@@ -183,3 +184,19 @@ def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, famil
     longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))
     widest = max(batch.input_ids.shape[1] for batch in model.calibration_batches())
     assert longest % PASS_MULTIPLE and (widest > longest) == is_padded
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_codes_are_the_same_whatever_was_in_place_before_their_rows_passed(tmp_path, monkeypatch, compute):
+    monkeypatch.setattr(kept_moments, "DISK_SHARE", 0.0)
+
+    def quantize(folder, *bits):
+        options = {"quantization": {"cache": str(tmp_path / folder)}, "compute": compute}
+        evaluator = make_evaluator("tiny", "arithmetic", space={"bits": (2, 3), "ranks": (4,)}, **options)
+        for level in bits:
+            evaluator.tuner.switcher.put_plan(evaluator.space.uniform(level, 4), 0)
+        bank = evaluator.quantized_model.bank
+        return {f"{n}-{key}": t for n in bank.linears for key, t in bank.load_tensors(n, 3).items()}
+
+    first, later = quantize("one", 3), quantize("two", 2, 3)
+    assert first.keys() == later.keys() and all(torch.equal(first[key], later[key]) for key in first)
