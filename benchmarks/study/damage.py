@@ -127,7 +127,7 @@ def measure_damage(evaluator: QuantizedLoRAEvaluator, layers: Sequence[int], tok
 
 
 def make_table(lines: list[dict[str, Any]]) -> list[str]:
-    """The constants with their deviations; how probes by fewer tokens differ; and the share of the lead that is lost."""
+    """The constants with their deviations; how probes by fewer tokens differ; the share of the lead that is lost."""
     full = {(line["model"], line["task"]): line["damage"] for line in lines if not line["asked_tokens"]}
     rows = ["| model, task | bits | log of damage over that of the probe | deviation |", "|---|---|---|---|"]
     for (model, task), damage in full.items():

@@ -107,7 +107,7 @@ class _Run(Sizes):
         return self.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], batches)
 
     def count_quantization_bytes(
-        self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: Sequence[Batch]
+        self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
     ) -> tuple[int, int]:
         """The pass of rows, if there are any; then the work on linears that are quantized at once."""
         model, backend = self.model, self.model.backend
@@ -156,7 +156,7 @@ class _Run(Sizes):
     def count_moment_bytes(self) -> int:
         return 4 * sum(width**2 for _, width in self.group_inputs())
 
-    def count_calibration_bytes(self, batches: Sequence[Batch]) -> tuple[int, int]:
+    def count_calibration_bytes(self, batches: list[Batch]) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.

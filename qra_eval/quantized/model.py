@@ -40,8 +40,8 @@ CALIBRATION_TOKENS = 16384
 that they do not lose with these (benchmarks/results/study/codes.jsonl)."""
 PLAN_ROWS = 8
 PLAN_TOKENS = 4096
-"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.07 in
-logarithms, where linears differ by 1, and plans lose at most 0.9% of their lead, with half as many 1.4%
+"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.07
+in logarithms, where linears differ by 1. Plans lose at most 0.9% of their lead, by half as many tokens 1.4%
 (`python -m benchmarks.study.damage --table`)."""
 SHARE, HOST_SHARE = 0.4, 0.25
 """Share of free memory for dequantized weights, of a GPU and of the host: the rest is for the plan, adapters,

@@ -56,8 +56,8 @@ def test_each_part_pays(part: str):
 
 
 def test_one_short_probe_foretells_the_damage_of_every_level():
-    """The constants were measured on real linears; a made-up one without outliers lies within a quarter of them."""
-    (linear, hessian), backend = case(576, 576), make_backend("trellis")
+    """The constants were measured on real linears; a made-up one of independent inputs is within a fifth of them."""
+    (linear, _), backend, hessian = case(576, 576), make_backend("trellis"), torch.eye(576)
     torch.nn.init.normal_(linear.weight, std=0.05)
 
     def damage(module: nn.Module) -> float:
@@ -68,7 +68,7 @@ def test_one_short_probe_foretells_the_damage_of_every_level():
     ((probe, ratios),) = backend.probe_levels(linear, levels, hessian=hessian)
     assert list(ratios) == levels and sorted(ratios.values(), reverse=True) == list(ratios.values())
     for level, module in backend.quantize_levels(linear, levels, hessian=hessian).items():
-        assert damage(module) == pytest.approx(ratios[level] * damage(probe), rel=0.25), level
+        assert damage(module) == pytest.approx(ratios[level] * damage(probe), rel=0.2), level
     mixed = make_backend({"name": "mixed", "choice": {2: "trellis", 4: "bitsandbytes-nf4", 8: "reference"}})
     found = mixed.probe_levels(linear, mixed.bits, hessian=hessian)
     assert [list(ratios) for _, ratios in found] == [[2], [4], [8]]
