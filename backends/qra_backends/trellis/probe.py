@@ -17,6 +17,6 @@ DAMAGE_RATIOS = {
 """Damage of each level with states of 12 bits, by bits times two, over that of the probe.
 
 Geometric means over 70 linears of SmolLM2 on Banking77 (benchmarks/results/study/damage.jsonl), from which linears
-deviate in logarithms by 0.13 at 1 bit, 0.10 at 5 and 0.06 to 0.07 between. That of 4.5 bits lies between its neighbours.
-States of other lengths change all levels by nearly the same factor, which a choice between levels does not depend on.
+deviate in logarithms by 0.13 at 1 bit, 0.10 at 5 and 0.06 to 0.07 between. That of 4.5 bits lies between those of its
+neighbours. States of other lengths change all levels by nearly the same factor, which no choice between levels needs.
 """
