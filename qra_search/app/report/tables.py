@@ -14,6 +14,7 @@ from qra_search.allocate.solve import (
     build_additive_table,
     compute_table_losses,
     predict_uniform,
+    solve,
     solve_front,
 )
 from qra_search.app.baselines import can_shuffle, shuffle_plan
@@ -175,12 +176,12 @@ def make_predicted_front_table(result: SearchResult) -> TextTable:
     losses = compute_table_losses(table, space.encode_many(uniform)).tolist() if uniform else []
     for plan, loss in zip(uniform, losses, strict=True):
         bytes_ = space.memory_bytes(plan)
-        best = min((a for a in allocations if a.memory_bytes <= bytes_), key=lambda a: a.predicted_loss)
+        best = solve(space, result.sensitivities, bytes_)
         sizes.append((bytes_, loss, format_plan(plan, space), f"{loss - best.predicted_loss:+.3f}"))
     rows = [(format_bytes(bytes_), f"{loss:.3f}", name, lead) for bytes_, loss, name, lead in sorted(sizes)]
     notes = [
-        "Loss: nats above 16 bits without adapters, before tuning. Lead: of the best plan shown that is no larger over "
-        "a uniform plan."
+        "Loss: nats above 16 bits without adapters, before tuning. Lead: of the plan of a "
+        "uniform plan's size over it."
     ]
     marked = [i for i, row in enumerate(rows) if row[3]]
     return TextTable(
