@@ -152,8 +152,7 @@ class QuantizationConfig(Section):
     embeddings: Literal["auto"] | tuple[Width, ...] = Field(
         "auto",
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
-        "they are; auto: 3, 4, 5, 6 and 16, or, if bits are auto and a budget is small, 1, 1.5, 2, 3 and 16, as far "
-        "as the backend can store them",
+        "they are; auto: every half bit from 1 to 4, 5 and 16, as far as the backend can store them",
     )
     calibration: Literal["outputs", "loss"] = Field(
         "loss",
@@ -192,8 +191,8 @@ class SpaceConfig(Section):
 
     bits: Literal["auto"] | tuple[Width, ...] = Field(
         "auto",
-        description="bits to choose from, whole or and a half (16: left unquantized); auto: 2, 3, 4 and 8, or, if a "
-        "budget is below the uniform 3-bit plan, 1, 1.5, 2, 2.5, 3 and 4, as far as the backend has them",
+        description="bits to choose from, whole or and a half (16: left unquantized); auto: every half bit from 1 to "
+        "4, and 5, as far as the backend has them; 8 if it has no 5",
     )
     ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(

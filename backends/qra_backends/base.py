@@ -146,6 +146,22 @@ class Backend(ABC):
             ).items()
         }
 
+    def probe_levels(
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
+    ) -> list[tuple[nn.Module, dict[Level, float]]]:
+        """Modules whose damage foretells that of every level: each with its levels, and their damage over its own.
+
+        Damage is what a weight's error costs, in nats. Here every level foretells itself; a backend whose levels follow
+        one law gives a short encoding for all of them. The arguments are those of `quantize_levels`.
+        """
+        modules = self.quantize_levels(linear, levels, hessian=hessian, output_weights=output_weights)
+        return [(module, {bits: 1.0}) for bits, module in modules.items()]
+
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:

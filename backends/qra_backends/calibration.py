@@ -58,6 +58,22 @@ class SecondMoment:
         return hessian
 
 
+def pack_symmetric(matrix: Tensor) -> Tensor:
+    """A matrix (n, n) that `SecondMoment` gave, without what lies left of its stripes; one dimension."""
+    return torch.cat([matrix[part, part.start :].reshape(-1) for part in _split_rows(len(matrix))])
+
+
+def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
+    """The matrix (n, n) that `pack_symmetric` packed, exactly; a new tensor."""
+    matrix = packed.new_empty(size, size)
+    parts = _split_rows(size)
+    stripes = packed.split([(part.stop - part.start) * (size - part.start) for part in parts])
+    for part, stripe in zip(parts, stripes, strict=True):
+        matrix[part, part.start :] = stripe.view(part.stop - part.start, size - part.start)
+        matrix[part.stop :, part] = matrix[part, part.stop :].T
+    return matrix
+
+
 def _split_rows(size: int) -> list[slice]:
     """Rows that are summed together, of each only what lies right of the stripe's first column: it is symmetric."""
     step = max(LEAST_STRIPE, -(-size // STRIPES))

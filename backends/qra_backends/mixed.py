@@ -22,7 +22,7 @@ DEFAULT_CHOICE: dict[float, Spec] = {
     6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
-TRELLIS = (1, 1.5, 2, 2.5, 3, 4, 5)
+TRELLIS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5)
 """Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
 CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS, "trellis")
 CALIBRATED_CHOICE |= {6: "reference-gptq", 8: "bitsandbytes-int8"}
@@ -151,6 +151,24 @@ class MixedBackend(Backend):
             )
             modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
+
+    def probe_levels(
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
+    ) -> list[tuple[nn.Module, dict[Level, float]]]:
+        found: list[tuple[nn.Module, dict[Level, float]]] = []
+        for backend, own in self._group_by_backend(levels):
+            probes = backend.probe_levels(
+                linear, list(own.values()), hessian=hessian, output_weights=output_weights
+            )
+            for module, ratios in probes:
+                foretold = {bits: ratios[level] for bits, level in own.items() if level in ratios}
+                found.append((_mark_level(module, next(iter(foretold))), foretold))
+        return found
 
     def count_peak_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str

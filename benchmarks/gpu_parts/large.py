@@ -42,7 +42,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return make(options, model, options.backend, SECTIONS, **given)
 
     def quantize() -> dict[str, Any]:
-        evaluator().tuner.switcher.prepare()
+        evaluator().tuner.switcher.quantize_plan(evaluator().space.uniform_plans()[-1])
         return {"foretold_seconds": estimate["setup_seconds"]}
 
     def sensitivities() -> dict[str, Any]:

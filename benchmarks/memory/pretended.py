@@ -137,7 +137,7 @@ def phases(
             left = told[name].device - CUDA_CONTEXT
             return Phase(name, gpu.peak - start, left, gpu.sent - sent, gpu.fetched - fetched), value
 
-        yield phase("quantize", evaluator.tuner.switcher.prepare)[0]
+        yield phase("quantize", evaluator.tuner.switcher.quantize_plan, plan)[0]
         yield phase("sensitivities", evaluator.sensitivities)[0]
         found, first = phase("search", evaluator.evaluate, plan)
         yield found

@@ -205,15 +205,15 @@ def load(make: Make, folder: Path) -> dict[str, Any]:
 def quantize(make: Make, folder: Path) -> dict[str, Any]:
     """Also counts how often a batch of the calibration rows goes through a layer."""
     seen: Counter[int] = Counter()
-    advance = Blocks.advance_flows
+    advance = Blocks.advance_flow
 
-    def counted(self: Blocks, index: int, flows: Any) -> None:
-        seen[index] += len(flows)
-        advance(self, index, flows)
+    def counted(self: Blocks, index: int, flow: Any) -> None:
+        seen[index] += 1
+        advance(self, index, flow)
 
-    Blocks.advance_flows = counted  # type: ignore[method-assign]
+    Blocks.advance_flow = counted  # type: ignore[method-assign]
     evaluator = make()
-    evaluator.tuner.switcher.prepare()
+    evaluator.tuner.switcher.quantize_plan(largest(evaluator))
     batches = len(evaluator.quantized_model.calibration_batches())
     passes = [seen[layer] / batches for layer in range(len(evaluator.quantized_model.blocks))]
     return {"passes": [min(passes), max(passes)]}

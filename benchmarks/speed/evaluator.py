@@ -85,19 +85,20 @@ def build(
 
 
 def time_bank(options: argparse.Namespace, folder: str) -> dict:
-    """Seconds to quantize every linear at every bit-width, and to open the bank again."""
+    """Seconds to quantize every linear at one bit-width, and to open the bank again."""
     marks: list[tuple[str, float]] = []
     start = time.perf_counter()
     evaluator = build(
         options, folder, progress=lambda stage, done, total: marks.append((stage, time.perf_counter()))
     )
-    bank = evaluator.quantized_model.bank  # made at the first call
+    bank = evaluator.quantized_model.bank
+    evaluator.tuner.switcher.quantize_plan(evaluator.space.uniform(BITS, RANK))
     cold = {}
     for stage in dict.fromkeys(stage for stage, _ in marks):
         times = [t for s, t in marks if s == stage]
         cold[stage] = times[-1] - times[0]
     began = time.perf_counter()
-    bank.__class__(bank.linears, bank.backend, bank.bits, folder, bank.fingerprint)
+    bank.__class__(bank.linears, bank.backend, folder, bank.fingerprint, layers=bank.layer_of)
     return {
         "what": "bank",
         "cold_seconds": cold,
@@ -224,6 +225,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
 
     transformers.logging.set_verbosity_error()
     model = load_model(evaluator.quantized_model.loaded.spec, dtype=evaluator.quantized_model.dtype).model
+    evaluator.tuner.switcher.quantize_plan(evaluator.space.uniform(BITS, RANK))
     for found in find_linears(model):
         model.set_submodule(found.name, evaluator.quantized_model.bank.load_module(found.name, BITS))
     names = list(evaluator.tuner.switcher.wrapped)

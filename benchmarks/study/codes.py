@@ -122,7 +122,7 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
     )
     tuner, plan = evaluator.tuner, evaluator.space.uniform(key["bits"], 8)
     start = time.perf_counter(), time.process_time()
-    tuner.switcher.prepare()
+    tuner.switcher.quantize_plan(plan)
     line = {
         "quantize_seconds": round(time.perf_counter() - start[0], 1),
         "quantize_cpu_seconds": round(time.process_time() - start[1], 1),

@@ -9,6 +9,7 @@ wait, and libraries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
+from qra_search.schemas import LevelName
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -59,7 +61,7 @@ def estimate_peaks(
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
         "load": run.make_peak(),
-        "quantize": run.make_peak(*run.count_quantization_bytes()),
+        "quantize": run.make_peak(*run.count_plan_bytes()),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(
             run.count_training_bytes(
@@ -98,10 +100,19 @@ class _Run(Sizes):
         )  # None: a config is all that is there
         return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
 
-    def count_quantization_bytes(self) -> tuple[int, int]:
-        """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
-        model, backend, levels = self.model, self.model.backend, self.model.levels
-        calibrated = any(map(backend.is_calibrated, levels))
+    def count_plan_bytes(self) -> tuple[int, int]:
+        """A plan is quantized, each linear at one level: counted at the widest."""
+        model = self.model
+        calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
+        batches = model.calibration_batches() if calibrated else []
+        return self.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], batches)
+
+    def count_quantization_bytes(
+        self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
+    ) -> tuple[int, int]:
+        """The pass of rows, if there are any; then the work on linears that are quantized at once."""
+        model, backend = self.model, self.model.backend
+        calibrated = bool(batches)
         inputs = self.group_inputs()
         shapes = [shape for some in inputs.values() for shape in some]
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
@@ -121,14 +132,14 @@ class _Run(Sizes):
         tables = model.tables.values()
         made = max(
             made,
-            sum(self.count_level_bytes(model.table_levels, (t.out_features, t.in_features)) for t in tables),
+            sum(self.count_level_bytes(table_levels, (t.out_features, t.in_features)) for t in tables),
         )
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
-        table = max(map(self.count_table_work_bytes, tables), default=0)
+        table = max((self.count_table_work_bytes(t, table_levels) for t in tables), default=0)
         made += self.count_pinned_bytes()
         if not calibrated:
             return max(work, table), made
-        passing, waiting = self.count_calibration_bytes()
+        passing, waiting = self.count_calibration_bytes(batches)
         return max(passing, self.count_moment_bytes() + work, table), made + waiting
 
     def group_inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
@@ -146,12 +157,11 @@ class _Run(Sizes):
     def count_moment_bytes(self) -> int:
         return 4 * sum(width**2 for _, width in self.group_inputs())
 
-    def count_calibration_bytes(self) -> tuple[int, int]:
+    def count_calibration_bytes(self, batches: list[Batch]) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
-        batches = self.model.calibration_batches()
         experts = 4 * sum(
             w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}."
         )
@@ -174,7 +184,7 @@ class _Run(Sizes):
         )
 
     def count_sensitivity_bytes(self) -> tuple[int, int]:
-        """Probes in float32; before them the pass of rows, if nothing is calibrated."""
+        """The pass of the plan's rows, with probes of every linear; then some of these in place, in float32."""
         probe = sample_probe_batch(self.tuner)
         sketched = self.sketch(torch.float32, self.depths[1])
         forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
@@ -196,11 +206,8 @@ class _Run(Sizes):
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
             waiting += self.count_pinned_bytes()
-        passing = (
-            (0, 0)
-            if any(map(self.model.backend.is_calibrated, self.model.levels))
-            else self.count_calibration_bytes()
-        )
+        model = self.model
+        passing = self.count_quantization_bytes(model.levels, model.table_levels, model.plan_batches())
         return max(passing[0], probing), max(passing[1], waiting)
 
     def count_training_bytes(

@@ -126,9 +126,9 @@ class Sizes:
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
-    def count_table_work_bytes(self, table: nn.Linear) -> int:
-        """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it."""
-        levels, shape = self.model.table_levels, (table.out_features, table.in_features)
+    def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
+        """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
+        shape = table.out_features, table.in_features
         work = self.count_linear_work_bytes(levels, shape) + (
             self.count_level_bytes(levels, shape) if self.gpu else 0
         )

@@ -118,7 +118,7 @@ class Sketch:
         with self._measure_memory() as meter:
             flow = blocks.embed_batch(self._make_batch(rows, tokens, 1))
             start = flow.hidden.clone().requires_grad_(True)
-            with LayerMoments(linears, WEIGHTINGS["loss"]).gather(0, torch.Generator()):
+            with LayerMoments(linears, WEIGHTINGS["loss"]).gather(0):
                 torch.autograd.grad(blocks.run_layer(layer, flow, start).sum(), start)
         return meter.peak
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from qra_eval.costs.phases import estimate_peaks
 from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
+from qra_eval.quantized.moments import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -30,6 +32,9 @@ the whole weight, its sums by group, and dequantizing at every step; or, beside 
 CALIBRATION_FACTOR = 3.5
 """Times what its tokens say that the pass of the calibration rows takes: layers are run again backward, and moments and
 the gradient at the head are computed. Measured on SmolLM2 and two cores: 219 s, for 63 s by the tokens."""
+NEW_LINEARS = 0.1
+"""Share of a plan's linears that no earlier plan of a search had at their levels: 8 and 31% of the recorded search of a
+1.5B model after two uniform plans, below 1% late in that of SmolLM2 (benchmarks/results/study/trials-*.jsonl)."""
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
@@ -46,38 +51,37 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         budget: bytes of the largest plan that the search may put in place.
 
     Returns:
-        `setup_seconds` (quantizing) and `sensitivities_seconds`, both 0 if the cache has them, `evaluation_seconds`
-        (one at full fidelity), `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with
-        the peak of each in bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of the bank, and
-        `engines` (see `qra_eval.costs.engines`).
+        `setup_seconds` (the pass of calibration rows, and quantizing one plan) and `sensitivities_seconds`, both 0 if
+        the cache has them, `evaluation_seconds` (one at full fidelity, with what its plan quantizes anew),
+        `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with the peak of each in
+        bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of
+        the moments, and `engines` (see `qra_eval.costs.engines`).
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
     report("time a layer", 0, 1)  # minutes, of a large one on a CPU
     pace = measure_seconds_per_token(tuner)
     report("time a layer", 1, 1)
-    counted = count_calibration_tokens(tuner)
-    calibrating, measuring = (
-        CALIBRATION_FACTOR * pace * counted,
-        pace * (count_sensitivities_tokens(tuner) - counted),
-    )
-    setup = 0.0 if model.is_quantized() else estimate_quantization_seconds(tuner)
-    if model.backend.calibrated:
-        setup += calibrating if setup else 0.0
-    else:
-        measuring += calibrating
+    quantizing, probing = estimate_quantization_seconds(tuner)
+    passing = count_pass_tokens(model.plan_batches())
+    measuring = pace * (count_sensitivities_tokens(tuner) + (CALIBRATION_FACTOR - 1) * passing) + probing
+    setup = 0.0
+    if not model.is_quantized():
+        calibrating = count_pass_tokens(model.calibration_batches()) if model.backend.calibrated else 0.0
+        setup = quantizing + CALIBRATION_FACTOR * pace * calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
-        "evaluation_seconds": pace * evaluation,
+        "evaluation_seconds": pace * evaluation + NEW_LINEARS * quantizing,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
         "disk_bytes": sum(
-            n * storage(b).bytes(*shape) for (shape, levels), n in shapes.items() for b in levels
-        ),
+            n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes.items() if levels
+        )
+        + (KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0),
         "engines": list_engine_bytes(model),
     }
 
@@ -178,11 +182,11 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size
 
 
-def estimate_quantization_seconds(tuner: FineTuner) -> float:
-    """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
+def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
+    """Seconds to quantize everything at one level, and to probe it: of each shape one made-up linear is timed."""
     model = tuner.quantized_model
     counts = _count_shapes(tuner)
-    total = 0.0
+    total = np.zeros(2)
     least, _ = min(counts)
     # The first call imports libraries and makes kernels.
     _time_quantization(tuner, min(least[0], 64), least[1], model.levels)
@@ -196,30 +200,36 @@ def estimate_quantization_seconds(tuner: FineTuner) -> float:
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-    return total
+    quantizing, probing = total.tolist()
+    return quantizing, probing
 
 
-def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
-    """Seconds to quantize a made-up linear at some levels."""
+def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> np.ndarray:
+    """Seconds (2,) to quantize a made-up linear at the middle one of some levels, and to probe it."""
     model = tuner.quantized_model
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
         False
     )
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-    return _measure_seconds(
-        lambda: model.backend.quantize_levels(linear, levels, hessian=hessian), model.device
+    backend, middle = model.backend, levels[len(levels) // 2 :][:1]
+    quantizing = _measure_seconds(
+        lambda: backend.quantize_levels(linear, middle, hessian=hessian), model.device
     )
+    probing = _measure_seconds(lambda: backend.probe_levels(linear, levels, hessian=hessian), model.device)
+    return np.array([quantizing, probing])
 
 
-def count_calibration_tokens(tuner: FineTuner) -> float:
-    """Tokens of the pass forward and backward of the calibration rows, in units of one forward pass."""
-    return (1 + BACKWARD) * sum(batch.tokens for batch in tuner.quantized_model.calibration_batches())
+def count_pass_tokens(batches: Sequence[Batch]) -> float:
+    """Tokens of the pass of rows forward and backward, in units of one forward pass."""
+    return (1 + BACKWARD) * sum(batch.tokens for batch in batches)
 
 
 def count_sensitivities_tokens(tuner: FineTuner) -> float:
-    """Tokens that the sensitivities take, in units of one forward pass: the pass of the calibration rows, and the
-    probes, each of which runs the layers above one group: half of them on average."""
+    """Tokens that the sensitivities take, in units of one forward pass: the pass of the plan's rows, and the probes.
+
+    A probe runs the layers above one group: half of them on average.
+    """
     model = tuner.quantized_model
-    probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables) * len(model.table_levels)
-    return count_calibration_tokens(tuner) + probes * sample_probe_batch(tuner).tokens
+    probes = 0.5 * len(choose_probes(tuner.space)) + len(model.tables)
+    return count_pass_tokens(model.plan_batches()) + probes * sample_probe_batch(tuner).tokens

@@ -109,7 +109,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             devices=devices,
             compute=config.model.compute,
             progress=progress,
-            budgets=search.memory,
             dequantized_cache=config.model.dequantized_cache,
         )
         self.tuner = FineTuner(
@@ -190,7 +189,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
-        self.tuner.switcher.prepare()  # not part of any evaluation's time
+        self.tuner.switcher.quantize_plan(plan)  # not part of any evaluation's time
         return retry_with_less_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
 
     def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:

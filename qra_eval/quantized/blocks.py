@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +40,9 @@ class Blocks:
     one: in both, stubs stand in the layers' places. A layer whose weights are on the host, or in another dtype than
     the arithmetic, is put in place for the length of its turn (`place_layer`), and is the very same afterwards.
 
+    Attributes:
+        stored: dtype of the model when this was made: it may be cast to that of the arithmetic meanwhile.
+
     Args:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
         compute: dtype of the arithmetic.
@@ -59,6 +61,7 @@ class Blocks:
     ):
         path = find_decoder_layers(model)
         self.model, self.device, self.compute = model, device, compute
+        self.stored: torch.dtype = model.dtype
         self.layers: list[nn.Module] = list(model.get_submodule(path))
         self.devices = list(devices or [device] * len(self.layers))
         self._tuple: bool | None = None
@@ -84,9 +87,8 @@ class Blocks:
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         own, kind = self.model.dtype, self.device.type
         outside = [p for p in self.model.parameters() if id(p) not in inside]
-        rest = [
-            p for p in outside if p.dtype == own or p.device.type != kind
-        ]  # searched tables wait on the host
+        # Searched tables wait on the host.
+        rest = [p for p in outside if p.dtype == own or p.device.type != kind]
         self.model.eval()
         kept = [p.data for p in rest]
         try:
@@ -104,9 +106,8 @@ class Blocks:
 
         def move_inputs(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
-                with move_tensors(
-                    self.layers[index], self.devices[index], self.compute
-                ):  # for every token written
+                # Memory is not released as by `place_layer`: this runs for every token that is written.
+                with move_tensors(self.layers[index], self.devices[index], self.compute):
                     return forward(*args, **kwargs)
 
             return run
@@ -140,16 +141,14 @@ class Blocks:
     def run_layer(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
-        output = self.layers[index](
-            flow.hidden.to(self.devices[index]) if hidden is None else hidden, *args, **kwargs
-        )
+        given = flow.hidden.to(self.devices[index]) if hidden is None else hidden
+        output = self.layers[index](given, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
-    def advance_flows(self, index: int, flows: Sequence[Flow]) -> None:
-        """Take flows through a layer, which has to be placed."""
-        for flow in flows:
-            flow.hidden = self.run_layer(index, flow).cpu()
+    def advance_flow(self, index: int, flow: Flow) -> None:
+        """Take a flow through a layer, which has to be placed."""
+        flow.hidden = self.run_layer(index, flow).cpu()
 
     def compute_logits(self, flow: Flow, hidden: Tensor) -> Tensor:
         """Logits (M, vocabulary) at the labelled positions, of what the last layer put out."""
@@ -171,7 +170,12 @@ class Blocks:
         """Every layer's forward replaced, for as long as the context lasts."""
         with ExitStack() as stack:
             for index, layer in enumerate(self.layers):
-                stack.enter_context(mock.patch.object(layer, "forward", make(index, layer.forward)))
+                own = vars(layer).get("forward")  # an accelerator's hook may have replaced the class's
+                if own is None:
+                    stack.callback(delattr, layer, "forward")
+                else:
+                    stack.callback(setattr, layer, "forward", own)
+                layer.forward = make(index, layer.forward)  # type: ignore[method-assign]
             yield
 
 
@@ -186,5 +190,5 @@ def move_tensors(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
                 stack.callback(setattr, tensor, "data", tensor.data)
                 tensor.data = send_tensor(tensor.data, device).to(
                     wanted
-                )  # in its own dtype: half the bytes of float32
+                )  # sent in its own dtype: fewer bytes
         yield

@@ -1,10 +1,11 @@
-"""Makes a bank, decoder layer by decoder layer: what is in memory is one layer, its moments and the hidden states.
+"""Encodes what plans ask for: linears that the bank lacks, from moments that one pass of the calibration rows gives.
 
-The calibration rows pass through the unquantized model once, forward and backward (see `passes`). A layer's linears are
-quantized at all levels as soon as their moments are gathered, and what each level's error costs follows from the same
-moments; files are written before the next layer begins, so a run that was killed goes on at the layer where it was.
+The rows pass through the unquantized model once, forward and backward (see `passes`). If the disk has room, the moments
+are kept (`moments.KeptMoments`), and whatever is asked for later is encoded from them; else the missing linears are
+encoded in the visit of their layer, and a later command passes the rows again. Codes are the same bits either way.
+A linear's file is written as soon as it is encoded, so what a kill leaves is whole or absent.
 
-Of processes that need the same bank at the same time one makes it, and the others wait.
+Of processes that need the same bank at the same time one encodes, and the others wait.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from qra_backends.base import Backend, Level
+from qra_backends.base import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.device import release_freed_memory
-from qra_eval.quantized.bank import Bank, can_store, lock_work
+from qra_eval.quantized.bank import Bank, lock_work
 from qra_eval.quantized.blocks import Blocks, move_tensors
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind
+from qra_eval.quantized.moments import KeptMoments
 from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluator import Progress
-from qra_search.files import write_json
 from qra_search.schemas import LevelName
 
 log = logging.getLogger(__name__)
@@ -38,139 +39,162 @@ FEW_TOKENS = 256
 """An expert that fewer calibration tokens reached is reported."""
 
 
+class Moments(Protocol):
+    """What linears are calibrated on: of a layer as it was gathered, or of all layers as it was kept."""
+
+    def find_owner(self, name: str) -> str: ...
+    def compute_hessian(self, name: str) -> Tensor: ...
+    def release_hessian(self, name: str) -> None: ...
+    def compute_output_weights(self, name: str) -> Tensor | None: ...
+
+
 def build(
     bank: Bank,
+    wanted: Iterable[tuple[str, LevelName]],
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None = None,
     *,
     weighting: Weighting = WEIGHTINGS["outputs"],
     head: str | None = None,
-    figures: bool = False,
 ) -> None:
-    """Quantize what a bank lacks, unless another process is doing so: then wait for it.
+    """Encode what a bank lacks of linears at levels, unless another process is doing so: then wait for it.
 
     Args:
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
-        batches: of calibration rows; used if a missing level is calibrated, or figures are missing.
+        batches: of calibration rows; used if a missing level is calibrated and the moments are not kept.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        figures: whether those are needed that the sensitivities follow from.
         progress: called with `("quantize", linears done, of how many)`; while another process quantizes, with which
             one, 0 and 1.
 
     Raises:
         RuntimeError: a file cannot be read after it was written.
     """
-
-    def list_missing() -> list[int]:
-        unmeasured = [at for at in range(len(blocks)) if figures and bank.read_figures(at) is None]
-        return sorted({*bank.find_missing(), *unmeasured})
-
-    def list_linears(layer: int) -> Mapping[str, nn.Module]:
-        if layer == len(blocks):  # tables are measured by the linears that stand for them
-            return {name: bank.linears[name] for name in bank.list_names(layer)}
-        return {name: blocks.model.get_submodule(name) for name in bank.list_names(layer)}
-
-    if not list_missing():
+    wanted = list(wanted)
+    if not bank.find_missing(wanted):
         return
     work = "quantizes the same weights for the same data; set QRA_CACHE to another folder to quantize there at once"
     with lock_work(bank.lock_file, work, progress):
-        layers = list_missing()  # another process may have made them meanwhile
-        total, done = sum(len(bank.list_names(layer)) for layer in layers), itertools.count(1)
+        missing = bank.find_missing(wanted)  # another process may have made some meanwhile
+        done = itertools.count(1)
 
         def report() -> None:
             if progress is not None:
-                progress("quantize", next(done), total)
+                progress("quantize", next(done), len(missing))
 
-        tokens: dict[str, int] = {}
-        levels = [level for missing in bank.find_missing(layers).values() for level in missing]
-        passed: Iterable[tuple[int, LayerMoments | None]] = ((layer, None) for layer in layers)
-        if layers and (figures or any(map(bank.backend.is_calibrated, levels))):
-            passed = pass_layers(blocks, batches, list_linears, weighting, layers, head, progress)
-        for layer, moments in passed:
-            _quantize(bank, blocks, layer, moments, report)
-            if moments is not None:
-                tokens |= {
-                    n: moments.count_tokens(n) for n in bank.list_names(layer) if get_expert_kind(n) != n
-                }
-        few = [name for name, count in tokens.items() if count < FEW_TOKENS]
-        if few:
-            log.warning(
-                "%d of %d linears of experts saw fewer than %d calibration tokens, %s only %d, so their Hessians "
-                "are mixed with the mean of their layer",
-                len(few),
-                len(tokens),
-                FEW_TOKENS,
-                few[0],
-                tokens[few[0]],
+        def encode(names: Sequence[str], moments: Moments | None, device: torch.device) -> None:
+            def encode_linear(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
+                modules = bank.backend.quantize_levels(
+                    bank.linears[name], missing[name], hessian=hessian, output_weights=weights
+                )
+                for level, module in modules.items():
+                    tensors = bank.backend.to_tensors(module)
+                    bank.write(name, level, {key: tensor.cpu() for key, tensor in tensors.items()})
+
+            own = {name: bank.linears[name] for name in names if name in missing}
+            visit_linears(own, moments, encode_linear, bank.backend, device, report)
+
+        def pass_rows(layers: Sequence[int]) -> Generator[tuple[int, LayerMoments]]:
+            tokens: dict[str, int] = {}
+            passed = pass_layers(
+                blocks, batches, lambda at: find_modules(bank, blocks, at), weighting, layers, head, progress
             )
-        if layers := list_missing():
+            for layer, moments in passed:
+                yield layer, moments
+                experts = (name for name in bank.list_names(layer) if get_expert_kind(name) != name)
+                tokens |= {name: moments.count_tokens(name) for name in experts}
+            warn_of_few_tokens(tokens)
+
+        calibrated = {
+            bank.layer_of[name]
+            for name, levels in missing.items()
+            if any(map(bank.backend.is_calibrated, levels))
+        }
+        kept = KeptMoments(bank) if calibrated else None
+        if kept is not None and not kept.is_whole() and kept.has_room():
+            for layer, moments in pass_rows(sorted({*bank.layer_of.values()})):
+                kept.write(bank.list_names(layer), moments)
+            kept.finish()
+        if kept is None or kept.is_whole():
+            for device, names in group_by_device(bank, missing):
+                encode(names, kept, device)
+        else:
+            for layer, moments in pass_rows(sorted(calibrated)):
+                encode(bank.list_names(layer), moments, blocks.get_device(layer))
+            rest = [name for name in missing if bank.layer_of[name] not in calibrated]
+            for device, names in group_by_device(bank, rest):
+                encode(names, None, device)
+        if missing := bank.find_missing(wanted):
             raise RuntimeError(
-                f"layers {layers} of the bank {bank.folder} cannot be read after they were written"
+                f"{', '.join(missing)} of the bank {bank.folder} cannot be read after they were written"
             )
 
 
-def _quantize(
-    bank: Bank, blocks: Blocks, layer: int, moments: LayerMoments | None, report: Callable[[], None]
+def visit_linears(
+    linears: Mapping[str, nn.Linear],
+    moments: Moments | None,
+    work: Callable[[str, Tensor | None, Tensor | None], None],
+    backend: Backend,
+    device: torch.device,
+    report: Callable[[], None],
 ) -> None:
-    """A layer's linears at the levels that it lacks, on the device, each level written to its file; with moments of a
-    decoder layer also the figures of all its levels.
+    """Do the work on every linear, put on the device, with its Hessian and output weights; several at once on a CPU.
 
-    Args:
-        report: called for each linear that is done.
+    Those that share a Hessian, which is factorized once for them, follow one another; what takes longest comes first.
     """
-    device, backend, names = blocks.get_device(layer), bank.backend, bank.list_names(layer)
-    missing = bank.find_missing([layer]).get(layer, [])
-    measured = moments if layer < len(blocks) else None
-    made: dict[str, dict[Level, dict[str, Tensor]]] = {}
-    damage: dict[str, dict[LevelName, float]] = {}
+    units: dict[str, list[str]] = {}
+    for name in linears:
+        units.setdefault(name if moments is None else moments.find_owner(name), []).append(name)
 
-    def quantize(names: Sequence[str]) -> None:
+    def visit(names: Sequence[str]) -> None:
         hessian = None if moments is None else moments.compute_hessian(names[0])
         for name in names:
-            linear = bank.linears[name]
+            linear = linears[name]
             with move_tensors(linear, device, linear.weight.dtype):
-                stored = [level for level in bank.list_levels(layer) if can_store(backend, level, linear)]
-                weights = None if moments is None else moments.compute_output_weights(name)
-                own = [level for level in missing if level in stored]
-                modules = backend.quantize_levels(linear, own, hessian=hessian, output_weights=weights)
-                if measured is not None:
-                    damage[name] = dict.fromkeys(bank.list_levels(layer), 0.0)
-                    for level in stored:
-                        module = modules[level] if level in modules else bank.load_module(name, level)
-                        change = backend.dequantize(module).float() - linear.weight.float()
-                        damage[name][level] = measured.estimate_damage(name, change)
-            made[name] = {
-                level: {key: tensor.cpu() for key, tensor in backend.to_tensors(module).items()}
-                for level, module in modules.items()
-            }
+                work(name, hessian, None if moments is None else moments.compute_output_weights(name))
         if moments is not None:
             moments.release_hessian(names[0])
         release_freed_memory(device)
 
-    units = _group_by_input(bank, names, moments)
-    with closing(run_in_threads(quantize, units, count_workers(backend, len(units), device))) as done:
-        for unit in done:
-            for _ in unit:
+    def count_operations(names: Sequence[str]) -> int:
+        return sum(linears[name].out_features * linears[name].in_features ** 2 for name in names)
+
+    items = sorted(units.values(), key=count_operations, reverse=True)
+    with closing(run_in_threads(visit, items, count_workers(backend, len(items), device))) as done:
+        for names in done:
+            for _ in names:
                 report()
-    for level in missing:
-        bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
-    if measured is not None:
-        spectrum = {name: values.tolist() for name, values in measured.spectrum.items()}
-        figures = {"damage": {name: [*damage[name].values()] for name in names}, "spectrum": spectrum}
-        write_json(bank.get_figures_file(layer), figures)
 
 
-def _group_by_input(bank: Bank, names: Sequence[str], moments: LayerMoments | None) -> list[list[str]]:
-    """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
-    groups: dict[str, list[str]] = {}
+def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Module]:
+    """A layer's linears as they stand in the model; tables are measured by the linears that stand for them."""
+    names = bank.list_names(layer)
+    if layer == len(blocks):
+        return {name: bank.linears[name] for name in names}
+    return {name: blocks.model.get_submodule(name) for name in names}
+
+
+def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.device, list[str]]]:
+    """Linears by the device on which they are encoded."""
+    found: dict[torch.device, list[str]] = {}
     for name in names:
-        groups.setdefault(name if moments is None else moments.find_owner(name), []).append(name)
+        found.setdefault(bank.get_device(name), []).append(name)
+    return found.items()
 
-    def work(names: list[str]) -> int:
-        return sum(bank.linears[name].out_features * bank.linears[name].in_features ** 2 for name in names)
 
-    return sorted(groups.values(), key=work, reverse=True)
+def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:
+    """Warn if experts saw few calibration tokens."""
+    few = [name for name, count in tokens.items() if count < FEW_TOKENS]
+    if few:
+        log.warning(
+            "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
+            "layer's mean",
+            len(few),
+            len(tokens),
+            FEW_TOKENS,
+            few[0],
+            tokens[few[0]],
+        )
 
 
 def count_workers(backend: Backend, items: int, device: torch.device) -> int:

@@ -16,8 +16,6 @@ SHRINK_TOKENS = 256
 the router rarely chose, and little beside the thousands that others see."""
 TOKEN_FLOOR = 0.3
 """What the row of a token counts that no calibration row has; a token of mean use counts one more (docs/trellis.md)."""
-SKETCH = 48
-"""Width of the random sketch from which a gradient's leading singular values are read."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class LayerMoments:
         labelled: labels whose gradients are taken, in all batches.
 
     Attributes:
-        spectrum: (linear name -> (k,)), leading singular values of the loss gradient by the weight, descending,
-            summed over batches.
+        gradient_squares: expected squared norm of the loss gradient by each linear's weight: labels are drawn from the
+            model, so the gradients of tokens are taken to be independent, and their squared norms add up.
     """
 
     def __init__(self, linears: Mapping[str, Any], weighting: Weighting, labelled: int = 1):
         self._linears, self._weighting, self._labelled = linears, weighting, labelled
-        self.spectrum: dict[str, Tensor] = {}
+        self.gradient_squares: dict[str, Tensor] = {}
         self._moments: dict[str, SecondMoment] = {}
         self._traces: dict[str, tuple[Any, Any]] = {}
         self._squares: dict[str, Tensor] = {}
@@ -73,16 +71,13 @@ class LayerMoments:
 
     # -- gathering -----------------------------------------------------------------------------
     @contextmanager
-    def gather(self, width: int, generator: torch.Generator) -> Iterator[None]:
+    def gather(self, width: int) -> Iterator[None]:
         """Count what the linears read within the context, and the gradients that come back to their outputs.
 
         Args:
             width: tokens of a row that count; 0: all.
-            generator: of the sketches.
         """
-        handles = [
-            linear.register_forward_hook(self._make_hook(n, generator)) for n, linear in self._linears.items()
-        ]
+        handles = [linear.register_forward_hook(self._make_hook(n)) for n, linear in self._linears.items()]
         try:
             yield
         finally:
@@ -94,7 +89,7 @@ class LayerMoments:
             self.update(owner, x.reshape(-1, x.shape[-1]), cost.reshape(-1))
         self._read.clear()
 
-    def _make_hook(self, name: str, generator: torch.Generator) -> Any:
+    def _make_hook(self, name: str) -> Any:
         def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             given, x = args[0], args[0].detach()  # a hook that held its own graph would hold it for ever
             owner = next((owner for owner, (other, *_) in self._read.items() if other is given), name)
@@ -102,16 +97,15 @@ class LayerMoments:
                 self._read[name] = (given, x, torch.zeros(x.shape[:-1].numel(), device=x.device))
             self._shared[name], self._owner_kinds[get_expert_kind(name)] = owner, get_expert_kind(owner)
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._accumulate(name, x, gradient, generator))
+                output.register_hook(lambda gradient: self._accumulate(name, x, gradient))
 
         return read
 
-    def _accumulate(self, name: str, x: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
-        x, g = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
-        probe = torch.randn(g.shape[-1], min(SKETCH, g.shape[-1], x.shape[-1]), generator=generator)
-        self.spectrum[name] = compute_singular_values(g, x, probe) + self.spectrum.get(name, 0.0)
-        squares = g.square()
-        self._read[self.find_owner(name)][2].add_(squares.sum(1))
+    def _accumulate(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        squares = gradient.reshape(-1, gradient.shape[-1]).float().square()
+        of_tokens, norms = squares.sum(1), x.reshape(-1, x.shape[-1]).float().square().sum(1)
+        self.gradient_squares[name] = self.gradient_squares.get(name, 0.0) + of_tokens @ norms
+        self._read[self.find_owner(name)][2].add_(of_tokens)
         self._squares[name] = squares.sum(0).add_(self._squares.get(name, 0.0))
 
     def update(self, owner: str, x: Tensor, cost: Tensor) -> None:
@@ -218,18 +212,3 @@ def get_expert_kind(name: str) -> str:
     """The name of an expert's linear without the expert's number: alike for all experts of a layer."""
     head, found, tail = name.partition(".experts.")
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
-
-
-def compute_singular_values(g: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-    """Leading singular values of g'x, (k,), from a random sketch of its rows (Halko et al. 2011).
-
-    Args:
-        g: (T, out).
-        x: (T, in).
-        probe: random directions (out, k) by which it is sketched.
-    """
-    sketch = x.T @ (g @ probe.to(g.device))
-    basis, _ = torch.linalg.qr(sketch)
-    wide = (g.T @ (x @ basis)).double()
-    # Of the small Gram matrix, in float64: its eigenvalues are the squares, and keep the digits of float32.
-    return torch.linalg.eigvalsh(wide.T @ wide).clamp_(min=0).sqrt().flip(0).float()

@@ -1,4 +1,4 @@
-"""A model with every linear at every level of its search space, quantized once."""
+"""A model with the linears that plans ask for, each quantized once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -21,36 +21,35 @@ from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
-from qra_eval.quantized.space import SMALL_BITS, is_small, list_table_levels, make_model_space
+from qra_eval.quantized.space import AUTO_TABLE_BITS, list_table_levels, make_model_space
 from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
 from qra_search.errors import BadInput
 from qra_search.executors.devices import SHARING
-from qra_search.schemas import Group, LevelName
+from qra_search.schemas import Group, LevelName, Plan
 from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
-"""Default bit-widths of embeddings and head; wider ones below 16 bits are no better (benchmarks/results/README.md)."""
-SMALL_TABLE_BITS = (1, 1.5, 2, 3, UNQUANTIZED_BITS)
-"""The same under a budget that is small enough for `SMALL_BITS`."""
 CALIBRATION_ROWS, MOST_CALIBRATION_ROWS = 128, 1024
 """Train rows whose activations and gradients calibrated backends see, at least and at most."""
 CALIBRATION_TOKENS = 16384
 """Tokens of these rows together, about, where 128 rows have fewer: with half as many, 4 bits of SmolLM2 lose 0.007 nats
-that they do not lose with these (benchmarks/results/study/codes.jsonl). Their pass is charged to the sensitivities."""
-MEASURED_ROWS = 32
-"""The same for the sensitivities alone, if no backend calibrates."""
+that they do not lose with these (benchmarks/results/study/codes.jsonl)."""
+PLAN_ROWS = 8
+PLAN_TOKENS = 4096
+"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.07
+in logarithms, where linears differ by 1. Plans lose at most 0.9% of their lead, by half as many tokens 1.4%
+(`python -m benchmarks.study.damage --table`)."""
 SHARE, HOST_SHARE = 0.4, 0.25
 """Share of free memory for dequantized weights, of a GPU and of the host: the rest is for the plan, adapters,
 activations and logits, and on a host for other processes."""
 
 
 class QuantizedModel:
-    """A loaded model, its search space, and every linear quantized once at every level (`bank`).
+    """A loaded model, its search space, and its linears at the levels that plans asked for (`bank`).
 
     Plans are put in place by a `PlanSwitcher`. The unquantized weights stay where the checkpoint is mapped, on the
     host, and visit the device a layer at a time (`blocks`).
@@ -59,7 +58,7 @@ class QuantizedModel:
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
     the model is stored in: the weights are the same numbers, only sums are rounded otherwise.
 
-    Quantizing waits for the first call that needs it: hours may lie between a look at the space and that.
+    A linear is quantized at a level when a plan asks for it (`quantize_plan`).
 
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
@@ -68,7 +67,6 @@ class QuantizedModel:
         settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
-        budgets: of memory, from which the bits follow if `space` leaves them open.
         dequantized_cache: bytes for dequantized weights, as given (`2GiB`, 0), or a share of what is free (`auto`).
 
     Attributes:
@@ -94,7 +92,6 @@ class QuantizedModel:
         devices: Sequence[torch.device] = (),
         compute: str = "auto",
         dequantized_cache: int | str = "auto",
-        budgets: Sequence[str | int] = (),
         progress: Callable[[str, int, int], None] | None = None,
     ):
         self.loaded, self.device, self.progress = loaded, device, progress
@@ -135,36 +132,20 @@ class QuantizedModel:
             for layer, place in zip(self.blocks.layers, layers, strict=True):
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
-        widths: Sequence[float] = (
-            AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
-        )
-        self.space = self.make_space(space, backend, self.granularity, self.tables, widths)
-        if space.bits == "auto" and budgets:
-            bits = tuple(bits for bits in SMALL_BITS if bits in map(backend.width, backend.bits))
-            widths = SMALL_TABLE_BITS if quantization.embeddings == "auto" else widths
-            chosen = space.model_copy(update={"bits": bits})
-            small = self.make_space(chosen, backend, self.granularity, self.tables, widths)
-            if is_small(self.space, small, budgets, min(space.ranks)):
-                self.space = small
-        own, of_tables = (
+        self.space = self.make_space(space, backend, self.granularity, self.tables, quantization.embeddings)
+        self.levels, self.table_levels = (
             _list_levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
             for is_embedding in (False, True)
         )
-        self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
-        self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
-        self._bank = Bank(
+        self.bank = Bank(
             {**self.linears, **self.tables},
             backend,
-            own,
             get_bank_folder(quantization.cache),
             self.identity,
             calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)),
-            levels={len(self.blocks): of_tables},
-            calibrations={len(self.blocks): f"{self.calibration}-by-token"} if self.weighting.power else None,
             devices=dict(enumerate([*layers, device])),
         )
-        self._whole = False
 
     def make_space(
         self,
@@ -172,9 +153,11 @@ class QuantizedModel:
         backend: Backend,
         granularity: Granularity,
         tables: Mapping[str, nn.Linear],
-        table_bits: Sequence[float],
+        table_bits: Sequence[float] | Literal["auto"],
     ) -> SearchSpace:
         """The space of this model with a backend, with tables in it at some bit-widths."""
+        if table_bits == "auto":
+            table_bits = AUTO_TABLE_BITS
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *tables.values()])
         return make_model_space(
             group_linears(self._found, granularity),
@@ -186,44 +169,39 @@ class QuantizedModel:
             tables={name: (t, list_table_levels(table_bits, backend, t)) for name, t in tables.items()},
         )
 
-    @property
-    def bank(self) -> Bank:
-        """Every linear at every level; quantized, or read from the cache, at the first call.
-
-        Calibration rows may pass through the model then, so it has to be as it was loaded.
-        """
-        if not self._whole:
-            self._build(figures=False)
-            self._whole = True
-        return self._bank
-
-    def get_figures(self) -> dict[str, dict[str, list[float]]]:
-        """Figures of the linears of all layers (`Bank.read_figures`), made along with the bank if it is calibrated.
+    def quantize_plan(self, plan: Plan) -> None:
+        """Quantize the linears that a plan asks for and the bank lacks.
 
         Calibration rows may pass through the model then, so it has to compute as it was loaded.
         """
-        self._build(figures=True)
-        whole: dict[str, dict[str, list[float]]] = {"damage": {}, "spectrum": {}}
-        for layer in range(len(self.blocks)):
-            for kind, values in (self._bank.read_figures(layer) or {}).items():
-                whole[kind] |= values
-        return whole
-
-    def _build(self, *, figures: bool) -> None:
         head = next(reversed(self.tables), None)
         build(
-            self._bank,
+            self.bank,
+            self._list_wanted(plan),
             self.blocks,
             self.calibration_batches(),
             self.progress,
             weighting=self.weighting,
             head=head,
-            figures=figures,
         )
 
+    def is_plan_quantized(self, plan: Plan) -> bool:
+        """Whether the bank has all that a plan asks for."""
+        return not self.bank.find_missing(self._list_wanted(plan))
+
     def is_quantized(self) -> bool:
-        """Whether the cache has every linear at every level."""
-        return not self._bank.find_missing()
+        """Whether the bank has every linear at some level, so that any other plan needs a part of them at most."""
+        return all(self.bank.has_any(name, self.levels) for name in self.linears) and all(
+            self.bank.has_any(name, self.table_levels) for name in self.tables
+        )
+
+    def _list_wanted(self, plan: Plan) -> list[tuple[str, LevelName]]:
+        space = self.space.find_space(plan)
+        return [
+            (linear.name, bits)
+            for group, bits in zip(space.groups, plan.bits, strict=True)
+            for linear in group.linears
+        ]
 
     def count_trained(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
@@ -249,18 +227,28 @@ class QuantizedModel:
 
     @cached_property
     def calibration_rows(self) -> int:
-        if not self.backend.calibrated:
-            return MEASURED_ROWS
+        return self._count_rows(CALIBRATION_TOKENS, CALIBRATION_ROWS)
+
+    @cached_property
+    def plan_rows(self) -> int:
+        """Train rows on which sensitivities are measured."""
+        return self._count_rows(PLAN_TOKENS, PLAN_ROWS)
+
+    def _count_rows(self, tokens: int, least: int) -> int:
         rows = self.rows("train", CALIBRATION_ROWS)
-        enough = CALIBRATION_TOKENS * len(rows) // sum(map(len, rows))
-        return max(CALIBRATION_ROWS, min(enough, MOST_CALIBRATION_ROWS))
+        enough = tokens * len(rows) // sum(map(len, rows))
+        return max(least, min(enough, MOST_CALIBRATION_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
+        return self._make_batches(self.calibration_rows)
+
+    def plan_batches(self) -> list[Batch]:
+        return self._make_batches(self.plan_rows)
+
+    def _make_batches(self, count: int) -> list[Batch]:
         # Experts read tokens without their places: what is padding could not be left out of their moments.
         has_experts = any(get_expert_kind(name) != name for name in self.linears)
-        return make_pass_batches(
-            self.rows("train", self.calibration_rows), 1 if has_experts else PASS_MULTIPLE
-        )
+        return make_pass_batches(self.rows("train", count), 1 if has_experts else PASS_MULTIPLE)
 
     @property
     def compute(self) -> torch.dtype:
@@ -296,8 +284,8 @@ def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[
 
 
 def _list_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
-    """The levels that any of some groups may take."""
-    allowed = {b for group in groups for b in group.bits or space.bits}
+    """The levels below 16 bits that any of some groups may take."""
+    allowed = {b for group in groups for b in group.bits or space.bits} - {UNQUANTIZED_BITS}
     return tuple(b for b in space.bits if b in allowed)
 
 

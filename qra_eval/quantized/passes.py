@@ -17,6 +17,8 @@ from qra_search.evaluator import Progress
 
 SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
+BACKWARD_WORK = 4
+"""Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
 
@@ -41,37 +43,44 @@ def pass_layers(
         linears: of a layer, by name, as they stand in the model.
         layers: those wanted; `len(blocks)` stands for the tables.
         head: the table that the model's head multiplies by; the others read nothing.
-        progress: called with the layers that rows have passed forward, of how many.
+        progress: called as batches pass, with the work done and all of it, in layers that a batch passes forward.
     """
     generator = torch.Generator().manual_seed(0)
     labelled = max(1, sum(len(batch.targets) for batch in batches))
     first, depth = min(layers), len(blocks)
     inputs: dict[int, list[Tensor]] = {}
+    done, total = 0, len(batches) * (depth + BACKWARD_WORK * (1 + depth - first))
 
-    def advance(layer: int, keep: bool) -> None:
+    def report(work: int) -> None:
+        nonlocal done
+        done += work
+        if progress is not None:
+            progress("pass calibration rows", done, total)
+
+    def advance(layer: int, keep: bool, work: int = 0) -> None:
         if keep:
-            inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
+            inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
         with blocks.place_layer(layer):
-            blocks.advance_flows(layer, flows)
+            for flow in flows:
+                blocks.advance_flow(layer, flow)
+                report(work)
 
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
     for layer in range(depth):
-        advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first)
-        if progress is not None:
-            progress("pass calibration rows", layer + 1, depth)
-    with (
-        blocks.cast_outer_modules()
-    ):  # no longer: what is outside of layers leaves the room to their quantizing
+        advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first, work=1)
+    with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
             _read_head(blocks, flows, of_tables, head)
-        made = [_compute_head_gradients(blocks, flow, weighting, generator) for flow in flows]
-        gradients = [gradient for gradient, _ in made]
+        gradients, squares = [], []
+        for flow in flows:
+            gradient, own = _compute_head_gradients(blocks, flow, weighting, generator)
+            gradients.append(gradient)
+            squares.append(own)
+            report(BACKWARD_WORK)
         if depth in layers:
-            _weigh_tokens(
-                linears(depth), flows, of_tables, head, torch.stack([own for _, own in made]).sum(0).cpu()
-            )
+            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack(squares).sum(0).cpu())
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
@@ -81,15 +90,16 @@ def pass_layers(
                 flow.hidden = hidden.to(blocks.compute)
             for between in range(start, layer):
                 advance(between, between > start)
-            inputs[layer] = [flow.hidden.to(blocks.model.dtype) for flow in flows]
+            inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
         moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
         with blocks.place_layer(layer):
             for n, flow in enumerate(flows):
                 given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
-                with moments.gather(flow.batch.width, generator):
+                with moments.gather(flow.batch.width):
                     output = blocks.run_layer(layer, flow, given)
                     (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
                 gradients[n] = gradient.cpu()
+                report(BACKWARD_WORK)
         del inputs[layer]
         if layer in layers:
             yield layer, moments
@@ -126,9 +136,8 @@ def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
         return torch.multinomial(likely, 1, generator=generator).squeeze(1)
     uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
     below = likely.cumsum(-1)
-    return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(
-        1
-    )  # by the sum: it is 1 but for rounding
+    whole = below[:, -1:]  # 1 but for rounding
+    return torch.searchsorted(below, uniform * whole).squeeze(1)
 
 
 def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from qra_backends.base import Backend
@@ -11,19 +12,21 @@ from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
-from qra_search.errors import BadInput
 from qra_search.schemas import Group, LevelName, Linear
 from qra_search.sections import SpaceConfig
-from qra_search.space.budgets import parse_budget, parse_uniform
 from qra_search.space.levels import Level
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import DEFAULT_BITS, SearchSpace
+from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
 ADAPTER_DTYPE = torch.bfloat16
-SMALL_BITS = (1, 1.5, 2, 2.5, 3, 4)
-"""Bits to choose from under a small budget: 8 are in no such plan."""
+AUTO_BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5)
+"""Default bit-widths, as far as the backend has them."""
+WIDEST_BITS = 8
+"""Taken too of a backend without 5 bits."""
+AUTO_TABLE_BITS = (*AUTO_BITS, UNQUANTIZED_BITS)
+"""Default bit-widths of embeddings and head."""
 
 
 def make_model_space(
@@ -44,7 +47,7 @@ def make_model_space(
         tables: each as a linear, with its levels.
         depth: of the tables: one more than that of the last layer.
     """
-    bits = DEFAULT_BITS if config.bits == "auto" else config.bits
+    bits = list_auto_bits(backend) if config.bits == "auto" else config.bits
     own = list_levels(bits, backend, [member.module for _, members in groups for member in members])
     levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
     ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
@@ -87,30 +90,6 @@ def make_model_space(
 
 def _describe(name: str, linear: nn.Linear) -> Linear:
     return Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
-
-
-def is_small(space: SearchSpace, small: SearchSpace, budgets: Sequence[str | int], rank: int) -> bool:
-    """Whether any memory budget is below the uniform 3-bit plan at a rank, or names a uniform plan of the small space
-    alone; never if the space has no such 3-bit plan."""
-    three = space.uniform(3, rank)
-    if three is None:
-        return False
-    for budget in budgets:
-        try:
-            if parse_budget(space, budget) < space.memory_bytes(three):
-                return True
-        except BadInput:
-            if _is_uniform_of(small, budget):
-                return True
-            raise
-    return False
-
-
-def _is_uniform_of(space: SearchSpace, budget: str | int) -> bool:
-    try:
-        return parse_uniform(space, str(budget)) is not None
-    except BadInput:
-        return False
 
 
 def _list_own_levels(
@@ -173,10 +152,17 @@ def list_levels(
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
-def check_bits(bits: Sequence[float] | str, backend: Backend) -> None:
+def list_auto_bits(backend: Backend) -> tuple[float, ...]:
+    """The default bit-widths that a backend has."""
+    widths = {backend.width(name) for name in backend.bits}
+    bits = tuple(b for b in AUTO_BITS if b in widths)
+    return bits if AUTO_BITS[-1] in widths or WIDEST_BITS not in widths else (*bits, WIDEST_BITS)
+
+
+def check_bits(bits: Sequence[float] | Literal["auto"], backend: Backend) -> None:
     """Raises ValueError if the backend lacks a bit-width, or is unavailable."""
-    if isinstance(bits, str):
-        bits = DEFAULT_BITS
+    if bits == "auto":
+        bits = list_auto_bits(backend)
     known = {UNQUANTIZED_BITS, *map(backend.width, backend.bits)}
     lacking = [b for b in bits if b not in known]
     if lacking:

@@ -41,11 +41,11 @@ class PlanSwitcher:
 
     @property
     def wrapped(self) -> dict[str, adapters.AdaptedLinear]:
-        """The model's linears with room for adapters, by name; made at the first call, which quantizes."""
+        """The model's linears with room for adapters, by name; made at the first call."""
         return self.prepare()
 
     def prepare(self) -> dict[str, adapters.AdaptedLinear]:
-        """Quantize, or read what an earlier run quantized, and make room for adapters."""
+        """Make room for adapters."""
         if self._wrapped is None:
             quantized, bank = self.quantized_model, self.quantized_model.bank
             self._wrapped = adapters.wrap_linears(self.model, list(quantized.linears))
@@ -62,15 +62,22 @@ class PlanSwitcher:
         return self._wrapped
 
     # -- a plan --------------------------------------------------------------------------------
+    def quantize_plan(self, plan: Plan) -> None:
+        """Quantize what the bank lacks of a plan, for which nothing may be in place."""
+        if not self.quantized_model.is_plan_quantized(plan):
+            self.unquantize()
+            self.quantized_model.quantize_plan(plan)
+
     def put_plan(
         self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False
     ) -> None:
-        """Put a plan in place: bases from the bank, adapters as the seed has them start.
+        """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start.
 
         Args:
             dequantized: multiply by dequantized weights; None: if they are kept ready.
             keep_trained: adapters and scales stay as training left them.
         """
+        self.quantize_plan(plan)
         quantized, most = self.quantized_model, max(self.quantized_model.space.ranks)
         settings, wrapped = quantized.settings, self.wrapped
         fast = quantized.keeps_dequantized if dequantized is None else dequantized
@@ -97,6 +104,14 @@ class PlanSwitcher:
         """The base of a linear as a module, with the scales and offsets that training left."""
         module, groups = self.quantized_model.bank.load_module(name, bits), self.trained_groups.get(name)
         return module if groups is None else self.quantized_model.backend.replace_groups(module, groups)
+
+    def set_alone(self, name: str, module: nn.Module | None) -> None:
+        """Put a module's dequantized weight in a linear's or a table's place in an unquantized model; None: its own."""
+        weight = None
+        if module is not None:
+            module = module.to(self.quantized_model.bank.get_device(name))
+            weight = self.quantized_model.backend.dequantize(module).to(self.quantized_model.compute)
+        self._places[name].set_base(weight=weight)
 
     def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
         """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.

@@ -13,7 +13,7 @@ from qra_search.files import write_json
 from qra_search.schemas import Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENSITIVITIES_VERSION = 9
+SENSITIVITIES_VERSION = 10
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 
@@ -48,6 +48,7 @@ def get_sensitivities_file(tuner: FineTuner) -> Path:
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
     tokens = tuner.count_evaluation_tokens()
-    identity += [model.calibration, tuner.rows.hash(train=SAMPLED_ROWS), tokens, str(model.compute)]
+    rows = tuner.rows.hash(train=max(SAMPLED_ROWS, model.plan_rows))
+    identity += [rows, model.plan_rows, str(model.weighting), tokens, str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return get_bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"

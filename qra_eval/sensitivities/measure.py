@@ -3,10 +3,11 @@
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
 prediction is half the expected square of the change of the log-likelihood, g' D x, where g is the gradient at the
 linear's output for labels drawn from the model itself (Fisher information). What outputs and positions have in common
-is left out, so it follows from the calibration's moments (`LayerMoments.estimate_damage`), with no own pass. That
-ranks groups well but the scale is off by group, so a few groups are degraded for real, and a straight line in
-logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings are few, and are
-degraded for real at every level.
+is left out, so it follows from moments (`LayerMoments.estimate_damage`) that one pass of a few rows gives. In the visit
+of its layer each linear is probed (`Backend.probe_levels`): by a short encoding that foretells every level's damage, or
+by every level. That ranks groups well but the scale is off by group, so a few groups are degraded for real, and a
+straight line in logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings
+are few, and all of their probes are put in place for real.
 
 One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
 passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
@@ -14,16 +15,22 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.calibration import get_expert_kind
+from qra_eval.quantized.build import find_modules, visit_linears
+from qra_eval.quantized.calibration import LayerMoments, get_expert_kind
+from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
@@ -51,47 +58,132 @@ of 4 bits."""
 LEAST_SLOPE = 0.1
 """A larger figure is never taken for less damage."""
 RANK_GAIN = 0.5
-"""Nats that adapters on all groups are taken to gain together, spread by gradient spectrum: SmolLM2 on GSM8K gains as
-much in 12 steps."""
-RANK_POWER = 0.01
-"""A rank gains the share of the spectrum within it to this power: nearly all of it at any rank. With one alpha for all
-ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
+"""Nats that adapters on all groups are taken to gain together, spread by the norms of their gradients: SmolLM2 on GSM8K
+gains as much in 12 steps."""
+RANK_POWER = 0.002
+"""A rank gains in proportion to this power of it: as much at any rank but for 0.002 nats between ranks 4 and 32 of all
+groups, within which ranks 4, 8 and 32 end with one alpha for all ranks (docs/study.md)."""
+
+
+@dataclass(frozen=True)
+class LevelProbe:
+    """A module in a linear's place, and what it foretells.
+
+    Attributes:
+        module: None once it is not needed any more.
+        damage: by `LayerMoments.estimate_damage`; 0 of a table.
+        ratios: damage of levels over that of the module.
+    """
+
+    module: nn.Module | None
+    damage: float
+    ratios: Mapping[LevelName, float]
 
 
 def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     """Damage and gain of every group, on train rows, by the unquantized model in place without adapters."""
-    space, model = tuner.space, tuner.quantized_model
-    bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    tuner.switcher.unquantize()
-    figures = model.get_figures()  # quantizes too, which is no part of the sensitivities' time
-    tuner.switcher.prepare()
     start = time.perf_counter()
-    by_linear = raise_rare_experts({name: np.array(values) for name, values in figures["damage"].items()})
+    space, model = tuner.space, tuner.quantized_model
+    groups = [g for g in space.groups if not g.is_embedding]
+    tuner.switcher.unquantize()
+    found, gradient_squares = probe_linears(tuner)
+    by_linear = raise_rare_experts(
+        {m.name: list_damage(found[m.name], model.levels) for g in groups for m in g.linears}
+    )
     raw = np.array([np.sum([by_linear[m.name] for m in g.linears], axis=0) for g in groups])
     kinds = [g.kind or g.name for g in groups]
-    pairs = choose_probes(space)
+    tuner.switcher.prepare()
     with tuner.switcher.use_float32() as blocks:
-        probes, tables, probe_tokens = measure_divergence(
-            tuner, blocks, bits, pairs, sample_probe_batch(tuner)
-        )
+        probes, tables, probe_tokens = measure_divergence(tuner, blocks, found, sample_probe_batch(tuner))
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
-    for k, b in enumerate(bits):
+    for k, b in enumerate(model.levels):
         damage[: len(groups), space.bits.index(b)] = scaled[:, k]
     damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
     for name, by_level in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
-    damage = enforce_monotone_damage(interpolate_missing(damage, space.widths), space.widths)
-    tokens = (1 + BACKWARD) * sum(batch.tokens for batch in model.calibration_batches()) + probe_tokens
+    damage = enforce_monotone_damage(fill_missing(damage, space.widths), space.widths)
+    tokens = (1 + BACKWARD) * sum(batch.tokens for batch in model.plan_batches()) + probe_tokens
     return Sensitivities(
         damage,
-        _estimate_rank_gain(space, figures["spectrum"]),
+        _estimate_rank_gain(space, gradient_squares),
         source="fisher, scaled by probes",
         repair=0.0,
         cost=tokens / tuner.count_evaluation_tokens(),
         seconds=time.perf_counter() - start,
     )
+
+
+def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[str, float]]:
+    """Probes of every linear and table, and the gradient's squared norm by each linear: one pass of the plan's rows.
+
+    Modules are kept of tables, and of linears whose groups are degraded for real at a level that they foretell.
+    """
+    model = tuner.quantized_model
+    bank, backend, blocks = model.bank, model.backend, model.blocks
+    wanted = {
+        m.name: model.levels[k] for g, k in choose_probes(tuner.space) for m in tuner.space.groups[g].linears
+    }
+    layers, done = sorted({*bank.layer_of.values()}), itertools.count(1)
+    shares = {"pass": 0.0, "probe": 0.0}
+
+    def report(part: str, part_done: int, total: int) -> None:
+        """The pass and the probes, which take about as long as it on a CPU, are told as one phase."""
+        shares[part] = part_done / total
+        if tuner.progress is not None:
+            tuner.progress("probe linears", round(50 * sum(shares.values())), 100)
+
+    probes: dict[str, list[LevelProbe]] = {}
+    squares: dict[str, float] = {}
+
+    def probe_layer(layer: int, moments: LayerMoments) -> None:
+        is_table = layer == len(blocks)
+        levels = model.table_levels if is_table else model.levels
+
+        def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
+            linear, own = bank.linears[name], []
+            storable = [level for level in levels if can_store(backend, level, linear)]
+            for module, ratios in backend.probe_levels(
+                linear, storable, hessian=hessian, output_weights=weights
+            ):
+                damage = 0.0
+                if not is_table:
+                    change = backend.dequantize(module).float() - linear.weight.float()
+                    damage = moments.estimate_damage(name, change)
+                kept = module.cpu() if is_table or wanted.get(name) in ratios else None
+                own.append(LevelProbe(kept, damage, ratios))
+            probes[name] = own
+
+        linears = {name: bank.linears[name] for name in bank.list_names(layer)}
+        visit_linears(
+            linears,
+            moments,
+            probe,
+            backend,
+            blocks.get_device(layer),
+            lambda: report("probe", next(done), len(bank.linears)),
+        )
+        squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
+
+    passed = pass_layers(
+        blocks,
+        model.plan_batches(),
+        lambda layer: find_modules(bank, blocks, layer),
+        model.weighting,
+        layers,
+        next(reversed(model.tables), None),
+        lambda _, passed, total: report("pass", passed, total),
+    )
+    for layer, moments in passed:
+        probe_layer(layer, moments)
+    return probes, squares
+
+
+def list_damage(probes: Sequence[LevelProbe], levels: Sequence[LevelName]) -> np.ndarray:
+    """Damage of a linear at levels (B,), as its probes foretell it; 0 where it cannot be stored."""
+    damage = {level: probe.damage * ratio for probe in probes for level, ratio in probe.ratios.items()}
+    return np.array([damage.get(level, 0.0) for level in levels])
 
 
 def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,36 +228,14 @@ def enforce_monotone_damage(damage: np.ndarray, widths: np.ndarray) -> np.ndarra
     return raised
 
 
-def interpolate_missing(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Damage (G, B) with what a group cannot choose (NaN) put in between its own: surrogates compare all levels.
-
-    Logarithms are interpolated linearly in bits; outside, damage falls fourfold a bit.
-    """
+def fill_missing(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Damage (G, B), that of the nearest width in place of what a group cannot choose (NaN): surrogates compare all."""
     made = damage.copy()
     for row in made:
-        known = ~np.isnan(row)
-        lossy = known & (row > 0)
-        if not lossy.any():
-            row[~known] = 0.0
-            continue
-        order = np.argsort(widths[lossy], kind="stable")
-        at, log = widths[lossy][order].astype(float), np.log(row[lossy])[order]
-        for i in np.flatnonzero(~known):
-            outside = min(0.0, widths[i] - at[0]) + max(0.0, widths[i] - at[-1])
-            row[i] = np.exp(np.interp(widths[i], at, log) - outside * np.log(4.0))
+        known = np.flatnonzero(~np.isnan(row))
+        for i in np.flatnonzero(np.isnan(row)):
+            row[i] = row[known[np.abs(widths[known] - widths[i]).argmin()]] if len(known) else 0.0
     return made
-
-
-@contextmanager
-def quantize_alone(tuner: FineTuner, names: Sequence[str], level: LevelName) -> Iterator[None]:
-    """Some linears or tables at a level, the rest as it was loaded."""
-    for name in names:
-        tuner.switcher.set_base_weight(name, level)
-    try:
-        yield
-    finally:
-        for name in names:
-            tuner.switcher.set_base_weight(name, None)
 
 
 def compute_divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -178,65 +248,93 @@ def compute_divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> flo
 
 
 def measure_divergence(
-    tuner: FineTuner,
-    blocks: Blocks,
-    bits: Sequence[LevelName],
-    pairs: Sequence[tuple[int, int]],
-    batch: Batch,
-) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
-    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
-    with one table alone degraded, at each of its levels.
+    tuner: FineTuner, blocks: Blocks, found: Mapping[str, Sequence[LevelProbe]], batch: Batch
+) -> tuple[list[tuple[int, float, float]], dict[str, dict[LevelName, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for those of `choose_probes`, and with one table
+    alone degraded, by each of its probes.
 
     A probe leaves the unquantized pass at its group's layer, and goes on beside the others, layer by layer: a layer's
     weights are put in place once for all. One batch is enough: the same positions are compared throughout.
 
     Args:
         blocks: computing in float32.
+        found: probes by linear.
 
     Returns:
-        (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
-        forward.
+        (group, its figure, nats a labelled token) of each probe; by table, level to nats; and tokens passed forward.
     """
-    groups, model = tuner.space.groups, tuner.quantized_model
-    depths = {g: model.layer_of[groups[g].linears[0].name] for g, _ in pairs}
-    of_tables = [(name, level) for name in model.tables for level in model.table_levels]
-    nats: dict[tuple[int, int], float] = {}
-    tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
+    space, model = tuner.space, tuner.quantized_model
+    degraded: dict[tuple[int, LevelName], list[tuple[str, LevelProbe]]] = {}
+    for g, k in choose_probes(space):
+        level = model.levels[k]
+        members = [(m.name, _find_probe(found[m.name], level)) for m in space.groups[g].linears]
+        foretold = next(iter(members[0][1].ratios))
+        degraded[g, foretold] = members  # once where one probe foretells several levels
+    depths = {key: model.layer_of[members[0][0]] for key, members in degraded.items()}
+    of_tables = [(name, i) for name in model.tables for i in range(len(found[name]))]
+    probes: dict[tuple[int, LevelName], Tensor] = {}
+    flows: dict[tuple[str, int], Flow] = {}
+    behind = sum(len(blocks) - depth for depth in depths.values())
+    runs, done = behind + (1 + len(of_tables)) * len(blocks), itertools.count(1)
+
+    def report() -> None:
+        if tuner.progress is not None:
+            tuner.progress("probe groups", next(done), runs)
+
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
-        probes: dict[tuple[int, int], Tensor] = {}
-        flows: dict[tuple[str, LevelName], Flow] = {}
-        for table in of_tables:
-            with quantize_alone(tuner, table[:1], table[1]):
-                flows[table] = blocks.embed_batch(batch)
+        for name, i in of_tables:
+            with _degrade(tuner, {name: found[name][i].module}):
+                flows[name, i] = blocks.embed_batch(batch)
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
-                for pair, hidden in probes.items():
-                    probes[pair] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
-                for g, k in (pair for pair in pairs if depths[pair[0]] == layer):
-                    with quantize_alone(tuner, [linear.name for linear in groups[g].linears], bits[k]):
-                        probes[g, k] = blocks.run_layer(layer, flow).cpu()
-                blocks.advance_flows(layer, [flow, *flows.values()])
-            if tuner.progress is not None:
-                tuner.progress("probe groups", layer + 1, len(blocks))
+                for key, hidden in probes.items():
+                    probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
+                    report()
+                for key in (key for key, depth in depths.items() if depth == layer):
+                    with _degrade(tuner, {name: probe.module for name, probe in degraded[key]}):
+                        probes[key] = blocks.run_layer(layer, flow).cpu()
+                    report()
+                for each in [flow, *flows.values()]:
+                    blocks.advance_flow(layer, each)
+                    report()
         reference = blocks.compute_logits(flow, flow.hidden.to(blocks.device)).float()
         likely = reference.softmax(-1)
-        for (g, k), hidden in probes.items():
+        measured: list[tuple[int, float, float]] = []
+        for (g, level), hidden in probes.items():
             logits = blocks.compute_logits(flow, hidden.to(blocks.device)).float()
-            nats[g, k] = compute_divergence(reference, likely, logits)
-        for (name, level), other in flows.items():
-            with quantize_alone(tuner, [name], level):
+            figure = math.fsum(probe.damage for _, probe in degraded[g, level])
+            measured.append((g, figure, compute_divergence(reference, likely, logits)))
+        tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
+        for (name, i), other in flows.items():
+            probe = found[name][i]
+            with _degrade(tuner, {name: probe.module}):
                 logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
-            tables[name][level] = compute_divergence(reference, likely, logits)
-    behind = sum(1 - depths[g] / len(blocks) for g, _ in pairs)
-    tokens = round((1 + len(of_tables) + behind) * batch.tokens)
-    return [(g, k, nats[g, k]) for g, k in pairs], tables, tokens
+            nats = compute_divergence(reference, likely, logits)
+            tables[name] |= {level: nats * ratio for level, ratio in probe.ratios.items()}
+    return measured, tables, round(runs / len(blocks) * batch.tokens)
+
+
+def _find_probe(probes: Sequence[LevelProbe], level: LevelName) -> LevelProbe:
+    return next(probe for probe in probes if level in probe.ratios)
+
+
+@contextmanager
+def _degrade(tuner: FineTuner, modules: Mapping[str, nn.Module | None]) -> Iterator[None]:
+    """Modules in the place of some linears or tables, the rest as it was loaded."""
+    for name, module in modules.items():
+        tuner.switcher.set_alone(name, module)
+    try:
+        yield
+    finally:
+        for name in modules:
+            tuner.switcher.set_alone(name, None)
 
 
 def scale_damage(
-    raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]
+    raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, float, float]]
 ) -> np.ndarray:
-    """Fisher figures (G, B) on the scale of the probes, by ridge regression of log KL - log figure.
+    """Fisher figures (G, B) on the scale of probes (group, figure, KL), by ridge regression of log KL - log figure.
 
     On the size of a group (the mean logarithm of its figures), the level beside that size, and the kind. Intercepts of
     kinds are drawn to their common mean, so that a kind with odd probes does not run away, and the ratio of a group's
@@ -244,35 +342,36 @@ def scale_damage(
     """
     floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))
-    usable = [(g, k) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
+    usable = [(g, figure, kl) for g, figure, kl in probes if kl > 1e-8 and figure > floor]
     if len(usable) < 3:
         return np.where(raw > floor, raw, 0.0)
     names = sorted(set(kinds))
     size = np.where(raw > floor, log_raw, 0.0).sum(1) / np.maximum((raw > floor).sum(1), 1)
-    center = float(np.mean([size[g] for g, _ in usable]))
-    features = np.zeros((*raw.shape, 3 + len(names)))
-    features[:, :, 0] = 1.0
-    features[:, :, 1] = size[:, None] - center
-    features[:, :, 2] = log_raw - size[:, None]
-    for g, kind in enumerate(kinds):
-        features[g, :, 3 + names.index(kind)] = 1.0
-    design = np.array([features[pair] for pair in usable])
-    target = np.array([np.log(kl) - log_raw[g, k] for g, k, kl in probes if (g, k) in usable])
+    center = float(np.mean([size[g] for g, *_ in usable]))
+    of_kinds = np.array([[float(kind == name) for name in names] for kind in kinds])
+
+    def make_features(g: int, log_figure: np.ndarray) -> np.ndarray:
+        of_group = np.array([1.0, size[g] - center, 0.0, *of_kinds[g]])
+        features = np.tile(of_group, (len(log_figure), 1))
+        features[:, 2] = log_figure - size[g]
+        return features
+
+    design = np.concatenate([make_features(g, np.log([figure])) for g, figure, _ in usable])
+    target = np.array([np.log(kl) - np.log(figure) for _, figure, kl in usable])
     penalty = np.diag([1e-9, 1e-9, LEVEL_RIDGE] + [KIND_RIDGE] * len(names))
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ target)
     weights[1:3] = np.maximum(weights[1:3], LEAST_SLOPE - 1.0)
-    return np.where(raw > floor, np.exp(log_raw + features @ weights), 0.0)
+    scale = np.array([make_features(g, of_group) @ weights for g, of_group in enumerate(log_raw)])
+    return np.where(raw > floor, np.exp(log_raw + scale), 0.0)
 
 
-def _estimate_rank_gain(space: SearchSpace, spectrum: Mapping[str, Sequence[float]]) -> np.ndarray:
+def _estimate_rank_gain(space: SearchSpace, gradient_squares: Mapping[str, float]) -> np.ndarray:
     """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
-    gain = np.zeros((len(space), len(space.ranks)))
-    for i, group in enumerate(space.groups):
-        for j, rank in enumerate(space.ranks):
-            gain[i, j] = sum(sum(spectrum.get(m.name, ())[:rank]) for m in group.linears)
-    most = gain[:, -1:]
-    share = np.divide(gain, most, out=np.zeros_like(gain), where=most > 0)
-    return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))
+    norms = [sum(math.sqrt(gradient_squares.get(m.name, 0.0)) for m in g.linears) for g in space.groups]
+    most = np.array(norms) * (RANK_GAIN / max(sum(norms), 1e-30))
+    ranks = np.array(space.ranks, dtype=float)
+    share = np.where(ranks > 0, (ranks / max(ranks[-1], 1.0)) ** RANK_POWER, 0.0)
+    return most[:, None] * share
 
 
 def _spread_over_depth(kinds: Sequence[str]) -> list[int]:

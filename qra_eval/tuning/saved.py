@@ -73,7 +73,7 @@ def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     Raises:
         RunFailed: the bank gives another base now.
     """
-    tuner.switcher.prepare()
+    tuner.switcher.quantize_plan(plan)
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)

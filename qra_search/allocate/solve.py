@@ -14,6 +14,8 @@ from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
+FRONT_SIZES = 16
+"""Budgets that `solve_front` solves for."""
 RELATIVE_DEVIATION = 0.4
 """Deviation of a true difference about the predicted one, as a share of that."""
 LEAST_DEVIATION = 0.012
@@ -109,6 +111,15 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
     return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), is_exact)
+
+
+def solve_front(
+    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES
+) -> list[Allocation]:
+    """Allocations within budgets spread evenly from the smallest plan to the largest uniform one, cheapest first."""
+    largest = max(map(space.memory_bytes, space.uniform_plans()), default=space.memory.maximum)
+    budgets = np.linspace(space.memory.minimum, max(largest, space.memory.minimum), count).round().astype(int)
+    return [solve(space, sensitivities, budget) for budget in dict.fromkeys(budgets.tolist())]
 
 
 def predict_uniform(

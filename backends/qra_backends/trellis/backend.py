@@ -6,20 +6,21 @@ input and error feedback input by input, where theirs are tiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.kernels import choice
 from qra_backends.reference.blocks import count_block_bytes
 from qra_backends.reference.gptq import factorize
-from qra_backends.storage import Expected
+from qra_backends.storage import Expected, copy_bias
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
+from qra_backends.trellis.probe import DAMAGE_RATIOS, PROBE
 from qra_backends.trellis.rotation import choose_block
 
 HALF_BITS: dict[Level, int] = {
@@ -92,6 +93,37 @@ class TrellisBackend(Backend):
         output_weights: Tensor | None = None,
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
+        codes = {bits: self.storage(bits) for bits in levels}
+        return self._encode_codes(weight, codes, hessian, output_weights)
+
+    @torch.no_grad()
+    def probe_levels(
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
+    ) -> list[tuple[nn.Module, dict[Level, float]]]:
+        """One encoding for all levels, with states so short that it takes a sixteenth of one level's time."""
+        if not levels:
+            return []
+        for bits in levels:
+            self.check(linear, bits)
+        tensors = self._encode_codes(linear.weight.detach(), {0: PROBE}, hessian, output_weights)[0]
+        form = {"out_features": linear.out_features, "in_features": linear.in_features}
+        block = choose_block(linear.in_features, self.block)
+        bias = copy_bias(linear.bias, linear.weight.dtype, linear.weight.device)
+        module = TrellisLinear(tensors, code=PROBE, block=block, bias=bias, dtype=linear.weight.dtype, **form)
+        return [(module, {bits: DAMAGE_RATIOS[HALF_BITS[bits]] for bits in levels})]
+
+    def _encode_codes(
+        self,
+        weight: Tensor,
+        codes: Mapping[Level, TrellisCode],
+        hessian: Tensor | None,
+        output_weights: Tensor | None,
+    ) -> dict[Level, dict[str, Tensor]]:
         from qra_backends.trellis.encode import (  # brings numba: a second to import
             choose_device,
             encode,
@@ -105,7 +137,7 @@ class TrellisBackend(Backend):
         hessian = rotate_rows(rotate_rows(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
-        made = {bits: encode(weight, self.storage(bits), block, hessian, factor, weights) for bits in levels}
+        made = {bits: encode(weight, code, block, hessian, factor, weights) for bits, code in codes.items()}
         return {
             bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()
         }

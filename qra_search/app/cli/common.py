@@ -133,7 +133,7 @@ SETTINGS: dict[str, Any] = {
     "bits": _setting(
         str,
         "--bits 2,2.5,3",
-        "Bit-widths to choose from; by default 2,3,4,8 or, for a budget below 3 bits, 1,1.5,2,2.5,3,4.",
+        "Bit-widths to choose from; by default every half bit from 1 to 4, and 5, as the backend has them.",
     ),
     "ranks": _setting(str, "--ranks 2,4,8,16,32", "LoRA ranks to choose from; these are the default."),
     "granularity": _setting(

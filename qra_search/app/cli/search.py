@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
 from qra_search.app.cli.app import INTERRUPTED
 from qra_search.app.cli.common import WHERE, option
@@ -20,7 +21,7 @@ from qra_search.app.evaluator import Workers
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_run
-from qra_search.app.report.tables import make_allocation_table, render_result
+from qra_search.app.report.tables import make_allocation_table, make_predicted_front_table, render_result
 from qra_search.app.run import Run
 from qra_search.app.settings import check_budget, make_folder_name
 from qra_search.errors import BadInput
@@ -33,12 +34,15 @@ from qra_search.study.study import Callback, Study
 def plan(
     given: Mapping[str, Any],
     out: common.OutRun = None,
+    front: Annotated[
+        bool, option("--front", "Also print memory against predicted loss for every size.")
+    ] = False,
     dry_run: common.DryRun = False,
     as_json: common.Json = False,
 ) -> None:
     """Choose bits and ranks for a budget from sensitivities, without training.
 
-    Quantizes, measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
+    Measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
     gained over uniform plans of the same bytes. The run it leaves is tuned by `qra finetune` and searched further by
     `qra search RUN`.
 
@@ -57,12 +61,16 @@ def plan(
         result = run.choose_plan(progress=view)
         cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
     if as_json:
-        common.print_json({"folder": str(run.path), **result.to_dict()})
+        sizes = solve_front(result.space, result.sensitivities) if front else []
+        more = {"predicted_front": [allocation.to_dict() for allocation in sizes]} if front else {}
+        common.print_json({"folder": str(run.path), **result.to_dict(), **more})
     else:
-        print_planned(run.folder, run.config, result, cost)
+        print_planned(run.folder, run.config, result, cost, front=front)
 
 
-def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None) -> None:
+def print_planned(
+    folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None, *, front: bool = False
+) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
     console = common.stdout()
     sensitivities = result.sensitivities
@@ -74,6 +82,9 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
             console.print(
                 "Too many groups are alike for the exact optimum, so the plan may be an exchange off it."
             )
+    if front:
+        console.print()
+        console.print(make_predicted_front_table(result))
     if sensitivities is not None and sensitivities.seconds:
         seconds = formatting.format_time(sensitivities.seconds)
         console.print(f"\nSensitivities of {len(result.space)} groups, measured in {seconds}.")

@@ -9,7 +9,14 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
+from qra_search.allocate.solve import (
+    Allocation,
+    build_additive_table,
+    compute_table_losses,
+    predict_uniform,
+    solve,
+    solve_front,
+)
 from qra_search.app.compare import Comparison, can_shuffle, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.finding import summarize_comparison, summarize_run
@@ -173,6 +180,34 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         )
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
+
+
+def make_predicted_front_table(result: SearchResult) -> TextTable:
+    """Memory against predicted loss: plans of every size, and the uniform plans of the least rank between them."""
+    space, allocations = result.space, solve_front(result.space, result.sensitivities)
+    sizes = [(a.memory_bytes, a.predicted_loss, format_plan(a.plan, space), "") for a in allocations]
+    least = min(space.uniform_ranks, default=0)
+    table = build_additive_table(space, result.sensitivities)
+    uniform = [plan for level in space.bits if (plan := space.uniform(level, least)) is not None]
+    losses = compute_table_losses(table, space.encode_many(uniform)).tolist() if uniform else []
+    for plan, loss in zip(uniform, losses, strict=True):
+        bytes_ = space.memory_bytes(plan)
+        best = solve(space, result.sensitivities, bytes_)
+        sizes.append((bytes_, loss, format_plan(plan, space), f"{loss - best.predicted_loss:+.3f}"))
+    rows = [(format_bytes(bytes_), f"{loss:.3f}", name, lead) for bytes_, loss, name, lead in sorted(sizes)]
+    notes = [
+        "Loss: nats above 16 bits without adapters, before tuning. Lead: of the plan of a "
+        "uniform plan's size over it."
+    ]
+    marked = [i for i, row in enumerate(rows) if row[3]]
+    return TextTable(
+        "Predicted for every size",
+        ("size", "loss", "plan", "lead"),
+        rows,
+        left=("plan",),
+        marked=marked,
+        notes=notes,
+    )
 
 
 def make_comparison_table(result: SearchResult) -> TextTable:

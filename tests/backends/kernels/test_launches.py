@@ -10,8 +10,6 @@ from qra_backends.kernels import choice
 from qra_backends.libraries import bitsandbytes
 from torch import nn
 
-from qra_eval.quantized.calibration import compute_singular_values
-
 pytest.importorskip("triton")
 
 from launches import HIDDEN, Launches, counted_layer, dequantizing, levels, module_of
@@ -53,11 +51,3 @@ def test_quantizing_with_feedback_takes_less_than_a_launch_a_column(gpu):
             make_backend("reference-gptq").quantize_levels(linear, (2, 3), hessian=hessian)
         counts.append(launches.count)
     assert counts[1] - counts[0] < HIDDEN, counts
-
-
-def test_singular_values_are_those_of_a_small_matrix(gpu):
-    g, x = torch.ones(32, 4 * HIDDEN, device="cuda"), torch.ones(32, HIDDEN, device="cuda")
-    probe = torch.randn(4 * HIDDEN, HIDDEN)
-    with Launches() as launches:
-        compute_singular_values(g, x, probe)
-    assert launches.by_name["linalg_qr"] == 1 and not any("svd" in name for name in launches.by_name)

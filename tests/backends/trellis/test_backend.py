@@ -55,6 +55,27 @@ def test_each_part_pays(part: str):
     assert error < 0.9 * output_error(without, without.quantize(linear, 2, hessian=other), linear)
 
 
+def test_one_short_probe_foretells_the_damage_of_every_level():
+    """The constants were measured on real linears; a made-up one of independent inputs is within a fifth of them."""
+    (linear, _), backend, hessian = case(576, 576), make_backend("trellis"), torch.eye(576)
+    torch.nn.init.normal_(linear.weight, std=0.05)
+
+    def damage(module: nn.Module) -> float:
+        change = backend.dequantize(module) - linear.weight.detach()
+        return float(((change @ hessian) * change).sum())
+
+    levels = list(backend.bits)
+    ((probe, ratios),) = backend.probe_levels(linear, levels, hessian=hessian)
+    assert list(ratios) == levels and sorted(ratios.values(), reverse=True) == list(ratios.values())
+    for level, module in backend.quantize_levels(linear, levels, hessian=hessian).items():
+        assert damage(module) == pytest.approx(ratios[level] * damage(probe), rel=0.2), level
+    mixed = make_backend({"name": "mixed", "choice": {2: "trellis", 4: "bitsandbytes-nf4", 8: "reference"}})
+    found = mixed.probe_levels(linear, mixed.bits, hessian=hessian)
+    assert [list(ratios) for _, ratios in found] == [[2], [4], [8]]
+    assert [ratios for _, ratios in found[1:]] == [{4: 1.0}, {8: 1.0}]
+    assert torch.equal(mixed.dequantize(found[0][0]), backend.dequantize(probe))
+
+
 def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing():
     (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     weights = torch.rand(96, generator=torch.Generator().manual_seed(3)).pow(4)

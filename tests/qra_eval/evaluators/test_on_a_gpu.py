@@ -84,9 +84,9 @@ def test_tables_that_are_not_searched_are_on_the_card_and_what_is_quantized_wait
 ):
     write, places = Bank.write, set()
 
-    def written(bank, layer, bits, tensors):
-        places.update(place(tensor) for parts in tensors.values() for tensor in parts.values())
-        write(bank, layer, bits, tensors)
+    def written(bank, name, bits, tensors):
+        places.update(place(tensor) for tensor in tensors.values())
+        write(bank, name, bits, tensors)
 
     monkeypatch.setattr(Bank, "write", written)
     with pretended_gpu():
@@ -106,7 +106,7 @@ def shaped(tmp_path_factory):
 )
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
-    for rows in ("CALIBRATION_ROWS", "MEASURED_ROWS"):
+    for rows in ("CALIBRATION_ROWS", "PLAN_ROWS"):
         monkeypatch.setattr(model, rows, ROWS)
     monkeypatch.setattr(measure, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
@@ -140,12 +140,14 @@ def test_weights_are_sent_once_for_each_pass_and_little_comes_back(folder, tmp_p
         gpu.count = count
         # Quantized, passed forward and back, measured, and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
+        gpu.count = lambda *_: None
+        evaluator.tuner.switcher.quantize_plan(evaluator.space.uniform(4, 4))
         assert sent == {weight: 6 * size for weight, size in own.items()} and pinned >= own.keys()
         assert all(place(module.weight) == CPU for module in evaluator.quantized_model.linears.values())
         # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
         # of the pass and of each probe; and what is quantized.
         bank, width = evaluator.quantized_model.bank, evaluator.tuner.model.config.hidden_size
-        batches = evaluator.quantized_model.calibration_batches()
+        batches = evaluator.quantized_model.plan_batches()
         hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
         tokens = sample_probe_batch(evaluator.tuner).input_ids.numel()
         probes = 4 * width * tokens * (2 + len(choose_probes(evaluator.space)))

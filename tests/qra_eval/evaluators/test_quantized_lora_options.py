@@ -39,6 +39,7 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     evaluator = build(bits=(2, 4, 16), scales=True, dequantized_cache=cache)
     plan = mixed_plan(evaluator.space)
     bank = evaluator.quantized_model.bank
+    evaluator.tuner.switcher.quantize_plan(plan)
     files = {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
     loss = evaluator.evaluate(plan).loss
     assert loss != frozen.evaluate(plan).loss and evaluator.evaluate(plan).loss == loss

@@ -27,7 +27,7 @@ from qra_eval.models.embeddings import (
 )
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.sensitivities.measure import interpolate_missing
+from qra_eval.sensitivities.measure import fill_missing
 from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
 
@@ -169,6 +169,7 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     inputs = head_inputs(calibrated)
     errors = []
     for evaluator in (rounded, calibrated):
+        evaluator.tuner.switcher.quantize_plan(evaluator.space.uniform(3, 4))
         name = evaluator.space.names[-1]
         own = evaluator.quantized_model.tables[name].weight.float()
         errors.append(
@@ -200,9 +201,9 @@ def head_inputs(evaluator):
     return torch.cat([x.flatten(0, -2) for x in seen]).float()
 
 
-def test_a_level_that_a_group_lacks_gets_a_figure_between_its_own():
-    damage = interpolate_missing(np.array([[0.4, np.nan, 0.1, np.nan, 0.0]]), np.array([2, 3, 4, 6, 16]))
-    assert damage[0, 1] == pytest.approx(0.2) and damage[0, 3] == pytest.approx(0.1 / 4**2)
+def test_a_level_that_a_group_lacks_has_the_damage_of_the_nearest_that_it_has():
+    damage = fill_missing(np.array([[0.4, np.nan, 0.1, np.nan, 0.0]]), np.array([2, 2.5, 4, 5, 16]))
+    assert damage.tolist() == [[0.4, 0.4, 0.1, 0.1, 0.0]]
 
 
 def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):

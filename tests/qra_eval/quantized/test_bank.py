@@ -1,7 +1,8 @@
-"""Every linear is quantized once; what comes back from disk is what was quantized."""
+"""A linear that a plan asks for is quantized once; what comes back from disk is what was quantized."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 
@@ -13,14 +14,15 @@ from safetensors.torch import save
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized import bank as bank_module
+from qra_eval.quantized import moments
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build, run_in_threads
 from qra_eval.tasks.batches import Batch
-from qra_search.files import write_json
 
 CPU = torch.device("cpu")
-FIRST = "model.layers.0.self_attn.q_proj"
+FIRST, SECOND = "model.layers.0.self_attn.q_proj", "model.layers.3.mlp.up_proj"
 LAYERS, EACH = 4, 7
 
 
@@ -56,28 +58,31 @@ def batches():
     return [Batch(torch.randint(3, 90, (2, n), generator=generator), none, none, 2 * n) for n in (9, 14)]
 
 
-def make(model, folder, backend, bits=(3, 4), fingerprint="f", built=True, told=None, **options):
+def make(model, folder, backend, fingerprint="f", **options):
     found = find_linears(model)
-    bank = Bank(
-        {f.name: f.module for f in found},
-        backend,
-        bits,
-        folder,
-        fingerprint,
-        layers={f.name: f.layer for f in found},
-        **options,
-    )
-    if built:
-        build(bank, Blocks(model, CPU, model.dtype), batches(), told)
+    linears = {f.name: f.module for f in found}
+    return Bank(linears, backend, folder, fingerprint, layers={f.name: f.layer for f in found}, **options)
+
+
+def make_and_build(model, folder, backend, bits=(3, 4), told=None, names=None, **options):
+    bank = make(model, folder, backend, **options)
+    wanted = [(name, level) for name in names or bank.linears for level in bits]
+    build(bank, wanted, Blocks(model, CPU, model.dtype), batches(), told)
     return bank
+
+
+def assert_same_tensors(one, other, bits=3):
+    for name in one.linears:
+        expected = other.load_tensors(name, bits)
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in one.load_tensors(name, bits).items())
 
 
 def test_a_linear_is_quantized_once_and_read_from_disk_as_the_backend_made_it_in_the_bytes_of_its_format(
     model, tmp_path, backend
 ):
-    make(model, tmp_path, backend)
+    make_and_build(model, tmp_path, backend)
     assert backend.count == LAYERS * EACH and set(backend.levels) == {(3, 4)}
-    bank = make(model, tmp_path, backend)
+    bank = make_and_build(model, tmp_path, backend)
     assert backend.count == LAYERS * EACH
     for name, linear in bank.linears.items():
         x = torch.randn(2, linear.in_features).bfloat16()
@@ -88,20 +93,30 @@ def test_a_linear_is_quantized_once_and_read_from_disk_as_the_backend_made_it_in
         assert sum(tensor.nbytes for tensor in bank.load_tensors(name, 3).values()) == expected
 
 
+def test_what_is_not_asked_for_is_not_quantized(model, tmp_path, backend):
+    bank = make_and_build(model, tmp_path, backend, bits=(3,), names=[FIRST])
+    assert backend.levels == [(3,)]
+    assert bank.find_missing([(FIRST, 3), (FIRST, 4), (SECOND, 3)]) == {FIRST: [4], SECOND: [3]}
+    with pytest.raises(RuntimeError, match="no whole file"):
+        bank.load_tensors(FIRST, 4)
+    make_and_build(model, tmp_path, backend, bits=(3, 4), names=[FIRST])
+    assert backend.levels == [(3,), (4,)]
+
+
 def test_sixteen_bits_are_the_linear_itself(model, tmp_path, backend):
-    bank = make(model, tmp_path, backend, bits=(4, 16))
-    assert bank.load_module(FIRST, 16) is bank.linears[FIRST]
+    bank = make_and_build(model, tmp_path, backend, bits=(16,))
+    assert bank.load_module(FIRST, 16) is bank.linears[FIRST] and not backend.count
     assert torch.equal(bank.load_weight(FIRST, 16), bank.linears[FIRST].weight)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "foreign"])
-def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
+def test_of_a_damaged_file_the_linear_is_made_again_at_that_level_with_a_warning(
     model, tmp_path, backend, damage, caplog
 ):
-    first = make(model, tmp_path, backend)
-    path, weight = first.get_path(0, 3), first.load_weight(FIRST, 3).clone()
+    first = make_and_build(model, tmp_path, backend)
+    path, weight = first.get_path(FIRST, 3), first.load_weight(FIRST, 3).clone()
     content = path.read_bytes()
-    foreign = save({"other::codes": torch.zeros(3)})
+    foreign = save({"other": torch.zeros(3)})
     damaged = {
         "truncated": content[: len(content) // 2],
         "emptied": b"",
@@ -111,28 +126,17 @@ def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
     path.unlink()  # without touching the old file, which is mapped into memory
     path.write_bytes(damaged[damage])
     backend.levels.clear()
-    bank = make(model, tmp_path, backend)
-    assert backend.levels == [(3,)] * EACH and torch.equal(bank.load_weight(FIRST, 3), weight)
+    bank = make_and_build(model, tmp_path, backend)
+    assert backend.levels == [(3,)] and torch.equal(bank.load_weight(FIRST, 3), weight)
     assert path.name in caplog.text and path.read_bytes() == content
-
-
-@pytest.mark.parametrize("content", ["", '{"damage": {"model.lay', "{}", '{"damage": {}, "spectrum": {}}'])
-def test_figures_that_are_cut_off_are_as_none(model, tmp_path, backend, content):
-    bank = make(model, tmp_path, backend)
-    names = bank.list_names(1)
-    whole = {"damage": {name: [1.0] for name in names}, "spectrum": {}}
-    write_json(bank.get_figures_file(1), whole)
-    assert bank.read_figures(1) == whole and bank.read_figures(2) is None
-    bank.get_figures_file(1).write_text(content)
-    assert bank.read_figures(1) is None
 
 
 def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrated_levels_other_rows(
     model, tmp_path
 ):
     def paths(spec="reference", **options):
-        bank = make(model, tmp_path, make_backend(spec), (3, 8), built=False, **options)
-        return bank.get_path(0, 3).name, bank.get_path(0, 8).name
+        bank = make(model, tmp_path, make_backend(spec), **options)
+        return bank.get_path(FIRST, 3).name, bank.get_path(FIRST, 8).name
 
     others = [
         paths(),
@@ -147,75 +151,137 @@ def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrate
     assert one[0] != two[0] and one[1] == two[1]
 
 
-def test_a_level_that_is_added_leaves_the_others_as_they_are(model, tmp_path, backend):
-    make(model, tmp_path, backend, bits=(3, 4))
-    backend.levels.clear()
-    make(model, tmp_path, backend, bits=(2, 3, 4))
-    assert backend.levels == [(2,)] * LAYERS * EACH
-
-
 def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inputs_share_one(model, tmp_path):
     backend = Counting(make_backend("reference-gptq"))
-    make(model, tmp_path, backend, bits=(3,))
-    first = backend.hessians[:EACH]
-    assert sorted(tuple(h.shape) for h in first) == [(64, 64)] * 6 + [(128, 128)]
-    assert sorted(Counter(map(id, first)).values()) == [1, 1, 2, 3]  # down; o; gate and up; q, k and v
+    bank = make_and_build(model, tmp_path, backend, bits=(3,), names=None)
+    hessians = [h for h in backend.hessians if h is not None]
+    assert len(hessians) == len(bank.linears)
+    assert sorted({tuple(h.shape) for h in hessians}) == [(64, 64), (128, 128)]
+    each = Counter(map(id, hessians)).values()
+    assert sorted(each) == sorted([1, 1, 2, 3] * LAYERS)  # down; o; gate and up; q, k and v
 
 
-def test_a_layers_linears_are_the_same_by_one_thread_and_by_several(model, tmp_path):
+@pytest.fixture
+def without_room(monkeypatch):
+    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+
+
+def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(
+    model, tmp_path, monkeypatch
+):
+    kept = make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(3,))
+    passes = []
+    make_and_build(
+        model,
+        tmp_path / "kept",
+        make_backend("trellis"),
+        bits=(4,),
+        told=lambda stage, *_: passes.append(stage),
+    )
+    assert set(passes) == {"quantize"}
+    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+    half = list(kept.linears)[: len(kept.linears) // 2]
+    make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,), names=half)
+    passed = make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,))
+    assert not list((tmp_path / "passed").glob("*moments*"))
+    assert_same_tensors(kept, passed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed", "index"])
+def test_of_moments_that_are_not_whole_the_rows_pass_again_to_the_same_codes(model, tmp_path, damage):
+    whole = make_and_build(model, tmp_path / "whole", make_backend("reference-gptq"), bits=(3,))
+    folder = tmp_path / "damaged"
+    make_and_build(model, folder, make_backend("reference-gptq"), bits=(4,))
+    path = next(folder.glob("*moments-*q_proj*" if damage != "index" else "*moments.json"))
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "removed":
+        path.write_bytes(content[: len(content) // 2])
+    assert_same_tensors(make_and_build(model, folder, make_backend("reference-gptq"), bits=(3,)), whole)
+
+
+def test_linears_are_the_same_by_one_thread_and_by_several(model, tmp_path):
     whole = torch.get_num_threads()
     banks = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             made, told = make_backend("reference-gptq"), []
-            banks.append(
-                make(model, tmp_path / str(threads), made, told=lambda *figures, to=told: to.append(figures))
-            )
+            listen = lambda *figures, to=told: to.append(figures)  # noqa: E731
+            banks.append(make_and_build(model, tmp_path / str(threads), made, told=listen))
             assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
-            done = [done for stage, done, _ in told if stage == "quantize"]
-            assert done == sorted(done)
+            for stage in ("quantize", "pass calibration rows"):
+                done = [done for own, done, _ in told if own == stage]
+                assert done == sorted(done)
     finally:
         torch.set_num_threads(whole)
-    one, three = banks
-    for name in one.linears:
-        assert all(
-            torch.equal(tensor, three.load_tensors(name, 3)[key])
-            for key, tensor in one.load_tensors(name, 3).items()
-        )
+    assert_same_tensors(*banks)
 
 
-def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_path):
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(model, tmp_path, room, request):
+    if not room:
+        request.getfixturevalue("without_room")
     backend = Counting(make_backend("reference-gptq"))
 
-    class Killed(BaseException):
-        pass
-
     def kill(stage, done, total):
-        if done >= 2 * EACH + 3:
+        if stage == "quantize" and done >= 2 * EACH + 3:
             raise Killed
 
     with pytest.raises(Killed):
-        make(model, tmp_path / "broken", backend, told=kill)
-    backend.count = 0
-    resumed = make(model, tmp_path / "broken", backend)
-    assert backend.count == 2 * EACH
-    whole = make(model, tmp_path / "whole", backend)
-    for name in whole.linears:
-        assert all(
-            torch.equal(t, whole.load_tensors(name, 3)[key])
-            for key, t in resumed.load_tensors(name, 3).items()
-        )
+        make_and_build(model, tmp_path / "broken", backend, told=kill)
+    made = backend.count
+    assert made >= 2 * EACH + 3
+    resumed = make_and_build(model, tmp_path / "broken", backend)
+    assert backend.count == LAYERS * EACH
+    assert_same_tensors(resumed, make_and_build(model, tmp_path / "whole", backend))
 
 
-def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(model, tmp_path, backend):
-    lock_file = make(model, tmp_path, backend, built=False).lock_file
+def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model, tmp_path):
+    def kill(stage, done, total):
+        if stage == "pass calibration rows" and done > 0.8 * total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make_and_build(model, tmp_path / "broken", make_backend("reference-gptq"), told=kill)
+    assert list((tmp_path / "broken").glob("*moments-*"))
+    resumed = make_and_build(model, tmp_path / "broken", make_backend("reference-gptq"))
+    assert_same_tensors(resumed, make_and_build(model, tmp_path / "whole", make_backend("reference-gptq")))
+
+
+def test_on_a_full_disk_the_error_is_raised_and_what_was_written_is_whole(
+    model, tmp_path, backend, monkeypatch
+):
+    count, write = itertools.count(1), bank_module.write_tensors
+
+    def fail(tensors, path, **options):
+        if next(count) > 5:
+            raise OSError(28, "No space left on device", str(path))
+        write(tensors, path, **options)
+
+    monkeypatch.setattr(bank_module, "write_tensors", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_and_build(model, tmp_path, backend)
+    monkeypatch.setattr(bank_module, "write_tensors", write)
+    levels = len(backend.levels)
+    bank = make_and_build(model, tmp_path, backend)
+    again = [level for levels in backend.levels[levels:] for level in levels]
+    assert len(again) == 2 * LAYERS * EACH - 5 and not bank.find_missing((n, 3) for n in bank.linears)
+
+
+def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(model, tmp_path, backend):
+    lock_file = make(model, tmp_path, backend).lock_file
     waiting, released, stages = threading.Event(), FileLock(lock_file, thread_local=False), []
     released.acquire()
     holder = lock_file.with_suffix(".holder")
     holder.write_text("process 7 on there, since now (qra plan --out runs/a)")
-    other = make(model, tmp_path, Counting(make_backend("reference-gptq")))  # another bank does not wait
-    assert other.backend.count and not other.find_missing()
+    other = Counting(make_backend("reference-gptq"))  # another bank does not wait
+    make_and_build(model, tmp_path, other)
+    assert other.count
 
     def listen(stage, done, total):
         if stage.startswith("wait"):
@@ -223,19 +289,22 @@ def test_a_bank_that_another_process_makes_is_awaited_and_that_process_named(mod
             waiting.set()
 
     second = Counting(make_backend("reference"))
-    thread = threading.Thread(target=make, args=(model, tmp_path, second), kwargs={"told": listen})
+    thread = threading.Thread(
+        target=make_and_build,
+        args=(model, tmp_path, second),
+        kwargs={"told": listen, "names": [FIRST, SECOND]},
+    )
     thread.start()
     assert waiting.wait(30) and not second.count
     assert (
         "wait for process 7 on there, since now (qra plan --out runs/a)" in stages[0]
         and "QRA_CACHE" in stages[0]
     )
-    killed = make(model, tmp_path, backend, built=False)
-    quantized = {name: backend.quantize(killed.linears[name], 3) for name in killed.list_names(0)}
-    killed.write(0, 3, {name: backend.to_tensors(module) for name, module in quantized.items()})
-    released.release()  # after one layer at one level
+    killed = make(model, tmp_path, backend)
+    killed.write(FIRST, 3, backend.to_tensors(backend.quantize(killed.linears[FIRST], 3)))
+    released.release()  # after one linear at one level
     thread.join(60)
-    assert not thread.is_alive() and Counter(second.levels) == {(4,): EACH, (3, 4): (LAYERS - 1) * EACH}
+    assert not thread.is_alive() and sorted(second.levels) == [(3, 4), (4,)]
     assert not holder.exists()
 
 

@@ -32,7 +32,7 @@ def layer_by_layer(blocks):
         flow = blocks.embed_batch(batch())
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
-                blocks.advance_flows(layer, [flow])
+                blocks.advance_flow(layer, flow)
         return blocks.compute_logits(flow, flow.hidden)
 
 

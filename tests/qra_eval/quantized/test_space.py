@@ -40,20 +40,26 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("memory", "bits", "tables"),
+    ("backend", "bits"),
     [
-        ((), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
-        (("8bpw",), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
-        (("uniform3r4",), (2, 3, 4, 8), (3, 4, 5, 6, 16)),
-        (("60%", "8bpw"), (1, "trellis-1.5", 2, "trellis-2.5", 3, 4), (1, "trellis-1.5", 2, 3, 16)),
+        ("mixed-calibrated", (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, 5)),
+        ("reference", (2, 3, 4, 5)),
+        ("hqq", (2, 3, 4, 8)),
     ],
 )
-def test_bits_that_are_left_open_follow_from_the_smallest_budget(tmp_path, memory, bits, tables):
+@pytest.mark.parametrize("memory", [(), ("90%", "5bpw")])
+def test_bits_that_are_left_open_are_every_half_bit_that_the_backend_has_whatever_the_budget(
+    tmp_path, backend, bits, memory
+):
     evaluator = make_evaluator(
         "tiny",
-        quantization=QuantizationConfig(cache=str(tmp_path)),
+        quantization=QuantizationConfig(backend=backend, cache=str(tmp_path)),
         space=SpaceConfig(ranks=(4,)),
         memory=memory,
     )
     assert evaluator.quantized_model.levels == bits
-    assert {group.bits for group in evaluator.space.groups if group.is_embedding} == {tables}
+    assert set(evaluator.quantized_model.table_levels) == {*bits} - {8}
+    widths = {
+        evaluator.space.widths[evaluator.space.bits.index(p.bits[0])] for p in evaluator.space.uniform_plans()
+    }
+    assert widths == {float(str(b).removeprefix("trellis-")) for b in bits}

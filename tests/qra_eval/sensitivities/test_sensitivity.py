@@ -22,7 +22,7 @@ def test_probes_on_a_power_law_of_the_size_are_met_exactly():
     rng = np.random.default_rng(0)
     raw = np.exp(rng.normal(size=(12, 3)))
     truth = 0.3 * raw * np.exp(0.4 * np.log(raw).mean(1, keepdims=True))
-    probes = [(g, k, truth[g, k]) for g in range(0, 12, 2) for k in range(3)]
+    probes = [(g, raw[g, k], truth[g, k]) for g in range(0, 12, 2) for k in range(3)]
     assert scale_damage(raw, ["x"] * 12, probes) == pytest.approx(truth, rel=1e-3)
 
 
@@ -31,7 +31,7 @@ def test_levels_of_a_group_differ_as_their_figures_do_although_large_groups_suff
     rng = np.random.default_rng(2)
     size, levels = np.exp(rng.normal(size=(21, 1)) * 1.5), np.array([[9.0, 4.0, 1.8, 0.2]])
     raw, truth = size * levels, size**0.8 * levels
-    probes = [(g, g % 2, truth[g, g % 2] * np.exp(rng.normal() * 0.1)) for g in range(21)]
+    probes = [(g, raw[g, g % 2], truth[g, g % 2] * np.exp(rng.normal() * 0.1)) for g in range(21)]
     ratio = scale_damage(raw, ["x"] * 21, probes) / truth
     assert 0.8 < ratio[:, 3].mean() < 1.25 and 0.9 < ratio[:, :2].mean() < 1.1
 
@@ -40,7 +40,7 @@ def test_levels_that_probes_show_to_differ_less_than_their_figures_are_believed(
     """Round-to-nearest at 2 bits ruins a model: what is lost no longer grows with the figure."""
     raw = np.exp(np.random.default_rng(3).normal(size=(21, 1))) * np.array([[40.0, 1.0]])
     truth = raw * np.array([[0.2, 1.0]])
-    found = scale_damage(raw, ["x"] * 21, [(g, k, truth[g, k]) for g in range(21) for k in range(2)])
+    found = scale_damage(raw, ["x"] * 21, [(g, raw[g, k], truth[g, k]) for g in range(21) for k in range(2)])
     assert np.median(found[:, 0] / found[:, 1]) < 12.0  # 8 is the truth, 40 the figures'
 
 
@@ -49,7 +49,7 @@ def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
     raw = np.exp(rng.normal(size=(40, 2)))
     kinds = ["v" if i % 2 else "gate" for i in range(40)]
     truth = raw * np.where(np.array(kinds) == "v", 8.0, 1.0)[:, None]
-    probes = [(g, k, truth[g, k]) for g in range(16) for k in range(2)]
+    probes = [(g, raw[g, k], truth[g, k]) for g in range(16) for k in range(2)]
     found = scale_damage(raw, kinds, probes)
     ratio = np.exp(np.log(found[1::2] / truth[1::2]).mean() - np.log(found[::2] / truth[::2]).mean())
     assert 0.8 < ratio < 1.25
@@ -101,7 +101,7 @@ def test_figures_follow_the_divergence_of_degraded_groups_and_cost_what_is_foret
     pairs = []
 
     def scale(raw, kinds, probes):
-        pairs.extend((raw[g, k], kl) for g, k, kl in probes)
+        pairs.extend((figure, kl) for _, figure, kl in probes)
         return scale_damage(raw, kinds, probes)
 
     monkeypatch.setattr(measure, "scale_damage", scale)

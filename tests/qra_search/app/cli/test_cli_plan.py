@@ -33,6 +33,25 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     assert all(u["predicted_gain"] >= -1e-9 for u in row["uniform"])
 
 
+def test_the_front_has_plans_of_every_size_and_what_they_lead_uniform_plans_by(
+    qra: Qra, tmp_path: Path
+) -> None:
+    command = ("plan", *MODULES, "--memory", "uniform3r8", "--front")
+    found = qra(*command, "--out", tmp_path / "a", "--json").json["predicted_front"]
+    result = RunFolder(tmp_path / "a").result()
+    for row in found:
+        plan = solve(result.space, result.sensitivities, row["budget"]).plan
+        assert row["plan"] == plan.to_dict() and row["memory_bytes"] <= row["budget"]
+    sizes, losses = [r["memory_bytes"] for r in found], [r["predicted_loss"] for r in found]
+    assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and len(set(sizes)) > 5
+    rows = re.findall(
+        r"^[\d.]+ \wiB .* (uniform \d+ bits, rank 2) +(\S+) *$",
+        qra(*command, "--out", tmp_path / "b").out,
+        re.M,
+    )
+    assert len(rows) == len(result.space.bits) and all(float(lead) >= 0 for _, lead in rows)
+
+
 def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
     qra: Qra, tmp_path: Path
 ) -> None:
