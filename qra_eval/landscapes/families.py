@@ -5,10 +5,10 @@ Loss of a plan, in nats, with t_g = left_g(b, r) damage_g(b), the damage of grou
     loss = untuned - sum_g w_g gain(r_g) + rise(x)
     x    = sum_g t_g + sum_layers within_l + sum_{l<m} K_lm S_l S_m,     S_l^2 = sum of t over layer l
     within_l = (sum_g v_g sqrt(t_g))^2 - sum_g v_g^2 t_g
-    rise(x) = cap (1 - exp(-(x + bend x^2) / cap))
+    rise(x) = cap (1 - exp(-x / cap))
 
-Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what breaks additivity, in
-the noise and in the sensitivities. A single group's loss (all others unquantized) is never touched by an interaction.
+Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what breaks additivity, and
+in the sensitivities. A single group's loss (all others unquantized) is never touched by an interaction.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Group, Linear, S
 
 HIDDEN, QUERIES, KEYS, INNER = 576, 576, 192, 1536
 """Widths of one layer: residual stream, query heads together, key heads together, feed-forward."""
-HEAD = 64
-LEAST_WIDTH, MOST_WIDTH = 0.5, 4.0
-"""Uneven layers: feed-forward width from half to four times the even one, first to last layer, and heads in step from a
-half to one, as in decoders with layer-wise scaling."""
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = {
+    "q_proj": ("self_attn", QUERIES, HIDDEN),
+    "k_proj": ("self_attn", KEYS, HIDDEN),
+    "v_proj": ("self_attn", KEYS, HIDDEN),
+    "o_proj": ("self_attn", HIDDEN, QUERIES),
+    "gate_proj": ("mlp", INNER, HIDDEN),
+    "up_proj": ("mlp", INNER, HIDDEN),
+    "down_proj": ("mlp", HIDDEN, INNER),
+}
+"""Kind to the block that it is in, and its features out and in."""
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "module": {kind: (kind,) for kind in LINEARS},
     "fused": {
@@ -38,7 +42,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "gate_up": ("gate_proj", "up_proj"),
         "down_proj": ("down_proj",),
     },
-    "layer": {"layer": LINEARS},
+    "layer": {"layer": tuple(LINEARS)},
 }
 """Granularity to the kinds of its groups, each with the linears that it holds."""
 
@@ -63,40 +67,22 @@ class Family:
     Attributes:
         within: bound of |v|, the coupling of the modules of a layer.
         neighbours: mean and deviation of K for neighbouring layers.
-        distant: deviation of K for all other pairs of layers, times the square root of their number.
-        bend, cap: of `rise`; an infinite cap and no bend make it the identity.
-        floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
-        repair_power: how steeply rank repairs the rest.
-        noise_slope: rise of the noise with the loss above the untouched model's.
+        cap: of `rise`, which is the identity if this is infinite.
         prior_tilt: log-error of the sensitivities from the first to the last layer; systematic, not random.
         prior_kinds: whether the sensitivities tell kinds of modules apart, or take all weights of a layer alike.
-        uneven: whether layers differ in size.
     """
 
     within: float = 0.0
     neighbours: tuple[float, float] = (0.0, 0.0)
-    distant: float = 0.0
-    bend: float = 0.0
     cap: float = measured.CAP
-    floors: tuple[float, float] = (0.0, 0.0)
-    repair_power: float = measured.REPAIR_POWER
-    noise_slope: float = 0.0
     prior_tilt: float = 0.0
     prior_kinds: bool = True
-    uneven: bool = False
 
 
-MILD: dict[str, Any] = {"within": 0.2, "neighbours": (0.05, 0.1)}
-"""A mild interaction of the modules of a layer and of neighbouring layers."""
 FAMILIES = {
     "additive": Family(cap=float("inf")),
     "interaction": Family(within=0.5, neighbours=(0.15, 0.4)),
-    "compensation": Family(floors=(0.45, 0.2), repair_power=0.9),
-    "misleading": Family(**MILD, prior_tilt=2.0, prior_kinds=False),
-    "heteroscedastic": Family(**MILD, noise_slope=0.1),
-    "uneven": Family(**MILD, uneven=True),
-    # Every layer interacts with every other, damage compounds, then saturates.
-    "saturating": Family(within=0.8, neighbours=(0.3, 1.0), distant=1.2, bend=0.6, cap=6.0),
+    "misleading": Family(within=0.2, neighbours=(0.05, 0.1), prior_tilt=2.0, prior_kinds=False),
 }
 """`benchmarks/strategies/README.md` says what each is for."""
 
@@ -122,7 +108,6 @@ class Tables:
     coupling: np.ndarray
     layer: np.ndarray
     base: float
-    bend: float
     cap: float
 
     def compute_losses(self, codes: np.ndarray) -> np.ndarray:
@@ -137,14 +122,13 @@ class Tables:
         if self.coupling.any():
             size = np.sqrt(np.add.reduceat(t, starts, axis=1))
             x = x + 0.5 * ((size @ self.coupling) * size).sum(1)
-        x = x + self.bend * x * x
         rise = x if np.isinf(self.cap) else self.cap * -np.expm1(-x / self.cap)
         return self.base - self.gain[rows, r].sum(1) + rise
 
     @property
     def is_additive(self) -> bool:
         """Whether the loss is exactly a sum over groups."""
-        return bool(np.isinf(self.cap)) and not (self.bend or self.within.any() or self.coupling.any())
+        return bool(np.isinf(self.cap)) and not (self.within.any() or self.coupling.any())
 
     def build_additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
@@ -171,7 +155,6 @@ def make_space(
     layers: int = 32,
     granularity: str = "layer",
     *,
-    uneven: bool = False,
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
 ) -> SearchSpace:
@@ -186,7 +169,10 @@ def make_space(
         raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {granularity!r}")
     groups = []
     for depth in range(layers):
-        linears = _make_linears(depth, depth / max(layers - 1, 1) if uneven else None)
+        linears = {
+            kind: Linear(name=f"model.layers.{depth}.{block}.{kind}", out_features=out, in_features=in_)
+            for kind, (block, out, in_) in LINEARS.items()
+        }
         for kind, members in KINDS[granularity].items():
             name = f"layers.{depth}" if granularity == "layer" else f"layers.{depth}.{kind}"
             groups.append(
@@ -195,52 +181,30 @@ def make_space(
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
 
-def _make_linears(depth: int, relative: float | None) -> dict[str, Linear]:
-    """The seven linears of a layer; of uneven widths at a relative depth from 0 to 1."""
-    queries, keys, inner = QUERIES, KEYS, INNER
-    if relative is not None:
-        heads, wide = 0.5 + 0.5 * relative, LEAST_WIDTH + (MOST_WIDTH - LEAST_WIDTH) * relative
-        queries, keys, inner = (
-            max(HEAD, round(x / HEAD) * HEAD) for x in (queries * heads, keys * heads, inner * wide)
-        )
-    sizes = {
-        "q_proj": ("self_attn", queries, HIDDEN),
-        "k_proj": ("self_attn", keys, HIDDEN),
-        "v_proj": ("self_attn", keys, HIDDEN),
-        "o_proj": ("self_attn", HIDDEN, queries),
-        "gate_proj": ("mlp", inner, HIDDEN),
-        "up_proj": ("mlp", inner, HIDDEN),
-        "down_proj": ("mlp", HIDDEN, inner),
-    }
-    return {
-        kind: Linear(name=f"model.layers.{depth}.{block}.{kind}", out_features=out, in_features=in_)
-        for kind, (block, out, in_) in sizes.items()
-    }
-
-
 def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.random.Generator) -> Tables:
-    """Tables of a landscape of this family on a space of `make_space`."""
+    """Tables of a landscape of this family on a space of `make_space`.
+
+    Some numbers are drawn and not used, as recorded rows are of landscapes that follow from the order of draws.
+    """
     layer = np.array([group.depth for group in space.groups])
     layers = int(layer.max()) + 1
     groups = len(layer)
     ranks = np.array(space.ranks, dtype=float)
     damage = _draw_group_damage(space, granularity, layer, layers, rng)
-    power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
-    repaired = ((1.0 + ranks / measured.REPAIR_RANK) ** -power[:, None])[:, None, :]
-    floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
-    floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
+    power = measured.REPAIR_POWER * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
+    left = ((1.0 + ranks / measured.REPAIR_RANK) ** -power[:, None])[:, None, :]
+    rng.random(groups)
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
     gain = (weight / weight.sum())[:, None] * (measured.GAIN * ranks / (ranks + measured.GAIN_RANK))
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return Tables(
         damage=damage,
-        left=floor + (1.0 - floor) * repaired,
+        left=np.broadcast_to(left, (groups, len(space.bits), len(ranks))),
         gain=gain,
         within=within,
         coupling=_draw_layer_interactions(family, layers, rng),
         layer=layer,
         base=measured.UNTUNED,
-        bend=family.bend,
         cap=family.cap,
     )
 
@@ -251,10 +215,8 @@ def _draw_layer_interactions(family: Family, layers: int, rng: np.random.Generat
     With S the roots of the layers' damage, the sum S'S + S'KS/2 stays positive while K's least eigenvalue is
     above -2; `LEAST_EIGENVALUE` keeps it well away from there.
     """
-    coupling = rng.normal(0.0, family.distant / np.sqrt(max(layers, 1)), (layers, layers))
-    step = np.arange(layers - 1)
-    coupling[step, step + 1] = rng.normal(*family.neighbours, max(layers - 1, 0))
-    coupling = np.triu(coupling, 1)
+    rng.standard_normal((layers, layers))
+    coupling = np.diag(rng.normal(*family.neighbours, layers - 1), 1)
     coupling = coupling + coupling.T
     least = float(np.linalg.eigvalsh(coupling)[0])
     return coupling * min(1.0, LEAST_EIGENVALUE / least) if least < 0 else coupling
