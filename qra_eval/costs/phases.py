@@ -1,10 +1,9 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
 Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, and `reload` (the
-check of what was saved). Activations are counted by running the model's own code on fake tensors
-(`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
-checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
-wait, and libraries.
+check of what was saved). All are sums, over weights and over activations (`qra_eval.costs.activations`). On a CPU all
+is host memory, and files that are mapped (the checkpoint, the bank) are not counted: the system lets their pages go. On
+a GPU the host holds the hidden states that wait, and libraries.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from qra_backends.storage import ceil_div
 
 from qra_eval.costs.sizes import Sizes, find_largest_batch
+from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -130,20 +129,17 @@ class _Run(Sizes):
         passing, waiting = self.count_calibration_bytes()
         return max(passing, self.count_moment_bytes() + work, table), made + waiting
 
-    def group_inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
-        """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
-
-        An input's width stands for the input.
-        """
-        inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    def group_inputs(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment."""
+        inputs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for name, m in self.model.linears.items():
             if self.model.layer_of[name] == self.layer:
-                key = (name.rpartition(".")[0], m.in_features)
-                inputs.setdefault(key, []).append((m.out_features, m.in_features))
+                parent, _, kind = name.rpartition(".")
+                inputs.setdefault((parent, find_fused_kind(kind)), []).append((m.out_features, m.in_features))
         return inputs
 
     def count_moment_bytes(self) -> int:
-        return 4 * sum(width**2 for _, width in self.group_inputs())
+        return 4 * sum(shapes[0][1] ** 2 for shapes in self.group_inputs().values())
 
     def count_calibration_bytes(self) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
@@ -151,11 +147,8 @@ class _Run(Sizes):
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         batches = self.model.calibration_batches()
-        experts = 4 * sum(
-            w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}."
-        )
-        both = self.bare.count_calibration_bytes(self.layer_sketched, *find_largest_batch(batches))
-        both += experts + self.count_placed_layer_bytes()
+        both = self.bare.count_calibration_bytes(*find_largest_batch(batches), self.model.linears.values())
+        both += self.count_moment_bytes() + self.count_placed_layer_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
@@ -175,8 +168,7 @@ class _Run(Sizes):
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """Probes in float32; before them the pass of rows, if nothing is calibrated."""
         probe = sample_probe_batch(self.tuner)
-        sketched = self.sketch(torch.float32, self.depths[1])
-        forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
+        forward = self.make_activations(torch.float32).count_layer_bytes(*probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = (
             self.vocabulary * self.width * self.wide if self.model.tables else 0
@@ -229,14 +221,14 @@ class _Run(Sizes):
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
         kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.count_pass_bytes(rows, longest, rows)
+        return kept + mask + self.activations.count_pass_bytes(rows, longest, rows, training=False)
 
     def count_untuned_bytes(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.count_layer_bytes(self.layer_sketched, *find_largest_batch(batches))
+        forward = self.bare.count_layer_bytes(*find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.count_cast_table_bytes(self.passed) + max(
             self.count_placed_layer_bytes() + forward, logits
@@ -247,7 +239,7 @@ class _Run(Sizes):
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
-        saved = self.sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
+        saved = self.make_activations(self.model.dtype, tables=self.tables > 0, rank=self.rank)
         computing = self.adapters * self.stored + saved.count_pass_bytes(
             1, CHECKED_TOKENS, CHECKED_TOKENS, training=False
         )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from qra_eval.costs.activations import Activations
 from qra_eval.costs.meter import count_decoding_bytes
-from qra_eval.costs.sketch import Shape, Sketch, make_sketch
 from qra_eval.models.embeddings import ROWS
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tasks.batches import Batch
@@ -49,22 +49,17 @@ class Sizes:
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
-        # Activations grow by the same for each layer that is added, if all layers are alike.
-        self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
-        self.layer_sketched = min(self.layer, self.depths[1] - 1)
+        self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
         tables = {(m.out_features, m.in_features) for m in model.tables.values()}
         work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
         work |= {
             s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0]))
             for s in tables
         }
-        self.decoding = tuple(sorted(work.items())) if self.gpu else ()
+        self.decoding = work if self.gpu else {}
         looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
-        self.short, self.long = (
-            self.sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank)
-            for layers in self.depths
-        )
-        self.bare = self.sketch(passing, self.depths[1])
+        self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
+        self.bare = self.make_activations(passing)
 
     def count_resident_bytes(self) -> int:
         """The plan in place, packed or dequantized, and adapters in training.
@@ -93,28 +88,22 @@ class Sizes:
 
     def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
         """What the whole model takes of batches."""
-        return self.count_pass_bytes(
-            *find_largest_batch(batches), max(len(b.targets) for b in batches), training=training
-        )
+        labels = max(len(batch.targets) for batch in batches)
+        return self.activations.count_pass_bytes(*find_largest_batch(batches), labels, training=training)
 
-    def count_pass_bytes(self, rows: int, tokens: int, labels: int, *, training: bool = False) -> int:
-        """What the whole model takes of a batch, extrapolated from sketches of two depths."""
-        short, long = (
-            s.count_pass_bytes(rows, tokens, labels, training=training) for s in (self.short, self.long)
-        )
-        return int(long + (long - short) * (self.layers - self.depths[1]))
-
-    def sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
-        """A sketch of so many layers, of all that dequantizing takes on the device."""
-        return make_sketch(
-            Shape(self.tuner.model.config),
+    def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
+        """Passes with all that dequantizing takes on the device."""
+        return Activations(
+            self.model.blocks.layers[self.layer],
+            {name: m for name, m in self.model.linears.items() if self.model.layer_of[name] == self.layer},
+            self.tuner.model.config,
             dtype,
-            tables=tables,
+            layers=self.alike,
             rank=rank,
-            checkpointing=self.settings.gradient_checkpointing,
             dropout=self.settings.dropout,
-            layers=layers,
-            work=self.decoding,
+            checkpointing=self.settings.gradient_checkpointing,
+            tables=tables,
+            decoding=self.decoding,
         )
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:

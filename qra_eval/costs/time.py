@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from torch import nn
 
 from qra_eval.costs.engines import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
-from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.sensitivities.cache import get_sensitivities_file
@@ -169,8 +169,11 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     from transformers import AutoModelForCausalLM
 
     model = tuner.quantized_model
-    config = shorten_config(tuner.model.config, 1)
+    config = copy.deepcopy(tuner.model.config)
     text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
     text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)
