@@ -53,7 +53,9 @@ def estimate_peaks(
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
-    run, evaluation, finetune = _Run(tuner, budget, gpu), tuner.evaluation, tuner.finetune
+    run = _Run(tuner, budget, gpu)
+    evaluation = tuner.evaluation
+    finetune = tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
@@ -98,7 +100,9 @@ class _Run(Sizes):
 
     def count_quantization_bytes(self) -> tuple[int, int]:
         """The pass of the calibration rows, if there is one; then the work on linears that are quantized at once."""
-        model, backend, levels = self.model, self.model.backend, self.model.levels
+        model = self.model
+        backend = self.model.backend
+        levels = self.model.levels
         calibrated = any(map(backend.is_calibrated, levels))
         inputs = self.group_inputs()
         shapes = [shape for some in inputs.values() for shape in some]
@@ -210,7 +214,8 @@ class _Run(Sizes):
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
-        tuner, task = self.tuner, self.tuner.rows.task
+        tuner = self.tuner
+        task = self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)

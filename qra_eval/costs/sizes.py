@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qra_eval.costs.activations import Activations
-from qra_eval.costs.meter import count_decoding_bytes
+from qra_eval.costs.activations import Activations, count_decoding_bytes
 from qra_eval.models.embeddings import ROWS
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tasks.batches import Batch
@@ -26,8 +25,11 @@ class Sizes:
     """The sizes of a run's model, plan and rows; of layers over several devices, those on one that holds them all."""
 
     def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
-        self.tuner, model = tuner, tuner.quantized_model
-        self.model, self.settings, space = model, tuner.settings, model.space
+        self.tuner = tuner
+        model = tuner.quantized_model
+        self.model = model
+        self.settings = tuner.settings
+        space = model.space
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
@@ -35,7 +37,9 @@ class Sizes:
             (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
         )
         self.device = torch.device("cuda" if self.gpu else "cpu")
-        self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
+        self.wide = compute.itemsize
+        self.passed = passing.itemsize
+        self.stored = model.dtype.itemsize
         self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
         self.largest = max(rows * columns for rows, columns in self.shapes)
         self.dense = sum(rows * columns for rows, columns in self.shapes)
@@ -47,7 +51,8 @@ class Sizes:
         self.packed = plan - self.adapters * space.adapter_bits // 8
         self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.keeps_dequantized else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
-        self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
+        self.layers = len(sizes)
+        self.layer = max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
         self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
         tables = {(m.out_features, m.in_features) for m in model.tables.values()}
@@ -76,7 +81,8 @@ class Sizes:
         Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
         there, and those dequantized in the forward pass wait for the backward pass.
         """
-        model, outputs = self.model, sum(rows for rows, _ in self.shapes)
+        model = self.model
+        outputs = sum(rows for rows, _ in self.shapes)
         numbers = sum(max((model.count_trained(b, *s) for b in model.levels), default=0) for s in self.shapes)
         if not numbers:
             return 0

@@ -68,7 +68,9 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         measuring += calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
-    phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
+    phases = estimate_peaks(tuner, budget)
+    shapes = _count_shapes(tuner)
+    storage = model.backend.storage
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
@@ -95,7 +97,9 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
 
 def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     """Seconds of a full tuning: its steps, its looks at validation rows, test losses, and answers token by token."""
-    finetune, task, steps = tuner.finetune, tuner.rows.task, tuner.finetune_steps
+    finetune = tuner.finetune
+    task = tuner.rows.task
+    steps = tuner.finetune_steps
     looks, count = steps // (finetune.evaluate_every or steps + 1), tuner.evaluation.validation_rows
     measured = [*looks * tuner.rows("validation", count), *tuner.rows("test", finetune.test_rows)]
     seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)

@@ -51,8 +51,10 @@ class Landscape(Evaluator):
     ):
         if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
             raise BadInput(f"noise must be a non-negative number, got {noise!r}")
-        self.tables, self.space = tables, space
-        self.noise, self.seed = noise, seed
+        self.tables = tables
+        self.space = space
+        self.noise = noise
+        self.seed = seed
         self._sensitivities = sensitivities
         self._identity = dict(identity or {})
 

@@ -112,7 +112,9 @@ class Tables:
 
     def compute_losses(self, codes: np.ndarray) -> np.ndarray:
         """Noise-free losses (N,) of encoded plans (N, 2, G)."""
-        rows, b, r = np.arange(len(self.layer)), codes[:, 0], codes[:, 1]
+        rows = np.arange(len(self.layer))
+        b = codes[:, 0]
+        r = codes[:, 1]
         t = self.damage[rows, b] * self.left[rows, b, r]
         x = t.sum(1)
         starts = np.flatnonzero(np.diff(self.layer, prepend=-1))

@@ -55,7 +55,8 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         BadInput: the file is broken, or holds another model than it says, or one that is not known; or the cache
             cannot be written to.
     """
-    state, models = path.stat(), get_cache_root() / "models"
+    state = path.stat()
+    models = get_cache_root() / "models"
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {dtype} {CONVERSION}"
     folder = models / f"gguf-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():

@@ -162,12 +162,14 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
             raise BadInput(f"{source} is quantized already: the search needs the unquantized weights")
         if not weights:
             return _read_shapes(source, config, dtype, **options)
-        model, missing = read_mixture(source, config, dtype, **options), []
+        model = read_mixture(source, config, dtype, **options)
+        missing = []
         if model is None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
-            model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+            model = loaded[0]
+            missing = sorted(loaded[1]["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except BadInput:
         raise

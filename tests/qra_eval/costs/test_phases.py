@@ -14,9 +14,8 @@ from qra_backends import make_backend
 from qra_backends.reference import blocks, gptq
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.costs.activations import Activations
+from qra_eval.costs.activations import Activations, MemoryCounter
 from qra_eval.costs.cards import CARDS, list_cards
-from qra_eval.costs.meter import MemoryCounter
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, estimate_peaks
 from qra_eval.costs.sizes import TRAINED_NUMBER
 from qra_eval.models.attention import NAME as FAST
