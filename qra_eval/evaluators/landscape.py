@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, make_generator, make_space
+from qra_eval.landscapes.families import (
+    FAMILIES,
+    SEED_NOISE,
+    Family,
+    Tables,
+    draw_tables,
+    make_generator,
+    make_space,
+)
 from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
 from qra_search.allocate.sensitivities import Sensitivities
@@ -45,7 +52,7 @@ class Landscape(Evaluator):
         space: SearchSpace,
         *,
         sensitivities: Sensitivities | None = None,
-        noise: float = measured.SEED_NOISE,
+        noise: float = SEED_NOISE,
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
@@ -110,7 +117,7 @@ def make_landscape(
     if sensitivities not in PRIORS:
         raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     traits = FAMILIES[family]
-    noise = measured.SEED_NOISE if noise is None else noise
+    noise = SEED_NOISE if noise is None else noise
     space = make_space(layers, granularity, bits=bits, ranks=ranks)
     tables = draw_tables(
         traits, space, granularity, make_generator("tables", family, seed, layers, granularity)
