@@ -197,15 +197,14 @@ class Activations:
         if not training:
             head = self._count_head_bytes(labels, training=False) + 2 * hidden * self.wide
             return max(self._count_moment_bytes(rows, tokens, training=False), head)
-        layer = self.count_kept_bytes(rows, tokens)
         casts = self.adapters * self.wide if self.wide < 4 else 0
-        kept = self.layers * ((hidden * self.wide if self.checkpointing else layer) + casts)
+        layer = self.count_kept_bytes(rows, tokens) + casts
+        kept = self.layers * (hidden * self.wide if self.checkpointing else layer)
         again = layer if self.checkpointing else 0
         moment = self._count_moment_bytes(rows, tokens, training=True)
         head = hidden * (4 + self.wide) + self._count_head_bytes(labels, training=True)
-        first = (
-            self.layers * self.adapters * 4 + layer + moment
-        )  # gradients of all layers, in the last one's turn
+        # The backward pass ends with the first layer, when the gradients of all adapters are there.
+        first = self.layers * self.adapters * 4 + layer + moment
         return max(kept + max(head, again + moment), first)
 
     def count_layer_bytes(self, rows: int, tokens: int) -> int:
