@@ -33,8 +33,6 @@ def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
             if row["settings"] is None and peak.device <= row["bytes"]:
                 row |= {"settings": settings or "as it is configured", "phase": phase}
                 row |= {"peak_bytes": peak.device, "host_bytes": peak.host}
-        if all(row["settings"] for row in rows):
-            break  # each further estimate takes as long as the first
     return rows
 
 
@@ -52,7 +50,7 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     model = tuner.quantized_model
     device = tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
-        return  # code of a model's own is not run on fake tensors
+        return  # sums are of the decoders that transformers has
     several = dict.fromkeys([device, *model.blocks.devices])
     # What a process has reserved is free to it.
     free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
