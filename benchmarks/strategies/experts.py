@@ -62,7 +62,6 @@ def expert_landscape(layers: int = LAYERS, experts: int = EXPERTS, seed: int = 0
         coupling=np.zeros((layers, layers)),
         layer=np.array([group.depth for group in space.groups]),
         base=1.6,
-        bend=0.0,
         cap=18.0,
     )
     wrong = (

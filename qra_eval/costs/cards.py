@@ -15,16 +15,7 @@ from qra_search.errors import BadInput
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
 
-CARDS = {
-    "8 GB": 8,
-    "12 GB": 12,
-    "16 GB": 16,
-    "24 GB": 24,
-    "32 GB": 32,
-    "48 GB": 48,
-    "80 GB": 80,
-    "141 GB": 141,
-}
+CARDS = {f"{gib} GB": gib for gib in (8, 12, 16, 24, 32, 48, 80, 141)}
 """Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
 USABLE = 0.97
 SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
@@ -42,8 +33,6 @@ def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
             if row["settings"] is None and peak.device <= row["bytes"]:
                 row |= {"settings": settings or "as it is configured", "phase": phase}
                 row |= {"peak_bytes": peak.device, "host_bytes": peak.host}
-        if all(row["settings"] for row in rows):
-            break  # each further estimate takes as long as the first
     return rows
 
 
@@ -58,9 +47,10 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     Raises:
         BadInput: the highest peak is above what is free, on all devices together; the message has settings that fit.
     """
-    model, device = tuner.quantized_model, tuner.device
+    model = tuner.quantized_model
+    device = tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
-        return  # code of a model's own is not run on fake tensors
+        return  # sums are of the decoders that transformers has
     several = dict.fromkeys([device, *model.blocks.devices])
     # What a process has reserved is free to it.
     free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)

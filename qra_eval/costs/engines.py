@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from qra_backends import make_backend
 
-from qra_eval.models.embeddings import find_tables
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.gguf_families import list_family_issues
 from qra_eval.models.linears import EXPERT, Granularity
 from qra_eval.quantized.model import QuantizedModel
@@ -54,7 +54,7 @@ def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
         config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
         try:
             check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
-            tables = find_tables(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
+            tables = find_embeddings(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
             space = model.make_space(
                 config, make_backend(engine.backend), granularity, tables, engine.embeddings
             )

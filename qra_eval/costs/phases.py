@@ -1,10 +1,9 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
 Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, `reload` (the
-check of what was saved) and `export`. Activations are counted by running the model's own code on fake tensors
-(`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
-checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
-wait, and libraries.
+check of what was saved) and `export`. All are sums, over weights and over activations (`qra_eval.costs.activations`).
+On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not counted: the system lets their
+pages go. On a GPU the host holds the hidden states that wait, and libraries.
 """
 
 from __future__ import annotations
@@ -14,10 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from qra_backends.storage import ceil_div
+from torch import nn
 
-from qra_eval.costs.sizes import Sizes, find_largest_batch
+from qra_eval.costs.activations import Activations, count_decoding_bytes
+from qra_eval.models.embeddings import ROWS
+from qra_eval.models.linears import find_fused_kind
+from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -37,6 +39,11 @@ CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
 """Bytes of a GPU that its driver and its libraries take."""
+MOMENTS = 8
+"""Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
+TRAINED_NUMBER = 24
+"""Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
+float32 (6 for each of a pair), and its copy as it is stored (2)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,9 @@ def estimate_peaks(
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
-    run, evaluation, finetune = _Run(tuner, budget, gpu), tuner.evaluation, tuner.finetune
+    run = _Run(tuner, budget, gpu)
+    evaluation = tuner.evaluation
+    finetune = tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     return {
@@ -86,9 +95,149 @@ def estimate_peaks(
     }
 
 
-class _Run(Sizes):
-    """What each phase adds to what is always there: bytes on the device and bytes on the host."""
+class _Run:
+    """The sizes of a run's model, plan and rows, and what each phase adds to what is always there.
 
+    Of layers over several devices the sizes are those on one that holds them all.
+    """
+
+    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
+        self.tuner = tuner
+        model = tuner.quantized_model
+        self.model = model
+        self.settings = tuner.settings
+        space = model.space
+        text = tuner.model.config.get_text_config()
+        self.vocabulary, self.width = text.vocab_size, text.hidden_size
+        self.gpu = model.device.type == "cuda" if gpu is None else gpu
+        compute, passing = (
+            (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        )
+        self.device = torch.device("cuda" if self.gpu else "cpu")
+        self.wide = compute.itemsize
+        self.passed = passing.itemsize
+        self.stored = model.dtype.itemsize
+        self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
+        self.largest = max(rows * columns for rows, columns in self.shapes)
+        self.dense = sum(rows * columns for rows, columns in self.shapes)
+        self.tables = sum(table.weight.numel() for table in model.tables.values())
+        self.rest = count_tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
+        self.rank = max(space.ranks)
+        self.adapters = self.rank * sum(map(sum, self.shapes))
+        plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
+        self.packed = plan - self.adapters * space.adapter_bits // 8
+        self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.keeps_dequantized else 0
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
+        self.layers = len(sizes)
+        self.layer = max(range(len(sizes)), key=sizes.__getitem__)
+        self.layer_weights = sizes[self.layer]
+        self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
+        tables = {(m.out_features, m.in_features) for m in model.tables.values()}
+        work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
+        work |= {
+            s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0]))
+            for s in tables
+        }
+        self.decoding = work if self.gpu else {}
+        looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
+        self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
+        self.bare = self.make_activations(passing)
+
+    def count_resident_bytes(self) -> int:
+        """The plan in place, packed or dequantized, and adapters in training.
+
+        Of an adapter weight its value in float32, and moments; and its gradient where those of several batches are
+        added up, as it else is of the passes.
+        """
+        adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
+        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
+
+    def count_scale_bytes(self, batches: list[Batch]) -> int:
+        """Scales and offsets of all linears, and the gradient of a whole weight.
+
+        Beside dequantized weights scales of rows have their outputs wait instead; for others the packed weights are
+        there, and those dequantized in the forward pass wait for the backward pass.
+        """
+        model = self.model
+        outputs = sum(rows for rows, _ in self.shapes)
+        numbers = sum(max((model.count_trained(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        if not numbers:
+            return 0
+        if self.cache and numbers <= outputs:
+            count, tokens = find_largest_batch(batches)
+            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
+        packed = self.packed if self.cache and self.gpu else 0
+        return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
+
+    def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
+        """What the whole model takes of batches."""
+        labels = max(len(batch.targets) for batch in batches)
+        return self.activations.count_pass_bytes(*find_largest_batch(batches), labels, training=training)
+
+    def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
+        """Passes with all that dequantizing takes on the device."""
+        return Activations(
+            self.model.blocks.layers[self.layer],
+            {name: m for name, m in self.model.linears.items() if self.model.layer_of[name] == self.layer},
+            self.tuner.model.config,
+            dtype,
+            layers=self.alike,
+            rank=rank,
+            dropout=self.settings.dropout,
+            checkpointing=self.settings.gradient_checkpointing,
+            tables=tables,
+            decoding=self.decoding,
+        )
+
+    def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """Bytes that quantizing one linear takes at its peak."""
+        return self.model.backend.count_work_bytes(
+            levels, *shape, dtype=self.model.dtype, device=self.device.type
+        )
+
+    def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
+
+    def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
+        """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
+        shape = table.out_features, table.in_features
+        work = self.count_linear_work_bytes(levels, shape) + (
+            self.count_level_bytes(levels, shape) if self.gpu else 0
+        )
+        moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
+        return work + moments + (table.weight.nbytes if self.gpu else 0)
+
+    def count_cast_bytes(self, item: int) -> int:
+        """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
+        return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
+
+    def count_cast_table_bytes(self, item: int) -> int:
+        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model.
+
+        On a CPU they are there, and the head casts some rows at a time.
+        """
+        if self.gpu:
+            return self.tables * item
+        return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
+
+    def count_reordered_weight_bytes(self, item: int) -> int:
+        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
+        # Where torch does not say what a CPU has, it may have them.
+        has_units = not hasattr(torch.cpu, "get_capabilities") or torch.cpu.get_capabilities().get("amx_bf16")
+        if self.gpu or item != 2 or not has_units:
+            return 0
+        return max(self.largest, self.vocabulary * self.width) * item
+
+    def count_placed_layer_bytes(self) -> int:
+        """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
+        return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
+
+    def count_pinned_bytes(self) -> int:
+        """Bytes on the host from which a layer, or a table, is sent to a GPU."""
+        tables = [table.weight.nbytes for table in self.model.tables.values()]
+        return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
+
+    # -- phases --------------------------------------------------------------------------------
     def make_peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
@@ -142,31 +291,25 @@ class _Run(Sizes):
         passing, waiting = self.count_calibration_bytes(batches)
         return max(passing, self.count_moment_bytes() + work, table), made + waiting
 
-    def group_inputs(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
-        """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment.
-
-        An input's width stands for the input.
-        """
-        inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    def group_inputs(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """The shapes (out, in) of a layer's linears, together those that share an input, and so a moment."""
+        inputs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for name, m in self.model.linears.items():
             if self.model.layer_of[name] == self.layer:
-                key = (name.rpartition(".")[0], m.in_features)
-                inputs.setdefault(key, []).append((m.out_features, m.in_features))
+                parent, _, kind = name.rpartition(".")
+                inputs.setdefault((parent, find_fused_kind(kind)), []).append((m.out_features, m.in_features))
         return inputs
 
     def count_moment_bytes(self) -> int:
-        return 4 * sum(width**2 for _, width in self.group_inputs())
+        return 4 * sum(shapes[0][1] ** 2 for shapes in self.group_inputs().values())
 
     def count_calibration_bytes(self, batches: list[Batch]) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
-        experts = 4 * sum(
-            w**2 for parent, w in self.group_inputs() if get_expert_kind(f"{parent}.") != f"{parent}."
-        )
-        both = self.bare.count_calibration_bytes(self.layer_sketched, *find_largest_batch(batches))
-        both += experts + self.count_placed_layer_bytes()
+        both = self.bare.count_calibration_bytes(*find_largest_batch(batches), self.model.linears.values())
+        both += self.count_moment_bytes() + self.count_placed_layer_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
@@ -186,8 +329,7 @@ class _Run(Sizes):
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """The pass of the plan's rows, with probes of every linear; then some of these in place, in float32."""
         probe = sample_probe_batch(self.tuner)
-        sketched = self.sketch(torch.float32, self.depths[1])
-        forward = sketched.count_layer_bytes(self.layer_sketched, *probe.input_ids.shape)
+        forward = self.make_activations(torch.float32).count_layer_bytes(*probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = (
             self.vocabulary * self.width * self.wide if self.model.tables else 0
@@ -226,7 +368,8 @@ class _Run(Sizes):
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
-        tuner, task = self.tuner, self.tuner.rows.task
+        tuner = self.tuner
+        task = self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
@@ -237,14 +380,14 @@ class _Run(Sizes):
         width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
         kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.count_pass_bytes(rows, longest, rows)
+        return kept + mask + self.activations.count_pass_bytes(rows, longest, rows, training=False)
 
     def count_untuned_bytes(self, split: SplitName, rows: int) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.count_layer_bytes(self.layer_sketched, *find_largest_batch(batches))
+        forward = self.bare.count_layer_bytes(*find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         return self.count_cast_table_bytes(self.passed) + max(
             self.count_placed_layer_bytes() + forward, logits
@@ -255,7 +398,7 @@ class _Run(Sizes):
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
-        saved = self.sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
+        saved = self.make_activations(self.model.dtype, tables=self.tables > 0, rank=self.rank)
         computing = self.adapters * self.stored + saved.count_pass_bytes(
             1, CHECKED_TOKENS, CHECKED_TOKENS, training=False
         )
@@ -269,3 +412,9 @@ class _Run(Sizes):
         tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
         model = self.packed + self.rest + 4 * self.adapters
         return RELOAD_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
+
+
+def find_largest_batch(batches: list[Batch]) -> tuple[int, int]:
+    """Rows and tokens of the largest batch."""
+    rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
+    return rows, tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from torch import nn
 
 from qra_eval.costs.engines import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
-from qra_eval.costs.sketch import shorten_config
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.moments import KeptMoments
@@ -71,7 +71,9 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         setup = quantizing + CALIBRATION_FACTOR * pace * calibrating
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
-    phases, shapes, storage = estimate_peaks(tuner, budget), _count_shapes(tuner), model.backend.storage
+    phases = estimate_peaks(tuner, budget)
+    shapes = _count_shapes(tuner)
+    storage = model.backend.storage
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
@@ -99,7 +101,9 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
 
 def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     """Seconds of a full tuning: its steps, its looks at validation rows, test losses, and answers token by token."""
-    finetune, task, steps = tuner.finetune, tuner.rows.task, tuner.finetune_steps
+    finetune = tuner.finetune
+    task = tuner.rows.task
+    steps = tuner.finetune_steps
     looks, count = steps // (finetune.evaluate_every or steps + 1), tuner.evaluation.validation_rows
     measured = [*looks * tuner.rows("validation", count), *tuner.rows("test", finetune.test_rows)]
     seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
@@ -173,8 +177,11 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     from transformers import AutoModelForCausalLM
 
     model = tuner.quantized_model
-    config = shorten_config(tuner.model.config, 1)
+    config = copy.deepcopy(tuner.model.config)
     text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
     text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)

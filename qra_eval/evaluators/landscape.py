@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, make_generator, make_space
+from qra_eval.landscapes.families import (
+    FAMILIES,
+    SEED_NOISE,
+    Family,
+    Tables,
+    draw_tables,
+    make_generator,
+    make_space,
+)
 from qra_eval.landscapes.reference import Reference, find_reference_front
 from qra_search import plugins
 from qra_search.app.config import RunConfig
@@ -33,7 +40,7 @@ class Landscape(Evaluator):
         tables: the drawn numbers.
         space: what they are tables of.
         sensitivities: what a search is given; see `make_landscape`.
-        noise: standard deviation between seeds; `noise_slope` is its rise with the loss above the untouched model's.
+        noise: standard deviation between seeds, in nats.
         identity: what `describe` says.
     """
 
@@ -45,15 +52,16 @@ class Landscape(Evaluator):
         space: SearchSpace,
         *,
         sensitivities: Sensitivities | None = None,
-        noise: float = measured.SEED_NOISE,
-        noise_slope: float = 0.0,
+        noise: float = SEED_NOISE,
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
         if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
             raise BadInput(f"noise must be a non-negative number, got {noise!r}")
-        self.tables, self.space = tables, space
-        self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
+        self.tables = tables
+        self.space = space
+        self.noise = noise
+        self.seed = seed
         self._sensitivities = sensitivities
         self._identity = dict(identity or {})
 
@@ -64,14 +72,9 @@ class Landscape(Evaluator):
         seen = self.tables.lower_fidelity(fidelity, make_generator("fidelity", self.seed))
         loss = float(seen.compute_losses(code[None])[0])
         rng = make_generator("noise", self.seed, plan.key, fidelity, seed)
-        loss += self.compute_noise_std(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
+        loss += self.noise * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(code))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
-
-    def compute_noise_std(self, loss: float) -> float:
-        """Standard deviation between seeds of a plan with this true loss."""
-        best = self.tables.base - self.tables.gain.max(1).sum()
-        return self.noise + self.noise_slope * max(loss - best, 0.0)
 
     def true_loss(self, plan: Plan) -> float:
         """Noise-free loss at full fidelity."""
@@ -104,8 +107,7 @@ def make_landscape(
     Args:
         sensitivities: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured ones with their groups permuted; `none`.
-        noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
-            loss away as well.
+        noise: standard deviation between seeds, in nats; default: as measured.
 
     Raises:
         ValueError: an unknown family, granularity or kind of sensitivities.
@@ -115,8 +117,8 @@ def make_landscape(
     if sensitivities not in PRIORS:
         raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     traits = FAMILIES[family]
-    noise = measured.SEED_NOISE if noise is None else noise
-    space = make_space(layers, granularity, uneven=traits.uneven, bits=bits, ranks=ranks)
+    noise = SEED_NOISE if noise is None else noise
+    space = make_space(layers, granularity, bits=bits, ranks=ranks)
     tables = draw_tables(
         traits, space, granularity, make_generator("tables", family, seed, layers, granularity)
     )
@@ -135,7 +137,6 @@ def make_landscape(
             sensitivities, traits, tables, space, make_generator("prior", family, seed)
         ),
         noise=noise,
-        noise_slope=traits.noise_slope if noise else 0.0,
         seed=seed,
         identity=identity,
     )

@@ -86,7 +86,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
         self.config = config.with_objects(model=model, task=task, metrics=metrics)
-        search, devices = config.search, resolve_devices(config.model.device)
+        search = config.search
+        devices = resolve_devices(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
@@ -128,7 +129,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
         """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""
-        given, search = self.config.task, self.config.search
+        given = self.config.task
+        search = self.config.search
         if isinstance(task, Task):
             made = make_task(task)
         else:
@@ -296,7 +298,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         write_base(self.tuner, plan, folder)
 
     def tuning_data(self) -> str:
-        tuner, digest = self.tuner, hashlib.sha256()
+        tuner = self.tuner
+        digest = hashlib.sha256()
         counts = {"validation": tuner.evaluation.validation_rows, "test": tuner.finetune.test_rows}
         for split in SPLITS:
             for example in self.task.split(split)[: counts.get(split)]:

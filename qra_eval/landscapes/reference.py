@@ -83,8 +83,10 @@ class Problem:
     """A landscape under one budget; a move is one group at one choice, an index into (G, B, R)."""
 
     def __init__(self, tables: Tables, space: SearchSpace, budget: int):
-        self.tables, memory = tables, space.memory
-        self.allowed, self.size = memory.allowed, memory.choice_bytes
+        self.tables = tables
+        memory = space.memory
+        self.allowed = memory.allowed
+        self.size = memory.choice_bytes
         self.table = np.where(memory.allowed, tables.build_additive_table(), np.inf)
         self.room = budget - memory.fixed
         self.group, self.level, self.rank = np.indices(self.size.shape).reshape(3, -1)
@@ -159,7 +161,8 @@ class Problem:
 
     def apply_moves(self, code: np.ndarray, moves: np.ndarray) -> np.ndarray:
         """Plans (M, 2, G) after each of the moves (M, k)."""
-        codes, row = np.repeat(code[None], len(moves), axis=0), np.arange(len(moves))
+        codes = np.repeat(code[None], len(moves), axis=0)
+        row = np.arange(len(moves))
         for column in moves.T:
             codes[row, 0, self.group[column]] = self.level[column]
             codes[row, 1, self.group[column]] = self.rank[column]

@@ -34,14 +34,17 @@ def use_fast_attention(model: Any) -> bool:
     and keep their own. A model of shapes alone, which cannot be run, is switched by what its config says: estimates of
     memory follow from it, as `matmul_attention` keeps matrices (T, T) where torch's kernel keeps none.
     """
-    text, before, place = model.config.get_text_config(), model.config._attn_implementation, model.device.type
+    text = model.config.get_text_config()
+    before = model.config._attn_implementation
+    place = model.device.type
     differs = getattr(text, "attn_logit_softcapping", None) or text.model_type in SINKS
     if place not in ("cpu", "meta") or (place == "meta" and differs):
         return False
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    same, tokens = True, min(40, get_max_positions(model) or 40)
+    same = True
+    tokens = min(40, get_max_positions(model) or 40)
     try:
         if NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
             ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)

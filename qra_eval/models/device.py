@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from qra_eval.models.embeddings import find_tables
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_decoder_layers
 from qra_search.errors import BadInput, shorten
 
@@ -85,7 +85,7 @@ def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
     """
     layers: Any = model.get_submodule(find_decoder_layers(model))
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    held = sum(table.weight.numel() for table in find_tables(model).values())
+    held = sum(table.weight.numel() for table in find_embeddings(model).values())
     share = (held + sum(sizes)) / len(devices)
     found: list[Device] = []
     for size in sizes:

@@ -21,7 +21,7 @@ ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""
 
 
-def find_tables(model: Any) -> dict[str, nn.Linear]:
+def find_embeddings(model: Any) -> dict[str, nn.Linear]:
     """The tables of a causal language model by path: one if it is tied (the embedding's), else the embedding and the
     head; none if they are of a kind that cannot be quantized.
 
@@ -40,12 +40,12 @@ def find_tables(model: Any) -> dict[str, nn.Linear]:
     return {_find_path(model, end): make_linear(end.weight) for end in ends}
 
 
-def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
+def place_embeddings(model: Any, device: torch.device, waiting: Collection[str]) -> None:
     """Put a model's tables on a device, but for those with some names: they wait on the host.
 
     There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
     """
-    for name, table in find_tables(model).items():
+    for name, table in find_embeddings(model).items():
         table.weight.data = table.weight.data.to("cpu" if name in waiting else device)
 
 
@@ -63,13 +63,15 @@ class Table(nn.Module):
     def __init__(self, own: Any, backend: Backend):
         super().__init__()
         self.own: nn.Parameter | None = own
-        self.backend, self.shape = backend, tuple(own.shape)
+        self.backend = backend
+        self.shape = tuple(own.shape)
         self.module: nn.Module | None = None
         self.frozen: Tensor | None = None
 
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (V, H), in place of the model's own weight."""
-        self.module, self.frozen = module, weight
+        self.module = module
+        self.frozen = weight
 
     @property
     def plain_weight(self) -> Tensor | None:
@@ -167,7 +169,8 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        total, start = grad.new_zeros(*grad.shape[:-1], ctx.table.shape[1], dtype=torch.float32), 0
+        total = grad.new_zeros(*grad.shape[:-1], ctx.table.shape[1], dtype=torch.float32)
+        start = 0
         for rows in _iterate_row_chunks(ctx.table, grad):
             total += grad[..., start : start + len(rows)] @ rows
             start += len(rows)
@@ -180,21 +183,21 @@ def _iterate_row_chunks(table: Table, like: Tensor):
         yield table.dequantize_rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 
-def install_tables(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
+def install_embeddings(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
     """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
 
     Args:
         device: the model's, if its tables wait on the host.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tables = {name: Table(table.weight, backend) for name, table in find_tables(model).items()}
+    tables = {name: Table(table.weight, backend) for name, table in find_embeddings(model).items()}
     first, *_, last = [*tables.values()] * 2
     _replace_module(model, head, TableHead(last, head, tied=len(tables) == 1))
     _replace_module(model, embedding, TableEmbedding(first, embedding, device))
     return tables
 
 
-def replace_tables(
+def replace_embeddings(
     model: Any,
     backend: Backend,
     quantize: Callable[[str, nn.Linear], nn.Module | None],
@@ -206,8 +209,8 @@ def replace_tables(
         quantize: gives the module of a table by its path and linear; None leaves it as it is.
         device: the model's, if its tables wait on the host.
     """
-    linears = find_tables(model)
-    for name, table in install_tables(model, backend, device).items():
+    linears = find_embeddings(model)
+    for name, table in install_embeddings(model, backend, device).items():
         table.set_base(module=quantize(name, linears[name]))
         if table.module is not None:
             table.own = None  # no placeholder of it is left to be moved
@@ -216,7 +219,7 @@ def replace_tables(
             end.was[0].weight = nn.Parameter(torch.empty(end.table.shape, device="meta"), requires_grad=False)
 
 
-def find_quantized_tables(model: Any) -> dict[str, nn.Module]:
+def find_quantized_embeddings(model: Any) -> dict[str, nn.Module]:
     """The modules that stand for tables in a model, by path (the embedding's, if the table is tied)."""
     tables: dict[str, nn.Module] = {}
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -226,7 +229,7 @@ def find_quantized_tables(model: Any) -> dict[str, nn.Module]:
     return tables
 
 
-def uninstall_tables(model: Any) -> None:
+def restore_embeddings(model: Any) -> None:
     """Give the model its own embedding and head again, so that any tool knows the layers; nothing if it has them.
 
     A table that holds another weight than the model's own leaves it there, dequantized.
@@ -250,3 +253,11 @@ def _find_path(model: Any, module: nn.Module) -> str:
 
 def _replace_module(model: Any, old: nn.Module, new: nn.Module) -> None:
     model.set_submodule(_find_path(model, old), new)
+
+
+find_tables = find_embeddings  # old path
+place_tables = place_embeddings  # old path
+install_tables = install_embeddings  # old path
+replace_tables = replace_embeddings  # old path
+find_quantized_tables = find_quantized_embeddings  # old path
+uninstall_tables = restore_embeddings  # old path

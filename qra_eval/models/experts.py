@@ -12,10 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-
-CALLED = 8
-"""Experts of a layer that are called on tensors without values: to call 128 of them takes an estimate minutes."""
 
 
 class Expert(nn.Module):
@@ -48,43 +44,17 @@ class Experts(nn.ModuleList):
                 token = own // chosen.shape[1]
                 part = expert(hidden[token]) * weights.reshape(-1, 1)[own]
                 out = out.index_add(0, token, part.to(out.dtype))
-        if is_shape_only(chosen):
-            skipped = [expert for expert, count in zip(self, counts, strict=True) if not count]
-            out = _EmptyGradients.apply(out, *(p for e in skipped for p in e.parameters() if p.requires_grad))
         return out
 
 
 def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     """The slots of `chosen` (N, K), read row by row, sorted by expert, (M,); and how many each expert has.
 
-    Those that choose no expert (a number from `experts` on) are left out. A tensor without values stands for one that
-    chooses the first `CALLED` experts evenly.
+    Those that choose no expert (a number from `experts` on) are left out.
     """
     flat = chosen.reshape(-1)
-    if is_shape_only(flat):
-        called = min(experts, CALLED)
-        whole, rest = divmod(len(flat), called)
-        return torch.empty_like(flat), [whole + (i < rest) for i in range(called)] + [0] * (experts - called)
     counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
     return flat.argsort(stable=True)[: sum(counts)], counts
-
-
-def is_shape_only(tensor: Tensor) -> bool:
-    """Whether a tensor is a shape alone, as those of an estimate of memory are."""
-    return tensor.is_meta or isinstance(tensor, FakeTensor)
-
-
-class _EmptyGradients(torch.autograd.Function):
-    """Gives factors that an estimate skipped gradients of their size, as those of a real pass have."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, *factors: Tensor) -> Tensor:
-        ctx.factors = factors
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return grads[0], *(torch.empty_like(factor) for factor in ctx.factors)
 
 
 def keep_expert_names(model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import tempfile
 import warnings
@@ -11,9 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import gguf
 import torch
 from filelock import FileLock
 from gguf import GGUFReader
@@ -58,7 +55,8 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         BadInput: the file is broken, or holds another model than it says, or one that is not known; or the cache
             cannot be written to.
     """
-    state, models = path.stat(), get_cache_root() / "models"
+    state = path.stat()
+    models = get_cache_root() / "models"
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {dtype} {CONVERSION}"
     folder = models / f"gguf-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -71,7 +69,7 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
             header = read_header(path)
-            with _reuse_header(header), _convert_errors(path):
+            with _convert_errors(path):
                 model, tokenizer = _read_model(path, header, dtype)
             try:
                 for part in (model, tokenizer):
@@ -123,18 +121,6 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
         warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
     return config
-
-
-@contextmanager
-def _reuse_header(header: Header) -> Iterator[None]:
-    """Give transformers the header that was read, and one map of names, while the context lasts.
-
-    Release 5.24 parses the file anew for the config, the weights and the tokenizer, and maps names anew for every
-    module: most of the time that a small model with a large vocabulary takes.
-    """
-    names = functools.cache(gguf.get_tensor_name_map)
-    with mock.patch.multiple(gguf, GGUFReader=lambda *_: header, get_tensor_name_map=names):
-        yield
 
 
 @contextmanager

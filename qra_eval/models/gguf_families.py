@@ -65,7 +65,8 @@ def list_family_issues(config: Any) -> list[str]:
                 f"({', '.join(FAMILIES)}): {mend}"
             )
         ]
-    reasons, family = [], find_family(config)
+    reasons = []
+    family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
     if kind not in ROPES:
         reasons.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
@@ -132,7 +133,8 @@ def get_head_dim(config: Any) -> int:
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
     """The keys that describe the architecture."""
-    head, turned = get_head_dim(config), get_rope_parameters(config)
+    head = get_head_dim(config)
+    turned = get_rope_parameters(config)
     fields: tuple[tuple[str, Callable[..., None]], ...] = (
         ("vocab_size", writer.add_vocab_size),
         ("max_position_embeddings", writer.add_context_length),

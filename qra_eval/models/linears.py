@@ -136,8 +136,13 @@ def _make_group_name(linear: FoundLinear, granularity: Granularity) -> str:
         prefix = re.match(rf"(.*?\.{linear.layer})\.", linear.name)
         return prefix[1] if prefix else linear.name
     parent = re.sub(r"(experts)\.\d+(?=\.|$)", r"\1", linear.name.rpartition(".")[0])
-    fused = next((name for name, kinds in FUSED if kinds.fullmatch(linear.kind)), linear.kind)
+    fused = find_fused_kind(linear.kind)
     return f"{parent}.{fused}" if parent else fused
+
+
+def find_fused_kind(kind: str) -> str:
+    """`qkv` or `gate_up` if a linear of this kind is a part of one; its own kind otherwise."""
+    return next((name for name, kinds in FUSED if kinds.fullmatch(kind)), kind)
 
 
 def is_conv1d(module: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.models.embeddings import find_tables
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears, normalise
 from qra_search.errors import BadInput
 
@@ -64,7 +64,7 @@ def prepare_model(
     Args:
         tokenizer: may be None if the weights are not needed.
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
-            from the checkpoint; `place_tables` puts the latter where they are needed.
+            from the checkpoint; `place_embeddings` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
         fields: the others of the `LoadedModel`.
     """
@@ -83,7 +83,7 @@ def prepare_model(
     mapped: set[int] = set()
     if stream:
         mapped = {id(p) for found in find_linears(model) for p in found.module.parameters()}
-        mapped |= {id(table.weight) for table in find_tables(model).values()}
+        mapped |= {id(table.weight) for table in find_embeddings(model).values()}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in mapped:
             tensor.data = tensor.data.to(device)

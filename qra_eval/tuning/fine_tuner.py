@@ -94,14 +94,17 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
+        model = self.quantized_model
         return {
-            "model": self.quantized_model.loaded.name,
-            "weights": self.quantized_model.loaded.fingerprint,
-            "dtype": str(self.quantized_model.dtype).removeprefix("torch."),
+            "model": model.loaded.name,
+            "weights": model.loaded.fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "compute": model.asked,  # as set, since `auto` may resolve otherwise on another worker's machine
             "task": self.rows.name,
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
-            "backend": self.quantized_model.backend.spec,
-            "granularity": self.quantized_model.granularity,
+            "backend": model.backend.spec,
+            "calibration": model.quantization.calibration,
+            "granularity": model.granularity,
             **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from qra_search.errors import BadInput, shorten
-from qra_search.schemas import LevelName, Plan, format_level
+from qra_search.schemas import LevelName, Plan, format_level, format_level_label
 from qra_search.space.levels import read_name
 from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
@@ -114,10 +114,10 @@ def parse_uniform(space: SearchSpace, text: str, *, what: str = "plan") -> Plan 
 def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     plan = space.uniform(bits, rank)
     if plan is None:
-        widths = dict.fromkeys(level for level, _ in space.uniform_by_choice())
+        widths = dict.fromkeys(format_level_label(level) for level, _ in space.uniform_by_choice())
         raise BadInput(
             f"{what} needs the uniform plan of {format_level(bits)} and rank {rank}, which the space does not have: "
-            f"its bits are {', '.join(map(str, widths))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
+            f"its bits are {', '.join(widths)}, its ranks {', '.join(map(str, space.uniform_ranks))}"
         )
     return plan
 

@@ -45,7 +45,7 @@ EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_p
 def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) -> None:
     config = tiny_config("qwen3_moe", norm_topk_prob=True)
     with pytest.raises(
-        ValueError, match=f"granularity {granularity} chooses for each: take --granularity fused"
+        ValueError, match=f"granularity {granularity} chooses for each of them. Use --granularity fused"
     ):
         check_engine("llama.cpp", config, linears=EXPERTS, granularity=granularity)
     check_engine("llama.cpp", config, linears=EXPERTS, granularity="fused")

@@ -32,12 +32,13 @@ def files(tmp_path):
     return tmp_path
 
 
-def config(files):
+def config(files, *, calibration="loss", compute="auto"):
+    quantization = {"backend": "reference", "embeddings": 16, "calibration": calibration}
     return make_config(
         {
-            "model": {"name": str(files / "model"), "device": "cpu"},
+            "model": {"name": str(files / "model"), "device": "cpu", "compute": compute},
             "task": {"name": "jsonl", "data": str(files / "task.jsonl")},
-            "quantization": {"backend": "reference", "embeddings": 16, "cache": str(files / "bank")},
+            "quantization": {**quantization, "cache": str(files / "bank")},
             "space": {"bits": [2, 4], "ranks": [0, 4], "granularity": "layer"},
             "training": {"batch_size": 2, "max_length": 64},
             "evaluation": {"steps": 1, "validation_rows": 4},
@@ -45,8 +46,8 @@ def config(files):
     )
 
 
-def build(files) -> QuantizedLoRAEvaluator:
-    return EvaluatorFactory(config(files))()
+def build(files, **changed) -> QuantizedLoRAEvaluator:
+    return EvaluatorFactory(config(files, **changed))()
 
 
 def facts(trials) -> list:
@@ -80,6 +81,17 @@ def test_data_that_changed_since_the_run_began_are_refused_with_both_hashes(file
     task = files / "task.jsonl"
     task.write_text(task.read_text().replace("plus", "and"))
     refusal(build(files), files / "log", "rows", evaluator.describe()["rows"])
+
+
+@pytest.mark.parametrize(
+    ("field", "before", "changed"), [("calibration", "loss", "outputs"), ("compute", "auto", "float32")]
+)
+def test_a_setting_that_losses_follow_from_cannot_change_while_a_study_is_resumed(
+    files, field, before, changed
+):
+    Study(build(files), **FEWER, log=files / "log").close()
+    with pytest.raises(LogError, match=f"evaluator {field} = '{before}', but now it is '{changed}'"):
+        Study(build(files, **{field: changed}), **FEWER, log=files / "log")
 
 
 def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_unbroken_one(files, caplog):

@@ -21,9 +21,9 @@ from qra_eval.models.embeddings import (
     Table,
     TableEmbedding,
     TableHead,
-    find_tables,
-    install_tables,
-    uninstall_tables,
+    find_embeddings,
+    install_embeddings,
+    restore_embeddings,
 )
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
@@ -91,15 +91,15 @@ def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_n
     model, backend = load_model(folder_of(family)).model, make_backend("reference")
     ids = torch.arange(40)[None] % 200
     before = model(input_ids=ids, use_cache=False).logits.float()
-    found = find_tables(model)
+    found = find_embeddings(model)
     assert len(found) == (1 if family in TIED else 2)
-    tables = install_tables(model, backend)
+    tables = install_embeddings(model, backend)
     assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), before)
     for name, table in tables.items():
         table.set_base(module=backend.quantize(found[name], 8))
     after = model(input_ids=ids, use_cache=False).logits.float()
     assert 0 < (before - after).abs().max() < 0.05 * before.abs().max()
-    uninstall_tables(model)
+    restore_embeddings(model)
     assert type(model.get_output_embeddings()) is nn.Linear
     assert torch.allclose(
         model(input_ids=ids, use_cache=False).logits.float(), after, atol=0.02 * before.abs().max()
@@ -209,7 +209,7 @@ def test_a_level_that_a_group_lacks_has_the_damage_of_the_nearest_that_it_has():
 def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):
     model = load_model(folder_of("llama")).model
     model.get_input_embeddings().max_norm = 1.0
-    assert find_tables(model) == {}
+    assert find_embeddings(model) == {}
     with pytest.raises(ValueError, match="leave quantization.embeddings at 16"):
         QuantizedLoRAEvaluator({"quantization": {"embeddings": 5}}, model=model, tokenizer=byte_tokenizer())
     with pytest.raises(ValueError, match="add 16 to quantization.embeddings"):

@@ -173,22 +173,6 @@ SMOLLM2 = "ab41ae2f971da3e2"
 """Fingerprint of its weights in bfloat16, made by a reader of our own that stood here before this one."""
 
 
-def test_transformers_still_parses_a_file_several_times_which_a_conversion_spares(
-    tmp_path, own_cache, monkeypatch
-):
-    from transformers import AutoConfig, AutoTokenizer
-
-    write_gguf(tmp_path / "tiny.gguf", "llama")
-    read, reader = [], gguf.GGUFReader
-    monkeypatch.setattr(gguf, "GGUFReader", lambda *args: read.append(args) or reader(*args))
-    AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    assert len(read) > 1, "no longer needed: `_reuse_header`"
-    read.clear()
-    load_model(str(tmp_path / "tiny.gguf"))
-    assert not read and gguf.GGUFReader is not reader
-
-
 @pytest.mark.slow
 def test_smollm2_has_the_weights_and_the_tokenizer_that_another_reader_gave(smollm2_file, own_cache):
     loaded = load_model("smollm2", dtype=torch.bfloat16)

@@ -14,8 +14,7 @@ import qra_eval
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.in_memory import check_model
-from qra_eval.models.load import load_model
+from qra_eval.models.load import check_in_memory_model, load_model
 from qra_eval.models.loaded import hash_config
 from qra_eval.models.tiny import byte_tokenizer, tiny_model
 from qra_search.errors import BadInput
@@ -146,7 +145,7 @@ def with_adapters(model: Any) -> Any:
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, tiny: Any) -> None:
     with pytest.raises(BadInput, match=said) as refused:
-        check_model(spoil(tiny))
+        check_in_memory_model(spoil(tiny))
     assert "\n" not in str(refused.value)
 
 

@@ -18,16 +18,15 @@ TASK = "interaction-4-layer-measured"
 
 
 def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
-    evaluator = bench.build_task("uneven-6-module-shuffled", 3)
+    evaluator = bench.build_task("misleading-6-module-shuffled", 3)
     assert len(evaluator.space) == 42
     assert evaluator.space.ranks == (4, 8, 16, 32), "rows of one task compare whatever a run begins with"
-    assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
+    assert evaluator.describe()["landscape"] == "misleading" and evaluator.describe()["seed"] == 3
     assert evaluator.sensitivities().source == "shuffled"
 
 
 def test_a_task_is_as_noisy_as_its_name_says() -> None:
-    name = "heteroscedastic-4-layer-measured"
-    measured, exact, noisy = (bench.build_task(name + noise, 0) for noise in ("", "-noiseless", "-noise0.5"))
+    measured, exact, noisy = (bench.build_task(TASK + noise, 0) for noise in ("", "-noiseless", "-noise0.5"))
     plan = exact.space.uniform(3, 8)
     assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == measured.true_loss(plan)
     assert measured.evaluate(plan, seed=3).loss != measured.true_loss(plan)

@@ -129,10 +129,10 @@ def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra
 
 
 def test_a_budget_may_name_any_width_that_its_run_has(qra: Qra, tmp_path: Path) -> None:
-    """1 is a width of the space that small budgets have: 5 of none, and the message lists those that there are."""
+    """The message lists the widths that there are."""
     words = ("plan", "--model", "tiny", "--task", "arithmetic", "--dry-run", "--out", tmp_path / "a")
     facts = qra(*words, "--memory", "uniform1r8", "--json").json
     assert 1 in facts["levels"] and facts["smallest_bytes"] <= facts["budgets"][0] < facts["largest_bytes"]
-    assert 8 in qra(*words, "--memory", "uniform8r8", "--json").json["levels"]
+    assert "trellis-1.5" in qra(*words, "--memory", "uniform1.5r8", "--json").json["levels"]
     refused = qra(*words, "--memory", "uniform7r8")
-    assert refused.status == 2 and "its bits are 2, 3, 4, 8, its ranks" in refused.err
+    assert refused.status == 2 and "its bits are 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, its ranks" in refused.err
