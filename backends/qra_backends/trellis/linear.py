@@ -11,7 +11,7 @@ from the streams; one with more decodes a block of rows at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
 from qra_backends.trellis.rotation import apply_hadamard, make_signs
 
 SCALE_DTYPE = torch.float16
+Factors = Sequence[tuple[Tensor, Tensor, float]]
 BLOCK = 1 << 20
 """Weights that a product with many inputs decodes at a time: 2 MiB in 16 bits, about a core's own cache."""
 
@@ -56,11 +57,31 @@ class TrellisLinear(DequantizedLinear):
         if torch.is_grad_enabled():
             return super().forward(x)
         inputs = x.reshape(-1, self.in_features)
-        if len(inputs) <= self.few_inputs and (multiply := choose_product(inputs.device)):
-            product = multiply(self.codes, self.scales(), inputs, self.code, self.block)
-            product = product if self.bias is None else product.add_(self.bias)
-            return product.to(x.dtype).view(*x.shape[:-1], -1)
-        return self._multiply_by_blocks(inputs).view(*x.shape[:-1], -1)
+        multiply = self.make_product() if len(inputs) <= self.few_inputs else None
+        product = self._multiply_by_blocks(inputs) if multiply is None else multiply(inputs)
+        return product.view(*x.shape[:-1], -1)
+
+    def make_product(self, factors: Factors = ()) -> Callable[[Tensor], Tensor] | None:
+        """A function of few inputs x (n, in) that gives what the layer does (n, out), as it is now; None if there is
+        no compiled one for its device.
+
+        Args:
+            factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
+        """
+        if choice.is_usable(self.codes.device):
+            from qra_backends.trellis.product_triton import make_product
+        elif self.codes.device.type == "cpu":
+            from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
+        else:
+            return None
+        multiply = make_product(self.codes, self.scales(), self.code, self.block, factors)
+        bias = self.bias
+
+        def compute_output(x: Tensor) -> Tensor:
+            product = multiply(x)
+            return (product if bias is None else product.add_(bias)).to(x.dtype)
+
+        return compute_output
 
     def _multiply_by_blocks(self, inputs: Tensor) -> Tensor:
         """Inputs (n, in) times the weight, of which a block of rows at a time is decoded, on a CPU."""
@@ -83,22 +104,6 @@ class TrellisLinear(DequantizedLinear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
         return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
-
-
-def choose_product(device: torch.device) -> Callable[..., Tensor] | None:
-    """A function of codes, scale, x (n, in), code and block that gives x Wᵀ (n, out) in float32, from the streams.
-
-    None if there is no compiled one for a device.
-    """
-    if choice.is_usable(device):
-        from qra_backends.trellis.product_triton import multiply as multiply_on_gpu
-
-        return multiply_on_gpu
-    if device.type != "cpu":
-        return None
-    from qra_backends.trellis.product_numba import multiply  # numba takes a second to import
-
-    return multiply
 
 
 def decode(
