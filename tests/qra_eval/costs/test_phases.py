@@ -101,7 +101,6 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
     [
         ("reference", (3, 4), torch.bfloat16),
         ("reference", (3, 4), torch.float32),
-        ("hqq", (4, 3), torch.bfloat16),
         ("reference-gptq", (3, 4, 5, 6), torch.bfloat16),
         ("reference-gptq", (4,), torch.float32),
         ("compressed-tensors", (4,), torch.bfloat16),
