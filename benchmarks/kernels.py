@@ -105,7 +105,10 @@ def list_variants() -> Iterator[tuple[str, Callable[[], Any]]]:
         ones = torch.ones(64, 2, dtype=half)
         packed = torch.zeros(64, 16 * bits, dtype=torch.uint8)
         offset = ones if bits == 3 else None
-        yield f"groups, {bits} bits", partial(groupwise.decode, packed, ones, offset, bits, 64, (64, 128), dtype)
+        yield (
+            f"groups, {bits} bits",
+            partial(groupwise.decode, packed, ones, offset, bits, 64, (64, 128), dtype),
+        )
     for kind in KINDS:
         blocks = torch.zeros(4, TYPES[kind].bytes(1, 512), dtype=torch.uint8)
         yield f"llama.cpp, {kind}", partial(ggml.decode, blocks, TYPES[kind], dtype)
@@ -121,8 +124,10 @@ def find_paths(code: TrellisCode) -> None:
     viterbi_triton._find_paths(rows, rows, table, code, first, first + 128, free, free, states)
 
 
-def compile_kernel(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], target: str) -> dict[str, int]:
-    """Registers of a thread, what is spilled of them (bytes by CUDA, registers by HIP), and a program's shared memory."""
+def compile_kernel(
+    kernel: Any, args: tuple[Any, ...], options: dict[str, Any], target: str
+) -> dict[str, int]:
+    """Registers of a thread, what is spilled of them (bytes by CUDA, registers by HIP), and shared bytes of a program."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | options
     constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
     signature = {p.name: "constexpr" if p.is_constexpr else name_type(given[p.name]) for p in kernel.params}
@@ -131,7 +136,9 @@ def compile_kernel(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], 
     made = triton.compile(source, target=TARGETS[target], options=chosen)
     if target.startswith("gfx"):
         text = made.asm["amdgcn"]
-        registers, spilled = (find_number(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count"))
+        registers, spilled = (
+            find_number(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count")
+        )
     else:
         text = dump_resources(made.asm["cubin"])
         registers, spilled = find_number(r"REG:(\d+)", text), find_number(r"STACK:(\d+)", text)

@@ -99,9 +99,7 @@ class TaskConfig(Section):
 
 BackendSpec = str | dict[str, Any]
 Width = StrictInt | StrictFloat
-BACKEND_FORMS = (
-    "the name of a backend, or one for each bit-width, is needed; with options {name: reference, group_size: 128}"
-)
+BACKEND_FORMS = "the name of a backend, or one for each bit-width, is needed; with options {name: reference, group_size: 128}"
 
 
 def _check_backend_spec(given: Any) -> Any:
@@ -132,7 +130,7 @@ class QuantizationConfig(Section):
 
     backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = Field(
         "mixed-calibrated",
-        description="a backend (see `qra backends`), by name or as `{name: reference, group_size: 128}`; or one for each "
+        description="a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each "
         "bit-width, `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
     embeddings: Literal["auto"] | tuple[Width, ...] = Field(

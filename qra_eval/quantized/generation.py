@@ -64,7 +64,9 @@ def serve_weights(
     replaced = [table for table in tables.values() if table.module is not None and table.plain_weight is None]
     direct = set()
     if weights != "decoded":
-        direct |= {module for module, (linear, _) in linears.items() if _is_direct(linear) or weights == "codes"}
+        direct |= {
+            module for module, (linear, _) in linears.items() if _is_direct(linear) or weights == "codes"
+        }
         direct |= {table for table in replaced if _is_direct(table.module) or weights == "codes"}
     decoded = {module: given for module, given in linears.items() if module not in direct}
     replaced = [table for table in replaced if table not in direct]

@@ -123,9 +123,7 @@ def load_base(
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    install_weights(
-        model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights
-    )
+    install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights)
     return model, loaded.tokenizer
 
 

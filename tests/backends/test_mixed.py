@@ -90,7 +90,12 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
             return 2 if bits == 2 else 4
 
     assert make_backend({4: Two(), 8: "reference"}).bits == ("small", "large", 8)
-    assert make_backend({2: Two(), 4: [Two(group_size=32), "reference"]}).bits == (2, "small", "large", "reference-4")
+    assert make_backend({2: Two(), 4: [Two(group_size=32), "reference"]}).bits == (
+        2,
+        "small",
+        "large",
+        "reference-4",
+    )
 
 
 def test_an_identity_is_that_of_the_part_alone():

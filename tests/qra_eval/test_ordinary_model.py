@@ -259,13 +259,14 @@ def test_generate_multiplies_by_codes_and_its_memory_holds_no_weight_whole(
     linears = [module for module in model.modules() if isinstance(module, TrellisLinear)]
     assert len(linears) > 7  # those of the layers, and the table
     counts = count_dequantized(model, monkeypatch)
-    prompt = IDS[:, : TrellisLinear.few_inputs]
+    prompt, seen = IDS[:, :4], {"output_logits": True, "return_dict_in_generate": True}
     with LargestTensor() as largest:
-        direct = model.generate(prompt, **LENGTH)
+        direct = model.generate(prompt, **LENGTH, **seen).logits[0]
     assert not counts and largest.numel < min(linear.out_features * linear.in_features for linear in linears)
     assert not any("forward" in vars(module) for module in model.modules())
     monkeypatch.undo()
-    assert torch.equal(load(run, device="cpu", weights="decoded")[0].generate(prompt, **LENGTH), direct)
+    decoded = load(run, device="cpu", weights="decoded")[0]
+    assert (decoded.generate(prompt, **LENGTH, **seen).logits[0] - direct).abs().max() < ROUNDING
     with pytest.raises(ValueError, match="weights must be one of auto, codes, decoded, got 'both'"):
         load(run, device="cpu", weights="both")
 

@@ -25,7 +25,7 @@ from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
 from qra_backends.trellis.rotation import make_signs
 
 ROWS, TOKENS = 4, 4
-"""Rows of one product at a time with a single input, whose states are cut from one word; inputs at a time of several."""
+"""Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
 LEAST_PART = 1 << 17
 """Weights for which it pays to wake a thread: about 40 microseconds of work."""
 
@@ -62,7 +62,11 @@ def decode_rows(
 
 
 def make_product(
-    codes: Tensor, scale: Tensor, code: TrellisCode, block: int, factors: Sequence[tuple[Tensor, Tensor, float]] = ()
+    codes: Tensor,
+    scale: Tensor,
+    code: TrellisCode,
+    block: int,
+    factors: Sequence[tuple[Tensor, Tensor, float]] = (),
 ) -> Callable[[Tensor], Tensor]:
     """A function of few inputs x (n, in) that gives x Wᵀ in float32 (n, out), on as many threads as torch has.
 
@@ -104,7 +108,8 @@ def _split_rows(work: Callable[[int, int], None], rows: int, columns: int) -> No
     parts = min(torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
     step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
     others = [
-        _make_pool(parts - 1).submit(work, first, min(first + step, rows)) for first in range(step, rows, step)
+        _make_pool(parts - 1).submit(work, first, min(first + step, rows))
+        for first in range(step, rows, step)
     ]
     work(0, min(step, rows))
     for other in others:
@@ -233,7 +238,10 @@ def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, firs
     for j in range(first, stop, 2):
         other = min(j + 1, stop - 1)
         at = (j * half_bits >> 1) >> 3
-        shift, other_shift = np.uint32((j * half_bits >> 1) - 8 * at), np.uint32((other * half_bits >> 1) - 8 * at)
+        shift, other_shift = (
+            np.uint32((j * half_bits >> 1) - 8 * at),
+            np.uint32((other * half_bits >> 1) - 8 * at),
+        )
         byte0, byte1 = codes[at], codes[min(at + 1, last)]
         byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
         for t in range(0, len(x), 4):

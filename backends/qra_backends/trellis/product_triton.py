@@ -26,7 +26,11 @@ WORDS = 16
 
 
 def make_product(
-    codes: Tensor, scale: Tensor, code: TrellisCode, block: int, factors: Sequence[tuple[Tensor, Tensor, float]] = ()
+    codes: Tensor,
+    scale: Tensor,
+    code: TrellisCode,
+    block: int,
+    factors: Sequence[tuple[Tensor, Tensor, float]] = (),
 ) -> Callable[[Tensor], Tensor]:
     """As `decode_numba.make_product`, on a GPU."""
     (out_features, in_features), table = (len(scale), codes.shape[1]), make_value_table(code.L, codes.device)
@@ -79,7 +83,9 @@ def _rotate(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = column < in_features
     place = tl.program_id(0).to(tl.int64) * in_features + column
-    values = tl.load(x + place, mask=real, other=0).to(tl.float32) * tl.load(sign + column, mask=real, other=0)
+    values = tl.load(x + place, mask=real, other=0).to(tl.float32) * tl.load(
+        sign + column, mask=real, other=0
+    )
     values = apply_hadamard(values, COLUMNS, LOG_BLOCK).reshape(COLUMNS)
     tl.store(rotated + place, values * factor, mask=real)
 

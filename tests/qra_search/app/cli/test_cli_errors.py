@@ -177,7 +177,10 @@ CASES = [
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
     (("doctor", "a", "--model", "tiny"), "give qra doctor a FOLDER to check its files, or --model"),
-    ((*SEARCH, "--backend", "2=reference,2=gguf"), "--backend is '2=reference,2=gguf': a name is given twice"),
+    (
+        (*SEARCH, "--backend", "2=reference,2=gguf"),
+        "--backend is '2=reference,2=gguf': a name is given twice",
+    ),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),
