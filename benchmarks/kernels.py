@@ -127,7 +127,7 @@ def find_paths(code: TrellisCode) -> None:
 def compile_kernel(
     kernel: Any, args: tuple[Any, ...], options: dict[str, Any], target: str
 ) -> dict[str, int]:
-    """Registers of a thread, what is spilled of them (bytes by CUDA, registers by HIP), and shared bytes of a program."""
+    """Registers of a thread, what is spilled of them (bytes by CUDA, registers by HIP), and a program's bytes."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | options
     constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
     signature = {p.name: "constexpr" if p.is_constexpr else name_type(given[p.name]) for p in kernel.params}

@@ -99,7 +99,9 @@ class TaskConfig(Section):
 
 BackendSpec = str | dict[str, Any]
 Width = StrictInt | StrictFloat
-BACKEND_FORMS = "the name of a backend, or one for each bit-width, is needed; with options {name: reference, group_size: 128}"
+BACKEND_FORMS = (
+    "the name of a backend, or one for each bit-width, is needed; with options {name: trellis, L: 14}"
+)
 
 
 def _check_backend_spec(given: Any) -> Any:

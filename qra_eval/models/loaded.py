@@ -24,6 +24,8 @@ from qra_search.errors import BadInput
 log = logging.getLogger(__name__)
 
 SLICES, SLICE_BYTES = 16, 4096
+SUMMED = 1 << 19
+"""64-bit words of a tensor that are summed at a time, and let go."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,12 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
             digest.update(b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts))
         words = flat[: len(flat) // 8 * 8]
         words = words if words.storage_offset() % 8 == 0 else words.clone()
-        digest.update(int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True))
-        if files is not None:
-            files.release(tensor)
+        total = 0
+        for part in words.view(torch.int64).split(SUMMED):
+            total += int(part.sum())
+            if files is not None:
+                files.release(part)
+        digest.update((total % 2**64).to_bytes(8, "little"))
     return digest.hexdigest()[:16]
 
 

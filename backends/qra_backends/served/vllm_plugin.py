@@ -1,9 +1,9 @@
 """Plug-in of vLLM for model folders in this project's own formats: codes stay as they are, and are multiplied by.
 
 vLLM finds it by the entry point `vllm.general_plugins`. Fused matrices (q, k and v; gate and up) hold one quantized
-weight for each shard, so shards may have any levels. Up to 16 tokens at once are multiplied straight from trellis codes;
-other weights are decoded at each use. With QRA_VLLM_DECODED=1 in the environment, weights are decoded once, when they
-are loaded, in the memory and at the speed of an unquantized model.
+weight for each shard, so shards may have any levels. Up to 16 tokens at once are multiplied straight from trellis
+codes; other weights are decoded at each use. With QRA_VLLM_DECODED=1 in the environment, weights are decoded once, when
+they are loaded, in the memory and at the speed of an unquantized model.
 
 Needs vllm at import.
 """

@@ -56,7 +56,7 @@ class TrellisCode:
 
 
 def count_word_rows(code: TrellisCode) -> int:
-    """Rows, from any on, whose states a word of 32 bits holds that begins with the byte of the first state: 1, 2 or 4."""
+    """Rows whose states a word of 32 bits holds that begins with the byte of the first one's: 1, 2 or 4."""
     return max(n for n in (1, 2, 4) if 7 + ceil_div((n - 1) * code.half_bits, 2) + code.L <= 32)
 
 
