@@ -152,7 +152,8 @@ class TableHead(nn.Module):
         if plain is not None and plain.dtype == hidden.dtype:
             return F.linear(hidden, plain, bias)
         inputs, module = hidden.numel() // self.in_features, self.table.module
-        if plain is None and not torch.is_grad_enabled() and inputs <= getattr(module, "few_inputs", 0):
+        few = 0 if module is None or plain is not None else getattr(module, "few_inputs", 0)
+        if module is not None and not torch.is_grad_enabled() and inputs <= few:
             logits = module(hidden)  # straight from the codes
         else:
             logits = _Logits.apply(hidden, self.table)
