@@ -114,7 +114,7 @@ class TaskConfig(Section):
 BackendSpec = str | dict[str, Any]
 Width = StrictInt | StrictFloat
 BACKEND_FORMS = (
-    "the name of a backend, or one for each bit-width, is needed; with options {name: hqq, group_size: 128}"
+    "the name of a backend, or one for each bit-width, is needed; with options {name: trellis, L: 14}"
 )
 
 
@@ -146,8 +146,8 @@ class QuantizationConfig(Section):
 
     backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = Field(
         "mixed-calibrated",
-        description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
-        "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
+        description="a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each "
+        "bit-width, `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
     embeddings: Literal["auto"] | tuple[Width, ...] = Field(
         "auto",

@@ -165,7 +165,6 @@ def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) ->
         cards: how many there are; `room` is of all together.
     """
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
-    import hqq.core.quantize  # noqa: F401
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 

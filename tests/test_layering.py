@@ -35,7 +35,6 @@ OPTIONAL = {
     "bitsandbytes",
     "datasets",
     "gguf",
-    "hqq",
     "huggingface_hub",
     "llama_cpp_py_sync",
     "mlflow",
@@ -52,6 +51,7 @@ BUILT_ON_THESE = (
     "qra_backends.trellis.decode_numba",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.encode",
+    "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
     "qra_backends.libraries.",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",

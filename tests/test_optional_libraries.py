@@ -16,14 +16,13 @@ SCRIPT = Path(__file__).with_name("without_library.py")
 TRITON_KERNELS = {
     "qra_backends.ggml.decode_triton",
     "qra_backends.kernels.groupwise",
-    "qra_backends.libraries.hqq_triton",
     "qra_backends.reference.feedback_triton",
     "qra_backends.trellis.decode_triton",
+    "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
 }
 NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     # library: (distribution, modules that import it at the top, backends, strategies)
-    "hqq": ("hqq", set(), {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", set(), {"bitsandbytes", "mixed"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "triton": ("triton", TRITON_KERNELS, set(), set()),
@@ -50,5 +49,4 @@ def test_without_optional_libraries_all_the_rest_works():
     for distribution, _, backends, strategies in NEEDS.values():
         assert all(distribution in refused["backends"][backend] for backend in backends - {"mixed"})
         assert all(distribution in refused["strategies"][strategy] for strategy in strategies)
-    assert "install the extra hqq" in refused["backends"]["hqq"]
-    assert any(name in refused["backends"]["mixed"] for name in ("hqq", "bitsandbytes"))
+    assert "bitsandbytes" in refused["backends"]["mixed"]

@@ -315,7 +315,7 @@ class Backend(ABC):
         return bits
 
     def level_name(self, bits: Level) -> str:
-        """What a level is called beside those of other backends: `hqq-4`, `nf4`."""
+        """What a level is called beside those of other backends: `reference-4`, `nf4`."""
         return bits if isinstance(bits, str) else f"{self.name}-{bits}"
 
     def describe(self, bits: Level) -> str:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
-from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend, read_width
 
 _ROUNDED: Spec = {"name": "reference", "ranges": "mse"}
 DEFAULT_CHOICE: dict[float, Spec] = {
-    2: "hqq",
-    3: "hqq",
+    2: _ROUNDED,
+    3: _ROUNDED,
     4: "bitsandbytes-nf4",
     5: _ROUNDED,
     6: _ROUNDED,
@@ -26,7 +25,6 @@ TRELLIS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5)
 """Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
 CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS, "trellis")
 CALIBRATED_CHOICE |= {6: "reference-gptq", 8: "bitsandbytes-int8"}
-_BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class MixedBackend(Backend):
     """Hands each level to the backend chosen for it.
 
     A whole width that is stored in one way is a level itself. Others have the names that their backends give them:
-    `{4: ["bitsandbytes-nf4", "hqq"]}` has the levels `nf4` and `hqq-4`. A name that is taken gets a number: `hqq-4-2`.
+    `{4: ["bitsandbytes-nf4", "reference"]}` has the levels `nf4` and `reference-4`. A name that is taken gets a number:
+    `reference-4-2`.
 
     Args:
         choice: bits to a backend's spec, as `make_backend` takes it, or to a list of them; text keys are read as
@@ -125,6 +124,7 @@ class MixedBackend(Backend):
     )
     dequantize, dequantize_rows = map(_delegate_by_module, ("dequantize", "dequantize_rows"))
     to_tensors, get_trainable_groups = map(_delegate_by_module, ("to_tensors", "get_trainable_groups"))
+    replace_groups = _delegate_by_module("replace_groups")
 
     def describe(self, bits: Level) -> str:
         return self._get_backend_level(bits).words
@@ -149,7 +149,7 @@ class MixedBackend(Backend):
             made = backend.quantize_levels(
                 linear, list(own.values()), hessian=hessian, output_weights=output_weights
             )
-            modules |= {bits: _mark_level(made[level], bits) for bits, level in own.items()}
+            modules |= {bits: made[level] for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
     def probe_levels(
@@ -182,10 +182,7 @@ class MixedBackend(Backend):
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         part = self._get_backend_level(bits)
-        return _mark_level(part.backend.make_module(tensors, part.level, **form), bits)
-
-    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        return _mark_level(self._find_backend(module).replace_groups(module, groups), getattr(module, _BITS))
+        return part.backend.make_module(tensors, part.level, **form)
 
     def _reuse_backend(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""
@@ -210,10 +207,13 @@ class MixedBackend(Backend):
         return next(free for free in names if free not in self._backend_levels)
 
     def _find_backend(self, module: nn.Module) -> Backend:
-        bits = getattr(module, _BITS, None)
-        if bits is None:
+        """A backend of the module's class: all that have it read it in the same way."""
+        backends = [part.backend for part in self._backend_levels.values()]
+        exact = [backend for backend in backends if type(module) is backend.layer]
+        found = exact or [backend for backend in backends if isinstance(module, backend.layer)]
+        if not found:
             raise ValueError(f"no level of the backend 'mixed' made this {type(module).__name__}")
-        return self._get_backend_level(bits).backend
+        return found[0]
 
 
 def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_BackendLevel]:
@@ -227,8 +227,3 @@ def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_Back
     if not found:
         raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")
     return found
-
-
-def _mark_level(module: nn.Module, bits: Level) -> nn.Module:
-    setattr(module, _BITS, bits)
-    return module

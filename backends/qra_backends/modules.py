@@ -30,7 +30,12 @@ class DequantizedLinear(nn.Linear):
         bias: frozen, or None.
         dtype: what the layer computes in.
         settings: of a backend's own layer, which become its attributes.
+
+    Attributes:
+        few_inputs: inputs of one product, at most, for which no weight is made if no gradients are recorded.
     """
+
+    few_inputs = 0
 
     def __init__(
         self,

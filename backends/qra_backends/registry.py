@@ -19,8 +19,8 @@ Spec = str | Mapping[Any, Any] | Backend
 def make_backend(spec: Spec) -> Backend:
     """A backend from its spec.
 
-    `"hqq"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "hqq", "group_size": 128}` a name
-    with options; `{2: "hqq", 4: {"name": "hqq", "group_size": 32}}` another backend for each bit-width, and
+    `"trellis"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "trellis", "L": 14}` a name
+    with options; `{2: "trellis", 4: {"name": "reference", "group_size": 32}}` another backend for each bit-width, and
     a list of them in place of one a choice.
 
     Raises:

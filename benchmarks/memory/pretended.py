@@ -77,7 +77,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "double quantization": changed(
         BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
     ),
-    "hqq": changed(REFERENCE, quantization={"backend": "hqq"}, space={"bits": (3, 4)}),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
     "gguf": changed(
         REFERENCE,

@@ -88,11 +88,11 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --ranks ' -4'", "ranks must be from 0 to 4096"),
     (f"plan {TINY} --ranks '4;8'", "numbers with commas between"),
     (f"plan {TINY} --granularity heads", "input should be 'auto', 'module'"),
-    (f"plan {TINY} --backend hqqq", "unknown backend 'hqqq'"),
-    (f"plan {TINY} --backend two=hqq", "one for each bit-width, such as 2=hqq,4=bitsandbytes"),
-    (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
+    (f"plan {TINY} --backend ggup", "unknown backend 'ggup'"),
+    (f"plan {TINY} --backend two=gguf", "one for each bit-width, such as 2=reference,4=bitsandbytes"),
+    (f"plan {TINY} --backend 2=ggup,4=bitsandbytes", "unknown backend 'ggup'"),
     (f"plan {TINY} --engine tgi", "engine is 'tgi': known are"),
-    (f"plan {TINY} --engine llama.cpp --backend hqq", "or leave the field out"),
+    (f"plan {TINY} --engine llama.cpp --backend reference", "or leave the field out"),
     (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2: engine transformers has 4, 16"),
     (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
     # budgets
@@ -175,7 +175,7 @@ CASES: tuple[tuple[str, str], ...] = (
 OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
     (
-        f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64",
+        f"plan {TINY} --set quantization.backend.name=reference --set quantization.backend.group_sise=64",
         "group_sise",
     ),
     ("export tuned --format merged --option bits=4", "unknown option of format 'merged': 'bits'"),

@@ -18,11 +18,14 @@ from torch import nn
 
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears, normalise
+from qra_eval.models.mapped import MappedFiles
 from qra_search.errors import BadInput
 
 log = logging.getLogger(__name__)
 
 SLICES, SLICE_BYTES = 16, 4096
+SUMMED = 1 << 19
+"""64-bit words of a tensor that are summed at a time, and let go."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def prepare_model(
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
         return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
-    digest = compute_fingerprint(model)
+    # The pages of a model in memory are its owner's, who may have changed them.
+    digest = compute_fingerprint(model, release=stream and fields.get("source") is None)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(make_input_contiguous)
@@ -114,9 +118,14 @@ def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any
     return (args[0].contiguous(), *args[1:])
 
 
-def compute_fingerprint(model: nn.Module) -> str:
+def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
     """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
-    its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows."""
+    its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows.
+
+    Args:
+        release: let go of the pages of tensors that are mapped from a file and were never written to.
+    """
+    files = MappedFiles() if release else None
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -128,7 +137,12 @@ def compute_fingerprint(model: nn.Module) -> str:
             digest.update(b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts))
         words = flat[: len(flat) // 8 * 8]
         words = words if words.storage_offset() % 8 == 0 else words.clone()
-        digest.update(int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True))
+        total = 0
+        for part in words.view(torch.int64).split(SUMMED):
+            total += int(part.sum())
+            if files is not None:
+                files.release(part)
+        digest.update((total % 2**64).to_bytes(8, "little"))
     return digest.hexdigest()[:16]
 
 

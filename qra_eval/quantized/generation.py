@@ -1,7 +1,8 @@
-"""Generation as fast as in 16 bits: a token asks for every weight, and to dequantize it each time is slow.
+"""Generation about as fast as in 16 bits: a token asks for every weight, and to dequantize it each time is slow.
 
-The weights stay dequantized from the first call on, with the adapter merged into them before they are rounded to the
-model's dtype. So an answer may differ from one without kept weights by one rounding, as between two kernels.
+Layers that multiply straight from their codes do so, with the adapter added in the same call. Other weights stay
+dequantized from the first call on, with the adapter merged into them before they are rounded to the model's dtype. So
+an answer may differ from one without either by a rounding, as between two kernels.
 """
 
 from __future__ import annotations
@@ -21,36 +22,37 @@ from torch.nn import functional as F
 from qra_eval.models.embeddings import TableEmbedding, TableHead
 from qra_eval.quantized.model import count_cache_bytes
 
+WEIGHTS = ("auto", "codes", "decoded")
 Factors = list[tuple[Tensor, Tensor, float]]
 """A, B and scaling of each active adapter of a linear."""
 Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
 """Dequantized weights by module, each with what it was made of."""
 
 
-def cache_weights_in_generate(
-    model: Any, backend: Backend, names: Collection[str], cache: int | str = "auto"
-) -> None:
-    """Have `generate` of a loaded model multiply by dequantized weights, which are kept from its first call on.
+def prepare_generate(model: Any, backend: Backend, names: Collection[str], weights: str = "auto") -> None:
+    """Have `generate` of a loaded model multiply as `weights` says, from its first call on.
 
     Args:
         names: of the linears that the backend has quantized; tables are found.
-        cache: bytes for dequantized weights (`2GiB`, 0), or `auto`: of what is free. If they do not hold all, weights
-            are dequantized for every token.
+        weights: `codes`: nothing is kept dequantized; `decoded`: everything is; `auto`: what cannot be multiplied
+            straight from its codes is kept, if a share of the free memory holds it.
     """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     kept: Weights = WeakKeyDictionary()
 
     def generate(self: Any, *args: Any, **options: Any) -> Any:
-        with cache_weights(self, backend, names, kept, cache):
+        with serve_weights(self, backend, names, kept, weights):
             return type(self).generate(self, *args, **options)
 
     model.generate = MethodType(generate, model)  # a copy of the model is bound to itself
 
 
 @contextmanager
-def cache_weights(
-    model: Any, backend: Backend, names: Collection[str], kept: Weights, cache: int | str
+def serve_weights(
+    model: Any, backend: Backend, names: Collection[str], kept: Weights, weights: str
 ) -> Iterator[None]:
-    """Multiply by dequantized weights while the context lasts; as before if they do not fit."""
+    """Multiply by codes or by dequantized weights while the context lasts; as before by what does not fit."""
     linears: dict[nn.Module, tuple[Any, Factors]] = {}
     for module in map(model.get_submodule, names):
         linear = getattr(module, "base_layer", module)  # below an adapter of PEFT
@@ -60,29 +62,38 @@ def cache_weights(
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
     replaced = [table for table in tables.values() if table.module is not None and table.plain_weight is None]
+    direct = set()
+    if weights != "decoded":
+        direct |= {
+            module for module, (linear, _) in linears.items() if _is_direct(linear) or weights == "codes"
+        }
+        direct |= {table for table in replaced if _is_direct(table.module) or weights == "codes"}
+    decoded = {module: given for module, given in linears.items() if module not in direct}
+    replaced = [table for table in replaced if table not in direct]
     versions = {
-        module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in linears.items()
+        module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in decoded.items()
     }
     versions |= {table: _get_version(model.dtype, table) for table in replaced}
     lacking = [
         module for module, version in versions.items() if module not in kept or kept[module][0] != version
     ]
     sizes = [
-        m.shape if m in replaced else (linears[m][0].out_features, linears[m][0].in_features) for m in lacking
+        m.shape if m in replaced else (decoded[m][0].out_features, decoded[m][0].in_features) for m in lacking
     ]
-    if sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize > count_cache_bytes(
-        cache, model.device
-    ):
-        yield
-        return
+    needed = sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize
+    if weights == "auto" and needed > count_cache_bytes("auto", model.device):
+        decoded, replaced, lacking = {}, [], []
     try:
         with torch.no_grad():
             for module in lacking:
-                linear, factors = linears.get(module, (module, []))
+                linear, factors = decoded.get(module, (module, []))
                 weight = module.weight if module in replaced else _merge(backend, linear, factors)
                 kept[module] = versions[module], weight.to(model.dtype), factors
-        for module, (linear, _) in linears.items():
-            module.forward = _make_forward(module, kept[module][1], linear.bias)
+        for module, (linear, factors) in linears.items():
+            if module in decoded:
+                module.forward = _make_forward(module, kept[module][1], linear.bias)
+            elif _is_direct(linear) and (forward := _make_direct_forward(module, linear, factors)):
+                module.forward = forward
         for table in replaced:
             table.frozen = kept[table][1]
         yield
@@ -91,6 +102,10 @@ def cache_weights(
             vars(module).pop("forward", None)
         for table in replaced:
             table.frozen = None
+
+
+def _is_direct(module: nn.Module | None) -> bool:
+    return getattr(module, "few_inputs", 0) > 0
 
 
 def _find_factors(module: nn.Module) -> Factors | None:
@@ -129,5 +144,20 @@ def _make_forward(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Cal
         if args or options:  # such as one adapter for each row
             return usual(module, x, *args, **options)  # type: ignore[no-any-return]
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    return forward
+
+
+def _make_direct_forward(module: nn.Module, linear: Any, factors: Factors) -> Callable[..., Tensor] | None:
+    """A quantized linear and its adapters in one call, which PEFT takes several modules for; None if it has none."""
+    multiply, usual = linear.make_product(factors), type(module).forward
+    if multiply is None:
+        return None
+
+    def forward(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        inputs = x.reshape(-1, x.shape[-1])
+        if args or options or len(inputs) > linear.few_inputs or torch.is_grad_enabled():
+            return usual(module, x, *args, **options)  # type: ignore[no-any-return]
+        return multiply(inputs).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     return forward

@@ -15,7 +15,7 @@ from qra_eval.models.embeddings import place_tables, replace_tables
 from qra_eval.models.experts import keep_expert_names
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.load import load_model
-from qra_eval.quantized.generation import cache_weights_in_generate
+from qra_eval.quantized.generation import prepare_generate
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -41,7 +41,7 @@ def load(
     tuning: str | None = None,
     adapter: str | Path | None = None,
     device: str = "auto",
-    dequantized_cache: int | str = "auto",
+    weights: str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
@@ -54,8 +54,9 @@ def load(
             base once `qra_search.open_run(folder).load(...)` or an export has written it.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, or `cuda:0,cuda:1` for layers on both.
-        dequantized_cache: bytes (`2GiB`, 0) for the dequantized weights that `generate` keeps from its first call on;
-            `auto`: a share of what is free. If they do not hold all, each token dequantizes the weights anew.
+        weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
+            level has a product of its own (trellis codes). `decoded`: 16-bit weights, kept from its first call on.
+            `auto`: codes, but levels without a product of their own are kept decoded if memory allows.
         trust_remote_code: run code that comes with the model.
         model, tokenizer: in memory, if the run was made with these.
 
@@ -72,7 +73,7 @@ def load(
         folder,
         plan=plan,
         device=device,
-        dequantized_cache=dequantized_cache,
+        weights=weights,
         trust_remote_code=trust_remote_code,
         model=model,
         tokenizer=tokenizer,
@@ -102,7 +103,7 @@ def load_base(
     *,
     plan: Mapping[str, Any] | None = None,
     device: str = "auto",
-    dequantized_cache: int | str = "auto",
+    weights: str = "auto",
     trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
@@ -131,9 +132,7 @@ def load_base(
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    install_weights(
-        model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], dequantized_cache
-    )
+    install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights)
     return model, loaded.tokenizer
 
 
@@ -202,7 +201,7 @@ def install_weights(
     files: Sequence[str | Path],
     device: str | torch.device,
     more: Sequence[torch.device] = (),
-    dequantized_cache: int | str = "auto",
+    weights: str = "auto",
 ) -> None:
     """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
 
@@ -211,7 +210,7 @@ def install_weights(
         levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
         more: devices over which the layers are spread, beside `device`, where the rest of the model is.
-        dequantized_cache: bytes for the weights that `generate` keeps.
+        weights: what `generate` multiplies by; see `load`.
 
     Raises:
         BadInput: the tensors of a quantized weight are in none of the files.
@@ -260,4 +259,4 @@ def install_weights(
             layer.to(place)
         connect_devices(modules, layers)
     model.requires_grad_(False)
-    cache_weights_in_generate(model, backend, names, dequantized_cache)
+    prepare_generate(model, backend, names, weights)

@@ -52,10 +52,10 @@ def test_a_group_of_equal_weights_gets_no_gradient_by_its_scale():
 
 
 def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
-    backend = make_backend("hqq")
+    backend = make_backend("bitsandbytes")
     module = backend.quantize(nn.Linear(64, 8), 4)
     assert backend.get_trainable_groups(module) is None and backend.count_trainable(4, 8, 64) == 0
-    with pytest.raises(NotImplementedError, match="hqq"):
+    with pytest.raises(NotImplementedError, match="bitsandbytes"):
         backend.replace_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
 
 

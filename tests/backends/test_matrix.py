@@ -13,7 +13,7 @@ from torch import Tensor, nn
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
 SHAPES = ((128, 64), (64, 128))  # out, in, of two linears with a norm between
-OURS = ("bitsandbytes", "compressed-tensors", "hqq", "mixed", "reference", "reference-gptq", "trellis")
+OURS = ("bitsandbytes", "compressed-tensors", "mixed", "reference", "reference-gptq", "trellis")
 """Not what others have plugged in."""
 CELLS = [(name, bits) for name in OURS for bits in make_backend(name).bits]
 

@@ -10,11 +10,13 @@ from qra_backends import make_backend
 from qra_backends.reference.backend import ReferenceBackend
 from torch import nn
 
+ROUNDED = {"name": "reference", "ranges": "mse"}
 
-def test_the_default_is_hqq_below_four_bits_and_bitsandbytes_above():
+
+def test_the_default_rounds_to_the_nearest_where_bitsandbytes_has_no_level():
     backend = make_backend("mixed")
     assert backend.bits == (2, 3, 4, 5, 6, 8)
-    for bits, name in {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}.items():
+    for bits, name in {2: ROUNDED, 3: ROUNDED, 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}.items():
         assert backend.identity(bits)["spec"] == make_backend(name).spec
         assert backend.storage(bits).bytes(576, 192) == make_backend(name).storage(bits).bytes(576, 192)
 
@@ -29,15 +31,16 @@ def test_a_hessian_reaches_the_calibrated_part_only():
 
 
 def test_shapes_are_refused_by_the_part_that_would_store_them():
-    backend = make_backend({2: "reference", 4: "hqq"})
+    backend = make_backend({2: "reference", 4: "compressed-tensors"})
     assert backend.unsupported_reason(2, 7, 64) is None
-    assert "groups together" in backend.unsupported_reason(4, 7, 64)
+    assert "32" in backend.unsupported_reason(4, 64, 70)
     assert "choose from 2, 4" in backend.unsupported_reason(8, 7, 64)
 
 
 def test_a_module_of_another_backend_is_refused():
-    with pytest.raises(ValueError, match="no level of the backend 'mixed' made this PackedLinear"):
-        make_backend("mixed").dequantize(make_backend("reference").quantize(nn.Linear(64, 64), 4))
+    made = make_backend("trellis").quantize(nn.Linear(32, 32), 1, hessian=torch.eye(32))
+    with pytest.raises(ValueError, match="no level of the backend 'mixed' made this TrellisLinear"):
+        make_backend("mixed").dequantize(made)
 
 
 def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
@@ -49,22 +52,22 @@ def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
 
 def test_several_backends_at_one_width_are_levels_of_their_own():
     backend = make_backend(
-        {2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, "hqq"]}
+        {2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, ROUNDED]}
     )
-    assert backend.bits == (2, "nf4", "reference-4", "hqq-4")
+    assert backend.bits == (2, "nf4", "reference-4", "reference-4-2")
     assert [backend.width(level) for level in backend.bits] == [2, 4, 4, 4]
     assert [backend.describe(level) for level in backend.bits] == [
         "reference",
         "bitsandbytes-nf4",
         "reference, group_size 32",
-        "hqq",
+        "reference, ranges mse",
     ]
     assert make_backend(backend.spec).spec == backend.spec and make_backend(backend.spec).bits == backend.bits
     linear = nn.Linear(64, 64, bias=False)
     for level, name in (
         ("nf4", "bitsandbytes-nf4"),
         ("reference-4", {"name": "reference", "group_size": 32}),
-        ("hqq-4", "hqq"),
+        ("reference-4-2", ROUNDED),
     ):
         alone, module = make_backend(name), backend.quantize(linear, level)
         assert backend.storage(level).bytes(64, 64) == alone.storage(4).bytes(64, 64)
@@ -87,17 +90,22 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
             return 2 if bits == 2 else 4
 
     assert make_backend({4: Two(), 8: "reference"}).bits == ("small", "large", 8)
-    assert make_backend({2: Two(), 4: [Two(group_size=32), "hqq"]}).bits == (2, "small", "large", "hqq-4")
+    assert make_backend({2: Two(), 4: [Two(group_size=32), "reference"]}).bits == (
+        2,
+        "small",
+        "large",
+        "reference-4",
+    )
 
 
 def test_an_identity_is_that_of_the_part_alone():
     one, other = (
-        make_backend({2: "hqq", 4: "reference"}),
-        make_backend({2: "reference-gptq", 4: ["reference", "hqq"]}),
+        make_backend({4: "reference", 8: "bitsandbytes-int8"}),
+        make_backend({4: ["reference", "bitsandbytes-nf4"], 8: "reference-gptq"}),
     )
     assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)
-    assert one.identity(2) != other.identity(2)
-    assert one.identity(2)["library"] == {"hqq": version("hqq")}
+    assert one.identity(8) != other.identity(8)
+    assert one.identity(8)["library"] == {"bitsandbytes": version("bitsandbytes")}
 
 
 def test_levels_go_to_their_backends_together(monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +116,6 @@ def test_levels_go_to_their_backends_together(monkeypatch: pytest.MonkeyPatch):
         "quantize_levels",
         lambda self, linear, levels, **k: calls.append(levels) or kept(self, linear, levels, **k),
     )
-    backend = make_backend({2: "reference", 3: "hqq", 4: "reference"})
-    modules = backend.quantize_levels(nn.Linear(64, 64), (4, 3, 2))
+    backend = make_backend({2: "reference", 3: "trellis", 4: "reference"})
+    modules = backend.quantize_levels(nn.Linear(64, 64), (4, 3, 2), hessian=torch.eye(64))
     assert calls == [[4, 2]] and list(modules) == [4, 3, 2]

@@ -64,10 +64,12 @@ def test_peft_learns_what_a_weight_is_without_having_it_dequantized(monkeypatch)
 
 
 def test_scales_of_the_other_half_precision_load_and_no_others() -> None:
-    backend = make_backend("hqq")
-    made = backend.quantize(nn.Linear(64, 8, bias=False).bfloat16(), 3)
-    stored, form = backend.to_tensors(made), {"bits": 3, "out_features": 8, "in_features": 64}
-    loaded = backend.from_tensors(stored, **form, dtype=torch.float16)
+    backend = make_backend("compressed-tensors")
+    made = backend.quantize(nn.Linear(64, 32, bias=False).bfloat16(), 4, hessian=torch.eye(64))
+    stored, form = backend.to_tensors(made), {"bits": 4, "out_features": 32, "in_features": 64}
+    scale = stored["weight_scale"]
+    other = torch.float16 if scale.dtype == torch.bfloat16 else torch.bfloat16
+    loaded = backend.from_tensors(stored | {"weight_scale": scale.to(other)}, **form)
     assert loaded.dequantize().float().allclose(made.dequantize().float(), atol=1e-2)
-    with pytest.raises(ValueError, match="tensor scale must be"):
-        backend.from_tensors(stored | {"scale": stored["scale"].float()}, **form)
+    with pytest.raises(ValueError, match="tensor weight_scale must be"):
+        backend.from_tensors(stored | {"weight_scale": scale.float()}, **form)

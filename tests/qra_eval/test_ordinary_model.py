@@ -16,14 +16,16 @@ import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from qra_backends.modules import DequantizedLinear
+from qra_backends.trellis.linear import TrellisLinear
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainingArguments
 
 from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.models.load import load_model
-from qra_eval.quantized import generation
 from qra_eval.tuning.loading import BASE_DIGEST, find_tuning, load_base
 from qra_search import plan
 from qra_search.app.cli.errors import run_safely
@@ -241,32 +243,69 @@ def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_know
     assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
 
 
-def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forward_behind(
-    model: Any, expected: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Decoding asks for every weight at every token: anew each time it was five times as slow as 16 bits."""
+def count_dequantized(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets a number whenever a weight of the model is dequantized whole."""
     counts: list[int] = []
-    base, length = model.get_base_model(), {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    kinds = {type(module) for module in base.modules() if isinstance(module, DequantizedLinear)}
-    for kind in kinds:
+    for kind in {type(module) for module in model.modules() if isinstance(module, DequantizedLinear)}:
         original = kind.dequantize
         counting = lambda self, *a, original=original: counts.append(1) or original(self, *a)  # noqa: E731
         monkeypatch.setattr(kind, "dequantize", counting)
-    kept = model.generate(IDS, **length)
+    return counts
+
+
+LENGTH = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+def test_generate_multiplies_by_codes_and_its_memory_holds_no_weight_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(run, device="cpu", weights="codes")[0]
+    linears = [module for module in model.modules() if isinstance(module, TrellisLinear)]
+    assert len(linears) > 7  # those of the layers, and the table
+    counts = count_dequantized(model, monkeypatch)
+    prompt, seen = IDS[:, :4], {"output_logits": True, "return_dict_in_generate": True}
+    with Shapes() as seen_shapes:
+        direct = model.generate(prompt, **LENGTH, **seen).logits[0]
+    weights = {(linear.out_features, linear.in_features) for linear in linears}
+    assert not counts and seen_shapes.found and not seen_shapes.found & weights
+    assert not any("forward" in vars(module) for module in model.modules())
+    monkeypatch.undo()
+    decoded = load(run, device="cpu", weights="decoded")[0]
+    assert (decoded.generate(prompt, **LENGTH, **seen).logits[0] - direct).abs().max() < ROUNDING
+    with pytest.raises(ValueError, match="weights must be one of auto, codes, decoded, got 'both'"):
+        load(run, device="cpu", weights="both")
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all tensors of floats that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        floats = [t for t in tree_leaves(given) if isinstance(t, Tensor) and t.is_floating_point()]
+        self.found |= {tuple(tensor.shape) for tensor in floats}
+        return given
+
+
+def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forward_behind(
+    run: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding asks for every weight at every token: anew each time it was five times as slow as 16 bits."""
+    model = load(run, device="cpu", weights="decoded")[0]
+    base = model.get_base_model()
+    counts = count_dequantized(base, monkeypatch)
+    kept = model.generate(IDS, **LENGTH)
     once = len(counts)
-    assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
+    assert 0 < once <= sum(isinstance(module, DequantizedLinear) for module in base.modules())
     counts.clear()
     assert (
-        torch.equal(model.generate(IDS, **length), kept) and not counts
+        torch.equal(model.generate(IDS, **LENGTH), kept) and not counts
     )  # they are there since the first call
     twin = copy.deepcopy(model)
-    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) == once
-    monkeypatch.setattr(generation, "count_cache_bytes", lambda *_: 0)  # no room: as before
-    counts.clear()
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (
-        once - 1
-    )  # a head asks for rows
+    assert torch.equal(twin.generate(IDS, **LENGTH), kept) and len(counts) == once
     assert torch.equal(logits(model), expected) and not any(
         "forward" in vars(module) for module in base.modules()
     )
@@ -274,17 +313,16 @@ def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forwa
 
 def test_generate_follows_a_change_of_the_adapter(model: Any) -> None:
     """The adapter is merged into the kept weights: a step of an optimizer, or another scaling, merges it anew."""
-    length = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     twin = copy.deepcopy(model)
-    first = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+    first = twin.generate(IDS, **LENGTH, output_logits=True, return_dict_in_generate=True).logits[0]
     assert (first - twin(IDS).logits[:, -1]).abs().max() < ROUNDING
     with twin.disable_adapter():
-        without = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+        without = twin.generate(IDS, **LENGTH, output_logits=True, return_dict_in_generate=True).logits[0]
     with torch.no_grad():
         for name, tensor in twin.named_parameters():
             if ".lora_B." in name:
                 tensor.zero_()
-    zeroed = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
+    zeroed = twin.generate(IDS, **LENGTH, output_logits=True, return_dict_in_generate=True).logits[0]
     assert torch.equal(zeroed, without) and not torch.equal(zeroed, first)
 
 

@@ -1,8 +1,9 @@
-"""Plug-in of vLLM for model folders in this project's own formats: codes stay as they are, and are decoded at each use.
+"""Plug-in of vLLM for model folders in this project's own formats: codes stay as they are, and are multiplied by.
 
 vLLM finds it by the entry point `vllm.general_plugins`. Fused matrices (q, k and v; gate and up) hold one quantized
-weight for each shard, so shards may have any levels. With QRA_VLLM_DECODED=1 in the environment, weights are decoded
-once, when they are loaded: the same numbers, in the memory and at the speed of an unquantized model.
+weight for each shard, so shards may have any levels. Up to 16 tokens at once are multiplied straight from trellis
+codes; other weights are decoded at each use. With QRA_VLLM_DECODED=1 in the environment, weights are decoded once, when
+they are loaded, in the memory and at the speed of an unquantized model.
 
 Needs vllm at import.
 """
@@ -167,9 +168,10 @@ def _get_weight(shards: Shards, module: Any) -> Tensor:
 
 @torch.library.custom_op("qra::linear", mutates_args=())
 def _apply_linear(x: Tensor, key: str, out_features: int) -> Tensor:
-    """x (..., in) times the weights of a layer, (..., out)."""
+    """x (..., in) times the weights of a layer, (..., out): a few inputs straight from the codes."""
     layer: Any = _layers[key]
-    products = [F.linear(x, _get_weight(layer.qra_shards, module)) for module in layer.qra_modules]
+    with torch.no_grad():
+        products = [module(x) for module in layer.qra_modules]
     return torch.cat(products, dim=-1) if len(products) > 1 else products[0]
 
 

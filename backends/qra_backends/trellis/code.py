@@ -55,6 +55,11 @@ class TrellisCode:
         return self.half_bits // 2, self.half_bits - self.half_bits // 2
 
 
+def count_word_rows(code: TrellisCode) -> int:
+    """Rows whose states a word of 32 bits holds that begins with the byte of the first one's: 1, 2 or 4."""
+    return max(n for n in (1, 2, 4) if 7 + ceil_div((n - 1) * code.half_bits, 2) + code.L <= 32)
+
+
 def pack(states: Tensor, code: TrellisCode) -> Tensor:
     """Streams uint8 (bytes, n) of columns whose states are int32 (out, n), each following from the one before.
 

@@ -1,16 +1,33 @@
-"""Decoding and rotating on a CPU, compiled by numba when first used: a row at a time, which stays in the cache."""
+"""Decoding, rotating and multiplying on a CPU, compiled by numba when first used.
+
+Decoding goes a row at a time, which stays in the cache. A product with few inputs makes no weight: it rotates the
+inputs, and adds up values as it reads the streams.
+"""
 
 from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.trellis.code import TrellisCode, make_state_values
-from qra_backends.trellis.jit import OPTIONS, compile_once
+from qra_backends.storage import ceil_div
+from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_state_values
+from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
 from qra_backends.trellis.rotation import make_signs
+
+ROWS, TOKENS = 4, 4
+"""Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
+LEAST_PART = 1 << 17
+"""Weights for which it pays to wake a thread: about 40 microseconds of work."""
 
 
 def decode_rows(
@@ -42,6 +59,75 @@ def decode_rows(
         if work is not rows:
             rows.copy_(work)
     return weight
+
+
+def make_product(
+    codes: Tensor,
+    scale: Tensor,
+    code: TrellisCode,
+    block: int,
+    factors: Sequence[tuple[Tensor, Tensor, float]] = (),
+) -> Callable[[Tensor], Tensor]:
+    """A function of few inputs x (n, in) that gives x Wᵀ in float32 (n, out), on as many threads as torch has.
+
+    Args:
+        codes: uint8 (bytes of a stream, in).
+        scale: float16 (out,).
+        block: inputs that are rotated together.
+        factors: A (rank, in), B (out, rank) and scaling of adapters, whose products are added.
+    """
+    out_features, in_features = len(scale), codes.shape[1]
+    down = np.zeros((sum(len(a) for a, _, _ in factors), in_features), np.float32)
+    up = np.zeros((out_features, len(down)), np.float32)
+    start = 0
+    for a, b, scaling in factors:
+        own = slice(start, start + len(a))
+        down[own], up[:, own] = a.detach().float().numpy(), (b.detach().float() * scaling).numpy()
+        start += len(a)
+    stored = (codes.numpy(), _make_float_values(code.L), code.half_bits, scale.float().numpy(), up)
+    sign, shrink = make_signs(in_features, codes.device).numpy(), np.float32(1 / math.sqrt(block))
+    is_short = count_word_rows(code) >= ROWS
+
+    def multiply(x: Tensor) -> Tensor:
+        count = x.shape[0]
+        is_alone = count == 1 and is_short
+        inputs = np.zeros((1 if is_alone else ceil_div(count, TOKENS) * TOKENS, in_features), np.float32)
+        torch.from_numpy(inputs)[:count] = x
+        inner = np.empty((len(inputs), len(down)), np.float32)
+        _project_and_rotate(inputs, down, inner, sign, shrink, block)
+        product = np.empty((len(inputs), out_features), np.float32)
+        multiply_rows = _multiply_one if is_alone else _multiply_four
+        _split_rows(partial(multiply_rows, *stored, inputs, inner, product), out_features, in_features)
+        return torch.from_numpy(product)[:count]
+
+    return multiply
+
+
+def _split_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
+    """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
+    parts = min(torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
+    step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
+    others = [
+        _make_pool(parts - 1).submit(work, first, min(first + step, rows))
+        for first in range(step, rows, step)
+    ]
+    work(0, min(step, rows))
+    for other in others:
+        other.result()
+
+
+@lru_cache
+def _make_pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="qra-product")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make_pool.cache_clear)  # the threads are its parent's
+
+
+@lru_cache
+def _make_float_values(L: int) -> NDArray[np.float32]:
+    return (make_state_values(L) * UNIT).astype(np.float32)
 
 
 @numba.njit(**OPTIONS)
@@ -94,3 +180,88 @@ def rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
         for i in range(len(weights)):
             weights[i] *= factor * sign[i]
         _apply_hadamard(weights, block)
+
+
+@numba.njit(**{**OPTIONS, "fastmath": True})
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[np.uint64(i)] * b[np.uint64(i)]
+    return total
+
+
+@compile_sums
+def _project_and_rotate(x, down, inner, sign, factor, block):  # type: ignore[no-untyped-def]
+    """Inputs (n, in) times the adapters' (rank, in), then rotated in place."""
+    for t in range(len(x)):
+        for r in range(len(down)):
+            inner[t, r] = _dot(down[r], x[t])
+        row = x[t]
+        for i in range(len(row)):
+            row[i] *= factor * sign[i]
+        _apply_hadamard(row, block)
+
+
+# Unsigned indices, sums in any order and no stores within a loop let the compiler use AVX-512's gathers.
+@compile_sums
+def _multiply_one(codes, values, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
+    """Rows first to stop of the product with one input, four at a time, and of its adapters."""
+    last, mask, row = len(codes) - 1, np.uint32(len(values) - 1), x[0]
+    for j in range(first, stop, 4):
+        j1, j2, j3 = min(j + 1, stop - 1), min(j + 2, stop - 1), min(j + 3, stop - 1)
+        at = (j * half_bits >> 1) >> 3
+        shift0 = np.uint32((j * half_bits >> 1) - 8 * at)
+        shift1 = np.uint32((j1 * half_bits >> 1) - 8 * at)
+        shift2 = np.uint32((j2 * half_bits >> 1) - 8 * at)
+        shift3 = np.uint32((j3 * half_bits >> 1) - 8 * at)
+        byte0, byte1 = codes[at], codes[min(at + 1, last)]
+        byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
+        sum0 = sum1 = sum2 = sum3 = np.float32(0)
+        for i in range(codes.shape[1]):
+            k = np.uint64(i)
+            low = np.uint32(byte0[k]) | np.uint32(byte1[k]) << np.uint32(8)
+            word = low | np.uint32(byte2[k]) << np.uint32(16) | np.uint32(byte3[k]) << np.uint32(24)
+            sum0 += values[np.uint64(word >> shift0 & mask)] * row[k]
+            sum1 += values[np.uint64(word >> shift1 & mask)] * row[k]
+            sum2 += values[np.uint64(word >> shift2 & mask)] * row[k]
+            sum3 += values[np.uint64(word >> shift3 & mask)] * row[k]
+        product[0, j] = sum0 * factor[j] + _dot(up[j], inner[0])
+        product[0, j1] = sum1 * factor[j1] + _dot(up[j1], inner[0])
+        product[0, j2] = sum2 * factor[j2] + _dot(up[j2], inner[0])
+        product[0, j3] = sum3 * factor[j3] + _dot(up[j3], inner[0])
+
+
+@compile_sums
+def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
+    """Rows first to stop of the product with a multiple of four inputs, two rows and four inputs at a time."""
+    last, mask = len(codes) - 1, np.uint32(len(values) - 1)
+    for j in range(first, stop, 2):
+        other = min(j + 1, stop - 1)
+        at = (j * half_bits >> 1) >> 3
+        shift, other_shift = (
+            np.uint32((j * half_bits >> 1) - 8 * at),
+            np.uint32((other * half_bits >> 1) - 8 * at),
+        )
+        byte0, byte1 = codes[at], codes[min(at + 1, last)]
+        byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
+        for t in range(0, len(x), 4):
+            x0, x1, x2, x3 = x[t], x[t + 1], x[t + 2], x[t + 3]
+            sum0 = sum1 = sum2 = sum3 = np.float32(0)
+            other0 = other1 = other2 = other3 = np.float32(0)
+            for i in range(codes.shape[1]):
+                k = np.uint64(i)
+                low = np.uint32(byte0[k]) | np.uint32(byte1[k]) << np.uint32(8)
+                word = low | np.uint32(byte2[k]) << np.uint32(16) | np.uint32(byte3[k]) << np.uint32(24)
+                value = values[np.uint64(word >> shift & mask)]
+                other_value = values[np.uint64(word >> other_shift & mask)]
+                sum0 += value * x0[k]
+                sum1 += value * x1[k]
+                sum2 += value * x2[k]
+                sum3 += value * x3[k]
+                other0 += other_value * x0[k]
+                other1 += other_value * x1[k]
+                other2 += other_value * x2[k]
+                other3 += other_value * x3[k]
+            for row, sums in ((j, (sum0, sum1, sum2, sum3)), (other, (other0, other1, other2, other3))):
+                for d in range(4):
+                    product[t + d, row] = sums[d] * factor[row] + _dot(up[row], inner[t + d])

@@ -85,7 +85,7 @@ def _decode(  # type: ignore[no-untyped-def]
         word |= tl.load(codes + source, mask=real, other=0).to(tl.int32) << (8 * later)
     state = (word >> (start & 7).to(tl.int32)[:, None]) & ((1 << L) - 1)
     whole = tl.load(table + state).to(tl.int32)
-    whole = _apply_hadamard(whole, ROWS * COLUMNS, LOG_BLOCK).reshape(ROWS, COLUMNS)
+    whole = apply_hadamard(whole, ROWS * COLUMNS, LOG_BLOCK).reshape(ROWS, COLUMNS)
     factor = tl.load(scale + own, mask=row < rows, other=0).to(tl.float32) * unit
     flip = tl.load(sign + column, mask=column < in_features, other=0)
     found = whole.to(tl.float32) * factor[:, None] * flip[None, :]
@@ -94,7 +94,7 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _apply_hadamard(whole, COUNT: tl.constexpr, LOG_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def apply_hadamard(whole, COUNT: tl.constexpr, LOG_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sums and differences of neighbours, then of what is 2, 4, ... apart; blocks lie side by side."""
     for step in tl.static_range(LOG_BLOCK):
         low, high = tl.split(whole.reshape(COUNT // (2 << step), 2, 1 << step).permute(0, 2, 1))

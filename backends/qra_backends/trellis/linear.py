@@ -3,14 +3,19 @@
 By torch's operations, compiled for a CPU, or by one kernel on a GPU: all give the same numbers, bit for bit. A state's
 value is a whole number, and so are the sums that turn the inputs back, which float32 holds exactly. Each is multiplied
 once by its row's scale, and rounded once to the dtype asked for.
+
+Without gradients no weight is made whole. A product with few inputs rotates these instead, in float32, and reads values
+from the streams; one with more decodes a block of rows at a time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
@@ -19,16 +24,21 @@ from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
 from qra_backends.trellis.rotation import apply_hadamard, make_signs
 
 SCALE_DTYPE = torch.float16
+Factors = Sequence[tuple[Tensor, Tensor, float]]
+BLOCK = 1 << 20
+"""Weights that a product with many inputs decodes at a time: 2 MiB in 16 bits, about a core's own cache."""
 
 
 class TrellisLinear(DequantizedLinear):
-    """y = x Wᵀ + bias, with W decoded and turned back to the layer's own inputs.
+    """y = x Wᵀ + bias, with W decoded and turned back to the layer's own inputs if gradients are recorded.
 
-    So the weight is the same whether it is kept dequantized or not. To turn the inputs instead would round them anew.
+    Then the weight is the same whether it is kept dequantized or not, bit for bit. Without gradients, a product with up
+    to `few_inputs` differs from it by less than 1e-3 of its norm beyond the rounding of that weight to its dtype.
 
     Buffers: `codes` uint8 (bytes of a stream, in); `scale` (out, 1), float16 kept as int16.
     """
 
+    few_inputs = 16
     codes: Tensor
     scale: Tensor
     code: TrellisCode
@@ -42,6 +52,50 @@ class TrellisLinear(DequantizedLinear):
     def scales(self) -> Tensor:
         """Float16 (out,), a view."""
         return self.scale.view(SCALE_DTYPE)[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        inputs = x.reshape(-1, self.in_features)
+        multiply = self.make_product() if len(inputs) <= self.few_inputs else None
+        product = self._multiply_by_blocks(inputs) if multiply is None else multiply(inputs)
+        return product.view(*x.shape[:-1], -1)
+
+    def make_product(self, factors: Factors = ()) -> Callable[[Tensor], Tensor] | None:
+        """A function of few inputs x (n, in) that gives what the layer does (n, out), as it is now; None if there is
+        no compiled one for its device.
+
+        Args:
+            factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
+        """
+        if choice.is_usable(self.codes.device):
+            from qra_backends.trellis.product_triton import make_product
+        elif self.codes.device.type == "cpu":
+            from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
+        else:
+            return None
+        multiply = make_product(self.codes, self.scales(), self.code, self.block, factors)
+        bias = self.bias
+
+        def compute_output(x: Tensor) -> Tensor:
+            product = multiply(x)
+            return (product if bias is None else product.add_(bias)).to(x.dtype)
+
+        return compute_output
+
+    def _multiply_by_blocks(self, inputs: Tensor) -> Tensor:
+        """Inputs (n, in) times the weight, of which a block of rows at a time is decoded, on a CPU."""
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        step = max(1, BLOCK // self.in_features) if inputs.device.type == "cpu" else self.out_features
+        if step >= self.out_features:
+            return F.linear(inputs, self.dequantize(inputs.dtype), bias)
+        product = inputs.new_empty(len(inputs), self.out_features)
+        for start in range(0, self.out_features, step):
+            own = torch.arange(start, min(start + step, self.out_features), device=inputs.device)
+            rows = decode(self.codes, self.scales(), own, self.code, self.block, inputs.dtype)
+            part = slice(start, start + step)
+            product[:, part] = F.linear(inputs, rows, None if bias is None else bias[part])
+        return product
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""

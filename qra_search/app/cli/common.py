@@ -151,7 +151,7 @@ SETTINGS: dict[str, Any] = {
         str,
         "--backend B",
         "Quantization backend (see `qra backends`), or one for each bit-width: "
-        "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.",
+        "2=reference,4=bitsandbytes; several (4=reference+bitsandbytes) are searched.",
         names=lambda: plugins.list_names("backends"),
     ),
     "evaluations": _setting(
@@ -297,7 +297,7 @@ def _read(name: str, value: Any) -> Any:
             name, value, "a field and a column are needed, such as prompt=question,answer=reply"
         )
     if name == "backend" and "=" in value:
-        wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
+        wanted = "a name is needed, or one for each bit-width, such as 2=reference,4=bitsandbytes"
         backends = {bits: names.split("+") for bits, names in _read_pairs(name, value, wanted).items()}
         if not all(bits.replace(".", "", 1).isdecimal() for bits in backends):
             raise BadInput(f"--backend is {value!r}: {wanted}")

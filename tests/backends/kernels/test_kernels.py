@@ -22,7 +22,6 @@ SPECS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"name": "reference"}, (20, 192)),
     ({"name": "reference", "group_size": 12}, (7, 101)),  # rows begin within a byte, groups within an eight
     ({"name": "compressed-tensors"}, (64, 96)),
-    ({"name": "hqq"}, (20, 96)),
 ]
 LEVELS = [(spec, bits, shape) for spec, shape in SPECS for bits in make_backend(spec).bits]
 

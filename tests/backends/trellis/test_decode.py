@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from qra_backends.trellis import linear
 from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
-from qra_backends.trellis.linear import decode, decode_values
+from qra_backends.trellis.linear import TrellisLinear, decode, decode_values
 from qra_backends.trellis.linear import decode_rows as decode_plainly
 from qra_backends.trellis.rotation import apply_hadamard, choose_block, make_signs, rotate_by_torch
 from torch import Tensor
@@ -93,3 +94,65 @@ def test_the_kernel_gives_the_same_in_tritons_interpreter(half: int, kernels: Ca
                 plain = decode(codes, scale, rows, code, block, dtype)
                 kernels(True)
                 assert torch.equal(decode(codes, scale, rows, code, block, dtype), plain)
+
+
+@pytest.mark.parametrize("compiled", ["numba", "triton"])
+def test_products_with_few_inputs_are_those_of_the_decoded_weight_and_its_adapters(
+    compiled: str, kernels: Callable[[bool], None]
+):
+    if compiled == "triton":
+        pytest.importorskip("triton")
+    kernels(compiled == "triton")
+    g = torch.Generator().manual_seed(3)
+    for codes, factor, at, code, block in cases():
+        if compiled == "triton" and len(at) * codes.shape[1] > 2500:
+            continue
+        out_features, in_features = len(at) - 2, codes.shape[1]
+        scale = (1000 * factor[:out_features, None]).half()
+        form = {"out_features": out_features, "in_features": in_features, "dtype": torch.float32}
+        bias = torch.nn.Parameter(torch.randn(out_features, generator=g), requires_grad=False)
+        layer = TrellisLinear({"codes": codes, "scale": scale}, code=code, block=block, bias=bias, **form)
+        a, b = torch.randn(5, in_features, generator=g), torch.randn(out_features, 5, generator=g)
+        whole = layer.dequantize().double() + 2 * b.double() @ a.double()
+        for inputs in (1, 2, 16) if compiled == "numba" else (3,):
+            x = torch.randn(inputs, in_features, generator=g)
+            found = layer.make_product([(a, b, 2.0)])(x).double() - bias
+            assert (found - x.double() @ whole.T).norm() <= 1e-5 * whole.norm() * x.norm()
+            with torch.no_grad():
+                alone, exact = layer(x), torch.nn.functional.linear(x, layer.dequantize(), bias)
+            assert (alone - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_products_with_gradients_or_many_inputs_are_those_of_the_decoded_weight_to_the_bit():
+    code = TrellisCode(4, 12)
+    tensors = {
+        "codes": torch.randint(0, 256, (code.stream_bytes(96), 64), dtype=torch.uint8),
+        "scale": torch.ones(96, 1, dtype=torch.float16),
+    }
+    form = {"out_features": 96, "in_features": 64, "bias": None, "dtype": torch.bfloat16}
+    layer = TrellisLinear(tensors, code=code, block=64, **form)
+    x = torch.randn(TrellisLinear.few_inputs + 1, 64).bfloat16()
+    expected = torch.nn.functional.linear(x, layer.dequantize())
+    few = layer(x[:2].requires_grad_())
+    assert few.requires_grad
+    assert torch.equal(few, torch.nn.functional.linear(x[:2], layer.dequantize()))
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    code, sizes = TrellisCode(4, 12), []
+    tensors = {
+        "codes": torch.randint(0, 256, (code.stream_bytes(96), 64), dtype=torch.uint8),
+        "scale": torch.ones(96, 1, dtype=torch.float16),
+    }
+    bias = torch.nn.Parameter(torch.randn(96), requires_grad=False)
+    form = {"out_features": 96, "in_features": 64, "bias": bias, "dtype": torch.float32}
+    layer, x = TrellisLinear(tensors, code=code, block=64, **form), torch.randn(20, 64)
+    expected = torch.nn.functional.linear(x, layer.dequantize(), bias)
+    monkeypatch.setattr(linear, "BLOCK", 64 * 10)
+    monkeypatch.setattr(linear, "decode", lambda *a: sizes.append(len(a[2])) or decode(*a))
+    with torch.no_grad():
+        found = layer(x)
+    assert sizes == [10] * 9 + [6]
+    assert torch.allclose(found, expected, atol=1e-4)

@@ -116,7 +116,6 @@ def test_activations_are_within_15_percent_of_what_a_training_step_takes(
     [
         ("reference", (3, 4), torch.bfloat16),
         ("reference", (3, 4), torch.float32),
-        ("hqq", (4, 3), torch.bfloat16),
         ("reference-gptq", (3, 4, 5, 6), torch.bfloat16),
         ("reference-gptq", (4,), torch.float32),
         ("compressed-tensors", (4,), torch.bfloat16),

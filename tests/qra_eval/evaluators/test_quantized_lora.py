@@ -17,7 +17,7 @@ from qra_search.errors import BadInput
 from qra_search.sections import QuantizationConfig, SpaceConfig
 
 TRELLIS = {2: "trellis", 3: "trellis", 4: "trellis", 8: "reference"}
-BACKENDS = ["reference", "reference-gptq", "hqq", "mixed", "bitsandbytes", TRELLIS]
+BACKENDS = ["reference", "reference-gptq", "mixed", "bitsandbytes", TRELLIS]
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,9 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "'digitz': did you mean digits?"),
     ({"task": {"name": "rows.jsonl"}}, "rows.jsonl, line 2"),
     ({"task": {"name": "none.jsonl"}}, "none.jsonl"),
-    ({"quantization": {"backend": {2: "reference", 4: ["hqqq", "hqq"]}}}, "unknown backend 'hqqq'"),
+    ({"quantization": {"backend": {2: "reference", 4: ["ggup", "gguf"]}}}, "unknown backend 'ggup'"),
     ({"quantization": {"backend": "reference"}, "space": {"bits": (7,)}}, "has no 7 bits"),
-    ({"quantization": {"backend": "hqqq"}}, "unknown backend 'hqqq': did you mean hqq?"),
+    ({"quantization": {"backend": "ggup"}}, "unknown backend 'ggup': did you mean gguf?"),
 ]
 
 

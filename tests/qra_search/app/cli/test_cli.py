@@ -149,7 +149,7 @@ def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(
     assert strategies["random"]["summary"] == "not available: no module named 'absent'"
     # Codes, and 16 bits each of scale and offset for every 64 weights.
     assert backends["reference"]["bits"] == {str(b): b + 32 / 64 for b in (2, 3, 4, 5, 6, 8)}
-    assert backends["reference"]["devices"] == ["cpu", "cuda"] and backends["hqq"]["unavailable"] is None
+    assert backends["reference"]["devices"] == ["cpu", "cuda"] and backends["trellis"]["unavailable"] is None
     assert "not available: the sun is down" in " ".join(qra("backends").out.split())
 
 

@@ -82,8 +82,8 @@ CASES = [
     # values
     ((*SEARCH, "--bits", "two"), "--bits is 'two': expected numbers separated by commas"),
     (
-        (*SEARCH, "--backend", "two=hqq"),
-        "--backend is 'two=hqq': a name is needed, or one for each bit-width",
+        (*SEARCH, "--backend", "two=gguf"),
+        "--backend is 'two=gguf': a name is needed, or one for each bit-width",
     ),
     ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a name and a value are needed"),
     (
@@ -176,7 +176,10 @@ CASES = [
     ),
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
-    ((*SEARCH, "--backend", "2=hqq,2=gguf"), "--backend is '2=hqq,2=gguf': a name is given twice"),
+    (
+        (*SEARCH, "--backend", "2=reference,2=gguf"),
+        "--backend is '2=reference,2=gguf': a name is given twice",
+    ),
     ((*SEARCH, "--task", "gsm8k", "--task", "arithmetic"), "--task is given twice: give it once"),
     # what the real evaluator refuses
     ((*REAL, "smolm2", *TASK), "smollm2"),
@@ -186,7 +189,7 @@ CASES = [
     ((*REAL, "tiny", "--task", "rows.jsonl"), "rows.jsonl"),
     ((*REAL, "tiny", "--task", "gsm8k", "--data", "none"), "none"),
     ((*REAL, "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
-    ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
+    ((*REAL, "tiny", *TASK, "--backend", "ggup"), "gguf"),
     (
         (*REAL, "tiny", *TASK, "--bits", "4,7"),
         "bits 4,7: the backend has no 7 bits: it has 1, trellis-1.5, 2",
