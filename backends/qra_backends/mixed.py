@@ -167,7 +167,7 @@ class MixedBackend(Backend):
             )
             for module, ratios in probes:
                 foretold = {bits: ratios[level] for bits, level in own.items() if level in ratios}
-                found.append((_mark_level(module, next(iter(foretold))), foretold))
+                found.append((module, foretold))
         return found
 
     def count_peak_bytes(
