@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_eval.models.embeddings import uninstall_tables
+from qra_eval.models.embeddings import restore_embeddings
 from qra_eval.models.experts import make_linear
 from qra_eval.tuning.loading import load_base
 
@@ -54,7 +54,7 @@ def run_model(run: TunedRun, weight: Callable[[str], Tensor] | None) -> Any:
         )
     if weight is None:
         return add_adapter(model, run.adapter_folder)
-    uninstall_tables(model)
+    restore_embeddings(model)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tables: list[Any] = list(run.tables.values())
     for end, table in zip(ends, tables if len(tables) == 2 else tables * 2, strict=bool(tables)):

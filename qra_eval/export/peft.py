@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
-from qra_eval.models.embeddings import find_tables
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -164,7 +164,7 @@ def write_model_files(run: TunedRun, out: Path) -> None:
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
-    tables = list(find_tables(run.base))
+    tables = list(find_embeddings(run.base))
     ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
     how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": read_levels(run.plan), **ends}
     write_config(run, out, how)

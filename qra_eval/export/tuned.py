@@ -14,7 +14,7 @@ from qra_backends import make_backend
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import find_quantized_tables, uninstall_tables
+from qra_eval.models.embeddings import find_quantized_embeddings, restore_embeddings
 from qra_eval.models.experts import is_stacked, keep_expert_names
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import loading
@@ -77,8 +77,8 @@ class TunedRun:
             for text in SENTENCES
         ]
         self.tuned_logits = self._compute_tuned_logits()
-        self.tables = find_quantized_tables(self.base)
-        uninstall_tables(self.base)
+        self.tables = find_quantized_embeddings(self.base)
+        restore_embeddings(self.base)
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
         self.levels = {
             name: level

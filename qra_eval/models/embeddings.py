@@ -258,11 +258,3 @@ def _find_path(model: Any, module: nn.Module) -> str:
 
 def _replace_module(model: Any, old: nn.Module, new: nn.Module) -> None:
     model.set_submodule(_find_path(model, old), new)
-
-
-find_tables = find_embeddings  # old path
-place_tables = place_embeddings  # old path
-install_tables = install_embeddings  # old path
-replace_tables = replace_embeddings  # old path
-find_quantized_tables = find_quantized_embeddings  # old path
-uninstall_tables = restore_embeddings  # old path

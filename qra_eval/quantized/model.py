@@ -14,7 +14,7 @@ from qra_backends import Backend
 from torch import nn
 
 from qra_eval.models.device import assign_devices, connect_devices
-from qra_eval.models.embeddings import find_tables, place_tables
+from qra_eval.models.embeddings import find_embeddings, place_embeddings
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
 from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
@@ -104,7 +104,7 @@ class QuantizedModel:
         self.weighting = WEIGHTINGS[quantization.calibration]
         self.tables = _find_searched_tables(self.model, quantization)
         if loaded.weights:
-            place_tables(self.model, device, self.tables)
+            place_embeddings(self.model, device, self.tables)
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.keeps_dequantized = compute, True
@@ -272,7 +272,7 @@ def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[
     """
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
-    tables = find_tables(model)
+    tables = find_embeddings(model)
     if not tables:
         ends = model.get_input_embeddings(), model.get_output_embeddings()
         kinds = " and ".join(type(end).__name__ for end in ends)

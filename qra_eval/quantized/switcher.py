@@ -10,7 +10,7 @@ import torch
 from qra_backends import Groups
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import Table, install_tables, uninstall_tables
+from qra_eval.models.embeddings import Table, install_embeddings, restore_embeddings
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
@@ -49,7 +49,9 @@ class PlanSwitcher:
         if self._wrapped is None:
             quantized, bank = self.quantized_model, self.quantized_model.bank
             self._wrapped = adapters.wrap_linears(self.model, list(quantized.linears))
-            tables = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
+            tables = (
+                install_embeddings(self.model, bank.backend, quantized.device) if quantized.tables else {}
+            )
             self._places = {**self._wrapped, **tables}
             searched = {id(t) for m in quantized.linears.values() for t in m.parameters()}
             searched |= {id(table.own) for table in tables.values()}
@@ -241,7 +243,7 @@ class PlanSwitcher:
             handle.remove()
         if self._wrapped is not None:
             self._remove_base_weights()
-            uninstall_tables(self.model)
+            restore_embeddings(self.model)
             for name, wrapper in self._wrapped.items():
                 self.model.set_submodule(name, wrapper.linear)
 

@@ -11,7 +11,7 @@ import torch
 from qra_backends import make_backend
 
 from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
-from qra_eval.models.embeddings import place_tables, replace_tables
+from qra_eval.models.embeddings import place_embeddings, replace_embeddings
 from qra_eval.models.experts import keep_expert_names
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.load import load_model
@@ -131,7 +131,9 @@ def load_base(
     model = loaded.model
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
-    place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
+    place_embeddings(
+        model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS}
+    )
     install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights)
     return model, loaded.tokenizer
 
@@ -252,7 +254,7 @@ def install_weights(
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
-        replace_tables(model, backend, make_module, torch.device(device))
+        replace_embeddings(model, backend, make_module, torch.device(device))
     if more:
         modules = model.get_submodule(find_decoder_layers(model))
         for layer, place in zip(modules, layers, strict=True):

@@ -101,9 +101,6 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
     return f"A plan of {size}, before tuning predicted {lead}"
 
 
-write_verdict = make_headline  # old path
-
-
 def _describe_missing(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 

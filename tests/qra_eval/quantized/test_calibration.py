@@ -8,7 +8,7 @@ from evaluators import make_evaluator
 from tiny_families import save_tiny
 from torch import nn
 
-from qra_eval.models.embeddings import find_tables
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized import moments as kept_moments
@@ -112,7 +112,7 @@ def test_rows_of_tables_count_by_how_often_their_token_is_read_and_by_its_logits
     model = tiny_model(dtype=torch.float32).model
     if not tied:
         model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
-    tables = find_tables(model)
+    tables = find_embeddings(model)
     generator = torch.Generator().manual_seed(0)
     ids, at = torch.randint(3, 90, (2, 12), generator=generator), torch.tensor([4, 5, 9, 15, 20])
     labels = torch.randint(3, 90, (5,), generator=generator)
