@@ -16,6 +16,22 @@ PACKED = {2: 4, 3: 10, 4: 2, 8: 1}
 class HQQLinear(DequantizedLinear):
     """The library's packed codes `W_q`, and `scale` and `zero` (groups, 1) of 16 bits."""
 
+    @property
+    def constants(self):
+        from hqq.core.quantize import Quantizer
+
+        shape, packing = (
+            torch.Size((self.out_features, self.in_features)),
+            Quantizer.bit_to_packing[self.bits],
+        )
+        return {
+            "shape": shape,
+            "axis": 1,
+            "packing": packing,
+            "view_as_float": False,
+            "compute_dtype": self.dtype,
+        }
+
     def dequantize(self, dtype=None):
         from hqq.core.quantize import Quantizer
 
@@ -23,15 +39,10 @@ class HQQLinear(DequantizedLinear):
         meta = {
             "nbits": self.bits,
             "group_size": self.group_size,
-            "shape": torch.Size((self.out_features, self.in_features)),
             "scale": stored["scale"],
             "zero": stored["zero"],
-            "axis": 1,
-            "packing": Quantizer.bit_to_packing[self.bits],
-            "view_as_float": False,
-            "compute_dtype": self.dtype,
         }
-        return Quantizer.dequantize(stored["W_q"], meta).to(dtype or self.dtype)
+        return Quantizer.dequantize(stored["W_q"], {**meta, **self.constants}).to(dtype or self.dtype)
 
 
 class HQQBackend(Backend):
