@@ -23,7 +23,7 @@ from qra_search.app.compare import (
     shuffle_plan,
 )
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import summarize_comparison, make_headline
+from qra_search.app.report.finding import make_headline, summarize_comparison
 from qra_search.schemas import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
