@@ -20,7 +20,7 @@ from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.passes import LABELS, SEGMENT
+from qra_eval.quantized.calibration import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.example import SplitName

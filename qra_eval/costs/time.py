@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from qra_eval.costs.engines import list_engine_bytes
+from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.moments import KeptMoments
+from qra_eval.quantized.build import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -55,7 +55,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         the cache has them, `evaluation_seconds` (one at full fidelity, with what its plan quantizes anew),
         `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with the peak of each in
         bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of
-        the moments, and `engines` (see `qra_eval.costs.engines`).
+        the moments, and `engines` (see `qra_eval.costs.cards`).
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)

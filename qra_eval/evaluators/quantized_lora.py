@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import check_fit, list_cards
-from qra_eval.costs.engines import check_engine
+from qra_eval.costs.cards import check_engine, check_fit, list_cards
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices

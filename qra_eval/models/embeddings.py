@@ -15,7 +15,7 @@ from qra_backends import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_eval.models.experts import make_linear
+from qra_eval.models.linears import make_linear
 
 ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""

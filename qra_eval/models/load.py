@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
-from qra_eval.models.experts import Experts
 from qra_eval.models.from_gguf import convert_gguf
-from qra_eval.models.linears import normalise
+from qra_eval.models.linears import Experts, normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
 from qra_search.app.config import make_in_memory_name

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from qra_eval.models.embeddings import Table, install_embeddings, restore_embeddings
 from qra_eval.quantized import adapters
+from qra_eval.quantized.adapters import TrainedGroups
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
-from qra_eval.quantized.scales import TrainedGroups
 from qra_search.schemas import LevelName, Plan
 
 

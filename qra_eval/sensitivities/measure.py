@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import find_modules, visit_linears
-from qra_eval.quantized.calibration import LayerMoments, get_expert_kind
-from qra_eval.quantized.passes import pass_layers
+from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.engines import check_engine, list_engine_bytes
+from qra_eval.costs.cards import check_engine, list_engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.app.config import make_config
 from qra_search.engines import ENGINES

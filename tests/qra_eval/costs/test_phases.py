@@ -22,7 +22,7 @@ from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import adapters
-from qra_eval.quantized.passes import SEGMENT
+from qra_eval.quantized.calibration import SEGMENT
 from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import compute_batch_loss, wrap_head

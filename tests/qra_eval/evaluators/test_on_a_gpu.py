@@ -23,7 +23,7 @@ from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
 from qra_eval.quantized.adapters import get_named_factors
 from qra_eval.quantized.bank import Bank
-from qra_eval.quantized.passes import sample_labels
+from qra_eval.quantized.calibration import sample_labels
 from qra_eval.sensitivities import measure
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tuning import saved

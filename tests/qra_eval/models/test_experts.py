@@ -7,7 +7,7 @@ import torch
 from qra_backends import make_backend
 from torch import Tensor, nn
 
-from qra_eval.models.experts import Experts
+from qra_eval.models.linears import Experts
 from qra_eval.quantized import adapters
 
 EXPERTS, HIDDEN, INNER, TOKENS, CHOSEN = 6, 32, 64, 20, 2

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized import bank as bank_module
-from qra_eval.quantized import moments
+from qra_eval.quantized import build as build_module
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build, run_in_threads
@@ -163,7 +163,7 @@ def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inpu
 
 @pytest.fixture
 def without_room(monkeypatch):
-    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
 
 
 def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(
@@ -179,7 +179,7 @@ def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_com
         told=lambda stage, *_: passes.append(stage),
     )
     assert set(passes) == {"quantize"}
-    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
     half = list(kept.linears)[: len(kept.linears) // 2]
     make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,), names=half)
     passed = make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,))

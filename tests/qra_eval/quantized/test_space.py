@@ -44,7 +44,7 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
     [
         ("mixed-calibrated", (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, 5)),
         ("reference", (2, 3, 4, 5)),
-        ("hqq", (2, 3, 4, 8)),
+        ("bitsandbytes", (4, 8)),
     ],
 )
 @pytest.mark.parametrize("memory", [(), ("90%", "5bpw")])

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.bank import DamagedFile, open_tensors, write_tensors
 
 TENSORS = {
     "a::codes": torch.arange(7, dtype=torch.uint8),
