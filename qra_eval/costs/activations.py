@@ -110,9 +110,8 @@ class Activations:
             if fused == "qkv":
                 self.numbers += made
             elif fused == "gate_up":
-                self.numbers += (
-                    made if (parent, fused) in inputs else 2 * made
-                )  # with what the activation gives
+                # The first with what the activation gives.
+                self.numbers += made if (parent, fused) in inputs else 2 * made
             elif kind == "gate_up_proj":
                 self.numbers += made + made // 2
             elif module.out_features != self.hidden:
@@ -184,9 +183,8 @@ class Activations:
         logits = labels * self.vocabulary * self.wide
         capped = 1 if getattr(self.text, "final_logit_softcapping", None) else 0
         times = (2 if training or self.tables else 1) + capped
-        copies = training + (
-            self.wide < 4
-        )  # as float32: of the logits, unless they are, and for their gradient
+        # As float32: of the logits, unless they are, and for their gradient.
+        copies = training + (self.wide < 4)
         chunk = min(CHUNK, labels) * self.vocabulary * 4 * copies
         return labels * self.hidden * self.wide + max(times * logits + chunk, logits + self.head_rows)
 

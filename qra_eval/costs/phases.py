@@ -244,9 +244,7 @@ class _Run:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
-        tokens = (
-            self.vocabulary if tokenizer is None else len(tokenizer)
-        )  # None: a config is all that is there
+        tokens = self.vocabulary if tokenizer is None else len(tokenizer)
         return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_plan_bytes(self) -> tuple[int, int]:
@@ -331,9 +329,7 @@ class _Run:
         probe = sample_probe_batch(self.tuner)
         forward = self.make_activations(torch.float32).count_layer_bytes(*probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
-        at_level = (
-            self.vocabulary * self.width * self.wide if self.model.tables else 0
-        )  # a table, dequantized
+        at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0
         wider = self.count_cast_bytes(4) + self.count_cast_table_bytes(4) + at_level
         groups = (
             sum(m.out_features * m.in_features for m in group.linears)

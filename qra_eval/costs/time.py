@@ -119,7 +119,6 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = tuner.quantized_model
-
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
@@ -141,9 +140,7 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
     vocabulary = tuner.model.config.get_text_config().vocab_size
     blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_one_layer_model(tuner)
     size = 2 * tuner.settings.batch_size
-    batch = make_batches(tuner.rows("validation", size), size)[
-        -1
-    ]  # of the longest rows: short ones are all overhead
+    batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
     if one_by_one:
         first = torch.arange(len(batch.input_ids))

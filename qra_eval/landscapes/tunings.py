@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 from scipy.optimize import least_squares
-from scipy.special import expit, logit
 
 from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.errors import BadInput
@@ -210,27 +209,6 @@ def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
         return np.concatenate([robust, PRIOR_WEIGHT * (values - means) / deviations])
 
     return TuningFormula.from_values(least_squares(compute_residuals, means).x)
-
-
-@dataclass(frozen=True)
-class AnswersFormula:
-    """Share of right answers as a logistic function of the log loss, a parabola."""
-
-    coefficients: np.ndarray
-
-    def predict(self, log_losses: np.ndarray) -> np.ndarray:
-        """Shares (N,), from 0 to 1."""
-        return np.asarray(expit(np.polyval(self.coefficients, log_losses)))
-
-
-def fit_answers(losses: np.ndarray, right: np.ndarray, answered: int) -> AnswersFormula:
-    """Least squares on logits; each side counts half an answer more, so that none is infinite.
-
-    Args:
-        losses: test losses (N,); right: right answers (N,).
-    """
-    logits = logit((right + 0.5) / (answered + 1.0))
-    return AnswersFormula(np.polyfit(np.log(losses), logits, 2))
 
 
 def estimate_noise(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:

@@ -89,9 +89,7 @@ def is_stacked(module: Any) -> bool:
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear with this weight (out, in) and bias, neither copied."""
     linear = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(
-        linear
-    )  # its own draws initial values, which takes seconds for the linears of 6,000 experts
+    nn.Module.__init__(linear)  # its own draws initial values: seconds for the linears of 6,000 experts
     linear.out_features, linear.in_features = weight.shape
     linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.data, requires_grad=False))

@@ -28,9 +28,6 @@ from qra_search.log.journal import describe_process
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-HEADER = {"format": "pt"}
-"""In the header of every file."""
-
 
 class DamagedFile(BadInput):
     """A tensor file that is cut off or foreign."""
@@ -54,7 +51,7 @@ def write_tensors(
     with replace_file(path, durable=not digest) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
-            save_file(ready, partial, metadata={**HEADER, **(metadata or {})})
+            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:  # what is written is ours: it is the disk
             raise OSError(f"{path} cannot be written ({error})") from error
     if digest:

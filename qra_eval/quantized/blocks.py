@@ -188,7 +188,5 @@ def move_tensors(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
             wanted = dtype if wide else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = send_tensor(tensor.data, device).to(
-                    wanted
-                )  # sent in its own dtype: fewer bytes
+                tensor.data = send_tensor(tensor.data, device).to(wanted)
         yield

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from qra_backends.base import Backend
@@ -118,15 +118,6 @@ FEW_TOKENS = 256
 """An expert that fewer calibration tokens reached is reported."""
 
 
-class Moments(Protocol):
-    """What linears are calibrated on: of a layer as it was gathered, or of all layers as it was kept."""
-
-    def find_owner(self, name: str) -> str: ...
-    def compute_hessian(self, name: str) -> Tensor: ...
-    def release_hessian(self, name: str) -> None: ...
-    def compute_output_weights(self, name: str) -> Tensor | None: ...
-
-
 def build(
     bank: Bank,
     wanted: Iterable[tuple[str, LevelName]],
@@ -161,7 +152,9 @@ def build(
             if progress is not None:
                 progress("quantize", next(done), len(missing))
 
-        def encode(names: Sequence[str], moments: Moments | None, device: torch.device) -> None:
+        def encode(
+            names: Sequence[str], moments: LayerMoments | KeptMoments | None, device: torch.device
+        ) -> None:
             def encode_linear(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
                 modules = bank.backend.quantize_levels(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
@@ -211,7 +204,7 @@ def build(
 
 def visit_linears(
     linears: Mapping[str, nn.Linear],
-    moments: Moments | None,
+    moments: LayerMoments | KeptMoments | None,
     work: Callable[[str, Tensor | None, Tensor | None], None],
     backend: Backend,
     device: torch.device,

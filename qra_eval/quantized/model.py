@@ -257,11 +257,8 @@ class QuantizedModel:
         if self.asked != "auto":
             return cast(torch.dtype, getattr(torch, self.asked))
         fast = choose_compute_dtype(self.device)
-        if (
-            not self.keeps_dequantized or fast.itemsize < self.dtype.itemsize
-        ):  # who keeps float32 wants its digits
-            return self.dtype
-        return fast
+        is_narrower = fast.itemsize < self.dtype.itemsize  # who keeps float32 wants its digits
+        return self.dtype if is_narrower or not self.keeps_dequantized else fast
 
 
 def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.tunings_errors import fit_answers
 from qra_eval.landscapes.tunings import (
     PRIORS,
     Traits,
     TuningFormula,
     estimate_noise,
-    fit_answers,
     fit_formula,
 )
 

@@ -47,7 +47,7 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
         ("bitsandbytes", (4, 8)),
     ],
 )
-@pytest.mark.parametrize("memory", [(), ("90%", "5bpw")])
+@pytest.mark.parametrize("memory", [(), ("90%", "8bpw")])
 def test_bits_that_are_left_open_are_every_half_bit_that_the_backend_has_whatever_the_budget(
     tmp_path, backend, bits, memory
 ):
