@@ -14,8 +14,6 @@ from qra_search.engines import FUSED
 
 
 class Expert(nn.Module):
-    """One gated feed-forward network of a mixture."""
-
     def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
         super().__init__()
         gate, up = gate_up.chunk(2)
@@ -116,11 +114,7 @@ class FoundLinear:
 
 
 def find_linears(model: nn.Module) -> list[FoundLinear]:
-    """The linears of the decoder layers, in the model's order; the head, embeddings and routers are left out.
-
-    Raises:
-        ValueError: no decoder layers, or no linear in them.
-    """
+    """The linears of the decoder layers, in the model's order; the head, embeddings and routers are left out."""
     path = find_decoder_layers(model)
     found = []
     for name, module in model.named_modules():
@@ -148,11 +142,7 @@ def group_linears(
 
 
 def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Literal["auto"]) -> Granularity:
-    """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise.
-
-    Raises:
-        ValueError: `expert` is wanted of a model that has none.
-    """
+    """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise."""
     experts = any(EXPERT.fullmatch(linear.name) for linear in found)
     if wanted == "auto":
         return "expert" if experts else "module"
@@ -188,11 +178,7 @@ def normalise(model: nn.Module) -> nn.Module:
 
 
 def find_decoder_layers(model: nn.Module) -> str:
-    """Path of the outermost ModuleList with the most weights in linears.
-
-    Raises:
-        ValueError: no list has any.
-    """
+    """Path of the outermost ModuleList with the most weights in linears."""
     best, most = None, 0
     outer: list[str] = []
     for name, module in model.named_modules():

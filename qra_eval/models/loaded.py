@@ -35,19 +35,13 @@ class MappedFiles:
         ranges = [line.split()[0].split("-") for line in lines if line.endswith(SUFFIX)]
         self.ranges = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in one of the files."""
-        if tensor.device.type != "cpu" or type(tensor.data) is not Tensor:
-            return False
-        address = tensor.data_ptr()
-        return any(start <= address < stop for start, stop in self.ranges)
-
     def release(self, tensor: Tensor) -> None:
-        """Let go of the pages of a tensor that nobody has written to; they are read again when it is used."""
-        if not self.holds(tensor) or _libc is None:
+        """Let go of the pages of a tensor on the host that nobody has written to; they are read again at its use."""
+        address = tensor.data_ptr()
+        if _libc is None or not any(first <= address < last for first, last in self.ranges):
             return
-        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (address + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if stop > start:
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
@@ -96,7 +90,6 @@ def prepare_model(
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
     Args:
-        tokenizer: may be None if the weights are not needed.
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_embeddings` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
@@ -153,8 +146,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
     """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
     its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows.
 
-    Args:
-        release: let go of the pages of tensors that are mapped from a file and were never written to.
+    By `release` pages of tensors that are mapped from a file, and were never written to, are let go.
     """
     files = MappedFiles() if release else None
     digest = hashlib.sha256(type(model).__name__.encode())

@@ -19,9 +19,7 @@ from qra_search.errors import BadInput
 class TrainedGroups(nn.Module):
     """The groups of a quantized module while they are trained; the module itself is left as it is.
 
-    Args:
-        groups: as `Backend.get_trainable_groups` gave them.
-        keep: hold dequantized weights from the forward to the backward pass.
+    Dequantized weights are held from the forward to the backward pass if `keep`.
     """
 
     def __init__(self, backend: Backend, groups: Groups, *, keep: bool):
@@ -86,9 +84,6 @@ class AdaptedLinear(nn.Module):
     The factors are float32 masters that are rounded to the input's dtype before they are used, so what
     is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
     except in training on a plain weight, where `FusedAdapter` adds products in place.
-
-    Attributes:
-        trained: the groups of the base, a module, while they are trained.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -128,16 +123,10 @@ class AdaptedLinear(nn.Module):
         self.scaling, self.dropout = scaling, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        adapted = self.lora_A is not None and self.lora_B is not None
         ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
-        if (
-            adapted
-            and self.frozen is not None
-            and self.training
-            and not self.dropout
-            and torch.is_grad_enabled()
-        ):
-            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
+        is_trained = self.training and torch.is_grad_enabled() and not self.dropout
+        if is_trained and self.frozen is not None and self.lora_A is not None and self.lora_B is not None:
+            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
@@ -252,12 +241,7 @@ def draw_factors(
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """What is trained at one rate.
-
-    Attributes:
-        parameters: by name; no name is in two groups.
-        rate: times the learning rate of the settings.
-    """
+    """Parameters by name that are trained at one rate, which is times the learning rate of the settings."""
 
     parameters: Mapping[str, nn.Parameter]
     rate: float = 1.0
@@ -266,11 +250,7 @@ class ParameterGroup:
 def make_parameter_groups(
     wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0
 ) -> list[ParameterGroup]:
-    """All that is trained, in groups, in order; empty groups are left out.
-
-    Args:
-        scales_rate: of what changes scales and offsets, times the learning rate of the settings.
-    """
+    """All that is trained: adapters, and what changes scales and offsets; empty groups are left out."""
     changes = {
         f"{name}.{part}": change
         for name, w in wrapped.items()

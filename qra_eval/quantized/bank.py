@@ -40,11 +40,9 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     digest: bool = True,
 ) -> None:
-    """Write tensors; a reader sees the whole file or none.
+    """Write tensors, with texts in the header; a reader sees the whole file or none.
 
-    Args:
-        metadata: texts by name, in the file's header.
-        digest: write its digest beside it, which a file that is there for a while does without.
+    A file that is there for a while does without the `digest` beside it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +57,7 @@ def write_tensors(
 
 
 def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
-    """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest.
-
-    Raises:
-        DamagedFile: it is not a complete safetensors file.
-        OSError: there is no such file.
-    """
+    """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest."""
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
@@ -86,11 +79,7 @@ class Bank:
     way. Those that are missing, cut off or foreign are made by `qra_eval.quantized.build`.
 
     Args:
-        linears: by name; left untouched.
-        backend: quantizes them.
-        folder: where the files are kept.
-        fingerprint: identifies the weights.
-        calibration: identifies the calibration data.
+        fingerprint, calibration: identify the weights, and the calibration data.
         layers: decoder layer of each linear; tables are in one layer more.
         devices: where modules and weights of a layer are given; default: where the linears are.
     """
@@ -133,10 +122,7 @@ class Bank:
         )
 
     def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
-        """The dequantized weight (out, in) of a linear at `bits`.
-
-        Rounded to the linear's dtype, as its module computes with, then cast to `dtype`.
-        """
+        """The dequantized weight (out, in), rounded to the linear's dtype as its module computes, then cast."""
         weight = own = self.linears[name].weight.detach()
         if bits != UNQUANTIZED_BITS:
             weight = self.backend.dequantize(self.load_module(name, bits)).detach()
@@ -144,13 +130,10 @@ class Bank:
 
     # -- files ---------------------------------------------------------------------------------
     def get_path(self, name: str, bits: LevelName) -> Path:
-        """The file of a linear at a level."""
         calibration = self.calibration if self.backend.is_calibrated(bits) else ""
         level = bits if isinstance(bits, str) else f"{bits}bit"
-        return (
-            self.folder
-            / f"{self.digest(calibration, self.backend.identity(bits))}-{level}-{name}.safetensors"
-        )
+        digest = self.digest(calibration, self.backend.identity(bits))
+        return self.folder / f"{digest}-{level}-{name}.safetensors"
 
     def digest(self, *content: Any) -> str:
         """Digest of the weights, the kind of device, and what else a file's content follows from."""
@@ -209,7 +192,6 @@ class Bank:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
     def get_device(self, name: str) -> torch.device:
-        """Where a linear's modules and weights are given."""
         return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
@@ -238,10 +220,7 @@ def count_tensor_bytes(model: nn.Module) -> int:
 def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator[None]:
     """Hold a lock, once no other process does; the kernel frees it when its process ends.
 
-    Args:
-        lock_file: its folder is made.
-        work: what the holder does, for those that wait: `quantizes the same weights`.
-        progress: called with the holder and its work, 0 and 1, while this process waits.
+    While this process waits, `progress` is called with the holder and its work, such as `quantizes the same weights`.
     """
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)

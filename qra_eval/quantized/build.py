@@ -64,7 +64,6 @@ class KeptMoments:
         return {*self._bank.linears} <= {*self._owners}
 
     def has_room(self) -> bool:
-        """Whether the disk has room for all of them."""
         return self.count_bytes() <= DISK_SHARE * shutil.disk_usage(self._bank.folder).free
 
     def count_bytes(self) -> int:
@@ -73,7 +72,6 @@ class KeptMoments:
         return sum(4 * width**2 for _, width in inputs)
 
     def write(self, names: Sequence[str], moments: LayerMoments) -> None:
-        """Keep the moments of a layer's linears."""
         readers: dict[str, list[str]] = {}
         for name in names:
             readers.setdefault(moments.find_owner(name), []).append(name)
@@ -87,8 +85,7 @@ class KeptMoments:
             moments.release_hessian(owner)
             self._owners |= dict.fromkeys(some, owner)
 
-    def finish(self) -> None:
-        """All layers are written."""
+    def write_index(self) -> None:
         write_json(self._index, self._owners)
 
     # -- as of `LayerMoments` --------------------------------------------------------------------
@@ -134,11 +131,6 @@ def build(
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
         batches: of calibration rows; used if a missing level is calibrated and the moments are not kept.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        progress: called with `("quantize", linears done, of how many)`; while another process quantizes, with which
-            one, 0 and 1.
-
-    Raises:
-        RuntimeError: a file cannot be read after it was written.
     """
     wanted = list(wanted)
     if not bank.find_missing(wanted):
@@ -186,7 +178,7 @@ def build(
         if kept is not None and not kept.is_whole() and kept.has_room():
             for layer, moments in pass_rows(sorted({*bank.layer_of.values()})):
                 kept.write(bank.list_names(layer), moments)
-            kept.finish()
+            kept.write_index()
         if kept is None or kept.is_whole():
             for device, names in group_by_device(bank, missing):
                 encode(names, kept, device)
@@ -247,7 +239,6 @@ def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Modu
 
 
 def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.device, list[str]]]:
-    """Linears by the device on which they are encoded."""
     found: dict[torch.device, list[str]] = {}
     for name in names:
         found.setdefault(bank.get_device(name), []).append(name)
@@ -255,7 +246,6 @@ def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.de
 
 
 def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:
-    """Warn if experts saw few calibration tokens."""
     few = [name for name, count in tokens.items() if count < FEW_TOKENS]
     if few:
         log.warning(

@@ -33,7 +33,7 @@ class Weighting:
     Attributes:
         mix: share of the inputs' plain second moment; the rest is that weighted by the tokens' squared gradients.
         power: an output's errors count by its mean squared gradient to this power.
-        labels: whose gradients are taken: those of the rows, or labels drawn from the model's prediction.
+        labels: whose gradients are taken; `model` draws them from the prediction.
     """
 
     mix: float
@@ -77,11 +77,7 @@ class LayerMoments:
     # -- gathering -----------------------------------------------------------------------------
     @contextmanager
     def gather(self, width: int) -> Iterator[None]:
-        """Count what the linears read within the context, and the gradients that come back to their outputs.
-
-        Args:
-            width: tokens of a row that count; 0: all.
-        """
+        """Count what linears read, of each row so many tokens (0: all), and gradients that come to their outputs."""
         handles = [linear.register_forward_hook(self._make_hook(n)) for n, linear in self._linears.items()]
         try:
             yield
@@ -134,7 +130,6 @@ class LayerMoments:
 
     # -- what was gathered ---------------------------------------------------------------------
     def find_owner(self, name: str) -> str:
-        """The linear whose moment this one shares; itself if it shares none."""
         return self._shared.get(name, name)
 
     def count_tokens(self, name: str) -> int:
@@ -155,7 +150,6 @@ class LayerMoments:
         return self._hessians[owner]
 
     def release_hessian(self, name: str) -> None:
-        """Let the matrix go that `compute_hessian` gave for a linear; it is made again if it is asked for again."""
         self._hessians.pop(self.find_owner(name), None)
 
     def compute_output_weights(self, name: str) -> Tensor | None:
@@ -203,7 +197,6 @@ class LayerMoments:
         return mean.mul_(tokens).add_(common, alpha=SHRINK_TOKENS).div_(tokens + SHRINK_TOKENS)
 
     def _average_over_experts(self, kind: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
-        """The mean over the tokens of all experts of the layer; None if none saw any."""
         total, tokens = None, 0
         for name in (n for n in self._linears if get_expert_kind(n) == kind):
             mean = mean_of(name)
@@ -247,7 +240,6 @@ def pass_layers(
         linears: of a layer, by name, as they stand in the model.
         layers: those wanted; `len(blocks)` stands for the tables.
         head: the table that the model's head multiplies by; the others read nothing.
-        progress: called as batches pass, with the work done and all of it, in layers that a batch passes forward.
     """
     generator = torch.Generator().manual_seed(0)
     labelled = max(1, sum(len(batch.targets) for batch in batches))

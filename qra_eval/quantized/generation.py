@@ -32,10 +32,8 @@ Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
 def prepare_generate(model: Any, backend: Backend, names: Collection[str], weights: str = "auto") -> None:
     """Have `generate` of a loaded model multiply as `weights` says, from its first call on.
 
-    Args:
-        names: of the linears that the backend has quantized; tables are found.
-        weights: `codes`: nothing is kept dequantized; `decoded`: everything is; `auto`: what cannot be multiplied
-            straight from its codes is kept, if a share of the free memory holds it.
+    By `codes` nothing is kept dequantized, by `decoded` everything is; by `auto` what cannot be multiplied straight
+    from its codes is, if a share of the free memory holds it. Linears are found by `names`, tables without.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
