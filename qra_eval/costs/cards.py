@@ -46,12 +46,6 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """Before anything is quantized: refuse what does not fit the GPU at hand, and choose what is kept ready on it.
 
     Dequantized weights are kept if training leaves room for them. Phases whose results are in the cache need no room.
-
-    Args:
-        budget: bytes of the largest plan that will be put in place.
-
-    Raises:
-        BadInput: the highest peak is above what is free, on all devices together; the message has settings that fit.
     """
     model = tuner.quantized_model
     device = tuner.device
@@ -72,11 +66,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
-        mend = (
-            f"take {words} ({format_bytes(least)})"
-            if words
-            else "choose a smaller model, or --bits 2,3 --ranks 4"
-        )
+        mend = "choose a smaller model, or --bits 2,3 --ranks 4"
+        if words:
+            mend = f"take {words} ({format_bytes(least)})"
         raise BadInput(
             f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}"
         )
@@ -110,22 +102,13 @@ APART = ("module", "expert")
 
 
 def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granularity: str = "module") -> None:
-    """Raises ValueError if an engine cannot take a model.
-
-    Args:
-        config: transformers'.
-        linears: the searched ones, by name.
-        granularity: what of them shares one choice.
-    """
+    """Raises ValueError if an engine cannot take a model of this config, whose searched linears have these names."""
+    engine = ENGINES[name]
     reason = unsupported_reason(name, config.model_type)
-    if reason is None and ENGINES[name].format == "gguf":
+    if reason is None and engine.format == "gguf":
         reason = "; ".join(list_family_issues(config)) or None
-    if (
-        reason is None
-        and ENGINES[name].experts_together
-        and granularity in APART
-        and any(map(EXPERT.match, linears))
-    ):
+    has_experts_apart = granularity in APART and any(map(EXPERT.match, linears))
+    if reason is None and engine.experts_together and has_experts_apart:
         reason = (
             f"engine {name} stores the experts of a layer as one tensor of one type and rank, but granularity "
             f"{granularity} chooses for each of them. Use --granularity fused or layer"
@@ -145,9 +128,8 @@ def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
         try:
             check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
             tables = find_embeddings(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
-            space = model.make_space(
-                config, make_backend(engine.backend), granularity, tables, engine.embeddings
-            )
+            backend = make_backend(engine.backend)
+            space = model.make_space(config, backend, granularity, tables, engine.embeddings)
             least[name] = space.memory.minimum
         except (ValueError, ImportError) as error:
             least[name] = str(error)

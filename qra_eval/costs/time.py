@@ -72,18 +72,17 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases = estimate_peaks(tuner, budget)
-    shapes = _count_shapes(tuner)
     storage = model.backend.storage
+    shapes = _count_shapes(tuner).items()
+    plan_bytes = sum(n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes if levels)
+    moments = KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * evaluation + NEW_LINEARS * quantizing,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": sum(
-            n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes.items() if levels
-        )
-        + (KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0),
+        "disk_bytes": plan_bytes + moments,
         "engines": list_engine_bytes(model),
     }
 
@@ -92,9 +91,8 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
     """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
     model = tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
-    most = max(
-        (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0
-    )
+    trained = (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes)
+    most = max(trained, default=0)
     scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
 
@@ -109,9 +107,9 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
     if not task.metrics or tuner.tokenizer is None:
         return seconds
-    scored = min(finetune.scored_rows, finetune.test_rows) + (
-        looks * count if finetune.monitor == "task" else 0
-    )
+    scored = min(finetune.scored_rows, finetune.test_rows)
+    if finetune.monitor == "task":
+        scored += looks * count
     longest = tuner.count_answer_tokens(task.split("test")[: finetune.test_rows])
     return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
@@ -151,9 +149,8 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
         flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
             layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)
-        head = _measure_min_seconds(
-            lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device
-        )
+        hidden = flow.hidden.to(model.device)
+        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, hidden), model.device)
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
@@ -204,24 +201,22 @@ def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-    quantizing, probing = total.tolist()
-    return quantizing, probing
+    return total[0].item(), total[1].item()
 
 
 def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> np.ndarray:
     """Seconds (2,) to quantize a made-up linear at the middle one of some levels, and to probe it."""
     model = tuner.quantized_model
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
-    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
-        False
-    )
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype)
+    linear.requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     backend, middle = model.backend, levels[len(levels) // 2 :][:1]
-    quantizing = _measure_seconds(
-        lambda: backend.quantize_levels(linear, middle, hessian=hessian), model.device
+    works = (
+        lambda: backend.quantize_levels(linear, middle, hessian=hessian),
+        lambda: backend.probe_levels(linear, levels, hessian=hessian),
     )
-    probing = _measure_seconds(lambda: backend.probe_levels(linear, levels, hessian=hessian), model.device)
-    return np.array([quantizing, probing])
+    return np.array([_measure_seconds(work, model.device) for work in works])
 
 
 def count_pass_tokens(batches: Sequence[Batch]) -> float:

@@ -201,11 +201,7 @@ def make_space(
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
 ) -> SearchSpace:
-    """The exact search space of a decoder with this many layers.
-
-    Raises:
-        ValueError: fewer than one layer, or an unknown granularity.
-    """
+    """The exact search space of a decoder with this many layers."""
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
     if granularity not in KINDS:

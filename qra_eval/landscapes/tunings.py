@@ -70,7 +70,6 @@ def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame
 
 
 def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
-    """The lines of one task."""
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
     file = data / "tunings.jsonl"
@@ -125,12 +124,7 @@ def compute_traits(
     learning_rates: Sequence[float] | np.ndarray,
     steps: Sequence[float] | np.ndarray,
 ) -> Traits:
-    """The traits of tunings.
-
-    Args:
-        damage: float (G, B), of the sensitivities.
-        codes: int (N, 2, G), of the plans.
-    """
+    """The traits of tunings, by damage (G, B) of the sensitivities and codes (N, 2, G) of the plans."""
     kinds = list_kinds(space)
     members = np.array([[group.kind == kind for kind in kinds] for group in space.groups], dtype=float)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
@@ -194,11 +188,7 @@ class TuningFormula:
 
 
 def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
-    """The formula of least squares, robust against tunings far off it, drawn to the priors where rows are few.
-
-    Args:
-        losses: test losses (N,) in nats.
-    """
+    """The formula of least squares of losses (N,), robust against tunings far off it, drawn to the priors by few."""
     kinds = traits.damage.shape[1]
     means = np.array([mean for mean, _ in PRIORS.values()] + [0.0] * kinds)
     deviations = np.array([deviation for _, deviation in PRIORS.values()] + [KIND_DEVIATION] * kinds)
