@@ -142,11 +142,9 @@ class LayerMoments:
         if owner not in self._hessians:
             mean = self._shrink_to_mean(owner, self._get_second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
-            self._hessians[owner] = (
-                torch.eye(self._linears[owner].in_features)
-                if mean is None or not mean.diagonal().any()
-                else mean
-            )
+            if mean is None or not mean.diagonal().any():
+                mean = torch.eye(self._linears[owner].in_features)
+            self._hessians[owner] = mean
         return self._hessians[owner]
 
     def release_hessian(self, name: str) -> None:
@@ -184,12 +182,11 @@ class LayerMoments:
         mean, kind = mean_of(name), get_expert_kind(name)
         if kind == name:
             return mean
-        key = (
-            mean_of.__name__,
-            self._owner_kinds.get(kind, kind) if mean_of == self._get_second_moment else kind,
-        )
+        if mean_of == self._get_second_moment:
+            kind = self._owner_kinds.get(kind, kind)
+        key = mean_of.__name__, kind
         if key not in self._common:
-            self._common[key] = self._average_over_experts(key[1], mean_of)
+            self._common[key] = self._average_over_experts(kind, mean_of)
         common = self._common[key]
         if mean is None or common is None:
             return common

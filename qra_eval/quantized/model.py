@@ -110,12 +110,8 @@ class QuantizedModel:
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.blocks = Blocks(self.model, device, self.compute, layers)
         self.keeps_dequantized = kept <= room
-        if (
-            not self.keeps_dequantized
-            and auto
-            and device.type == "cpu"
-            and 2 * kept <= count_free_bytes(device)
-        ):
+        could_keep = auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device)
+        if could_keep and not self.keeps_dequantized:
             log.warning(
                 "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
                 "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",

@@ -125,21 +125,13 @@ def list_levels(
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
-    own = tuple(
-        name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values())
-    )
+    own = tuple(name for name in wanted if any(can_store(backend, name, m) for m in shapes.values()))
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
-        reason = next(
-            backend.unsupported_reason(name, *next(iter(shapes)))
-            for name in wanted
-            if backend.width(name) in lost
-        )
-        log.warning(
-            "%s bits are left out, as no linear can be stored so: %s",
-            ", ".join(map(str, sorted(lost))),
-            reason,
-        )
+        first = next(name for name in wanted if backend.width(name) in lost)
+        reason = backend.unsupported_reason(first, *next(iter(shapes)))
+        words = ", ".join(map(str, sorted(lost)))
+        log.warning("%s bits are left out, as no linear can be stored so: %s", words, reason)
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
