@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FREE = 8 << 30
-MAKERS = (
+MAKERS = [
     "empty",
     "zeros",
     "ones",
@@ -32,11 +32,8 @@ MAKERS = (
     "randint",
     "tensor",
     "as_tensor",
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-)
+]
+MAKERS += ["empty_like", "zeros_like", "ones_like", "full_like"]
 _kind = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
 _send = Tensor.to
 

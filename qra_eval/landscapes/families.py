@@ -133,11 +133,9 @@ class Tables:
     """The drawn numbers of one landscape.
 
     Attributes:
-        damage: float (G, B), untuned damage of single groups.
-        left: float (G, B, R), share of it that tuning leaves.
-        gain: float (G, R), fall of the loss that an adapter brings.
-        within: float (G,), v above.
-        coupling: float (L, L), K above; symmetric, zero on the diagonal.
+        damage: (G, B), untuned damage of single groups, of which tuning leaves the share `left`, (G, B, R).
+        gain: (G, R), fall of the loss that an adapter brings.
+        within, coupling: (G,) and (L, L), v and K above.
         layer: int (G,), index of the layer; groups of a layer are consecutive.
         base: loss of the untouched model.
     """

@@ -55,13 +55,9 @@ LEAST_DAMAGE = 1e-9
 
 # -- the table -------------------------------------------------------------------------------------
 def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame:
-    """The table: a line a tuning, in the order in which they were made.
+    """The table of a task, or of both: a line a tuning, in the order in which they were made.
 
     Columns are those of the card. A tuning that diverged has no losses, and says why in `failed`.
-
-    Args:
-        task: `banking77` or `restaurant8k`; None: both.
-        data: another folder with `tunings.jsonl`, such as that of a run of `benchmarks.tunings`.
     """
     import pandas
 

@@ -72,8 +72,9 @@ def list_family_issues(config: Any) -> list[str]:
     scale = get_query_scale(config, family)
     usual = getattr(config, "hidden_act", family.activation)
     activation = getattr(config, "hidden_activation", None) or usual
-    has_layers = own is None or not family.window
-    has_layers = has_layers or list(own) == list_layer_types(config.num_hidden_layers, family.window)
+    has_layers = True
+    if family.window and own is not None:
+        has_layers = list(own) == list_layer_types(config.num_hidden_layers, family.window)
     is_sparse = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1
     issues = (
         (

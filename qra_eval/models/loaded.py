@@ -59,11 +59,8 @@ class LoadedModel:
 
     Attributes:
         model: frozen, in evaluation mode, every searchable linear an `nn.Linear`.
-        tokenizer: with a padding token.
-        name: how it was asked for; loads the same model again.
+        name: how it was asked for; loads the same model again. `spec` is it with paths made absolute.
         fingerprint: hash of the weights, equal wherever they came from.
-        spec: as `name`, with paths made absolute.
-        trust_remote_code: whether code that comes with it was run.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
         source: the model in memory that this is a copy of, if it is.
     """

@@ -53,9 +53,6 @@ class LayerMoments:
     since batches hold rows of similar length. An expert's figures are drawn towards those of all experts of its layer,
     by `SHRINK_TOKENS`; a linear that no token reached, nor another expert's, gets the identity: rounding to nearest.
 
-    Args:
-        labelled: labels whose gradients are taken, in all batches.
-
     Attributes:
         gradient_squares: expected squared norm of the loss gradient by each linear's weight: labels are drawn from the
             model, so the gradients of tokens are taken to be independent, and their squared norms add up.

@@ -117,13 +117,8 @@ def test_of_a_damaged_file_the_linear_is_made_again_at_that_level_with_a_warning
     first = make_and_build(model, tmp_path, backend)
     path, weight = first.get_path(FIRST, 3), first.load_weight(FIRST, 3).clone()
     content = path.read_bytes()
-    foreign = save({"other": torch.zeros(3)})
-    damaged = {
-        "truncated": content[: len(content) // 2],
-        "emptied": b"",
-        "overwritten": b"x" * 999,
-        "foreign": foreign,
-    }
+    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999}
+    damaged["foreign"] = save({"other": torch.zeros(3)})
     path.unlink()  # without touching the old file, which is mapped into memory
     path.write_bytes(damaged[damage])
     backend.levels.clear()
@@ -172,13 +167,8 @@ def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_com
 ):
     kept = make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(3,))
     passes = []
-    make_and_build(
-        model,
-        tmp_path / "kept",
-        make_backend("trellis"),
-        bits=(4,),
-        told=lambda stage, *_: passes.append(stage),
-    )
+    listen = lambda stage, *_: passes.append(stage)  # noqa: E731
+    make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(4,), told=listen)
     assert set(passes) == {"quantize"}
     monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
     half = list(kept.linears)[: len(kept.linears) // 2]
@@ -290,11 +280,8 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
             waiting.set()
 
     second = Counting(make_backend("reference"))
-    thread = threading.Thread(
-        target=make_and_build,
-        args=(model, tmp_path, second),
-        kwargs={"told": listen, "names": [FIRST, SECOND]},
-    )
+    options = {"told": listen, "names": [FIRST, SECOND]}
+    thread = threading.Thread(target=make_and_build, args=(model, tmp_path, second), kwargs=options)
     thread.start()
     assert waiting.wait(30) and not second.count
     assert (
