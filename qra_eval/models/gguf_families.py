@@ -59,11 +59,9 @@ def list_family_issues(config: Any) -> list[str]:
     """Why llama.cpp would not compute a model of this transformers config, or why it is not written here."""
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
         return [
-            (
-                f"{config.model_type} is not one of the model types that can be written as GGUF "
-                f"({', '.join(FAMILIES)}): {mend}"
-            )
+            f"{config.model_type} is not one of the model types that can be written as GGUF ({known}): {mend}"
         ]
     family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")

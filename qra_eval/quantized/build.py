@@ -248,15 +248,10 @@ def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.de
 def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:
     few = [name for name, count in tokens.items() if count < FEW_TOKENS]
     if few:
-        log.warning(
-            "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
-            "layer's mean",
-            len(few),
-            len(tokens),
-            FEW_TOKENS,
-            few[0],
-            tokens[few[0]],
+        share = (
+            f"{len(few)} of {len(tokens)} linears of experts saw fewer than {FEW_TOKENS} calibration tokens"
         )
+        log.warning("%s, %s %d: their Hessians lean on their layer's mean", share, few[0], tokens[few[0]])
 
 
 def count_workers(backend: Backend, items: int, device: torch.device) -> int:
