@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from benchmarks.study.finetunes_table import fill_page
 from qra_eval.landscapes.tunings import (
@@ -22,7 +24,6 @@ from qra_eval.landscapes.tunings import (
     Traits,
     compute_row_traits,
     estimate_noise,
-    fit_answers,
     fit_formula,
     read_rows,
     read_task,
@@ -77,6 +78,27 @@ def make_task_lines(task: str, *, with_process: bool) -> list[str]:
     noise = ", ".join(f"{100 * value:.1f}% at {steps}" for steps, value in estimate_noise(done).items())
     lines.append(f"| {task} | noise between seeds | {len(done)} | {noise} | | | |")
     return lines
+
+
+@dataclass(frozen=True)
+class AnswersFormula:
+    """Share of right answers as a logistic function of the log loss, a parabola."""
+
+    coefficients: np.ndarray
+
+    def predict(self, log_losses: np.ndarray) -> np.ndarray:
+        """Shares (N,), from 0 to 1."""
+        return np.asarray(expit(np.polyval(self.coefficients, log_losses)))
+
+
+def fit_answers(losses: np.ndarray, right: np.ndarray, answered: int) -> AnswersFormula:
+    """Least squares on logits; each side counts half an answer more, so that none is infinite.
+
+    Args:
+        losses: test losses (N,); right: right answers (N,).
+    """
+    logits = logit((right + 0.5) / (answered + 1.0))
+    return AnswersFormula(np.polyfit(np.log(losses), logits, 2))
 
 
 def iterate_folds(values: np.ndarray, folds: int) -> Iterator[np.ndarray]:

@@ -10,8 +10,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qra_eval.models.experts import keep_expert_names
-from qra_eval.models.linears import normalise
+from qra_eval.models.linears import keep_expert_names, normalise
 from qra_eval.tuning.loading import install_weights
 
 NEEDED_IMPORT = (

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.scales import TrainedGroups
+from qra_eval.quantized.adapters import TrainedGroups
 
 HIDDEN, RANK = 256, 4  # every type of llama.cpp takes rows of 256
 SAME = ("mixed", "reference-gptq")

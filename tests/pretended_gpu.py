@@ -19,24 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FREE = 8 << 30
-MAKERS = (
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "arange",
-    "linspace",
-    "eye",
-    "rand",
-    "randn",
-    "randint",
-    "tensor",
-    "as_tensor",
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-)
+MAKERS = ["empty", "zeros", "ones", "full"]
+MAKERS += [f"{name}_like" for name in MAKERS]
+MAKERS += ["arange", "linspace", "eye", "rand", "randn", "randint", "tensor", "as_tensor"]
 _kind = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
 _send = Tensor.to
 

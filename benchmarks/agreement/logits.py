@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import restore_embeddings
-from qra_eval.models.experts import make_linear
+from qra_eval.models.linears import make_linear
 from qra_eval.tuning.loading import load_base
 
 MARGIN = 0.5

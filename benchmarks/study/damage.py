@@ -26,7 +26,7 @@ from qra_backends.trellis.probe import DAMAGE_RATIOS
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.build import find_modules
-from qra_eval.quantized.passes import pass_layers
+from qra_eval.quantized.calibration import pass_layers
 from qra_eval.tasks.batches import PASS_MULTIPLE, make_pass_batches
 from qra_search.allocate import knapsack
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.quantized.calibration import TOKEN_FLOOR
-from qra_eval.quantized.passes import pass_layers
+from qra_eval.quantized.calibration import TOKEN_FLOOR, pass_layers
 from qra_eval.sensitivities.measure import compute_divergence
 from qra_eval.tasks.encoding import IGNORED
 from qra_eval.tasks.sources import read_folder_rows

@@ -34,13 +34,9 @@ class Activations:
     """Bytes of passes of a model of alike layers, with a quantized base and an adapter at every linear.
 
     Args:
-        layer: the decoder layer, for its norms.
-        linears: those of the layer, by name.
-        config: of the model, by transformers.
+        layer: the decoder layer, for its norms, with its `linears` by name; there are `layers` of it.
         dtype: of the arithmetic.
-        layers: how many there are.
-        rank: of the adapters; 0 for none.
-        dropout: of their inputs in training.
+        rank: of the adapters, 0 for none, whose inputs have `dropout` in training.
         checkpointing: whether layers compute their activations again in the backward pass.
         tables: whether embeddings and head are quantized.
         decoding: bytes of dequantizing a weight of a shape, beside the result; `DEQUANTIZE_BYTES` of a shape that is
@@ -78,11 +74,10 @@ class Activations:
         self.decoding = max(decoding.get(s, DEQUANTIZE_BYTES * s[0] * s[1]) for s in shapes)
         head = (self.vocabulary, self.hidden)
         rows = min(ROWS, self.vocabulary)
-        self.head_rows = (
-            rows * self.hidden * self.wide + decoding.get(head, DEQUANTIZE_BYTES * rows * self.hidden)
-            if tables
-            else 0
-        )
+        self.head_rows = 0
+        if tables:
+            work = decoding.get(head, DEQUANTIZE_BYTES * rows * self.hidden)
+            self.head_rows = rows * self.hidden * self.wide + work
         keys = getattr(self.text, "num_key_value_heads", None) or self.heads
         width = getattr(self.text, "head_dim", None) or self.hidden // self.heads
         self.rotated = (self.heads + keys) * width
@@ -110,9 +105,8 @@ class Activations:
             if fused == "qkv":
                 self.numbers += made
             elif fused == "gate_up":
-                self.numbers += (
-                    made if (parent, fused) in inputs else 2 * made
-                )  # with what the activation gives
+                # The first with what the activation gives.
+                self.numbers += made if (parent, fused) in inputs else 2 * made
             elif kind == "gate_up_proj":
                 self.numbers += made + made // 2
             elif module.out_features != self.hidden:
@@ -132,20 +126,17 @@ class Activations:
             kind = name.rpartition(".")[2]
             if "norm" not in type(module).__name__.lower() or weight is None:
                 continue
-            width = (
-                made.get(f"{kind[0]}_proj", weight.numel())
-                if kind in ("q_norm", "k_norm")
-                else weight.numel()
-            )
+            width = weight.numel()
+            if kind in ("q_norm", "k_norm"):
+                width = made.get(f"{kind[0]}_proj", width)
             total += width * (self.wide if isinstance(module, nn.LayerNorm) else 4)
         return total
 
     # -- parts of a pass -----------------------------------------------------------------------
     def count_kept_bytes(self, rows: int, tokens: int) -> int:
         """What the backward pass needs of one layer."""
-        return rows * tokens * (self.numbers * self.wide + self.norm_bytes) + self._count_pair_bytes(
-            rows, tokens
-        )
+        kept = rows * tokens * (self.numbers * self.wide + self.norm_bytes)
+        return kept + self._count_pair_bytes(rows, tokens)
 
     def _count_pair_bytes(self, rows: int, tokens: int) -> int:
         """What attention keeps of pairs of tokens; kernels that make no matrix of them keep a number of each token."""
@@ -184,9 +175,8 @@ class Activations:
         logits = labels * self.vocabulary * self.wide
         capped = 1 if getattr(self.text, "final_logit_softcapping", None) else 0
         times = (2 if training or self.tables else 1) + capped
-        copies = training + (
-            self.wide < 4
-        )  # as float32: of the logits, unless they are, and for their gradient
+        # As float32: of the logits, unless they are, and for their gradient.
+        copies = training + (self.wide < 4)
         chunk = min(CHUNK, labels) * self.vocabulary * 4 * copies
         return labels * self.hidden * self.wide + max(times * logits + chunk, logits + self.head_rows)
 
@@ -232,11 +222,7 @@ def _select_one_expert(linears: Mapping[str, Any]) -> dict[str, Any]:
 class MemoryCounter(TorchDispatchMode):
     """Bytes of all tensors that operations make within the context, each storage once, until it is freed.
 
-    Tensors that were there before do not count, nor do views of them.
-
-    Attributes:
-        bytes: that live now.
-        peak: the most that lived at once.
+    Tensors that were there before do not count, nor do views of them; `peak` is the most that lived at once.
     """
 
     def __init__(self) -> None:
@@ -278,19 +264,15 @@ def count_decoding_bytes(
 ) -> int:
     """Bytes that dequantizing takes beside the weight that it gives, at the level that takes most.
 
-    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none.
-
-    Args:
-        rows: of the weight that are asked for at once, as for a table; 0: all of it.
+    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none. Of a table so many `rows` are
+    asked for at once; 0 is all of them.
     """
     sizes = [0] if levels else [DEQUANTIZE_BYTES * (rows or out_features) * in_features]
     for bits in levels:
         if backend.unsupported_reason(bits, out_features, in_features) is not None:
             continue
         form = backend.list_tensor_specs(bits, out_features, in_features)
-        tensors = {
-            name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in form.items()
-        }
+        tensors = {name: torch.empty(s, dtype=dtype, device="meta") for name, (s, dtype) in form.items()}
         module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
         with MemoryCounter() as meter, torch.no_grad():
             at = torch.empty(rows, dtype=torch.long, device="meta")

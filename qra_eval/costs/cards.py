@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import torch
+from qra_backends import make_backend
 
 from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
-from qra_eval.quantized.model import count_free_bytes
+from qra_eval.models.embeddings import find_embeddings
+from qra_eval.models.gguf_families import list_family_issues
+from qra_eval.models.linears import EXPERT, Granularity
+from qra_eval.quantized.model import QuantizedModel, count_free_bytes
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_search.engines import ENGINES, unsupported_reason
 from qra_search.errors import BadInput
+from qra_search.sections import SpaceConfig
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.memory import format_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 
 CARDS = {f"{gib} GB": gib for gib in (8, 12, 16, 24, 32, 48, 80, 141)}
 """Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
@@ -40,12 +46,6 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """Before anything is quantized: refuse what does not fit the GPU at hand, and choose what is kept ready on it.
 
     Dequantized weights are kept if training leaves room for them. Phases whose results are in the cache need no room.
-
-    Args:
-        budget: bytes of the largest plan that will be put in place.
-
-    Raises:
-        BadInput: the highest peak is above what is free, on all devices together; the message has settings that fit.
     """
     model = tuner.quantized_model
     device = tuner.device
@@ -66,11 +66,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))
         words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
-        mend = (
-            f"take {words} ({format_bytes(least)})"
-            if words
-            else "choose a smaller model, or --bits 2,3 --ranks 4"
-        )
+        mend = "choose a smaller model, or --bits 2,3 --ranks 4"
+        if words:
+            mend = f"take {words} ({format_bytes(least)})"
         raise BadInput(
             f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}"
         )
@@ -97,3 +95,42 @@ def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple
                 yield (words + more).strip(), phase, peaks[phase]
     finally:
         tuner.quantized_model.settings = settings
+
+
+APART = ("module", "expert")
+"""Granularities at which the experts of a layer choose for themselves."""
+
+
+def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granularity: str = "module") -> None:
+    """Raises ValueError if an engine cannot take a model of this config, whose searched linears have these names."""
+    engine = ENGINES[name]
+    reason = unsupported_reason(name, config.model_type)
+    if reason is None and engine.format == "gguf":
+        reason = "; ".join(list_family_issues(config)) or None
+    has_experts_apart = granularity in APART and any(map(EXPERT.match, linears))
+    if reason is None and engine.experts_together and has_experts_apart:
+        reason = (
+            f"engine {name} stores the experts of a layer as one tensor of one type and rank, but granularity "
+            f"{granularity} chooses for each of them. Use --granularity fused or layer"
+        )
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
+    """Bytes of the smallest plan that each engine holds, at the ranks of the model's space; or why it takes none."""
+    least: dict[str, int | str] = {}
+    for name, engine in ENGINES.items():
+        granularity = cast(Granularity, engine.granularity or model.granularity)
+        if engine.experts_together and granularity in APART:
+            granularity = "fused"
+        config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
+        try:
+            check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
+            tables = find_embeddings(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
+            backend = make_backend(engine.backend)
+            space = model.make_space(config, backend, granularity, tables, engine.embeddings)
+            least[name] = space.memory.minimum
+        except (ValueError, ImportError) as error:
+            least[name] = str(error)
+    return least

@@ -20,7 +20,7 @@ from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.passes import LABELS, SEGMENT
+from qra_eval.quantized.calibration import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.example import SplitName
@@ -68,38 +68,25 @@ def estimate_peaks(
     finetune = tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
+    scored = 0 if tuner.metric == "loss" else evaluation.validation_rows
+    searching = run.count_training_bytes(tuner.get_batches(evaluation.steps, 0), *looked_at, scored=scored)
+    batches = tuner.get_final_batches(tuner.finetune_steps, 0)
+    tuning = run.count_training_bytes(batches, *tested, scored=finetune.scored_rows)
+    if finetune.monitor != "loss":
+        tuning = max(tuning, run.count_training_bytes([], *looked_at, scored=looked_at[1]))
     return {
         "load": run.make_peak(),
         "quantize": run.make_peak(*run.count_plan_bytes()),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
-        "search": run.make_peak(
-            run.count_training_bytes(
-                tuner.get_batches(evaluation.steps, 0),
-                *looked_at,
-                scored=0 if tuner.metric == "loss" else evaluation.validation_rows,
-            )
-        ),
-        "tune": run.make_peak(
-            max(
-                run.count_training_bytes(
-                    tuner.get_final_batches(tuner.finetune_steps, 0), *tested, scored=finetune.scored_rows
-                ),
-                0
-                if finetune.monitor == "loss"
-                else run.count_training_bytes([], *looked_at, scored=looked_at[1]),
-                run.count_untuned_bytes(*tested),
-            )
-        ),
+        "search": run.make_peak(searching),
+        "tune": run.make_peak(max(tuning, run.count_untuned_bytes(*tested))),
         "reload": run.make_peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
         "export": Peak(0, run.count_export_bytes()),
     }
 
 
 class _Run:
-    """The sizes of a run's model, plan and rows, and what each phase adds to what is always there.
-
-    Of layers over several devices the sizes are those on one that holds them all.
-    """
+    """The sizes of a run's model, plan and rows, and what each phase adds to what is always there."""
 
     def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
         self.tuner = tuner
@@ -110,9 +97,8 @@ class _Run:
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
-        compute, passing = (
-            (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
-        )
+        compute = model.compute if gpu is None else model.dtype
+        passing = model.blocks.compute if gpu is None else model.dtype
         self.device = torch.device("cuda" if self.gpu else "cpu")
         self.wide = compute.itemsize
         self.passed = passing.itemsize
@@ -134,10 +120,10 @@ class _Run:
         self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
         tables = {(m.out_features, m.in_features) for m in model.tables.values()}
         work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
-        work |= {
-            s: count_decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0]))
-            for s in tables
-        }
+        for rows, columns in tables:
+            work[rows, columns] = count_decoding_bytes(
+                model.backend, model.table_levels, rows, columns, rows=min(ROWS, rows)
+            )
         self.decoding = work if self.gpu else {}
         looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
         self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
@@ -170,7 +156,6 @@ class _Run:
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
     def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
-        """What the whole model takes of batches."""
         labels = max(len(batch.targets) for batch in batches)
         return self.activations.count_pass_bytes(*find_largest_batch(batches), labels, training=training)
 
@@ -190,7 +175,6 @@ class _Run:
         )
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        """Bytes that quantizing one linear takes at its peak."""
         return self.model.backend.count_work_bytes(
             levels, *shape, dtype=self.model.dtype, device=self.device.type
         )
@@ -198,12 +182,14 @@ class _Run:
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
+    def count_made_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """What was made of a linear is on a GPU until all levels are: then it goes to the host."""
+        made = self.count_level_bytes(levels, shape) if self.gpu else 0
+        return self.count_linear_work_bytes(levels, shape) + made
+
     def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
-        shape = table.out_features, table.in_features
-        work = self.count_linear_work_bytes(levels, shape) + (
-            self.count_level_bytes(levels, shape) if self.gpu else 0
-        )
+        work = self.count_made_work_bytes(levels, (table.out_features, table.in_features))
         moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
         return work + moments + (table.weight.nbytes if self.gpu else 0)
 
@@ -244,9 +230,7 @@ class _Run:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
-        tokens = (
-            self.vocabulary if tokenizer is None else len(tokenizer)
-        )  # None: a config is all that is there
+        tokens = self.vocabulary if tokenizer is None else len(tokenizer)
         return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_plan_bytes(self) -> tuple[int, int]:
@@ -268,21 +252,14 @@ class _Run:
         count = count_workers(backend, len(units), self.device)
 
         def count_unit_bytes(unit: list[tuple[int, int]]) -> int:
-            # What was made of a linear is on a GPU until all levels are: then it goes to the host.
-            work = max(
-                self.count_linear_work_bytes(levels, shape)
-                + (self.count_level_bytes(levels, shape) if self.gpu else 0)
-                for shape in unit
-            )
+            work = max(self.count_made_work_bytes(levels, shape) for shape in unit)
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
         work = sum(sorted(map(count_unit_bytes, units), reverse=True)[:count])
         made = sum(self.count_level_bytes(levels, shape) for shape in shapes)
         tables = model.tables.values()
-        made = max(
-            made,
-            sum(self.count_level_bytes(table_levels, (t.out_features, t.in_features)) for t in tables),
-        )
+        of_tables = [(t.out_features, t.in_features) for t in tables]
+        made = max(made, sum(self.count_level_bytes(table_levels, shape) for shape in of_tables))
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
         table = max((self.count_table_work_bytes(t, table_levels) for t in tables), default=0)
         made += self.count_pinned_bytes()
@@ -313,42 +290,28 @@ class _Run:
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
-        outside = (0 if self.gpu else self.count_cast_bytes(self.passed)) + self.count_cast_table_bytes(
-            self.passed
-        )
+        outside = self.count_cast_table_bytes(self.passed)
+        outside += 0 if self.gpu else self.count_cast_bytes(self.passed)
         tokens = sum(batch.input_ids.numel() for batch in batches)
         hidden = tokens * self.width * self.passed
         segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
-        return (
-            8 * tokens + max(outside + head, both, change),
-            2 * hidden
-            + (segments + within) * hidden * self.stored // self.passed
-            + self.count_pinned_bytes(),
-        )
+        waiting = 2 * hidden + (segments + within) * hidden * self.stored // self.passed
+        return 8 * tokens + max(outside + head, both, change), waiting + self.count_pinned_bytes()
 
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """The pass of the plan's rows, with probes of every linear; then some of these in place, in float32."""
         probe = sample_probe_batch(self.tuner)
         forward = self.make_activations(torch.float32).count_layer_bytes(*probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
-        at_level = (
-            self.vocabulary * self.width * self.wide if self.model.tables else 0
-        )  # a table, dequantized
+        at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0
         wider = self.count_cast_bytes(4) + self.count_cast_table_bytes(4) + at_level
-        groups = (
-            sum(m.out_features * m.in_features for m in group.linears)
-            for group in self.model.space.groups
-            if not group.is_embedding
-        )
-        beside = (max(groups) - self.largest) * self.wide  # a group's other linears, dequantized
+        groups = [group.linears for group in self.model.space.groups if not group.is_embedding]
+        widest = max(sum(m.out_features * m.in_features for m in linears) for linears in groups)
+        beside = (widest - self.largest) * self.wide  # a group's other linears, dequantized
         probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8 + beside, logits)
-        flows = (
-            len(choose_probes(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
-        )
-        waiting = probe.input_ids.numel() * self.width * 4 * flows
-        if self.gpu:
-            waiting += self.count_pinned_bytes()
         model = self.model
+        flows = len(choose_probes(model.space)) + len(model.tables) * len(model.table_levels) + 1
+        waiting = probe.input_ids.numel() * self.width * 4 * flows + self.count_pinned_bytes()
         passing = self.count_quantization_bytes(model.levels, model.table_levels, model.plan_batches())
         return max(passing[0], probing), max(passing[1], waiting)
 
@@ -356,11 +319,8 @@ class _Run:
         self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int
     ) -> int:
         """Training a plan on batches, measuring it, or generating the answers of so many rows."""
-        trained = 0
-        if batches and self.rank:
-            trained = self.count_batch_bytes(batches, training=True)
-        if batches:
-            trained += self.count_scale_bytes(batches)
+        trained = self.count_batch_bytes(batches, training=True) if batches and self.rank else 0
+        trained += self.count_scale_bytes(batches) if batches else 0
         rows = self.tuner.rows(split, held_out)
         measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
@@ -369,7 +329,7 @@ class _Run:
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
         tuner = self.tuner
-        task = self.tuner.rows.task
+        task = tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
@@ -389,9 +349,8 @@ class _Run:
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
         forward = self.bare.count_layer_bytes(*find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        return self.count_cast_table_bytes(self.passed) + max(
-            self.count_placed_layer_bytes() + forward, logits
-        )
+        highest = max(self.count_placed_layer_bytes() + forward, logits)
+        return self.count_cast_table_bytes(self.passed) + highest
 
     def count_reload_bytes(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
@@ -399,9 +358,8 @@ class _Run:
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
         saved = self.make_activations(self.model.dtype, tables=self.tables > 0, rank=self.rank)
-        computing = self.adapters * self.stored + saved.count_pass_bytes(
-            1, CHECKED_TOKENS, CHECKED_TOKENS, training=False
-        )
+        passing = saved.count_pass_bytes(1, CHECKED_TOKENS, CHECKED_TOKENS, training=False)
+        computing = self.adapters * self.stored + passing
         return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)
 
     def count_export_bytes(self) -> int:
@@ -415,6 +373,5 @@ class _Run:
 
 
 def find_largest_batch(batches: list[Batch]) -> tuple[int, int]:
-    """Rows and tokens of the largest batch."""
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     return rows, tokens

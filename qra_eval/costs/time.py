@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from qra_eval.costs.engines import list_engine_bytes
+from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.moments import KeptMoments
+from qra_eval.quantized.build import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -55,7 +55,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         the cache has them, `evaluation_seconds` (one at full fidelity, with what its plan quantizes anew),
         `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with the peak of each in
         bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of
-        the moments, and `engines` (see `qra_eval.costs.engines`).
+        the moments, and `engines` (see `qra_eval.costs.cards`).
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
@@ -72,18 +72,17 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases = estimate_peaks(tuner, budget)
-    shapes = _count_shapes(tuner)
     storage = model.backend.storage
+    shapes = _count_shapes(tuner).items()
+    plan_bytes = sum(n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes if levels)
+    moments = KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * evaluation + NEW_LINEARS * quantizing,
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": sum(
-            n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes.items() if levels
-        )
-        + (KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0),
+        "disk_bytes": plan_bytes + moments,
         "engines": list_engine_bytes(model),
     }
 
@@ -92,9 +91,8 @@ def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence
     """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
     model = tuner.quantized_model
     shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
-    most = max(
-        (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0
-    )
+    trained = (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes)
+    most = max(trained, default=0)
     scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
     return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
 
@@ -109,9 +107,9 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
     if not task.metrics or tuner.tokenizer is None:
         return seconds
-    scored = min(finetune.scored_rows, finetune.test_rows) + (
-        looks * count if finetune.monitor == "task" else 0
-    )
+    scored = min(finetune.scored_rows, finetune.test_rows)
+    if finetune.monitor == "task":
+        scored += looks * count
     longest = tuner.count_answer_tokens(task.split("test")[: finetune.test_rows])
     return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
@@ -119,7 +117,6 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
 def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = tuner.quantized_model
-
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
     shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
@@ -141,9 +138,7 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
     vocabulary = tuner.model.config.get_text_config().vocab_size
     blocks, timed = (model.blocks, vocabulary) if model.loaded.weights else _make_one_layer_model(tuner)
     size = 2 * tuner.settings.batch_size
-    batch = make_batches(tuner.rows("validation", size), size)[
-        -1
-    ]  # of the longest rows: short ones are all overhead
+    batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
     if one_by_one:
         first = torch.arange(len(batch.input_ids))
@@ -154,9 +149,8 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
         flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
             layer = _measure_min_seconds(lambda: blocks.run_layer(0, flow), model.device)
-        head = _measure_min_seconds(
-            lambda: blocks.compute_logits(flow, flow.hidden.to(model.device)), model.device
-        )
+        hidden = flow.hidden.to(model.device)
+        head = _measure_min_seconds(lambda: blocks.compute_logits(flow, hidden), model.device)
     return (layer * len(model.blocks) + head * vocabulary / timed) / batch.tokens
 
 
@@ -207,24 +201,22 @@ def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-    quantizing, probing = total.tolist()
-    return quantizing, probing
+    return total[0].item(), total[1].item()
 
 
 def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> np.ndarray:
     """Seconds (2,) to quantize a made-up linear at the middle one of some levels, and to probe it."""
     model = tuner.quantized_model
     levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
-    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
-        False
-    )
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype)
+    linear.requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     backend, middle = model.backend, levels[len(levels) // 2 :][:1]
-    quantizing = _measure_seconds(
-        lambda: backend.quantize_levels(linear, middle, hessian=hessian), model.device
+    works = (
+        lambda: backend.quantize_levels(linear, middle, hessian=hessian),
+        lambda: backend.probe_levels(linear, levels, hessian=hessian),
     )
-    probing = _measure_seconds(lambda: backend.probe_levels(linear, levels, hessian=hessian), model.device)
-    return np.array([quantizing, probing])
+    return np.array([_measure_seconds(work, model.device) for work in works])
 
 
 def count_pass_tokens(batches: Sequence[Batch]) -> float:

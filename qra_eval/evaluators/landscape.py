@@ -34,15 +34,7 @@ LOW_FIDELITY = 0.25
 
 
 class Landscape(Evaluator):
-    """A parametric loss over plans, with its noise-free truth at hand.
-
-    Args:
-        tables: the drawn numbers.
-        space: what they are tables of.
-        sensitivities: what a search is given; see `make_landscape`.
-        noise: standard deviation between seeds, in nats.
-        identity: what `describe` says.
-    """
+    """A parametric loss over plans, with its noise-free truth at hand; `identity` is what `describe` says."""
 
     fidelities = (LOW_FIDELITY, 1.0)
 
@@ -81,7 +73,6 @@ class Landscape(Evaluator):
         return float(self.tables.compute_losses(self.space.encode(plan)[None])[0])
 
     def find_reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        """The best plans known under these budgets, by their noise-free loss."""
         return find_reference_front(self.tables, self.space, budgets, cache=cache)
 
     def sensitivities(self) -> Sensitivities | None:
@@ -98,7 +89,7 @@ def make_landscape(
     seed: int = 0,
     sensitivities: str = "measured",
     *,
-    noise: float | None = None,
+    noise: float = SEED_NOISE,
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
 ) -> Landscape:
@@ -107,21 +98,16 @@ def make_landscape(
     Args:
         sensitivities: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured ones with their groups permuted; `none`.
-        noise: standard deviation between seeds, in nats; default: as measured.
-
-    Raises:
-        ValueError: an unknown family, granularity or kind of sensitivities.
+        noise: standard deviation between seeds, in nats.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if sensitivities not in PRIORS:
         raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     traits = FAMILIES[family]
-    noise = SEED_NOISE if noise is None else noise
     space = make_space(layers, granularity, bits=bits, ranks=ranks)
-    tables = draw_tables(
-        traits, space, granularity, make_generator("tables", family, seed, layers, granularity)
-    )
+    generator = make_generator("tables", family, seed, layers, granularity)
+    tables = draw_tables(traits, space, granularity, generator)
     identity = {
         "landscape": family,
         "layers": layers,
@@ -130,16 +116,9 @@ def make_landscape(
         "sensitivities": sensitivities,
         "noise": noise,
     }
-    return Landscape(
-        tables,
-        space,
-        sensitivities=_make_sensitivities(
-            sensitivities, traits, tables, space, make_generator("prior", family, seed)
-        ),
-        noise=noise,
-        seed=seed,
-        identity=identity,
-    )
+    rng = make_generator("prior", family, seed)
+    prior = _make_sensitivities(sensitivities, traits, tables, space, rng)
+    return Landscape(tables, space, sensitivities=prior, noise=noise, seed=seed, identity=identity)
 
 
 def build(config: RunConfig) -> Landscape:

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import check_fit, list_cards
-from qra_eval.costs.engines import check_engine
+from qra_eval.costs.cards import check_engine, check_fit, list_cards
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_devices
@@ -134,9 +133,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         if isinstance(task, Task):
             made = make_task(task)
         else:
-            made = make_task(
-                given.name if task is None else task, data=given.data, seed=search.seed, **given.options
-            )
+            name = given.name if task is None else task
+            made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
                 raise BadInput(f"task {made.name!r} has no rows in its {split} split")
@@ -145,10 +143,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             check_metric(name, metric, made.split("test")[0])
         made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
-        for field, value in (
-            ("search.metric", search.metric),
-            ("finetune.monitor", self.config.finetune.monitor),
-        ):
+        goals = {"search.metric": search.metric, "finetune.monitor": self.config.finetune.monitor}
+        for field, value in goals.items():
             if value == "task" and made.judged_by is None:
                 raise BadInput(
                     f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
@@ -205,9 +201,9 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             trained = self.tuner.train(steps, seed, learning_rate=dict(plan.extra).get(LEARNING_RATE))
             began = time.perf_counter()
             loss = self.tuner.measure_loss("validation", held_out)
-            by_task = (
-                None if self.tuner.metric == "loss" else self.tuner.measure_objective("validation", held_out)
-            )
+            by_task = None
+            if self.tuner.metric != "loss":
+                by_task = self.tuner.measure_objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         now = time.perf_counter()
@@ -228,17 +224,12 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         )
 
     def sensitivities(self) -> Sensitivities:
-        """Sensitivity of the groups: as an earlier run of the same content kept it, or measured and kept.
-
-        A search is charged what measuring took, whether or not it was measured again.
-        """
         return retry_with_less_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()
 
     def estimate(self) -> dict[str, Any]:
-        """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate_search(self.tuner, self.budget)
 
     def sensitivity_cost(self) -> float:
@@ -249,14 +240,12 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         return measure_seconds_per_token(self.tuner) * self.tuner.count_evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
-        """Rows of each split, asked for and had, for evaluations and the full tuning together."""
         return self.tuner.row_counts()
 
     def metric_digests(self) -> Mapping[str, str]:
         return self.task.metric_digests
 
     def cards(self) -> list[dict[str, Any]]:
-        """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
         return list_cards(self.tuner, self.budget)
 
     def render_row(self) -> list[tuple[str, bool]] | None:
@@ -282,13 +271,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         """
         self.space.find_space(plan).encode(plan)
         folder = None if folder is None else Path(folder)
-        shared: dict[str, Any] = {
-            "plan": plan,
-            "seed": seed,
-            "steps": steps,
-            "folder": folder,
-            "save_base": save_base,
-        }
+        shared: dict[str, Any] = dict(plan=plan, seed=seed, steps=steps, folder=folder, save_base=save_base)
         if get_rank_and_size()[1] == 1:
             return tune(self.tuner, **shared, on_step=on_step, progress=progress)
         with self._launched.lead_request(shared, self.tuner.settings.rows_a_step):
@@ -314,11 +297,9 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     @cached_property
     def _launched(self) -> LaunchedProcesses:
-        """Processes that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
 
     def measure_untuned(self) -> TuningRecord | None:
-        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.measure_untuned`."""
         return measure_untuned(self.tuner)
 
     def close(self) -> None:

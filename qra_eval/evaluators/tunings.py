@@ -57,14 +57,10 @@ class TuningsLandscape(Evaluator):
     """Real tunings of SmolLM2 on a task as a formula of plan, learning rate and steps.
 
     Args:
-        task: of the table, `banking77` or `restaurant8k`.
         seed: draws the plans of the table that the formula is fitted to, with replacement, and the noise: so results
             over seeds include that the table is finite.
         noise: times the deviation between seeds that the table has.
         data: folder of the table.
-
-    Raises:
-        BadInput: the table has no such task.
     """
 
     def __init__(self, task: str = "banking77", seed: int = 0, *, noise: float = 1.0, data: Path = DATA):
@@ -88,22 +84,20 @@ class TuningsLandscape(Evaluator):
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=time.perf_counter() - begun, seed=seed)
 
     def true_loss(self, plan: Plan) -> float:
-        """The loss without noise."""
         rate = dict(plan.extra).get("learning_rate", DEFAULT_RATE)
         return float(self._compute_losses(self.space.encode(plan)[None], rate, plan.length)[0])
 
     def _compute_losses(self, codes: np.ndarray, rate: float, length: float) -> np.ndarray:
         """Losses (N,) of the plans of codes (N, 2, G) or more columns, at a learning rate and a share of all steps."""
         damage = self._sensitivities.bits_damage
-        rates, steps = np.full(len(codes), rate), np.full(len(codes), STEPS[-1] * length)
-        traits = compute_traits(
-            self.space.without_extra, damage, codes[:, :, : len(self.space)], rates, steps
-        )
+        rates = np.full(len(codes), rate)
+        steps = np.full(len(codes), STEPS[-1] * length)
+        codes = codes[:, :, : len(self.space)]
+        traits = compute_traits(self.space.without_extra, damage, codes, rates, steps)
         return np.exp(self.formula.predict(traits))
 
     @cached_property
     def budgets(self) -> tuple[int, int, int]:
-        """The budgets of a benchmark, in bytes."""
         first, last = (resolve_budget(self.space, budget) for budget in BUDGETS)
         return first, (first + last) // 2, last
 
@@ -139,11 +133,7 @@ class TuningsLandscape(Evaluator):
 
 
 def draw_plans(plans: Sequence[str], generator: np.random.Generator) -> np.ndarray:
-    """Indices of rows whose plans are drawn with replacement, each with all its rows.
-
-    Args:
-        plans: of the rows, by key.
-    """
+    """Indices of rows whose plans (of each row, by key) are drawn with replacement, each with all its rows."""
     distinct = list(dict.fromkeys(plans))
     keys = np.asarray(plans)
     chosen = generator.integers(len(distinct), size=len(distinct))

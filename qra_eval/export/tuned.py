@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import find_quantized_embeddings, restore_embeddings
-from qra_eval.models.experts import is_stacked, keep_expert_names
-from qra_eval.models.linears import is_conv1d
+from qra_eval.models.linears import is_conv1d, is_stacked, keep_expert_names
 from qra_eval.tuning import loading
 from qra_search.app.folder import is_code_trusted
 from qra_search.app.tuning_folder import ADAPTER_FOLDER

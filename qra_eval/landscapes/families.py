@@ -19,7 +19,9 @@ error was 0.034 nats root mean square, leave one out, for plans below 2.2 nats).
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,50 +33,8 @@ from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, SearchSpace
 UNTUNED = 1.6261
 """Loss of the undegraded model without any tuning."""
 
-LAYER_LOSSES = (
-    (1.8315, 1.6201),
-    (2.0321, 1.5881),
-    (2.5931, 1.6994),
-    (2.1229, 1.6965),
-    (1.8648, 1.6227),
-    (2.0060, 1.6672),
-    (1.8457, 1.6098),
-    (2.2090, 1.6383),
-    (1.9649, 1.6935),
-    (2.2992, 1.6576),
-    (2.0708, 1.6754),
-    (2.6966, 1.7128),
-    (2.1299, 1.6687),
-    (2.1916, 1.6961),
-    (2.0799, 1.6690),
-    (1.9438, 1.6744),
-    (2.3680, 1.7738),
-    (2.2923, 1.6939),
-    (2.2267, 1.6945),
-    (2.4456, 1.6654),
-    (2.0791, 1.6674),
-    (2.0046, 1.6817),
-    (1.9624, 1.6619),
-    (2.1308, 1.6687),
-    (1.8275, 1.6371),
-    (1.7306, 1.6437),
-    (1.7932, 1.6470),
-    (1.7553, 1.6468),
-    (1.7843, 1.6447),
-    (2.3963, 1.7372),
-)
-"""Untuned losses with one of the 30 layers at 2 bits, and at 3."""
-
-KIND_LOSSES = {
-    "q_proj": (2.3351, 1.7499),
-    "k_proj": (2.1294, 1.7025),
-    "v_proj": (5.8458, 1.9855),
-    "o_proj": (1.9852, 1.6841),
-    "gate_proj": (2.4935, 1.6971),
-    "up_proj": (2.8117, 1.7793),
-    "down_proj": (4.7615, 1.9634),
-}
-"""Untuned losses with one kind of module at 2 bits in all layers, and at 3."""
+MEASURED = json.loads((Path(__file__).parent / "data" / "smollm2-losses.json").read_text())
+"""Untuned losses: with one of the 30 layers at 2 bits, and at 3; and with one kind of module at 2 and 3 bits in all."""
 
 GAIN = 0.613
 """Fall of the loss by tuning at unbounded rank, nothing quantized."""
@@ -96,7 +56,8 @@ CAP = 18.22
 SEED_NOISE = 0.0047
 """Standard deviation between seeds of one plan (uniform 3-bit, rank 8, three seeds)."""
 
-DAMAGE_2, _RAW_3 = np.array(LAYER_LOSSES).T - UNTUNED
+DAMAGE_2 = np.array(MEASURED["layers"]["2"]) - UNTUNED
+_RAW_3 = np.array(MEASURED["layers"]["3"]) - UNTUNED
 DAMAGE_3 = np.maximum(
     SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum() / DAMAGE_2.sum(), LEAST_DAMAGE
 )
@@ -172,11 +133,9 @@ class Tables:
     """The drawn numbers of one landscape.
 
     Attributes:
-        damage: float (G, B), untuned damage of single groups.
-        left: float (G, B, R), share of it that tuning leaves.
-        gain: float (G, R), fall of the loss that an adapter brings.
-        within: float (G,), v above.
-        coupling: float (L, L), K above; symmetric, zero on the diagonal.
+        damage: (G, B), untuned damage of single groups, of which tuning leaves the share `left`, (G, B, R).
+        gain: (G, R), fall of the loss that an adapter brings.
+        within, coupling: (G,) and (L, L), v and K above.
         layer: int (G,), index of the layer; groups of a layer are consecutive.
         base: loss of the untouched model.
     """
@@ -240,11 +199,7 @@ def make_space(
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
 ) -> SearchSpace:
-    """The exact search space of a decoder with this many layers.
-
-    Raises:
-        ValueError: fewer than one layer, or an unknown granularity.
-    """
+    """The exact search space of a decoder with this many layers."""
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
     if granularity not in KINDS:
@@ -342,6 +297,6 @@ def compute_layer_damage(bits: int) -> np.ndarray:
 
 def compute_kind_shares(bits: int) -> dict[str, float]:
     """Share of a layer's damage that each of its seven linears causes (they sum to 1)."""
-    losses = {kind: pair[0 if bits <= 2 else 1] for kind, pair in KIND_LOSSES.items()}
+    losses = {kind: pair[0 if bits <= 2 else 1] for kind, pair in MEASURED["kinds"].items()}
     total = sum(losses.values()) - len(losses) * UNTUNED
     return {kind: (loss - UNTUNED) / total for kind, loss in losses.items()}

@@ -36,17 +36,11 @@ class Reference:
 def find_reference_front(
     tables: Tables, space: SearchSpace, budgets: Sequence[int], *, cache: str | Path | None = None
 ) -> Reference:
-    """Best known plan under each budget (bytes), by the noise-free loss.
+    """Best known plan under each budget (bytes), by the noise-free loss; results are kept in `cache`.
 
     Additive tables are one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
     around its solution while that helps, then one- and two-exchange descent on the true loss from there and from the
     optima of the other budgets, until nothing improves.
-
-    Args:
-        cache: folder where results are kept.
-
-    Raises:
-        BudgetTooSmall: no plan fits a budget.
     """
     budgets = tuple(sorted(int(b) for b in budgets))
     # Of all that a reference follows from: equal landscapes share theirs.
@@ -106,7 +100,6 @@ class Problem:
         return np.asarray(table[np.arange(len(table)), code[0], code[1]])
 
     def get_slack(self, code: np.ndarray) -> int:
-        """Bytes that a plan leaves of the budget."""
         return self.room - int(self.pick_entries(self.size, code).sum())
 
     def solve(self) -> np.ndarray:
@@ -123,9 +116,8 @@ class Problem:
             improved = False
             for damping in (0.0, 0.5, 1.0):
                 stay = np.zeros_like(change)
-                stay[np.arange(len(stay)), best[0], best[1]] = (
-                    -damping * np.abs(change[np.isfinite(change)]).mean()
-                )
+                drawn_back = damping * np.abs(change[np.isfinite(change)]).mean()
+                stay[np.arange(len(stay)), best[0], best[1]] = -drawn_back
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
                 if candidate is not None and (new := self.compute_loss(candidate.code)) < value - 1e-12:
                     best, value, improved = candidate.code, new, True
@@ -139,10 +131,8 @@ class Problem:
         while True:
             change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left, extra = (
-                self.get_slack(best),
-                (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel(),
-            )
+            left = self.get_slack(best)
+            extra = (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
             moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])

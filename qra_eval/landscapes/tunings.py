@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 from scipy.optimize import least_squares
-from scipy.special import expit, logit
 
 from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.errors import BadInput
@@ -56,13 +55,9 @@ LEAST_DAMAGE = 1e-9
 
 # -- the table -------------------------------------------------------------------------------------
 def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame:
-    """The table: a line a tuning, in the order in which they were made.
+    """The table of a task, or of both: a line a tuning, in the order in which they were made.
 
     Columns are those of the card. A tuning that diverged has no losses, and says why in `failed`.
-
-    Args:
-        task: `banking77` or `restaurant8k`; None: both.
-        data: another folder with `tunings.jsonl`, such as that of a run of `benchmarks.tunings`.
     """
     import pandas
 
@@ -71,7 +66,6 @@ def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame
 
 
 def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
-    """The lines of one task."""
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
     file = data / "tunings.jsonl"
@@ -126,12 +120,7 @@ def compute_traits(
     learning_rates: Sequence[float] | np.ndarray,
     steps: Sequence[float] | np.ndarray,
 ) -> Traits:
-    """The traits of tunings.
-
-    Args:
-        damage: float (G, B), of the sensitivities.
-        codes: int (N, 2, G), of the plans.
-    """
+    """The traits of tunings, by damage (G, B) of the sensitivities and codes (N, 2, G) of the plans."""
     kinds = list_kinds(space)
     members = np.array([[group.kind == kind for kind in kinds] for group in space.groups], dtype=float)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
@@ -195,11 +184,7 @@ class TuningFormula:
 
 
 def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
-    """The formula of least squares, robust against tunings far off it, drawn to the priors where rows are few.
-
-    Args:
-        losses: test losses (N,) in nats.
-    """
+    """The formula of least squares of losses (N,), robust against tunings far off it, drawn to the priors by few."""
     kinds = traits.damage.shape[1]
     means = np.array([mean for mean, _ in PRIORS.values()] + [0.0] * kinds)
     deviations = np.array([deviation for _, deviation in PRIORS.values()] + [KIND_DEVIATION] * kinds)
@@ -210,27 +195,6 @@ def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
         return np.concatenate([robust, PRIOR_WEIGHT * (values - means) / deviations])
 
     return TuningFormula.from_values(least_squares(compute_residuals, means).x)
-
-
-@dataclass(frozen=True)
-class AnswersFormula:
-    """Share of right answers as a logistic function of the log loss, a parabola."""
-
-    coefficients: np.ndarray
-
-    def predict(self, log_losses: np.ndarray) -> np.ndarray:
-        """Shares (N,), from 0 to 1."""
-        return np.asarray(expit(np.polyval(self.coefficients, log_losses)))
-
-
-def fit_answers(losses: np.ndarray, right: np.ndarray, answered: int) -> AnswersFormula:
-    """Least squares on logits; each side counts half an answer more, so that none is infinite.
-
-    Args:
-        losses: test losses (N,); right: right answers (N,).
-    """
-    logits = logit((right + 0.5) / (answered + 1.0))
-    return AnswersFormula(np.polyfit(np.log(losses), logits, 2))
 
 
 def estimate_noise(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:

@@ -23,9 +23,6 @@ TOLERANCE = 0.05
 """Largest difference of logits from the model's eager attention, in root mean square as a share of their deviation,
 at which the two count as the same. Half precision alone makes 0.01 of SmolLM2; another mask makes more than 0.3."""
 
-SINKS = ("gpt_oss",)
-"""Families whose attention has sinks."""
-
 
 def use_fast_attention(model: Any) -> bool:
     """Switch a model on a CPU to `matmul_attention` if that computes the same; True if it was switched.
@@ -37,7 +34,7 @@ def use_fast_attention(model: Any) -> bool:
     text = model.config.get_text_config()
     before = model.config._attn_implementation
     place = model.device.type
-    differs = getattr(text, "attn_logit_softcapping", None) or text.model_type in SINKS
+    differs = getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss"  # sinks
     if place not in ("cpu", "meta") or (place == "meta" and differs):
         return False
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -78,15 +75,12 @@ def matmul_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    """Scaled dot-product attention in the form that transformers calls.
+    """Scaled dot-product attention in the form that transformers calls: (N, T, H, D), and None for the weights.
 
     Args:
         query: (N, H, T, D).
         key, value: (N, K, S, D), where K divides H.
         attention_mask: None (causal), boolean (True: attend) or additive; broadcasts to (N, 1, T, S).
-
-    Returns:
-        (N, T, H, D), and None for the weights.
     """
     if options.get("softcap") or options.get("s_aux") is not None:
         raise ValueError("matmul_attention supports neither soft-capping nor attention sinks")

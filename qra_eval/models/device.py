@@ -30,11 +30,7 @@ _FORM = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 
 
 def resolve_devices(text: str) -> list[torch.device]:
-    """The devices that a text names, over which the layers of a model are spread; mostly one.
-
-    Raises:
-        BadInput: as `resolve_device`, or one is named twice.
-    """
+    """The devices that a text names, over which the layers of a model are spread; mostly one."""
     found = [resolve_device(part) for part in text.split(",")]
     if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
         raise BadInput(f"device is {shorten(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
@@ -46,11 +42,7 @@ def resolve_devices(text: str) -> list[torch.device]:
 
 
 def resolve_device(text: str) -> torch.device:
-    """The device that a text names; `auto` is a GPU if torch sees one.
-
-    Raises:
-        BadInput: no device of that form, or torch has none such.
-    """
+    """The device that a text names; `auto` is a GPU if torch sees one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count and beside > 1 and text in ("auto", "cuda"):
@@ -78,7 +70,7 @@ def resolve_device(text: str) -> torch.device:
 
 
 def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
-    """The device of each decoder layer, or what stands for one.
+    """The device of each decoder layer.
 
     Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
     where the tables are, also where these are more than a share: all but the layers is on the first layer's device.

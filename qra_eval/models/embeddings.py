@@ -15,7 +15,7 @@ from qra_backends import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_eval.models.experts import make_linear
+from qra_eval.models.linears import make_linear
 
 ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""
@@ -50,15 +50,7 @@ def place_embeddings(model: Any, device: torch.device, waiting: Collection[str])
 
 
 class Table(nn.Module):
-    """The rows (V, H) of a table: as they were loaded, dequantized, or quantized in a module of a backend.
-
-    Args:
-        own: the model's weight.
-
-    Attributes:
-        own: None once it was let go.
-        shape: (V, H).
-    """
+    """The rows (V, H) of a table: as they were loaded (`own`), dequantized, or quantized in a module of a backend."""
 
     def __init__(self, own: Any, backend: Backend):
         super().__init__()
@@ -75,7 +67,6 @@ class Table(nn.Module):
 
     @property
     def plain_weight(self) -> Tensor | None:
-        """The weight, if it is there without being dequantized."""
         if self.frozen is not None:
             return self.frozen
         if self.module is None:
@@ -84,14 +75,12 @@ class Table(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, H)."""
         if self.plain_weight is not None:
             return self.plain_weight
         assert self.module is not None
         return self.backend.dequantize(self.module)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """Rows (n, H) by index (n,)."""
         if self.plain_weight is not None:
             return F.embedding(at, self.plain_weight)
         assert self.module is not None
@@ -117,7 +106,6 @@ class TableEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, H)."""
         return self.table.weight.to(self.computed.dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -129,11 +117,7 @@ class TableEmbedding(nn.Module):
 
 
 class TableHead(nn.Module):
-    """In place of the linear that gives the logits.
-
-    Args:
-        tied: whether the embedding looks up the same table, and saves it.
-    """
+    """In place of the linear that gives the logits; if `tied`, the embedding looks up the same table, and saves it."""
 
     def __init__(self, table: Table, head: nn.Linear, *, tied: bool = False):
         super().__init__()
@@ -145,7 +129,6 @@ class TableHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, H)."""
         return self.table.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -191,8 +174,7 @@ def _iterate_row_chunks(table: Table, like: Tensor):
 def install_embeddings(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
     """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
 
-    Args:
-        device: the model's, if its tables wait on the host.
+    Give the model's device if its tables wait on the host.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {name: Table(table.weight, backend) for name, table in find_embeddings(model).items()}
@@ -210,9 +192,7 @@ def replace_embeddings(
 ) -> None:
     """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
 
-    Args:
-        quantize: gives the module of a table by its path and linear; None leaves it as it is.
-        device: the model's, if its tables wait on the host.
+    A table of which `quantize` gives None, by its path and linear, is left as it is.
     """
     linears = find_embeddings(model)
     for name, table in install_embeddings(model, backend, device).items():

@@ -35,7 +35,6 @@ class Header(GGUFReader):
         return found
 
     def get_value(self, key: str) -> Any:
-        """A metadata value; None if there is none."""
         field = self.get_field(key)
         return None if field is None else field.contents()
 
@@ -50,10 +49,6 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     """The folder of a GGUF file's model, its weights dequantized to `dtype`; converted once and kept in the cache.
 
     Of several processes one converts, and the others wait for it.
-
-    Raises:
-        BadInput: the file is broken, or holds another model than it says, or one that is not known; or the cache
-            cannot be written to.
     """
     state = path.stat()
     models = get_cache_root() / "models"
@@ -81,7 +76,6 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
 
 
 def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
@@ -125,7 +119,6 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
 
 @contextmanager
 def _silence_transformers() -> Iterator[None]:
-    """Silence transformers' progress bar and report while the context lasts."""
     from transformers import logging
 
     level = logging.get_verbosity()
@@ -139,7 +132,6 @@ def _silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def _convert_errors(path: str | Path) -> Iterator[None]:
-    """Turn a library's error about the file into BadInput of one line."""
     try:
         yield
     except BadInput:

@@ -59,53 +59,52 @@ def list_family_issues(config: Any) -> list[str]:
     """Why llama.cpp would not compute a model of this transformers config, or why it is not written here."""
     mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
     if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
         return [
-            (
-                f"{config.model_type} is not one of the model types that can be written as GGUF "
-                f"({', '.join(FAMILIES)}): {mend}"
-            )
+            f"{config.model_type} is not one of the model types that can be written as GGUF ({known}): {mend}"
         ]
-    reasons = []
     family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
-    if kind not in ROPES:
-        reasons.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
     own = getattr(config, "layer_types", None)
-    if (
-        family.window
-        and own is not None
-        and list(own) != list_layer_types(config.num_hidden_layers, family.window)
-    ):
-        reasons.append(
-            f"in llama.cpp only every {family.window}th layer attends beyond the window, but this model has "
-            f"{own}"
-        )
-    wanted = getattr(config, "query_pre_attn_scalar", None)
-    if family.scalars is not None and wanted != get_query_scale(config, family):
-        reasons.append(
-            f"llama.cpp scales attention for a query_pre_attn_scalar of {get_query_scale(config, family)}, "
-            f"but this model has {wanted}"
-        )
-    activation = getattr(config, "hidden_activation", None) or getattr(
-        config, "hidden_act", family.activation
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    scale = get_query_scale(config, family)
+    usual = getattr(config, "hidden_act", family.activation)
+    activation = getattr(config, "hidden_activation", None) or usual
+    has_layers = True
+    if family.window and own is not None:
+        has_layers = list(own) == list_layer_types(config.num_hidden_layers, family.window)
+    is_sparse = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1
+    issues = (
+        (
+            kind not in ROPES,
+            f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}",
+        ),
+        (
+            not has_layers,
+            f"in llama.cpp only every {family.window}th layer attends beyond the window, but this model has {own}",
+        ),
+        (
+            family.scalars is not None and scalar != scale,
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}",
+        ),
+        (
+            family.activation not in str(activation),  # the kinds of GELU differ by a thousandth
+            f"llama.cpp computes {family.activation} in this family, but this model has {activation}",
+        ),
+        (
+            getattr(config, "norm_topk_prob", True) is False,
+            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)",
+        ),
+        (
+            is_sparse,
+            "llama.cpp expects experts in every layer, but this model does not have them (mlp_only_layers)",
+        ),
+        (
+            getattr(config, "qk_layernorm", False),
+            "llama.cpp has no norms of queries and keys in this family, but this model has (qk_layernorm)",
+        ),
     )
-    if family.activation not in str(activation):  # the kinds of GELU differ by a thousandth
-        reasons.append(
-            f"llama.cpp computes {family.activation} in this family, but this model has {activation}"
-        )
-    if getattr(config, "norm_topk_prob", True) is False:
-        reasons.append(
-            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)"
-        )
-    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
-        reasons.append(
-            "llama.cpp expects experts in every layer, but this model does not have them (mlp_only_layers)"
-        )
-    if getattr(config, "qk_layernorm", False):
-        reasons.append(
-            "llama.cpp has no norms of queries and keys in this family, but this model has (qk_layernorm)"
-        )
-    return reasons
+    return [text for found, text in issues if found]
 
 
 def get_rope_parameters(config: Any) -> dict[str, Any]:

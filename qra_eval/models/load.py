@@ -12,13 +12,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
-from qra_eval.models.experts import Experts
 from qra_eval.models.from_gguf import convert_gguf
-from qra_eval.models.linears import normalise
+from qra_eval.models.linears import Experts, normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
 from qra_search.app.config import make_in_memory_name
 from qra_search.errors import BadInput, first_line, wrong_type
+
+UNREADABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+"""What transformers raises for files that it can make nothing of."""
 
 
 def load_model(
@@ -71,7 +73,6 @@ def load_model(
 
 
 def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
-    """Model and tokenizer from the hub's cache, or else from the hub."""
     try:
         return read(name, local_files_only=True)
     except OSError:
@@ -83,12 +84,7 @@ def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
 
 
 def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> tuple[Any, Any]:
-    """Model and tokenizer, by transformers; OSError if there are no files, BadInput if they are of no use.
-
-    Args:
-        source: folder or hub id.
-        options: `trust_remote_code` and `local_files_only`.
-    """
+    """Model and tokenizer of a folder or hub id; OSError if there are no files, BadInput if they are of no use."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -109,15 +105,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except BadInput:
         raise
-    except (
-        SafetensorError,
-        StrictDataclassError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (*UNREADABLE, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(f"{source} needs code from its repository: pass trust_remote_code") from error
         raise _make_load_error(source, error) from error
@@ -129,7 +117,6 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
 
 
 def _read_shapes(source: str, config: Any, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
-    """The model on the meta device, and its tokenizer if there is one."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -151,9 +138,6 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     transformers 5 stacks the experts of a layer when it loads them, which copies them all; taken apart again, as a
     search needs them, that is the whole model twice in memory. Here each expert's weights stay mapped from the file;
     those that are stored in another dtype are copied.
-
-    Raises:
-        OSError: there are no such files.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -161,15 +145,13 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
     text = config.get_text_config()
-    if not any(
-        getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
-    ):
+    counts = ("num_experts", "num_local_experts", "n_routed_experts")
+    if not any(getattr(text, name, None) for name in counts):
         return None
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed
         trusted = options.get("trust_remote_code", False)
-        model: Any = normalise(
-            AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
-        )
+        whole: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
+        model: Any = normalise(whole)
     if not any(isinstance(module, Experts) for module in model.modules()):
         return None
     optional = {
@@ -178,13 +160,11 @@ def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -
         "_raise_exceptions_for_connection_errors": False,
     }
     index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **optional)
-    shards = (
-        [cached_file(source, SAFE_WEIGHTS_NAME, **options)]
-        if index is None
-        else get_checkpoint_shard_files(
-            source, index, local_files_only=options.get("local_files_only", False)
-        )[0]
-    )
+    if index is None:
+        shards = [cached_file(source, SAFE_WEIGHTS_NAME, **options)]
+    else:
+        local = options.get("local_files_only", False)
+        shards, _ = get_checkpoint_shard_files(source, index, local_files_only=local)
     opened = [safe_open(shard, framework="pt") for shard in shards]
     files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     names = [name for name, _ in model.named_parameters()]
@@ -217,10 +197,6 @@ def _load_in_memory(
 
     Weights are shared unless they are wanted in another dtype or on another device. Nothing here writes to a weight in
     place; whoever trains the model while a run holds it changes what the run sees.
-
-    Raises:
-        BadInput: it is no causal language model of transformers, is quantized, is being trained, has adapters on it,
-            has weights that are not in memory, or comes without its tokenizer.
     """
     check_in_memory_model(model)
     if tokenizer is None:

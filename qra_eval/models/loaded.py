@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import json
 import logging
+import mmap
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears, normalise
-from qra_eval.models.mapped import MappedFiles
 from qra_search.errors import BadInput
+
+SUFFIX = ".safetensors"
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+
+
+class MappedFiles:
+    """The checkpoints that this process has mapped, as ranges of addresses; none but on Linux."""
+
+    def __init__(self) -> None:
+        lines = Path("/proc/self/maps").read_text().splitlines() if _libc is not None else []
+        ranges = [line.split()[0].split("-") for line in lines if line.endswith(SUFFIX)]
+        self.ranges = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
+
+    def release(self, tensor: Tensor) -> None:
+        """Let go of the pages of a tensor on the host that nobody has written to; they are read again at its use."""
+        address = tensor.data_ptr()
+        if _libc is None or not any(first <= address < last for first, last in self.ranges):
+            return
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (address + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start:
+            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +59,8 @@ class LoadedModel:
 
     Attributes:
         model: frozen, in evaluation mode, every searchable linear an `nn.Linear`.
-        tokenizer: with a padding token.
-        name: how it was asked for; loads the same model again.
+        name: how it was asked for; loads the same model again. `spec` is it with paths made absolute.
         fingerprint: hash of the weights, equal wherever they came from.
-        spec: as `name`, with paths made absolute.
-        trust_remote_code: whether code that comes with it was run.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
         source: the model in memory that this is a copy of, if it is.
     """
@@ -65,7 +87,6 @@ def prepare_model(
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
     Args:
-        tokenizer: may be None if the weights are not needed.
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_embeddings` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
@@ -122,8 +143,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
     """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
     its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows.
 
-    Args:
-        release: let go of the pages of tensors that are mapped from a file and were never written to.
+    By `release` pages of tensors that are mapped from a file, and were never written to, are let go.
     """
     files = MappedFiles() if release else None
     digest = hashlib.sha256(type(model).__name__.encode())

@@ -35,9 +35,7 @@ def tiny_model(*, dtype: torch.dtype | None = None, device: str | torch.device =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for (
-        parameter
-    ) in model.parameters():  # and no buffer: rotary frequencies stay float32, as transformers loads them
+    for parameter in model.parameters():  # rotary frequencies, a buffer, stay float32
         parameter.data = parameter.data.to(dtype or STORAGE_DTYPE)
     return prepare_model(model, tokenizer, device, name="tiny", spec="tiny")
 

@@ -8,12 +8,69 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from qra_backends import Backend, Groups, apply_grouped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qra_eval.quantized.scales import TrainedGroups
 from qra_search.errors import BadInput
+
+
+class TrainedGroups(nn.Module):
+    """The groups of a quantized module while they are trained; the module itself is left as it is.
+
+    Dequantized weights are held from the forward to the backward pass if `keep`.
+    """
+
+    def __init__(self, backend: Backend, groups: Groups, *, keep: bool):
+        super().__init__()
+        self.backend, self.keep = backend, keep
+        self.first = groups
+        self.scale_change = nn.Parameter(torch.zeros_like(groups.scale, dtype=torch.float32))
+        offset = None if groups.offset is None else torch.zeros_like(groups.offset, dtype=torch.float32)
+        self.offset_change = None if offset is None else nn.Parameter(offset)
+
+    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """What `module` makes of x (..., in), with its groups as they are now."""
+        dtype = x.dtype  # to hold x itself until the backward pass would undo checkpointing
+
+        def dequantize(groups: Groups) -> Tensor:
+            return self.backend.dequantize(
+                self.backend.replace_groups(module, self._cast_to_stored(groups))
+            ).to(dtype)
+
+        bias = module.bias
+        return apply_grouped(x, self._compute_groups(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
+
+    def has_row_scales(self) -> bool:
+        """Whether a row has one scale and no more, so that it may be trained beside the weight: see `compute_ratio`."""
+        return self.first.offset is None and self.first.scale.shape[1] == 1
+
+    def compute_ratio(self) -> Tensor:
+        """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `has_row_scales`."""
+        first = self.first.scale.float()
+        return torch.where(
+            first == 0, 1.0, self._compute_groups().scale / torch.where(first == 0, 1.0, first)
+        )[:, 0]
+
+    @torch.no_grad()
+    def get_groups(self) -> Groups:
+        """Current scales and offsets in their stored dtype."""
+        return self._cast_to_stored(self._compute_groups())
+
+    def _compute_groups(self) -> Groups:
+        """Float32, rounded as they are stored; gradients pass the rounding."""
+        scale, offset = self.first.scale.float(), self.first.offset
+        if offset is not None and self.offset_change is not None:
+            offset = self._round(offset.float() + scale * self.offset_change)
+        return Groups(self._round(scale * (1 + self.scale_change)), offset, self.first.size)
+
+    def _round(self, found: Tensor) -> Tensor:
+        return found + (found.to(self.first.scale.dtype).float() - found).detach()
+
+    def _cast_to_stored(self, groups: Groups) -> Groups:
+        dtype, offset = self.first.scale.dtype, groups.offset
+        return Groups(groups.scale.to(dtype), None if offset is None else offset.to(dtype), groups.size)
 
 
 class WeightWanted(BadInput, AttributeError):
@@ -27,9 +84,6 @@ class AdaptedLinear(nn.Module):
     The factors are float32 masters that are rounded to the input's dtype before they are used, so what
     is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
     except in training on a plain weight, where `FusedAdapter` adds products in place.
-
-    Attributes:
-        trained: the groups of the base, a module, while they are trained.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -69,16 +123,10 @@ class AdaptedLinear(nn.Module):
         self.scaling, self.dropout = scaling, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        adapted = self.lora_A is not None and self.lora_B is not None
         ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
-        if (
-            adapted
-            and self.frozen is not None
-            and self.training
-            and not self.dropout
-            and torch.is_grad_enabled()
-        ):
-            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
+        is_trained = self.training and torch.is_grad_enabled() and not self.dropout
+        if is_trained and self.frozen is not None and self.lora_A is not None and self.lora_B is not None:
+            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
@@ -193,12 +241,7 @@ def draw_factors(
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """What is trained at one rate.
-
-    Attributes:
-        parameters: by name; no name is in two groups.
-        rate: times the learning rate of the settings.
-    """
+    """Parameters by name that are trained at one rate, which is times the learning rate of the settings."""
 
     parameters: Mapping[str, nn.Parameter]
     rate: float = 1.0
@@ -207,11 +250,7 @@ class ParameterGroup:
 def make_parameter_groups(
     wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0
 ) -> list[ParameterGroup]:
-    """All that is trained, in groups, in order; empty groups are left out.
-
-    Args:
-        scales_rate: of what changes scales and offsets, times the learning rate of the settings.
-    """
+    """All that is trained: adapters, and what changes scales and offsets; empty groups are left out."""
     changes = {
         f"{name}.{part}": change
         for name, w in wrapped.items()

@@ -14,17 +14,55 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from qra_backends.base import Backend
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qra_eval.models.device import send_tensor
-from qra_eval.models.experts import make_linear
+from qra_eval.models.linears import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
-from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
-from qra_search.files import write_text
+from qra_search.files import replace_file, write_digest, write_text
 from qra_search.log.journal import describe_process
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
+
+
+class DamagedFile(BadInput):
+    """A tensor file that is cut off or foreign."""
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    digest: bool = True,
+) -> None:
+    """Write tensors, with texts in the header; a reader sees the whole file or none.
+
+    A file that is there for a while does without the `digest` beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path, durable=not digest) as partial:
+        ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        try:
+            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # what is written is ours: it is the disk
+            raise OSError(f"{path} cannot be written ({error})") from error
+    if digest:
+        write_digest(path)
+
+
+def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
+    """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest."""
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except SafetensorError as error:
+        raise DamagedFile(f"{path} is not a complete tensor file ({error})") from error
+
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +79,7 @@ class Bank:
     way. Those that are missing, cut off or foreign are made by `qra_eval.quantized.build`.
 
     Args:
-        linears: by name; left untouched.
-        backend: quantizes them.
-        folder: where the files are kept.
-        fingerprint: identifies the weights.
-        calibration: identifies the calibration data.
+        fingerprint, calibration: identify the weights, and the calibration data.
         layers: decoder layer of each linear; tables are in one layer more.
         devices: where modules and weights of a layer are given; default: where the linears are.
     """
@@ -88,10 +122,7 @@ class Bank:
         )
 
     def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
-        """The dequantized weight (out, in) of a linear at `bits`.
-
-        Rounded to the linear's dtype, as its module computes with, then cast to `dtype`.
-        """
+        """The dequantized weight (out, in), rounded to the linear's dtype as its module computes, then cast."""
         weight = own = self.linears[name].weight.detach()
         if bits != UNQUANTIZED_BITS:
             weight = self.backend.dequantize(self.load_module(name, bits)).detach()
@@ -99,13 +130,10 @@ class Bank:
 
     # -- files ---------------------------------------------------------------------------------
     def get_path(self, name: str, bits: LevelName) -> Path:
-        """The file of a linear at a level."""
         calibration = self.calibration if self.backend.is_calibrated(bits) else ""
         level = bits if isinstance(bits, str) else f"{bits}bit"
-        return (
-            self.folder
-            / f"{self.digest(calibration, self.backend.identity(bits))}-{level}-{name}.safetensors"
-        )
+        digest = self.digest(calibration, self.backend.identity(bits))
+        return self.folder / f"{digest}-{level}-{name}.safetensors"
 
     def digest(self, *content: Any) -> str:
         """Digest of the weights, the kind of device, and what else a file's content follows from."""
@@ -164,7 +192,6 @@ class Bank:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
     def get_device(self, name: str) -> torch.device:
-        """Where a linear's modules and weights are given."""
         return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
@@ -193,10 +220,7 @@ def count_tensor_bytes(model: nn.Module) -> int:
 def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator[None]:
     """Hold a lock, once no other process does; the kernel frees it when its process ends.
 
-    Args:
-        lock_file: its folder is made.
-        work: what the holder does, for those that wait: `quantizes the same weights`.
-        progress: called with the holder and its work, 0 and 1, while this process waits.
+    While this process waits, `progress` is called with the holder and its work, such as `quantizes the same weights`.
     """
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)

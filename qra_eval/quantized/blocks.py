@@ -23,9 +23,8 @@ class Flow:
     """A batch on its way through the layers.
 
     Attributes:
-        batch: on the model's device.
         hidden: (N, T, H), the input of the layer that comes next; waits on the host.
-        calls: what the model gives each layer beside the hidden states: positional and named arguments.
+        calls: positional and named arguments that the model gives each layer beside the hidden states.
     """
 
     batch: Batch
@@ -40,16 +39,10 @@ class Blocks:
     one: in both, stubs stand in the layers' places. A layer whose weights are on the host, or in another dtype than
     the arithmetic, is put in place for the length of its turn (`place_layer`), and is the very same afterwards.
 
-    Attributes:
-        stored: dtype of the model when this was made: it may be cast to that of the arithmetic meanwhile.
-
     Args:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
-        compute: dtype of the arithmetic.
+        compute: dtype of the arithmetic; the model's own, `stored`, may be cast to it meanwhile.
         devices: of each layer; default: `device`.
-
-    Raises:
-        ValueError: the model has no list of decoder layers.
     """
 
     def __init__(
@@ -70,7 +63,6 @@ class Blocks:
         return len(self.layers)
 
     def get_device(self, index: int) -> torch.device:
-        """The device of a layer; the model's for what comes after the last one."""
         return self.devices[index] if index < len(self.layers) else self.device
 
     # -- weights in place ----------------------------------------------------------------------
@@ -188,7 +180,5 @@ def move_tensors(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
             wanted = dtype if wide else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = send_tensor(tensor.data, device).to(
-                    wanted
-                )  # sent in its own dtype: fewer bytes
+                tensor.data = send_tensor(tensor.data, device).to(wanted)
         yield

@@ -1,9 +1,9 @@
 """Encodes what plans ask for: linears that the bank lacks, from moments that one pass of the calibration rows gives.
 
-The rows pass through the unquantized model once, forward and backward (see `passes`). If the disk has room, the moments
-are kept (`moments.KeptMoments`), and whatever is asked for later is encoded from them; else the missing linears are
-encoded in the visit of their layer, and a later command passes the rows again. Codes are the same bits either way.
-A linear's file is written as soon as it is encoded, so what a kill leaves is whole or absent.
+The rows pass through the unquantized model once, forward and backward (`pass_layers`). If the disk has room, the
+moments are kept (`KeptMoments`), and whatever is asked for later is encoded from them; else the missing linears are
+encoded in the visit of their layer, and a later command passes the rows again. Codes are the same bits either way. A
+linear's file is written as soon as it is encoded, so what a kill leaves is whole or absent.
 
 Of processes that need the same bank at the same time one encodes, and the others wait.
 """
@@ -12,24 +12,100 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from qra_backends.base import Backend
+from qra_backends.calibration import pack_symmetric, unpack_symmetric
 from torch import Tensor, nn
 
 from qra_eval.models.device import release_freed_memory
-from qra_eval.quantized.bank import Bank, lock_work
+from qra_eval.quantized.bank import Bank, lock_work, open_tensors, write_tensors
 from qra_eval.quantized.blocks import Blocks, move_tensors
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind
-from qra_eval.quantized.moments import KeptMoments
-from qra_eval.quantized.passes import pass_layers
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind, pass_layers
 from qra_eval.tasks.batches import Batch
+from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
+from qra_search.files import read_json, write_json
 from qra_search.schemas import LevelName
+
+log = logging.getLogger(__name__)
+
+DISK_SHARE = 0.25
+"""Moments are kept if they take at most this share of what is free on the disk."""
+
+
+class KeptMoments:
+    """The files of a bank's moments: one for each input, and an index of who reads which, written last.
+
+    Gives what `LayerMoments` gives of the linears of all layers.
+    """
+
+    def __init__(self, bank: Bank):
+        self._bank = bank
+        self._stem = bank.digest(bank.calibration, "moments")
+        self._index = bank.folder / f"{self._stem}-moments.json"
+        self._owners: dict[str, str] = {}
+
+    def is_whole(self) -> bool:
+        """Whether the moments of all linears are there; asked again, it is looked up again."""
+        try:
+            self._owners = read_json(self._index) or {}
+            for owner in {*self._owners.values()}:
+                open_tensors(self._get_path(owner))
+        except (BadInput, FileNotFoundError) as error:
+            log.warning("%s: passing the calibration rows again", error)
+            return False
+        return {*self._bank.linears} <= {*self._owners}
+
+    def has_room(self) -> bool:
+        return self.count_bytes() <= DISK_SHARE * shutil.disk_usage(self._bank.folder).free
+
+    def count_bytes(self) -> int:
+        """Bytes of all of them, about: linears of a module that read as many inputs are taken to read the same."""
+        inputs = {(n.rpartition(".")[0], m.in_features) for n, m in self._bank.linears.items()}
+        return sum(4 * width**2 for _, width in inputs)
+
+    def write(self, names: Sequence[str], moments: LayerMoments) -> None:
+        readers: dict[str, list[str]] = {}
+        for name in names:
+            readers.setdefault(moments.find_owner(name), []).append(name)
+        for owner, some in readers.items():
+            tensors = {"hessian": pack_symmetric(moments.compute_hessian(owner))}
+            for name in some:
+                weights = moments.compute_output_weights(name)
+                if weights is not None:
+                    tensors[f"output_weights::{name}"] = weights
+            write_tensors(tensors, self._get_path(owner))
+            moments.release_hessian(owner)
+            self._owners |= dict.fromkeys(some, owner)
+
+    def write_index(self) -> None:
+        write_json(self._index, self._owners)
+
+    # -- as of `LayerMoments` --------------------------------------------------------------------
+    def find_owner(self, name: str) -> str:
+        return self._owners[name]
+
+    def compute_hessian(self, name: str) -> Tensor:
+        packed = open_tensors(self._get_path(self._owners[name])).get_tensor("hessian")
+        return unpack_symmetric(packed, self._bank.linears[name].in_features)
+
+    def compute_output_weights(self, name: str) -> Tensor | None:
+        file, key = open_tensors(self._get_path(self._owners[name])), f"output_weights::{name}"
+        return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118 - safe_open is no mapping
+
+    def release_hessian(self, name: str) -> None:
+        """Nothing is held."""
+
+    def _get_path(self, owner: str) -> Path:
+        return self._bank.folder / f"{self._stem}-moments-{owner}.safetensors"
+
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +113,6 @@ Item = TypeVar("Item")
 
 FEW_TOKENS = 256
 """An expert that fewer calibration tokens reached is reported."""
-
-
-class Moments(Protocol):
-    """What linears are calibrated on: of a layer as it was gathered, or of all layers as it was kept."""
-
-    def find_owner(self, name: str) -> str: ...
-    def compute_hessian(self, name: str) -> Tensor: ...
-    def release_hessian(self, name: str) -> None: ...
-    def compute_output_weights(self, name: str) -> Tensor | None: ...
 
 
 def build(
@@ -64,11 +131,6 @@ def build(
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
         batches: of calibration rows; used if a missing level is calibrated and the moments are not kept.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        progress: called with `("quantize", linears done, of how many)`; while another process quantizes, with which
-            one, 0 and 1.
-
-    Raises:
-        RuntimeError: a file cannot be read after it was written.
     """
     wanted = list(wanted)
     if not bank.find_missing(wanted):
@@ -82,7 +144,9 @@ def build(
             if progress is not None:
                 progress("quantize", next(done), len(missing))
 
-        def encode(names: Sequence[str], moments: Moments | None, device: torch.device) -> None:
+        def encode(
+            names: Sequence[str], moments: LayerMoments | KeptMoments | None, device: torch.device
+        ) -> None:
             def encode_linear(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
                 modules = bank.backend.quantize_levels(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
@@ -114,7 +178,7 @@ def build(
         if kept is not None and not kept.is_whole() and kept.has_room():
             for layer, moments in pass_rows(sorted({*bank.layer_of.values()})):
                 kept.write(bank.list_names(layer), moments)
-            kept.finish()
+            kept.write_index()
         if kept is None or kept.is_whole():
             for device, names in group_by_device(bank, missing):
                 encode(names, kept, device)
@@ -132,7 +196,7 @@ def build(
 
 def visit_linears(
     linears: Mapping[str, nn.Linear],
-    moments: Moments | None,
+    moments: LayerMoments | KeptMoments | None,
     work: Callable[[str, Tensor | None, Tensor | None], None],
     backend: Backend,
     device: torch.device,
@@ -175,7 +239,6 @@ def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Modu
 
 
 def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.device, list[str]]]:
-    """Linears by the device on which they are encoded."""
     found: dict[torch.device, list[str]] = {}
     for name in names:
         found.setdefault(bank.get_device(name), []).append(name)
@@ -183,18 +246,12 @@ def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.de
 
 
 def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:
-    """Warn if experts saw few calibration tokens."""
     few = [name for name, count in tokens.items() if count < FEW_TOKENS]
     if few:
-        log.warning(
-            "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
-            "layer's mean",
-            len(few),
-            len(tokens),
-            FEW_TOKENS,
-            few[0],
-            tokens[few[0]],
+        share = (
+            f"{len(few)} of {len(tokens)} linears of experts saw fewer than {FEW_TOKENS} calibration tokens"
         )
+        log.warning("%s, %s %d: their Hessians lean on their layer's mean", share, few[0], tokens[few[0]])
 
 
 def count_workers(backend: Backend, items: int, device: torch.device) -> int:

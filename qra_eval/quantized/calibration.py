@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from qra_backends import SecondMoment
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qra_eval.quantized.blocks import Blocks, Flow
+from qra_eval.tasks.batches import Batch
+from qra_search.evaluator import Progress
 
 SHRINK_TOKENS = 256
 """An expert's figures are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
@@ -28,7 +33,7 @@ class Weighting:
     Attributes:
         mix: share of the inputs' plain second moment; the rest is that weighted by the tokens' squared gradients.
         power: an output's errors count by its mean squared gradient to this power.
-        labels: whose gradients are taken: those of the rows, or labels drawn from the model's prediction.
+        labels: whose gradients are taken; `model` draws them from the prediction.
     """
 
     mix: float
@@ -47,9 +52,6 @@ class LayerMoments:
     gradients at all of their outputs. Padding up to the longest row of a batch counts in the plain share: it is little,
     since batches hold rows of similar length. An expert's figures are drawn towards those of all experts of its layer,
     by `SHRINK_TOKENS`; a linear that no token reached, nor another expert's, gets the identity: rounding to nearest.
-
-    Args:
-        labelled: labels whose gradients are taken, in all batches.
 
     Attributes:
         gradient_squares: expected squared norm of the loss gradient by each linear's weight: labels are drawn from the
@@ -72,11 +74,7 @@ class LayerMoments:
     # -- gathering -----------------------------------------------------------------------------
     @contextmanager
     def gather(self, width: int) -> Iterator[None]:
-        """Count what the linears read within the context, and the gradients that come back to their outputs.
-
-        Args:
-            width: tokens of a row that count; 0: all.
-        """
+        """Count what linears read, of each row so many tokens (0: all), and gradients that come to their outputs."""
         handles = [linear.register_forward_hook(self._make_hook(n)) for n, linear in self._linears.items()]
         try:
             yield
@@ -129,7 +127,6 @@ class LayerMoments:
 
     # -- what was gathered ---------------------------------------------------------------------
     def find_owner(self, name: str) -> str:
-        """The linear whose moment this one shares; itself if it shares none."""
         return self._shared.get(name, name)
 
     def count_tokens(self, name: str) -> int:
@@ -142,15 +139,12 @@ class LayerMoments:
         if owner not in self._hessians:
             mean = self._shrink_to_mean(owner, self._get_second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
-            self._hessians[owner] = (
-                torch.eye(self._linears[owner].in_features)
-                if mean is None or not mean.diagonal().any()
-                else mean
-            )
+            if mean is None or not mean.diagonal().any():
+                mean = torch.eye(self._linears[owner].in_features)
+            self._hessians[owner] = mean
         return self._hessians[owner]
 
     def release_hessian(self, name: str) -> None:
-        """Let the matrix go that `compute_hessian` gave for a linear; it is made again if it is asked for again."""
         self._hessians.pop(self.find_owner(name), None)
 
     def compute_output_weights(self, name: str) -> Tensor | None:
@@ -185,12 +179,11 @@ class LayerMoments:
         mean, kind = mean_of(name), get_expert_kind(name)
         if kind == name:
             return mean
-        key = (
-            mean_of.__name__,
-            self._owner_kinds.get(kind, kind) if mean_of == self._get_second_moment else kind,
-        )
+        if mean_of == self._get_second_moment:
+            kind = self._owner_kinds.get(kind, kind)
+        key = mean_of.__name__, kind
         if key not in self._common:
-            self._common[key] = self._average_over_experts(key[1], mean_of)
+            self._common[key] = self._average_over_experts(kind, mean_of)
         common = self._common[key]
         if mean is None or common is None:
             return common
@@ -198,7 +191,6 @@ class LayerMoments:
         return mean.mul_(tokens).add_(common, alpha=SHRINK_TOKENS).div_(tokens + SHRINK_TOKENS)
 
     def _average_over_experts(self, kind: str, mean_of: Callable[[str], Tensor | None]) -> Tensor | None:
-        """The mean over the tokens of all experts of the layer; None if none saw any."""
         total, tokens = None, 0
         for name in (n for n in self._linears if get_expert_kind(n) == kind):
             mean = mean_of(name)
@@ -212,3 +204,167 @@ def get_expert_kind(name: str) -> str:
     """The name of an expert's linear without the expert's number: alike for all experts of a layer."""
     head, found, tail = name.partition(".experts.")
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
+
+
+SEGMENT = 6
+"""Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
+BACKWARD_WORK = 4
+"""Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
+LABELS = 256
+"""Labelled positions whose logits are made at a time."""
+
+
+def pass_layers(
+    blocks: Blocks,
+    batches: Sequence[Batch],
+    linears: Callable[[int], Mapping[str, nn.Module]],
+    weighting: Weighting,
+    layers: Sequence[int],
+    head: str | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, LayerMoments]]:
+    """The moments of the layers asked for, from the last to the first: one pass forward and backward.
+
+    The input of every `SEGMENT`th layer waits on the host, in the dtype that the model is stored in; those between are
+    made again when it is their turn. Backward, a layer is run again from its input with gradients, which are taken at
+    its linears, and passed on at its input: in memory is one layer, and a batch's activations in it. Between two layers
+    no weight is in place.
+
+    Args:
+        linears: of a layer, by name, as they stand in the model.
+        layers: those wanted; `len(blocks)` stands for the tables.
+        head: the table that the model's head multiplies by; the others read nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labelled = max(1, sum(len(batch.targets) for batch in batches))
+    first, depth = min(layers), len(blocks)
+    inputs: dict[int, list[Tensor]] = {}
+    done, total = 0, len(batches) * (depth + BACKWARD_WORK * (1 + depth - first))
+
+    def report(work: int) -> None:
+        nonlocal done
+        done += work
+        if progress is not None:
+            progress("pass calibration rows", done, total)
+
+    def advance(layer: int, keep: bool, work: int = 0) -> None:
+        if keep:
+            inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
+        with blocks.place_layer(layer):
+            for flow in flows:
+                blocks.advance_flow(layer, flow)
+                report(work)
+
+    with blocks.cast_outer_modules():
+        flows = [blocks.embed_batch(batch) for batch in batches]
+    for layer in range(depth):
+        advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first, work=1)
+    with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
+        of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
+        if depth in layers and head is not None:
+            _read_head(blocks, flows, of_tables, head)
+        gradients, squares = [], []
+        for flow in flows:
+            gradient, own = _compute_head_gradients(blocks, flow, weighting, generator)
+            gradients.append(gradient)
+            squares.append(own)
+            report(BACKWARD_WORK)
+        if depth in layers:
+            _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack(squares).sum(0).cpu())
+    if depth in layers:
+        yield depth, of_tables
+    for layer in reversed(range(first, depth)):
+        start = layer // SEGMENT * SEGMENT
+        if layer not in inputs:
+            for flow, hidden in zip(flows, inputs[start], strict=True):
+                flow.hidden = hidden.to(blocks.compute)
+            for between in range(start, layer):
+                advance(between, between > start)
+            inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
+        moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
+        with blocks.place_layer(layer):
+            for n, flow in enumerate(flows):
+                given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                with moments.gather(flow.batch.width):
+                    output = blocks.run_layer(layer, flow, given)
+                    (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
+                gradients[n] = gradient.cpu()
+                report(BACKWARD_WORK)
+        del inputs[layer]
+        if layer in layers:
+            yield layer, moments
+
+
+def _compute_head_gradients(
+    blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the labels' log-likelihood at the last layer, (N, T, H), and its squares at the logits, (V,)."""
+    hidden = flow.hidden.to(blocks.device).requires_grad_(True)
+    total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
+    parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
+    for positions, targets in parts:
+        logits = blocks.compute_logits(
+            replace(flow, batch=replace(flow.batch, positions=positions)), hidden
+        ).float()
+        labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
+        of_logits, own = torch.autograd.grad(
+            F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden]
+        )
+        total += own
+        squares = squares + of_logits.square().sum(0)
+    return total.cpu(), squares
+
+
+def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels (M,) sampled from logits (M, V) by a generator of the host.
+
+    On a GPU one uniform number a row is sent there and the distribution inverted: logits of a large vocabulary are
+    not brought to the host.
+    """
+    likely = logits.softmax(-1)
+    if likely.device.type == "cpu":
+        return torch.multinomial(likely, 1, generator=generator).squeeze(1)
+    uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
+    below = likely.cumsum(-1)
+    whole = below[:, -1:]  # 1 but for rounding
+    return torch.searchsorted(below, uniform * whole).squeeze(1)
+
+
+def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, name: str) -> None:
+    """Add what the head reads at labelled positions of flows that are past the last layer."""
+    model = blocks.model
+    own = model.get_output_embeddings()
+    place = next(name for name, module in model.named_modules() if module is own)
+    reader = _Reader(own)
+    model.set_submodule(place, reader)
+    try:
+        with torch.no_grad():
+            for flow in flows:
+                blocks.compute_logits(flow, flow.hidden.to(blocks.device))
+                moments.update(name, reader.hidden, torch.zeros(len(reader.hidden), device=blocks.device))
+    finally:
+        model.set_submodule(place, own)
+
+
+def _weigh_tokens(
+    tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
+) -> None:
+    """Let each token's row count by how often it is read, as a tuned head writes it, and by its logit's gradients."""
+    ids = torch.cat([flow.batch.input_ids[:, : flow.batch.width or None].flatten() for flow in flows]).cpu()
+    for name, table in tables.items():
+        counts = ids.bincount(minlength=table.out_features).float()
+        moments.weigh_tokens(name, [counts, squares] if name == head else [counts])
+
+
+class _Reader(nn.Module):
+    """In the head's place while only its input is wanted, `hidden` (M, in): gives one logit."""
+
+    hidden: Tensor
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.in_features, self.weight = head.in_features, head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])
+        return hidden[..., :1]

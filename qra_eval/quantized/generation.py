@@ -7,6 +7,7 @@ an answer may differ from one without either by a rounding, as between two kerne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from itertools import chain
@@ -19,7 +20,7 @@ from qra_backends.base import Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_eval.models.embeddings import TableEmbedding, TableHead
+from qra_eval.models.embeddings import Table, TableEmbedding, TableHead
 from qra_eval.quantized.model import count_cache_bytes
 
 WEIGHTS = ("auto", "codes", "decoded")
@@ -32,10 +33,8 @@ Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
 def prepare_generate(model: Any, backend: Backend, names: Collection[str], weights: str = "auto") -> None:
     """Have `generate` of a loaded model multiply as `weights` says, from its first call on.
 
-    Args:
-        names: of the linears that the backend has quantized; tables are found.
-        weights: `codes`: nothing is kept dequantized; `decoded`: everything is; `auto`: what cannot be multiplied
-            straight from its codes is kept, if a share of the free memory holds it.
+    By `codes` nothing is kept dequantized, by `decoded` everything is; by `auto` what cannot be multiplied straight
+    from its codes is, if a share of the free memory holds it. Linears are found by `names`, tables without.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
@@ -60,52 +59,45 @@ def serve_weights(
             factors = _find_factors(module)
             linears[linear if factors is None else module] = linear, factors or []
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(end.table): end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
-    replaced = [table for table in tables.values() if table.module is not None and table.plain_weight is None]
-    direct = set()
+    tables = {end.table for end in ends if isinstance(end, TableEmbedding | TableHead)}
+    tables = {table for table in tables if table.module is not None and table.plain_weight is None}
+    decoded = linears | {table: (table, []) for table in tables}
     if weights != "decoded":
-        direct |= {
-            module for module, (linear, _) in linears.items() if _is_direct(linear) or weights == "codes"
+        decoded = {
+            module: own for module, own in decoded.items() if weights == "auto" and not _is_direct(own[0])
         }
-        direct |= {table for table in replaced if _is_direct(table.module) or weights == "codes"}
-    decoded = {module: given for module, given in linears.items() if module not in direct}
-    replaced = [table for table in replaced if table not in direct]
-    versions = {
-        module: _get_version(model.dtype, linear, *factors) for module, (linear, factors) in decoded.items()
-    }
-    versions |= {table: _get_version(model.dtype, table) for table in replaced}
-    lacking = [
-        module for module, version in versions.items() if module not in kept or kept[module][0] != version
-    ]
-    sizes = [
-        m.shape if m in replaced else (decoded[m][0].out_features, decoded[m][0].in_features) for m in lacking
-    ]
-    needed = sum(rows * columns for rows, columns in sizes) * model.dtype.itemsize
+    versions = {module: _get_version(model.dtype, own, *some) for module, (own, some) in decoded.items()}
+    lacking = [module for module, version in versions.items() if kept.get(module, (None,))[0] != version]
+    needed = sum(math.prod(_get_shape(decoded[module][0])) for module in lacking) * model.dtype.itemsize
     if weights == "auto" and needed > count_cache_bytes("auto", model.device):
-        decoded, replaced, lacking = {}, [], []
+        decoded, lacking = {}, []
     try:
         with torch.no_grad():
             for module in lacking:
-                linear, factors = decoded.get(module, (module, []))
-                weight = module.weight if module in replaced else _merge(backend, linear, factors)
+                linear, factors = decoded[module]
+                weight = linear.weight if isinstance(linear, Table) else _merge(backend, linear, factors)
                 kept[module] = versions[module], weight.to(model.dtype), factors
         for module, (linear, factors) in linears.items():
             if module in decoded:
                 module.forward = _make_forward(module, kept[module][1], linear.bias)
             elif _is_direct(linear) and (forward := _make_direct_forward(module, linear, factors)):
                 module.forward = forward
-        for table in replaced:
+        for table in tables & decoded.keys():
             table.frozen = kept[table][1]
         yield
     finally:
         for module in linears:
             vars(module).pop("forward", None)
-        for table in replaced:
+        for table in tables:
             table.frozen = None
 
 
-def _is_direct(module: nn.Module | None) -> bool:
-    return getattr(module, "few_inputs", 0) > 0
+def _is_direct(linear: nn.Module) -> bool:
+    return getattr(linear.module if isinstance(linear, Table) else linear, "few_inputs", 0) > 0
+
+
+def _get_shape(linear: Any) -> tuple[int, int]:
+    return linear.shape if isinstance(linear, Table) else (linear.out_features, linear.in_features)
 
 
 def _find_factors(module: nn.Module) -> Factors | None:

@@ -62,20 +62,16 @@ class QuantizedModel:
 
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
-        backend: that of `quantization`.
         rows: of the task; the first of its train split calibrate backends that ask for it.
-        settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
         dequantized_cache: bytes for dequantized weights, as given (`2GiB`, 0), or a share of what is free (`auto`).
 
     Attributes:
-        space: plans, and their exact bytes when the model is at rest.
         linears: the searched ones, by name.
         tables: embedding and head, or the one table of both, by name, if they are searched.
         levels, table_levels: at which linears are quantized, and tables.
         layer_of: the decoder layer of each.
-        blocks: the decoder layers, in the dtype that is computed in.
         keeps_dequantized: whether linears multiply by dequantized weights.
     """
 
@@ -114,12 +110,8 @@ class QuantizedModel:
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.blocks = Blocks(self.model, device, self.compute, layers)
         self.keeps_dequantized = kept <= room
-        if (
-            not self.keeps_dequantized
-            and auto
-            and device.type == "cpu"
-            and 2 * kept <= count_free_bytes(device)
-        ):
+        could_keep = auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device)
+        if could_keep and not self.keeps_dequantized:
             log.warning(
                 "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
                 "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",
@@ -155,7 +147,6 @@ class QuantizedModel:
         tables: Mapping[str, nn.Linear],
         table_bits: Sequence[float] | Literal["auto"],
     ) -> SearchSpace:
-        """The space of this model with a backend, with tables in it at some bit-widths."""
         if table_bits == "auto":
             table_bits = AUTO_TABLE_BITS
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *tables.values()])
@@ -186,7 +177,6 @@ class QuantizedModel:
         )
 
     def is_plan_quantized(self, plan: Plan) -> bool:
-        """Whether the bank has all that a plan asks for."""
         return not self.bank.find_missing(self._list_wanted(plan))
 
     def is_quantized(self) -> bool:
@@ -231,7 +221,6 @@ class QuantizedModel:
 
     @cached_property
     def plan_rows(self) -> int:
-        """Train rows on which sensitivities are measured."""
         return self._count_rows(PLAN_TOKENS, PLAN_ROWS)
 
     def _count_rows(self, tokens: int, least: int) -> int:
@@ -257,19 +246,12 @@ class QuantizedModel:
         if self.asked != "auto":
             return cast(torch.dtype, getattr(torch, self.asked))
         fast = choose_compute_dtype(self.device)
-        if (
-            not self.keeps_dequantized or fast.itemsize < self.dtype.itemsize
-        ):  # who keeps float32 wants its digits
-            return self.dtype
-        return fast
+        is_narrower = fast.itemsize < self.dtype.itemsize  # who keeps float32 wants its digits
+        return self.dtype if is_narrower or not self.keeps_dequantized else fast
 
 
 def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, nn.Linear]:
-    """The tables that have levels to choose from; none if they are left as they are.
-
-    Raises:
-        ValueError: levels are asked for, and the model's embeddings are of a kind that cannot be quantized.
-    """
+    """The tables that have levels to choose from; none if they are left as they are."""
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
     tables = find_embeddings(model)

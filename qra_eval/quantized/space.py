@@ -44,7 +44,6 @@ def make_model_space(
     Args:
         granularity: that of the groups; the config's may be `auto`.
         fixed_bytes: bytes of everything that is not searched.
-        tables: each as a linear, with its levels.
         depth: of the tables: one more than that of the last layer.
     """
     bits = list_auto_bits(backend) if config.bits == "auto" else config.bits
@@ -95,11 +94,7 @@ def _describe(name: str, linear: nn.Linear) -> Linear:
 def _list_own_levels(
     members: Sequence[FoundLinear], names: Sequence[LevelName], count: int, backend: Backend
 ) -> tuple[LevelName, ...] | None:
-    """The levels that every linear of a group can be stored at; None if these are all `count` of the space.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The levels that every linear of a group can be stored at; None if these are all `count` of the space."""
     own = tuple(name for name in names if all(can_store(backend, name, member.module) for member in members))
     if not own:
         raise ValueError(
@@ -110,11 +105,7 @@ def _list_own_levels(
 
 
 def list_table_levels(bits: Sequence[float], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
-    """The levels of these bit-widths in which a backend can store a table, by width.
-
-    Raises:
-        ValueError: it has none; the message says why.
-    """
+    """The levels of these bit-widths in which a backend can store a table, by width."""
     widths = {name: backend.width(name) for name in backend.bits} | {UNQUANTIZED_BITS: UNQUANTIZED_BITS}
     wanted = sorted((name for name in widths if widths[name] in bits), key=widths.__getitem__)
     found = tuple(name for name in wanted if can_store(backend, name, linear))
@@ -134,26 +125,17 @@ def list_levels(
     """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
-    own = tuple(
-        name for name in wanted if any(can_store(backend, name, linear) for linear in shapes.values())
-    )
+    own = tuple(name for name in wanted if any(can_store(backend, name, m) for m in shapes.values()))
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
-        reason = next(
-            backend.unsupported_reason(name, *next(iter(shapes)))
-            for name in wanted
-            if backend.width(name) in lost
-        )
-        log.warning(
-            "%s bits are left out, as no linear can be stored so: %s",
-            ", ".join(map(str, sorted(lost))),
-            reason,
-        )
+        first = next(name for name in wanted if backend.width(name) in lost)
+        reason = backend.unsupported_reason(first, *next(iter(shapes)))
+        words = ", ".join(map(str, sorted(lost)))
+        log.warning("%s bits are left out, as no linear can be stored so: %s", words, reason)
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
 def list_auto_bits(backend: Backend) -> tuple[float, ...]:
-    """The default bit-widths that a backend has."""
     widths = {backend.width(name) for name in backend.bits}
     bits = tuple(b for b in AUTO_BITS if b in widths)
     return bits if AUTO_BITS[-1] in widths or WIDEST_BITS not in widths else (*bits, WIDEST_BITS)

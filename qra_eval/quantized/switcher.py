@@ -12,21 +12,17 @@ from torch import Tensor, nn
 
 from qra_eval.models.embeddings import Table, install_embeddings, restore_embeddings
 from qra_eval.quantized import adapters
+from qra_eval.quantized.adapters import TrainedGroups
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
-from qra_eval.quantized.scales import TrainedGroups
 from qra_search.schemas import LevelName, Plan
 
 
 class PlanSwitcher:
-    """Puts plans in place in a quantized model.
-
-    On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
+    """On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
     adapters; or dequantized weights, if they are kept ready.
 
-    Attributes:
-        applied: the plan of the last `put_plan`.
-        trained_groups: scales and offsets that training left, by linear; those of the others are the bank's.
+    `trained_groups` are the scales and offsets that training left, by linear; those of the others are the bank's.
     """
 
     def __init__(self, quantized: QuantizedModel):
@@ -41,11 +37,9 @@ class PlanSwitcher:
 
     @property
     def wrapped(self) -> dict[str, adapters.AdaptedLinear]:
-        """The model's linears with room for adapters, by name; made at the first call."""
         return self.prepare()
 
     def prepare(self) -> dict[str, adapters.AdaptedLinear]:
-        """Make room for adapters."""
         if self._wrapped is None:
             quantized, bank = self.quantized_model, self.quantized_model.bank
             self._wrapped = adapters.wrap_linears(self.model, list(quantized.linears))
@@ -75,9 +69,8 @@ class PlanSwitcher:
     ) -> None:
         """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start.
 
-        Args:
-            dequantized: multiply by dequantized weights; None: if they are kept ready.
-            keep_trained: adapters and scales stay as training left them.
+        Linears multiply by dequantized weights if these are kept ready, or by `dequantized`. By `keep_trained` adapters
+        and scales stay as training left them.
         """
         self.quantize_plan(plan)
         quantized, most = self.quantized_model, max(self.quantized_model.space.ranks)

@@ -35,7 +35,6 @@ def read_or_measure(tuner: FineTuner) -> Sensitivities:
 
 
 def _read(path: Path) -> Sensitivities | None:
-    """The content of a file; None if there is none, or it is damaged."""
     try:
         return Sensitivities.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import find_modules, visit_linears
-from qra_eval.quantized.calibration import LayerMoments, get_expert_kind
-from qra_eval.quantized.passes import pass_layers
+from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
@@ -67,10 +66,9 @@ groups, within which ranks 4, 8 and 32 end with one alpha for all ranks (docs/st
 
 @dataclass(frozen=True)
 class LevelProbe:
-    """A module in a linear's place, and what it foretells.
+    """A module in a linear's place, None once it is not needed any more, and what it foretells.
 
     Attributes:
-        module: None once it is not needed any more.
         damage: by `LayerMoments.estimate_damage`; 0 of a table.
         ratios: damage of levels over that of the module.
     """
@@ -258,7 +256,6 @@ def measure_divergence(
 
     Args:
         blocks: computing in float32.
-        found: probes by linear.
 
     Returns:
         (group, its figure, nats a labelled token) of each probe; by table, level to nats; and tokens passed forward.
@@ -267,7 +264,10 @@ def measure_divergence(
     degraded: dict[tuple[int, LevelName], list[tuple[str, LevelProbe]]] = {}
     for g, k in choose_probes(space):
         level = model.levels[k]
-        members = [(m.name, _find_probe(found[m.name], level)) for m in space.groups[g].linears]
+        members = [
+            (m.name, next(probe for probe in found[m.name] if level in probe.ratios))
+            for m in space.groups[g].linears
+        ]
         foretold = next(iter(members[0][1].ratios))
         degraded[g, foretold] = members  # once where one probe foretells several levels
     depths = {key: model.layer_of[members[0][0]] for key, members in degraded.items()}
@@ -313,10 +313,6 @@ def measure_divergence(
             nats = compute_divergence(reference, likely, logits)
             tables[name] |= {level: nats * ratio for level, ratio in probe.ratios.items()}
     return measured, tables, round(runs / len(blocks) * batch.tokens)
-
-
-def _find_probe(probes: Sequence[LevelProbe], level: LevelName) -> LevelProbe:
-    return next(probe for probe in probes if level in probe.ratios)
 
 
 @contextmanager

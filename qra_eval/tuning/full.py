@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.bank import DamagedFile, open_tensors, write_tensors
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.app.tunable import StepFigures

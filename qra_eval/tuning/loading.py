@@ -12,11 +12,10 @@ from qra_backends import make_backend
 
 from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
 from qra_eval.models.embeddings import place_embeddings, replace_embeddings
-from qra_eval.models.experts import keep_expert_names
-from qra_eval.models.linears import find_decoder_layers, find_linears
+from qra_eval.models.linears import find_decoder_layers, find_linears, keep_expert_names
 from qra_eval.models.load import load_model
+from qra_eval.quantized.bank import open_tensors
 from qra_eval.quantized.generation import prepare_generate
-from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput, describe

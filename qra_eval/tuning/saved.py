@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.space import ADAPTER_DTYPE
-from qra_eval.quantized.tensorfile import write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE

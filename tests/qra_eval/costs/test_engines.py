@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.engines import check_engine, list_engine_bytes
+from qra_eval.costs.cards import check_engine, list_engine_bytes
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.app.config import make_config
 from qra_search.engines import ENGINES
@@ -56,9 +56,3 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
     with pytest.raises(ValueError, match="norm_topk_prob"):
         check_engine("llama.cpp", tiny_config("qwen3_moe", norm_topk_prob=False), granularity="fused")
     check_engine("transformers", tiny_config("qwen3_moe", norm_topk_prob=False))
-    own = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
-    config = tiny_config(
-        "gemma3", rope_parameters={**own, "full_attention": {"rope_type": "yarn", "factor": 8.0}}
-    )
-    with pytest.raises(ValueError, match="yarn"):
-        check_engine("llama.cpp", config)

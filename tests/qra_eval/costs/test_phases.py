@@ -22,7 +22,7 @@ from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import adapters
-from qra_eval.quantized.passes import SEGMENT
+from qra_eval.quantized.calibration import SEGMENT
 from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import compute_batch_loss, wrap_head
@@ -71,15 +71,7 @@ def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
 @pytest.mark.parametrize("attention", [FAST, "sdpa"])
 @pytest.mark.parametrize(
     ("family", "dropout"),
-    [
-        ("llama", 0),
-        ("llama", 0.1),
-        ("qwen3", 0),
-        ("gemma", 0),
-        ("gemma3", 0),
-        ("mixtral", 0),
-        ("qwen3_moe", 0),
-    ],
+    [("llama", 0.1), *((f, 0) for f in ("llama", "qwen3", "gemma", "gemma3", "mixtral", "qwen3_moe"))],
 )
 def test_activations_are_within_15_percent_of_what_a_training_step_takes(
     family: str, dropout: float, attention: str
@@ -150,11 +142,8 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     storage = evaluator.quantized_model.backend.storage
     widest = sum(storage(8).bytes(m.out_features, m.in_features) for m in linears)
     moments = 4 * 4 * (2 * 64**2 + 128**2)  # of each layer what attention reads, gate and up, and down
-    assert (
-        facts["disk_bytes"] == widest + moments
-        and facts["setup_seconds"] > 0
-        and facts["evaluation_seconds"] > 0
-    )
+    assert facts["disk_bytes"] == widest + moments
+    assert facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
 
 
 def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(

@@ -23,7 +23,7 @@ from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
 from qra_eval.quantized.adapters import get_named_factors
 from qra_eval.quantized.bank import Bank
-from qra_eval.quantized.passes import sample_labels
+from qra_eval.quantized.calibration import sample_labels
 from qra_eval.sensitivities import measure
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tuning import saved
@@ -220,15 +220,8 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
 @pytest.mark.parametrize("part", [part for part in SHARES if part != "conformance"])  # which is pytest itself
 def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
     rows = import_module(f"benchmarks.gpu_parts.{part}").rows
-    options = Namespace(
-        device="cuda",
-        small=True,
-        pretended=True,
-        folder=tmp_path,
-        known=[],
-        model=None,
-        backend="reference",
-        dequantized_cache="0",
-    )
+    options = Namespace(device="cuda", small=True, pretended=True, folder=tmp_path, known=[], model=None)
+    options.backend = "reference"
+    options.dequantized_cache = "0"
     with pretended_gpu():
         assert next(iter(rows(options)))

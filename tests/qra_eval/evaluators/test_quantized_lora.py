@@ -74,13 +74,15 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     late = make_evaluator(
         "tiny",
         "arithmetic",
-        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
+        quantization=QuantizationConfig(backend="reference-gptq", embeddings=16, cache=str(tmp_path)),
         training={"batch_size": 4},
         evaluation={"steps": 1, "validation_rows": 8},
     )
     late.progress = lambda stage, done, total: told.append((stage, done == total))
     late.sensitivities()
-    assert {"quantize", "pass calibration rows", "probe groups"} <= {stage for stage, last in told if last}
+    late.evaluate(late.space.uniform(4, 8))
+    stages = {stage for stage, last in told if last}
+    assert {"quantize", "pass calibration rows", "probe linears", "probe groups"} <= stages
 
 
 def test_settings_of_a_later_training_reach_the_adapters(build):

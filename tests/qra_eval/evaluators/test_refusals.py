@@ -30,7 +30,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),
-    ({"task": {"name": "gsm8k", "data": "none"}}, "none is not a folder"),
+    ({"task": {"name": "gsm8k", "data": "none"}}, "none has no gsm8k_test.jsonl: give a folder"),
     ({"task": {"name": "text.gguf"}}, "text.gguf: data files end in .jsonl, .json, .csv"),
     ({"task": {"name": "arithmatic"}}, "unknown task 'arithmatic': did you mean arithmetic?"),
     ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "'digitz': did you mean digits?"),

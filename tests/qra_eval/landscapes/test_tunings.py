@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.tunings_errors import fit_answers
 from qra_eval.landscapes.tunings import (
     PRIORS,
     Traits,
     TuningFormula,
     estimate_noise,
-    fit_answers,
     fit_formula,
 )
 
@@ -83,14 +83,8 @@ def test_a_tuning_with_far_too_high_a_rate_hardly_moves_the_fit() -> None:
 
 def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
     def row(loss: float, seed: int, steps: int = 30, rate: float = 0.001) -> dict:
-        return {
-            "task": "t",
-            "plan": "p",
-            "learning_rate": rate,
-            "steps": steps,
-            "seed": seed,
-            "test_loss": loss,
-        }
+        alike = {"task": "t", "plan": "p", "learning_rate": rate, "steps": steps}
+        return {**alike, "seed": seed, "test_loss": loss}
 
     rows = [row(math.exp(1.0), 0), row(math.exp(1.2), 1), row(math.exp(2.0), 0, rate=0.002)]
     rows += [row(1.0, 0, steps=120), row(1.0, 1, steps=120)]

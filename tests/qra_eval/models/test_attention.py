@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_families import tiny_config, tiny_config_model
 from torch.nn import functional as F
 
 from qra_eval.models.attention import LONGEST_ROW, NAME, matmul_attention, use_fast_attention
@@ -52,39 +53,27 @@ def test_long_sequences_go_to_torchs_kernel():
 
 
 def test_a_model_of_few_positions_is_tried_with_as_many():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
-    assert use_fast_attention(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).eval())
+    assert use_fast_attention(tiny_config_model("gpt2", max_position_embeddings=32))
 
 
-def config(family):
-    from transformers import AutoConfig
-
-    common = dict(
-        vocab_size=61, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=64
-    )
-    if family == "gemma2":
-        common |= dict(head_dim=8, num_key_value_heads=2, attn_logit_softcapping=0.5)
-    if family in ("llama", "mistral"):
-        common |= dict(num_key_value_heads=2)
-    if family == "mistral":
-        common |= dict(sliding_window=4)
-    return AutoConfig.for_model(family, **common)
-
-
-@pytest.mark.parametrize(("family", "switched"), [("llama", True), ("mistral", True), ("gemma2", False)])
-def test_a_model_is_switched_only_where_it_computes_the_same(family, switched):
+@pytest.mark.parametrize(
+    ("family", "more", "switched"),
+    [
+        ("llama", {}, True),
+        ("mistral", {"sliding_window": 4}, True),
+        ("gemma2", {"attn_logit_softcapping": 0.5}, False),
+    ],
+)
+def test_a_model_is_switched_only_where_it_computes_the_same(family, more, switched):
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(family)).eval()
-    ids = torch.randint(0, 61, (2, 16))
+    model = tiny_config_model(family, **more)
+    ids = torch.randint(0, 320, (2, 16))
     before = model(input_ids=ids).logits
     assert use_fast_attention(model) is switched
     assert (model.config._attn_implementation == NAME) is switched
-    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-3)
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config(family))
+        shape = AutoModelForCausalLM.from_config(tiny_config(family, **more))
     assert use_fast_attention(shape) is switched
     assert shape.config._attn_implementation == model.config._attn_implementation

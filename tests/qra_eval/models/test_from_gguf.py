@@ -9,8 +9,6 @@ import gguf
 import pytest
 import torch
 from gguf_files import write_gguf
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from qra_eval.models import from_gguf
 from qra_eval.models.from_gguf import convert_gguf, read_header
@@ -64,13 +62,9 @@ def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_c
     ("fields", "why"),
     [
         ({"block_count": None}, "llama.block_count is None"),
-        ({"block_count": "many"}, "llama.block_count is 'many'"),
         ({"block_count": 2**31 - 1}, "2147483647, its tensors are of 2 blocks"),
         ({"block_count": 3}, "block_count is 3, its tensors are of 2 blocks"),
-        ({"block_count": 1}, "block_count is 1, its tensors are of 2 blocks"),
         ({"embedding_length": 2**30}, "describe a model of .* weights, it holds 94528"),
-        ({"vocab_size": 2**31 - 1}, "describe a model of .* weights, it holds 94528"),
-        ({"feed_forward_length": 2**30}, "describe a model of .* weights, it holds 94528"),
         ({"feed_forward_length": 64}, "6 tensors are missing or have another shape, such as .*mlp"),
         ({"vocab_size": 64}, "another shape, such as .*embed"),
     ],
@@ -113,7 +107,6 @@ def text(value: bytes, length: int | None = None) -> bytes:
     "content",
     [
         b"",
-        b"GGUF",
         header(0, 0, magic=b"PK\x03\x04"),
         header(0, 0, version=1),
         header(2**63, 0),
@@ -121,11 +114,9 @@ def text(value: bytes, length: int | None = None) -> bytes:
         header(0, 1) + text(b"k", 2**62) + bytes(40),
         header(0, 1) + text(b"k") + struct.pack("<I", 99) + bytes(40),
         header(0, 1) + text(b"k") + struct.pack("<IIQ", 9, 8, 2**60) + bytes(40),
-        header(0, 1) + text(b"k") + struct.pack("<IIQ", 9, 4, 2**61) + bytes(40),
         header(0, 1) + text(b"\xff\xfe") + bytes(40),
         header(0, 2) + (text(b"k") + struct.pack("<IB", 7, 1)) * 2 + bytes(40),
         header(1, 0) + text(b"t") + struct.pack("<I", 2**32 - 1) + bytes(80),
-        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 2**62, 0, 0) + bytes(80),
         header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 0, 2**63) + bytes(80),
         header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 33, 8, 0) + bytes(80),
         header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 77, 0) + bytes(80),
@@ -151,22 +142,6 @@ def test_a_file_cut_anywhere_is_refused(content, tmp_path):
         cut.write_bytes(content[:length])
         with pytest.raises(BadInput):
             read_header(cut)
-
-
-@given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_changed_bytes_give_a_file_or_a_refusal(data, content, tmp_path):
-    changed = bytearray(content)
-    for _ in range(data.draw(st.integers(1, 4))):
-        changed[data.draw(st.integers(0, 9000))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "changed.gguf"
-    path.write_bytes(changed)
-    try:
-        found = read_header(path)
-    except BadInput as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(t.data_offset + t.n_bytes <= len(content) for t in found.tensors)
 
 
 SMOLLM2 = "ab41ae2f971da3e2"

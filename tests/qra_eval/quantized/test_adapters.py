@@ -10,8 +10,7 @@ from qra_backends import make_backend
 from torch import nn
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapters import AdaptedLinear
-from qra_eval.quantized.scales import TrainedGroups
+from qra_eval.quantized.adapters import AdaptedLinear, TrainedGroups
 from qra_search.errors import BadInput
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import threading
 from collections import Counter
@@ -15,8 +16,8 @@ from safetensors.torch import save
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized import bank as bank_module
-from qra_eval.quantized import moments
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized import build as build_module
+from qra_eval.quantized.bank import Bank, open_tensors, write_tensors
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build, run_in_threads
 from qra_eval.tasks.batches import Batch
@@ -116,13 +117,8 @@ def test_of_a_damaged_file_the_linear_is_made_again_at_that_level_with_a_warning
     first = make_and_build(model, tmp_path, backend)
     path, weight = first.get_path(FIRST, 3), first.load_weight(FIRST, 3).clone()
     content = path.read_bytes()
-    foreign = save({"other": torch.zeros(3)})
-    damaged = {
-        "truncated": content[: len(content) // 2],
-        "emptied": b"",
-        "overwritten": b"x" * 999,
-        "foreign": foreign,
-    }
+    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999}
+    damaged["foreign"] = save({"other": torch.zeros(3)})
     path.unlink()  # without touching the old file, which is mapped into memory
     path.write_bytes(damaged[damage])
     backend.levels.clear()
@@ -163,7 +159,7 @@ def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inpu
 
 @pytest.fixture
 def without_room(monkeypatch):
-    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
 
 
 def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(
@@ -171,15 +167,10 @@ def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_com
 ):
     kept = make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(3,))
     passes = []
-    make_and_build(
-        model,
-        tmp_path / "kept",
-        make_backend("trellis"),
-        bits=(4,),
-        told=lambda stage, *_: passes.append(stage),
-    )
+    listen = lambda stage, *_: passes.append(stage)  # noqa: E731
+    make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(4,), told=listen)
     assert set(passes) == {"quantize"}
-    monkeypatch.setattr(moments, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
     half = list(kept.linears)[: len(kept.linears) // 2]
     make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,), names=half)
     passed = make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,))
@@ -289,11 +280,8 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
             waiting.set()
 
     second = Counting(make_backend("reference"))
-    thread = threading.Thread(
-        target=make_and_build,
-        args=(model, tmp_path, second),
-        kwargs={"told": listen, "names": [FIRST, SECOND]},
-    )
+    options = {"told": listen, "names": [FIRST, SECOND]}
+    thread = threading.Thread(target=make_and_build, args=(model, tmp_path, second), kwargs=options)
     thread.start()
     assert waiting.wait(30) and not second.count
     assert (
@@ -339,3 +327,25 @@ def test_after_a_failure_no_further_item_starts_and_threads_are_given_back(four_
     with pytest.raises(ValueError, match="item"):
         list(run_in_threads(work, list(range(100)), 2))
     assert len(started) < 100 and torch.get_num_threads() == 4
+
+
+TENSORS = {
+    "a::codes": torch.arange(7, dtype=torch.uint8),
+    "a::scale": torch.linspace(0, 1, 6).view(2, 3).half(),
+    "b::weight": torch.linspace(-1, 1, 4).bfloat16(),
+    "empty": torch.zeros(0, 5, dtype=torch.int8),
+    "number": torch.tensor(2.5),
+}
+
+
+def test_tensors_that_were_written_come_back_with_a_digest_that_sha256sum_reads(tmp_path):
+    path = tmp_path / "new" / "a.safetensors"
+    write_tensors(TENSORS, path)
+    file = open_tensors(path)
+    assert set(file.keys()) == set(TENSORS)
+    assert all(
+        file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items()
+    )
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.name + ".sha256"]
+    line = path.with_name(path.name + ".sha256").read_text()
+    assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"

@@ -11,7 +11,7 @@ from torch import nn
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized import moments as kept_moments
+from qra_eval.quantized import build as kept_moments
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import (
     SHRINK_TOKENS,
@@ -19,8 +19,8 @@ from qra_eval.quantized.calibration import (
     WEIGHTINGS,
     LayerMoments,
     Weighting,
+    pass_layers,
 )
-from qra_eval.quantized.passes import pass_layers
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch
 
 CPU = torch.device("cpu")

@@ -19,6 +19,8 @@ CPU = torch.device("cpu")
 
 
 def test_it_is_as_given_or_a_share_of_what_is_free():
+    with pytest.raises(ConfigError, match="dequantized_cache"):
+        make_config({"model": {"dequantized_cache": "much"}})
     assert (
         count_cache_bytes("2GiB", CPU) == 2 << 30
         and count_cache_bytes(0, CPU) == count_cache_bytes("0", CPU) == 0
@@ -33,12 +35,6 @@ def test_workers_that_share_a_gpu_count_on_their_share_of_it(monkeypatch):
         whole = count_cache_bytes("auto", cuda)
         monkeypatch.setenv("QRA_SHARING", "2")
         assert count_free_bytes(cuda) == 4 << 30 and count_cache_bytes("auto", cuda) == whole // 2
-
-
-def test_what_is_no_size_is_refused_by_the_config():
-    assert make_config({"model": {"dequantized_cache": 0}}).model.dequantized_cache == "0"
-    with pytest.raises(ConfigError, match="dequantized_cache"):
-        make_config({"model": {"dequantized_cache": "much"}})
 
 
 def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps_them(
