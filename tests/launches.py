@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.scales import TrainedGroups
+from qra_eval.quantized.scales import TrainedScales
 
 HIDDEN, RANK = 256, 4  # every type of llama.cpp takes rows of 256
 SAME = ("mixed", "reference-gptq")
@@ -147,8 +147,8 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
             module = module_of(backend, bits)
             for wrapper in wrappers:
                 wrapper.set_base(module=module)
-                groups = backend.get_trainable_groups(module) if scales else None
-                wrapper.trained = None if groups is None else TrainedGroups(backend, groups, keep=False)
+                groups = backend.get_scales(module) if scales else None
+                wrapper.trained = None if groups is None else TrainedScales(backend, groups, keep=False)
             for parameter in layer.parameters():  # an earlier micro-batch's gradients are there
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             dequantizing(module)

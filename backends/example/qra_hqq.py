@@ -10,7 +10,7 @@ from qra_backends.storage import ceil_div, find_group_size
 SMALLEST_GROUP = 8
 """The library's own limit."""
 PACKED = {2: 4, 3: 10, 4: 2, 8: 1}
-"""Groups whose codes are packed together: at 3 bits into words of 32 bits, of which the last is padded."""
+"""Scales whose codes are packed together: at 3 bits into words of 32 bits, of which the last is padded."""
 
 
 class HQQLinear(DequantizedLinear):

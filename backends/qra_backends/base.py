@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.modules import Groups
+from qra_backends.modules import Scales
 from qra_backends.storage import Expected, StorageFormat, cast_halves, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -252,30 +252,30 @@ class Backend(ABC):
             raise ValueError(f"expected a layer made by the backend {self.name}, got {type(module).__name__}")
         return module
 
-    def get_trainable_groups(self, module: nn.Module) -> Groups | None:
+    def get_scales(self, module: nn.Module) -> Scales | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
         own = self.check_layer(module)
         tensors = [own.tensors()[name] for name in self.trained]
         return (
-            Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
+            Scales(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
         )
 
     def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
-        """Number of scales and offsets that `get_trainable_groups` returns for a weight; 0 if it returns None."""
+        """Number of scales and offsets that `get_scales` returns for a weight; 0 if it returns None."""
         self.check_bits(bits)
         expected = self.list_tensor_specs(bits, out_features, in_features)
         return sum(prod(expected[name][0]) for name in self.trained)
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+    def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
         """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
 
         Args:
-            groups: those of `get_trainable_groups`, trained: finite, in the same dtype.
+            scales: those of `get_scales`, trained: finite, in the same dtype.
         """
         if not self.trained:
             raise NotImplementedError(f"backend {self.name} has no trainable scales")
         changed: nn.Module = self.check_layer(module).replace_tensors(
-            **dict(zip(self.trained, groups, strict=False))
+            **dict(zip(self.trained, scales, strict=False))
         )
         return changed
 

@@ -126,22 +126,22 @@ class BackendConformance:
         for narrow, wide in itertools.pairwise(errors.values()):
             assert min(narrow) >= max(wide), "more bits are closer"
 
-    def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(
+    def test_scales_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(
         self, backend: Backend
     ) -> None:
         for shape in self.shapes[:2]:
             for bits, _, module in iterate_levels(backend, shape):
-                groups, before = backend.get_trainable_groups(module), backend.dequantize(module)
+                scales, before = backend.get_scales(module), backend.dequantize(module)
                 counted = backend.count_trainable(bits, *shape)
-                if groups is None:
+                if scales is None:
                     assert counted == 0, f"{bits} bits, {shape}"
                     continue
-                scale, offset, size = groups
+                scale, offset, size = scales
                 assert counted == scale.numel() + (0 if offset is None else offset.numel())
                 assert offset is None or scale.shape == offset.shape
-                assert torch.equal(backend.dequantize(backend.replace_groups(module, groups)), before)
+                assert torch.equal(backend.dequantize(backend.replace_scales(module, scales)), before)
                 moved = None if offset is None else offset + scale
-                changed = backend.replace_groups(module, groups._replace(scale=2 * scale, offset=moved))
+                changed = backend.replace_scales(module, scales._replace(scale=2 * scale, offset=moved))
                 assert count_bytes(changed) == count_bytes(module)
                 expected = 2 * before.float()
                 if offset is not None:

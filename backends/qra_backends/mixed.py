@@ -123,8 +123,8 @@ class MixedBackend(Backend):
         _delegate_by_level, ("is_calibrated", "identity", "count_trainable")
     )
     dequantize, dequantize_rows = map(_delegate_by_module, ("dequantize", "dequantize_rows"))
-    to_tensors, get_trainable_groups = map(_delegate_by_module, ("to_tensors", "get_trainable_groups"))
-    replace_groups = _delegate_by_module("replace_groups")
+    to_tensors, get_scales = map(_delegate_by_module, ("to_tensors", "get_scales"))
+    replace_scales = _delegate_by_module("replace_scales")
 
     def describe(self, bits: Level) -> str:
         return self._get_backend_level(bits).words

@@ -140,7 +140,7 @@ def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = N
     return _Product.apply(x, None, None, 0, dequantize, None if bias is None else bias.to(x.dtype), False)
 
 
-class Groups(NamedTuple):
+class Scales(NamedTuple):
     """Weights are scale · code + offset, with one of each for `size` weights of a row; the last group may be shorter.
 
     Scale and offset are (out, groups), in the dtype that they are stored in. Without offsets all weights of a group are
@@ -152,21 +152,21 @@ class Groups(NamedTuple):
     size: int
 
 
-def apply_grouped(
+def multiply_scaled(
     x: Tensor,
-    groups: Groups,
-    dequantize: Callable[[Groups], Tensor],
+    scales: Scales,
+    dequantize: Callable[[Scales], Tensor],
     bias: Tensor | None = None,
     *,
     keep: bool = False,
 ) -> Tensor:
-    """x Wᵀ + bias for W = dequantize(groups), with gradients by x, and by scale and offset if they ask for them.
+    """x Wᵀ + bias for W = dequantize(scales), with gradients by x, and by scale and offset if they ask for them.
 
     The gradient of the whole weight is made for the length of one product, and summed by group at once.
 
     Args:
         x: (..., in).
-        groups: float32 (out, groups), rounded to what can be stored.
+        scales: float32 (out, groups), rounded to what can be stored.
         dequantize: gives W (out, in), in x's dtype.
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
@@ -176,7 +176,7 @@ def apply_grouped(
     """
     frozen = None if bias is None else bias.to(x.dtype)
     return _Product.apply(
-        x, groups.scale, groups.offset, groups.size, lambda _: dequantize(groups), frozen, keep
+        x, scales.scale, scales.offset, scales.size, lambda _: dequantize(scales), frozen, keep
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qra_eval.quantized.scales import TrainedGroups
+from qra_eval.quantized.scales import TrainedScales
 from qra_search.errors import BadInput
 
 
@@ -39,7 +39,7 @@ class AdaptedLinear(nn.Module):
         self.base: nn.Module | None = None
         self.frozen: Tensor | None = None
         self.frozen_bias: Tensor | None = None
-        self.trained: TrainedGroups | None = None
+        self.trained: TrainedScales | None = None
         self.lora_A: nn.Parameter | None = None
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0

@@ -153,14 +153,14 @@ class WorkOfOneSize(ReferenceBackend):
 
 
 class RetrainsInPlace(ReferenceBackend):
-    def replace_groups(self, module, groups):
-        changed = super().replace_groups(module, groups)
+    def replace_scales(self, module, scales):
+        changed = super().replace_scales(module, scales)
         module.scale, module.offset = changed.scale, changed.offset
         return changed
 
 
 CASES = [
-    (RetrainsInPlace, "test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say"),
+    (RetrainsInPlace, "test_scales_that_can_be_trained_are_counted_and_change_the_weight_as_they_say"),
     (LevelsOfTheirOwn, "test_levels_quantized_together_are_those_quantized_alone"),
     (IdentityOfTheProcess, "test_spec_and_identities_tell_what_tensors_depend_on"),
     (WorkOfOneSize, "test_work_grows_with_the_shape"),

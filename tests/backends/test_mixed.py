@@ -45,9 +45,20 @@ def test_a_module_of_another_backend_is_refused():
 
 def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
     backend = make_backend("mixed-calibrated")
-    assert backend.calibrated and backend.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, 4, 5, 6, 8)
+    assert backend.calibrated and backend.bits == (
+        1,
+        "trellis-1.5",
+        2,
+        "trellis-2.5",
+        3,
+        "trellis-3.5",
+        4,
+        5,
+        6,
+        8,
+    )
     names = [backend.identity(bits)["spec"]["name"] for bits in backend.bits]
-    assert names == ["trellis"] * 7 + ["reference-gptq", "bitsandbytes"]
+    assert names == ["trellis"] * 8 + ["reference-gptq", "bitsandbytes"]
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():

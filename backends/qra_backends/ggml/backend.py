@@ -12,10 +12,10 @@ from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.codebooks import read_float16
-from qra_backends.ggml.decode import decode, replace_scales
+from qra_backends.ggml.decode import decode, replace_block_scales
 from qra_backends.ggml.feedback import encode, order_columns
 from qra_backends.ggml.types import TYPES, GGMLType
-from qra_backends.modules import DequantizedLinear, Groups
+from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
@@ -132,19 +132,19 @@ class GGUFBackend(Backend):
             for bits in levels
         }
 
-    def get_trainable_groups(self, module: nn.Module) -> Groups:
+    def get_scales(self, module: nn.Module) -> Scales:
         own = self.check_layer(module)
         scale = read_float16(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
-        return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
+        return Scales(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
     def count_trainable(self, bits: str, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
+    def replace_scales(self, module: nn.Module, scales: Scales) -> GGMLLinear:
         own: GGMLLinear = self.check_layer(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(
+        changed = replace_block_scales(blocks, own.kind, scales.scale.to(torch.float32).view(-1, 1)).view_as(
             own.blocks
         )
         return own.replace_tensors(blocks=changed)

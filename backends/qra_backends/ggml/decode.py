@@ -95,7 +95,7 @@ def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
     raise ValueError(f"{kind.name} has no scales that can be read")
 
 
-def replace_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
+def replace_block_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
     """New blocks (n, bytes) with other 16-bit scales, float32 (n, 1), and offsets in the same proportion."""
     made, before = blocks.clone(), read_float16(blocks, kind.scale_at)
     write_float16(made, kind.scale_at, scale)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qra_backends.calibration import check_damping
 from qra_backends.integers.fit import fit_groups, round_to_16_bits
 from qra_backends.kernels.choice import find_decoder
-from qra_backends.modules import DequantizedLinear, Groups
+from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.reference.packed import decode_packed
@@ -109,6 +109,6 @@ class CompressedTensorsBackend(ErrorFeedback):
             tensors, bits=bits, group_size=self.choose_group_size(form["in_features"]), **form
         )
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()
-        return super().replace_groups(module, groups._replace(scale=scale))
+    def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
+        scale = round_to_16_bits(scales.scale).to(SCALE_DTYPE).contiguous()
+        return super().replace_scales(module, scales._replace(scale=scale))

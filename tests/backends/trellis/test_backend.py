@@ -149,7 +149,7 @@ def test_scales_are_least_squares_under_the_damped_hessian():
 def test_trained_scales_get_the_gradient_of_the_weight_written_out():
     (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     module = backend.quantize(linear, 2, hessian=hessian)
-    groups, x = backend.get_trainable_groups(module), torch.randn(5, 192)
+    groups, x = backend.get_scales(module), torch.randn(5, 192)
     assert (
         groups.scale.shape == (96, 1) and groups.offset is None and backend.count_trainable(2, 96, 192) == 96
     )
@@ -158,12 +158,12 @@ def test_trained_scales_get_the_gradient_of_the_weight_written_out():
     F.linear(x, unscaled * scale).square().sum().backward()
     twin = nn.Parameter(groups.scale.float().detach())
 
-    from qra_backends import apply_grouped
+    from qra_backends import multiply_scaled
 
     def dequantize(now):
-        return backend.dequantize(backend.replace_groups(module, now._replace(scale=now.scale.half())))
+        return backend.dequantize(backend.replace_scales(module, now._replace(scale=now.scale.half())))
 
-    apply_grouped(x, groups._replace(scale=twin), dequantize).square().sum().backward()
+    multiply_scaled(x, groups._replace(scale=twin), dequantize).square().sum().backward()
     assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)
 
 
