@@ -11,6 +11,9 @@ from torch import Tensor, nn
 Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor, by name."""
 HALVES = {torch.float16, torch.bfloat16}
+_ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
+_ARRAYS_ON_CPU = 13  # float32 arrays of a block alive at once, fragments of the heap included
+_ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
 
 
 class StorageFormat(Protocol):
@@ -123,3 +126,20 @@ def copy_bias(bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> 
     if bias is None:
         return None
     return nn.Parameter(bias.detach().to(device=device, dtype=dtype, copy=True), requires_grad=False)
+
+
+def choose_block_rows(columns: int, device: torch.device) -> int:
+    """Rows of so many columns to take at once: a multiple of 8, so that their packed codes fill whole bytes."""
+    elements = _ELEMENTS.get(device.type, _ELEMENTS_ELSEWHERE)
+    return max(8, elements // columns // 8 * 8)
+
+
+def count_block_bytes(elements: int, device: str, arrays: float) -> int:
+    """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements.
+
+    Args:
+        arrays: of float32, alive at once on a GPU, as counted; on a CPU they were measured.
+    """
+    if device == "cpu":
+        arrays = _ARRAYS_ON_CPU
+    return int(arrays * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE)))

@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qra_backends import kernels
 from qra_backends.ggml.codebooks import CODEBOOKS, load_iq4_values, make_shifts, read_float16
 from qra_backends.ggml.types import GGMLType, Plane
-from qra_backends.kernels import choice
-from qra_backends.reference.blocks import choose_block_rows
+from qra_backends.storage import choose_block_rows
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
-    if choice.is_usable(blocks.device):
+    if kernels.is_usable(blocks.device):
         from qra_backends.ggml.decode_triton import decode as decode_at_once
 
         return decode_at_once(blocks.contiguous(), kind, dtype)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from qra_backends.base import Backend
 from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.blocks import choose_block_rows, count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
-from qra_backends.storage import Expected, ceil_div
+from qra_backends.storage import Expected, ceil_div, choose_block_rows, count_block_bytes
 
 
 class ReferenceBackend(Backend):

@@ -16,14 +16,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from qra_backends import kernels
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
-from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, join_blocks
-from qra_backends.reference.blocks import count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, count_block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
@@ -198,7 +197,7 @@ def choose_codes(
         weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
     )  # a contiguous row a column
     round_block = _round_columns
-    if choice.is_usable(weight.device):
+    if kernels.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.reference.packed import GROUP_DTYPE
+from qra_backends.storage import choose_block_rows
 
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from

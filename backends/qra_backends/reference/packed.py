@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.kernels.choice import find_decoder
+from qra_backends.kernels import find_decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
-from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, choose_block_rows
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
 

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, choose_block_rows
 from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_state_values
 from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
 from qra_backends.trellis.rotation import make_signs

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_backends.kernels import choice
-from qra_backends.reference.blocks import choose_block_rows
+from qra_backends import kernels
 from qra_backends.reference.gptq import Factor
+from qra_backends.storage import choose_block_rows
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
@@ -115,7 +115,7 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
 
 def choose_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
-    return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
+    return weight.device if kernels.is_usable(weight.device) else torch.device("cpu")
 
 
 def _round_to_stored(scale: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
-from qra_backends.reference.blocks import _ELEMENTS
 from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, choose_codes, factorize
+from qra_backends.storage import _ELEMENTS
 from torch import Tensor, nn
 
 

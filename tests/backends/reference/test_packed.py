@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
-from qra_backends.reference.blocks import _ELEMENTS
+from qra_backends.storage import _ELEMENTS
 from torch import nn
 
 
