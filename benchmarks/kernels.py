@@ -39,7 +39,7 @@ TARGETS = {
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-KINDS = ("Q2_K", "Q4_K", "IQ2_XS", "IQ4_XS")
+KINDS = ("Q2_K", "Q4_K", "IQ3_XXS", "IQ4_XS")
 DTYPES = {
     torch.uint8: "u8",
     torch.int16: "i16",

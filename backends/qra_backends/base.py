@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.modules import Scales
-from qra_backends.storage import Expected, StorageFormat, cast_halves, check_tensors, copy_bias
+from qra_backends.storage import Expected, StorageFormat, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Level = Any
@@ -72,14 +72,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def list_tensor_specs(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
-        """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up.
-
-        Args:
-            dtype: that the module computes in; all dtypes take the same bytes.
-        """
+    def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
+        """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up."""
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
@@ -226,8 +220,7 @@ class Backend(ABC):
     ) -> nn.Module:
         """The module that `to_tensors` was called on, exactly, on the device of `tensors`.
 
-        The tensors are used, not copied, and never written to: they may be a file mapped into memory, read-only. Scales
-        that were stored in the other 16-bit dtype are cast.
+        The tensors are used, not copied, and never written to: they may be a file mapped into memory, read-only.
         `bias` (out,) is copied; `dtype` is what the module computes in.
 
         Raises:
@@ -235,9 +228,7 @@ class Backend(ABC):
         """
         self.check_shape(bits, out_features, in_features)
         owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
-        expected = self.list_tensor_specs(bits, out_features, in_features, dtype)
-        tensors = cast_halves(tensors, expected)
-        check_tensors(tensors, expected, owner)
+        check_tensors(tensors, self.list_tensor_specs(bits, out_features, in_features), owner)
         frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
         return self.make_module(tensors, bits, **form)

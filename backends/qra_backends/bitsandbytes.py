@@ -190,9 +190,7 @@ class BitsAndBytesBackend(Backend):
             tensors["nested_offset"] = state.offset
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def list_tensor_specs(
-        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
         if bits == 8:
             return {
                 "codes": ((out_features, in_features), torch.int8),

@@ -49,18 +49,6 @@ def test_shards_of_any_levels_decode_to_their_weights_in_the_bytes_of_their_form
     assert 0 <= sum(buffer.nbytes for buffer in buffers.values()) - wanted < 16  # where two dtypes meet
 
 
-def test_scales_in_the_other_half_precision_are_cast_and_no_others() -> None:
-    made = Layout.from_config({"quant_method": "qra", "backend": "compressed-tensors", "levels": {"q": 4}})
-    shards = Shards(made, {"q": (64, 64)}, torch.float16)
-    size, dtype = shards.buffers["weight_scale"]
-    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
-    buffer = torch.empty(size, dtype=dtype)
-    shards.copy_shard(buffer, "weight_scale", 0, torch.full((size, 1), 0.5, dtype=other))
-    assert bool((buffer == 0.5).all())
-    with pytest.raises(ValueError, match="q.weight_scale must be"):
-        shards.copy_shard(buffer, "weight_scale", 0, torch.ones(size, 1))
-
-
 def test_shards_multiply_as_their_decoded_weights_do(stored: Any) -> None:
     ours, x = layout(), torch.randn(3, IN, generator=torch.Generator().manual_seed(1)).bfloat16()
     shards = Shards(ours, SHAPES, torch.bfloat16)

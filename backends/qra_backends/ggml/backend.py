@@ -11,28 +11,16 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import read_float16
-from qra_backends.ggml.decode import decode, replace_block_scales
+from qra_backends.ggml.decode import decode, read_float16, replace_block_scales
 from qra_backends.ggml.feedback import encode, order_columns
 from qra_backends.ggml.types import TYPES, GGMLType
 from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
-DEFAULT_TYPES = (
-    "Q2_K",
-    "IQ3_XXS",
-    "Q3_K",
-    "IQ4_XS",
-    "IQ4_NL",
-    "Q4_K",
-    "Q4_1",
-    "Q5_0",
-    "Q5_K",
-    "Q6_K",
-    "Q8_0",
-)
-"""Of types of the same size, the one of least error with error feedback; IQ2_* are slow to make."""
+ADDED_TYPES = ("Q4_0", "Q5_1")
+DEFAULT_TYPES = tuple(name for name in TYPES if name not in ADDED_TYPES)
+"""Of types of the same size, the one of least error with error feedback."""
 
 
 class GGMLLinear(DequantizedLinear):
@@ -149,9 +137,7 @@ class GGUFBackend(Backend):
         )
         return own.replace_tensors(blocks=changed)
 
-    def list_tensor_specs(
-        self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: str, out_features: int, in_features: int) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
     def make_module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:

@@ -90,9 +90,7 @@ class TrellisBackend(Backend):
         self.check_bits(bits)
         return TrellisCode(HALF_BITS[bits], self.L)
 
-    def list_tensor_specs(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
         return {
             "codes": ((self.storage(bits).stream_bytes(out_features), in_features), torch.uint8),
             "scale": ((out_features, 1), SCALE_DTYPE),
