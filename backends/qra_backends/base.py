@@ -133,11 +133,10 @@ class Backend(ABC):
             self.check(linear, bits)
         weight = linear.weight.detach()
         shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        made = self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian, output_weights)
         return {
             bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self.encode_levels(
-                weight, tuple(dict.fromkeys(levels)), hessian, output_weights
-            ).items()
+            for bits, tensors in made.items()
         }
 
     def probe_levels(
@@ -246,10 +245,10 @@ class Backend(ABC):
     def get_scales(self, module: nn.Module) -> Scales | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
         own = self.check_layer(module)
-        tensors = [own.tensors()[name] for name in self.trained]
-        return (
-            Scales(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
-        )
+        if not self.trained:
+            return None
+        scale, offset = [*(own.tensors()[name] for name in self.trained), None][:2]
+        return Scales(scale, offset, own.group_size)
 
     def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
         """Number of scales and offsets that `get_scales` returns for a weight; 0 if it returns None."""
@@ -265,9 +264,8 @@ class Backend(ABC):
         """
         if not self.trained:
             raise NotImplementedError(f"backend {self.name} has no trainable scales")
-        changed: nn.Module = self.check_layer(module).replace_tensors(
-            **dict(zip(self.trained, scales, strict=False))
-        )
+        own = self.check_layer(module)
+        changed: nn.Module = own.replace_tensors(**dict(zip(self.trained, scales, strict=False)))
         return changed
 
     def unavailable_reason(self) -> str | None:
@@ -284,16 +282,12 @@ class Backend(ABC):
         return None
 
     def check_bits(self, bits: Level) -> None:
-        """Raises:
-        ValueError: this backend does not store `bits`; the message names those it does.
-        """
+        """Raises ValueError if this backend does not store `bits`; the message names those it does."""
         if bits not in self.bits:
             raise ValueError(Backend.unsupported_reason(self, bits, 0, 0))
 
     def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
-        """Raises:
-        ValueError: a weight of this shape cannot be stored at `bits`; the message is what `unsupported_reason` says.
-        """
+        """Raises ValueError with what `unsupported_reason` says, if it says something."""
         reason = self.unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             raise ValueError(reason)
@@ -348,9 +342,7 @@ class Backend(ABC):
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
-            raise ValueError(
-                f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}"
-            )
+            raise ValueError(f"backend {self.name} quantizes plain nn.Linear, got {type(linear).__name__}")
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
@@ -359,7 +351,7 @@ class Backend(ABC):
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(
-                f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first"
+                f"the weight {tuple(weight.shape)} has values that are not finite: fix the model"
             )
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(

@@ -41,9 +41,8 @@ class CompressedIntegers(DequantizedLinear):
         if kernel is not None:
             return kernel(packed, scale, None, *form)
         scale = scale.to(torch.float32)
-        return decode_packed(
-            packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form
-        )
+        offset = -(2.0 ** (self.bits - 1)) * scale
+        return decode_packed(packed.view(torch.uint8).flatten(), scale, offset, *form)
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -136,9 +135,8 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
     """
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
-    importance = (
-        importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
-    )
+    mean = importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    importance = importance / mean + 1e-6
     parts = [
         _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
         for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
@@ -164,10 +162,8 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
             torch.mul(steps, scale, out=work).sub_(weight)
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
-            best_error, best_scale = (
-                torch.where(better, error, best_error),
-                torch.where(better, scale, best_scale),
-            )
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
             if refit < _REFITS:
                 pull = torch.mul(steps, weighted, out=work).sum(-1, keepdim=True)
                 power = torch.mul(steps.square_(), importance, out=work).sum(-1, keepdim=True)

@@ -132,10 +132,8 @@ class GGUFBackend(Backend):
     def replace_scales(self, module: nn.Module, scales: Scales) -> GGMLLinear:
         own: GGMLLinear = self.check_layer(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = replace_block_scales(blocks, own.kind, scales.scale.to(torch.float32).view(-1, 1)).view_as(
-            own.blocks
-        )
-        return own.replace_tensors(blocks=changed)
+        changed = replace_block_scales(blocks, own.kind, scales.scale.to(torch.float32).view(-1, 1))
+        return own.replace_tensors(blocks=changed.view_as(own.blocks))
 
     def list_tensor_specs(self, bits: str, out_features: int, in_features: int) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}

@@ -32,9 +32,9 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         if kind.planes:
             scale, offset = read_scales(some, kind)
             codes = read_codes(some, kind)
-            values = (
-                codes.float().sub_(kind.zero) if kind.even else load_iq4_values(some.device)[codes.long()]
-            )
+            values = codes.float().sub_(kind.zero)
+            if not kind.even:
+                values = load_iq4_values(some.device)[codes.long()]
         else:
             values, scale = _decode_iq3_xxs(some)
         grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
@@ -59,11 +59,9 @@ def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     made = blocks.clone()
     codes = codes ^ kind.flip if kind.flip else codes
     for plane in kind.planes:
-        fields = 8 // plane.bits
         part = (codes >> plane.at) & (2**plane.bits - 1)
-        part = (
-            part.view(len(blocks), -1, fields, plane.chunk) << make_shifts(plane.bits, blocks.device)[:, None]
-        )
+        part = part.view(len(blocks), -1, 8 // plane.bits, plane.chunk)
+        part = part << make_shifts(plane.bits, blocks.device)[:, None]
         made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
     return made
 
@@ -129,9 +127,7 @@ def _unpack_six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _decode_iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Values float32 (n, 256) of blocks of the one type whose codes are vectors, and their scales (n, 8)."""
-    words = (
-        blocks[:, 66:98].contiguous().view(torch.int32)
-    )  # the highest bit is the sign, so shifts are masked
+    words = blocks[:, 66:98].contiguous().view(torch.int32)  # signed, so shifts are masked
     scale = read_float16(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
     shifts = torch.arange(0, 28, 7, dtype=torch.int32, device=blocks.device)
     indices = (words[..., None] >> shifts) & 0x7F

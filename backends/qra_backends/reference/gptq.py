@@ -65,10 +65,8 @@ class ErrorFeedback(Backend):
     def count_peak_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        matrix, stored = (
-            4 * in_features**2,
-            sum(self.storage(b).bytes(out_features, in_features) for b in levels),
-        )
+        matrix = 4 * in_features**2
+        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
         rows = min(out_features, _choose_block_rows(len(levels), device))
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
@@ -99,9 +97,8 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in choose_codes(
-                rows, grids, self.choose_group_size(rows.shape[1]), factor
-            ).items():
+            chosen = choose_codes(rows, grids, self.choose_group_size(rows.shape[1]), factor)
+            for bits, codes in chosen.items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
         return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
 
@@ -187,15 +184,11 @@ def choose_codes(
     in_features, out_features = len(order), len(weight)
     scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
     offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(
-        out_features
-    )
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device)
     chosen = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=weight.device)
     groups = order // group_size
-    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest)
-    columns = (
-        weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
-    )  # a contiguous row a column
+    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest.repeat_interleave(out_features))
+    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
     round_block = _round_columns
     if kernels.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block

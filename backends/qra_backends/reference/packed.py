@@ -59,10 +59,8 @@ def decode_packed(
     dtype: torch.dtype,
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns, at_once = (
-        shape[1],
-        2 * choose_block_rows(shape[1], packed.device),
-    )  # with fewer arrays than fitting has
+    columns = shape[1]
+    at_once = 2 * choose_block_rows(columns, packed.device)  # with fewer arrays than fitting has
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
     for start in range(0, shape[0], at_once):
         rows = weight[start : start + at_once]

@@ -139,11 +139,8 @@ class TrellisBackend(Backend):
         hessian: Tensor | None,
         output_weights: Tensor | None,
     ) -> dict[Level, dict[str, Tensor]]:
-        from qra_backends.trellis.encode import (  # brings numba: a second to import
-            choose_device,
-            encode,
-            rotate_rows,
-        )
+        # It brings numba, which takes a second to import.
+        from qra_backends.trellis.encode import choose_device, encode, rotate_rows
 
         device, weight = weight.device, weight.to(choose_device(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
@@ -167,9 +164,8 @@ class TrellisBackend(Backend):
         if torch.cuda.is_available() and not kernels.is_usable(torch.device(device)):
             return 0  # there is no compiler: it is quantized on the host, see `encode.choose_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
-        return max(
-            4 * matrix, 2 * matrix + columns + count_block_bytes(out_features * in_features, device, 5)
-        )
+        blocks = count_block_bytes(out_features * in_features, device, 5)
+        return max(4 * matrix, 2 * matrix + columns + blocks)
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)

@@ -36,25 +36,16 @@ def decode_rows(
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
     step = max(1, choose_block_rows(in_features, codes.device))
-    floats = (
-        weight
-        if dtype == torch.float32
-        else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
-    )
+    floats = weight
+    if dtype != torch.float32:
+        floats = torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
+    values = make_state_values(code.L)
     starts, sign = code.locate_states(at).numpy(), make_signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)
         rows = weight[own]
         work = rows if floats is weight else floats[: len(rows)]
-        _decode(
-            codes.numpy(),
-            starts[own],
-            make_state_values(code.L),
-            factor[own].numpy(),
-            sign,
-            block,
-            work.numpy(),
-        )
+        _decode(codes.numpy(), starts[own], values, factor[own].numpy(), sign, block, work.numpy())
         if work is not rows:
             rows.copy_(work)
     return weight
@@ -172,9 +163,8 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
         low, middle, high = codes[first], codes[min(first + 1, last)], codes[min(first + 2, last)]
         weights = out[row]
         for i in range(columns):
-            word = (
-                np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
-            )
+            word = np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8)
+            word |= np.uint32(high[i]) << np.uint32(16)
             weights[i] = values[np.uint32(np.uint32(word >> shift) & mask)]
         _apply_hadamard(weights, block)
         for i in range(columns):
@@ -248,10 +238,8 @@ def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, firs
     for j in range(first, stop, 2):
         other = min(j + 1, stop - 1)
         at = (j * half_bits >> 1) >> 3
-        shift, other_shift = (
-            np.uint32((j * half_bits >> 1) - 8 * at),
-            np.uint32((other * half_bits >> 1) - 8 * at),
-        )
+        shift = np.uint32((j * half_bits >> 1) - 8 * at)
+        other_shift = np.uint32((other * half_bits >> 1) - 8 * at)
         byte0, byte1 = codes[at], codes[min(at + 1, last)]
         byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
         for t in range(0, len(x), 4):

@@ -66,11 +66,8 @@ def encode(
         codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
-        unscaled = (
-            decode_values(codes, torch.arange(out_features, device=weight.device)[part], code)
-            .float()
-            .mul_(UNIT)
-        )
+        at = torch.arange(out_features, device=weight.device)[part]
+        unscaled = decode_values(codes, at, code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
@@ -107,9 +104,8 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     if rows.device.type != "cpu":
         return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(
-        made.numpy(), make_signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block
-    )
+    signs = make_signs(rows.shape[-1], rows.device)
+    rotate(made.numpy(), signs.numpy(), np.float32(1 / math.sqrt(block)), block)
     return made
 
 

@@ -127,9 +127,8 @@ def decode(
         at = torch.arange(len(factor), device=codes.device)
     if codes.device.type != "cpu":
         return decode_rows(codes, factor, at, code, block, dtype)
-    from qra_backends.trellis.decode_numba import (
-        decode_rows as decode_on_host,  # numba takes a second to import
-    )
+    # It takes a second to import.
+    from qra_backends.trellis.decode_numba import decode_rows as decode_on_host
 
     return decode_on_host(codes, factor, at, code, block, dtype)
 

@@ -44,9 +44,8 @@ def round_columns(
         x[:out] = columns[i] / unit
         if len(cuts):
             first, last = cuts - MARGIN, (cuts + MARGIN).clamp_max(even)
-            _find_paths(
-                x, relative, table, code, first, last, free.expand(len(cuts)), free.expand(len(cuts)), around
-            )
+            anywhere = free.expand(len(cuts))
+            _find_paths(x, relative, table, code, first, last, anywhere, anywhere, around)
         joins = torch.cat([free, around[:, MARGIN - 1], free])
         _find_paths(x, relative, table, code, starts, ends, joins[:-1], joins[1:], path)
         states[i] = path[:out]
