@@ -140,19 +140,14 @@ class Backend(ABC):
         }
 
     def probe_levels(
-        self,
-        linear: nn.Linear,
-        levels: Sequence[Level],
-        *,
-        hessian: Tensor | None = None,
-        output_weights: Tensor | None = None,
+        self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
     ) -> list[tuple[nn.Module, dict[Level, float]]]:
         """Modules whose damage foretells that of every level: each with its levels, and their damage over its own.
 
         Damage is what a weight's error costs, in nats. Here every level foretells itself; a backend whose levels follow
         one law gives a short encoding for all of them. The arguments are those of `quantize_levels`.
         """
-        modules = self.quantize_levels(linear, levels, hessian=hessian, output_weights=output_weights)
+        modules = self.quantize_levels(linear, levels, **calibration)
         return [(module, {bits: 1.0}) for bits, module in modules.items()]
 
     def encode_levels(

@@ -80,9 +80,8 @@ class DequantizedLinear(nn.Linear):
         return self.dequantize()[at]
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            [super().extra_repr(), *(f"{name}={value}" for name, value in self._settings.items())]
-        )
+        settings = (f"{name}={value}" for name, value in self._settings.items())
+        return ", ".join([super().extra_repr(), *settings])
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_dequantized(x, self.dequantize, self.bias)
@@ -133,9 +132,6 @@ def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = N
         x: (..., in); gradients flow to it.
         dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
         bias: (out,), frozen; cast to x's dtype.
-
-    Returns:
-        (..., out) in x's dtype.
     """
     return _Product.apply(x, None, None, 0, dequantize, None if bias is None else bias.to(x.dtype), False)
 
@@ -170,9 +166,6 @@ def multiply_scaled(
         dequantize: gives W (out, in), in x's dtype.
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
-
-    Returns:
-        (..., out) in x's dtype.
     """
     frozen = None if bias is None else bias.to(x.dtype)
     return _Product.apply(

@@ -35,17 +35,7 @@ HALF_BITS: dict[Level, int] = {
 """Every level with its bits times two."""
 PROBE = TrellisCode(half_bits=4, L=8)
 """The short encoding that foretells what every level costs: one law holds for all linears."""
-DAMAGE_RATIOS = {
-    2: 3.69,
-    3: 1.63,
-    4: 0.780,
-    5: 0.394,
-    6: 0.200,
-    7: 0.103,
-    8: 0.0537,
-    9: 0.0287,
-    10: 0.0153,
-}
+DAMAGE_RATIOS = {2: 3.69, 3: 1.63, 4: 0.780, 5: 0.394, 6: 0.200, 7: 0.103, 8: 0.0537, 9: 0.0287, 10: 0.0153}
 """Damage of each level with states of 12 bits, by bits times two, over that of the probe.
 
 Geometric means over 70 linears of SmolLM2 on Banking77 (benchmarks/results/study/damage.jsonl), from which linears
