@@ -56,11 +56,8 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
     kind, g = TYPES[name], torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, kind.bytes(1, 512)), generator=g, dtype=torch.uint8)
     for half in (kind.scale_at, kind.scale_at + 2)[: 1 + kind.offset]:
-        write_float16(
-            blocks.view(-1, kind.block_bytes),
-            half,
-            torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g),
-        )
+        whole = torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g)
+        write_float16(blocks.view(-1, kind.block_bytes), half, whole)
     for dtype in (torch.float32, torch.float16):
         plain, found = both(lambda dtype=dtype: decode_blocks(blocks, kind, dtype), kernels)
         assert torch.equal(plain, found)

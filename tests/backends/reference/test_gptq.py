@@ -49,11 +49,8 @@ def test_without_correlation_it_is_rounding_with_least_error_ranges():
 def test_codes_are_those_of_the_optimal_brain_step():
     """Against the textbook: round a column, then move the rest by the inverse Hessian of the columns left."""
     linear, _, hessian = setup(5, 12)
-    weight, scale, offset = (
-        linear.weight.detach().double(),
-        torch.full((5, 3), 0.1),
-        torch.full((5, 3), -0.15),
-    )
+    weight, scale = linear.weight.detach().double(), torch.full((5, 3), 0.1)
+    offset = torch.full((5, 3), -0.15)
     damped = hessian.double() + 0.1 * hessian.diagonal().mean().double() * torch.eye(12)
     left, codes = list(range(12)), torch.zeros(5, 12)
     for column in hessian.diagonal().argsort(descending=True).tolist():
