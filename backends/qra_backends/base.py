@@ -140,14 +140,19 @@ class Backend(ABC):
         }
 
     def probe_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
+        self,
+        linear: nn.Linear,
+        levels: Sequence[Level],
+        *,
+        hessian: Tensor | None = None,
+        output_weights: Tensor | None = None,
     ) -> list[tuple[nn.Module, dict[Level, float]]]:
         """Modules whose damage foretells that of every level: each with its levels, and their damage over its own.
 
         Damage is what a weight's error costs, in nats. Here every level foretells itself; a backend whose levels follow
         one law gives a short encoding for all of them. The arguments are those of `quantize_levels`.
         """
-        modules = self.quantize_levels(linear, levels, **calibration)
+        modules = self.quantize_levels(linear, levels, hessian=hessian, output_weights=output_weights)
         return [(module, {bits: 1.0}) for bits, module in modules.items()]
 
     def encode_levels(
@@ -157,31 +162,18 @@ class Backend(ABC):
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
     def count_work_bytes(
-        self,
-        levels: Sequence[Level],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
+        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         """Bytes that `quantize_levels` takes at its peak, beyond the linear, its Hessian and the modules it gives.
 
-        As the backend says, measured if it is one of this package; else four float32 copies of the weight, and four
-        matrices (in, in) if it is calibrated. What a library takes when it is first imported is not counted.
+        Four float32 copies of the weight, and four matrices (in, in) if it is calibrated; override it with what was
+        measured. What a library takes when it is first imported is not counted.
 
         Args:
+            levels: at least one.
             dtype: of the linear's weight.
             device: type of the device that it is on.
         """
-        for bits in levels:
-            self.check_bits(bits)
-        return self.count_peak_bytes(levels, out_features, in_features, dtype, device) if levels else 0
-
-    def count_peak_bytes(
-        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
-    ) -> int:
-        """`count_work_bytes` for at least one level, all known; override it with what was measured."""
         matrices = 4 * in_features * in_features if self.calibrated else 0
         return 4 * (4 * out_features * in_features + matrices)
 

@@ -146,7 +146,7 @@ class BitsAndBytesBackend(Backend):
         self.check_bits(bits)
         return "int8" if bits == 8 else FOUR_BIT_TYPE
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         if (

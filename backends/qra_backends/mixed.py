@@ -151,11 +151,11 @@ class MixedBackend(Backend):
                 found.append((module, foretold))
         return found
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         return max(
-            backend.count_peak_bytes(list(own.values()), out_features, in_features, dtype, device)
+            backend.count_work_bytes(list(own.values()), out_features, in_features, dtype, device)
             for backend, own in self._group_by_backend(levels)
         )
 

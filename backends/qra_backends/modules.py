@@ -49,7 +49,6 @@ class DequantizedLinear(nn.Linear):
     ):
         nn.Module.__init__(self)
         self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
-        self._settings = settings
         vars(self).update(settings)
         self.register_parameter("bias", bias)
         self._store(tensors)
@@ -78,10 +77,6 @@ class DequantizedLinear(nn.Linear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize()` with indices `at` (n,); overridden if no others need be decoded."""
         return self.dequantize()[at]
-
-    def extra_repr(self) -> str:
-        settings = (f"{name}={value}" for name, value in self._settings.items())
-        return ", ".join([super().extra_repr(), *settings])
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_dequantized(x, self.dequantize, self.bias)

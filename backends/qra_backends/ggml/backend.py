@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import decode, read_float16, replace_block_scales
+from qra_backends.ggml.decode import decode, replace_block_scales
 from qra_backends.ggml.feedback import encode, order_columns
+from qra_backends.ggml.tables import read_float16
 from qra_backends.ggml.types import TYPES, GGMLType
 from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
@@ -95,7 +96,7 @@ class GGUFBackend(Backend):
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         largest = max(TYPES[bits].block for bits in levels)
@@ -103,11 +104,7 @@ class GGUFBackend(Backend):
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
 
     def encode_levels(
-        self,
-        weight: Tensor,
-        levels: Sequence[str],
-        hessian: Tensor | None,
-        output_weights: Tensor | None = None,
+        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)

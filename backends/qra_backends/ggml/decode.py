@@ -6,12 +6,17 @@ no more than what is left), so only the sum is rounded, as it is in llama.cpp; t
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from qra_backends import kernels
+from qra_backends.ggml.tables import (
+    load_iq4_values,
+    load_vectors,
+    make_shifts,
+    make_sign_table,
+    read_float16,
+)
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.storage import choose_block_rows
 
@@ -135,39 +140,3 @@ def _decode_iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     signs = (packed[..., None] >> make_shifts(1, blocks.device)) & 1
     vectors = load_vectors(blocks.device)[blocks[:, 2:66].long()].reshape(len(blocks), -1)
     return vectors * (1 - 2 * signs.reshape(len(blocks), -1).float()), scale
-
-
-def read_float16(blocks: Tensor, at: int = 0) -> Tensor:
-    """The float16 at byte `at` of every block, as float32 (n, 1)."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
-
-
-@lru_cache(maxsize=8)
-def load_vectors(device: torch.device) -> Tensor:
-    """The codebook of IQ3_XXS, float32 (256, 4)."""
-    from gguf.quants import IQ3_XXS
-
-    IQ3_XXS.init_grid()
-    return torch.from_numpy(IQ3_XXS.grid.reshape(IQ3_XXS.grid_shape).copy()).to(device)
-
-
-@lru_cache(maxsize=8)
-def make_sign_table(device: torch.device) -> Tensor:
-    """Signs of eight weights by their index of seven bits, uint8 (128,)."""
-    from gguf.quants import IQ2_XXS
-
-    return torch.frombuffer(bytearray(IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
-
-
-@lru_cache(maxsize=8)
-def load_iq4_values(device: torch.device) -> Tensor:
-    """The 16 values of IQ4_NL and IQ4_XS, float32."""
-    from gguf.quants import IQ4_NL
-
-    return torch.tensor(IQ4_NL.kvalues, dtype=torch.float32, device=device)
-
-
-@lru_cache(maxsize=32)
-def make_shifts(bits: int, device: torch.device) -> Tensor:
-    """How far each field of so many bits lies from a byte's lowest bit, uint8 (8 / bits,)."""
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)

@@ -45,7 +45,7 @@ class ReferenceBackend(Backend):
         self.group_size, self.ranges = group_size, ranges
         self.options = {"group_size": group_size, "ranges": ranges}
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)

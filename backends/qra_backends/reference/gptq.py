@@ -62,7 +62,7 @@ class ErrorFeedback(Backend):
         """The tensors of a weight from those of its blocks, which are joined."""
         return tensors
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         matrix = 4 * in_features**2
@@ -83,11 +83,7 @@ class ErrorFeedback(Backend):
         return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
 
     def encode_levels(
-        self,
-        weight: Tensor,
-        levels: Sequence[int],
-        hessian: Tensor | None,
-        output_weights: Tensor | None = None,
+        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)

@@ -91,11 +91,7 @@ class TrellisBackend(Backend):
         return bits if isinstance(bits, int) else HALF_BITS[bits] / 2
 
     def encode_levels(
-        self,
-        weight: Tensor,
-        levels: Sequence[Level],
-        hessian: Tensor | None,
-        output_weights: Tensor | None = None,
+        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
         codes = {bits: self.storage(bits) for bits in levels}
@@ -144,7 +140,7 @@ class TrellisBackend(Backend):
             bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()
         }
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         # Matrices while the rotated Hessian is factorized; the columns of one level.

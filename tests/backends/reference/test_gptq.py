@@ -152,5 +152,7 @@ def test_second_moments_of_nothing_are_refused():
 
 def test_on_a_card_the_inverse_is_worked_on_in_a_copy() -> None:
     backend, matrix = make_backend("reference-gptq"), 4 * 4096**2
-    cpu, cuda = (backend.count_work_bytes([4], 64, 4096, device=device) for device in ("cpu", "cuda"))
+    cpu, cuda = (
+        backend.count_work_bytes([4], 64, 4096, torch.bfloat16, device) for device in ("cpu", "cuda")
+    )
     assert 2 * matrix <= cpu < 3 * matrix == cuda + backend.storage(4).bytes(64, 4096)  # which are made later

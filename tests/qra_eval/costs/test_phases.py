@@ -135,7 +135,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
         meter.exclude(linear.weight, hessian)
         made = backend.quantize_levels(linear, levels, hessian=hessian)
     stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
-    foretold = backend.count_work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored
+    foretold = backend.count_work_bytes(levels, 2048, 256, dtype, "cuda") + stored
     assert 0.96 < meter.peak / foretold < 1.04
 
 
