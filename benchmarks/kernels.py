@@ -23,9 +23,9 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
 import torch
 import triton
+from qra_backends import decode_triton as groupwise
 from qra_backends.ggml import decode_triton as ggml
 from qra_backends.ggml.types import TYPES
-from qra_backends.kernels import groupwise
 from qra_backends.reference import feedback_triton
 from qra_backends.trellis import decode_triton, product_triton, viterbi_triton
 from qra_backends.trellis.code import TrellisCode, make_value_table
@@ -39,7 +39,7 @@ TARGETS = {
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-KINDS = ("Q2_K", "Q4_K", "IQ2_XS", "IQ4_XS")
+KINDS = ("Q2_K", "Q4_K", "IQ3_XXS", "IQ4_XS")
 DTYPES = {
     torch.uint8: "u8",
     torch.int16: "i16",

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapters import TrainedGroups
+from qra_eval.quantized.adapters import TrainedScales
 
 HIDDEN, RANK = 256, 4  # every type of llama.cpp takes rows of 256
 SAME = ("mixed", "reference-gptq")
@@ -98,7 +98,7 @@ def module_of(backend: Any, bits: Level, dtype: torch.dtype = torch.bfloat16) ->
         made = backend.quantize(nn.Linear(HIDDEN, HIDDEN, bias=False, dtype=dtype), bits)
         tensors = {name: tensor.to("cuda") for name, tensor in backend.to_tensors(made).items()}
     else:
-        form = backend.list_tensor_specs(bits, HIDDEN, HIDDEN, dtype)
+        form = backend.list_tensor_specs(bits, HIDDEN, HIDDEN)
         tensors = {
             name: torch.zeros(shape, dtype=kind, device="cuda") for name, (shape, kind) in form.items()
         }
@@ -132,7 +132,7 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
     layer, calls = model.model.layers[0], []
     names = [name for name, linear in layer.named_modules() if isinstance(linear, nn.Linear)]
     wrappers = adapters.wrap_linears(layer, names).values()
-    with pretended_gpu(), mock.patch("qra_backends.kernels.choice.is_usable", lambda device: kernels):
+    with pretended_gpu(), mock.patch("qra_backends.kernels.is_usable", lambda device: kernels):
         for wrapper in wrappers:
             wrapper.set_adapter(
                 torch.zeros(RANK, HIDDEN, device="cuda"), torch.zeros(HIDDEN, RANK, device="cuda"), 0.5
@@ -147,8 +147,8 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
             module = module_of(backend, bits)
             for wrapper in wrappers:
                 wrapper.set_base(module=module)
-                groups = backend.get_trainable_groups(module) if scales else None
-                wrapper.trained = None if groups is None else TrainedGroups(backend, groups, keep=False)
+                groups = backend.get_scales(module) if scales else None
+                wrapper.trained = None if groups is None else TrainedScales(backend, groups, keep=False)
             for parameter in layer.parameters():  # an earlier micro-batch's gradients are there
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             dequantizing(module)

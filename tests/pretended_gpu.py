@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from qra_backends.kernels import choice
+from qra_backends import kernels as our_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -157,7 +157,7 @@ def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) ->
     torch.utils._device._device_constructors()  # remembers the makers that are there now
     with contextlib.ExitStack() as stack:
         if not kernels:
-            stack.enter_context(mock.patch.object(choice, "_can_compile", lambda: False))
+            stack.enter_context(mock.patch.object(our_kernels, "_can_compile", lambda: False))
         for owner, name, value in _replaced(gpu, cards):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(gpu)

@@ -9,8 +9,9 @@ from qra_backends.storage import ceil_div, find_group_size
 
 SMALLEST_GROUP = 8
 """The library's own limit."""
+SCALE_DTYPE = torch.bfloat16
 PACKED = {2: 4, 3: 10, 4: 2, 8: 1}
-"""Groups whose codes are packed together: at 3 bits into words of 32 bits, of which the last is padded."""
+"""Scales whose codes are packed together: at 3 bits into words of 32 bits, of which the last is padded."""
 
 
 class HQQLinear(DequantizedLinear):
@@ -90,15 +91,14 @@ class HQQBackend(Backend):
         settings = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
         # On a CPU, where the library solves in float32 and not in float16.
         codes, meta = Quantizer.quantize(weight.float().cpu(), device="cpu", **settings)
-        dtype = torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
-        tensors = {"W_q": codes, "scale": meta["scale"].to(dtype), "zero": meta["zero"].to(dtype)}
+        scale, zero = meta["scale"].to(SCALE_DTYPE), meta["zero"].to(SCALE_DTYPE)
+        tensors = {"W_q": codes, "scale": scale, "zero": zero}
         return {name: tensor.to(weight.device) for name, tensor in tensors.items()}
 
-    def list_tensor_specs(self, bits, out_features, in_features, dtype=torch.bfloat16):
+    def list_tensor_specs(self, bits, out_features, in_features):
         group, groups = self._count_groups(out_features, in_features)
-        half = torch.bfloat16 if dtype == torch.float32 else dtype
         packed = ((ceil_div(groups, PACKED[bits]), group), torch.int32 if bits == 3 else torch.uint8)
-        return {"W_q": packed, "scale": ((groups, 1), half), "zero": ((groups, 1), half)}
+        return {"W_q": packed, "scale": ((groups, 1), SCALE_DTYPE), "zero": ((groups, 1), SCALE_DTYPE)}
 
     def make_module(self, tensors, bits, **form):
         group, _ = self._count_groups(form["out_features"], form["in_features"])

@@ -2,19 +2,19 @@
 
 from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
-from qra_backends.modules import DequantizedLinear, Groups, apply_grouped
+from qra_backends.modules import DequantizedLinear, Scales, multiply_scaled
 from qra_backends.registry import backend_names, make_backend
 from qra_backends.storage import StorageFormat, bits_per_weight, count_live_bytes
 
 __all__ = [
     "Backend",
     "DequantizedLinear",
-    "Groups",
+    "Scales",
     "SecondMoment",
     "StorageFormat",
     "backend_names",
     "bits_per_weight",
-    "apply_grouped",
+    "multiply_scaled",
     "count_live_bytes",
     "make_backend",
 ]

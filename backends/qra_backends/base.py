@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.modules import Groups
-from qra_backends.storage import Expected, StorageFormat, cast_halves, check_tensors, copy_bias
+from qra_backends.modules import Scales
+from qra_backends.storage import Expected, StorageFormat, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Level = Any
@@ -72,14 +72,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def list_tensor_specs(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
-        """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up.
-
-        Args:
-            dtype: that the module computes in; all dtypes take the same bytes.
-        """
+    def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
+        """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up."""
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
@@ -139,11 +133,10 @@ class Backend(ABC):
             self.check(linear, bits)
         weight = linear.weight.detach()
         shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        made = self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian, output_weights)
         return {
             bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self.encode_levels(
-                weight, tuple(dict.fromkeys(levels)), hessian, output_weights
-            ).items()
+            for bits, tensors in made.items()
         }
 
     def probe_levels(
@@ -169,31 +162,18 @@ class Backend(ABC):
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
     def count_work_bytes(
-        self,
-        levels: Sequence[Level],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
+        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         """Bytes that `quantize_levels` takes at its peak, beyond the linear, its Hessian and the modules it gives.
 
-        As the backend says, measured if it is one of this package; else four float32 copies of the weight, and four
-        matrices (in, in) if it is calibrated. What a library takes when it is first imported is not counted.
+        Four float32 copies of the weight, and four matrices (in, in) if it is calibrated; override it with what was
+        measured. What a library takes when it is first imported is not counted.
 
         Args:
+            levels: at least one.
             dtype: of the linear's weight.
             device: type of the device that it is on.
         """
-        for bits in levels:
-            self.check_bits(bits)
-        return self.count_peak_bytes(levels, out_features, in_features, dtype, device) if levels else 0
-
-    def count_peak_bytes(
-        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
-    ) -> int:
-        """`count_work_bytes` for at least one level, all known; override it with what was measured."""
         matrices = 4 * in_features * in_features if self.calibrated else 0
         return 4 * (4 * out_features * in_features + matrices)
 
@@ -226,8 +206,7 @@ class Backend(ABC):
     ) -> nn.Module:
         """The module that `to_tensors` was called on, exactly, on the device of `tensors`.
 
-        The tensors are used, not copied, and never written to: they may be a file mapped into memory, read-only. Scales
-        that were stored in the other 16-bit dtype are cast.
+        The tensors are used, not copied, and never written to: they may be a file mapped into memory, read-only.
         `bias` (out,) is copied; `dtype` is what the module computes in.
 
         Raises:
@@ -235,9 +214,7 @@ class Backend(ABC):
         """
         self.check_shape(bits, out_features, in_features)
         owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
-        expected = self.list_tensor_specs(bits, out_features, in_features, dtype)
-        tensors = cast_halves(tensors, expected)
-        check_tensors(tensors, expected, owner)
+        check_tensors(tensors, self.list_tensor_specs(bits, out_features, in_features), owner)
         frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
         return self.make_module(tensors, bits, **form)
@@ -252,31 +229,30 @@ class Backend(ABC):
             raise ValueError(f"expected a layer made by the backend {self.name}, got {type(module).__name__}")
         return module
 
-    def get_trainable_groups(self, module: nn.Module) -> Groups | None:
+    def get_scales(self, module: nn.Module) -> Scales | None:
         """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
         own = self.check_layer(module)
-        tensors = [own.tensors()[name] for name in self.trained]
-        return (
-            Groups(tensors[0], tensors[1] if len(tensors) > 1 else None, own.group_size) if tensors else None
-        )
+        if not self.trained:
+            return None
+        scale, offset = [*(own.tensors()[name] for name in self.trained), None][:2]
+        return Scales(scale, offset, own.group_size)
 
     def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
-        """Number of scales and offsets that `get_trainable_groups` returns for a weight; 0 if it returns None."""
+        """Number of scales and offsets that `get_scales` returns for a weight; 0 if it returns None."""
         self.check_bits(bits)
         expected = self.list_tensor_specs(bits, out_features, in_features)
         return sum(prod(expected[name][0]) for name in self.trained)
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
+    def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
         """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
 
         Args:
-            groups: those of `get_trainable_groups`, trained: finite, in the same dtype.
+            scales: those of `get_scales`, trained: finite, in the same dtype.
         """
         if not self.trained:
             raise NotImplementedError(f"backend {self.name} has no trainable scales")
-        changed: nn.Module = self.check_layer(module).replace_tensors(
-            **dict(zip(self.trained, groups, strict=False))
-        )
+        own = self.check_layer(module)
+        changed: nn.Module = own.replace_tensors(**dict(zip(self.trained, scales, strict=False)))
         return changed
 
     def unavailable_reason(self) -> str | None:
@@ -293,16 +269,12 @@ class Backend(ABC):
         return None
 
     def check_bits(self, bits: Level) -> None:
-        """Raises:
-        ValueError: this backend does not store `bits`; the message names those it does.
-        """
+        """Raises ValueError if this backend does not store `bits`; the message names those it does."""
         if bits not in self.bits:
             raise ValueError(Backend.unsupported_reason(self, bits, 0, 0))
 
     def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
-        """Raises:
-        ValueError: a weight of this shape cannot be stored at `bits`; the message is what `unsupported_reason` says.
-        """
+        """Raises ValueError with what `unsupported_reason` says, if it says something."""
         reason = self.unsupported_reason(bits, out_features, in_features)
         if reason is not None:
             raise ValueError(reason)
@@ -357,9 +329,7 @@ class Backend(ABC):
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
-            raise ValueError(
-                f"backend {self.name} quantizes plain nn.Linear layers, got {type(linear).__name__}"
-            )
+            raise ValueError(f"backend {self.name} quantizes plain nn.Linear, got {type(linear).__name__}")
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
@@ -368,7 +338,7 @@ class Backend(ABC):
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(
-                f"the weight {tuple(weight.shape)} holds values that are not finite: fix the model first"
+                f"the weight {tuple(weight.shape)} has values that are not finite: fix the model"
             )
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(

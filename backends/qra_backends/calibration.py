@@ -99,9 +99,7 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
             f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to go without calibration"
         )
     if tuple(hessian.shape) != (inputs, inputs):
-        raise ValueError(
-            f"hessian must be ({inputs}, {inputs}) like the input features, got {tuple(hessian.shape)}"
-        )
+        raise ValueError(f"hessian must be ({inputs}, {inputs}) like the inputs, got {tuple(hessian.shape)}")
     if not torch.isfinite(torch.stack(hessian.aminmax())).all():
         raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
     return hessian.to(weight.device)
@@ -117,10 +115,8 @@ def check_output_weights(output_weights: Tensor | None, weight: Tensor) -> Tenso
     """
     if output_weights is None:
         return None
-    if tuple(output_weights.shape) != (len(weight),):
-        raise ValueError(
-            f"output_weights must be ({len(weight)},) like the outputs, got {tuple(output_weights.shape)}"
-        )
+    if output_weights.shape != weight.shape[:1]:
+        raise ValueError(f"output_weights must be ({len(weight)},), got {tuple(output_weights.shape)}")
     given = output_weights.to(weight.device, torch.float32)
     if not torch.isfinite(given).all() or (given < 0).any():
         raise ValueError("output_weights must be finite and not below zero: check the gradients")

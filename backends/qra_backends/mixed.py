@@ -37,7 +37,7 @@ class _BackendLevel:
 
 
 def _delegate_by_level(method: str) -> Any:
-    """A method that asks the backend of a level about that backend's own level."""
+    """A method that asks the backend of a level about its own level."""
 
     def ask(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
         part = self._get_backend_level(bits)
@@ -94,9 +94,8 @@ class MixedBackend(Backend):
             ]
             whole = len(parts) == 1 and isinstance(bits, int)
             for part in parts:
-                self._backend_levels[
-                    bits if whole else self._make_name(part.backend.level_name(part.level))
-                ] = part
+                name = bits if whole else self._make_name(part.backend.level_name(part.level))
+                self._backend_levels[name] = part
             options = [backend.spec for backend in backends]
             twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
             if twice is not None:
@@ -104,17 +103,15 @@ class MixedBackend(Backend):
             several[str(bits)] = options if len(options) > 1 else options[0]
         self.bits = tuple(self._backend_levels)
         parts = list(self._backend_levels.values())
-        self.devices = tuple(
-            d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts)
-        )
+        devices = [part.backend.devices for part in parts]
+        self.devices = tuple(device for device in devices[0] if all(device in own for own in devices))
         self.calibrated = any(part.backend.calibrated for part in parts)
         self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
     def unavailable_reason(self) -> str | None:
-        reasons = {
-            part.backend.name: part.backend.unavailable_reason() for part in self._backend_levels.values()
-        }
+        parts = self._backend_levels.values()
+        reasons = {part.backend.name: part.backend.unavailable_reason() for part in parts}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
@@ -123,60 +120,42 @@ class MixedBackend(Backend):
         _delegate_by_level, ("is_calibrated", "identity", "count_trainable")
     )
     dequantize, dequantize_rows = map(_delegate_by_module, ("dequantize", "dequantize_rows"))
-    to_tensors, get_trainable_groups = map(_delegate_by_module, ("to_tensors", "get_trainable_groups"))
-    replace_groups = _delegate_by_module("replace_groups")
+    to_tensors, get_scales = map(_delegate_by_module, ("to_tensors", "get_scales"))
+    replace_scales = _delegate_by_module("replace_scales")
 
     def describe(self, bits: Level) -> str:
         return self._get_backend_level(bits).words
 
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
-        reason = super().unsupported_reason(bits, out_features, in_features)
-        if reason is not None:
-            return reason
+        if bits not in self.bits:
+            return super().unsupported_reason(bits, out_features, in_features)
         part = self._backend_levels[bits]
         return part.backend.unsupported_reason(part.level, out_features, in_features)
 
     def quantize_levels(
-        self,
-        linear: nn.Linear,
-        levels: Sequence[Level],
-        *,
-        hessian: Tensor | None = None,
-        output_weights: Tensor | None = None,
+        self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
     ) -> dict[Level, nn.Module]:
         modules: dict[Level, nn.Module] = {}
         for backend, own in self._group_by_backend(levels):
-            made = backend.quantize_levels(
-                linear, list(own.values()), hessian=hessian, output_weights=output_weights
-            )
+            made = backend.quantize_levels(linear, list(own.values()), **calibration)
             modules |= {bits: made[level] for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
     def probe_levels(
-        self,
-        linear: nn.Linear,
-        levels: Sequence[Level],
-        *,
-        hessian: Tensor | None = None,
-        output_weights: Tensor | None = None,
+        self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
     ) -> list[tuple[nn.Module, dict[Level, float]]]:
         found: list[tuple[nn.Module, dict[Level, float]]] = []
         for backend, own in self._group_by_backend(levels):
-            probes = backend.probe_levels(
-                linear, list(own.values()), hessian=hessian, output_weights=output_weights
-            )
-            for module, ratios in probes:
+            for module, ratios in backend.probe_levels(linear, list(own.values()), **calibration):
                 foretold = {bits: ratios[level] for bits, level in own.items() if level in ratios}
                 found.append((module, foretold))
         return found
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         return max(
-            backend.count_work_bytes(
-                list(own.values()), out_features, in_features, dtype=dtype, device=device
-            )
+            backend.count_work_bytes(list(own.values()), out_features, in_features, dtype, device)
             for backend, own in self._group_by_backend(levels)
         )
 
@@ -220,9 +199,8 @@ def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_Back
     """The ways in which a backend stores so many bits."""
     words = spec if isinstance(spec, str) else backend.name
     if isinstance(spec, Mapping):
-        words = ", ".join(
-            [words, *(f"{option} {value}" for option, value in spec.items() if option != "name")]
-        )
+        options = [f"{option} {value}" for option, value in spec.items() if option != "name"]
+        words = ", ".join([words, *options])
     found = [_BackendLevel(backend, level, words) for level in backend.bits if backend.width(level) == bits]
     if not found:
         raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")

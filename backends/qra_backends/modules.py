@@ -49,7 +49,6 @@ class DequantizedLinear(nn.Linear):
     ):
         nn.Module.__init__(self)
         self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
-        self._settings = settings
         vars(self).update(settings)
         self.register_parameter("bias", bias)
         self._store(tensors)
@@ -78,11 +77,6 @@ class DequantizedLinear(nn.Linear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize()` with indices `at` (n,); overridden if no others need be decoded."""
         return self.dequantize()[at]
-
-    def extra_repr(self) -> str:
-        return ", ".join(
-            [super().extra_repr(), *(f"{name}={value}" for name, value in self._settings.items())]
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_dequantized(x, self.dequantize, self.bias)
@@ -133,14 +127,11 @@ def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = N
         x: (..., in); gradients flow to it.
         dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
         bias: (out,), frozen; cast to x's dtype.
-
-    Returns:
-        (..., out) in x's dtype.
     """
     return _Product.apply(x, None, None, 0, dequantize, None if bias is None else bias.to(x.dtype), False)
 
 
-class Groups(NamedTuple):
+class Scales(NamedTuple):
     """Weights are scale · code + offset, with one of each for `size` weights of a row; the last group may be shorter.
 
     Scale and offset are (out, groups), in the dtype that they are stored in. Without offsets all weights of a group are
@@ -152,31 +143,28 @@ class Groups(NamedTuple):
     size: int
 
 
-def apply_grouped(
+def multiply_scaled(
     x: Tensor,
-    groups: Groups,
-    dequantize: Callable[[Groups], Tensor],
+    scales: Scales,
+    dequantize: Callable[[Scales], Tensor],
     bias: Tensor | None = None,
     *,
     keep: bool = False,
 ) -> Tensor:
-    """x Wᵀ + bias for W = dequantize(groups), with gradients by x, and by scale and offset if they ask for them.
+    """x Wᵀ + bias for W = dequantize(scales), with gradients by x, and by scale and offset if they ask for them.
 
     The gradient of the whole weight is made for the length of one product, and summed by group at once.
 
     Args:
         x: (..., in).
-        groups: float32 (out, groups), rounded to what can be stored.
+        scales: float32 (out, groups), rounded to what can be stored.
         dequantize: gives W (out, in), in x's dtype.
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
-
-    Returns:
-        (..., out) in x's dtype.
     """
     frozen = None if bias is None else bias.to(x.dtype)
     return _Product.apply(
-        x, groups.scale, groups.offset, groups.size, lambda _: dequantize(groups), frozen, keep
+        x, scales.scale, scales.offset, scales.size, lambda _: dequantize(scales), frozen, keep
     )
 
 

@@ -31,16 +31,12 @@ def make_backend(spec: Spec) -> Backend:
     if isinstance(spec, str):
         return _build(spec, {})
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(
-            f"a backend must be a name, a mapping with `name`, or one from bits to backends, got {spec!r}"
-        )
+        raise ValueError(f"a backend must be a name, or a mapping with `name` or of bits, got {spec!r}")
     if "name" in spec:
         return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     if None not in map(read_width, spec):
         return _build("mixed", {"choice": spec})
-    raise ValueError(
-        f"a mapping for a backend must have the key `name`, or bit-widths as keys, got {list(spec)}"
-    )
+    raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {list(spec)}")
 
 
 def backend_names() -> list[str]:
@@ -71,13 +67,12 @@ def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
     if name in points:
         return _load(points[name]), {}
     base, _, variant = name.rpartition("-")
+    known: list[str] = []
     if base in points:
         cls = _load(points[base])
         if variant in cls.variants:
             return cls, cls.variants[variant]
         known = [f"{base}-{other}" for other in cls.variants]
-    else:
-        known = []
     near = get_close_matches(name, [*points, *known], n=3, cutoff=0.5) or known
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(

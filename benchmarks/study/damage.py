@@ -5,7 +5,7 @@
 Of every `--every`th decoder layer the damage at each level, by the moments of all calibration tokens; of every layer
 that of the probe, by as many tokens as a plan takes and by a few other numbers. A line a model, task and number of
 tokens in results/study/damage.jsonl; what is there is not measured again. The table has the constants of
-`qra_backends.trellis.probe` with their deviation, and the share of a plan's lead over the best uniform plan that is
+`qra_backends.trellis.backend` with their deviation, and the share of a plan's lead over the best uniform plan that is
 lost if it is solved from probes and constants instead of all levels, at ten budgets.
 """
 
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from qra_backends import make_backend
-from qra_backends.trellis.backend import HALF_BITS
-from qra_backends.trellis.probe import DAMAGE_RATIOS
+from qra_backends.trellis.backend import DAMAGE_RATIOS, HALF_BITS
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator

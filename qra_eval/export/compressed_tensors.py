@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.integers.backend import CompressedIntegers
+from qra_backends.compressed_tensors import CompressedIntegers
 from safetensors.torch import save_file
 
 from qra_eval.export.base import Exported, Exporter

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from qra_backends import Groups
+from qra_backends import Scales
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import Table, install_embeddings, restore_embeddings
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapters import TrainedGroups
+from qra_eval.quantized.adapters import TrainedScales
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
 from qra_search.schemas import LevelName, Plan
@@ -22,7 +22,7 @@ class PlanSwitcher:
     """On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
     adapters; or dequantized weights, if they are kept ready.
 
-    `trained_groups` are the scales and offsets that training left, by linear; those of the others are the bank's.
+    `trained_scales` are the scales and offsets that training left, by linear; those of the others are the bank's.
     """
 
     def __init__(self, quantized: QuantizedModel):
@@ -31,7 +31,7 @@ class PlanSwitcher:
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._places: dict[str, adapters.AdaptedLinear | Table] = {}
         self._in_place: dict[str, tuple[LevelName, bool]] = {}
-        self.trained_groups: dict[str, Groups] = {}
+        self.trained_scales: dict[str, Scales] = {}
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
 
@@ -78,7 +78,7 @@ class PlanSwitcher:
         fast = quantized.keeps_dequantized if dequantized is None else dequantized
         self.applied = plan
         if not keep_trained:
-            self.trained_groups.clear()
+            self.trained_scales.clear()
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 name, wrapper = linear.name, wrapped.get(linear.name)
@@ -97,8 +97,8 @@ class PlanSwitcher:
 
     def get_base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
-        module, groups = self.quantized_model.bank.load_module(name, bits), self.trained_groups.get(name)
-        return module if groups is None else self.quantized_model.backend.replace_groups(module, groups)
+        module, scales = self.quantized_model.bank.load_module(name, bits), self.trained_scales.get(name)
+        return module if scales is None else self.quantized_model.backend.replace_scales(module, scales)
 
     def set_alone(self, name: str, module: nn.Module | None) -> None:
         """Put a module's dequantized weight in a linear's or a table's place in an unquantized model; None: its own."""
@@ -113,7 +113,7 @@ class PlanSwitcher:
 
         A plan's neighbour differs in a few linears.
         """
-        quantized, base, trained = self.quantized_model, self._places[name], name in self.trained_groups
+        quantized, base, trained = self.quantized_model, self._places[name], name in self.trained_scales
         wanted = None if bits is None else (bits, dequantized)
         if self._in_place.get(name) == wanted and wanted is not None and not trained:
             return
@@ -150,10 +150,10 @@ class PlanSwitcher:
         ]
         for name, bits in placed:
             module = bank.load_module(name, bits)
-            groups = backend.get_trainable_groups(module)
-            if groups is not None:
-                trained = TrainedGroups(backend, groups, keep=fast)
-                beside = fast and trained.has_row_scales()
+            scales = backend.get_scales(module)
+            if scales is not None:
+                trained = TrainedScales(backend, scales, keep=fast)
+                beside = fast and trained.has_one_scale_per_row()
                 weight = bank.load_weight(name, bits, quantized.compute) if beside else None
                 self.wrapped[name].set_base(module=None if beside else module, weight=weight)
                 self.wrapped[name].trained = trained
@@ -163,7 +163,7 @@ class PlanSwitcher:
             for name, bits in placed:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
-                    self.trained_groups[name], wrapper.trained = wrapper.trained.get_groups(), None
+                    self.trained_scales[name], wrapper.trained = wrapper.trained.get_scales(), None
                     self.set_base_weight(name, bits, dequantized=fast)
 
     # -- other states --------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class PlanSwitcher:
         for wrapper in (self._wrapped or {}).values():
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = None
-        self.trained_groups.clear()
+        self.trained_scales.clear()
         self._remove_base_weights()
 
     @contextmanager

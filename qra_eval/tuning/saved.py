@@ -109,7 +109,7 @@ def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
         for linear in group.linears:
-            if linear.name in switcher.trained_groups:
+            if linear.name in switcher.trained_scales:
                 trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
                 tensors |= {
                     f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()

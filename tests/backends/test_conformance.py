@@ -53,7 +53,7 @@ class TestGGUF(BackendConformance):
 
 
 class TestGGUFSuperBlocks(BackendConformance):
-    """Types of 256 weights a block. IQ2_* are left to the tests of decoding: their tables take seconds to make."""
+    """Types of 256 weights a block."""
 
     shapes = ((16, 256),)
     shape, small = (16, 512), (16, 256)

@@ -41,22 +41,13 @@ def test_it_is_installed_passes_the_conformance_kit_and_is_searched_with(tmp_pat
     pytest.importorskip("setuptools", reason="setuptools, which builds the example, is not installed")
     source = shutil.copytree(EXAMPLE, tmp_path / "source")  # building leaves files in the source
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-index"]
-    subprocess.run(
-        [*install, "--dry-run", source], check=True
-    )  # its requirements are those of this distribution
+    # Its requirements are those of this distribution.
+    subprocess.run([*install, "--dry-run", source], check=True)
     subprocess.run([*install, "--no-deps", "--target", tmp_path / "site", source], check=True)
     own = tmp_path / "test_search.py"
     own.write_text(SEARCH)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        EXAMPLE / "test_qra_hqq.py",
-        own,
-    ]
+    tests = [EXAMPLE / "test_qra_hqq.py", own]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     found = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.getenv("PYTHONPATH")]))
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": found}, capture_output=True, text=True)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr

@@ -11,28 +11,17 @@ from torch import Tensor, nn
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import read_float16
-from qra_backends.ggml.decode import decode, replace_scales
+from qra_backends.ggml.decode import decode, replace_block_scales
 from qra_backends.ggml.feedback import encode, order_columns
+from qra_backends.ggml.tables import read_float16
 from qra_backends.ggml.types import TYPES, GGMLType
-from qra_backends.modules import DequantizedLinear, Groups
+from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
-DEFAULT_TYPES = (
-    "Q2_K",
-    "IQ3_XXS",
-    "Q3_K",
-    "IQ4_XS",
-    "IQ4_NL",
-    "Q4_K",
-    "Q4_1",
-    "Q5_0",
-    "Q5_K",
-    "Q6_K",
-    "Q8_0",
-)
-"""Of types of the same size, the one of least error with error feedback; IQ2_* are slow to make."""
+ADDED_TYPES = ("Q4_0", "Q5_1")
+DEFAULT_TYPES = tuple(name for name in TYPES if name not in ADDED_TYPES)
+"""Of types of the same size, the one of least error with error feedback."""
 
 
 class GGMLLinear(DequantizedLinear):
@@ -107,7 +96,7 @@ class GGUFBackend(Backend):
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         largest = max(TYPES[bits].block for bits in levels)
@@ -115,11 +104,7 @@ class GGUFBackend(Backend):
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
 
     def encode_levels(
-        self,
-        weight: Tensor,
-        levels: Sequence[str],
-        hessian: Tensor | None,
-        output_weights: Tensor | None = None,
+        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
@@ -132,26 +117,22 @@ class GGUFBackend(Backend):
             for bits in levels
         }
 
-    def get_trainable_groups(self, module: nn.Module) -> Groups:
+    def get_scales(self, module: nn.Module) -> Scales:
         own = self.check_layer(module)
         scale = read_float16(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
-        return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
+        return Scales(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
     def count_trainable(self, bits: str, out_features: int, in_features: int) -> int:
         self.check_bits(bits)
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> GGMLLinear:
+    def replace_scales(self, module: nn.Module, scales: Scales) -> GGMLLinear:
         own: GGMLLinear = self.check_layer(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = replace_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(
-            own.blocks
-        )
-        return own.replace_tensors(blocks=changed)
+        changed = replace_block_scales(blocks, own.kind, scales.scale.to(torch.float32).view(-1, 1))
+        return own.replace_tensors(blocks=changed.view_as(own.blocks))
 
-    def list_tensor_specs(
-        self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: str, out_features: int, in_features: int) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
     def make_module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:

@@ -9,15 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS, load_iq4_values, make_shifts, read_float16
+from qra_backends import kernels
+from qra_backends.ggml.tables import (
+    load_iq4_values,
+    load_vectors,
+    make_shifts,
+    make_sign_table,
+    read_float16,
+)
 from qra_backends.ggml.types import GGMLType, Plane
-from qra_backends.kernels import choice
-from qra_backends.reference.blocks import choose_block_rows
+from qra_backends.storage import choose_block_rows
 
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
-    if choice.is_usable(blocks.device):
+    if kernels.is_usable(blocks.device):
         from qra_backends.ggml.decode_triton import decode as decode_at_once
 
         return decode_at_once(blocks.contiguous(), kind, dtype)
@@ -31,11 +37,11 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         if kind.planes:
             scale, offset = read_scales(some, kind)
             codes = read_codes(some, kind)
-            values = (
-                codes.float().sub_(kind.zero) if kind.even else load_iq4_values(some.device)[codes.long()]
-            )
+            values = codes.float().sub_(kind.zero)
+            if not kind.even:
+                values = load_iq4_values(some.device)[codes.long()]
         else:
-            values, scale = CODEBOOKS[kind.name](some)
+            values, scale = _decode_iq3_xxs(some)
         grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
         if offset is not None:
             grouped.add_(offset[..., None])
@@ -58,11 +64,9 @@ def replace_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
     made = blocks.clone()
     codes = codes ^ kind.flip if kind.flip else codes
     for plane in kind.planes:
-        fields = 8 // plane.bits
         part = (codes >> plane.at) & (2**plane.bits - 1)
-        part = (
-            part.view(len(blocks), -1, fields, plane.chunk) << make_shifts(plane.bits, blocks.device)[:, None]
-        )
+        part = part.view(len(blocks), -1, 8 // plane.bits, plane.chunk)
+        part = part << make_shifts(plane.bits, blocks.device)[:, None]
         made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
     return made
 
@@ -95,7 +99,7 @@ def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
     raise ValueError(f"{kind.name} has no scales that can be read")
 
 
-def replace_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
+def replace_block_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
     """New blocks (n, bytes) with other 16-bit scales, float32 (n, 1), and offsets in the same proportion."""
     made, before = blocks.clone(), read_float16(blocks, kind.scale_at)
     write_float16(made, kind.scale_at, scale)
@@ -124,3 +128,15 @@ def _unpack_six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.cat([first & 0x3F, (rest & 0xF) | ((first >> 2) & 0x30)], dim=1)
     least = torch.cat([second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)], dim=1)
     return scale, least
+
+
+def _decode_iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Values float32 (n, 256) of blocks of the one type whose codes are vectors, and their scales (n, 8)."""
+    words = blocks[:, 66:98].contiguous().view(torch.int32)  # signed, so shifts are masked
+    scale = read_float16(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
+    shifts = torch.arange(0, 28, 7, dtype=torch.int32, device=blocks.device)
+    indices = (words[..., None] >> shifts) & 0x7F
+    packed = make_sign_table(blocks.device)[indices.long()].reshape(len(blocks), -1)
+    signs = (packed[..., None] >> make_shifts(1, blocks.device)) & 1
+    vectors = load_vectors(blocks.device)[blocks[:, 2:66].long()].reshape(len(blocks), -1)
+    return vectors * (1 - 2 * signs.reshape(len(blocks), -1).float()), scale

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import load_codebook, load_iq4_values, make_sign_table
+from qra_backends.ggml.tables import load_iq4_values, load_vectors, make_sign_table
 from qra_backends.ggml.types import GGMLType, Plane
 
 WEIGHTS = 1024
@@ -20,7 +20,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     weight = torch.empty(len(blocks), columns, dtype=dtype, device=blocks.device)
     table, signs = blocks, blocks
     if not kind.planes:
-        table, signs = load_codebook(kind.name, blocks.device), make_sign_table(blocks.device)
+        table, signs = load_vectors(blocks.device), make_sign_table(blocks.device)
     elif not kind.even:
         table = load_iq4_values(blocks.device)
     low, high = (*kind.planes, Plane(0, 0, 1, 0), Plane(0, 0, 1, 0))[:2]
@@ -82,7 +82,7 @@ def _decode(  # type: ignore[no-untyped-def]
     here = blocks + block * BYTES
     whole = _load_half(here + SCALE_AT, real)
     if PLANES == 0:
-        found = _load_vector(here, table, signs, w, whole, real, KIND)
+        found = _load_vector(here, table, signs, w, whole, real)
     else:
         code = _load_field(here + START, w, real, CHUNK, BITS)
         if PLANES == 2:
@@ -121,41 +121,13 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load_vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Weights of the types whose codes are vectors of a codebook: 8 numbers at 2 bits, 4 at 3 bits."""
-    eight, group, lane = w // 8, w // 32, w % 8
-    if KIND == "IQ2_XXS":
-        code = _load_byte(here + 2 + 8 * group + eight % 4, real)
-        word = _load_word(here + 6 + 8 * group, real)
-        sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
-        scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.25
-        value = tl.load(table + 8 * code + lane, mask=real, other=0)
-    elif KIND == "IQ2_XS":
-        both = _load_byte(here + 2 + 2 * eight, real) | (_load_byte(here + 3 + 2 * eight, real) << 8)
-        sign = tl.load(signs + (both >> 9), mask=real, other=0).to(tl.int32)
-        scale = whole * (0.5 + _load_nibble(here + 66, w // 16, real)) * 0.25
-        value = tl.load(table + 8 * (both & 511) + lane, mask=real, other=0)
-    elif KIND == "IQ2_S":
-        high = (_load_byte(here + 66 + group, real) >> (2 * (eight % 4))) & 3
-        sign = _load_byte(here + 34 + eight, real)
-        scale = whole * (0.5 + _load_nibble(here + 74, w // 16, real)) * 0.25
-        value = tl.load(
-            table + 8 * (_load_byte(here + 2 + eight, real) | (high << 8)) + lane, mask=real, other=0
-        )
-    elif KIND == "IQ3_XXS":
-        word = _load_word(here + 66 + 4 * group, real)
-        sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
-        scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.5
-        value = tl.load(table + 4 * _load_byte(here + 2 + w // 4, real) + w % 4, mask=real, other=0)
-    else:
-        tl.static_assert(KIND == "IQ3_S")
-        high = (_load_byte(here + 66 + group, real) >> (w // 4 % 8)) & 1
-        sign = _load_byte(here + 74 + eight, real)
-        scale = whole * (1 + 2 * _load_nibble(here + 106, group, real))
-        value = tl.load(
-            table + 4 * (_load_byte(here + 2 + w // 4, real) | (high << 8)) + w % 4, mask=real, other=0
-        )
-    return value * (1 - 2 * ((sign >> lane) & 1)).to(tl.float32) * scale
+def _load_vector(here, table, signs, w, whole, real):  # type: ignore[no-untyped-def]
+    """Weights of IQ3_XXS, whose codes are vectors of four numbers."""
+    word = _load_word(here + 66 + 4 * (w // 32), real)
+    sign = tl.load(signs + ((word >> (7 * (w // 8 % 4))) & 127), mask=real, other=0).to(tl.int32)
+    scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.5
+    value = tl.load(table + 4 * _load_byte(here + 2 + w // 4, real) + w % 4, mask=real, other=0)
+    return value * (1 - 2 * ((sign >> (w % 8)) & 1)).to(tl.float32) * scale
 
 
 @triton.jit
@@ -164,11 +136,6 @@ def _load_field(start, w, real, CHUNK: tl.constexpr, BITS: tl.constexpr):  # typ
     FIELDS: tl.constexpr = 8 // BITS
     byte = _load_byte(start + w // (CHUNK * FIELDS) * CHUNK + w % CHUNK, real)
     return (byte >> (w // CHUNK % FIELDS * BITS)) & ((1 << BITS) - 1)
-
-
-@triton.jit
-def _load_nibble(start, i, real):  # type: ignore[no-untyped-def]
-    return ((_load_byte(start + i // 2, real) >> (i % 2 * 4)) & 15).to(tl.float32)
 
 
 @triton.jit

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from qra_backends.ggml import library
-from qra_backends.ggml.codebooks import load_iq4_values
 from qra_backends.ggml.decode import decode, read_scales, replace_codes
+from qra_backends.ggml.tables import load_iq4_values
 from qra_backends.ggml.types import GGMLType
 from qra_backends.reference.gptq import Factor
 

@@ -52,30 +52,20 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
         return torch.from_numpy(quantize_by_gguf(source, number)).to(weight.device)
     rows, columns = source.shape
     weights = importance.to(torch.float32).cpu().numpy()
-    weights = np.ascontiguousarray(
-        np.maximum(weights, _FLOOR * max(float(weights.mean()), 1e-30)), dtype=np.float32
-    )
+    least = _FLOOR * max(float(weights.mean()), 1e-30)
+    weights = np.ascontiguousarray(np.maximum(weights, least), dtype=np.float32)
     blocks = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
     library.ggml_quantize_init(number)
     at_once = max(_ROWS_A_THREAD, -(-rows // torch.get_num_threads()))
 
     def fill(start: int) -> int:
         count = min(at_once, rows - start)
-        done: int = library.ggml_quantize_chunk(
-            number,
-            _get_pointer(source),
-            blocks.ctypes.data,
-            start * columns,
-            count,
-            columns,
-            _get_pointer(weights),
-        )
+        place = (_get_pointer(source), blocks.ctypes.data, start * columns, count, columns)
+        done: int = library.ggml_quantize_chunk(number, *place, _get_pointer(weights))
         return done
 
     starts = range(0, rows, at_once)
-    with ThreadPoolExecutor(
-        len(starts)
-    ) as pool:  # rows do not depend on one another, and the call holds no lock
+    with ThreadPoolExecutor(len(starts)) as pool:  # the call holds no lock
         written = sum(pool.map(fill, starts))
     if written != blocks.nbytes:
         raise RuntimeError(f"llama.cpp wrote {written} bytes of {kind.name}, {blocks.nbytes} were expected")
@@ -93,21 +83,12 @@ def _load_library() -> Any:
     folders = list(found.submodule_search_locations or ()) if found is not None else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*ggml-base*"))]
     if not files:
-        raise OSError(
-            f"the package {PACKAGE} is not installed" if found is None else f"{folders[0]} holds none"
-        )
+        raise OSError(f"the package {PACKAGE} is not installed, or holds no such library")
     library = ctypes.CDLL(str(files[0]))
     floats = ctypes.POINTER(ctypes.c_float)
     library.ggml_quantize_init.argtypes = [ctypes.c_int]
     library.ggml_quantize_init.restype = None
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        floats,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        floats,
-    ]
+    sizes = [ctypes.c_int64] * 3
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, floats, ctypes.c_void_p, *sizes, floats]
     return library

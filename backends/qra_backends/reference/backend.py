@@ -14,9 +14,8 @@ from torch import Tensor
 
 from qra_backends.base import Backend
 from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.blocks import choose_block_rows, count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
-from qra_backends.storage import Expected, ceil_div
+from qra_backends.storage import Expected, ceil_div, choose_block_rows, count_block_bytes
 
 
 class ReferenceBackend(Backend):
@@ -46,7 +45,7 @@ class ReferenceBackend(Backend):
         self.group_size, self.ranges = group_size, ranges
         self.options = {"group_size": group_size, "ranges": ranges}
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
@@ -62,9 +61,7 @@ class ReferenceBackend(Backend):
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return join_blocks(blocks)
 
-    def list_tensor_specs(
-        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
         return {
             "codes": ((ceil_div(out_features * in_features * bits, 8),), torch.uint8),

@@ -22,9 +22,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
     wide = torch.int32 if bits <= 4 else torch.int64
     word = torch.zeros(len(eights), dtype=wide, device=flat.device)
-    for i in range(
-        8
-    ):  # eight codes fill `bits` whole bytes; 4 bits fill all 32, where the sign bit is only a bit
+    for i in range(8):  # eight codes fill `bits` whole bytes; of 4 bits, also the one of the sign
         word |= eights[:, i].to(wide) << (bits * i)
     stream = torch.empty(len(word), bits, dtype=torch.uint8, device=flat.device)
     for i in range(bits):
@@ -43,17 +41,14 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         word = packed.to(torch.int16)  # ba -> 0b0a
         word = word.bitwise_or_(word << 4).bitwise_and_(0x0F0F)
     elif bits == 2:
-        word = packed.to(
-            torch.int32
-        )  # dcba -> 00dc00ba -> 0d0c0b0a; the copies that a factor adds do not overlap
+        # dcba -> 00dc00ba -> 0d0c0b0a; the copies that a factor adds do not overlap.
+        word = packed.to(torch.int32)
         word = word.mul_(0x1001).bitwise_and_(0x000F000F).mul_(0x41).bitwise_and_(0x03030303)
     elif bits in (5, 6):
         return _unpack_eights(packed, bits).view(-1)[:count]
     else:
         triples = F.pad(packed, (0, -len(packed) % 3)).view(-1, 3).T
-        low, middle, high = triples.to(torch.int16, memory_format=torch.contiguous_format).unbind(
-            0
-        )  # eight codes
+        low, middle, high = triples.to(torch.int16, memory_format=torch.contiguous_format)  # eight codes
         pairs = [low, (low >> 6).add_(middle, alpha=4), (middle >> 4).add_(high, alpha=16), high >> 2]
         word = torch.stack(pairs, dim=1)
         word = word.bitwise_and_(0x3F)  # of two codes each

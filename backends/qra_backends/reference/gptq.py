@@ -16,14 +16,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from qra_backends import kernels
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
-from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, join_blocks
-from qra_backends.reference.blocks import count_block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, count_block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
@@ -63,13 +62,11 @@ class ErrorFeedback(Backend):
         """The tensors of a weight from those of its blocks, which are joined."""
         return tensors
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        matrix, stored = (
-            4 * in_features**2,
-            sum(self.storage(b).bytes(out_features, in_features) for b in levels),
-        )
+        matrix = 4 * in_features**2
+        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
         rows = min(out_features, _choose_block_rows(len(levels), device))
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
@@ -86,11 +83,7 @@ class ErrorFeedback(Backend):
         return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
 
     def encode_levels(
-        self,
-        weight: Tensor,
-        levels: Sequence[int],
-        hessian: Tensor | None,
-        output_weights: Tensor | None = None,
+        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)
@@ -100,9 +93,8 @@ class ErrorFeedback(Backend):
         for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            for bits, codes in choose_codes(
-                rows, grids, self.choose_group_size(rows.shape[1]), factor
-            ).items():
+            chosen = choose_codes(rows, grids, self.choose_group_size(rows.shape[1]), factor)
+            for bits, codes in chosen.items():
                 blocks[bits].append(self.pack(bits, codes, grids[bits]))
         return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
 
@@ -188,17 +180,13 @@ def choose_codes(
     in_features, out_features = len(order), len(weight)
     scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
     offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(
-        out_features
-    )
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device)
     chosen = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=weight.device)
     groups = order // group_size
-    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest)
-    columns = (
-        weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
-    )  # a contiguous row a column
+    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest.repeat_interleave(out_features))
+    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
     round_block = _round_columns
-    if choice.is_usable(weight.device):
+    if kernels.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from qra_backends.reference.blocks import choose_block_rows
 from qra_backends.reference.packed import GROUP_DTYPE
+from qra_backends.storage import choose_block_rows
 
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
@@ -35,14 +33,11 @@ def fit_groups(
     """
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
-    fits: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
-        "minmax": _fit_min_max,
-        "mse": _fit_mse,
-    }
+    fit = _fit_mse if ranges == "mse" else _fit_min_max
     blocks = []
     for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
         parts = [
-            fits[ranges](columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+            fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
             for columns, weights, size in _split(rows, importance, group_size)
         ]
         blocks.append([torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True)])
@@ -102,10 +97,8 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Ten
             error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
-            best_scale, best_offset = (
-                torch.where(better, scale, best_scale),
-                torch.where(better, offset, best_offset),
-            )
+            best_scale = torch.where(better, scale, best_scale)
+            best_offset = torch.where(better, offset, best_offset)
             if refit < _REFITS:
                 mean_code = torch.mul(importance, codes, out=work).sum(-1, keepdim=True) / total
                 weighted = torch.mul(codes.sub_(mean_code), importance, out=work)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.kernels.choice import find_decoder
+from qra_backends.kernels import find_decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
-from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, choose_block_rows
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
 
@@ -60,10 +59,8 @@ def decode_packed(
     dtype: torch.dtype,
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns, at_once = (
-        shape[1],
-        2 * choose_block_rows(shape[1], packed.device),
-    )  # with fewer arrays than fitting has
+    columns = shape[1]
+    at_once = 2 * choose_block_rows(columns, packed.device)  # with fewer arrays than fitting has
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
     for start in range(0, shape[0], at_once):
         rows = weight[start : start + at_once]

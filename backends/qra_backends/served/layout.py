@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
-from qra_backends.storage import HALVES, Expected
+from qra_backends.storage import Expected
 
 METHOD = "qra"
 SEPARATOR = "::"
@@ -74,7 +74,7 @@ class Shards:
     def __init__(self, layout: Layout, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype):
         self.layout, self.shapes, self.dtype = layout, shapes, dtype
         self.parts: list[Expected] = [
-            layout.backend.list_tensor_specs(layout.levels[name], *shape, dtype)
+            layout.backend.list_tensor_specs(layout.levels[name], *shape)
             if name in layout.levels
             else {"weight": (shape, dtype)}
             for name, shape in shapes.items()
@@ -100,8 +100,7 @@ class Shards:
         """
         name, expected = list(self.shapes)[shard], self.parts[shard].get(key)
         shape, dtype = expected or ((), None)
-        # What is not quantized is cast, and so are scales that were stored in the other 16-bit dtype.
-        cast = name not in self.layout.levels or {tensor.dtype, dtype} == HALVES
+        cast = name not in self.layout.levels  # what is not quantized may be stored in another dtype
         if expected is None or tuple(tensor.shape) != shape or not (cast or tensor.dtype == dtype):
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._view_shard(buffer, key, shard).copy_(tensor)

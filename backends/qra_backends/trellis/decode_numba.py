@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qra_backends.reference.blocks import choose_block_rows
-from qra_backends.storage import ceil_div
+from qra_backends.storage import ceil_div, choose_block_rows
 from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_state_values
 from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
 from qra_backends.trellis.rotation import make_signs
@@ -37,25 +36,16 @@ def decode_rows(
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
     step = max(1, choose_block_rows(in_features, codes.device))
-    floats = (
-        weight
-        if dtype == torch.float32
-        else torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
-    )
+    floats = weight
+    if dtype != torch.float32:
+        floats = torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
+    values = make_state_values(code.L)
     starts, sign = code.locate_states(at).numpy(), make_signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)
         rows = weight[own]
         work = rows if floats is weight else floats[: len(rows)]
-        _decode(
-            codes.numpy(),
-            starts[own],
-            make_state_values(code.L),
-            factor[own].numpy(),
-            sign,
-            block,
-            work.numpy(),
-        )
+        _decode(codes.numpy(), starts[own], values, factor[own].numpy(), sign, block, work.numpy())
         if work is not rows:
             rows.copy_(work)
     return weight
@@ -84,20 +74,22 @@ def make_product(
         own = slice(start, start + len(a))
         down[own], up[:, own] = a.detach().float().numpy(), (b.detach().float() * scaling).numpy()
         start += len(a)
-    stored = (codes.numpy(), _make_float_values(code.L), code.half_bits, scale.float().numpy(), up)
+    stored = (code.half_bits, scale.float().numpy() * np.float32(UNIT), up)
     sign, shrink = make_signs(in_features, codes.device).numpy(), np.float32(1 / math.sqrt(block))
-    is_short = count_word_rows(code) >= ROWS
+    has_pairs = count_word_rows(code) >= ROWS
 
     def multiply(x: Tensor) -> Tensor:
         count = x.shape[0]
-        is_alone = count == 1 and is_short
+        is_alone = count == 1 and has_pairs
         inputs = np.zeros((1 if is_alone else ceil_div(count, TOKENS) * TOKENS, in_features), np.float32)
         torch.from_numpy(inputs)[:count] = x
         inner = np.empty((len(inputs), len(down)), np.float32)
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
         product = np.empty((len(inputs), out_features), np.float32)
         multiply_rows = _multiply_one if is_alone else _multiply_four
-        _split_rows(partial(multiply_rows, *stored, inputs, inner, product), out_features, in_features)
+        values = _make_value_pairs(code) if is_alone else _make_float_values(code.L)
+        work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
+        _split_rows(work, out_features, in_features)
         return torch.from_numpy(product)[:count]
 
     return multiply
@@ -127,7 +119,15 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache
 def _make_float_values(L: int) -> NDArray[np.float32]:
-    return (make_state_values(L) * UNIT).astype(np.float32)
+    return make_state_values(L).astype(np.float32)
+
+
+@lru_cache
+def _make_value_pairs(code: TrellisCode) -> NDArray[np.int32]:
+    """2^16 · second + first, of the values of an even row and the next in `UNIT`s, by the bits of both states."""
+    values, shift = make_state_values(code.L).astype(np.int32), code.get_state_shifts()[0]
+    bits = np.arange(1 << (code.L + shift))
+    return (values[bits >> shift] << 16) + values[bits & (len(values) - 1)]
 
 
 @numba.njit(**OPTIONS)
@@ -163,9 +163,8 @@ def _decode(codes, starts, values, factor, sign, block, out):  # type: ignore[no
         low, middle, high = codes[first], codes[min(first + 1, last)], codes[min(first + 2, last)]
         weights = out[row]
         for i in range(columns):
-            word = (
-                np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8) | np.uint32(high[i]) << np.uint32(16)
-            )
+            word = np.uint32(low[i]) | np.uint32(middle[i]) << np.uint32(8)
+            word |= np.uint32(high[i]) << np.uint32(16)
             weights[i] = values[np.uint32(np.uint32(word >> shift) & mask)]
         _apply_hadamard(weights, block)
         for i in range(columns):
@@ -204,31 +203,32 @@ def _project_and_rotate(x, down, inner, sign, factor, block):  # type: ignore[no
 
 # Unsigned indices, sums in any order and no stores within a loop let the compiler use AVX-512's gathers.
 @compile_sums
-def _multiply_one(codes, values, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
+def _multiply_one(codes, pairs, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
     """Rows first to stop of the product with one input, four at a time, and of its adapters."""
-    last, mask, row = len(codes) - 1, np.uint32(len(values) - 1), x[0]
+    last, mask, row = len(codes) - 1, np.uint32(len(pairs) - 1), x[0]
     for j in range(first, stop, 4):
-        j1, j2, j3 = min(j + 1, stop - 1), min(j + 2, stop - 1), min(j + 3, stop - 1)
         at = (j * half_bits >> 1) >> 3
-        shift0 = np.uint32((j * half_bits >> 1) - 8 * at)
-        shift1 = np.uint32((j1 * half_bits >> 1) - 8 * at)
-        shift2 = np.uint32((j2 * half_bits >> 1) - 8 * at)
-        shift3 = np.uint32((j3 * half_bits >> 1) - 8 * at)
+        shift = np.uint32((j * half_bits >> 1) - 8 * at)
+        other_shift = shift + np.uint32(half_bits)
         byte0, byte1 = codes[at], codes[min(at + 1, last)]
         byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
-        sum0 = sum1 = sum2 = sum3 = np.float32(0)
+        low = high = other_low = other_high = np.float32(0)
         for i in range(codes.shape[1]):
             k = np.uint64(i)
-            low = np.uint32(byte0[k]) | np.uint32(byte1[k]) << np.uint32(8)
-            word = low | np.uint32(byte2[k]) << np.uint32(16) | np.uint32(byte3[k]) << np.uint32(24)
-            sum0 += values[np.uint64(word >> shift0 & mask)] * row[k]
-            sum1 += values[np.uint64(word >> shift1 & mask)] * row[k]
-            sum2 += values[np.uint64(word >> shift2 & mask)] * row[k]
-            sum3 += values[np.uint64(word >> shift3 & mask)] * row[k]
-        product[0, j] = sum0 * factor[j] + _dot(up[j], inner[0])
-        product[0, j1] = sum1 * factor[j1] + _dot(up[j1], inner[0])
-        product[0, j2] = sum2 * factor[j2] + _dot(up[j2], inner[0])
-        product[0, j3] = sum3 * factor[j3] + _dot(up[j3], inner[0])
+            half = np.uint32(byte0[k]) | np.uint32(byte1[k]) << np.uint32(8)
+            word = half | np.uint32(byte2[k]) << np.uint32(16) | np.uint32(byte3[k]) << np.uint32(24)
+            pair = pairs[np.uint64(word >> shift & mask)]
+            other_pair = pairs[np.uint64(word >> other_shift & mask)]
+            low += np.float32(np.int32(pair << np.int32(16))) * row[k]
+            high += np.float32(pair) * row[k]
+            other_low += np.float32(np.int32(other_pair << np.int32(16))) * row[k]
+            other_high += np.float32(other_pair) * row[k]
+        # A pair is 2^16 · second + first, and shifted it is 2^16 · first.
+        scale = np.float32(2**-16)
+        first_sum, third_sum = low * scale, other_low * scale
+        sums = (first_sum, (high - first_sum) * scale, third_sum, (other_high - third_sum) * scale)
+        for d in range(min(4, stop - j)):
+            product[0, j + d] = sums[d] * factor[j + d] + _dot(up[j + d], inner[0])
 
 
 @compile_sums
@@ -238,10 +238,8 @@ def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, firs
     for j in range(first, stop, 2):
         other = min(j + 1, stop - 1)
         at = (j * half_bits >> 1) >> 3
-        shift, other_shift = (
-            np.uint32((j * half_bits >> 1) - 8 * at),
-            np.uint32((other * half_bits >> 1) - 8 * at),
-        )
+        shift = np.uint32((j * half_bits >> 1) - 8 * at)
+        other_shift = np.uint32((other * half_bits >> 1) - 8 * at)
         byte0, byte1 = codes[at], codes[min(at + 1, last)]
         byte2, byte3 = codes[min(at + 2, last)], codes[min(at + 3, last)]
         for t in range(0, len(x), 4):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_backends.kernels import choice
-from qra_backends.reference.blocks import choose_block_rows
+from qra_backends import kernels
 from qra_backends.reference.gptq import Factor
+from qra_backends.storage import choose_block_rows
 from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_numba import rotate
@@ -66,11 +66,8 @@ def encode(
         codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
-        unscaled = (
-            decode_values(codes, torch.arange(out_features, device=weight.device)[part], code)
-            .float()
-            .mul_(UNIT)
-        )
+        at = torch.arange(out_features, device=weight.device)[part]
+        unscaled = decode_values(codes, at, code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)
@@ -107,15 +104,14 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
     if rows.device.type != "cpu":
         return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
-    rotate(
-        made.numpy(), make_signs(rows.shape[-1], rows.device).numpy(), np.float32(1 / math.sqrt(block)), block
-    )
+    signs = make_signs(rows.shape[-1], rows.device)
+    rotate(made.numpy(), signs.numpy(), np.float32(1 / math.sqrt(block)), block)
     return made
 
 
 def choose_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
-    return weight.device if choice.is_usable(weight.device) else torch.device("cpu")
+    return weight.device if kernels.is_usable(weight.device) else torch.device("cpu")
 
 
 def _round_to_stored(scale: Tensor) -> Tensor:

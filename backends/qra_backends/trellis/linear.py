@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_backends.kernels import choice
+from qra_backends import kernels
 from qra_backends.modules import DequantizedLinear
-from qra_backends.reference.blocks import choose_block_rows
+from qra_backends.storage import choose_block_rows
 from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
 from qra_backends.trellis.rotation import apply_hadamard, make_signs
 
@@ -68,7 +68,7 @@ class TrellisLinear(DequantizedLinear):
         Args:
             factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
         """
-        if choice.is_usable(self.codes.device):
+        if kernels.is_usable(self.codes.device):
             from qra_backends.trellis.product_triton import make_product
         elif self.codes.device.type == "cpu":
             from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
@@ -118,7 +118,7 @@ def decode(
         block: inputs that were rotated together.
     """
     unit = UNIT / math.sqrt(block)
-    if choice.is_usable(codes.device):
+    if kernels.is_usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows as decode_on_gpu
 
         return decode_on_gpu(codes, scale, unit, at, code, block, dtype)
@@ -127,9 +127,8 @@ def decode(
         at = torch.arange(len(factor), device=codes.device)
     if codes.device.type != "cpu":
         return decode_rows(codes, factor, at, code, block, dtype)
-    from qra_backends.trellis.decode_numba import (
-        decode_rows as decode_on_host,  # numba takes a second to import
-    )
+    # It takes a second to import.
+    from qra_backends.trellis.decode_numba import decode_rows as decode_on_host
 
     return decode_on_host(codes, factor, at, code, block, dtype)
 

@@ -76,10 +76,8 @@ def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_identity_of_a_level_does_not_depend_on_what_else_is_chosen() -> None:
-    one, two = (
-        make_backend({"name": "gguf", "types": ["Q4_0"]}),
-        make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]}),
-    )
+    one = make_backend({"name": "gguf", "types": ["Q4_0"]})
+    two = make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]})
     assert one.identity("Q4_0") == two.identity("Q4_0")
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from qra_backends import kernels as our_kernels
 from qra_backends import make_backend
 from qra_backends.ggml.decode import decode as decode_blocks
 from qra_backends.ggml.decode import write_float16
 from qra_backends.ggml.types import TYPES
-from qra_backends.kernels import choice
 from torch import Tensor, nn
 
 pytest.importorskip("triton")
@@ -56,11 +56,8 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
     kind, g = TYPES[name], torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, kind.bytes(1, 512)), generator=g, dtype=torch.uint8)
     for half in (kind.scale_at, kind.scale_at + 2)[: 1 + kind.offset]:
-        write_float16(
-            blocks.view(-1, kind.block_bytes),
-            half,
-            torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g),
-        )
+        whole = torch.randn(blocks.numel() // kind.block_bytes, 1, generator=g)
+        write_float16(blocks.view(-1, kind.block_bytes), half, whole)
     for dtype in (torch.float32, torch.float16):
         plain, found = both(lambda dtype=dtype: decode_blocks(blocks, kind, dtype), kernels)
         assert torch.equal(plain, found)
@@ -87,28 +84,28 @@ def test_codes_by_error_feedback(spec: dict[str, Any], shape: tuple[int, int], k
 
 
 def test_a_missing_compiler_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    choice._can_compile.cache_clear()
+    our_kernels._can_compile.cache_clear()
 
     def no_compiler(*_: Any) -> Tensor:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(choice, "try_kernel", no_compiler)
+    monkeypatch.setattr(our_kernels, "try_kernel", no_compiler)
     with caplog.at_level(logging.WARNING):
-        assert not any(choice.is_usable(torch.device("cuda")) for _ in range(3))
+        assert not any(our_kernels.is_usable(torch.device("cuda")) for _ in range(3))
     assert len(caplog.records) == 1 and "C compiler" in caplog.text
-    assert not choice.is_usable(torch.device("cpu"))
-    choice._can_compile.cache_clear()
+    assert not our_kernels.is_usable(torch.device("cpu"))
+    our_kernels._can_compile.cache_clear()
 
 
 def test_memory_that_runs_out_is_no_missing_compiler(monkeypatch: pytest.MonkeyPatch):
-    choice._can_compile.cache_clear()
+    our_kernels._can_compile.cache_clear()
 
     def full() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(choice, "try_kernel", full)
+    monkeypatch.setattr(our_kernels, "try_kernel", full)
     with pytest.raises(torch.OutOfMemoryError):
-        choice.is_usable(torch.device("cuda"))
-    monkeypatch.setattr(choice, "try_kernel", lambda: None)
-    assert choice.is_usable(torch.device("cuda"))
-    choice._can_compile.cache_clear()
+        our_kernels.is_usable(torch.device("cuda"))
+    monkeypatch.setattr(our_kernels, "try_kernel", lambda: None)
+    assert our_kernels.is_usable(torch.device("cuda"))
+    our_kernels._can_compile.cache_clear()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
-from qra_backends import make_backend
-from qra_backends.kernels import choice
-from qra_backends.libraries import bitsandbytes
+from qra_backends import bitsandbytes, make_backend
+from qra_backends import kernels as our_kernels
 from torch import nn
 
 pytest.importorskip("triton")
@@ -21,7 +20,7 @@ MOST, WEIGHTS = 260, 14
 @pytest.fixture
 def gpu(monkeypatch):
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(choice, "is_usable", lambda device: True)
+        monkeypatch.setattr(our_kernels, "is_usable", lambda device: True)
         yield gpu
 
 

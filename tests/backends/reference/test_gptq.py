@@ -6,8 +6,8 @@ import pytest
 import torch
 from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
-from qra_backends.reference.blocks import _ELEMENTS
 from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, choose_codes, factorize
+from qra_backends.storage import _ELEMENTS
 from torch import Tensor, nn
 
 
@@ -49,11 +49,8 @@ def test_without_correlation_it_is_rounding_with_least_error_ranges():
 def test_codes_are_those_of_the_optimal_brain_step():
     """Against the textbook: round a column, then move the rest by the inverse Hessian of the columns left."""
     linear, _, hessian = setup(5, 12)
-    weight, scale, offset = (
-        linear.weight.detach().double(),
-        torch.full((5, 3), 0.1),
-        torch.full((5, 3), -0.15),
-    )
+    weight, scale = linear.weight.detach().double(), torch.full((5, 3), 0.1)
+    offset = torch.full((5, 3), -0.15)
     damped = hessian.double() + 0.1 * hessian.diagonal().mean().double() * torch.eye(12)
     left, codes = list(range(12)), torch.zeros(5, 12)
     for column in hessian.diagonal().argsort(descending=True).tolist():
@@ -155,5 +152,7 @@ def test_second_moments_of_nothing_are_refused():
 
 def test_on_a_card_the_inverse_is_worked_on_in_a_copy() -> None:
     backend, matrix = make_backend("reference-gptq"), 4 * 4096**2
-    cpu, cuda = (backend.count_work_bytes([4], 64, 4096, device=device) for device in ("cpu", "cuda"))
+    cpu, cuda = (
+        backend.count_work_bytes([4], 64, 4096, torch.bfloat16, device) for device in ("cpu", "cuda")
+    )
     assert 2 * matrix <= cpu < 3 * matrix == cuda + backend.storage(4).bytes(64, 4096)  # which are made later

@@ -6,6 +6,8 @@ import pytest
 import torch
 from qra_backends import count_live_bytes, make_backend
 from qra_backends.conformance import make_linear as source
+from qra_backends.storage import _ELEMENTS
+from torch import nn
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -44,3 +46,15 @@ def test_tensors_of_another_group_size_are_refused():
     other = make_backend({"name": "reference", "group_size": 32})
     with pytest.raises(ValueError, match="other options"):
         other.from_tensors(tensors, bits=4, out_features=8, in_features=64)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_blocks_of_rows_do_not_change_the_weight(bits: int, monkeypatch: pytest.MonkeyPatch):
+    linear, backend = nn.Linear(100, 37, bias=False), make_backend({"name": "reference", "group_size": 32})
+    layer = backend.quantize(linear, bits)
+    whole = {dtype: layer.dequantize(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    monkeypatch.setitem(_ELEMENTS, "cpu", 800)
+    for dtype, weight in whole.items():
+        assert torch.equal(layer.dequantize(dtype), weight)
+    blocked = backend.quantize(linear, bits)
+    assert torch.equal(blocked.codes, layer.codes) and torch.equal(blocked.scale, layer.scale)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from correlated import correlated_inputs
 from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend
 from qra_backends.conformance import are_equal
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Tensor]:
@@ -92,18 +90,6 @@ def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing()
         assert are_equal(backend.to_tensors(other), backend.to_tensors(plain))
 
 
-def test_threads_and_the_levels_beside_it_do_not_change_a_code():
-    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
-    levels = (1, "trellis-2.5", 4)
-    alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
-    with ThreadPoolExecutor(3) as pool:
-        found = list(
-            pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3))
-        )
-    for modules in found:
-        assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
-
-
 def test_another_process_gives_the_same_codes_and_loads_numba_when_something_is_quantized_and_not_before():
     script = """
 import hashlib, sys, torch
@@ -144,27 +130,6 @@ def test_scales_are_least_squares_under_the_damped_hessian():
     pull = found @ damped
     better = (pull * weight).sum(1) / (pull * found).sum(1)
     assert torch.allclose(better, torch.ones(96).double(), atol=1e-3)
-
-
-def test_trained_scales_get_the_gradient_of_the_weight_written_out():
-    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
-    module = backend.quantize(linear, 2, hessian=hessian)
-    groups, x = backend.get_trainable_groups(module), torch.randn(5, 192)
-    assert (
-        groups.scale.shape == (96, 1) and groups.offset is None and backend.count_trainable(2, 96, 192) == 96
-    )
-    unscaled = backend.dequantize(module) / groups.scale.float()
-    scale = groups.scale.float().requires_grad_()
-    F.linear(x, unscaled * scale).square().sum().backward()
-    twin = nn.Parameter(groups.scale.float().detach())
-
-    from qra_backends import apply_grouped
-
-    def dequantize(now):
-        return backend.dequantize(backend.replace_groups(module, now._replace(scale=now.scale.half())))
-
-    apply_grouped(x, groups._replace(scale=twin), dequantize).square().sum().backward()
-    assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)
 
 
 def test_what_cannot_be_stored_is_refused():

@@ -10,8 +10,8 @@ import pytest
 import torch
 from cli_runner import Qra
 from evaluators import make_evaluator
-from qra_backends import make_backend
-from qra_backends.reference import blocks, gptq
+from qra_backends import make_backend, storage
+from qra_backends.reference import gptq
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.activations import Activations, MemoryCounter
@@ -116,7 +116,7 @@ def test_activations_are_within_15_percent_of_what_a_training_step_takes(
 def test_what_quantizing_takes_of_a_card_is_as_counted(
     name: str, levels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "_ELEMENTS", {})  # as many rows at once as on a GPU
+    monkeypatch.setattr(storage, "_ELEMENTS", {})  # as many rows at once as on a GPU
     monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", {})
     backend, linear = (
         make_backend(name),
@@ -127,7 +127,7 @@ def test_what_quantizing_takes_of_a_card_is_as_counted(
         meter.exclude(linear.weight, hessian)
         made = backend.quantize_levels(linear, levels, hessian=hessian)
     stored = sum(backend.storage(bits).bytes(2048, 256) for bits in made)
-    foretold = backend.count_work_bytes(levels, 2048, 256, dtype=dtype, device="cuda") + stored
+    foretold = backend.count_work_bytes(levels, 2048, 256, dtype, "cuda") + stored
     assert 0.96 < meter.peak / foretold < 1.04
 
 

@@ -10,7 +10,7 @@ from qra_backends import make_backend
 from torch import nn
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapters import AdaptedLinear, TrainedGroups
+from qra_eval.quantized.adapters import AdaptedLinear, TrainedScales
 from qra_search.errors import BadInput
 
 
@@ -129,8 +129,8 @@ def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias,
     for base in ({"weight": backend.dequantize(module)}, {"module": module}):
         wrapper = adapters.AdaptedLinear(linear(torch.float32, bias))
         wrapper.set_base(**base)
-        trained = wrapper.trained = TrainedGroups(backend, backend.get_trainable_groups(module), keep=False)
-        assert trained.has_row_scales()
+        trained = wrapper.trained = TrainedScales(backend, backend.get_scales(module), keep=False)
+        assert trained.has_one_scale_per_row()
         trained.scale_change.data.copy_(torch.linspace(-0.1, 0.1, 40)[:, None])
         if rank:
             wrapper.set_adapter(
@@ -148,7 +148,7 @@ def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias,
 def test_a_linear_whose_scales_are_trained_holds_its_input_only_as_saved():
     backend = make_backend("reference")
     module = backend.quantize(linear(torch.float32), 4)
-    trained, x = TrainedGroups(backend, backend.get_trainable_groups(module), keep=False), torch.ones(5, 24)
+    trained, x = TrainedScales(backend, backend.get_scales(module), keep=False), torch.ones(5, 24)
     held = weakref.ref(x.untyped_storage())
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: None, lambda nothing: nothing

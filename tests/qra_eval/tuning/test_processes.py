@@ -85,7 +85,7 @@ def tune(evaluator, place, kill_at=0, **changed):
         evaluator.space.uniform(4, 4), folder=place / "run", save_base=False, progress=heard
     )
     tensors = adapters.cast_factors(evaluator.tuner.switcher.wrapped, torch.float32)
-    for name, groups in evaluator.tuner.switcher.trained_groups.items():
+    for name, groups in evaluator.tuner.switcher.trained_scales.items():
         tensors[f"{name}.scale"] = groups.scale.float()
     torch.save((tensors, done.row_nats), place / "tuned")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from correlated import damped_error, example
 from qra_backends import make_backend
-from qra_backends.integers.fit import fit_groups, round_to_16_bits
+from qra_backends.compressed_tensors import fit_groups, round_to_16_bits
 from qra_backends.reference.groupwise import encode
 from torch import nn
 
@@ -23,12 +23,8 @@ def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
     linear, hessian = example()
     backend = make_backend("compressed-tensors")
     for bits in backend.bits:
-        errors = [
-            damped_error(
-                backend.dequantize(backend.quantize(linear, bits, hessian=seen)), linear, hessian
-            ).sum()
-            for seen in (hessian, torch.eye(len(hessian)))
-        ]
+        modules = [backend.quantize(linear, bits, hessian=h) for h in (hessian, torch.eye(len(hessian)))]
+        errors = [damped_error(backend.dequantize(made), linear, hessian).sum() for made in modules]
         assert errors[0] < 0.5 * errors[1]
 
 
@@ -62,7 +58,5 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
 
 def test_shapes_that_do_not_fill_words_are_refused() -> None:
     backend = make_backend("compressed-tensors")
-    assert (
-        "packs words of 32" in str(backend.unsupported_reason(4, 40, 64))
-        and backend.unsupported_reason(2, 64, 64) is not None
-    )
+    assert "packs words of 32" in str(backend.unsupported_reason(4, 40, 64))
+    assert backend.unsupported_reason(2, 64, 64) is not None

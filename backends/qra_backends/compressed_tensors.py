@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.calibration import check_damping
-from qra_backends.integers.fit import fit_groups, round_to_16_bits
-from qra_backends.kernels.choice import find_decoder
-from qra_backends.modules import DequantizedLinear, Groups
+from qra_backends.kernels import find_decoder
+from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.reference.packed import decode_packed
-from qra_backends.storage import Expected, find_group_size
+from qra_backends.storage import Expected, choose_block_rows, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
 WORD = 32
 SCALE_DTYPE = torch.bfloat16
+_SHRINK = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
+_NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
+_REFITS = 2  # least-squares steps of the scale from each start
 
 
 class CompressedIntegers(DequantizedLinear):
@@ -39,9 +41,8 @@ class CompressedIntegers(DequantizedLinear):
         if kernel is not None:
             return kernel(packed, scale, None, *form)
         scale = scale.to(torch.float32)
-        return decode_packed(
-            packed.view(torch.uint8).flatten(), scale, -(2.0 ** (self.bits - 1)) * scale, *form
-        )
+        offset = -(2.0 ** (self.bits - 1)) * scale
+        return decode_packed(packed.view(torch.uint8).flatten(), scale, offset, *form)
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -94,9 +95,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
         return {**tensors, "weight_shape": shape}
 
-    def list_tensor_specs(
-        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = in_features // self.choose_group_size(in_features)
         return {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
@@ -109,6 +108,64 @@ class CompressedTensorsBackend(ErrorFeedback):
             tensors, bits=bits, group_size=self.choose_group_size(form["in_features"]), **form
         )
 
-    def replace_groups(self, module: nn.Module, groups: Groups) -> nn.Module:
-        scale = round_to_16_bits(groups.scale).to(SCALE_DTYPE).contiguous()
-        return super().replace_groups(module, groups._replace(scale=scale))
+    def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
+        scale = round_to_16_bits(scales.scale).to(SCALE_DTYPE).contiguous()
+        return super().replace_scales(module, scales._replace(scale=scale))
+
+
+def round_to_16_bits(values: Tensor) -> Tensor:
+    """The nearest values that float16 and bfloat16 both have, in float32.
+
+    An engine reads scales in the dtype that it computes in, so they have to be the same numbers in either.
+    """
+    return values.to(torch.bfloat16).to(torch.float16).to(torch.float32)
+
+
+def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> Fitted:
+    """Scale and offset of each group.
+
+    A scale may be negative, which puts the one level more that a side has to where the weights reach further.
+
+    Args:
+        weight: float32 (out, in); `group_size` divides in.
+        importance: (in,), weight of each column's squared error.
+
+    Returns:
+        float32 (out, in / group_size) each; scales are values of `round_to_16_bits`.
+    """
+    # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
+    importance = importance.unflatten(0, (-1, group_size))
+    mean = importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    importance = importance / mean + 1e-6
+    parts = [
+        _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
+        for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
+    ]
+    scale = torch.cat(parts).squeeze(-1)
+    return Fitted(scale, -(2.0 ** (bits - 1)) * scale)
+
+
+def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """Scale (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
+    zero = 2 ** (bits - 1)
+    largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+    shares = _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]
+    best_error = torch.full_like(largest, torch.inf)
+    best_scale = torch.zeros_like(best_error)
+    steps, work = torch.empty_like(weight), torch.empty_like(weight)
+    weighted = weight * importance
+    for scale in (share * largest / reach for share in shares for reach in (-zero, zero - 1)):
+        for refit in range(_REFITS + 1):
+            scale = round_to_16_bits(scale)
+            torch.div(weight, torch.where(scale == 0, 1.0, scale), out=steps).add_(zero).round_()
+            steps.clamp_(0, 2**bits - 1).sub_(zero)
+            torch.mul(steps, scale, out=work).sub_(weight)
+            error = work.square_().mul_(importance).sum(-1, keepdim=True)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+            if refit < _REFITS:
+                pull = torch.mul(steps, weighted, out=work).sum(-1, keepdim=True)
+                power = torch.mul(steps.square_(), importance, out=work).sum(-1, keepdim=True)
+                scale = torch.where(power > 0, pull / power.clamp_min(1e-30), scale)
+    return best_scale

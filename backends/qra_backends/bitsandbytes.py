@@ -37,9 +37,8 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
-        return self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales()).to(
-            dtype or self.dtype
-        )
+        weight = self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales())
+        return weight.to(dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
@@ -89,10 +88,9 @@ class Int8Linear(DequantizedLinear):
         codes, scale = self.codes, self.tensors()["scale"][:, None] / 127
         weight = torch.empty(codes.shape, dtype=dtype or self.dtype, device=codes.device)
         at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1]) if codes.device.type == "cpu" else len(codes)
-        for some, scales, into in zip(
-            codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True
-        ):
-            torch.mul(some, scales, out=into)
+        for start in range(0, len(codes), at_once):
+            own = slice(start, start + at_once)
+            torch.mul(codes[own], scale[own], out=weight[own])
         return weight
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
@@ -136,11 +134,8 @@ class BitsAndBytesBackend(Backend):
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
-        if (
-            reason is None
-            and bits == 4
-            and find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is None
-        ):
+        fits = bits != 4 or find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is not None
+        if reason is None and not fits:
             reason = (
                 f"bitsandbytes at 4 bits needs input features that are a multiple of {BLOCK_SIZES[0]}, got "
                 f"{in_features}: use 8 bits, keep this linear at 16 bits or use the backend reference"
@@ -151,20 +146,21 @@ class BitsAndBytesBackend(Backend):
         self.check_bits(bits)
         return "int8" if bits == 8 else FOUR_BIT_TYPE
 
-    def count_peak_bytes(
+    def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         if (
             device != "cpu"
         ):  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
             half = 2 * out_features * in_features * (dtype != torch.float16)
-            return max(
-                half if bits == 8 else self.storage(bits).bytes(out_features, in_features) for bits in levels
-            )
-        four = _FOUR_BIT_COPIES + (dtype != torch.float32)  # the library makes a copy in float32
-        eight = _INT8_COPIES - 0.5 * (dtype == torch.float16)  # this backend makes one in float16
-        copies = max(eight if bits == 8 else four for bits in levels)
-        return int(copies * 4 * out_features * in_features)
+            four = self.storage(4).bytes(out_features, in_features) if 4 in levels else 0
+            return max(half if 8 in levels else 0, four)
+        # At 4 bits the library makes a copy in float32, at 8 this backend makes one in float16.
+        copies = {
+            4: _FOUR_BIT_COPIES + (dtype != torch.float32),
+            8: _INT8_COPIES - 0.5 * (dtype == torch.float16),
+        }
+        return int(max(copies[bits] for bits in levels) * 4 * out_features * in_features)
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
@@ -172,10 +168,7 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             half = weight.to(torch.float16)
             if not half.isfinite().all():
-                limit = torch.finfo(half.dtype).max
-                raise ValueError(
-                    f"a weight is above {limit:g}, the largest value that int8 quantization takes"
-                )
+                raise ValueError("a weight is above 65504, the largest value that int8 quantization takes")
             codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"codes": codes, "scale": row_scale}
         packed, state = quantize_4bit(
@@ -190,14 +183,10 @@ class BitsAndBytesBackend(Backend):
             tensors["nested_offset"] = state.offset
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def list_tensor_specs(
-        self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
+    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
         if bits == 8:
-            return {
-                "codes": ((out_features, in_features), torch.int8),
-                "scale": ((out_features,), torch.float32),
-            }
+            codes = ((out_features, in_features), torch.int8)
+            return {"codes": codes, "scale": ((out_features,), torch.float32)}
         count = out_features * in_features
         blocks = ceil_div(count, self._choose_block_size(in_features))
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -217,12 +206,9 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             return Int8Linear(tensors, **form)
         levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["codes"].device)
-        if levels.device.type != "meta" and not torch.equal(
-            tensors["quant_map"], levels
-        ):  # else there are no values
-            raise ValueError(
-                f"{self!r}: the tensors hold another table of levels; were they stored as another type?"
-            )
+        has_values = levels.device.type != "meta"
+        if has_values and not torch.equal(tensors["quant_map"], levels):
+            raise ValueError(f"{self!r}: the tensors hold another table of levels than {FOUR_BIT_TYPE}")
         return NF4Linear(tensors, blocksize=self._choose_block_size(form["in_features"]), **form)
 
     def _choose_block_size(self, in_features: int) -> int:

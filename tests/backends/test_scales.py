@@ -1,25 +1,25 @@
-"""Groups that are trained: gradients by scale and offset are those of the weight written out."""
+"""Scales that are trained: gradients by scale and offset are those of the weight written out."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from qra_backends import Groups, apply_grouped, make_backend
-from qra_backends.ggml.decode import decode, replace_scales, write_float16
+from qra_backends import Scales, make_backend, multiply_scaled
+from qra_backends.ggml.decode import decode, replace_block_scales, write_float16
 from qra_backends.ggml.types import TYPES
 from torch import Tensor, nn
 
 
-def case(in_features: int = 40, size: int = 16) -> tuple[Tensor, Tensor, Groups]:
+def case(in_features: int = 40, size: int = 16) -> tuple[Tensor, Tensor, Scales]:
     """Inputs, codes and groups, the last one shorter."""
     g = torch.Generator().manual_seed(0)
     count = -(-in_features // size)
     codes = torch.randint(0, 8, (6, in_features), generator=g).double()
     scale, offset = (torch.rand(6, count, generator=g).double() for _ in range(2))
-    return torch.randn(2, 5, in_features, generator=g).double(), codes, Groups(scale, offset, size)
+    return torch.randn(2, 5, in_features, generator=g).double(), codes, Scales(scale, offset, size)
 
 
-def written_out(codes: Tensor, groups: Groups) -> Tensor:
+def written_out(codes: Tensor, groups: Scales) -> Tensor:
     offset = torch.zeros_like(groups.scale) if groups.offset is None else groups.offset
     scale, offset = (x.repeat_interleave(groups.size, 1)[:, : codes.shape[1]] for x in (groups.scale, offset))
     return scale * codes + offset
@@ -32,8 +32,8 @@ def test_gradients_are_those_of_the_weight_written_out(keep: bool, has_offset: b
     tensors = (x, groups.scale, groups.offset)[: 2 + has_offset]
     leaves, twins = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
     bias = torch.arange(6.0).double()
-    ours, theirs = (Groups(*some[1:], *[None] * (not has_offset), 16) for some in (leaves, twins))
-    output = apply_grouped(leaves[0], ours, lambda g: written_out(codes, g), bias, keep=keep)
+    ours, theirs = (Scales(*some[1:], *[None] * (not has_offset), 16) for some in (leaves, twins))
+    output = multiply_scaled(leaves[0], ours, lambda g: written_out(codes, g), bias, keep=keep)
     expected = twins[0] @ written_out(codes, theirs).T + bias
     torch.testing.assert_close(output, expected)
     (output**2).sum().backward()
@@ -47,16 +47,16 @@ def test_a_group_of_equal_weights_gets_no_gradient_by_its_scale():
     scale = groups.scale.clone()
     scale[:, 0] = 0
     scale.requires_grad_()
-    apply_grouped(x, Groups(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
+    multiply_scaled(x, Scales(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
     assert torch.isfinite(scale.grad).all() and not scale.grad[:, 0].any() and scale.grad[:, 1].all()
 
 
 def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
     backend = make_backend("bitsandbytes")
     module = backend.quantize(nn.Linear(64, 8), 4)
-    assert backend.get_trainable_groups(module) is None and backend.count_trainable(4, 8, 64) == 0
+    assert backend.get_scales(module) is None and backend.count_trainable(4, 8, 64) == 0
     with pytest.raises(NotImplementedError, match="bitsandbytes"):
-        backend.replace_groups(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
+        backend.replace_scales(module, Scales(torch.ones(8, 1), torch.ones(8, 1), 64))
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
@@ -64,11 +64,11 @@ def test_every_block_type_has_its_scale_where_it_is_said_to_be(kind):
     blocks = torch.randint(
         0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    blocks = replace_scales(blocks, kind, torch.full((4, 1), 0.25))
+    blocks = replace_block_scales(blocks, kind, torch.full((4, 1), 0.25))
     if kind.offset:
         write_float16(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
     before = decode(blocks, kind, torch.float64)
     assert before.isfinite().all() and before.any()
     assert torch.equal(
-        decode(replace_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before
+        decode(replace_block_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before
     )

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from qra_backends import count_live_bytes, make_backend
+from qra_backends import bitsandbytes, count_live_bytes, make_backend
 from qra_backends.conformance import make_linear as gaussian_linear
-from qra_backends.libraries import bitsandbytes
 from torch import nn
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -18,23 +17,6 @@ from bitsandbytes.nn.modules import has_avx512bf16  # noqa: E402
 
 def source(*shape: int) -> nn.Linear:
     return gaussian_linear(shape, torch.bfloat16)
-
-
-def library_linear4bit(linear: nn.Linear, blocksize: int = 64) -> nn.Module:
-    """A Linear4bit as the library's users build it."""
-    out_features, in_features = linear.weight.shape
-    layer = bnb.nn.Linear4bit(
-        in_features, out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-    )
-    layer.weight = bnb.nn.Params4bit(
-        linear.weight.data.clone(),
-        requires_grad=False,
-        quant_type="nf4",
-        blocksize=blocksize,
-        compress_statistics=False,
-        module=layer,
-    )
-    return layer.to("cpu")
 
 
 @pytest.mark.skipif(not has_avx512bf16(), reason="seen only on a build for AVX512")
@@ -110,10 +92,10 @@ def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(
 
 
 def test_four_bits_are_what_the_library_dequantizes():
-    linear = source(192, 576)
-    layer, backend = library_linear4bit(linear), make_backend("bitsandbytes")
+    linear, backend = source(192, 576), make_backend("bitsandbytes")
     ours = backend.dequantize(backend.quantize(linear, 4))
-    assert torch.equal(ours, bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+    packed, state = bnb.functional.quantize_4bit(linear.weight.data, blocksize=64, quant_type="nf4")
+    assert torch.equal(ours, bnb.functional.dequantize_4bit(packed, state))
 
 
 @pytest.mark.parametrize("double_quant", [False, True])

@@ -1,0 +1,45 @@
+"""What both ways to decode look up: the tables of the package gguf, shifts of fields, and numbers of 16 bits."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def read_float16(blocks: Tensor, at: int = 0) -> Tensor:
+    """The float16 at byte `at` of every block, as float32 (n, 1)."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
+
+
+@lru_cache(maxsize=8)
+def load_vectors(device: torch.device) -> Tensor:
+    """The codebook of IQ3_XXS, float32 (256, 4)."""
+    from gguf.quants import IQ3_XXS
+
+    IQ3_XXS.init_grid()
+    assert IQ3_XXS.grid is not None
+    return torch.from_numpy(IQ3_XXS.grid.reshape(IQ3_XXS.grid_shape).copy()).to(device)
+
+
+@lru_cache(maxsize=8)
+def make_sign_table(device: torch.device) -> Tensor:
+    """Signs of eight weights by their index of seven bits, uint8 (128,)."""
+    from gguf.quants import IQ2_XXS
+
+    return torch.frombuffer(bytearray(IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
+
+
+@lru_cache(maxsize=8)
+def load_iq4_values(device: torch.device) -> Tensor:
+    """The 16 values of IQ4_NL and IQ4_XS, float32."""
+    from gguf.quants import IQ4_NL
+
+    return torch.tensor(IQ4_NL.kvalues, dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=32)
+def make_shifts(bits: int, device: torch.device) -> Tensor:
+    """How far each field of so many bits lies from a byte's lowest bit, uint8 (8 / bits,)."""
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)

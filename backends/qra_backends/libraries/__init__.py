@@ -1,1 +1,0 @@
-"""Backends on other libraries."""
