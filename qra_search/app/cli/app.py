@@ -82,13 +82,15 @@ NAMED = {"--model": "model", "-m": "model", "--task": "task", "-t": "task"}
 
 
 def check_names(words: list[str]) -> None:
-    """Refuse a misspelt model or task before the libraries of a command are imported.
+    """Refuse a misspelt model or task in a command line before the libraries of its command are imported.
 
     Only where the words alone say what is meant: by the default evaluator, without a config file or a run.
     """
+    if words[:1] not in (["plan"], ["search"], ["doctor"]) or {"-h", "--help"} & set(words):
+        return
     if any("evaluator" in word or Path(word, "config.yaml").is_file() for word in words):
         return
-    if any(word in ("-h", "--help") or word.endswith((".yaml", ".yml")) for word in words):
+    if any(word.endswith((".yaml", ".yml")) for word in words):
         return
     from qra_search import plugins  # with pydantic, which help does without
 
@@ -105,8 +107,6 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        if name in ("plan", "search", "doctor"):
-            check_names(rest)
         return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
 
     def invoke(self, ctx: Any) -> Any:

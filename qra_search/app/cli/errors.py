@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
+from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app, check_names
 from qra_search.errors import BadInput, RunFailed, TornLine, describe
 from qra_search.launched import is_follower
 
@@ -30,6 +30,7 @@ def run_safely(arguments: list[str]) -> int:
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         with _report_damage():
+            check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
         context = getattr(error, "ctx", None)

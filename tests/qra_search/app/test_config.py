@@ -169,7 +169,7 @@ def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
 
 
-@pytest.mark.parametrize("given", [113246208, "113246208", 512])
+@pytest.mark.parametrize("given", [113246208, "113246208"])
 def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> None:
     config = make_config({"search": {"memory": given}})
     assert config.search.memory == (given,)

@@ -138,7 +138,7 @@ def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than
         assert (
             folder.plan() != tuned and f"stays selected until `qra finetune {run}` has tuned this one" in text
         )
-        assert "The run's plan is another, which is not tuned yet." in " ".join(done.out.split())
+        assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
     else:
         assert folder.plan() == tuned and "by more than chance" in text and "the tuned plan stays" in text
 
