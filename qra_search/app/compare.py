@@ -215,7 +215,7 @@ class Comparison(Shown):
         return {"budget_bytes": self.budget_bytes, "selected": self.is_selected, "tunings": tunings}
 
     def __str__(self) -> str:
-        return str(import_module("qra_search.app.report.table").render_text(self))
+        return str(import_module("qra_search.app.report.tables").render_text(self))
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"

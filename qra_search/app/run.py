@@ -352,10 +352,8 @@ class Run:
         Args:
             out: default: `report.html` in the run's folder.
         """
-        from qra_search.app.report.page import write_page  # as in `write_report`
-
         with convert_to_bad_input():
-            return write_page(self.folder, out)
+            return write_report(self.folder.read(), out)
 
     def export(
         self,

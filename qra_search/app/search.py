@@ -12,7 +12,6 @@ from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
-from qra_search.app.report.data import RunData
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.shown import ShownResult
@@ -258,9 +257,9 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
     return True
 
 
-def write_report(run: Snapshot) -> None:
-    """Write `report.html` of a run as it was read."""
+def write_report(run: Snapshot, path: str | Path | None = None) -> Path:
+    """Write the HTML report of a run as it was read; default: `report.html` in its folder."""
     # A sixth of what loads, which a refused command does without.
-    from qra_search.app.report.page import render_page
+    from qra_search.app.report.page import write_page
 
-    write_text(run.folder.report_file, render_page(RunData.read(run)))
+    return write_page(run, path)

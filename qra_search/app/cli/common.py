@@ -21,7 +21,7 @@ from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.live import ConsoleView
-from qra_search.app.report.table import WIDTH
+from qra_search.app.report.tables import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
 from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
@@ -237,7 +237,7 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
     """Print where the report is, and the commands that may follow."""
     console = stdout()
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    steps = list_next_steps(folder.path, result, found)
+    steps = list_next_steps(folder, result, found)
     width = max(len(what) for what, _ in steps)
     for what, command in steps:
         console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)

@@ -13,9 +13,14 @@ from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_headline, summarize_run
-from qra_search.app.report.table import TextTable
-from qra_search.app.report.tables import make_allocation_table, make_plan_table, make_record_table
+from qra_search.app.report.tables import (
+    TextTable,
+    make_allocation_table,
+    make_plan_table,
+    make_record_table,
+)
 from qra_search.app.run import open_run
+from qra_search.app.search import write_report
 from qra_search.errors import convert_to_bad_input
 from qra_search.schemas import LevelName, format_level
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
@@ -40,12 +45,8 @@ def report(
 
         qra report runs/a
     """
-    from qra_search.app.report.page import (
-        write_page,  # a sixth of what loads, which other commands do without
-    )
-
     with convert_to_bad_input():
-        path = write_page(RunFolder(run), out)
+        path = write_report(RunFolder(run).read(), out)
     if as_json:
         common.print_json({"report": str(path)})
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
 from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
@@ -99,9 +98,6 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
         return f"A plan of {size}; {_describe_missing(result)}"
     lead = f"{best.gain:.3f} nats closer to 16 bits than the best uniform plan"
     return f"A plan of {size}, before tuning predicted {lead}"
-
-
-write_verdict = make_headline  # old path
 
 
 def _describe_missing(result: SearchResult) -> str:
@@ -245,15 +241,15 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
 
 
 def list_next_steps(
-    run: str | Path, result: SearchResult, found: Finding | None = None
+    folder: RunFolder, result: SearchResult, found: Finding | None = None
 ) -> list[tuple[str, str]]:
     """Commands that may follow, each with what it does.
 
     Args:
         found: what the run found; if a uniform plan won on test data, exporting that is a step.
     """
-    # As a shell takes it, and as no option.
-    folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
+    path = str(folder.path)
+    quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
     steps = [("look at the plan", f"qra show {quoted}")]
     if not folder.config_file.is_file():
         return steps  # of a Study in Python: the commands that go on need settings

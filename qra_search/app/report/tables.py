@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
+from rich.table import Table
 from rich.text import Text
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
@@ -24,13 +26,17 @@ from qra_search.app.report.formatting import (
     format_role,
     format_time,
 )
-from qra_search.app.report.layout import arrange_groups
-from qra_search.app.report.table import TextTable
 from qra_search.schemas import Plan, TuningRecord, format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
 
+SHORT = 12
+"""Cells of at most so many characters are not broken into lines in a terminal."""
+WIDTH = 120
+"""Columns of what does not go to a terminal."""
+WRAP = 32
+"""Groups in a row if a space does not name kinds and layers."""
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
@@ -39,6 +45,37 @@ LEAST_RANK_SHARE = 0.9
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are texts.
+
+    Attributes:
+        heads: of the columns; the first is aligned left, and the others right but for those in `left`.
+        marked: rows that stand out, such as that of the plan found.
+        notes: sentences that explain what is in the cells.
+    """
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Collection[str] = ()
+    marked: Collection[int] = ()
+    notes: Sequence[str] = ()
+
+    def __rich__(self) -> Group:
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+        for i, name in enumerate(self.heads):
+            short = max((len(row[i]) for row in self.rows), default=0) <= SHORT
+            side = "left" if i == 0 or name in self.left else "right"
+            table.add_column(Text(name), justify=side, no_wrap=short, overflow="fold")  # type: ignore[arg-type]
+        for i, row in enumerate(self.rows):
+            table.add_row(*map(Text, row), style="bold" if i in self.marked else "")
+        return Group(table, *([Text("\n" + " ".join(self.notes), style="dim")] if self.notes else []))
+
+    def __str__(self) -> str:
+        return render_text(self)
 
 
 def make_tuned_table(comparison: Comparison) -> TextTable:
@@ -100,6 +137,41 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     ]
     heads = ("id", "plan", "seed", "steps", "rate", "size", "test loss", "time")
     return TextTable("Tunings", heads, rows, left=("plan",))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid of groups.
+
+    Attributes:
+        rows, columns: names of the rows (kinds) and of the columns (layers; `emb` for that of the embeddings).
+        cells: for each row, the index of the group at each column; None if there is none.
+        has_layers: whether rows are kinds and columns layers.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[int | None, ...], ...]
+    has_layers: bool = True
+
+
+def arrange_groups(space: SearchSpace) -> Layout:
+    """Kinds by layers if every group has a kind and a layer of its own; else the groups in order, wrapped."""
+    places = [(group.kind, group.depth) for group in space.groups]
+    if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
+        kinds = list(dict.fromkeys(kind for kind, _ in places))
+        depths = sorted({depth for _, depth in places if depth is not None})
+        index = {place: i for i, place in enumerate(places)}
+        cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
+        layers = {group.depth for group in space.groups if not group.is_embedding}
+        heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
+        return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
+    count = len(places)
+    width = min(WRAP, count)
+    starts = range(0, count, width)
+    cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
+    rows = tuple(f"groups {start} to {min(start + width, count) - 1}" for start in starts)
+    return Layout(rows, tuple(map(str, range(width))), cells, has_layers=False)
 
 
 def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
@@ -242,3 +314,10 @@ def render_html(thing: Any) -> str:
     console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
     console.print(thing)
     return console.export_html(inline_styles=True, code_format=HTML)
+
+
+def render_text(thing: object) -> str:
+    """What rich prints of an object, as plain text."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
+    console.print(thing)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

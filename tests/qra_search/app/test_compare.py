@@ -23,7 +23,7 @@ from qra_search.app.compare import (
     shuffle_plan,
 )
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import summarize_comparison, write_verdict
+from qra_search.app.report.finding import make_headline, summarize_comparison
 from qra_search.schemas import TuningRecord
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
@@ -128,7 +128,7 @@ def test_a_seed_that_diverged_takes_the_plans_metrics_and_no_sentence_fails() ->
         record(PLAN, 4.0, **scored), record(LOW, 6.0, **scored), record(SIXTEEN, 0.0, **diverged)
     )
     assert sixteen.metric_names == ["exact_match"]
-    assert "16-bit LoRA: diverged" in write_verdict(
+    assert "16-bit LoRA: diverged" in make_headline(
         search(ToyEvaluator(SPACE), evaluations=1, strategy="random"), sixteen
     )
 

@@ -180,7 +180,9 @@ def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
     assert told not in qra(*refused, "--model", "tiny").err
 
 
-def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(qra: Qra, tmp_path: Path) -> None:
+def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(
+    qra: Qra, tmp_path: Path
+) -> None:
     assert qra.search(tmp_path / "a").status == 0
     path = tmp_path / "a" / "trials.jsonl"
     with path.open("a") as file:

@@ -10,9 +10,9 @@ import pytest
 
 from qra_search import Group, Level, Linear, Plan, SearchSpace
 from qra_search.allocate.solve import Allocation
-from qra_search.app.report import canvas, formatting
-from qra_search.app.report.layout import arrange_groups, compute_damage_steps, make_heat_maps
-from qra_search.app.report.tables import make_allocation_table, make_plan_table
+from qra_search.app.report import charts, formatting
+from qra_search.app.report.page import compute_damage_steps, make_heat_maps
+from qra_search.app.report.tables import arrange_groups, make_allocation_table, make_plan_table
 from qra_search.schemas import Sensitivities
 from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import make_toy_space
@@ -30,12 +30,12 @@ def space(places: list[tuple[str, int | None]]) -> SearchSpace:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", canvas.RAMPS)
+@pytest.mark.parametrize("name", charts.RAMPS)
 def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(name: str, dark: bool) -> None:
     for steps in range(1, 9):
-        assert len(set(canvas.make_ramp(name, steps, dark=dark))) == steps
-    first, *_, last = (canvas.choose_text_color(color) for color in canvas.make_ramp(name, 6, dark=dark))
-    assert (first, last) == ((canvas.PAPER, canvas.INK) if dark else (canvas.INK, canvas.PAPER))
+        assert len(set(charts.make_ramp(name, steps, dark=dark))) == steps
+    first, *_, last = (charts.choose_text_color(color) for color in charts.make_ramp(name, 6, dark=dark))
+    assert (first, last) == ((charts.PAPER, charts.INK) if dark else (charts.INK, charts.PAPER))
 
 
 def test_groups_lie_by_kind_and_layer() -> None:
