@@ -92,16 +92,16 @@ class TimedStrategy(Strategy):
     """A strategy that records how long each of its proposals took."""
 
     def __init__(self, inner: Strategy):
-        self.inner, self.name, self.searches_extra = inner, inner.name, inner.searches_extra
+        self.inner = inner
+        self.name = inner.name
+        self.searches_extra = inner.searches_extra
         self.seconds: list[float] = []
-        self.cpu_seconds: list[float] = []
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        begun = time.perf_counter()
         proposals = self.inner.propose(state, n)
         count = max(len(proposals), 1)
-        self.seconds += [(time.perf_counter() - wall) / count] * count
-        self.cpu_seconds += [(time.process_time() - cpu) / count] * count
+        self.seconds += [(time.perf_counter() - begun) / count] * count
         return proposals
 
     def estimate(self, state: StudyState) -> Estimates:
@@ -139,20 +139,19 @@ def summarize_trials(trials: tuple[Trial, ...], strategy: TimedStrategy) -> dict
         for t in trials
         if t.done and t.proposal.predicted_loss is not None and t.proposal.predicted_std
     ]
+    seconds = None
+    if strategy.seconds:
+        mean = sum(strategy.seconds) / len(strategy.seconds)
+        seconds = {"mean": round(mean, 5), "max": round(max(strategy.seconds), 5)}
     return {
         "trials": len(trials),
         "replicates": len(trials) - len({(t.plan, t.fidelity) for t in trials}),
         "low_fidelity": sum(t.fidelity < 1.0 for t in trials),
         "failed": sum(t.status == "failed" for t in trials),
         "proposals": len(strategy.seconds),
-        "propose_seconds": _summarize_seconds(strategy.seconds),
-        "propose_cpu_seconds": _summarize_seconds(strategy.cpu_seconds),
+        "propose_seconds": seconds,
         "coverage_90": round(float(np.mean(np.array(scores) < INTERVAL_90)), 4) if scores else None,
     }
-
-
-def _summarize_seconds(values: list[float]) -> dict[str, float] | None:
-    return {"mean": round(float(np.mean(values)), 5), "max": round(max(values), 5)} if values else None
 
 
 def build_task(name: str, seed: int) -> Any:
@@ -214,11 +213,7 @@ def make_strategy_label(text: str) -> str:
 def load_strategy(path: Path) -> type[Strategy]:
     """The one class of a Python file that is a strategy; raises BadInput if there is none, or several."""
     module = plugins.load_file(path)
-    own = [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and kind.__module__ == module.__name__
-    ]
+    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
     found = [kind for kind in own if issubclass(kind, Strategy) and not inspect.isabstract(kind)]
     if len(found) != 1:
         names = f"{len(found)} ({', '.join(kind.__name__ for kind in found)})" if found else "no"

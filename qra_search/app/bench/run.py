@@ -143,19 +143,11 @@ def _run_cell(
 
 def _read_commit() -> str:
     """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).resolve().parent),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty=+",
-    ]
-    try:  # no tag describes it
-        return subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    options = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]  # no tag describes it
+    try:
+        return subprocess.check_output(
+            ["git", *options], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

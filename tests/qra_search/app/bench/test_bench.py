@@ -12,8 +12,7 @@ import pytest
 from qra_search.app import bench
 from qra_search.app.bench.cell import truncate_state
 from qra_search.app.bench.run import _run_cell
-from qra_search.app.bench.scores import compute_regret, find_best_known
-from qra_search.app.bench.tables import make_settings
+from qra_search.app.bench.tables import compute_regret, find_best_known, make_settings
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.schemas import Proposal
@@ -171,7 +170,6 @@ def make_row(strategy: str, handed: list[float], **changes) -> dict:
         "failed": 0,
         "coverage_90": None,
         "propose_seconds": None,
-        "propose_cpu_seconds": None,
     } | changes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qra_search.app.bench import scores
+from qra_search.app.bench import tables as scores
 from qra_search.app.bench.tables import make_settings
 
 
