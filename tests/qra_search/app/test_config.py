@@ -107,7 +107,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
             {"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}},
             "{'group_size': 8} is none of these",
         ),
-        ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' must be strings"),
+        (
+            {"quantization": {"backend": {"name": "hqq", 4: "x"}}},
+            "the options of backend 'hqq' must be strings",
+        ),
         ({"model": "smollm2"}, "model is 'smollm2': must be a mapping of fields, such as {name: ...}"),
         ({"model": {"name": ""}}, "model.name is ''"),
         ({1: 2}, "1 is 1: keys should be strings"),
@@ -141,7 +144,7 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any
         ("options: {a: " + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
         ("search: {seed: 0x" + "f" * 5000 + "}", "a value has 5002 characters, at most 2000 are read"),
         ("task: {name: " + "a b " * 6000 + "}", "at most 20000 are read"),
-        ("#" * (MAX_CONFIG_BYTES + 1), f"a config has at most {MAX_CONFIG_BYTES}"),
+        ("#" * (MAX_CONFIG_BYTES + 1), f"at most {MAX_CONFIG_BYTES} are read"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -84,7 +84,6 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
             ("--set", "training.schedule=step"),
             "training.schedule is 'step': must be 'linear', 'cosine' or 'constant'",
         ),
-        (("--set", "evaluation.steps=200"), "set finetune.steps for a full fine-tuning"),
         (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):
         done = qra(*mixed, *options)
