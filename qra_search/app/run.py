@@ -279,7 +279,6 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
-        discard: bool = False,
         rates: Sequence[float] | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
@@ -301,7 +300,6 @@ class Run:
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            discard: delete the adapters of other plans and rates than the chosen ones once they are measured.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
@@ -319,8 +317,7 @@ class Run:
         with make_listener(progress) as listener:
             try:
                 if rates:
-                    build = partial(self.evaluator, listener)
-                    config = choose_rate(build, config, listener, tunings, rates, discard=discard)
+                    config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
                 if is_follower():
                     check_can_tune(evaluator, config).serve_tunings()
@@ -329,9 +326,7 @@ class Run:
                     def send(id: str, step: int, figures: StepFigures) -> None:
                         log({f"{id}/{name}": value for name, value in figures.items()}, step)
 
-                    comparison = tune_missing(
-                        evaluator, config, listener, tunings, discard=discard, on_step=send
-                    )
+                    comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
                 run = select_answer(run, comparison, listener)
             except RunFailed:
                 if run.selected is not None:

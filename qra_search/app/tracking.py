@@ -7,11 +7,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qra_search.app.config import RunConfig
-from qra_search.app.report.live import BestSoFar
+from qra_search.app.report.live import find_lowest_losses, get_ended_state
 from qra_search.errors import BadInput, one_line
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Trial
@@ -30,25 +31,26 @@ class SearchTracker(Callback):
     """Sends figures after every evaluation; of a resumed study also those of its earlier trials."""
 
     def __init__(self, log: Log):
-        self.log, self.best = log, BestSoFar()
+        self.log = log
+        self.sent: list[Trial] = []
 
     def on_start(self, study: Study) -> None:
-        self.best = BestSoFar.from_study(study, trials=())
-        for trial in study.log.trials:
-            if trial.status != "running":
-                self.on_result(study, trial)
+        self.sent.clear()
+        for trial in get_ended_state(study).trials:
+            self.on_result(study, trial)
 
     def on_result(self, study: Study, trial: Trial) -> None:
-        best, done = self.best, trial.evaluation
-        best.add(trial)
-        figures = {"trial": trial.id, "spent": best.spent, "failed": best.failed, "fidelity": trial.fidelity}
-        if done is not None:
+        self.sent.append(trial)
+        state = replace(study.state, trials=tuple(self.sent))
+        failed = len(self.sent) - len(state.done)
+        figures = {"trial": trial.id, "spent": state.spent, "failed": failed, "fidelity": trial.fidelity}
+        if (done := trial.evaluation) is not None:
             figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
-            figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
-        for budget in best.budgets:
-            if (lowest := best.find_lowest_loss(budget)) is not None:
-                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
-        self.log(figures, best.count)
+        if trial.proposal.predicted_loss is not None:
+            figures["predicted_loss"] = trial.proposal.predicted_loss
+        for budget, lowest in find_lowest_losses(state).items():
+            figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
+        self.log(figures, len(self.sent))
 
 
 @contextmanager
@@ -82,17 +84,17 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
 
 def find_trackers(names: str | Sequence[str]) -> dict[str, Any]:
     """accelerate's classes by name; raises BadInput if it has no such tracker, or its package is not installed."""
-    return {name: _find_tracker(name) for name in ([names] if isinstance(names, str) else names)}
-
-
-def _find_tracker(name: str) -> Any:
+    if not names:
+        return {}
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
-    if name in TRACKERS and importlib.util.find_spec(name) is None:
-        raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
-    return LOGGER_TYPE_TO_CLASS[name]
+    several = [names] if isinstance(names, str) else names
+    for name in several:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
+    return {name: LOGGER_TYPE_TO_CLASS[name] for name in several}
 
 
 def _begin_tracking(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:

@@ -46,9 +46,6 @@ def finetune(
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
     ] = False,
-    discard: Annotated[
-        bool, option("--discard", "Delete the adapters of all plans and rates but the chosen ones.")
-    ] = False,
     device: Annotated[
         str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")
     ] = None,
@@ -89,14 +86,12 @@ def finetune(
             settings = change_settings(opened.config, **changes)
             tunings = select_tunings(opened.folder.read(), plan, **asked)
             if not is_follower():
-                rates_tried = chosen_from or ()
+                tried = chosen_from or ()
                 print_dry_run(
-                    settings, view, track=track or (), tunings=tunings, rates=rates_tried, as_json=as_json
+                    settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json
                 )
             return
-        comparison = opened.finetune(
-            plan, **asked, **changes, discard=discard, track=track or (), progress=view, check=False
-        )
+        comparison = opened.finetune(plan, **asked, **changes, track=track or (), progress=view, check=False)
     if as_json:
         common.print_json(comparison.to_dict())
     else:

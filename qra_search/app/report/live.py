@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +22,7 @@ from rich.progress import (
 from qra_search.app.report.formatting import format_evaluations, format_plan, format_time
 from qra_search.errors import wrong_type
 from qra_search.evaluator import Progress as ProgressFunction
+from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Trial
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -43,53 +45,31 @@ def make_listener(progress: ProgressArgument) -> Listener:
     """The listener that a `progress` argument asks for; raises BadInput if it is not a `ProgressArgument`."""
     if isinstance(progress, Listener):
         return progress
-    if progress is False:
-        return Listener()
-    if progress is None or progress is True:
-        if not Console().is_jupyter:
-            return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
-        # rich draws bars in a notebook if `ipywidgets` is installed.
-        has_widgets = importlib.util.find_spec("ipywidgets") is not None
-        return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
-    if callable(progress):
-        return Listener(progress)
-    wanted = "True, False, or a function of a stage, the steps done and all its steps"
-    raise wrong_type("progress", progress, wanted)
+    if progress is False or callable(progress):
+        return Listener(progress or None)
+    if progress is not None and progress is not True:
+        wanted = "True, False, or a function of a stage, the steps done and all its steps"
+        raise wrong_type("progress", progress, wanted)
+    if not Console().is_jupyter:
+        return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
+    # rich draws bars in a notebook if `ipywidgets` is installed.
+    has_widgets = importlib.util.find_spec("ipywidgets") is not None
+    return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
 
 
-class BestSoFar:
-    """Lowest mean loss of a plan within each budget, and what was spent."""
+def get_ended_state(study: Study) -> StudyState:
+    """The state of a study by the trials that have ended."""
+    return replace(study.state, trials=tuple(t for t in study.log.trials if t.status != "running"))
 
-    def __init__(self, budgets: Sequence[int] = (), spent: float = 0.0):
-        self.budgets = tuple(budgets)
-        self.spent = spent
-        self.count = 0
-        self.failed = 0
-        self._losses: dict[Plan, list[float]] = {}
-        self._sizes: dict[Plan, int] = {}
 
-    @classmethod
-    def from_study(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
-        """What a study has found in its trials; default: in all of its log."""
-        best = cls(study.state.budgets, study.state.charge)
-        for trial in study.log.trials if trials is None else trials:
-            if trial.status != "running":
-                best.add(trial)
-        return best
-
-    def add(self, trial: Trial) -> None:
-        self.count += 1
-        self.spent += trial.cost
-        if not trial.done:
-            self.failed += 1
-        elif trial.evaluation is not None and trial.fidelity >= 1.0:
-            self._losses.setdefault(trial.plan, []).append(trial.loss)
-            self._sizes[trial.plan] = trial.evaluation.memory_bytes
-
-    def find_lowest_loss(self, budget: int) -> float | None:
-        """The lowest mean loss of a plan within a budget; None if none fits."""
-        fitting = [losses for plan, losses in self._losses.items() if self._sizes[plan] <= budget]
-        return min((sum(losses) / len(losses) for losses in fitting), default=None)
+def find_lowest_losses(state: StudyState) -> dict[int, float]:
+    """The lowest mean loss of a plan within each budget, of those that an evaluated plan fits."""
+    losses: dict[Plan, list[float]] = {}
+    for trial in state.full:
+        losses.setdefault(trial.plan, []).append(trial.loss)
+    means = [(state.space.memory_bytes(plan), fmean(own)) for plan, own in losses.items()]
+    found = {budget: [loss for size, loss in means if size <= budget] for budget in state.budgets}
+    return {budget: min(fitting) for budget, fitting in found.items() if fitting}
 
 
 class ConsoleView(Listener):
@@ -101,7 +81,6 @@ class ConsoleView(Listener):
 
     def __init__(self, console: Console, *, is_brief: bool = False):
         self.console = console
-        self.best = BestSoFar()
         self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self.is_brief = is_brief and not self.can_draw
         self.bars = Progress(
@@ -150,27 +129,25 @@ class ConsoleView(Listener):
             self.say(f"{stage}: {done} of {total}{format_time_left(current)}")
 
     def on_start(self, study: Study) -> None:
-        self.best = BestSoFar.from_study(study)
         self.search = self._add_bar("evaluations", study.evaluations)
-        self.bars.update(self.search.id, completed=self.best.spent)
+        self.bars.update(self.search.id, completed=get_ended_state(study).spent)
         if self.is_brief:
             self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
-        self.best.add(trial)
-        self.bars.update(self.search.id, completed=self.best.spent)
-        is_last = self.best.spent >= study.evaluations
+        state = get_ended_state(study)
+        self.bars.update(self.search.id, completed=state.spent)
+        is_last = state.spent >= study.evaluations
         if self.is_brief and trial.done and not is_last:
             return
         self._printed = time.monotonic()
-        spent = f"{format_evaluations(self.best.spent)}/{format_evaluations(study.evaluations)}"
+        spent = f"{format_evaluations(state.spent)}/{format_evaluations(study.evaluations)}"
         self.say(f"[{spent}] {format_trial(trial, study.space)}")
-        if is_last or self.best.count % BEST_EVERY == 0:
+        if is_last or len(state.trials) % BEST_EVERY == 0:
             left = "" if is_last else format_time_left(self.search)
-            for budget in self.best.budgets:
-                if (lowest := self.best.find_lowest_loss(budget)) is not None:
-                    self.say(f"    within {format_bytes(budget)}: lowest loss so far {lowest:.4f}{left}")
+            for budget, lowest in find_lowest_losses(state).items():
+                self.say(f"    within {format_bytes(budget)}: lowest loss so far {lowest:.4f}{left}")
 
     def _add_bar(self, name: str, total: float) -> Task:
         id = self.bars.add_task(name, total=total or None)
