@@ -85,7 +85,8 @@ class TaskConfig(Section):
     """What it is tuned on."""
 
     name: str = Field("arithmetic", min_length=1)
-    """name of a task, or a .jsonl file of prompts and answers"""
+    """a task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, .csv, .parquet), or a
+    data set on the hub, owner/name"""
     data: str | None = None
     """folder or file with the task's data; default: downloaded from the hub, or generated"""
     metrics: tuple[str, ...] = ()
@@ -168,6 +169,7 @@ class SpaceConfig(Section):
     """bits to choose from, whole or and a half (16: left unquantized); auto: 2, 3, 4 and 8, or, if a budget is below
     the uniform 3-bit plan, 1, 1.5, 2, 2.5, 3 and 4, as far as the backend has them"""
     ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
+    """LoRA ranks to choose from; 0: no adapter"""
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = "auto"
     """what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what engines run as
     one matrix (fused); auto: expert for a mixture of experts, module for any other model"""
@@ -269,6 +271,7 @@ class SearchConfig(Section):
     """How the search is done."""
 
     strategy: str = DEFAULT_STRATEGY
+    """search strategy (see `qra strategies`)"""
     options: dict[str, Any] = {}
     """keyword options of the strategy"""
     evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0)
@@ -280,6 +283,7 @@ class SearchConfig(Section):
     """memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a uniform plan
     (uniform3r8). Without one the whole front is searched"""
     seed: int = Field(0, ge=0, lt=1 << 63)
+    """random seed of the search"""
 
     @field_validator("memory", mode="before")
     @classmethod

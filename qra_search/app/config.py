@@ -44,7 +44,7 @@ class RunConfig(Section):
     """One whole run."""
 
     evaluator: str = DEFAULT_EVALUATOR
-    """name of an installed evaluator"""
+    """what measures a plan: quantized-lora (real training), landscape (a formula, for trying out), or a plug-in"""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     quantization: QuantizationConfig = QuantizationConfig()

@@ -20,6 +20,9 @@ from qra_search.errors import one_line
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 
+FORMATS = (
+    "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
+)
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 
@@ -55,9 +58,7 @@ def finetune(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        option(
-            "--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."
-        ),
+        option("--set FIELD=VALUE", "A field of training or finetune: finetune.evaluate_every=50."),
     ] = None,
     dry_run: Annotated[
         bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
@@ -65,7 +66,7 @@ def finetune(
     track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
-    """Tune a run's plan and its baselines, and compare them on test data.
+    """Tune a run's plan and its baselines, and compare them.
 
     Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
     another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
@@ -127,9 +128,7 @@ def export(
     format: Annotated[
         str | None,
         option(
-            "--format -f F",
-            "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft.",
-            autocompletion=common.complete(lambda: plugins.list_names("exporters")),
+            "--format -f F", FORMATS, autocompletion=common.complete(lambda: plugins.list_names("exporters"))
         ),
     ] = None,
     out: Annotated[
@@ -146,7 +145,7 @@ def export(
 
         qra export runs/a --format gguf
     """
-    given = common.read_pairs(options, "--option", example="dtype=float32")
+    given = common.read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
         done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
     if as_json:
