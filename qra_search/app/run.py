@@ -27,7 +27,7 @@ from qra_search.app.settings import (
     make_folder_name,
     make_settings,
 )
-from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
+from qra_search.app.tracking import find_trackers, open_trackers
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -224,7 +224,6 @@ class Run:
         workers: int | Workers | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
-        track: str | Sequence[str] = (),
         progress: ProgressArgument = None,
     ) -> SearchResult:
         """Search from where the run stands, by short fine-tunings; as `qra search` does.
@@ -235,7 +234,6 @@ class Run:
             workers: evaluate in so many worker processes; default: in this one.
             batch: so many proposals at a time, all awaited: the same trials with any number of workers.
             callbacks: hear of every event of the study.
-            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
 
         Raises:
             BadInput: what was given cannot be used; nothing was spent.
@@ -250,7 +248,6 @@ class Run:
         with make_listener(progress) as listener, ExitStack() as stack:
             stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
             self.config = config  # a number that was refused is no setting
-            log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if workers is None:
                 evaluator = self.evaluator(listener)
@@ -264,7 +261,7 @@ class Run:
                 listener,
                 executor=executor,
                 batch=batch,
-                callbacks=(*callbacks, SearchTracker(log)),
+                callbacks=callbacks,
             )
 
     def finetune(
@@ -298,7 +295,7 @@ class Run:
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
                 the same shape, `all` uniform plans that fit and that one, or `none`.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
-            track: as `search`.
+            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.

@@ -1,4 +1,4 @@
-"""A search or full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
+"""Full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qra_search.app.config import RunConfig
-from qra_search.app.report.live import find_lowest_losses, get_ended_state
 from qra_search.errors import BadInput, one_line
 from qra_search.plugins import describe_unknown
-from qra_search.schemas import Trial
-from qra_search.space.memory import format_bytes
-from qra_search.study.study import Callback, Study
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """Names of accelerate's trackers. Each is also the name of the package that the tracker needs."""
@@ -25,32 +20,6 @@ PROJECT = "qra"
 """The project or experiment that runs are put in; of trackers that write files, their folder in the run's."""
 Log = Callable[[Mapping[str, float], int], None]
 """Called with figures by name, and a step."""
-
-
-class SearchTracker(Callback):
-    """Sends figures after every evaluation; of a resumed study also those of its earlier trials."""
-
-    def __init__(self, log: Log):
-        self.log = log
-        self.sent: list[Trial] = []
-
-    def on_start(self, study: Study) -> None:
-        self.sent.clear()
-        for trial in get_ended_state(study).trials:
-            self.on_result(study, trial)
-
-    def on_result(self, study: Study, trial: Trial) -> None:
-        self.sent.append(trial)
-        state = replace(study.state, trials=tuple(self.sent))
-        failed = len(self.sent) - len(state.done)
-        figures = {"trial": trial.id, "spent": state.spent, "failed": failed, "fidelity": trial.fidelity}
-        if (done := trial.evaluation) is not None:
-            figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
-        if trial.proposal.predicted_loss is not None:
-            figures["predicted_loss"] = trial.proposal.predicted_loss
-        for budget, lowest in find_lowest_losses(state).items():
-            figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
-        self.log(figures, len(self.sent))
 
 
 @contextmanager
@@ -67,7 +36,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
         for name, tracker in list(trackers.items()):
             try:
                 getattr(tracker, method)(*arguments, **options)
-            except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
+            except Exception as error:  # whatever goes wrong in another tool must not cost the user a tuning
                 del trackers[name]
                 reason = one_line(repr(error), 300)
                 warnings.warn(f"logging to {name} ended, the run continues: {reason}", stacklevel=2)

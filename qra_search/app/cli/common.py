@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args
 
@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from qra_search import plugins
 from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.folder import RunFolder
@@ -23,7 +22,6 @@ from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.tables import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
-from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
@@ -31,11 +29,6 @@ from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
-
-
-def complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Completes an option by names."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def option(
@@ -54,35 +47,18 @@ def argument(metavar: str, help: str, *, show_default: bool = False, **more: Any
     return typer.Argument(metavar=metavar, help=help, show_default=show_default, **more)
 
 
-_COMPLETED: dict[str, plugins.Kind] = {
-    "task": "tasks",
-    "backend": "backends",
-    "strategy": "strategies",
-    "evaluator": "evaluators",
-}
-"""Options whose values are names of plug-ins."""
-
-
 def _setting(name: str, kind: Any, usage: str, panel: str | None = None) -> Any:
     """The option of a field of the config, whose description is its help."""
     section, _, field = FIELDS[name].partition(".")
     info = RunConfig.model_fields[section]
     info = info.default.__class__.model_fields[field] if field else info
     help = " ".join((info.description or "").split())
-    names = complete(lambda: plugins.list_names(_COMPLETED[name])) if name in _COMPLETED else None
-    return Annotated[
-        kind | None, option(usage, help[:1].upper() + help[1:], panel or WHAT, autocompletion=names)
-    ]
+    return Annotated[kind | None, option(usage, help[:1].upper() + help[1:], panel or WHAT)]
 
 
 Set = Annotated[
     list[str] | None,
     option("--set FIELD=VALUE", "Any field of the config (see `qra schema`): evaluation.steps=20.", HOW),
-]
-_TRACK = "Follow it in `tensorboard`, `mlflow`, `wandb` or other trackers of accelerate; may be given several times."
-Track = Annotated[
-    list[str] | None,
-    option("--track TOOL", _TRACK, WHERE, autocompletion=complete(lambda: TRACKERS)),
 ]
 DryRun = Annotated[
     bool, option("--dry-run", "Only print the config, the space, the cost and a training example.", WHERE)
@@ -240,7 +216,8 @@ def _read(name: str, value: Any) -> Any:
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":
-        return read_pairs(value.split(","), "--columns", "prompt=question,answer=reply")
+        columns = read_pairs(value.split(","), "--columns", "prompt=question,answer=reply")
+        return {field: str(column) for field, column in columns.items()}
     if name == "backend" and "=" in value:
         backends = read_pairs(value.split(","), "--backend", "2=hqq,4=bitsandbytes")
         several = {bits: str(names).split("+") for bits, names in backends.items()}

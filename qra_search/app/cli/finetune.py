@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
@@ -23,6 +22,7 @@ from qra_search.space.budgets import check_budget_text
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
+TRACK = "Follow it in `tensorboard`, `mlflow`, `wandb` or other trackers of accelerate; may be given several times."
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 
@@ -63,7 +63,7 @@ def finetune(
     dry_run: Annotated[
         bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
     ] = False,
-    track: common.Track = None,
+    track: Annotated[list[str] | None, option("--track TOOL", TRACK)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
@@ -125,12 +125,7 @@ def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
 def export(
     run: common.RunPath,
     tuning: common.Tuning = None,
-    format: Annotated[
-        str | None,
-        option(
-            "--format -f F", FORMATS, autocompletion=common.complete(lambda: plugins.list_names("exporters"))
-        ),
-    ] = None,
+    format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
     ] = None,

@@ -101,7 +101,6 @@ def search(
     address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
     gpus_per_worker: Annotated[float | None, option("--gpus-per-worker N", GPUS, WHERE)] = None,
     batch: Annotated[int | None, option("--batch N", BATCH, WHERE, min=1)] = None,
-    track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
@@ -127,7 +126,7 @@ def search(
     common.report_default_model(settings, view)
     if dry_run:
         left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
-        print_dry_run(settings, view, track=track or (), evaluations=left, as_json=as_json)
+        print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
     of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
@@ -142,7 +141,6 @@ def search(
                 workers=pool,
                 batch=batch,
                 callbacks=[complete],
-                track=track or (),
                 progress=view,
             )
     except KeyboardInterrupt:

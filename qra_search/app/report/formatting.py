@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 
 from qra_search.app.compare import classify_record
@@ -16,7 +15,6 @@ from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
-_UNIT = re.compile(r"(?<=\d) (?=(?:[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
 def format_plan(plan: Plan, space: SearchSpace) -> str:
@@ -151,8 +149,3 @@ def format_engine(config: RunConfig) -> str:
 def format_evaluations(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
     return f"{count:.2f}".rstrip("0").rstrip(".")
-
-
-def use_nonbreaking_spaces(text: object) -> str:
-    """A text in which no line ends between a figure and its unit."""
-    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +56,6 @@ SAMPLE = 400
 """Characters of a prompt or an answer that are shown."""
 SCALE = 1e3
 """Damage is shown in thousandths of a nat."""
-NEARLY_ALL = 0.9
-"""Share of the linears with one rank above which a sentence says so in place of a map."""
 HEADERS_SHOWN, HEADER_EVERY = 12, 5
 """Headers of a heat map's columns that are printed; of more, every fifth is."""
 
@@ -133,7 +130,7 @@ def _load_templates() -> Environment:
     )
     environment.globals |= {"tables": tables, "words": formatting}
     environment.filters |= {
-        "unbroken": lambda text: formatting.use_nonbreaking_spaces(text).replace("`", ""),
+        "plain": lambda text: str(text).replace("`", ""),
         "line": lambda text: one_line(text, SAMPLE),
     }
     return environment
@@ -209,7 +206,6 @@ class HeatMap:
         levels: the step of each group.
         labels: what each group's cell says.
         legend: what each step stands for.
-        embeddings: the groups that are embeddings.
     """
 
     ramp: str
@@ -218,21 +214,6 @@ class HeatMap:
     levels: Sequence[int]
     labels: Sequence[str]
     legend: Sequence[str]
-    embeddings: Collection[int] = ()
-
-    @property
-    def shared_sentence(self) -> str | None:
-        """What the cells say if those of all linears say the same, or nearly all have one rank; None otherwise."""
-        embeddings = dict.fromkeys(self.labels[g] for g in self.embeddings if self.labels[g])
-        linears = Counter(label for g, label in enumerate(self.labels) if g not in self.embeddings)
-        if not linears or len(embeddings) > 1:
-            return None
-        label, count = linears.most_common(1)[0]
-        total = linears.total()
-        if count < (NEARLY_ALL if self.ramp == "rank" else 1) * total:
-            return None
-        where = "all linears" if count == total else f"{count} of {total} linears"
-        return f"{label} in {where}" + "".join(f", {other} in the embeddings" for other in embeddings)
 
 
 def make_heat_maps(
@@ -240,20 +221,22 @@ def make_heat_maps(
 ) -> list[HeatMap]:
     """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
-    embeddings = [g for g, group in enumerate(space.groups) if group.is_embedding]
     shown = [format_level_label(name) for name in plan.bits]
-    ranked = ["" if g in embeddings and not rank else str(rank) for g, rank in enumerate(plan.ranks)]
+    ranked = [
+        "" if g.is_embedding and not rank else str(rank)
+        for g, rank in zip(space.groups, plan.ranks, strict=True)
+    ]
     levels, steps = [*map(str, space.levels)], [f"rank {rank}" for rank in space.ranks]
     maps = [
-        HeatMap("bits", "Bits", "of the frozen weights", bits, shown, levels, embeddings),
-        HeatMap("rank", "Rank", "of the adapter", ranks, ranked, steps, embeddings),
+        HeatMap("bits", "Bits", "of the frozen weights", bits, shown, levels),
+        HeatMap("rank", "Rank", "of the adapter", ranks, ranked, steps),
     ]
     if sensitivities is not None:
-        maps.append(_make_damage_map(space, sensitivities, embeddings))
+        maps.append(_make_damage_map(space, sensitivities))
     return maps
 
 
-def _make_damage_map(space: SearchSpace, known: Sensitivities, embeddings: Collection[int]) -> HeatMap:
+def _make_damage_map(space: SearchSpace, known: Sensitivities) -> HeatMap:
     """The damage of each group alone at its fewest bits."""
     fewest = space.bits_allowed.argmax(1)
     at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
@@ -261,7 +244,7 @@ def _make_damage_map(space: SearchSpace, known: Sensitivities, embeddings: Colle
     levels, legend = compute_damage_steps(damage)
     remark = f"rise of the loss with one group alone at {at}, in thousandths of a nat"
     labels = [_format_value(value) for value in damage]
-    return HeatMap("damage", "Sensitivity", remark, levels.tolist(), labels, legend, embeddings)
+    return HeatMap("damage", "Sensitivity", remark, levels.tolist(), labels, legend)
 
 
 def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

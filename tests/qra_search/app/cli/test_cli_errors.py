@@ -60,10 +60,6 @@ CASES = [
         (*SEARCH, "--set", "options.lairs=4"),
         "unknown option of the landscape evaluator: 'lairs': did you mean layers?",
     ),
-    (
-        (*SEARCH, "--track", "tensorbord", "--dry-run"),
-        "unknown tracker 'tensorbord': did you mean tensorboard?",
-    ),
     # budgets
     ((*SEARCH, "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,20 +94,6 @@ def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> N
     assert plan.to_dict()["bits"] == ["trellis-1.5"] * 2
 
 
-def test_a_map_of_equal_numbers_is_a_sentence_whatever_the_embeddings_have() -> None:
-    known = make_toy_space(3, table=True)
-    table = next(g for g, group in enumerate(known.groups) if group.is_embedding)
-    bits = tuple(8 if g == table else 3 for g in range(len(known)))
-    plan = Plan(bits, tuple(0 if g == table else 8 for g in range(len(known))))
-    sentences = [heat.shared_sentence for heat in make_heat_maps(known, plan)]
-    assert sentences == ["3 in all linears, 8 in the embeddings", "8 in all linears"]
-    other = next(g for g in range(len(known)) if g != table)
-    assert (
-        make_heat_maps(known, replace(plan, bits=(*bits[:other], 2, *bits[other + 1 :])))[0].shared_sentence
-        is None
-    )
-
-
 def test_a_mean_rank_has_a_decimal_only_if_it_is_not_whole() -> None:
     known = make_toy_space(2)
     names = [formatting.format_plan(Plan((2, 3), ranks), known) for ranks in ((4, 4), (4, 8), (8, 16))]
@@ -125,15 +110,6 @@ def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_tol
         result = SearchResult(chosen, (), None, (), 0, strategy="qra", allocations={})
         notes = " ".join(make_allocation_table(allocation, result).notes)
         assert (f"Nearly all ranks are {rank}" in notes) == is_said
-
-
-def test_ranks_that_nearly_all_are_equal_are_a_sentence_and_bits_are_not() -> None:
-    known = make_toy_space(20)
-    plan = Plan((2, *[3] * 19), (16, *[8] * 19))
-    bits, rank = make_heat_maps(known, plan)
-    assert bits.shared_sentence is None and rank.shared_sentence == "8 in 19 of 20 linears"
-    varied = make_heat_maps(known, replace(plan, ranks=(16, 16, 16, *[8] * 17)))[1]
-    assert varied.shared_sentence is None
 
 
 def test_damage_is_in_thousandths_of_a_nat_of_a_group_alone_at_its_fewest_bits() -> None:
