@@ -103,8 +103,6 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     Raises ConfigError if there is no such file, it holds no YAML mapping, or a field is wrong.
     """
     path = Path(path)
-    if (path / "tokenizer_config.json").is_file():
-        raise ConfigError(f"{str(path)!r} holds a model, not a config: give it as --model {path}")
     if path.is_dir():
         file = path / "config.yaml"
         raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {file}")

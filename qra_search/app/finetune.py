@@ -255,7 +255,7 @@ def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> 
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
     selected = run.selected
-    if comparison.chosen.reload_error:
+    if any(record.reload_error for record in comparison.chosen.records):
         return run
     if selected is not None and selected.steps > own.steps:
         listener.say(

@@ -22,7 +22,6 @@ from qra_search.app.settings import (
     change_settings,
     check_budget,
     check_task,
-    find_missing_file,
     make_absolute,
     make_folder_name,
     make_settings,
@@ -429,8 +428,6 @@ class Run:
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            if self.folder.has_run and (gone := find_missing_file(config)):
-                raise BadInput(f"{self.path} needs {gone}, which no longer exists: restore it, or plan again")
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress

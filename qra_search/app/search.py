@@ -9,12 +9,12 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
+from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.shown import ShownResult
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor

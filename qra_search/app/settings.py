@@ -113,15 +113,6 @@ def make_absolute(name: Any) -> Any:
     return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
 
 
-def find_missing_file(config: RunConfig) -> str | None:
-    """The first absolute path among the names of a config where nothing is any more; a function follows its file."""
-    for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
-        path, suffix, _ = name.partition(".py:")
-        if name.startswith("/") and not Path(path + suffix.rstrip(":")).exists():
-            return name
-    return None
-
-
 def check_task(config: RunConfig) -> None:
     """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
     chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set

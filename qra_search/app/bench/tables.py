@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from qra_search.app.bench.cell import list_checkpoints
-from qra_search.app.bench.run import read_rows
+from qra_search.app.bench.run import list_checkpoints, read_rows
 
 HEADING = """# Search strategies side by side
 
@@ -127,7 +126,6 @@ def _make_setting(kind: str, rows: list[Row]) -> Setting:
     for point in common[-1:]:
         last = {name: shares[point][name] for name in order if name in shares[point]}
         tables += _make_checkpoint_tables(point, rows, last)
-    tables.append(_make_behavior_table(rows))
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
     notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _describe_reference(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
@@ -201,31 +199,6 @@ def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
     return [[row, *(cells.get((row, column)) for column in names)] for row in names]
 
 
-def _make_behavior_table(rows: list[Row]) -> Table:
-    """How the strategies behaved: time, replicates, low fidelity, failures, honesty of their predictions."""
-    counted = ("trials", "replicates", "low_fidelity", "failed")
-    names = ("trials", "replicates", "low fidelity", "failed trials", "failed cells", "90% interval covers")
-    columns = ["strategy", "seconds a proposal", "slowest", *names]
-    body: list[list[Cell]] = []
-    for name in sorted({row["strategy"] for row in rows}):
-        own = [row for row in rows if row["strategy"] == name]
-        good = [row for row in own if "error" not in row]
-        timed = [row for row in good if row["propose_seconds"]]
-        covered = [row["coverage_90"] for row in good if row["coverage_90"] is not None]
-        counts = [sum(row[key] for row in good) for key in counted]
-        body.append(
-            [
-                name,
-                _compute_median([row["propose_seconds"]["mean"] for row in timed]),
-                max((row["propose_seconds"]["max"] for row in timed), default=None),
-                *counts,
-                len(own) - len(good),
-                _compute_median(covered),
-            ]
-        )
-    return Table("Conduct:", columns, body)
-
-
 def _describe_reference(rows: list[Row], best: Best) -> str:
     reference = {(r["task"], r["seed"]): np.array(r["reference"]) for r in rows if "error" not in r}
     margins = [float((reference[key] - best[key]).max()) for key in best]
@@ -235,10 +208,6 @@ def _describe_reference(rows: list[Row], best: Best) -> str:
         f"The reference was beaten on {beaten} of {len(margins)} landscapes, by at most {by:.2g} nats; the better plan "
         "then counts as the best known."
     )
-
-
-def _compute_median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None
 
 
 def to_markdown(rows: Sequence[Row], settings: Sequence[Setting]) -> str:

@@ -132,7 +132,7 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
-    for metric, least in [*tuned.commonest_scores.items()][:1]:
+    for metric, least in [*tuned.records[0].commonest_scores.items()][:1]:
         interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
         if interval is not None and interval[0] <= least:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])

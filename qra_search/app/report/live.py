@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from dataclasses import replace
-from statistics import fmean
 
 from rich.console import Console
 from rich.progress import (
@@ -22,8 +20,7 @@ from rich.progress import (
 from qra_search.app.report.formatting import format_evaluations, format_plan, format_time
 from qra_search.errors import wrong_type
 from qra_search.evaluator import Progress as ProgressFunction
-from qra_search.log.state import StudyState
-from qra_search.schemas import Plan, Trial
+from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.listener import Listener
@@ -35,8 +32,6 @@ STAGE_EVERY = 15.0
 """Least seconds between lines of a stage."""
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
-BEST_EVERY = 10
-"""Evaluations between two lines of the lowest losses."""
 ProgressArgument = bool | ProgressFunction | Listener | None
 """A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
 
@@ -57,19 +52,9 @@ def make_listener(progress: ProgressArgument) -> Listener:
     return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
 
 
-def get_ended_state(study: Study) -> StudyState:
-    """The state of a study by the trials that have ended."""
-    return replace(study.state, trials=tuple(t for t in study.log.trials if t.status != "running"))
-
-
-def find_lowest_losses(state: StudyState) -> dict[int, float]:
-    """The lowest mean loss of a plan within each budget, of those that an evaluated plan fits."""
-    losses: dict[Plan, list[float]] = {}
-    for trial in state.full:
-        losses.setdefault(trial.plan, []).append(trial.loss)
-    means = [(state.space.memory_bytes(plan), fmean(own)) for plan, own in losses.items()]
-    found = {budget: [loss for size, loss in means if size <= budget] for budget in state.budgets}
-    return {budget: min(fitting) for budget, fitting in found.items() if fitting}
+def compute_spent(study: Study) -> float:
+    """What a study has spent on trials that have ended, in full evaluations."""
+    return study.state.charge + sum(trial.cost for trial in study.log.trials if trial.status != "running")
 
 
 class ConsoleView(Listener):
@@ -130,24 +115,21 @@ class ConsoleView(Listener):
 
     def on_start(self, study: Study) -> None:
         self.search = self._add_bar("evaluations", study.evaluations)
-        self.bars.update(self.search.id, completed=get_ended_state(study).spent)
+        self.bars.update(self.search.id, completed=compute_spent(study))
         if self.is_brief:
             self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
-        state = get_ended_state(study)
-        self.bars.update(self.search.id, completed=state.spent)
-        is_last = state.spent >= study.evaluations
+        done = compute_spent(study)
+        self.bars.update(self.search.id, completed=done)
+        is_last = done >= study.evaluations
         if self.is_brief and trial.done and not is_last:
             return
         self._printed = time.monotonic()
-        spent = f"{format_evaluations(state.spent)}/{format_evaluations(study.evaluations)}"
-        self.say(f"[{spent}] {format_trial(trial, study.space)}")
-        if is_last or len(state.trials) % BEST_EVERY == 0:
-            left = "" if is_last else format_time_left(self.search)
-            for budget, lowest in find_lowest_losses(state).items():
-                self.say(f"    within {format_bytes(budget)}: lowest loss so far {lowest:.4f}{left}")
+        spent = f"{format_evaluations(done)}/{format_evaluations(study.evaluations)}"
+        left = "" if is_last or self.can_draw else format_time_left(self.search)
+        self.say(f"[{spent}] {format_trial(trial, study.space)}{left}")
 
     def _add_bar(self, name: str, total: float) -> Task:
         id = self.bars.add_task(name, total=total or None)

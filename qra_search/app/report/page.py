@@ -96,7 +96,7 @@ def render_page(run: Snapshot) -> str:
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     page = _load_templates().get_template("page.html")
     return page.render(
-        name=run.folder.name,
+        name=run.folder.path.resolve().name,
         where=_describe_model_and_task(run),
         result=result,
         records=run.records,

@@ -103,21 +103,20 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     for name, title in zip(names, titles, strict=True):
         if chosen.metric_interval(name):
             titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
-    notes = {
-        f"Change: of the row's test loss against that of {compared_with}.": any(changes),
-        f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "("
-        in "".join(changes),
-        **{
-            f"{', '.join(scored).capitalize()}: on {count} test rows.": True
-            for count, scored in titles_by_rows.items()
-        },
-        CHANCE_NOTE: "chance" in "".join(changes),
-        **{f"{t.unscored.capitalize()}.": bool(t.unscored) for t in comparison.tunings},
-    }
+    notes = []
+    if any(changes):
+        notes.append(f"Change: of the row's test loss against that of {compared_with}.")
+    if "(" in "".join(changes):
+        rows_of_losses = len(chosen.records[0].row_tokens)
+        notes.append(f"In brackets: 95% intervals, of losses over {rows_of_losses} test rows.")
+    for count, scored in titles_by_rows.items():
+        notes.append(f"{', '.join(scored).capitalize()}: on {count} test rows.")
+    if "chance" in "".join(changes):
+        notes.append(CHANCE_NOTE)
+    unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
+    notes += [f"{reason.capitalize()}." for reason in unscored]
     heads, marked = ("plan", *titles, "size", "test loss", "change"), [comparison.tunings.index(chosen)]
-    return TextTable(
-        caption, heads, rows, marked=marked, notes=[note for note, applies in notes.items() if applies]
-    )
+    return TextTable(caption, heads, rows, marked=marked, notes=notes)
 
 
 def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
