@@ -7,13 +7,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qra_search.app.compare import Comparison
-from qra_search.app.report.formatting import format_loss, format_role_label
+from qra_search.app.report.formatting import format_loss
 from qra_search.schemas import Plan, format_level
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
@@ -78,74 +76,36 @@ _NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
 """Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """One plan in a chart, with the words beside it."""
-
-    kind: str
-    memory_bytes: int
-    loss: float
-    label: str = ""
-
-    @property
-    def place(self) -> tuple[float, float]:
-        return self.memory_bytes / MIB, self.loss
-
-
 def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
     """Loss against bytes of every plan that was evaluated, the front, the uniform plans and the budgets."""
     space, front = result.space, {c.plan for c in result.front}
-    marks = []
+    marks: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    labels = []
     for p in result.candidates:
+        place = (p.memory_bytes / MIB, p.loss)
         choice = space.uniform_choice(p.plan)
-        kind = UNIFORM if choice is not None else FRONT if p.plan in front else OTHER
-        label = "" if choice is None else f"{format_level(choice[0])}, r{choice[1]}"
-        marks.append(Mark(kind, p.memory_bytes, p.loss, label))
+        if choice is not None:
+            marks[UNIFORM].append(place)
+            labels.append((f"{format_level(choice[0])}, r{choice[1]}", place, (8.0, 10.0)))
+        else:
+            marks[FRONT if p.plan in front else OTHER].append(place)
         if p.plan == plan:
-            marks.append(Mark(FOUND, p.memory_bytes, p.loss, f"found, {format_loss(p.loss)}"))
-    line = [(p.memory_bytes / MIB, p.loss) for p in result.front]
+            marks[FOUND].append(place)
+            labels.insert(0, (f"found, {format_loss(p.loss)}", place, (13.0, 0.0)))
+    kinds = [kind for kind in KINDS if marks[kind]]
     title = "Loss against memory of every plan that was evaluated"
-    return _plot_marks(title, "loss", marks, result.memory_budgets, line)
-
-
-def plot_tuned(comparison: Comparison) -> Figure:
-    """Test loss against bytes of every plan that was tuned in full."""
-    kinds = {"plan": FOUND, "uniform": UNIFORM}
-    marks = [
-        Mark(
-            kinds.get(tuned.role, OTHER),
-            tuned.memory_bytes,
-            tuned.loss,
-            format_role_label(tuned.role, tuned.plan, comparison.space),
-        )
-        for tuned in comparison.tunings
-        if tuned.role != "untuned" and math.isfinite(tuned.loss)
-    ]
-    title = "Test loss against memory of every plan that was tuned"
-    return _plot_marks(title, "test loss", marks, (comparison.budget_bytes,))
-
-
-def _plot_marks(
-    title: str,
-    loss: str,
-    marks: Sequence[Mark],
-    budgets: Sequence[int],
-    line: Sequence[tuple[float, float]] = (),
-) -> Figure:
-    """Marks by their kinds, their labels as far as there is room, budgets, and a line of steps."""
-    kinds = [kind for kind in KINDS if any(mark.kind == kind for mark in marks)]
     with use_chart_style() as c:
         figure, axes = make_figure(title, WIDE, top=34 + LEGEND_ROW * math.ceil(len(kinds) / LEGEND_COLUMNS))
-        sizes = [count / MIB for count in (*(mark.memory_bytes for mark in marks), *budgets)]
-        widest = max(sizes, default=1.0)
-        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * widest])
-        _, top = fit_axis(axes, "y", loss, [mark.loss for mark in marks])
-        if line:
-            axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
+        budgets = [budget / MIB for budget in result.memory_budgets]
+        sizes = [*(p.memory_bytes / MIB for p in result.candidates), *budgets]
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
+        _, top = fit_axis(axes, "y", "loss", [p.loss for p in result.candidates])
+        line = [(p.memory_bytes / MIB, p.loss) for p in result.front]
+        axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
         for kind in kinds:
             color, shape, size, opacity = KINDS[kind]
             axes.plot(
-                *zip(*(mark.place for mark in marks if mark.kind == kind), strict=True),
+                *zip(*marks[kind], strict=True),
                 linestyle="none",
                 marker=shape,
                 markersize=size,
@@ -155,43 +115,25 @@ def _plot_marks(
                 label=kind,
                 zorder=3,
             )
-        taken: list = []
         for budget in budgets:
-            axes.axvline(budget / MIB, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
-            _label(axes, taken, format_bytes(budget), (budget / MIB, top), (7, -8))
-        for mark in sorted(marks, key=lambda mark: mark.kind != FOUND):
-            shift = (13.0, 0.0) if mark.kind == FOUND else (8.0, 10.0)
-            if mark.label:
-                _label(axes, taken, mark.label, mark.place, shift)
-        if kinds:
-            axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1 + LEGEND_GAP / axes.bbox.height),
-                ncols=LEGEND_COLUMNS,
-                handletextpad=0.4,
-                columnspacing=1.4,
-                borderpad=0,
-                borderaxespad=0,
-            )
+            axes.axvline(budget, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
+        sizes_of_budgets = [(format_bytes(b), (b / MIB, top), (7.0, -8.0)) for b in result.memory_budgets]
+        taken: list[BboxBase] = []
+        for text, place, shift in (*sizes_of_budgets, *labels):
+            is_at_end = axes.transData.transform(place)[0] > WIDE[0] - 7 * len(text)
+            side: Literal["left", "right"] = "left" if is_at_end else "right"
+            put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
+        above = (0, 1 + LEGEND_GAP / axes.bbox.height)
+        axes.legend(loc="lower left", bbox_to_anchor=above, ncols=LEGEND_COLUMNS, borderaxespad=0)
     return figure
-
-
-def _label(
-    axes: Axes, taken: list, text: str, place: tuple[float, float], shift: tuple[float, float]
-) -> None:
-    """Write a text beside a place, on its left if the right has no room."""
-    room = 7 * len(text)
-    is_at_end = axes.transData.transform(place)[0] > WIDE[0] - room
-    put_label(axes, taken, text, place, shift, side="left" if is_at_end else "right", moves=(0, 18, 34))
 
 
 def get_palette(*, dark: bool = False) -> dict[str, str]:
     """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
     colors = {name: pair[dark] for name, pair in PAGE.items()}
     colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
-    return colors | {
-        f"damage-{i}": color for i, color in enumerate(make_ramp("damage", DAMAGE_STEPS, dark=dark))
-    }
+    ramp = make_ramp("damage", DAMAGE_STEPS, dark=dark)
+    return colors | {f"damage-{i}": color for i, color in enumerate(ramp)}
 
 
 def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
@@ -254,9 +196,8 @@ def make_figure(
     from matplotlib.figure import Figure
 
     width, height = size
-    figure = Figure(
-        figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), dpi=UNITS_PER_INCH, label=title
-    )
+    inches = (width / UNITS_PER_INCH, height / UNITS_PER_INCH)
+    figure = Figure(figsize=inches, dpi=UNITS_PER_INCH, label=title)
     inner = (width - left - right) / width, (height - top - bottom) / height
     return figure, figure.add_axes((left / width, bottom / height, *inner))
 
@@ -319,25 +260,12 @@ def put_label(
 
     across = {"left": -shift[0], "right": shift[0], "center": 0.0}[side]
     align = {"left": "right", "right": "left", "center": "center"}[side]
+    ground = matplotlib.rcParams["figure.facecolor"]
+    more |= {"textcoords": "offset points", "ha": align, "va": "center", "annotation_clip": False}
+    more |= {"fontsize": 12, "zorder": 4}
+    more["bbox"] = {"facecolor": ground, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     for move in moves:
-        note = axes.annotate(
-            text,
-            at,
-            (across, shift[1] - move),
-            textcoords="offset points",
-            ha=align,
-            va="center",
-            annotation_clip=False,
-            fontsize=12,
-            zorder=4,
-            **more,
-            bbox={
-                "facecolor": matplotlib.rcParams["figure.facecolor"],
-                "edgecolor": "none",
-                "alpha": 0.8,
-                "pad": 0.5,
-            },
-        )
+        note = axes.annotate(text, at, (across, shift[1] - move), **more)
         box = note.get_window_extent()
         if not any(box.overlaps(other) for other in taken):
             taken.append(box)
@@ -367,9 +295,7 @@ def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: 
     for name, color in get_palette().items():
         text = text.replace(color, f"var(--{name})")
     if theme == "screen":
-        light, dark = (
-            "".join(f"--{n}:{c};" for n, c in get_palette(dark=dark).items()) for dark in (False, True)
-        )
+        light, dark = ("".join(f"--{n}:{c};" for n, c in get_palette(dark=d).items()) for d in (False, True))
         rules = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
         text = text.replace("<defs>", rules + "<defs>", 1)
     return text

@@ -47,14 +47,6 @@ def format_record_role(record: TuningRecord, space: SearchSpace, plan: Plan | No
     return format_role(classify_record(record, space, plan), record.plan, space)
 
 
-def format_role_label(role: str, plan: Plan, space: SearchSpace) -> str:
-    """A tuned plan in the legend of a chart: by its role alone, or `uniform 2 bits, rank 8`."""
-    short = {"plan": "plan", "shuffled": "plan shuffled", "16-bit": "16-bit LoRA", "untuned": "untuned"}.get(
-        role
-    )
-    return short or format_plan(plan, space).partition(", embeddings")[0]
-
-
 def format_level_counts(plan: Plan, space: SearchSpace) -> str:
     """How many groups have each level: `12 at 2 bits, 18 at nf4`."""
     counts = Counter(plan.bits)

@@ -24,7 +24,6 @@ from qra_search.app.report.charts import (
     get_palette,
     make_ramp,
     plot_front,
-    plot_tuned,
     to_svg,
 )
 from qra_search.app.report.finding import (
@@ -87,11 +86,6 @@ def render_page(run: Snapshot) -> str:
     findings = [
         text for text in list_findings(result, comparison) if text.rstrip(".") != headline.rstrip(".")
     ]
-    figures = {}
-    if comparison is not None:
-        figures["tuned"] = plot_tuned(comparison)
-    if result.candidates:
-        figures["front"] = plot_front(result, plan)
     ramps = {"bits": len(result.space.bits), "rank": len(result.space.ranks), "damage": DAMAGE_STEPS}
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     page = _load_templates().get_template("page.html")
@@ -107,7 +101,7 @@ def render_page(run: Snapshot) -> str:
         findings=" ".join(findings[1:]),
         facts=_list_key_figures(run, found),
         allocation=result.allocation() if result.memory_budgets else None,
-        charts={name: _render_chart(figure, headline) for name, figure in figures.items()},
+        chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
         samples=() if comparison is None else comparison.chosen.samples,
         layout=tables.arrange_groups(result.space),
         heats=() if plan is None else make_heat_maps(result.space, plan, result.sensitivities),
@@ -148,8 +142,7 @@ def _describe_model_and_task(run: Snapshot) -> list[str]:
 def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
     """A chart and its words; matplotlib escapes the texts in it."""
     label = str(figure.get_label())
-    svg = Markup(to_svg(figure, theme="page", key=label))  # noqa: S704
-    return {"svg": svg, "label": f"{label}. {summary}"}
+    return {"svg": Markup(to_svg(figure, theme="page")), "label": f"{label}. {summary}"}  # noqa: S704
 
 
 def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, str, str]]:

@@ -18,7 +18,6 @@ from qra_search.app.report.charts import (
     get_palette,
     make_figure,
     plot_front,
-    plot_tuned,
     put_label,
     to_svg,
     use_chart_style,
@@ -50,17 +49,6 @@ def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: Snapshot
     assert found == pytest.approx([best.memory_bytes / MIB, best.loss])
     uniform = sum(run.result.space.uniform_choice(c.plan) is not None for c in run.result.candidates)
     assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
-
-
-def test_every_plan_that_was_tuned_has_a_mark_with_its_name_at_its_bytes_and_test_loss(run: Snapshot) -> None:
-    comparison = run.comparison()
-    assert comparison is not None
-    (axes,) = plot_tuned(comparison).axes
-    marks = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    tunings = {role: [t for t in comparison.tunings if t.role == role] for role in ("plan", "uniform")}
-    for kind, role in (("plan found", "plan"), ("uniform plans (b bits, r rank)", "uniform")):
-        assert marks[kind] == [pytest.approx([t.memory_bytes / MIB, t.loss]) for t in tunings[role]]
-    assert "plan" in [text.get_text() for text in axes.texts]
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
